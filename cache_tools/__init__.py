@@ -1,0 +1,14 @@
+"""The contract two labs share: what a teacher-logit cache is, and the tools that work on one.
+
+`cache_tools` imports neither `pipeline` (which writes caches) nor `train` (which reads them), and
+no torch. Its kernel is five modules, each named after the step of a picture's way that it holds:
+`spec` (what was cached), `rng` and `views` (the views, drawn again at any time), `codec` (logits
+to a few bytes and back) and `store` (the Zarr layout and its commit records).
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+try:
+    __version__ = version("kdcache")
+except PackageNotFoundError:  # run from a source tree that nobody installed
+    __version__ = "0+uninstalled"

@@ -1,0 +1,200 @@
+"""The sample table: which images a cache is of, in an order that no storage layout can change.
+
+A sample is known by its key; its id is the first 8 bytes of BLAKE2b(key), little endian. The table
+is sorted by id: shards or folders, any order of files, one machine or another give the same table,
+and a window of consecutive rows holds samples of all classes, which mixup wants.
+
+Shapes: N samples.
+"""
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_tools import render
+from cache_tools.errors import CacheMismatch, DataError
+from cache_tools.shards import NO_LABEL, Images
+from cache_tools.spec import DatasetSpec, sha256
+
+U8 = NDArray[np.uint64]
+Progress = Callable[[int], None]
+_SCAN_CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class SampleTable:
+    """N samples, sorted by id."""
+
+    keys: tuple[str, ...]
+    """Names of the samples."""
+    id_N: U8
+    """`sample_id` of each key, ascending."""
+    digest_N: U8
+    """BLAKE2b-8 of each encoded image."""
+    label_N: NDArray[np.int32]
+    """Class of each sample, or NO_LABEL."""
+    height_N: NDArray[np.int32]
+    """Height of each picture in pixels."""
+    width_N: NDArray[np.int32]
+    """Width of each picture in pixels."""
+    bytes_N: NDArray[np.int64]
+    """Encoded size of each image in bytes."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def sha256(self) -> str:
+        """Digest of every column: the identity of the data set."""
+        columns = (
+            self.digest_N.astype("<u8"),
+            self.label_N.astype("<i4"),
+            self.height_N.astype("<i4"),
+            self.width_N.astype("<i4"),
+            self.bytes_N.astype("<i8"),
+        )
+        keys = "\n".join(self.keys).encode()
+        return sha256(keys + b"\0" + b"".join(column.tobytes() for column in columns))
+
+
+def sample_id(key: str) -> int:
+    """First 8 bytes of BLAKE2b(key), little endian."""
+    return int.from_bytes(hashlib.blake2b(key.encode()).digest()[:8], "little")
+
+
+def digest(data: bytes) -> int:
+    """Digest of an encoded image: BLAKE2b-8, little endian."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
+def in_table_order(images: Images, kind: str | None) -> tuple[str, list[str], Images]:
+    """The data set in the order of a sample table.
+
+    Args:
+        images: An opened data set.
+        kind: What names a sample, "stem" or "path"; None chooses.
+
+    Returns:
+        The kind, the sorted keys, and the data set in their order.
+
+    Raises:
+        DataError: Two samples have one name (or, once in 2^64, one id).
+    """
+    kind, keys = images.keys(kind)
+    ids = np.array([sample_id(key) for key in keys], dtype=np.uint64)
+    order = np.argsort(ids, kind="stable")
+    same = np.flatnonzero(np.diff(ids[order]) == 0)
+    if len(same):
+        a, b = order[same[0]], order[same[0] + 1]
+        raise DataError(
+            f"{images.names[a]!r} and {images.names[b]!r} in {images.source} have the same "
+            f"{kind} key or id. Rename one of them: a sample is known by its name."
+        )
+    return kind, [keys[i] for i in order], images.subset(order)
+
+
+def scan(
+    keys: list[str], images: Images, labels: bool, threads: int, done: Progress
+) -> SampleTable:
+    """Read every image once and make its row of the table.
+
+    Args:
+        keys: Keys in table order.
+        images: The data set in table order.
+        labels: Whether to keep the labels of the data set.
+        threads: Reader threads.
+        done: Called with the number of samples read since the last call.
+    """
+
+    def row(number: int) -> tuple[int, int, int, int]:
+        data = images.read(number)
+        height, width = render.size(data, keys[number])
+        return digest(data), height, width, len(data)
+
+    rows: list[tuple[int, int, int, int]] = []
+    with ThreadPoolExecutor(threads) as pool:
+        for begin in range(0, len(keys), _SCAN_CHUNK):
+            numbers = range(begin, min(begin + _SCAN_CHUNK, len(keys)))
+            rows.extend(pool.map(row, numbers))
+            done(len(numbers))
+    digests = np.array([r[0] for r in rows], dtype=np.uint64)
+    height, width, length = np.array([r[1:] for r in rows], dtype=np.int64).T
+    label = images.label_N if labels else np.full(len(keys), NO_LABEL, dtype=np.int32)
+    ids = np.array([sample_id(key) for key in keys], dtype=np.uint64)
+    sides = height.astype(np.int32), width.astype(np.int32)
+    return SampleTable(tuple(keys), ids, digests, label, *sides, length)
+
+
+def classes_sha256(images: Images) -> str:
+    """Digest of the class names, "" when the data set does not name its classes."""
+    return sha256("\n".join(images.class_names).encode()) if images.class_names else ""
+
+
+def match(table: SampleTable, dataset: DatasetSpec, images: Images) -> Images:
+    """The data set in the order of `table`, after checking that it is the one the cache is of.
+
+    Keys, labels and encoded sizes are compared here, which costs no read; the bytes themselves are
+    compared with their digests by whoever reads them.
+
+    Raises:
+        CacheMismatch: Samples are missing or too many, or a label or the size of an image differs.
+    """
+    _, keys, images = in_table_order(images, dataset.key)
+    if tuple(keys) != table.keys:
+        raise _key_mismatch(table, keys, images)
+    changed = np.flatnonzero(images.length_N != table.bytes_N)
+    if len(changed):
+        first = int(changed[0])
+        raise CacheMismatch(
+            f"{len(changed)} of {len(table)} images in {images.source} are not those the "
+            f"teacher saw (first: {keys[first]!r}, {images.length_N[first]} bytes against "
+            f"{table.bytes_N[first]}). "
+            "Point --data at the original images; a re-encoded copy gives other pixels."
+        )
+    if dataset.labels:
+        _match_labels(table, dataset, keys, images)
+    return images
+
+
+def check_digest(table: SampleTable, row: int, data: bytes) -> None:
+    """CacheMismatch when `data` are not the bytes the cache was made from."""
+    if digest(data) != int(table.digest_N[row]):
+        raise CacheMismatch(
+            f"image {table.keys[row]!r} has changed since the cache was made (digest differs). "
+            "Restore the original file; the stored targets belong to its pixels."
+        )
+
+
+def _match_labels(
+    table: SampleTable, dataset: DatasetSpec, keys: list[str], images: Images
+) -> None:
+    named = dataset.classes_sha256 and images.class_names
+    if named and classes_sha256(images) != dataset.classes_sha256:
+        raise CacheMismatch(
+            f"the {len(images.class_names)} class folders of {images.source} are not those of "
+            "the cache: labels would mean other classes. Point --data at the original folder."
+        )
+    changed = np.flatnonzero(images.label_N != table.label_N)
+    if len(changed):
+        first = int(changed[0])
+        raise CacheMismatch(
+            f"{len(changed)} of {len(table)} labels in {images.source} differ from those in "
+            f"the cache (first: {keys[first]!r}, {images.label_N[first]} against "
+            f"{table.label_N[first]}). "
+            "Point --data at the original data set."
+        )
+
+
+def _key_mismatch(table: SampleTable, keys: list[str], images: Images) -> CacheMismatch:
+    missing = sorted(set(table.keys) - set(keys))
+    extra = sorted(set(keys) - set(table.keys))
+    first = f"first missing key: {missing[0]}" if missing else f"first unknown key: {extra[0]}"
+    return CacheMismatch(
+        f"this cache was made from {len(table):,} samples, the data set at {images.source} has "
+        f"{len(keys):,}, of which {len(keys) - len(extra):,} are shared ({first}). "
+        "Point --data at the data set the cache was made from, or make a cache of this one."
+    )

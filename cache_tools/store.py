@@ -1,0 +1,385 @@
+"""A cache on disk: create, open, write a part, read a part, and never trust a file name.
+
+A part (one block of the sample table × one view number) is done when its commit record exists and
+the digests in it hold. Chunks are written first, the record last, each to a temporary name, synced
+and renamed. A reader checks the record and the SHA-256 of every chunk before it decodes: a missing
+chunk can never look like data, and a flipped bit is never trained on.
+
+    zarr.json                    attributes.kdcache: format version, fingerprint, views, CacheSpec
+    samples/                     key, digest, label, height, width, bytes, id        [N]
+    targets/                     index_delta u2, code u1 [V, N, K]; tail u1 [V, N, T]; both LUTs
+    probes/pixels                fingerprints of a few views of each part            [V, blocks, 4]
+    commits/v0007/b0012.json     the commit record of view 7, block 12
+
+Shapes: V views, N samples, K slots, T temperatures.
+"""
+
+import json
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_tools import codec, files, samples, spec
+from cache_tools.codec import Stored
+from cache_tools.errors import (
+    CacheDamaged,
+    CacheIncomplete,
+    CacheMismatch,
+    CacheNotFound,
+    KdcacheError,
+    UsageError,
+)
+from cache_tools.layout import PROBES, Array, Layout
+from cache_tools.samples import SampleTable
+from cache_tools.spec import CacheSpec, canonical_json, sha256
+
+MAX_VIEWS = 10_000
+_MAX_JSON = 2**24
+_COLUMNS = {
+    "digest": "uint64",
+    "label": "int32",
+    "height": "int32",
+    "width": "int32",
+    "bytes": "int64",
+}
+
+
+@dataclass(frozen=True, order=True)
+class Part:
+    """One block of the sample table in one view: the unit of commit, checksum and download."""
+
+    view: int
+    block: int
+
+    @property
+    def record(self) -> str:
+        """Path of its commit record within the cache."""
+        return f"commits/v{self.view:04d}/b{self.block:04d}.json"
+
+    def __str__(self) -> str:
+        return f"view {self.view}, block {self.block}"
+
+
+class Store:
+    """An opened cache."""
+
+    def __init__(self, path: Path, cache_spec: CacheSpec, num_views: int) -> None:
+        self.path = path
+        self.spec = cache_spec
+        self.num_views = num_views
+        self._layout = Layout(cache_spec, num_views)
+        self._table: SampleTable | None = None
+
+    @classmethod
+    def create(
+        cls, path: Path, cache_spec: CacheSpec, table: SampleTable, num_views: int
+    ) -> "Store":
+        """Make an empty cache; it appears at `path` whole or not at all.
+
+        Raises:
+            UsageError: Something that is not a cache lies at `path`.
+        """
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UsageError(f"{path} exists and is not an empty folder. Choose another --out.")
+        normal = spec.from_mapping(asdict(cache_spec), "the spec")  # 1 and 1.0 are one fingerprint
+        store = cls(path, normal, num_views)
+        building = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}{files.PARTIAL}")
+        try:
+            for name, data in store._skeleton(table).items():
+                files.write(building / name, data)
+            if path.exists():
+                path.rmdir()
+            building.rename(path)
+        except OSError as error:
+            raise KdcacheError(f"cannot create the cache {path}: {error}.") from None
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+        files.sync_folder(path.parent)
+        return store
+
+    @classmethod
+    def open(cls, path: Path) -> "Store":
+        """Open a cache by its manifest.
+
+        Raises:
+            CacheNotFound: There is none.
+            CacheMismatch: A newer kdcache wrote it.
+            CacheDamaged: The manifest is not as it was written.
+        """
+        if not (path / "zarr.json").is_file():
+            raise CacheNotFound(
+                f"there is no cache at {path}. Make one with: kdcache cache RECIPE --data DATA "
+                f"--teacher TEACHER --out {path}"
+            )
+        manifest = _manifest(path)
+        store = cls(
+            path, spec.from_mapping(manifest["spec"], f"{path}/zarr.json"), manifest["num_views"]
+        )
+        if manifest["fingerprint"] != store.spec.fingerprint:
+            raise CacheDamaged(
+                f"{path}/zarr.json was changed: its fingerprint is {manifest['fingerprint']}, its "
+                f"spec's is {store.spec.fingerprint}. Fetch it again from where the cache came."
+            )
+        return store
+
+    @property
+    def table(self) -> SampleTable:
+        """The sample table, read once and checked against the spec's digest."""
+        if self._table is None:
+            self._table = self._read_table()
+        return self._table
+
+    def grow(self, num_views: int) -> None:
+        """Make room for more views; what is committed stays as it is."""
+        if num_views <= self.num_views:
+            return
+        self._layout = Layout(self.spec, num_views)
+        for name, data in self._layout.metadata().items():
+            files.write(self.path / name, data)
+        self.num_views = num_views
+        files.write(self.path / "zarr.json", self._root())
+
+    def parts(self) -> Iterator[Part]:
+        """Every part the cache should have, view by view."""
+        for view in range(self.num_views):
+            for block in range(self.spec.num_blocks):
+                yield Part(view, block)
+
+    def write(
+        self,
+        part: Part,
+        stored: Stored,
+        probes: NDArray[np.uint64],
+        statistics: Mapping[str, float],
+        versions: Mapping[str, str],
+    ) -> None:
+        """Write and commit one part.
+
+        Two workers that race on a part both write all of it, record last, and look again at what
+        lies there; whoever finds the other's bytes under its record writes once more.
+        """
+        arrays: dict[str, Array] = {
+            "targets/index_delta": stored.index_delta_BK,
+            "targets/code": stored.code_BK,
+            "targets/tail": stored.tail_BT,
+            "probes/pixels": probes,
+        }
+        chunks = self._layout.encode_part(part.view, part.block, arrays)
+        record = self._new_record(part, chunks, statistics, versions)
+        for _ in range(3):
+            for name, data in chunks.items():
+                files.write(self.path / name, data)
+            files.write(self.path / part.record, record)
+            if self.fault(part) is None:
+                return
+        raise KdcacheError(
+            f"{part} of {self.path} does not read back as it was written. Another process writes "
+            "the same part, or the disk fails; check it and run the same command again."
+        )
+
+    def record(self, part: Part) -> dict[str, Any]:
+        """The commit record of a part, its own digest checked.
+
+        Raises:
+            CacheIncomplete: The part is not committed.
+            CacheDamaged: The record is not as it was written.
+        """
+        path = self.path / part.record
+        if not path.is_file():
+            raise CacheIncomplete(f"{part} of {self.path} is not committed. {_REMEDY}")
+        data = _read_json(path)
+        digest = data.pop("sha256", None)
+        if digest != sha256(canonical_json(data)):
+            raise CacheDamaged(f"the commit record {path} was changed. {_REMEDY}")
+        if data["fingerprint"] != self.spec.fingerprint or (data["view"], data["block"]) != (
+            part.view,
+            part.block,
+        ):
+            raise CacheDamaged(
+                f"the commit record {path} belongs to another cache or part. {_REMEDY}"
+            )
+        return data
+
+    def read(self, part: Part) -> tuple[Stored, NDArray[np.uint64]]:
+        """Targets and probes of one part, digests checked first.
+
+        Raises:
+            CacheIncomplete: The part or one of its chunks is not there.
+            CacheDamaged: A chunk differs from its record.
+        """
+        chunks = self._read_chunks(part)
+        try:
+            arrays = self._layout.decode_part(part.view, part.block, chunks)
+        except (ValueError, RuntimeError) as error:
+            raise CacheDamaged(
+                f"{part} of {self.path} does not decode: {error}. {_REMEDY}"
+            ) from None
+        names = ("targets/index_delta", "targets/code", "targets/tail")
+        return Stored(*(arrays[name] for name in names)), arrays["probes/pixels"]
+
+    def fault(self, part: Part) -> CacheIncomplete | CacheDamaged | None:
+        """What is wrong with a part, by its record and digests; None when nothing is."""
+        try:
+            self._read_chunks(part)
+        except (CacheIncomplete, CacheDamaged) as error:
+            return error
+        return None
+
+    def present(self, part: Part) -> bool:
+        """Whether record and chunks are there with their sizes: quick, without a digest."""
+        try:
+            chunks = self.record(part)["chunks"]
+            return all((self.path / n).stat().st_size == c["bytes"] for n, c in chunks.items())
+        except (KdcacheError, OSError):
+            return False
+
+    def metadata_fault(self) -> CacheDamaged | None:
+        """The first `zarr.json` that would mislead another reader, or None."""
+        for name, data in self._layout.metadata().items():
+            ours, path = json.loads(data), self.path / name
+            theirs = _read_json(path) if path.is_file() else {}
+            for key in ("shape", "data_type", "chunk_grid", "fill_value", "node_type"):
+                if ours.get(key) != theirs.get(key):
+                    return CacheDamaged(
+                        f"{path}: {key} is {theirs.get(key)!r}, not {ours.get(key)!r}. {_REMEDY}"
+                    )
+        return None
+
+    def _read_chunks(self, part: Part) -> dict[str, bytes]:
+        record = self.record(part)
+        chunks = {}
+        for name in self._layout.part_chunks(part.view, part.block):
+            path, expected = self.path / name, record["chunks"].get(name)
+            if expected is None:
+                raise CacheDamaged(f"the commit record of {part} does not name {name}. {_REMEDY}")
+            if not path.is_file():
+                raise CacheIncomplete(f"the chunk {path} of {part} is missing. {_REMEDY}")
+            data = path.read_bytes() if path.stat().st_size == expected["bytes"] else b""
+            if sha256(data) != expected["sha256"]:
+                raise CacheDamaged(
+                    f"the chunk {path} of {part} is damaged (SHA-256 differs). {_REMEDY}"
+                )
+            chunks[name] = data
+        return chunks
+
+    def _new_record(
+        self,
+        part: Part,
+        chunks: Mapping[str, bytes],
+        statistics: Mapping[str, float],
+        versions: Mapping[str, str],
+    ) -> bytes:
+        rows = self.spec.rows(part.block)
+        record: dict[str, Any] = {
+            "fingerprint": self.spec.fingerprint,
+            "view": part.view,
+            "block": part.block,
+            "rows": [rows.start, rows.stop],
+            "chunks": {n: {"bytes": len(d), "sha256": sha256(d)} for n, d in chunks.items()},
+            "statistics": dict(statistics),
+            "versions": dict(versions),
+        }
+        return canonical_json({**record, "sha256": sha256(canonical_json(record))})
+
+    def _root(self) -> bytes:
+        attributes = {
+            "format_version": spec.FORMAT_VERSION,
+            "fingerprint": self.spec.fingerprint,
+            "num_views": self.num_views,
+            "spec": asdict(self.spec),
+        }
+        group = {"zarr_format": 3, "node_type": "group", "attributes": {"kdcache": attributes}}
+        return (json.dumps(group, indent=2, sort_keys=True) + "\n").encode()
+
+    def _skeleton(self, table: SampleTable) -> dict[str, bytes]:
+        """Every file of a cache without parts, the manifest last."""
+        columns: dict[str, Array] = {
+            "samples/key": np.frombuffer("\n".join(table.keys).encode(), dtype=np.uint8),
+            "samples/id": table.id_N,
+            "targets/levels": codec.levels(),
+            "targets/tail_levels": codec.tail_levels(),
+        }
+        columns |= {f"samples/{c}": getattr(table, f"{c}_N").astype(t) for c, t in _COLUMNS.items()}
+        whole = self._layout.encode_whole(columns)
+        return {**whole, **self._layout.metadata(), "zarr.json": self._root()}
+
+    def _read_table(self) -> SampleTable:
+        n = self.spec.dataset.num_samples
+        keys = self._key_column(n)
+        ids = np.array([samples.sample_id(key) for key in keys], dtype=np.uint64)
+        columns = {f"{c}_N": self._column(f"samples/{c}", n, t) for c, t in _COLUMNS.items()}
+        table = SampleTable(keys, ids, **columns)
+        if len(keys) != n or table.sha256 != self.spec.dataset.table_sha256:
+            raise CacheDamaged(
+                f"the sample table {self.path}/samples differs from the manifest's digest. "
+                "Fetch the folder again from where the cache came, or make the cache anew."
+            )
+        return table
+
+    def _key_column(self, n: int) -> tuple[str, ...]:
+        metadata = _read_json(self.path / "samples/key/zarr.json")
+        try:
+            (length,) = metadata["shape"]
+            if not 0 < int(length) <= 4096 * n:
+                raise ValueError(f"{length} bytes of keys")
+            return tuple(
+                bytes(self._column("samples/key", int(length), "uint8")).decode().split("\n")
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise CacheDamaged(f"{self.path}/samples/key cannot be read: {error}.") from None
+
+    def _column(self, name: str, length: int, dtype: str) -> Array:
+        path = self.path / name / "c/0"
+        try:
+            return self._layout.decode_whole(name, length, dtype, path.read_bytes())
+        except (OSError, ValueError, RuntimeError) as error:
+            raise CacheDamaged(
+                f"{path} cannot be read: {error}. Fetch or make the cache again."
+            ) from None
+
+
+_REMEDY = "Run the same `kdcache cache` command again: it makes only missing and damaged parts."
+
+
+def probe_rows(rows: int) -> list[int]:
+    """Rows of a part, counted from its first, whose pixels are fingerprinted."""
+    return [round(i * (rows - 1) / (PROBES - 1)) for i in range(PROBES)]
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    root = _read_json(path / "zarr.json")
+    manifest = root.get("attributes", {}).get("kdcache") if isinstance(root, dict) else None
+    if not isinstance(manifest, dict):
+        raise CacheNotFound(
+            f"{path} is a Zarr group but not a kdcache cache (no attributes.kdcache)."
+        )
+    version = str(manifest.get("format_version"))
+    if version != spec.FORMAT_VERSION:
+        raise CacheMismatch(
+            f"{path} has format version {version}, this kdcache reads {spec.FORMAT_VERSION}. "
+            "Install the kdcache that wrote it (pip install -U kdcache when it is newer)."
+        )
+    views = manifest.get("num_views")
+    if not isinstance(views, int) or not 0 < views <= MAX_VIEWS or "fingerprint" not in manifest:
+        raise CacheDamaged(f"{path}/zarr.json was changed: num_views is {views!r}.")
+    return {"spec": {}, **manifest}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _MAX_JSON:
+            raise CacheDamaged(f"{path} is larger than any file of its kind.")
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        if isinstance(error, CacheDamaged):
+            raise
+        raise CacheDamaged(f"{path} cannot be read: {error}.") from None
+    if not isinstance(value, dict):
+        raise CacheDamaged(f"{path} is not a JSON object.")
+    return value
