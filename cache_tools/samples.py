@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from cache_tools import render
 from cache_tools.errors import CacheMismatch, DataError
 from cache_tools.shards import NO_LABEL, Images
-from cache_tools.spec import DatasetSpec, sha256
+from cache_tools.spec import DatasetSpec, KeyKind, sha256
 
 U8 = NDArray[np.uint64]
 Progress = Callable[[int], None]
@@ -71,7 +71,7 @@ def digest(data: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
-def in_table_order(images: Images, kind: str | None) -> tuple[str, list[str], Images]:
+def in_table_order(images: Images, kind: KeyKind | None) -> tuple[KeyKind, list[str], Images]:
     """The data set in the order of a sample table.
 
     Args:

@@ -23,6 +23,7 @@ from braceexpand import braceexpand
 from numpy.typing import NDArray
 
 from cache_tools.errors import DataError, UsageError
+from cache_tools.spec import KeyKind
 
 IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
 SPLITS = {
@@ -90,7 +91,7 @@ class Images:
             )
         return data
 
-    def keys(self, kind: str | None = None) -> tuple[str, list[str]]:
+    def keys(self, kind: KeyKind | None = None) -> tuple[KeyKind, list[str]]:
         """Names that identify the samples wherever they lie.
 
         Args:

@@ -17,6 +17,7 @@ from cache_tools.errors import CacheDamaged, RecipeError
 FORMAT_VERSION = "0.1"
 MAX_CLASSES = 65_534  # index_delta is u2: 0 marks an empty slot, 65535 is the fill value
 Renderer = Literal["area-1"]
+KeyKind = Literal["stem", "path"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
@@ -116,7 +117,7 @@ class DatasetSpec:
     """Classes of the stored labels; 0 when labels are not used."""
     labels: bool
     """Whether the labels of the data set are those of the teacher."""
-    key: Literal["stem", "path"]
+    key: KeyKind
     """What names a sample: its file's stem, or its path without the extension."""
     table_sha256: str
     """SHA-256 over every column of the sample table (FORMAT.md, section 2)."""

@@ -135,6 +135,17 @@ class Store:
             self._table = self._read_table()
         return self._table
 
+    @property
+    def source(self) -> str:
+        """Where this machine has the images, or "": a note beside the cache, never part of it."""
+        path = _source_note(self.path)
+        return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+
+    def note_source(self, source: str) -> None:
+        """Remember where the images lie on this machine."""
+        if self.source != source:
+            files.write(_source_note(self.path), f"{source}\n".encode())
+
     def grow(self, num_views: int) -> None:
         """Make room for more views; what is committed stays as it is."""
         if num_views <= self.num_views:
@@ -347,9 +358,13 @@ class Store:
 _REMEDY = "Run the same `kdcache cache` command again: it makes only missing and damaged parts."
 
 
-def probe_rows(rows: int) -> list[int]:
-    """Rows of a part, counted from its first, whose pixels are fingerprinted."""
-    return [round(i * (rows - 1) / (PROBES - 1)) for i in range(PROBES)]
+def _source_note(path: Path) -> Path:
+    return path.with_name(f"{path.name}.source")
+
+
+def probe_numbers(rows: range) -> list[int]:
+    """The rows of a block whose pixels are fingerprinted: first, last and two between."""
+    return [rows[i * (len(rows) - 1) // (PROBES - 1)] for i in range(PROBES)]
 
 
 def _manifest(path: Path) -> dict[str, Any]:

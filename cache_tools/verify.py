@@ -15,7 +15,7 @@ import numpy as np
 from cache_tools import codec, progress, render, samples, threads, views
 from cache_tools.errors import CacheDamaged, CacheIncomplete, CacheMismatch, KdcacheError
 from cache_tools.shards import Images
-from cache_tools.store import Part, Store, probe_rows
+from cache_tools.store import Part, Store, probe_numbers
 
 
 @dataclass
@@ -81,8 +81,7 @@ def check_probes(store: Store, images: Images, part: Part) -> int:
         CacheMismatch: A picture differs from what the teacher saw; names both sides' libraries.
     """
     _, fingerprints = store.read(part)
-    rows = store.spec.rows(part.block)
-    numbers = [rows.start + r for r in probe_rows(len(rows))]
+    numbers = probe_numbers(store.spec.rows(part.block))
     for number, expected in zip(numbers, fingerprints, strict=True):
         if probe(store, images, number, part.view) != int(expected):
             raise CacheMismatch(

@@ -79,7 +79,7 @@ def mix(spec: ViewSpec, ids_W: U8, view: int) -> tuple[I8, I4]:
     return partner, lam
 
 
-def center(size: int, height: int, width: int, crop: float) -> tuple[int, int, int, int]:
+def center(height: int, width: int, crop: float) -> tuple[int, int, int, int]:
     """The box of timm's evaluation: shorter side resized to size/crop, then a centre crop.
 
     Returns:

@@ -1,0 +1,105 @@
+"""`kdcache demo`, `plan` and `cache`: the commands of stage 1."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cache_tools.commands import Json, emit
+from cache_tools.errors import UsageError
+
+if TYPE_CHECKING:
+    from pipeline.run import Share
+
+Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe, or a TOML file.")]
+Data = Annotated[str, typer.Option(metavar="SRC", help="Folder of shards or images, or a glob.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to override.")
+]
+
+
+def demo(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write the data set.")],
+) -> None:
+    """Write the embedded real data set as WebDataset shards and train its teacher."""
+    from importlib.util import find_spec
+
+    if find_spec("sklearn") is None:
+        raise UsageError("the embedded data needs scikit-learn: pip install 'kdcache[demo]'.")
+    from pipeline import demo as embedded
+
+    teacher = folder / "teacher-model"
+    if not (folder / "_info.json").is_file():
+        embedded.write_shards(folder)
+    if not (teacher / "config.json").is_file():
+        accuracy = embedded.train_teacher(folder, teacher)
+        print(f"the teacher saw {embedded.TEACHER_SIZE:,} labels: {accuracy:.1f} % on 797 others")
+    print(f"data set {folder}, teacher {teacher}")
+
+
+def plan(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    data: Data = "",
+    json_: Json = False,
+) -> None:
+    """Print samples, parts, bytes and forwards of a recipe; write nothing."""
+    from cache_tools import shards
+    from pipeline import plan as planner
+    from pipeline import recipe as recipes
+
+    loaded = recipes.load(recipe, overrides or ())
+    images = shards.open_images(data, loaded.dataset.split) if data else None
+    facts = planner.plan(loaded, len(images) if images else 0, 0)
+    if json_:
+        emit(facts)
+        return
+    for name, value in facts.items():
+        print(f"{name:16} {value:>16,}")
+    print(f"{'size':16} {facts['bytes'] / 1e9:>13.2f} GB")
+
+
+def cache(
+    recipe: Recipe,
+    out: Annotated[Path, typer.Option(metavar="CACHE", help="Where the cache lies.")],
+    overrides: Overrides = None,
+    data: Data = "",
+    teacher: Annotated[
+        str,
+        typer.Option(help="timm name, hf-hub:…, folder with model.safetensors, lite0-imagenet."),
+    ] = "",
+    device: Annotated[str | None, typer.Option(help="cuda, cuda:1, cpu; default: a GPU.")] = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Do not load weights: for speed trials.")
+    ] = False,
+    parts: Annotated[
+        str, typer.Option(metavar="I/N", help="Make share I of N, counted from 0.")
+    ] = "0/1",
+    limit: Annotated[int | None, typer.Option(min=1, help="Stop after this many parts.")] = None,
+) -> None:
+    """Stage 1: run the teacher once and store what it said. Run again to go on."""
+    from pipeline import recipe as recipes
+
+    loaded = recipes.load(recipe, overrides or ())
+    if not data:
+        raise UsageError("which images? Pass --data with a folder of shards or images.")
+    if not (teacher := teacher or loaded.teacher):
+        raise UsageError("which teacher? Pass --teacher with a timm name or a folder.")
+    from cache_tools import summary
+    from pipeline import run
+
+    share = _share(parts, limit)
+    facts = summary.info(run.run(loaded, data, teacher, out, device, random_weights, share))
+    print(
+        f"{out}: {facts['parts_committed']} of {facts['parts']} parts, "
+        f"{facts['views_committed']:,} views, {facts['bytes_per_view']} bytes each"
+    )
+
+
+def _share(parts: str, limit: int | None) -> "Share":
+    from pipeline.run import Share
+
+    worker, slash, workers = parts.partition("/")
+    if not (slash and worker.isdigit() and workers.isdigit() and int(worker) < int(workers)):
+        raise UsageError(f"--parts {parts} is not a share such as 0/8, counted from 0.")
+    return Share(int(worker), int(workers), limit)

@@ -1,0 +1,163 @@
+"""The embedded demonstration: real handwritten digits as shards, and a teacher for them.
+
+scikit-learn carries 1,797 digits of 43 writers (UCI, 8×8 grey values). They are written as 32×32
+RGB images into WebDataset shards as timm lays them out: 1,000 with labels for the teacher, of which
+100 are the transfer set of the students, and 797 for validation. The teacher is `test_resnet` of
+timm, trained here in half a minute and saved as timm saves networks, so that it enters stage 1 like
+any other.
+"""
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import timm
+import torch
+import webdataset
+from numpy.typing import NDArray
+from PIL import Image
+from timm.models import save_for_hf
+from torch import nn
+from torch.nn import functional as F
+
+from cache_tools import files, mixing, progress, render, samples, shards, threads, views
+from cache_tools.errors import KdcacheError
+from cache_tools.shards import Images
+from cache_tools.spec import ViewSpec
+
+log = logging.getLogger("kdcache")
+
+TEACHER_SIZE, TRANSFER_SIZE, SHARD_SIZE = 1000, 100, 500
+AUGMENTATION = ViewSpec(
+    size=32, scale=(0.5, 1.0), ratio=(0.75, 1.33), hflip=0.0, degrees=15.0, translate=0.1,
+    fill=(0, 0, 0), seed=7,
+)  # fmt: skip
+EPOCHS, BATCH_SIZE, LEARNING_RATE = 24, 64, 3e-3
+MEAN = STD = (0.5, 0.5, 0.5)
+
+
+def write_shards(folder: Path) -> None:
+    """Write the digits as shards with timm's `_info.json`, the description last."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    pictures, labels = digits.images, digits.target.astype(int)
+    order = np.argsort(np.random.Philox(key=0).random_raw(len(labels)), kind="stable")
+    parts = {
+        "train": order[:TRANSFER_SIZE],
+        "teacher": order[:TEACHER_SIZE],
+        "validation": order[TEACHER_SIZE:],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    splits = {}
+    for name, numbers in parts.items():
+        lengths = [
+            _write_shard(folder / f"digits-{name}-{i:04d}.tar", chunk, pictures, labels)
+            for i, chunk in enumerate(_chunks(numbers))
+        ]
+        splits[name] = {
+            "name": name,
+            "num_samples": len(numbers),
+            "filenames": [f"digits-{name}-{i:04d}.tar" for i in range(len(lengths))],
+            "shard_lengths": lengths,
+        }
+    info = json.dumps({"name": "digits", "splits": splits}, indent=2) + "\n"
+    files.write(folder / "_info.json", info.encode())
+
+
+def train_teacher(folder: Path, out: Path) -> float:
+    """Train the teacher on its 1,000 labelled digits and save it; its validation accuracy in %."""
+    count, why = threads.for_torch(AUGMENTATION.size)
+    torch.set_num_threads(count)
+    log.info("%s", why)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: nn.Module = timm.create_model(
+            "test_resnet", num_classes=10, pretrained_cfg_overlay={"mean": MEAN, "std": STD}
+        )
+    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=0.05)
+    _, _, images = samples.in_table_order(shards.open_images(str(folder), "teacher"), None)
+    steps = EPOCHS * (len(images) // BATCH_SIZE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
+    with progress.bar("train the teacher", EPOCHS, "epochs") as advance:
+        for epoch in range(EPOCHS):
+            for x, y in _epoch(images, epoch):
+                optimizer.zero_grad()
+                loss = F.cross_entropy(model(x), y, label_smoothing=0.1)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                schedule.step()
+            advance(1)
+    accuracy = _accuracy(model.eval(), shards.open_images(str(folder), "validation"))
+    save_for_hf(model, str(out), safe_serialization=True)
+    return accuracy
+
+
+def _chunks(numbers: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    for begin in range(0, len(numbers), SHARD_SIZE):
+        yield numbers[begin : begin + SHARD_SIZE]
+
+
+def _write_shard(
+    path: Path, numbers: NDArray[np.int64], pictures: NDArray[np.float64], labels: NDArray[np.int64]
+) -> int:
+    buffer = io.BytesIO()
+    with webdataset.TarWriter(buffer, mtime=0.0, user="kdcache", group="kdcache") as shard:
+        for number in numbers:
+            shard.write(
+                {
+                    "__key__": f"digit_{number:04d}",
+                    "png": _png(pictures[number]),
+                    "cls": str(labels[number]).encode(),
+                }
+            )
+    files.write(path, buffer.getvalue())
+    return len(numbers)
+
+
+def _png(picture: NDArray[np.float64]) -> bytes:
+    """Grey 8×8 values 0..16 as a 32×32 RGB PNG."""
+    grey = np.rint(picture * (255.0 / 16.0)).astype(np.uint8)
+    large = cv2.resize(grey, (32, 32), interpolation=cv2.INTER_LINEAR)
+    buffer = io.BytesIO()
+    Image.fromarray(np.repeat(large[..., None], 3, axis=2)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _epoch(images: Images, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """One epoch of augmented batches in a fresh order: view `epoch` of every image."""
+    n = len(images)
+    ids = np.array([samples.sample_id(name) for name in images.names], dtype=np.uint64)
+    sizes = np.full(n, 32, dtype=np.int32)
+    params = views.draw(AUGMENTATION, ids, sizes, sizes, epoch)
+    pixels = np.empty((n, 32, 32, 3), dtype=np.uint8)
+    for i in range(n):
+        picture = render.decode(images.read(i), images.names[i])
+        render.render(picture, AUGMENTATION, params, i, pixels[i])
+    order = np.argsort(np.random.Philox(key=epoch).random_raw(n), kind="stable")
+    for begin in range(0, n - n % BATCH_SIZE, BATCH_SIZE):
+        batch = order[begin : begin + BATCH_SIZE]
+        yield _normalise(pixels[batch]), torch.from_numpy(images.label_N[batch].astype(np.int64))
+
+
+def _normalise(pixels: NDArray[np.uint8]) -> torch.Tensor:
+    scale, offset = mixing.normalisation(MEAN, STD)
+    x = pixels.astype(np.float32) * scale + offset
+    return torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
+
+
+@torch.inference_mode()
+def _accuracy(model: nn.Module, images: Images) -> float:
+    pictures = [render.decode(images.read(i), images.names[i]) for i in range(len(images))]
+    predicted = model(_normalise(np.stack(pictures))).argmax(1).numpy()
+    accuracy = 100.0 * float((predicted == images.label_N).mean())
+    if accuracy < 90.0:
+        raise KdcacheError(
+            f"the demonstration's teacher reached {accuracy:.1f} % only, about 99 % was expected. "
+            "Something is wrong with this installation of torch or timm."
+        )
+    return accuracy

@@ -1,0 +1,86 @@
+"""Everything a run needs to go on as if nothing had happened, in one file.
+
+The file is whole or not there. It holds the student, its moving average, the optimizer, torch's
+generators and the place in the schedule. It is read with `weights_only`: tensors and plain values, never code.
+"""
+
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.utils import unwrap_model
+from torch.optim import Optimizer
+
+from cache_tools import files
+from cache_tools.errors import CacheDamaged
+from train.task import CachedDistillationTask
+
+NAME = "checkpoint.pt"
+
+
+@dataclass
+class Progress:
+    """Where a run is."""
+
+    epoch: int = 0
+    """Epoch in hand, from 0."""
+    step: int = 0
+    """Steps of it that are done."""
+    seconds: float = 0.0
+    """Time spent in training so far."""
+    wait: float = 0.0
+    """Of it, time spent waiting for data."""
+    loss_sum: float = 0.0
+    """Sum of the losses of the epoch in hand."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    """One row of metrics per finished epoch."""
+
+
+def save(
+    folder: Path, task: CachedDistillationTask, optimizer: Optimizer, scaler: Any, place: Progress
+) -> None:
+    """Write the checkpoint of a run atomically, in place of the one before."""
+    ema = task.get_trainable_module(ema=True)
+    state = {
+        "model": unwrap_model(task.trainable_module).state_dict(),
+        "ema": ema.state_dict() if ema is not None else None,
+        "optimizer": optimizer.state_dict(),
+        "scaler": scaler.state_dict(),
+        "generator": torch.get_rng_state(),
+        "cuda_generator": torch.cuda.get_rng_state_all(),
+        "place": vars(place),
+    }
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    files.write(folder / NAME, buffer.getvalue())
+
+
+def load(
+    folder: Path, task: CachedDistillationTask, optimizer: Optimizer, scaler: Any
+) -> Progress | None:
+    """Take up the checkpoint of a run; None when there is none.
+
+    Raises:
+        CacheDamaged: The file cannot be read.
+    """
+    path = folder / NAME
+    if not path.is_file():
+        return None
+    try:
+        state = torch.load(path, map_location=task.device, weights_only=True)
+    except Exception as error:  # torch raises many kinds for a broken file
+        raise CacheDamaged(
+            f"the checkpoint {path} cannot be read ({type(error).__name__}). Pass --fresh to start "
+            "the run anew."
+        ) from None
+    unwrap_model(task.trainable_module).load_state_dict(state["model"])
+    if (ema := task.get_trainable_module(ema=True)) is not None:
+        ema.load_state_dict(state["ema"])
+    optimizer.load_state_dict(state["optimizer"])
+    scaler.load_state_dict(state["scaler"])
+    torch.set_rng_state(state["generator"].cpu())
+    if len(state["cuda_generator"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda_generator"]])
+    return Progress(**state["place"])

@@ -1,0 +1,164 @@
+"""`kdcache train` and `kdcache eval`: the commands of stage 2."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from cache_tools.commands import Json, emit
+from cache_tools.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from train.recipe import Mode
+    from train.run import Inputs
+
+log = logging.getLogger("kdcache")
+Device = Annotated[str | None, typer.Option(help="cuda, cuda:1, cpu; default: a GPU if any.")]
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe's name or TOML file.")],
+    cache: Annotated[Path, typer.Option(metavar="CACHE", help="Folder of the cache.")],
+    out: Annotated[Path, typer.Option(metavar="RUN", help="Folder of the run.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to override.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="SRC", help="Its images; default: where the cache was made from."),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Train this many students, from `seed` on.")
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="labels", help="Also train on labels, and compare.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew what is there.")] = False,
+    device: Device = None,
+    json_: Json = False,
+) -> None:
+    """Stage 2: train students on the very views the teacher saw. Run again to go on."""
+    from train import recipe as recipes
+
+    loaded = recipes.load(recipe, overrides or ())
+    if against not in (None, "labels"):
+        raise UsageError(f"--against {against} is not known; it can be: labels.")
+    from train import loop, replay, run
+
+    inputs = run.open_inputs(cache, data)
+    where = _set_up(inputs, device)
+    loop.create_student(loaded, inputs.num_classes)  # an unknown student is told before any work
+    if seeds is None and against is None:
+        results = [(out, loaded)]
+    else:
+        modes = ("kd", "labels") if against else (loaded.mode,)
+        several = range(loaded.seed, loaded.seed + (seeds or 1))
+        results = [
+            (out / f"{mode}-seed{seed}", replace(loaded, mode=cast("Mode", mode), seed=seed))
+            for seed in several
+            for mode in modes
+        ]
+    if any(item.mode == "labels" or item.task_loss_weight for _, item in results):
+        _need_labels(inputs)
+    begun = [(folder, item, run.begin(folder, item, inputs, fresh)) for folder, item in results]
+    if any(result is None for _, _, result in begun):
+        replay.check(inputs.store, inputs.images)
+    done = []
+    for folder, item, result in begun:
+        if result is not None:
+            log.info("%s is finished; --fresh would train it anew", folder)
+        done.append(result or loop.train(item, inputs, folder, where))
+    if against:
+        _report(done, inputs, out, json_)
+    elif json_:
+        emit(done[0] if len(done) == 1 else {"runs": done})
+    else:
+        for (folder, _), result in zip(results, done, strict=True):
+            _print(folder, result)
+
+
+def evaluate(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")],
+    data: Annotated[
+        str | None, typer.Option(metavar="SRC", help="Data set; default: the run's own.")
+    ] = None,
+    device: Device = None,
+    json_: Json = False,
+) -> None:
+    """Measure a trained student on the validation split."""
+    from train import measure
+
+    facts = measure.measure(run_folder, data, device)
+    if json_:
+        emit(facts)
+    else:
+        for name, value in facts.items():
+            print(f"{name:12} {value}")
+
+
+def _set_up(inputs: "Inputs", device: str | None) -> "torch.device":
+    import torch
+
+    from cache_tools import threads
+
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if where.type == "cpu":
+        count, why = threads.for_torch(inputs.store.spec.views.size)
+        torch.set_num_threads(count)
+        log.info("%s", why)
+    if inputs.validation is None:
+        log.info("no labelled validation split of the teacher's classes: top1 will be null")
+    return where
+
+
+def _need_labels(inputs: "Inputs") -> None:
+    if not inputs.store.spec.dataset.labels:
+        raise UsageError(
+            f"{inputs.store.path} has no labels (its recipe says dataset.labels=ignore), so "
+            "mode=labels and task_loss_weight cannot be. Train with mode=kd."
+        )
+
+
+def _report(done: list[dict[str, Any]], inputs: "Inputs", out: Path, json_: bool) -> None:
+    """Compare the arms: a file, a picture and a table."""
+    from train import compare, run
+
+    by_mode = {m: [r for r in done if r["mode"] == m] for m in ("kd", "labels")}
+    if any(r["top1"] is None for r in done):
+        raise UsageError("there is no labelled validation split to compare on; nothing to report.")
+    key = "top1_ema" if all(r["top1_ema"] is not None for r in done) else "top1"
+    arms = {m: compare.Arm(cast("Mode", m), tuple(r[key] for r in rs)) for m, rs in by_mode.items()}
+    seeds = [r["seed"] for r in by_mode["kd"]]
+    assert inputs.validation is not None
+    facts = {
+        "metric": key,
+        "student": done[0]["student"],
+        "teacher": inputs.store.spec.teacher.architecture,
+        "transfer_images": len(inputs.images),
+        "validation_images": len(inputs.validation),
+        "cache_fingerprint": inputs.store.spec.fingerprint,
+    }
+    result = compare.compare(arms["kd"], arms["labels"], seeds, facts)
+    run.write_json(out / "comparison.json", result)
+    title = f"{facts['student']} on {facts['transfer_images']:,} images"
+    compare.draw(result, title, out / "comparison.png")
+    if json_:
+        emit(result)
+        return
+    print(f"student {facts['student']}: {facts['transfer_images']:,} training images")
+    print(compare.table(result))
+    print(f"picture: {out / 'comparison.png'}")
+
+
+def _print(folder: Path, result: dict[str, Any]) -> None:
+    top1 = "top-1 not measured" if result["top1"] is None else f"top-1 {result['top1']:.1f} %"
+    if result["top1_ema"] is not None:
+        top1 += f", EMA {result['top1_ema']:.1f} %"
+    print(
+        f"{folder}: {result['student']} ({result['mode']}), {result['epochs']} epochs, {top1}, "
+        f"{result['images_per_second']:,.0f} images/s, {100 * result['data_wait']:.1f} % waiting"
+    )

@@ -1,0 +1,101 @@
+"""Distillation against labels: the same student, starts, views and order; the difference in points.
+
+RUN/kd-seed0/ … RUN/labels-seed2/     the runs
+RUN/comparison.json                   accuracies, paired gains, their mean and standard error
+RUN/comparison.png                    the same, to look at
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from train.recipe import Mode
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Accuracies of one way of training, one per seed, in percent."""
+
+    mode: Mode
+    top1: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean accuracy."""
+        return math.fsum(self.top1) / len(self.top1)
+
+    @property
+    def deviation(self) -> float:
+        """Sample standard deviation; 0 for a single seed."""
+        return _deviation(self.top1)
+
+
+def compare(kd: Arm, labels: Arm, seeds: Sequence[int], facts: dict[str, Any]) -> dict[str, Any]:
+    """The paired comparison of two arms with equal seeds.
+
+    Args:
+        kd: Accuracies with the teacher's targets.
+        labels: Accuracies with labels.
+        seeds: The seeds, in the order of the accuracies.
+        facts: Anything else to keep, such as the cache's fingerprint.
+    """
+    gains = [a - b for a, b in zip(kd.top1, labels.top1, strict=True)]
+    mean = math.fsum(gains) / len(gains)
+    error = _deviation(gains) / math.sqrt(len(gains))
+    arms: dict[str, Any] = {
+        arm.mode: {"top1": list(arm.top1), "mean": arm.mean, "deviation": arm.deviation}
+        for arm in (kd, labels)
+    }
+    gain = {"each": gains, "mean": mean, "standard_error": error}
+    return {"seeds": list(seeds), **arms, "gain": gain, **facts}
+
+
+def table(result: dict[str, Any]) -> str:
+    """The comparison in lines of text."""
+    gain = result["gain"]
+    lines = [f"{'seed':8}" + "".join(f"{s:>8}" for s in result["seeds"]) + "    mean ± deviation"]
+    for mode in ("labels", "kd"):
+        arm = result[mode]
+        values = "".join(f"{v:8.1f}" for v in arm["top1"])
+        lines.append(f"{mode:8}{values}{arm['mean']:8.1f} ± {arm['deviation']:.1f} % top-1")
+    values = "".join(f"{v:+8.1f}" for v in gain["each"])
+    error = f"{gain['standard_error']:.1f} (standard error)"
+    lines.append(f"{'gain':8}{values}{gain['mean']:+8.1f} ± {error}")
+    return "\n".join(lines)
+
+
+def draw(result: dict[str, Any], title: str, path: Path) -> None:
+    """Draw both arms, seed by seed, into a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    arms = [("labels only", result["labels"]), ("teacher's cache (KD)", result["kd"])]
+    for pair in zip(result["labels"]["top1"], result["kd"]["top1"], strict=True):
+        axes.plot([0, 1], pair, color="0.75", linewidth=1, zorder=1)
+    for x, (_, arm) in enumerate(arms):
+        axes.scatter([x] * len(arm["top1"]), arm["top1"], color=f"C{x}", zorder=2, alpha=0.6)
+        axes.errorbar(x, arm["mean"], arm["deviation"], fmt="D", color=f"C{x}", capsize=6, zorder=3)
+        axes.annotate(
+            f"{arm['mean']:.1f} %", (x, arm["mean"]), (12, -4), textcoords="offset points"
+        )
+    axes.set_xticks([0, 1], [name for name, _ in arms])
+    axes.set_xlim(-0.5, 1.5)
+    axes.set_ylabel("top-1 accuracy on validation, %")
+    axes.grid(axis="y", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    gain = result["gain"]
+    axes.set_title(f"{title}\ngain {gain['mean']:+.1f} ± {gain['standard_error']:.1f} points")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _deviation(values: Sequence[float]) -> float:
+    if len(values) < 2:
+        return 0.0
+    mean = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))

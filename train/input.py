@@ -1,0 +1,71 @@
+"""From uint8 pixels on the host to a network's input on its device."""
+
+import contextlib
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cache_tools import mixing
+from cache_tools.spec import Precision
+from cache_tools.views import LAM_ONE
+from train.losses import SoftTargets
+from train.replay import Batch
+from train.task import Supervision
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Input:
+    """How pictures and targets enter a network: device, normalisation, autocast."""
+
+    def __init__(
+        self,
+        device: torch.device,
+        precision: Precision,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+    ) -> None:
+        self.device = device
+        self._dtype = DTYPES[precision]
+        scale, offset = mixing.normalisation(mean, std)
+        self._scale = torch.from_numpy(scale).to(device)[:, None, None]
+        self._offset = torch.from_numpy(offset).to(device)[:, None, None]
+
+    def upload(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """[B, S, S, 3] uint8 → [B, 3, S, S] fp32 0..255 on the device."""
+        return self._to_device(pixels).permute(0, 3, 1, 2).float()
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """0..255 → the network's normalisation."""
+        x = pixels * self._scale + self._offset
+        return x.contiguous(memory_format=torch.channels_last) if x.is_cuda else x
+
+    def batch(self, batch: Batch, temperatures: tuple[float, ...]) -> tuple[Tensor, Supervision]:
+        """A batch's mixed and normalised pictures, and what to learn from them."""
+        pixels, lam = self.upload(batch.pixels), self._to_device(batch.lam_B)
+        if batch.partner is not None:
+            pixels = mixing.mix(pixels, self.upload(batch.partner), lam[:, None, None, None])
+        targets = batch.targets
+        soft = SoftTargets(
+            self._to_device(targets.index_BK),
+            self._to_device(targets.probability_BK),
+            self._to_device(targets.tail_BT),
+            temperatures,
+        )
+        labels = self._to_device(batch.label_B), self._to_device(batch.partner_label_B)
+        return self.normalise(pixels), Supervision(soft, *labels, lam / LAM_ONE)
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Autocast of the recipe's precision; nothing for fp32."""
+        if self._dtype is torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self._dtype)
+
+    def _to_device(self, array: NDArray[Any]) -> Tensor:
+        tensor = torch.from_numpy(array)
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor

@@ -1,0 +1,183 @@
+"""The training loop, to be read from top to bottom.
+
+One run of one student: replay the views, learn from the stored targets (or from the labels),
+measure, save. Everything that is not distillation is timm's: network, optimizer, schedule, moving
+average, format of the saved student.
+"""
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+import torch
+from timm.models import save_for_hf
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils import dispatch_clip_grad, unwrap_model
+from torch import nn
+
+from cache_tools import files, progress
+from cache_tools.errors import NonFinite, UsageError
+from train import checkpoint, run
+from train.evaluate import evaluate
+from train.input import Input
+from train.recipe import TrainRecipe
+from train.replay import Replay
+from train.run import Inputs
+from train.schedule import Schedule
+from train.stop import StopRequest
+from train.task import CachedDistillationTask
+
+log = logging.getLogger("kdcache")
+
+
+def train(recipe: TrainRecipe, inputs: Inputs, out: Path, device: torch.device) -> dict[str, Any]:
+    """Train one student.
+
+    Args:
+        recipe: What to do.
+        inputs: Cache and data, checked by `replay.check`.
+        out: Folder of the run, prepared by `run.begin`.
+        device: Where to train.
+
+    Returns:
+        The content of result.json.
+
+    Raises:
+        NonFinite: The loss became NaN or Inf.
+        KeyboardInterrupt: A signal came; the checkpoint is written.
+    """
+    store = inputs.store
+    torch.manual_seed(recipe.seed)
+    student = create_student(recipe, inputs.num_classes).to(device)
+    if device.type == "cuda":
+        student = student.to(memory_format=torch.channels_last)
+    task = CachedDistillationTask(student, recipe, device)
+    if recipe.ema_decay:
+        task.setup_ema(decay=recipe.ema_decay)
+    forward = torch.compile(task) if recipe.compile else task
+    optimizer = create_optimizer_v2(
+        student, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay
+    )
+    scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
+    config: dict[str, Any] = cast(Any, student).pretrained_cfg
+    feed = Input(device, recipe.precision, tuple(config["mean"]), tuple(config["std"]))
+    schedule = Schedule(store, recipe.views_per_epoch, recipe.batch_size, recipe.seed)
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        sched=recipe.sched,
+        num_epochs=recipe.epochs,
+        warmup_epochs=recipe.warmup_epochs,
+        min_lr=recipe.min_lr,
+        step_on_epochs=False,
+        updates_per_epoch=schedule.steps,
+    )
+    replay = Replay(store, inputs.images, schedule, recipe.threads)
+    place = checkpoint.load(out, task, optimizer, scaler) or checkpoint.Progress()
+    if place.epoch or place.step:
+        log.info("going on at epoch %d, step %d", place.epoch, place.step)
+
+    total = recipe.epochs * schedule.steps * recipe.batch_size
+    done = (place.epoch * schedule.steps + place.step) * recipe.batch_size
+    label = f"{recipe.mode} seed {recipe.seed}"
+    with StopRequest() as stop, progress.bar(label, total, "images", done) as advance:
+        for epoch in range(place.epoch, recipe.epochs):
+            task.train()
+            saved = begin = time.monotonic()
+            for batch in replay.epoch(epoch, place.step):
+                place.wait += time.monotonic() - begin
+                x, supervision = feed.batch(batch, store.spec.targets.temperatures)
+                scheduler.step_update(epoch * schedule.steps + place.step)
+                with feed.autocast():
+                    losses = forward(x, supervision)
+                loss = float(losses["loss"].detach())
+                if not torch.isfinite(torch.tensor(loss)):
+                    raise NonFinite(
+                        f"the loss is {loss} at epoch {epoch}, step {place.step}. Lower lr, set "
+                        "clip_grad, or use precision=fp32; the checkpoint before this is kept."
+                    )
+                optimizer.zero_grad()
+                scaler.scale(losses["loss"]).backward()
+                if recipe.clip_grad:
+                    scaler.unscale_(optimizer)
+                    dispatch_clip_grad(student.parameters(), recipe.clip_grad)
+                scaler.step(optimizer)
+                scaler.update()
+                task.update_ema(step=epoch * schedule.steps + place.step)
+                place.step += 1
+                place.loss_sum += loss
+                advance(recipe.batch_size)
+                now = time.monotonic()
+                place.seconds, begin = place.seconds + now - begin, now
+                if stop.asked or now - saved > 60 * recipe.checkpoint_minutes:
+                    checkpoint.save(out, task, optimizer, scaler, place)
+                    saved = now
+                if stop.asked:
+                    raise KeyboardInterrupt
+            row = {"epoch": epoch, "loss": place.loss_sum / schedule.steps}
+            row |= _measure(recipe, inputs, task, feed)
+            place.history.append(row)
+            place.epoch, place.step, place.loss_sum = epoch + 1, 0, 0.0
+            checkpoint.save(out, task, optimizer, scaler, place)
+            lines = "".join(json.dumps(row) + "\n" for row in place.history)
+            files.write(out / "log.jsonl", lines.encode())
+
+    _save(task, out)
+    images = recipe.epochs * schedule.steps * recipe.batch_size
+    last = place.history[-1]
+    result = {
+        "student": recipe.student,
+        "mode": recipe.mode,
+        "top1": last.get("top1"),
+        "top1_ema": last.get("top1_ema"),
+        "images_per_second": round(images / max(place.seconds, 1e-9), 1),
+        "data_wait": round(place.wait / max(place.seconds, 1e-9), 4),
+        "epochs": recipe.epochs,
+        "seed": recipe.seed,
+        "cache_fingerprint": store.spec.fingerprint,
+        "seconds": round(place.seconds, 1),
+        "loss": last["loss"],
+    }
+    run.write_json(out / "result.json", result)
+    (out / checkpoint.NAME).unlink(missing_ok=True)
+    return result
+
+
+def create_student(recipe: TrainRecipe, num_classes: int) -> nn.Module:
+    """The student with random weights, drawn from torch's generator; UsageError if unknown."""
+    if not timm.is_model(recipe.student.partition(".")[0]):
+        names = timm.list_models(f"*{recipe.student[:8]}*")[:3] or timm.list_models("resnet?0")
+        raise UsageError(
+            f"timm {timm.__version__} has no network {recipe.student!r} for the student. Some it "
+            f"has: {', '.join(names)}. See timm.list_models() for all."
+        )
+    model: nn.Module = timm.create_model(recipe.student, pretrained=False, num_classes=num_classes)
+    return model
+
+
+def _measure(
+    recipe: TrainRecipe, inputs: Inputs, task: CachedDistillationTask, feed: Input
+) -> dict[str, float]:
+    """Accuracy of the student and its moving average after an epoch."""
+    if inputs.validation is None:
+        return {}
+    size = inputs.store.spec.views.size
+    result: dict[str, float] = {}
+    for name, ema in (("top1", False), ("top1_ema", True)):
+        model = task.get_eval_model(ema=ema)
+        if model is None:
+            continue
+        accuracy = evaluate(model, inputs.validation, feed, size, recipe.eval_crop)
+        result |= {name: round(accuracy.top1, 3), name.replace("1", "5"): round(accuracy.top5, 3)}
+    return result
+
+
+def _save(task: CachedDistillationTask, out: Path) -> None:
+    """The student and its moving average as timm saves networks."""
+    save_for_hf(unwrap_model(task.trainable_module), str(out / "model"), safe_serialization=True)
+    if task.has_ema():
+        ema = unwrap_model(task.get_trainable_module(ema=True))
+        save_for_hf(ema, str(out / "model-ema"), safe_serialization=True)

@@ -1,0 +1,181 @@
+"""The native loader: the views the teacher saw, rendered again, with what it said of them.
+
+An epoch's targets lie in RAM as they were stored (a few bytes per view), fetched one epoch ahead in
+the background; a batch's are decoded when it is gathered. Pixels come from a thread pool, a few
+batches ahead. A batch is a function of (epoch, step) alone: neither the number of threads nor an
+interruption changes a bit of it.
+
+Shapes: B views of a batch, S pixels a side, K slots, T temperatures, N samples, m views per epoch.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_tools import codec, progress, render, samples, threads, verify, views
+from cache_tools.codec import Stored, Targets
+from cache_tools.shards import Images
+from cache_tools.store import Part, Store
+from train.schedule import Plan, Schedule
+
+U1 = NDArray[np.uint8]
+AHEAD = 3
+"""Batches in the making while one is trained on."""
+_MAX_PROBED_PARTS = 64
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's data on the host."""
+
+    pixels: U1
+    """[B, S, S, 3] RGB."""
+    partner: U1 | None
+    """Pixels of the mixup partners, or None when the cache has no mixup."""
+    lam_B: NDArray[np.float32]
+    """Weight of `pixels` in 1/65536."""
+    targets: Targets
+    """What the teacher said of the mixed views."""
+    label_B: NDArray[np.int64]
+    """Labels, NO_LABEL when the cache has none."""
+    partner_label_B: NDArray[np.int64]
+    """Labels of the partners."""
+
+
+class Replay:
+    """Batches of a schedule."""
+
+    def __init__(self, store: Store, images: Images, schedule: Schedule, num_threads: int) -> None:
+        """A loader over `images` in the order of the store's sample table."""
+        self._store = store
+        self._images = images
+        self._schedule = schedule
+        self._threads = num_threads or threads.available()
+        self._targets: dict[tuple[int, ...], Future[list[Stored]]] = {}
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch from `first_step` on."""
+        plan = self._schedule.plan(epoch)
+        background = ThreadPoolExecutor(1, thread_name_prefix="targets")
+        batches = ThreadPoolExecutor(AHEAD, thread_name_prefix="batch")
+        renderers = ThreadPoolExecutor(self._threads, thread_name_prefix="render")
+        try:
+            stored = self._fetch(background, plan.views).result()
+            following = self._schedule.view_numbers(epoch + 1)
+            self._fetch(background, following)
+            self._forget((plan.views, following))
+            queue: deque[Future[Batch]] = deque()
+            for step in range(first_step, self._schedule.steps):
+                queue.append(batches.submit(self._batch, plan, stored, step, renderers))
+                if len(queue) > AHEAD:
+                    yield queue.popleft().result()
+            while queue:
+                yield queue.popleft().result()
+        finally:
+            batches.shutdown(cancel_futures=True)
+            renderers.shutdown(cancel_futures=True)
+            background.shutdown(wait=False)
+
+    def _batch(
+        self, plan: Plan, stored: list[Stored], step: int, renderers: ThreadPoolExecutor
+    ) -> Batch:
+        size = self._schedule.batch_size
+        part = slice(step * size, (step + 1) * size)
+        row, slot, partner = plan.row_M[part], plan.slot_M[part], plan.partner_M[part]
+        pixels, partner_pixels = self._pixels(plan, row, slot, partner, renderers)
+        label = self._store.table.label_N.astype(np.int64)
+        return Batch(
+            pixels,
+            partner_pixels,
+            plan.lam_M[part].astype(np.float32),
+            codec.decode(gather(stored, slot, row)),
+            label[row],
+            label[partner],
+        )
+
+    def _pixels(
+        self,
+        plan: Plan,
+        row: NDArray[np.int64],
+        slot: NDArray[np.int64],
+        partner: NDArray[np.int64],
+        renderers: ThreadPoolExecutor,
+    ) -> tuple[U1, U1 | None]:
+        """Pixels of a batch and of its partners; every view is rendered once."""
+        mixed = bool(self._store.spec.views.mixup)
+        wanted = np.stack([slot, row], axis=1)
+        if mixed:
+            wanted = np.concatenate([wanted, np.stack([slot, partner], axis=1)])
+        unique, where = np.unique(wanted, axis=0, return_inverse=True)
+        side = self._store.spec.views.size
+        out = np.empty((len(unique), side, side, 3), dtype=np.uint8)
+        numbers = np.array(plan.views)[unique[:, 0]]
+        for _ in renderers.map(self._render, unique[:, 1], numbers, out):
+            pass
+        where = where.reshape(-1)
+        return out[where[: len(row)]], out[where[len(row) :]] if mixed else None
+
+    def _render(self, row: int, view: int, out: U1) -> None:
+        spec, table = self._store.spec.views, self._store.table
+        one = slice(row, row + 1)
+        params = views.draw(
+            spec, table.id_N[one], table.height_N[one], table.width_N[one], int(view)
+        )
+        data = self._images.read(int(row))
+        samples.check_digest(table, int(row), data)
+        render.render(render.decode(data, table.keys[row]), spec, params, 0, out)
+
+    def _fetch(self, pool: ThreadPoolExecutor, numbers: tuple[int, ...]) -> Future[list[Stored]]:
+        """Targets of these views, loading them in the background when they are not there."""
+        if numbers not in self._targets:
+            self._targets[numbers] = pool.submit(read_views, self._store, numbers)
+        return self._targets[numbers]
+
+    def _forget(self, needed: tuple[tuple[int, ...], ...]) -> None:
+        self._targets = {n: future for n, future in self._targets.items() if n in needed}
+
+
+def read_views(store: Store, numbers: tuple[int, ...]) -> list[Stored]:
+    """Stored targets of whole views, [N, …] each, digests checked."""
+    result = []
+    for view in numbers:
+        parts = [store.read(Part(view, block))[0] for block in range(store.spec.num_blocks)]
+        fields = ("index_delta_BK", "code_BK", "tail_BT")
+        result.append(Stored(*(np.concatenate([getattr(p, f) for p in parts]) for f in fields)))
+    return result
+
+
+def gather(stored: list[Stored], slot_B: NDArray[np.int64], row_B: NDArray[np.int64]) -> Stored:
+    """Rows of several views as one batch."""
+
+    def pick(name: str) -> NDArray[Any]:
+        columns = [getattr(view, name) for view in stored]
+        if len(columns) == 1:
+            return columns[0][row_B]
+        return np.stack([columns[s][r] for s, r in zip(slot_B, row_B, strict=True)])
+
+    return Stored(pick("index_delta_BK"), pick("code_BK"), pick("tail_BT"))
+
+
+def check(store: Store, images: Images) -> None:
+    """Refuse to train on a cache that is not whole, or on other pixels than the teacher's.
+
+    Looks at every part's digests and renders the probe views of up to 64 parts, spread evenly.
+
+    Raises:
+        CacheIncomplete, CacheDamaged, CacheMismatch: Naming the file or the sample.
+    """
+    parts = list(store.parts())
+    with progress.bar("check the cache", len(parts), "parts") as advance:
+        for _, fault in verify.faults(store):
+            if fault is not None:
+                raise fault
+            advance(1)
+    count = min(len(parts), _MAX_PROBED_PARTS)
+    for i in range(count):
+        verify.check_probes(store, images, parts[i * len(parts) // count])
