@@ -68,7 +68,7 @@ def bits(seed: int, ids_N: U8, view: int, stream: int, draws: int) -> U8:
     blocks = np.arange(-(-draws // 4), dtype=np.uint64)[None, :]
     ids = np.ascontiguousarray(ids_N, dtype=np.uint64)[:, None]
     words = philox((blocks, np.uint64(view), ids, np.uint64(stream)), (seed, 0))  # type: ignore[arg-type]
-    return np.stack(words, axis=-1).reshape(len(ids), -1)[:, :draws]
+    return np.stack(words, axis=-1).reshape(len(ids), 4 * blocks.size)[:, :draws]
 
 
 def uniform(bits_: U8) -> F8:

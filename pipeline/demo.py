@@ -87,7 +87,7 @@ def train_teacher(folder: Path, out: Path) -> float:
         for epoch in range(EPOCHS):
             for x, y in _epoch(images, epoch):
                 optimizer.zero_grad()
-                loss = F.cross_entropy(model(x), y, label_smoothing=0.1)
+                loss = F.cross_entropy(model(x), y)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 schedule.step()

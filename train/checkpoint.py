@@ -1,7 +1,8 @@
 """Everything a run needs to go on as if nothing had happened, in one file.
 
 The file is whole or not there. It holds the student, its moving average, the optimizer, torch's
-generators and the place in the schedule. It is read with `weights_only`: tensors and plain values, never code.
+generators and the place in the schedule. It is read with `weights_only`: tensors and plain values,
+never code.
 """
 
 import io

@@ -1,0 +1,92 @@
+"""A small real data set, a quick teacher and a cache of it, made once for all tests."""
+
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from timm.models import save_for_hf
+
+from cache_tools import cli, samples, shards
+from cache_tools.shards import Images
+from cache_tools.store import Store
+from pipeline import demo
+from pipeline import recipe as recipes
+from pipeline.run import run
+
+torch.set_num_threads(1)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded data set: 100 transfer images, 1,000 for the teacher, 797 for validation."""
+    folder = tmp_path_factory.mktemp("digits")
+    demo.write_shards(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher that knows nothing but is deterministic, saved as timm saves networks."""
+    folder = tmp_path_factory.mktemp("teacher") / "model"
+    torch.manual_seed(3)
+    model = timm.create_model("test_resnet", num_classes=10)
+    with torch.no_grad():
+        model.get_classifier().weight.mul_(8.0)  # opinions worth storing
+    save_for_hf(model, str(folder), safe_serialization=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory, digits: Path, teacher: Path) -> Path:
+    """A whole cache with mixup, 4 views of 100 digits in 2 blocks; tests copy it before writing."""
+    out = tmp_path_factory.mktemp("cache") / "cache.zarr"
+    small = ["num_views=4", "views.mixup=0.5"]
+    run(recipes.load("digits", small), str(digits), str(teacher), out, "cpu")
+    return out
+
+
+@pytest.fixture
+def cache(made: Path, tmp_path: Path) -> Path:
+    """A copy of the cache that a test may damage."""
+    copy = tmp_path / "cache.zarr"
+    shutil.copytree(made, copy)
+    shutil.copy(f"{made}.source", f"{copy}.source")
+    return copy
+
+
+@pytest.fixture
+def images(made: Path, digits: Path) -> Images:
+    """The transfer images in the order of the cache's table."""
+    store = Store.open(made)
+    opened = shards.open_images(str(digits), "train")
+    return samples.match(store.table, store.spec.dataset, opened)
+
+
+@pytest.fixture
+def kdcache(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., Outcome]:
+    """Run the command as its users do, in this process; its exit code and what it printed."""
+
+    def call(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["kdcache", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+            raise SystemExit(0)
+        code = exit_.value.code
+        return Outcome(code if isinstance(code, int) else 1, *capfd.readouterr())
+
+    return call
