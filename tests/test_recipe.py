@@ -56,7 +56,7 @@ def test_the_imagenet_plan_is_the_arithmetic_of_the_paper() -> None:
     ],
 )
 def test_a_wrong_key_or_value_is_explained(override: str, message: str) -> None:
-    with pytest.raises(RecipeError, match="recipe 'digits'|nonsense") as error:
+    with pytest.raises(RecipeError, match=r"recipe 'digits'|nonsense") as error:
         caching.load("digits", [override])
     assert message in str(error.value)
 

@@ -1,0 +1,222 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from cache_tools import codec, verify
+from cache_tools.errors import (
+    CacheDamaged,
+    CacheIncomplete,
+    CacheMismatch,
+    CacheNotFound,
+    KdcacheError,
+    UsageError,
+)
+from cache_tools.shards import Images
+from cache_tools.spec import canonical_json, sha256
+from cache_tools.store import Part, Store
+
+CODE = "targets/code/c/2/0/0"
+
+
+def test_a_dozen_lines_of_plain_zarr_and_numpy_read_one_view(made: Path) -> None:
+    """The notebook cell of the README: nothing of ours is imported in it."""
+    view, row = 2, 17
+    cache = zarr.open_group(made, mode="r")
+    code = cache["targets/code"][view, row]
+    kept = code > 0
+    index = np.cumsum(cache["targets/index_delta"][view, row].astype(int))[kept] - 1
+    p = cache["targets/levels"][:][code[kept]]
+    tail = cache["targets/tail_levels"][:][cache["targets/tail"][view, row, 0]]
+    p = p * (1 - tail) / p.sum()
+    keys = bytes(cache["samples/key"][:]).decode().split("\n")
+
+    store = Store.open(made)
+    ours = codec.decode(store.read(Part(view, 0))[0])
+    assert keys[row] == store.table.keys[row]
+    assert index.tolist() == ours.index_BK[row][: kept.sum()].tolist()
+    assert np.allclose(p, ours.probability_BK[row][: kept.sum()], atol=1e-7)
+    assert tail == ours.tail_BT[row, 0]
+
+
+def test_a_whole_cache_is_found_whole(made: Path, images: Images) -> None:
+    verdict = verify.verify(Store.open(made), images)
+    assert verdict.as_dict() == {
+        "ok": True,
+        "parts": 4,
+        "images": 100,
+        "probes": 16,
+        "problems": [],
+    }
+
+
+@pytest.mark.parametrize("array", ["index_delta", "code", "tail"])
+def test_a_flipped_bit_is_named(cache: Path, array: str) -> None:
+    chunk = cache / f"targets/{array}/c/2/0/0"
+    data = bytearray(chunk.read_bytes())
+    data[len(data) // 2] ^= 1
+    chunk.write_bytes(data)
+    store = Store.open(cache)
+    with pytest.raises(CacheDamaged, match=f"targets/{array}/c/2/0/0.*kdcache cache"):
+        store.read(Part(2, 0))
+    problems = verify.verify(store).problems
+    assert [type(p) for p in problems] == [CacheDamaged]
+    assert store.present(Part(2, 0))  # the size is right: only the digest tells
+
+
+@pytest.mark.parametrize("name", [CODE, "probes/pixels/c/2/0/0", Part(2, 0).record])
+def test_what_is_missing_is_incomplete_and_never_zeros(cache: Path, name: str) -> None:
+    (cache / name).unlink()
+    store = Store.open(cache)
+    with pytest.raises(CacheIncomplete, match="kdcache cache"):
+        store.read(Part(2, 0))
+    assert not store.present(Part(2, 0))
+    assert [type(p) for p in verify.verify(store).problems] == [CacheIncomplete]
+
+
+@pytest.mark.parametrize("length", [0, 7])
+def test_a_truncated_chunk_is_damage(cache: Path, length: int) -> None:
+    (cache / CODE).write_bytes((cache / CODE).read_bytes()[:length])
+    with pytest.raises(CacheDamaged):
+        Store.open(cache).read(Part(2, 0))
+
+
+def test_a_chunk_of_another_part_is_damage(cache: Path) -> None:
+    shutil.copy(cache / "targets/code/c/1/0/0", cache / CODE)
+    with pytest.raises(CacheDamaged, match="SHA-256"):
+        Store.open(cache).read(Part(2, 0))
+
+
+def test_a_record_of_another_part_is_damage(cache: Path) -> None:
+    shutil.copy(cache / Part(1, 0).record, cache / Part(2, 0).record)
+    with pytest.raises(CacheDamaged, match="belongs to another"):
+        Store.open(cache).read(Part(2, 0))
+
+
+def test_a_changed_record_is_damage(cache: Path) -> None:
+    path = cache / Part(2, 0).record
+    path.write_text(path.read_text().replace('"view":2', '"view":3'))
+    with pytest.raises(CacheDamaged, match="was changed"):
+        Store.open(cache).read(Part(2, 0))
+
+
+def test_legal_bytes_with_impossible_values_are_found(cache: Path) -> None:
+    """A record that fits its chunks proves nothing of the values: the verifier looks."""
+    store = Store.open(cache)
+    stored, probes = store.read(Part(2, 0))
+    stored.code_BK[5, 0] = 200
+    store.write(Part(2, 0), stored, probes, {}, {})
+    assert "above 127" in str(verify.verify(store).problems[0])
+
+
+def test_a_changed_manifest_is_refused(cache: Path) -> None:
+    text = (cache / "zarr.json").read_text()
+    (cache / "zarr.json").write_text(text.replace('"hflip": 0.0', '"hflip": 0.5'))
+    with pytest.raises(CacheDamaged, match="fingerprint"):
+        Store.open(cache)
+    (cache / "zarr.json").write_text(text.replace('"hflip"', '"vflip"'))
+    with pytest.raises(CacheDamaged, match="unknown key 'vflip'"):
+        Store.open(cache)
+    (cache / "zarr.json").write_text(text.replace('"0.1"', '"7.0"'))
+    with pytest.raises(CacheMismatch, match=r"format version 7\.0"):
+        Store.open(cache)
+    (cache / "zarr.json").write_text(text[:90])
+    with pytest.raises(CacheDamaged, match="cannot be read"):
+        Store.open(cache)
+
+
+def test_a_changed_sample_table_is_refused(cache: Path) -> None:
+    label = cache / "samples/label/c/0"
+    shutil.copy(cache / "samples/height/c/0", label)
+    with pytest.raises(CacheDamaged, match="sample table"):
+        _ = Store.open(cache).table
+
+
+def test_metadata_that_would_mislead_others_is_found(cache: Path) -> None:
+    path = cache / "targets/code/zarr.json"
+    metadata = json.loads(path.read_text())
+    metadata["fill_value"] = 0
+    path.write_text(json.dumps(metadata))
+    assert "fill_value" in str(verify.verify(Store.open(cache)).problems[0])
+
+
+def test_nothing_there_and_something_else_there(tmp_path: Path, made: Path) -> None:
+    with pytest.raises(CacheNotFound, match="kdcache cache RECIPE"):
+        Store.open(tmp_path / "no.zarr")
+    zarr.create_group(tmp_path / "other.zarr")
+    with pytest.raises(CacheNotFound, match="not a kdcache cache"):
+        Store.open(tmp_path / "other.zarr")
+    store = Store.open(made)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("years of work")
+    with pytest.raises(UsageError, match="not an empty folder"):
+        Store.create(tmp_path / "full", store.spec, store.table, 2)
+
+
+def test_growing_keeps_what_is_there(cache: Path, images: Images) -> None:
+    store = Store.open(cache)
+    before = (cache / CODE).read_bytes()
+    fingerprint = store.spec.fingerprint
+    store.grow(6)
+    again = Store.open(cache)
+    assert again.num_views == 6
+    assert again.spec.fingerprint == fingerprint
+    assert [p for p in again.parts() if not again.present(p)] == [Part(4, 0), Part(5, 0)]
+    assert (cache / CODE).read_bytes() == before
+    assert zarr.open_group(cache, mode="r")["targets/code"].shape[0] == 6
+    stored, probes = again.read(Part(0, 0))
+    again.write(Part(5, 0), stored, probes, {}, {})
+    assert again.fault(Part(5, 0)) is None
+
+
+def test_a_full_disk_leaves_nothing_half_written(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store.open(cache)
+    stored, probes = store.read(Part(0, 0))
+    (cache / Part(2, 0).record).unlink()
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(KdcacheError, match=r"disk is full.*same command again"):
+        store.write(Part(2, 0), stored, probes, {}, {})
+    assert not list(cache.rglob("*.partial"))
+    assert not store.present(Part(2, 0))
+
+
+def test_two_writers_of_one_part_leave_one_that_holds(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other writer's chunks land between our chunks and our look at them."""
+    store, other = Store.open(cache), Store.open(cache)
+    ours, probes = store.read(Part(0, 0))
+    theirs, _ = store.read(Part(1, 0))
+    fault, races = store.fault, []
+
+    def racing(part: Part) -> KdcacheError | None:
+        if not races:
+            races.append(part)
+            other.write(part, theirs, probes, {}, {})
+            (cache / part.record).write_bytes(record)
+        return fault(part)
+
+    store.write(Part(2, 0), ours, probes, {}, {})
+    record = (cache / Part(2, 0).record).read_bytes()
+    monkeypatch.setattr(store, "fault", racing)
+    store.write(Part(2, 0), ours, probes, {}, {})
+    assert races
+    assert (store.read(Part(2, 0))[0].code_BK == ours.code_BK).all()
+
+
+def test_records_are_canonical_json(made: Path) -> None:
+    for path in made.glob("commits/*/*.json"):
+        record = json.loads(path.read_bytes())
+        assert path.read_bytes() == canonical_json(record)
+        digest = record.pop("sha256")
+        assert digest == sha256(canonical_json(record))
+        assert record["statistics"]["kept_classes"] == 10
