@@ -9,14 +9,14 @@ TEACHER ?= lite0-imagenet
 CACHE   ?= build/$(RECIPE)-cache.zarr
 OUT     ?= build/$(RECIPE)-run
 else
-# without arguments: the embedded digits, their teacher, and distillation against labels, 3 seeds each
+# without arguments: the embedded digits, their teacher, and distillation against labels, 4 seeds each
 DEMO    := build/digits
 DATA    := $(DEMO)
 RECIPE  ?= digits
 TEACHER ?= $(DEMO)/teacher-model
 CACHE   ?= build/digits-cache.zarr
 OUT     ?= build/digits-run
-TRAIN_ARGS ?= --seeds 3 --against labels
+TRAIN_ARGS ?= --seeds 4 --against labels
 endif
 STUDENT ?=
 CACHE_ARGS ?=

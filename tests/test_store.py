@@ -1,6 +1,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,24 +23,24 @@ from cache_tools.store import Part, Store
 CODE = "targets/code/c/2/0/0"
 
 
-def test_a_dozen_lines_of_plain_zarr_and_numpy_read_one_view(made: Path) -> None:
-    """The notebook cell of the README: nothing of ours is imported in it."""
-    view, row = 2, 17
-    cache = zarr.open_group(made, mode="r")
-    code = cache["targets/code"][view, row]
-    kept = code > 0
-    index = np.cumsum(cache["targets/index_delta"][view, row].astype(int))[kept] - 1
-    p = cache["targets/levels"][:][code[kept]]
-    tail = cache["targets/tail_levels"][:][cache["targets/tail"][view, row, 0]]
-    p = p * (1 - tail) / p.sum()
-    keys = bytes(cache["samples/key"][:]).decode().split("\n")
+def test_the_cell_of_the_readme_reads_one_view(
+    made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A dozen lines of plain zarr and numpy, as they stand in the README; none of ours."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    cell = readme.split("```python\n")[1].split("```")[0]
+    assert "kdcache" not in cell.replace("build/digits-cache.zarr", "")
+    found: dict[str, Any] = {}
+    exec(cell.replace("build/digits-cache.zarr", str(made)), found)
 
     store = Store.open(made)
-    ours = codec.decode(store.read(Part(view, 0))[0])
-    assert keys[row] == store.table.keys[row]
-    assert index.tolist() == ours.index_BK[row][: kept.sum()].tolist()
-    assert np.allclose(p, ours.probability_BK[row][: kept.sum()], atol=1e-7)
-    assert tail == ours.tail_BT[row, 0]
+    ours = codec.decode(store.read(Part(found["view"], 0))[0])
+    row, count = found["row"], len(found["index"])
+    assert found["key"] == store.table.keys[row]
+    assert found["index"].tolist() == ours.index_BK[row][:count].tolist()
+    assert np.allclose(found["p"], ours.probability_BK[row][:count], atol=1e-7)
+    assert found["tail"] == ours.tail_BT[row, 0]
+    assert found["key"] in capsys.readouterr().out
 
 
 def test_a_whole_cache_is_found_whole(made: Path, images: Images) -> None:

@@ -47,11 +47,11 @@ def train(
     loaded = recipes.load(recipe, overrides or ())
     if against not in (None, "labels"):
         raise UsageError(f"--against {against} is not known; it can be: labels.")
-    from train import loop, replay, run
+    from train import factory, loop, replay, run
 
     inputs = run.open_inputs(cache, data)
     where = _set_up(inputs, device)
-    loop.create_student(loaded, inputs.num_classes)  # an unknown student is told before any work
+    factory.check(loaded, inputs.num_classes)
     if seeds is None and against is None:
         results = [(out, loaded)]
     else:
@@ -130,12 +130,12 @@ def _report(done: list[dict[str, Any]], inputs: "Inputs", out: Path, json_: bool
     by_mode = {m: [r for r in done if r["mode"] == m] for m in ("kd", "labels")}
     if any(r["top1"] is None for r in done):
         raise UsageError("there is no labelled validation split to compare on; nothing to report.")
-    key = "top1_ema" if all(r["top1_ema"] is not None for r in done) else "top1"
-    arms = {m: compare.Arm(cast("Mode", m), tuple(r[key] for r in rs)) for m, rs in by_mode.items()}
+    arms = {
+        m: compare.Arm(cast("Mode", m), tuple(r["top1"] for r in rs)) for m, rs in by_mode.items()
+    }
     seeds = [r["seed"] for r in by_mode["kd"]]
     assert inputs.validation is not None
     facts = {
-        "metric": key,
         "student": done[0]["student"],
         "teacher": inputs.store.spec.teacher.architecture,
         "transfer_images": len(inputs.images),

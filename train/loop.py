@@ -11,18 +11,15 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
-import timm
 import torch
 from timm.models import save_for_hf
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
 from timm.utils import dispatch_clip_grad, unwrap_model
-from torch import nn
 
 from cache_tools import files, progress
-from cache_tools.errors import NonFinite, UsageError
+from cache_tools.errors import NonFinite
 from train import checkpoint, run
 from train.evaluate import evaluate
+from train.factory import create_optimizer, create_scheduler, create_student
 from train.input import Input
 from train.recipe import TrainRecipe
 from train.replay import Replay
@@ -59,22 +56,12 @@ def train(recipe: TrainRecipe, inputs: Inputs, out: Path, device: torch.device) 
     if recipe.ema_decay:
         task.setup_ema(decay=recipe.ema_decay)
     forward = torch.compile(task) if recipe.compile else task
-    optimizer = create_optimizer_v2(
-        student, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay
-    )
+    optimizer = create_optimizer(recipe, student)
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
     config: dict[str, Any] = cast(Any, student).pretrained_cfg
     feed = Input(device, recipe.precision, tuple(config["mean"]), tuple(config["std"]))
     schedule = Schedule(store, recipe.views_per_epoch, recipe.batch_size, recipe.seed)
-    scheduler, _ = create_scheduler_v2(
-        optimizer,
-        sched=recipe.sched,
-        num_epochs=recipe.epochs,
-        warmup_epochs=recipe.warmup_epochs,
-        min_lr=recipe.min_lr,
-        step_on_epochs=False,
-        updates_per_epoch=schedule.steps,
-    )
+    scheduler = create_scheduler(recipe, optimizer, schedule.steps)
     replay = Replay(store, inputs.images, schedule, recipe.threads)
     place = checkpoint.load(out, task, optimizer, scaler) or checkpoint.Progress()
     if place.epoch or place.step:
@@ -144,18 +131,6 @@ def train(recipe: TrainRecipe, inputs: Inputs, out: Path, device: torch.device) 
     run.write_json(out / "result.json", result)
     (out / checkpoint.NAME).unlink(missing_ok=True)
     return result
-
-
-def create_student(recipe: TrainRecipe, num_classes: int) -> nn.Module:
-    """The student with random weights, drawn from torch's generator; UsageError if unknown."""
-    if not timm.is_model(recipe.student.partition(".")[0]):
-        names = timm.list_models(f"*{recipe.student[:8]}*")[:3] or timm.list_models("resnet?0")
-        raise UsageError(
-            f"timm {timm.__version__} has no network {recipe.student!r} for the student. Some it "
-            f"has: {', '.join(names)}. See timm.list_models() for all."
-        )
-    model: nn.Module = timm.create_model(recipe.student, pretrained=False, num_classes=num_classes)
-    return model
 
 
 def _measure(

@@ -1,0 +1,200 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from timm.models import save_for_hf
+
+from cache_tools import verify
+from cache_tools.errors import CacheMismatch, NonFinite, TeacherError, UsageError
+from cache_tools.shards import Images
+from cache_tools.spec import TargetSpec
+from cache_tools.store import Part, Store
+from pipeline import recipe as recipes
+from pipeline import teacher as teachers
+from pipeline.forward import Forward
+from pipeline.part import Worker
+from pipeline.run import Share, run
+
+SMALL = ["num_views=4", "views.mixup=0.5"]
+
+
+def files(cache: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(cache)): p.read_bytes() for p in cache.rglob("*") if p.is_file()}
+
+
+def again(digits: Path, teacher: Path, out: Path, *overrides: str, **options: object) -> Store:
+    loaded = recipes.load("digits", [*SMALL, *overrides])
+    return run(loaded, str(digits), str(teacher), out, "cpu", **options)  # type: ignore[arg-type]
+
+
+def test_the_same_command_makes_the_same_bytes(
+    made: Path, digits: Path, teacher: Path, tmp_path: Path
+) -> None:
+    again(digits, teacher, tmp_path / "b.zarr", "views_per_decode=1")
+    assert files(tmp_path / "b.zarr") == files(made)
+
+
+@pytest.mark.parametrize("after", [0.0, 0.15, 0.4])
+def test_kill_dash_nine_costs_only_the_part_in_hand(
+    made: Path, digits: Path, teacher: Path, tmp_path: Path, after: float
+) -> None:
+    out = tmp_path / "c.zarr"
+    kdcache = Path(sys.executable).parent / "kdcache"
+    arguments = ["cache", "digits", "--data", digits, "--teacher", teacher, "--out", out, *SMALL]
+    command = [str(a) for a in (kdcache, *arguments, "views_per_decode=1", "batch_size=5")]
+    with subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
+        while not out.exists() and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(after)
+        process.send_signal(signal.SIGKILL)
+    assert out.exists()
+    store = Store.open(out)
+    left = [part for part in store.parts() if store.present(part)]
+    assert all(store.fault(part) is None for part in left)
+    subprocess.run(command, check=True)
+    undisturbed = again(digits, teacher, tmp_path / "d.zarr", "batch_size=5")
+    assert verify.verify(Store.open(out)).ok
+    assert {k: v for k, v in files(out).items() if not k.endswith(".partial")} == files(
+        undisturbed.path
+    )
+
+
+def test_only_what_is_missing_or_damaged_is_made_again(
+    cache: Path, made: Path, digits: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chunk = cache / "targets/code/c/1/0/0"
+    chunk.write_bytes(chunk.read_bytes()[::-1])
+    (cache / Part(3, 0).record).unlink()
+    written = []
+    write = Store.write
+    monkeypatch.setattr(Store, "write", lambda s, p, *a: written.append(p) or write(s, p, *a))
+    again(digits, teacher, cache)
+    assert written == [Part(1, 0), Part(3, 0)]
+    assert files(cache) == files(made)
+
+
+def test_shares_and_limits_add_up(made: Path, digits: Path, teacher: Path, tmp_path: Path) -> None:
+    out = tmp_path / "s.zarr"
+    again(digits, teacher, out, share=Share(1, 3))
+    store = again(digits, teacher, out, share=Share(limit=1))
+    assert [p.view for p in store.parts() if store.present(p)] == [0, 1]
+    again(digits, teacher, out, share=Share(0, 2))
+    again(digits, teacher, out, share=Share(1, 2))
+    assert files(out) == files(made)
+
+
+def test_several_blocks_and_growth(digits: Path, teacher: Path, tmp_path: Path) -> None:
+    """1,000 images as two windows' worth of blocks would be large: a block per 1,024 is one."""
+    loaded = recipes.load("digits", ["num_views=1", "dataset.split=teacher", "block_size=1024"])
+    store = run(loaded, str(digits), str(teacher), tmp_path / "g.zarr", "cpu")
+    assert store.spec.num_blocks == 1
+    grown = recipes.load("digits", ["num_views=2", "dataset.split=teacher", "block_size=1024"])
+    before = files(store.path)
+    store = run(grown, str(digits), str(teacher), tmp_path / "g.zarr", "cpu")
+    after = files(store.path)
+    assert store.num_views == 2
+    assert all(after[k] == v for k, v in before.items() if "/c/" in k or "commits" in k)
+    assert verify.verify(Store.open(store.path)).ok
+
+
+def test_another_recipe_or_teacher_is_refused_by_field(
+    cache: Path, digits: Path, teacher: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(CacheMismatch, match=r"views\.degrees: 23\.0 against 3\.0"):
+        again(digits, teacher, cache, "views.degrees=3.0")
+    other = timm.create_model("test_resnet", num_classes=10)
+    save_for_hf(other, str(tmp_path / "other"), safe_serialization=True)
+    with pytest.raises(CacheMismatch, match=r"teacher\.weights_sha256: 'sha256:"):
+        again(digits, tmp_path / "other", cache)
+
+
+def test_labels_of_other_classes_are_refused(digits: Path, tmp_path: Path) -> None:
+    with pytest.raises(CacheMismatch, match=r"10 classes, the teacher of 1000.*labels=ignore"):
+        loaded = recipes.load("digits", SMALL)
+        run(loaded, str(digits), "test_resnet", tmp_path / "x", "cpu", random_weights=True)
+    assert not (tmp_path / "x").exists()
+
+
+class Broken(Forward):
+    """A teacher whose half precision overflows on the 38th sample."""
+
+    seen = 0
+
+    def __call__(self, pixels, partner, lam):  # type: ignore[no-untyped-def]
+        index, p, tail = super().__call__(pixels, partner, lam)
+        if self.seen <= 37 < self.seen + len(pixels):
+            tail = tail.clone()
+            tail[37 - self.seen] = float("nan")
+        self.seen += len(pixels)
+        return index, p, tail
+
+
+def test_nan_is_never_stored(cache: Path, images: Images, teacher: Path) -> None:
+    store = Store.open(cache)
+    loaded = teachers.load(str(teacher), 32, "fp32")
+    forward = Broken(loaded, store.spec.targets, torch.device("cpu"))
+    (cache / Part(0, 0).record).unlink()
+    worker = Worker(store, images, forward, 16, 2)
+    with pytest.raises(NonFinite, match=store.table.keys[37]):
+        worker.make(0, [0], lambda _: None)
+    worker.close()
+    assert not store.present(Part(0, 0))
+
+
+def test_nan_logits_show_in_the_tail() -> None:
+    from pipeline.forward import sparsify
+
+    logits = torch.randn(4, 20)
+    logits[1, 3], logits[2, 5] = float("nan"), float("inf")
+    tail = sparsify(logits, TargetSpec(k_max=20, tau=0.0))[2]
+    assert torch.isfinite(tail).all(1).tolist() == [True, False, False, True]
+
+
+def test_teachers_that_cannot_be_are_explained(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no network 'resnet_50'.*Did you mean"):
+        teachers.load("resnet_50", 224, "fp32")
+    with pytest.raises(UsageError, match="is a pickle"):
+        teachers.load("best.pth", 224, "fp32")
+    with pytest.raises(TeacherError, match=r"config\.json"):
+        teachers.load(str(tmp_path), 224, "fp32")
+    with pytest.raises(UsageError, match=r"160 px only.*views\.size=160"):
+        teachers.load("test_vit", 224, "fp32", random_weights=True)
+
+
+def test_a_hub_that_cannot_be_reached_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(name: str, pretrained: bool = False) -> None:
+        raise ConnectionError("Name or service not known")
+
+    monkeypatch.setattr("timm.create_model", unreachable)
+    with pytest.raises(
+        TeacherError, match=r"resnet18\.a1_in1k cannot be fetched.*--random-weights"
+    ):
+        teachers.load("resnet18.a1_in1k", 224, "fp32")
+
+
+def test_the_weights_hash_knows_every_tensor(teacher: Path) -> None:
+    loaded = teachers.load(str(teacher), 32, "fp32")
+    before = teachers.weights_sha256(loaded.model)
+    assert before == loaded.spec.weights_sha256
+    next(reversed(loaded.model.state_dict().values())).add_(1e-3)
+    assert teachers.weights_sha256(loaded.model) != before
+
+
+def test_bf16_autocast_runs_on_the_cpu(teacher: Path) -> None:
+    loaded = teachers.load(str(teacher), 32, "bf16")
+    forward = Forward(loaded, TargetSpec(k_max=10, tau=0.0), torch.device("cpu"))
+    exact = Forward(
+        teachers.load(str(teacher), 32, "fp32"), TargetSpec(k_max=10, tau=0.0), torch.device("cpu")
+    )
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+    half, full = forward(pixels, None, None)[1], exact(pixels, None, None)[1]
+    assert half.dtype == torch.float32
+    assert (half - full).abs().max() < 0.1
+    assert not torch.equal(half, full)

@@ -1,0 +1,167 @@
+"""The student's pixels are the teacher's, whatever the batch size and the number of threads."""
+
+import hashlib
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cache_tools import codec, mixing, shards
+from cache_tools.errors import CacheDamaged, CacheIncomplete, CacheMismatch, UsageError
+from cache_tools.shards import Images
+from cache_tools.store import Part, Store
+from pipeline import teacher as teachers
+from pipeline.forward import Forward
+from pipeline.part import Worker
+from train import replay
+from train.replay import Replay
+from train.schedule import Schedule
+
+Seen = dict[str, tuple[float, ...]]
+
+
+class Recorder(Forward):
+    """A teacher that writes down what it was shown, after mixing, and what was kept of it."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments)  # type: ignore[arg-type]
+        self.seen: list[str] = []
+
+    def __call__(self, pixels, partner, lam):  # type: ignore[no-untyped-def]
+        self.seen += hashes(pixels, partner, lam.astype(np.float32))
+        return super().__call__(pixels, partner, lam)
+
+
+def hashes(pixels: np.ndarray, partner: np.ndarray | None, lam: np.ndarray) -> list[str]:
+    mixed = pixels.astype(np.float32)
+    if partner is not None:
+        mixed = mixing.mix(mixed, partner.astype(np.float32), lam[:, None, None, None])
+    return [hashlib.sha256(np.ascontiguousarray(m).tobytes()).hexdigest() for m in mixed]
+
+
+@pytest.fixture(scope="module")
+def seen_by_teacher(
+    made: Path, digits: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[int, int], str]:
+    """(view, row) → hash of the mixed picture the teacher was shown in stage 1."""
+    copy = tmp_path_factory.mktemp("recorded") / "cache.zarr"
+    shutil.copytree(made, copy)
+    store = Store.open(copy)
+    from cache_tools import samples
+
+    images = samples.match(
+        store.table, store.spec.dataset, shards.open_images(str(digits), "train")
+    )
+    forward = Recorder(
+        teachers.load(str(teacher), 32, "fp32"), store.spec.targets, torch.device("cpu")
+    )
+    worker = Worker(store, images, forward, 32, 2)
+    result = {}
+    for view in range(4):
+        forward.seen.clear()
+        worker.make(0, [view], lambda _: None)
+        result |= {(view, row): seen for row, seen in enumerate(forward.seen)}
+    worker.close()
+    return result
+
+
+@pytest.mark.parametrize(("batch_size", "threads"), [(7, 1), (7, 3), (64, 1), (64, 4)])
+def test_the_student_sees_what_the_teacher_saw(
+    made: Path,
+    images: Images,
+    seen_by_teacher: dict[tuple[int, int], str],
+    batch_size: int,
+    threads: int,
+) -> None:
+    store = Store.open(made)
+    schedule = Schedule(store, 2, batch_size, seed=5)
+    for epoch in (0, 1):
+        plan = schedule.plan(epoch)
+        shown = []
+        for batch in Replay(store, images, schedule, threads).epoch(epoch):
+            shown += hashes(batch.pixels, batch.partner, batch.lam_B)
+        assert len(shown) == schedule.steps * batch_size
+        for place, seen in enumerate(shown):
+            view = plan.views[plan.slot_M[place]]
+            assert seen == seen_by_teacher[view, int(plan.row_M[place])]
+
+
+def test_targets_belong_to_their_views(made: Path, images: Images) -> None:
+    store = Store.open(made)
+    schedule = Schedule(store, 2, 40, seed=5)
+    plan = schedule.plan(0)
+    views = [codec.decode(store.read(Part(v, 0))[0]) for v in plan.views]
+    for step, batch in enumerate(Replay(store, images, schedule, 2).epoch(0)):
+        for i in range(40):
+            place = step * 40 + i
+            target, row = views[plan.slot_M[place]], plan.row_M[place]
+            assert (batch.targets.index_BK[i] == target.index_BK[row]).all()
+            assert (batch.targets.probability_BK[i] == target.probability_BK[row]).all()
+            assert batch.label_B[i] == store.table.label_N[row]
+            assert batch.partner_label_B[i] == store.table.label_N[plan.partner_M[place]]
+
+
+def test_every_sample_comes_once_per_view_and_views_take_turns(made: Path) -> None:
+    store = Store.open(made)
+    schedule = Schedule(store, 3, 50, seed=0)
+    assert [schedule.view_numbers(e) for e in range(3)] == [(0, 1, 2), (3, 0, 1), (2, 3, 0)]
+    plan = schedule.plan(1)
+    counts = Counter(zip(plan.slot_M.tolist(), plan.row_M.tolist(), strict=True))
+    assert set(counts.values()) == {1}
+    assert len(counts) == 300
+    assert not np.array_equal(plan.row_M, schedule.plan(2).row_M)
+    assert np.array_equal(plan.row_M, Schedule(store, 3, 50, seed=0).plan(1).row_M)
+    assert not np.array_equal(plan.row_M, Schedule(store, 3, 50, seed=1).plan(1).row_M)
+
+
+def test_partners_stand_side_by_side(made: Path) -> None:
+    plan = Schedule(Store.open(made), 1, 50, seed=0).plan(0)
+    position = {int(row): i for i, row in enumerate(plan.row_M)}
+    assert all(abs(position[int(p)] - position[int(r)]) == 1 for r, p in zip(
+        plan.row_M, plan.partner_M, strict=True
+    ))  # fmt: skip
+
+
+def test_going_on_in_the_middle_of_an_epoch_changes_nothing(made: Path, images: Images) -> None:
+    store = Store.open(made)
+    schedule = Schedule(store, 2, 32, seed=1)
+    whole = [b.pixels for b in Replay(store, images, schedule, 2).epoch(1)]
+    rest = [b.pixels for b in Replay(store, images, schedule, 2).epoch(1, first_step=3)]
+    assert len(rest) == len(whole) - 3
+    assert all((a == b).all() for a, b in zip(whole[3:], rest, strict=True))
+
+
+def test_an_epoch_that_cannot_be_is_explained(made: Path) -> None:
+    store = Store.open(made)
+    with pytest.raises(UsageError, match="fewer than batch_size=256"):
+        Schedule(store, 1, 256, 0)
+    with pytest.raises(UsageError, match="the cache has 4 views"):
+        Schedule(store, 5, 32, 0)
+
+
+def test_other_pixels_are_refused_naming_both_sides(
+    cache: Path, images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store.open(cache)
+    replay.check(store, images)
+    from cache_tools import render
+
+    real = render.crop_resize
+    monkeypatch.setattr(render, "crop_resize", lambda *a: real(*a) ^ 1)
+    with pytest.raises(CacheMismatch, match=r"other pixels.*simplejpeg.*here are.*simplejpeg"):
+        replay.check(store, images)
+
+
+def test_a_cache_that_is_not_whole_is_refused(cache: Path, images: Images) -> None:
+    store = Store.open(cache)
+    chunk = cache / "targets/tail/c/3/0/0"
+    data = chunk.read_bytes()
+    chunk.write_bytes(data[:-1] + bytes([data[-1] ^ 128]))
+    with pytest.raises(CacheDamaged, match="targets/tail/c/3/0/0"):
+        replay.check(store, images)
+    chunk.unlink()
+    with pytest.raises(CacheIncomplete, match="targets/tail/c/3/0/0"):
+        replay.check(store, images)

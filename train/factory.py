@@ -1,0 +1,66 @@
+"""timm's networks, optimizers and schedules, by the names in a recipe."""
+
+import timm
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+from torch.optim import Optimizer
+
+from cache_tools.errors import UsageError
+from train.recipe import TrainRecipe
+
+SCHEDULES = ("cosine", "poly", "tanh", "step", "multistep", "wsd", "rsqrt")
+
+
+def create_student(recipe: TrainRecipe, num_classes: int) -> nn.Module:
+    """The student with random weights, drawn from torch's generator; UsageError if unknown."""
+    if not timm.is_model(recipe.student.partition(".")[0]):
+        names = timm.list_models(f"*{recipe.student[:8]}*")[:3] or timm.list_models("resnet?0")
+        raise UsageError(
+            f"timm {timm.__version__} has no network {recipe.student!r} for the student. Some it "
+            f"has: {', '.join(names)}. See timm.list_models() for all."
+        )
+    model: nn.Module = timm.create_model(recipe.student, pretrained=False, num_classes=num_classes)
+    return model
+
+
+def create_optimizer(recipe: TrainRecipe, student: nn.Module) -> Optimizer:
+    """Timm's optimizer of this name; UsageError if unknown."""
+    try:
+        optimizer: Optimizer = create_optimizer_v2(
+            student, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay
+        )
+    except (AssertionError, ValueError) as error:
+        known = ", ".join(str(name) for name in list_optimizers())
+        raise UsageError(
+            f"opt={recipe.opt} cannot be used ({error}). Known are: {known}."
+        ) from None
+    return optimizer
+
+
+def create_scheduler(recipe: TrainRecipe, optimizer: Optimizer, steps: int) -> Scheduler:
+    """Timm's schedule of this name over `steps` updates an epoch; UsageError if unknown."""
+    try:
+        scheduler, _ = create_scheduler_v2(
+            optimizer,
+            sched=recipe.sched,
+            num_epochs=recipe.epochs,
+            warmup_epochs=recipe.warmup_epochs,
+            min_lr=recipe.min_lr,
+            step_on_epochs=False,
+            updates_per_epoch=steps,
+        )
+    except (AssertionError, ValueError) as error:
+        raise UsageError(
+            f"sched={recipe.sched} cannot be used ({error}). Known are: {', '.join(SCHEDULES)}."
+        ) from None
+    if scheduler is None:
+        raise UsageError("sched=none: name a schedule, such as cosine.")
+    return scheduler
+
+
+def check(recipe: TrainRecipe, num_classes: int) -> None:
+    """Create everything once, so that an unknown name is told before any work is done."""
+    optimizer = create_optimizer(recipe, create_student(recipe, num_classes))
+    create_scheduler(recipe, optimizer, steps=1)
