@@ -1,11 +1,11 @@
 """The native loader: the views the teacher saw, rendered again, with what it said of them.
 
-An epoch's targets lie in RAM as they were stored (a few bytes per view), fetched one epoch ahead in
-the background; a batch's are decoded when it is gathered. Pixels come from a thread pool, a few
-batches ahead. A batch is a function of (epoch, step) alone: neither the number of threads nor an
-interruption changes a bit of it.
+An epoch's targets lie in RAM as they were stored (a few bytes per view), beside the parameters of
+its views, both fetched one epoch ahead in the background; a batch's are decoded when it is gathered.
+Pixels come from a thread pool, a few batches ahead. A batch is a function of (epoch, step) alone:
+neither the number of threads nor an interruption changes a bit of it.
 
-Shapes: B views of a batch, S pixels a side, K slots, T temperatures, N samples, m views per epoch.
+Shapes: B views of a batch, S pixels a side, N samples.
 """
 
 from collections import deque
@@ -47,6 +47,16 @@ class Batch:
     """Labels of the partners."""
 
 
+@dataclass(frozen=True)
+class _View:
+    """Everything about one view number of every sample, in RAM."""
+
+    stored: Stored
+    """[N, …] targets as they are stored."""
+    params: views.Views
+    """Parameters of the N views, from one vectorised draw."""
+
+
 class Replay:
     """Batches of a schedule."""
 
@@ -56,22 +66,22 @@ class Replay:
         self._images = images
         self._schedule = schedule
         self._threads = num_threads or threads.available()
-        self._targets: dict[tuple[int, ...], Future[list[Stored]]] = {}
+        self._views: dict[int, Future[_View]] = {}
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of one epoch from `first_step` on."""
         plan = self._schedule.plan(epoch)
-        background = ThreadPoolExecutor(1, thread_name_prefix="targets")
+        background = ThreadPoolExecutor(1, thread_name_prefix="views")
         batches = ThreadPoolExecutor(AHEAD, thread_name_prefix="batch")
         renderers = ThreadPoolExecutor(self._threads, thread_name_prefix="render")
         try:
-            stored = self._fetch(background, plan.views).result()
+            loaded = [future.result() for future in self._fetch(background, plan.views)]
             following = self._schedule.view_numbers(epoch + 1)
             self._fetch(background, following)
-            self._forget((plan.views, following))
+            self._forget({*plan.views, *following})
             queue: deque[Future[Batch]] = deque()
             for step in range(first_step, self._schedule.steps):
-                queue.append(batches.submit(self._batch, plan, stored, step, renderers))
+                queue.append(batches.submit(self._batch, plan, loaded, step, renderers))
                 if len(queue) > AHEAD:
                     yield queue.popleft().result()
             while queue:
@@ -82,25 +92,25 @@ class Replay:
             background.shutdown(wait=False)
 
     def _batch(
-        self, plan: Plan, stored: list[Stored], step: int, renderers: ThreadPoolExecutor
+        self, plan: Plan, loaded: list[_View], step: int, renderers: ThreadPoolExecutor
     ) -> Batch:
         size = self._schedule.batch_size
         part = slice(step * size, (step + 1) * size)
         row, slot, partner = plan.row_M[part], plan.slot_M[part], plan.partner_M[part]
-        pixels, partner_pixels = self._pixels(plan, row, slot, partner, renderers)
-        label = self._store.table.label_N.astype(np.int64)
+        pixels, partner_pixels = self._pixels(loaded, row, slot, partner, renderers)
+        label = self._store.table.label_N
         return Batch(
             pixels,
             partner_pixels,
             plan.lam_M[part].astype(np.float32),
-            codec.decode(gather(stored, slot, row)),
-            label[row],
-            label[partner],
+            codec.decode(gather([view.stored for view in loaded], slot, row)),
+            label[row].astype(np.int64),
+            label[partner].astype(np.int64),
         )
 
     def _pixels(
         self,
-        plan: Plan,
+        loaded: list[_View],
         row: NDArray[np.int64],
         slot: NDArray[np.int64],
         partner: NDArray[np.int64],
@@ -114,40 +124,37 @@ class Replay:
         unique, where = np.unique(wanted, axis=0, return_inverse=True)
         side = self._store.spec.views.size
         out = np.empty((len(unique), side, side, 3), dtype=np.uint8)
-        numbers = np.array(plan.views)[unique[:, 0]]
-        for _ in renderers.map(self._render, unique[:, 1], numbers, out):
+        params = [loaded[slot].params for slot in unique[:, 0]]
+        for _ in renderers.map(self._render, unique[:, 1].tolist(), params, out):
             pass
         where = where.reshape(-1)
         return out[where[: len(row)]], out[where[len(row) :]] if mixed else None
 
-    def _render(self, row: int, view: int, out: U1) -> None:
-        spec, table = self._store.spec.views, self._store.table
-        one = slice(row, row + 1)
-        params = views.draw(
-            spec, table.id_N[one], table.height_N[one], table.width_N[one], int(view)
-        )
-        data = self._images.read(int(row))
-        samples.check_digest(table, int(row), data)
-        render.render(render.decode(data, table.keys[row]), spec, params, 0, out)
+    def _render(self, row: int, params: views.Views, out: U1) -> None:
+        table = self._store.table
+        data = self._images.read(row)
+        samples.check_digest(table, row, data)
+        picture = render.decode(data, table.keys[row])
+        render.render(picture, self._store.spec.views, params, row, out)
 
-    def _fetch(self, pool: ThreadPoolExecutor, numbers: tuple[int, ...]) -> Future[list[Stored]]:
-        """Targets of these views, loading them in the background when they are not there."""
-        if numbers not in self._targets:
-            self._targets[numbers] = pool.submit(read_views, self._store, numbers)
-        return self._targets[numbers]
+    def _fetch(self, pool: ThreadPoolExecutor, numbers: tuple[int, ...]) -> list[Future[_View]]:
+        """These views, loading them in the background when they are not there."""
+        for number in numbers:
+            if number not in self._views:
+                self._views[number] = pool.submit(self._load, number)
+        return [self._views[number] for number in numbers]
 
-    def _forget(self, needed: tuple[tuple[int, ...], ...]) -> None:
-        self._targets = {n: future for n, future in self._targets.items() if n in needed}
+    def _forget(self, needed: set[int]) -> None:
+        self._views = {n: future for n, future in self._views.items() if n in needed}
 
-
-def read_views(store: Store, numbers: tuple[int, ...]) -> list[Stored]:
-    """Stored targets of whole views, [N, …] each, digests checked."""
-    result = []
-    for view in numbers:
-        parts = [store.read(Part(view, block))[0] for block in range(store.spec.num_blocks)]
+    def _load(self, number: int) -> _View:
+        store = self._store
+        table, spec = store.table, store.spec
+        parts = [store.read(Part(number, block))[0] for block in range(spec.num_blocks)]
         fields = ("index_delta_BK", "code_BK", "tail_BT")
-        result.append(Stored(*(np.concatenate([getattr(p, f) for p in parts]) for f in fields)))
-    return result
+        stored = Stored(*(np.concatenate([getattr(p, f) for p in parts]) for f in fields))
+        sizes = table.height_N, table.width_N
+        return _View(stored, views.draw(spec.views, table.id_N, *sizes, number))
 
 
 def gather(stored: list[Stored], slot_B: NDArray[np.int64], row_B: NDArray[np.int64]) -> Stored:
@@ -155,9 +162,11 @@ def gather(stored: list[Stored], slot_B: NDArray[np.int64], row_B: NDArray[np.in
 
     def pick(name: str) -> NDArray[Any]:
         columns = [getattr(view, name) for view in stored]
-        if len(columns) == 1:
-            return columns[0][row_B]
-        return np.stack([columns[s][r] for s, r in zip(slot_B, row_B, strict=True)])
+        out = np.empty((len(row_B), columns[0].shape[1]), dtype=columns[0].dtype)
+        for slot, column in enumerate(columns):
+            here = slot_B == slot
+            out[here] = column[row_B[here]]
+        return out
 
     return Stored(pick("index_delta_BK"), pick("code_BK"), pick("tail_BT"))
 
