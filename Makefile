@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 
 ifdef DATA
 RECIPE  ?= photos
-TEACHER ?= lite0-imagenet
+TEACHER ?=
 CACHE   ?= build/$(RECIPE)-cache.zarr
 OUT     ?= build/$(RECIPE)-run
 else
@@ -22,14 +22,14 @@ STUDENT ?=
 CACHE_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install data cache train test check bench clean
+.PHONY: help install data cache train test check clean
 
 help:  ## list the targets and variables
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  variables, with their values in this call:"
 	@echo "  DATA=$(DATA)       folder of shards or images (none: the embedded digits)"
-	@echo "  TEACHER=$(TEACHER) timm name, hf-hub:…, folder with model.safetensors, or lite0-imagenet"
+	@echo "  TEACHER=$(TEACHER) timm name, hf-hub:…, folder with model.safetensors (none: the recipe's)"
 	@echo "  STUDENT=$(STUDENT) timm name (none: the recipe's)"
 	@echo "  RECIPE=$(RECIPE)   name or path of a recipe: digits, photos, imagenet-beitv2"
 	@echo "  CACHE=$(CACHE)     where the cache lies"
@@ -39,6 +39,7 @@ help:  ## list the targets and variables
 install: $(VENV)/installed  ## create the environment in .venv
 
 $(VENV)/installed: pyproject.toml
+	@echo "creating $(VENV) and installing torch, timm, … (minutes, once)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[demo,lite,dev]'
 	@touch $@
@@ -47,7 +48,8 @@ data: install  ## write the embedded data set and train its teacher (only withou
 	$(if $(DEMO),$(BIN)/kdcache demo $(DEMO),@true)
 
 cache: data  ## stage 1: run the teacher once, store and verify what it said
-	$(BIN)/kdcache cache $(RECIPE) --data $(DATA) --teacher $(TEACHER) --out $(CACHE) $(CACHE_ARGS)
+	$(BIN)/kdcache cache $(RECIPE) --data $(DATA) --out $(CACHE) \
+	  $(if $(TEACHER),--teacher $(TEACHER)) $(CACHE_ARGS)
 	$(BIN)/kdcache verify $(CACHE) --data $(DATA)
 
 train: cache  ## stage 2: train students from the cache (makes it first when there is none)
@@ -62,9 +64,6 @@ check: install  ## lint, format, types, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-
-bench: install  ## measure speed, as ratios
-	$(BIN)/python -m benchmarks.replay
 
 clean:  ## remove build/ (data, caches, runs); the environment stays
 	rm -rf build

@@ -46,6 +46,8 @@ def main() -> None:
         _application(called)(prog_name="kdcache")
     except KdcacheError as error:
         _fail(error)
+    except KeyboardInterrupt:  # while a command was being imported
+        sys.exit(INTERRUPTED)
 
 
 def _application(called: str | None) -> typer.Typer:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import shutil
 import time
 import uuid
 from pathlib import Path
@@ -44,14 +45,18 @@ def sync_folder(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> int:
-    """Remove temporary files that a killed process left an hour ago or more; how many."""
+    """Remove what killed processes left in and beside `folder` an hour ago or more; how many."""
+    beside = folder.parent.glob(f"{folder.name}.*{PARTIAL}")
     stale = [
         path
-        for path in folder.rglob(f"*{PARTIAL}")
-        if path.is_file() and time.time() - path.stat().st_mtime > _STALE_SECONDS
+        for path in [*folder.rglob(f"*{PARTIAL}"), *beside]
+        if time.time() - path.stat().st_mtime > _STALE_SECONDS
     ]
     for path in stale:
-        path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
     return len(stale)
 
 

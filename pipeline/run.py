@@ -76,7 +76,7 @@ def _open_or_create(
         dataset = replace(store.spec.dataset, labels=labels, num_classes=num_classes)
         _refuse_other(store, _spec(recipe, dataset, teacher))
         if swept := files.sweep(out):
-            log.info("removed %d temporary files that a killed process left", swept)
+            log.info("removed %d temporary files that killed processes left", swept)
         store.grow(recipe.num_views)
         return store, images
     kind, keys, images = samples.in_table_order(images, None)

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import zarr
 
-from cache_tools import codec, verify
+from cache_tools import codec, files, verify
 from cache_tools.errors import (
     CacheDamaged,
     CacheIncomplete,
@@ -212,6 +213,18 @@ def test_two_writers_of_one_part_leave_one_that_holds(
     store.write(Part(2, 0), ours, probes, {}, {})
     assert races
     assert (store.read(Part(2, 0))[0].code_BK == ours.code_BK).all()
+
+
+def test_what_killed_writers_left_is_swept_after_an_hour(cache: Path) -> None:
+    old = [cache / "targets/code/c/0/0/0.abc.partial", cache.with_name("cache.zarr.d.partial")]
+    old[0].write_bytes(b"half a chunk")
+    (old[1] / "samples").mkdir(parents=True)
+    new = cache / "targets/code/c/0/0/0.def.partial"
+    new.write_bytes(b"another process is at it")
+    for path in old:
+        os.utime(path, (0, 0))
+    assert files.sweep(cache) == 2
+    assert [path.exists() for path in (*old, new)] == [False, False, True]
 
 
 def test_records_are_canonical_json(made: Path) -> None:

@@ -1,7 +1,7 @@
 """The native loader: the views the teacher saw, rendered again, with what it said of them.
 
 An epoch's targets lie in RAM as they were stored (a few bytes per view), beside the parameters of
-its views, both fetched one epoch ahead in the background; a batch's are decoded when it is gathered.
+its views, both fetched one epoch ahead in the background; a batch's are decoded when it is made.
 Pixels come from a thread pool, a few batches ahead. A batch is a function of (epoch, step) alone:
 neither the number of threads nor an interruption changes a bit of it.
 
