@@ -2,16 +2,19 @@
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
-from cache_tools.errors import KdcacheError
+from cache_tools.errors import CacheDamaged, KdcacheError
 
 PARTIAL = ".partial"
 _STALE_SECONDS = 3600.0
+_MAX_JSON = 2**24
 
 
 def write(path: Path, data: bytes) -> None:
@@ -58,6 +61,19 @@ def sweep(folder: Path) -> int:
         else:
             path.unlink(missing_ok=True)
     return len(stale)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a cache, bounded in size; CacheDamaged when it is none."""
+    try:
+        if path.stat().st_size > _MAX_JSON:
+            raise ValueError(f"more than {_MAX_JSON} bytes")
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CacheDamaged(f"{path} cannot be read: {error}.") from None
+    if not isinstance(value, dict):
+        raise CacheDamaged(f"{path} is not a JSON object.")
+    return value
 
 
 def _cannot_write(path: Path, error: OSError) -> KdcacheError:

@@ -18,29 +18,21 @@ import json
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools import codec, files, samples, spec
+from cache_tools import codec, commits, files, manifest, samples, spec
 from cache_tools.codec import Stored
-from cache_tools.errors import (
-    CacheDamaged,
-    CacheIncomplete,
-    CacheMismatch,
-    CacheNotFound,
-    KdcacheError,
-    UsageError,
-)
+from cache_tools.commits import REMEDY, Part
+from cache_tools.errors import CacheDamaged, CacheIncomplete, KdcacheError, UsageError
 from cache_tools.layout import PROBES, Array, Layout
 from cache_tools.samples import SampleTable
-from cache_tools.spec import CacheSpec, canonical_json, sha256
+from cache_tools.spec import CacheSpec, sha256
 
-MAX_VIEWS = 10_000
-_MAX_JSON = 2**24
 _COLUMNS = {
     "digest": "uint64",
     "label": "int32",
@@ -48,22 +40,6 @@ _COLUMNS = {
     "width": "int32",
     "bytes": "int64",
 }
-
-
-@dataclass(frozen=True, order=True)
-class Part:
-    """One block of the sample table in one view: the unit of commit, checksum and download."""
-
-    view: int
-    block: int
-
-    @property
-    def record(self) -> str:
-        """Path of its commit record within the cache."""
-        return f"commits/v{self.view:04d}/b{self.block:04d}.json"
-
-    def __str__(self) -> str:
-        return f"view {self.view}, block {self.block}"
 
 
 class Store:
@@ -108,25 +84,9 @@ class Store:
         """Open a cache by its manifest.
 
         Raises:
-            CacheNotFound: There is none.
-            CacheMismatch: A newer kdcache wrote it.
-            CacheDamaged: The manifest is not as it was written.
+            CacheNotFound, CacheMismatch, CacheDamaged: As `manifest.read`.
         """
-        if not (path / "zarr.json").is_file():
-            raise CacheNotFound(
-                f"there is no cache at {path}. Make one with: kdcache cache RECIPE --data DATA "
-                f"--teacher TEACHER --out {path}"
-            )
-        manifest = _manifest(path)
-        store = cls(
-            path, spec.from_mapping(manifest["spec"], f"{path}/zarr.json"), manifest["num_views"]
-        )
-        if manifest["fingerprint"] != store.spec.fingerprint:
-            raise CacheDamaged(
-                f"{path}/zarr.json was changed: its fingerprint is {manifest['fingerprint']}, its "
-                f"spec's is {store.spec.fingerprint}. Fetch it again from where the cache came."
-            )
-        return store
+        return cls(path, *manifest.read(path))
 
     @property
     def table(self) -> SampleTable:
@@ -154,7 +114,7 @@ class Store:
         for name, data in self._layout.metadata().items():
             files.write(self.path / name, data)
         self.num_views = num_views
-        files.write(self.path / "zarr.json", self._root())
+        files.write(self.path / "zarr.json", manifest.encode(self.spec, num_views))
 
     def parts(self) -> Iterator[Part]:
         """Every part the cache should have, view by view."""
@@ -182,7 +142,7 @@ class Store:
             "probes/pixels": probes,
         }
         chunks = self._layout.encode_part(part.view, part.block, arrays)
-        record = self._new_record(part, chunks, statistics, versions)
+        record = commits.encode(self.spec, part, chunks, statistics, versions)
         for _ in range(3):
             for name, data in chunks.items():
                 files.write(self.path / name, data)
@@ -195,27 +155,8 @@ class Store:
         )
 
     def record(self, part: Part) -> dict[str, Any]:
-        """The commit record of a part, its own digest checked.
-
-        Raises:
-            CacheIncomplete: The part is not committed.
-            CacheDamaged: The record is not as it was written.
-        """
-        path = self.path / part.record
-        if not path.is_file():
-            raise CacheIncomplete(f"{part} of {self.path} is not committed. {_REMEDY}")
-        data = _read_json(path)
-        digest = data.pop("sha256", None)
-        if digest != sha256(canonical_json(data)):
-            raise CacheDamaged(f"the commit record {path} was changed. {_REMEDY}")
-        if data["fingerprint"] != self.spec.fingerprint or (data["view"], data["block"]) != (
-            part.view,
-            part.block,
-        ):
-            raise CacheDamaged(
-                f"the commit record {path} belongs to another cache or part. {_REMEDY}"
-            )
-        return data
+        """The commit record of a part, checked; see `commits.read`."""
+        return commits.read(self.path, self.spec, part)
 
     def read(self, part: Part) -> tuple[Stored, NDArray[np.uint64]]:
         """Targets and probes of one part, digests checked first.
@@ -229,7 +170,7 @@ class Store:
             arrays = self._layout.decode_part(part.view, part.block, chunks)
         except (ValueError, RuntimeError) as error:
             raise CacheDamaged(
-                f"{part} of {self.path} does not decode: {error}. {_REMEDY}"
+                f"{part} of {self.path} does not decode: {error}. {REMEDY}"
             ) from None
         names = ("targets/index_delta", "targets/code", "targets/tail")
         return Stored(*(arrays[name] for name in names)), arrays["probes/pixels"]
@@ -254,11 +195,11 @@ class Store:
         """The first `zarr.json` that would mislead another reader, or None."""
         for name, data in self._layout.metadata().items():
             ours, path = json.loads(data), self.path / name
-            theirs = _read_json(path) if path.is_file() else {}
+            theirs = files.read_json(path) if path.is_file() else {}
             for key in ("shape", "data_type", "chunk_grid", "fill_value", "node_type"):
                 if ours.get(key) != theirs.get(key):
                     return CacheDamaged(
-                        f"{path}: {key} is {theirs.get(key)!r}, not {ours.get(key)!r}. {_REMEDY}"
+                        f"{path}: {key} is {theirs.get(key)!r}, not {ours.get(key)!r}. {REMEDY}"
                     )
         return None
 
@@ -267,46 +208,17 @@ class Store:
         chunks = {}
         for name in self._layout.part_chunks(part.view, part.block):
             path, expected = self.path / name, record["chunks"].get(name)
-            if expected is None:
-                raise CacheDamaged(f"the commit record of {part} does not name {name}. {_REMEDY}")
+            if not isinstance(expected, dict) or expected.keys() != {"bytes", "sha256"}:
+                raise CacheDamaged(f"the commit record of {part} does not name {name}. {REMEDY}")
             if not path.is_file():
-                raise CacheIncomplete(f"the chunk {path} of {part} is missing. {_REMEDY}")
+                raise CacheIncomplete(f"the chunk {path} of {part} is missing. {REMEDY}")
             data = path.read_bytes() if path.stat().st_size == expected["bytes"] else b""
             if sha256(data) != expected["sha256"]:
                 raise CacheDamaged(
-                    f"the chunk {path} of {part} is damaged (SHA-256 differs). {_REMEDY}"
+                    f"the chunk {path} of {part} is damaged (SHA-256 differs). {REMEDY}"
                 )
             chunks[name] = data
         return chunks
-
-    def _new_record(
-        self,
-        part: Part,
-        chunks: Mapping[str, bytes],
-        statistics: Mapping[str, float],
-        versions: Mapping[str, str],
-    ) -> bytes:
-        rows = self.spec.rows(part.block)
-        record: dict[str, Any] = {
-            "fingerprint": self.spec.fingerprint,
-            "view": part.view,
-            "block": part.block,
-            "rows": [rows.start, rows.stop],
-            "chunks": {n: {"bytes": len(d), "sha256": sha256(d)} for n, d in chunks.items()},
-            "statistics": dict(statistics),
-            "versions": dict(versions),
-        }
-        return canonical_json({**record, "sha256": sha256(canonical_json(record))})
-
-    def _root(self) -> bytes:
-        attributes = {
-            "format_version": spec.FORMAT_VERSION,
-            "fingerprint": self.spec.fingerprint,
-            "num_views": self.num_views,
-            "spec": asdict(self.spec),
-        }
-        group = {"zarr_format": 3, "node_type": "group", "attributes": {"kdcache": attributes}}
-        return (json.dumps(group, indent=2, sort_keys=True) + "\n").encode()
 
     def _skeleton(self, table: SampleTable) -> dict[str, bytes]:
         """Every file of a cache without parts, the manifest last."""
@@ -318,7 +230,11 @@ class Store:
         }
         columns |= {f"samples/{c}": getattr(table, f"{c}_N").astype(t) for c, t in _COLUMNS.items()}
         whole = self._layout.encode_whole(columns)
-        return {**whole, **self._layout.metadata(), "zarr.json": self._root()}
+        return {
+            **whole,
+            **self._layout.metadata(),
+            "zarr.json": manifest.encode(self.spec, self.num_views),
+        }
 
     def _read_table(self) -> SampleTable:
         n = self.spec.dataset.num_samples
@@ -334,7 +250,7 @@ class Store:
         return table
 
     def _key_column(self, n: int) -> tuple[str, ...]:
-        metadata = _read_json(self.path / "samples/key/zarr.json")
+        metadata = files.read_json(self.path / "samples/key/zarr.json")
         try:
             (length,) = metadata["shape"]
             if not 0 < int(length) <= 4096 * n:
@@ -355,9 +271,6 @@ class Store:
             ) from None
 
 
-_REMEDY = "Run the same `kdcache cache` command again: it makes only missing and damaged parts."
-
-
 def _source_note(path: Path) -> Path:
     return path.with_name(f"{path.name}.source")
 
@@ -365,36 +278,3 @@ def _source_note(path: Path) -> Path:
 def probe_numbers(rows: range) -> list[int]:
     """The rows of a block whose pixels are fingerprinted: first, last and two between."""
     return [rows[i * (len(rows) - 1) // (PROBES - 1)] for i in range(PROBES)]
-
-
-def _manifest(path: Path) -> dict[str, Any]:
-    root = _read_json(path / "zarr.json")
-    manifest = root.get("attributes", {}).get("kdcache") if isinstance(root, dict) else None
-    if not isinstance(manifest, dict):
-        raise CacheNotFound(
-            f"{path} is a Zarr group but not a kdcache cache (no attributes.kdcache)."
-        )
-    version = str(manifest.get("format_version"))
-    if version != spec.FORMAT_VERSION:
-        raise CacheMismatch(
-            f"{path} has format version {version}, this kdcache reads {spec.FORMAT_VERSION}. "
-            "Install the kdcache that wrote it (pip install -U kdcache when it is newer)."
-        )
-    views = manifest.get("num_views")
-    if not isinstance(views, int) or not 0 < views <= MAX_VIEWS or "fingerprint" not in manifest:
-        raise CacheDamaged(f"{path}/zarr.json was changed: num_views is {views!r}.")
-    return {"spec": {}, **manifest}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > _MAX_JSON:
-            raise CacheDamaged(f"{path} is larger than any file of its kind.")
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        if isinstance(error, CacheDamaged):
-            raise
-        raise CacheDamaged(f"{path} cannot be read: {error}.") from None
-    if not isinstance(value, dict):
-        raise CacheDamaged(f"{path} is not a JSON object.")
-    return value

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from cache_tools import codec, progress, render, samples, threads, views
+from cache_tools.commits import Part
 from cache_tools.errors import CacheDamaged, CacheIncomplete, CacheMismatch, KdcacheError
 from cache_tools.shards import Images
-from cache_tools.store import Part, Store, probe_numbers
+from cache_tools.store import Store, probe_numbers
 
 
 @dataclass

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from cache_tools import codec, render, samples, views
 from cache_tools.codec import Stored
+from cache_tools.commits import Part
 from cache_tools.errors import NonFinite
 from cache_tools.shards import NO_LABEL, Images
-from cache_tools.store import Part, Store, probe_numbers
+from cache_tools.store import Store, probe_numbers
 from pipeline.forward import Forward
 
 U1 = NDArray[np.uint8]

@@ -13,10 +13,11 @@ import torch
 
 from cache_tools import files, progress, samples, shards, threads
 from cache_tools import verify as verifier
+from cache_tools.commits import Part
 from cache_tools.errors import CacheMismatch, UsageError
 from cache_tools.shards import NO_LABEL, Images
 from cache_tools.spec import CacheSpec, DatasetSpec, TargetSpec, difference
-from cache_tools.store import Part, Store
+from cache_tools.store import Store
 from pipeline import teacher as teachers
 from pipeline.forward import Forward, choose_device
 from pipeline.part import Worker

@@ -12,10 +12,11 @@ import torch
 from timm.models import save_for_hf
 
 from cache_tools import verify
+from cache_tools.commits import Part
 from cache_tools.errors import CacheMismatch, NonFinite, TeacherError, UsageError
 from cache_tools.shards import Images
 from cache_tools.spec import TargetSpec
-from cache_tools.store import Part, Store
+from cache_tools.store import Store
 from pipeline import recipe as recipes
 from pipeline import teacher as teachers
 from pipeline.forward import Forward

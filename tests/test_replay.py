@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from cache_tools import codec, mixing, shards
+from cache_tools.commits import Part
 from cache_tools.errors import CacheDamaged, CacheIncomplete, CacheMismatch, UsageError
 from cache_tools.shards import Images
-from cache_tools.store import Part, Store
+from cache_tools.store import Store
 from pipeline import teacher as teachers
 from pipeline.forward import Forward
 from pipeline.part import Worker

@@ -9,6 +9,7 @@ import pytest
 import zarr
 
 from cache_tools import codec, files, verify
+from cache_tools.commits import Part
 from cache_tools.errors import (
     CacheDamaged,
     CacheIncomplete,
@@ -19,7 +20,7 @@ from cache_tools.errors import (
 )
 from cache_tools.shards import Images
 from cache_tools.spec import canonical_json, sha256
-from cache_tools.store import Part, Store
+from cache_tools.store import Store
 
 CODE = "targets/code/c/2/0/0"
 

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from cache_tools import codec, progress, render, samples, threads, verify, views
 from cache_tools.codec import Stored, Targets
+from cache_tools.commits import Part
 from cache_tools.shards import Images
-from cache_tools.store import Part, Store
+from cache_tools.store import Store
 from train.schedule import Plan, Schedule
 
 U1 = NDArray[np.uint8]

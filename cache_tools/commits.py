@@ -1,0 +1,80 @@
+"""Commit records: the truth about which parts of a cache are done, and what lies in them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cache_tools import files
+from cache_tools.errors import CacheDamaged, CacheIncomplete
+from cache_tools.spec import CacheSpec, canonical_json, sha256
+
+REMEDY = "Run the same `kdcache cache` command again: it makes only missing and damaged parts."
+
+
+@dataclass(frozen=True, order=True)
+class Part:
+    """One block of the sample table in one view: the unit of commit, checksum and download."""
+
+    view: int
+    block: int
+
+    @property
+    def record(self) -> str:
+        """Path of its commit record within the cache."""
+        return f"commits/v{self.view:04d}/b{self.block:04d}.json"
+
+    def __str__(self) -> str:
+        return f"view {self.view}, block {self.block}"
+
+
+def encode(
+    spec: CacheSpec,
+    part: Part,
+    chunks: Mapping[str, bytes],
+    statistics: Mapping[str, float],
+    versions: Mapping[str, str],
+) -> bytes:
+    """The commit record of a part as it is written: canonical JSON with its own digest.
+
+    Args:
+        spec: What the cache is of.
+        part: Which part.
+        chunks: Its chunk bytes by path.
+        statistics: Facts about its targets.
+        versions: Libraries that made it.
+    """
+    rows = spec.rows(part.block)
+    record: dict[str, Any] = {
+        "fingerprint": spec.fingerprint,
+        "view": part.view,
+        "block": part.block,
+        "rows": [rows.start, rows.stop],
+        "chunks": {n: {"bytes": len(d), "sha256": sha256(d)} for n, d in chunks.items()},
+        "statistics": dict(statistics),
+        "versions": dict(versions),
+    }
+    return canonical_json({**record, "sha256": sha256(canonical_json(record))})
+
+
+def read(cache: Path, spec: CacheSpec, part: Part) -> dict[str, Any]:
+    """The commit record of a part, its digest and its identity checked.
+
+    Raises:
+        CacheIncomplete: The part is not committed.
+        CacheDamaged: The record is not as it was written, or not of this part.
+    """
+    path = cache / part.record
+    if not path.is_file():
+        raise CacheIncomplete(f"{part} of {cache} is not committed. {REMEDY}")
+    record = files.read_json(path)
+    digest = record.pop("sha256", None)
+    if digest != sha256(canonical_json(record)):
+        raise CacheDamaged(f"the commit record {path} was changed. {REMEDY}")
+    rows = spec.rows(part.block)
+    identity = (spec.fingerprint, part.view, part.block, [rows.start, rows.stop])
+    if tuple(record.get(key) for key in ("fingerprint", "view", "block", "rows")) != identity:
+        raise CacheDamaged(f"the commit record {path} belongs to another cache or part. {REMEDY}")
+    if not all(isinstance(record.get(k), dict) for k in ("chunks", "statistics", "versions")):
+        raise CacheDamaged(f"the commit record {path} lacks a field. {REMEDY}")
+    return record
