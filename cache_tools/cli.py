@@ -8,6 +8,7 @@ stderr and its exit code; KDCACHE_DEBUG=1 shows the traceback as well.
 import functools
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -38,8 +39,16 @@ INTERRUPTED = 130
 Command = Callable[..., Any]
 
 
-def main() -> None:
+def console() -> None:
     """Entry point of the console script."""
+    try:
+        main()
+    finally:  # only the interpreter's own end is left: no Ctrl-C there is worth a traceback
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def main() -> None:
+    """Run the command that `sys.argv` names."""
     arguments = sys.argv[1:]
     called = next((a for a in arguments if not a.startswith("-")), None)
     try:

@@ -80,9 +80,10 @@ def draw(result: dict[str, Any], title: str, path: Path) -> None:
     for x, (_, arm) in enumerate(arms):
         axes.scatter([x] * len(arm["top1"]), arm["top1"], color=f"C{x}", zorder=2, alpha=0.6)
         axes.errorbar(x, arm["mean"], arm["deviation"], fmt="D", color=f"C{x}", capsize=6, zorder=3)
-        axes.annotate(
-            f"{arm['mean']:.1f} %", (x, arm["mean"]), (12, -4), textcoords="offset points"
-        )
+        outward = (24 * x - 12, -4)
+        side = ("right", "left")[x]
+        text = f"{arm['mean']:.1f} %"
+        axes.annotate(text, (x, arm["mean"]), outward, textcoords="offset points", ha=side)
     axes.set_xticks([0, 1], [name for name, _ in arms])
     axes.set_xlim(-0.5, 1.5)
     axes.set_ylabel("top-1 accuracy on validation, %")
