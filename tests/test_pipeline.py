@@ -42,7 +42,10 @@ def test_the_same_command_makes_the_same_bytes(
     assert files(tmp_path / "b.zarr") == files(made)
 
 
-@pytest.mark.parametrize("after", [0.0, 0.15, 0.4])
+SLOWLY = [pytest.param(after, marks=pytest.mark.slow) for after in (0.0, 0.4)]
+
+
+@pytest.mark.parametrize("after", [0.15, *SLOWLY])
 def test_kill_dash_nine_costs_only_the_part_in_hand(
     made: Path, digits: Path, teacher: Path, tmp_path: Path, after: float
 ) -> None:
