@@ -27,6 +27,7 @@ from cache_tools.errors import KdcacheError, UsageError
 HELP = {
     "demo": "Write the embedded real data set as WebDataset shards and train its teacher.",
     "plan": "Print samples, parts, bytes and forwards of a recipe; write nothing.",
+    "views": "Draw a contact sheet of views; works on a recipe before there is a cache.",
     "cache": "Stage 1: run the teacher once and store what it said.",
     "status": "Print which parts are committed; exit 1 unless all are.",
     "info": "Print what a cache is: teacher, views, targets, sizes.",

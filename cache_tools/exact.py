@@ -61,3 +61,8 @@ def cos_turns(turns: F8) -> F8:
 def sin_turns(turns: F8) -> F8:
     """sin(2π·turns)."""
     return cos_turns(turns - 0.25)
+
+
+def normal(u: F8, v: F8) -> F8:
+    """Standard normal numbers from two uniforms in [0, 1), by Box and Muller."""
+    return np.sqrt(-2.0 * log(1.0 - u)) * cos_turns(v)

@@ -1,28 +1,41 @@
-"""Mixup and normalisation of pixels, the last steps before a network, for both stages.
+"""Mixing and normalisation of pixels, the last steps before a network, for both stages.
 
-`mix` works on 0..255 values with λ in 1/65536: every product is an integer below 2^24, so fp32
-holds it exactly and the mixed picture has the same bits on every device, fused multiply-add or
+Mixing works on 0..255 values with weights in 1/65536: every product is an integer below 2^24, so
+fp32 holds it exactly and the mixed picture has the same bits on every device, fused multiply-add or
 not. Arrays may be numpy or torch: only operators are used.
+
+Shapes: B views, S pixels a side.
 """
 
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 
 from cache_tools.views import LAM_ONE
 
-Array = TypeVar("Array")
 
-
-def mix(pixels: Array, partner: Array, lam: Array) -> Array:
-    """λ·pixels + (1-λ)·partner.
+def mix(pixels_B3SS: Any, partner_B3SS: Any, lam_B: Any, cut_B4: Any, side_S: Any) -> Any:
+    """Mixup, λ·own + (1-λ)·partner, or cutmix, the partner's pixels within the box.
 
     Args:
-        pixels: fp32 values 0..255, [B, ...].
-        partner: The partners' pixels, same shape.
-        lam: fp32 weights of `pixels` in 1/65536, integers 0..65536, broadcastable.
+        pixels_B3SS: fp32 values 0..255.
+        partner_B3SS: The partners' pixels.
+        lam_B: fp32 λ in 1/65536, integers 0..65536.
+        cut_B4: Cutmix box: top, left, height (0 = mixup), width in pixels.
+        side_S: 0, 1, … S - 1 as an array of the same kind.
     """
-    return (pixels * lam + partner * (LAM_ONE - lam)) / LAM_ONE  # type: ignore[operator, no-any-return]
+    weight = weights(lam_B, cut_B4, side_S)[:, None]
+    return (pixels_B3SS * weight + partner_B3SS * (LAM_ONE - weight)) / LAM_ONE
+
+
+def weights(lam_B: Any, cut_B4: Any, side_S: Any) -> Any:
+    """Weight of the view's own pixels in 1/65536, [B, S, S]."""
+    top, left, height, width = (cut_B4[:, i, None] for i in range(4))
+    rows = (side_S >= top) & (side_S < top + height)
+    columns = (side_S >= left) & (side_S < left + width)
+    outside = 1.0 - 1.0 * (rows[:, :, None] & columns[:, None, :])
+    own = lam_B + (LAM_ONE - lam_B) * (cut_B4[:, 2] > 0)
+    return own[:, None, None] * outside
 
 
 def normalisation(

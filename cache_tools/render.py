@@ -1,28 +1,21 @@
-"""Encoded image → uint8 view: decode, crop-resize, flip, affine. One function for both stages.
+"""Decoded image → uint8 view: crop and resize, flip, operations, erasing.
 
-JPEG is decoded by libjpeg-turbo with the accurate DCT (Pillow, OpenCV and torchvision give the same
-bits), everything else by Pillow. The crop is resized by OpenCV's INTER_AREA, whose bits have not
-changed from 4.6 to 5.0; then flip, then affine. Augmentation is in uint8 RGB and nothing depends on
-a model's mean or std.
+One function for both stages. Augmentation is in uint8 RGB and nothing depends on a model's mean or
+std. INTER_AREA's bits have not changed from OpenCV 4.6 to 5.0; Pillow resamples in integers.
 """
 
 import hashlib
-import io
 from importlib.metadata import version
 
 import cv2
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
 from cache_tools import kernels, views
-from cache_tools.errors import DataError
 from cache_tools.spec import ViewSpec
 
 U1 = NDArray[np.uint8]
-MAX_PIXELS = 2**28
-"""An image of more pixels than this is refused before it is decoded."""
 
 cv2.setNumThreads(
     1
@@ -35,45 +28,23 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in packages}
 
 
-def size(data: bytes, key: str) -> tuple[int, int]:
-    """Height and width of an encoded image in pixels, read from its header.
+def crop_resize(
+    picture: U1, box: tuple[int, int, int, int], side: int, filter_: int = views.AREA
+) -> U1:
+    """Cut top, left, height, width out of [H, W, 3] and resize it to [side, side, 3].
 
-    Raises:
-        DataError: Not an image, or one of absurd size; `key` names it.
+    Args:
+        picture: Decoded image.
+        box: What to cut out, in pixels.
+        side: Height and width of the result in pixels.
+        filter_: AREA is OpenCV's; BILINEAR and BICUBIC are Pillow's, as timm crops and resizes.
     """
-    try:
-        if simplejpeg.is_jpeg(data):
-            height, width, *_ = simplejpeg.decode_jpeg_header(data)
-        else:
-            with Image.open(io.BytesIO(data)) as image:
-                width, height = image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise _undecodable(key, error) from None
-    if height * width > MAX_PIXELS:
-        raise DataError(f"sample {key!r} has {width}×{height} pixels; {MAX_PIXELS} is the limit.")
-    return height, width
-
-
-def decode(data: bytes, key: str) -> U1:
-    """Decode an image to [H, W, 3] RGB; DataError names the sample when that fails."""
-    size(data, key)
-    try:
-        if simplejpeg.is_jpeg(data) and simplejpeg.decode_jpeg_header(data)[2] != "CMYK":
-            return np.asarray(
-                simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
-            )
-        with Image.open(io.BytesIO(data)) as image:
-            rgba = image.convert("RGBA") if image.mode in ("P", "PA", "LA") else image
-            return np.array(rgba.convert("RGB"))
-    except (OSError, ValueError, SyntaxError) as error:
-        raise _undecodable(key, error) from None
-
-
-def crop_resize(picture: U1, box: tuple[int, int, int, int], side: int) -> U1:
-    """Cut top, left, height, width out of [H, W, 3] and resize it to [side, side, 3]."""
     top, left, height, width = box
     cut = picture[top : top + height, left : left + width]
-    return np.asarray(cv2.resize(cut, (side, side), interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    if filter_ == views.AREA:
+        return np.asarray(cv2.resize(cut, (side, side), interpolation=cv2.INTER_AREA), np.uint8)
+    resample = Image.Resampling.BILINEAR if filter_ == views.BILINEAR else Image.Resampling.BICUBIC
+    return np.array(Image.fromarray(cut).resize((side, side), resample))
 
 
 def render(picture: U1, spec: ViewSpec, params: views.Views, row: int, out: U1) -> None:
@@ -86,25 +57,22 @@ def render(picture: U1, spec: ViewSpec, params: views.Views, row: int, out: U1) 
         row: Which of them.
         out: [size, size, 3], written.
     """
-    top, left, height, width = (int(v) for v in params.box_B4[row])
-    view = crop_resize(picture, (top, left, height, width), spec.size)
-    if params.flip_B[row]:
-        view = view[:, ::-1]
-    if params.affine_B6 is None:
-        out[:] = view
-    else:
+    top, left, height, width = params.box_B4[row].tolist()
+    view = crop_resize(picture, (top, left, height, width), spec.size, int(params.filter_B[row]))
+    out[:] = view[:, ::-1] if params.flip_B[row] else view
+    codes = params.codes_BL[row]
+    if codes.any():
         fill = np.array(spec.fill, dtype=np.uint8)
-        kernels.affine(np.ascontiguousarray(view), params.affine_B6[row], fill, out)
+        arguments = params.arguments_BL6[row].astype(np.int64)
+        kernels.apply(codes.astype(np.int64), arguments, fill, out, np.empty_like(out))
+    for erased, keys in zip(params.erase_BE8[row], params.noise_BE2[row], strict=True):
+        top, left, height, width, mode = erased[:5].tolist()
+        if height:
+            colour = erased[5:].astype(np.uint8)
+            kernels.erase(out, top, left, height, width, mode, colour, keys[0], keys[1])
 
 
 def fingerprint(view: U1) -> int:
     """64-bit fingerprint of a view's pixels (before mixing): BLAKE2b-8, little endian."""
     digest = hashlib.blake2b(np.ascontiguousarray(view).tobytes(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
-
-
-def _undecodable(key: str, error: Exception) -> DataError:
-    return DataError(
-        f"sample {key!r} cannot be decoded ({error}). Repair or remove this image; "
-        "a cache never contains an image it could not read."
-    )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools import render
+from cache_tools import decode
 from cache_tools.errors import CacheMismatch, DataError
 from cache_tools.shards import NO_LABEL, Images
 from cache_tools.spec import DatasetSpec, KeyKind, sha256
@@ -112,7 +112,7 @@ def scan(
 
     def row(number: int) -> tuple[int, int, int, int]:
         data = images.read(number)
-        height, width = render.size(data, keys[number])
+        height, width = decode.size(data, keys[number])
         return digest(data), height, width, len(data)
 
     rows: list[tuple[int, int, int, int]] = []

@@ -59,6 +59,34 @@ def plan(
     print(f"{'size':16} {facts['bytes'] / 1e9:>13.2f} GB")
 
 
+def views(
+    source: Annotated[str, typer.Argument(metavar="CACHE|RECIPE", help="A cache, or a recipe.")],
+    overrides: Overrides = None,
+    data: Data = "",
+    out: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Where to draw the sheet.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, max=100, help="Rows of the sheet.")] = 6,
+    columns: Annotated[int, typer.Option("--views", min=1, max=50, help="Columns.")] = 5,
+    json_: Json = False,
+) -> None:
+    """Draw a contact sheet of views; works on a recipe before there is a cache."""
+    from cache_tools import sheet
+    from pipeline import preview
+
+    if out is None and not json_:
+        raise UsageError("where to draw? Pass --out sheet.png, or --json for the parameters.")
+    shown = preview.open_source(source, data, overrides or ())
+    numbers = preview.spread(len(shown.source.keys), samples)
+    view_numbers = list(range(min(columns, shown.num_views)))
+    if out is not None:
+        sheet.draw(shown.source, numbers, view_numbers, shown.says).save(out)
+        if not json_:
+            print(f"{out}: {len(view_numbers)} views of {len(numbers)} samples")
+    if json_:
+        emit({"views": [sheet.facts(shown.source, n, v) for n in numbers for v in view_numbers]})
+
+
 def cache(
     recipe: Recipe,
     out: Annotated[Path, typer.Option(metavar="CACHE", help="Where the cache lies.")],

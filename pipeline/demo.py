@@ -24,7 +24,7 @@ from timm.models import save_for_hf
 from torch import nn
 from torch.nn import functional as F
 
-from cache_tools import files, mixing, progress, render, samples, shards, threads, views
+from cache_tools import decode, files, mixing, progress, render, samples, shards, threads, views
 from cache_tools.errors import KdcacheError
 from cache_tools.shards import Images
 from cache_tools.spec import ViewSpec
@@ -136,7 +136,7 @@ def _epoch(images: Images, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Ten
     params = views.draw(AUGMENTATION, ids, sizes, sizes, epoch)
     pixels = np.empty((n, 32, 32, 3), dtype=np.uint8)
     for i in range(n):
-        picture = render.decode(images.read(i), images.names[i])
+        picture = decode.decode(images.read(i), images.names[i])
         render.render(picture, AUGMENTATION, params, i, pixels[i])
     order = np.argsort(np.random.Philox(key=epoch).random_raw(n), kind="stable")
     for begin in range(0, n - n % BATCH_SIZE, BATCH_SIZE):
@@ -152,7 +152,7 @@ def _normalise(pixels: NDArray[np.uint8]) -> torch.Tensor:
 
 @torch.inference_mode()
 def _accuracy(model: nn.Module, images: Images) -> float:
-    pictures = [render.decode(images.read(i), images.names[i]) for i in range(len(images))]
+    pictures = [decode.decode(images.read(i), images.names[i]) for i in range(len(images))]
     predicted = model(_normalise(np.stack(pictures))).argmax(1).numpy()
     accuracy = 100.0 * float((predicted == images.label_N).mean())
     if accuracy < 90.0:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cache_tools import mixing
 from cache_tools.spec import TargetSpec
+from cache_tools.views import Mix
 from pipeline.teacher import Teacher
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -41,25 +42,24 @@ class Forward:
 
     @torch.inference_mode()
     def __call__(
-        self,
-        pixels: NDArray[np.uint8],
-        partner: NDArray[np.uint8] | None,
-        lam: NDArray[np.int32] | None,
+        self, pixels: NDArray[np.uint8], partner: NDArray[np.uint8] | None, mix: Mix | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Ask the teacher about B views.
 
         Args:
             pixels: [B, S, S, 3] RGB.
-            partner: The mixup partners' pixels, or None.
-            lam: [B] weights of `pixels` in 1/65536, or None.
+            partner: The mixing partners' pixels, or None.
+            mix: How the B views are mixed with them, or None.
 
         Returns:
             index_BK (-1 = not kept), probability_BK and tail_BT, on the device.
         """
         x = self._upload(pixels)
-        if partner is not None and lam is not None:
-            weight = torch.from_numpy(lam.astype(np.float32)).to(self.device)
-            x = mixing.mix(x, self._upload(partner), weight[:, None, None, None])
+        if partner is not None and mix is not None:
+            lam = torch.from_numpy(mix.lam_B.astype(np.float32)).to(self.device)
+            cut = torch.from_numpy(mix.cut_B4).to(self.device)
+            side = torch.arange(pixels.shape[1], device=self.device)
+            x = mixing.mix(x, self._upload(partner), lam, cut, side)
         x = x * self._scale + self._offset
         if self.device.type == "cuda":
             x = x.contiguous(memory_format=torch.channels_last)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache_tools import codec, render, samples, views
+from cache_tools import codec, decode, render, samples, verify, views
 from cache_tools.codec import Stored
 from cache_tools.commits import Part
 from cache_tools.errors import NonFinite
@@ -49,6 +49,7 @@ class Worker:
         self._images = images
         self._forward = forward
         self._batch_size = batch_size
+        self._seen = store.spec.views.for_teacher()
         self._renderers = ThreadPoolExecutor(threads, thread_name_prefix="render")
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="window")
 
@@ -70,7 +71,7 @@ class Worker:
             for view, pixels_W in zip(view_numbers, pixels, strict=True):
                 self._ask(rows, view, pixels_W, growing[view])
                 for row in probes.intersection(rows):
-                    growing[view].probes[row] = render.fingerprint(pixels_W[row - rows.start])
+                    growing[view].probes[row] = self._probe(row, view, pixels_W[row - rows.start])
                 done(len(rows))
         for view, part in growing.items():
             self._commit(Part(view, block), part)
@@ -92,7 +93,7 @@ class Worker:
             yield window, pixels
 
     def _render(self, rows: range, view_numbers: list[int]) -> U1:
-        spec, table = self.store.spec.views, self.store.table
+        spec, table = self._seen, self.store.table
         part = slice(rows.start, rows.stop)
         sizes = table.height_N[part], table.width_N[part]
         params = [views.draw(spec, table.id_N[part], *sizes, view) for view in view_numbers]
@@ -102,7 +103,7 @@ class Worker:
             number = rows[position]
             data = self._images.read(number)
             samples.check_digest(table, number, data)
-            picture = render.decode(data, table.keys[number])
+            picture = decode.decode(data, table.keys[number])
             for group, view in enumerate(params):
                 render.render(picture, spec, view, position, out[group, position])
 
@@ -110,24 +111,30 @@ class Worker:
             pass
         return out
 
+    def _probe(self, row: int, view: int, pixels: U1) -> int:
+        """Fingerprint of a view as students see it, whatever size the teacher saw it at."""
+        if self._seen is self.store.spec.views:
+            return render.fingerprint(pixels)
+        return verify.probe(self.store, self._images, row, view)
+
     def _ask(self, rows: range, view: int, pixels: U1, part: _Growing) -> None:
         """The teacher on one window of one view, batch by batch."""
         spec = self.store.spec
-        partner = lam = None
-        if spec.views.mixup:
+        mix = None
+        if spec.views.mixes:
             ids = self.store.table.id_N[rows.start : rows.stop]
-            partner, lam = views.mix(spec.views, ids, view)
+            mix = views.mix(self._seen, ids, view)
         for begin in range(0, len(rows), self._batch_size):
             batch = slice(begin, min(begin + self._batch_size, len(rows)))
-            other = None if partner is None else pixels[partner[batch]]
-            weight = None if lam is None else lam[batch]
-            index, p, tail = (t.cpu().numpy() for t in self._forward(pixels[batch], other, weight))
+            part_of = mix and views.Mix(mix.partner_B[batch], mix.lam_B[batch], mix.cut_B4[batch])
+            other = None if part_of is None else pixels[part_of.partner_B]
+            index, p, tail = (t.cpu().numpy() for t in self._forward(pixels[batch], other, part_of))
             self._refuse_nan(rows[batch], view, tail)
             part.stored.append(codec.encode(index, p, tail, spec.teacher.num_classes))
             part.kept.append(float((index >= 0).sum()))
             part.top.append(float(p[:, 0].sum()))
             label = self.store.table.label_N[rows[batch].start : rows[batch].stop]
-            if lam is None and NO_LABEL not in label:
+            if mix is None and NO_LABEL not in label:
                 part.correct.append(float((index[:, 0] == label).sum()))
 
     def _refuse_nan(self, rows: range, view: int, tail: NDArray[np.float32]) -> None:

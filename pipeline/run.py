@@ -56,11 +56,12 @@ def run(
     """
     where = choose_device(device)
     if where.type == "cpu":
-        count, why = threads.for_torch(recipe.views.size)
+        count, why = threads.for_torch(recipe.views.for_teacher().size)
         torch.set_num_threads(count)
         log.info("%s", why)
     images = shards.open_images(data, recipe.dataset.split)
-    teacher = teachers.load(teacher_name, recipe.views.size, recipe.precision, random_weights)
+    seen = recipe.views.for_teacher().size
+    teacher = teachers.load(teacher_name, seen, recipe.precision, random_weights)
     store, images = _open_or_create(recipe, images, teacher, out)
     store.note_source(str(Path(data).resolve()))
     _make_missing(store, images, Forward(teacher, store.spec.targets, where), recipe, share)

@@ -131,8 +131,8 @@ class Broken(Forward):
 
     seen = 0
 
-    def __call__(self, pixels, partner, lam):  # type: ignore[no-untyped-def]
-        index, p, tail = super().__call__(pixels, partner, lam)
+    def __call__(self, pixels, partner, mix):  # type: ignore[no-untyped-def]
+        index, p, tail = super().__call__(pixels, partner, mix)
         if self.seen <= 37 < self.seen + len(pixels):
             tail = tail.clone()
             tail[37 - self.seen] = float("nan")

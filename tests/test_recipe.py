@@ -80,7 +80,7 @@ def test_the_fingerprint_is_that_of_the_format() -> None:
     assert SPEC.fingerprint == FINGERPRINT
 
 
-FINGERPRINT = "sha256:e20bd95192d03a51a9f549a53280443b59eb1a664e6c42792e008aec8dbdeb84"
+FINGERPRINT = "sha256:7a6f420e23047da5f5382cb6ba59ce39bb65b69f654026ee707892d47941c213"
 
 
 @pytest.mark.parametrize(

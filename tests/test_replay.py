@@ -1,93 +1,19 @@
 """The student's pixels are the teacher's, whatever the batch size and the number of threads."""
 
-import hashlib
-import shutil
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from cache_tools import codec, mixing, shards
+from cache_tools import codec
 from cache_tools.commits import Part
 from cache_tools.errors import CacheDamaged, CacheIncomplete, CacheMismatch, UsageError
 from cache_tools.shards import Images
 from cache_tools.store import Store
-from pipeline import teacher as teachers
-from pipeline.forward import Forward
-from pipeline.part import Worker
 from train import replay
 from train.replay import Replay
 from train.schedule import Schedule
-
-Seen = dict[str, tuple[float, ...]]
-
-
-class Recorder(Forward):
-    """A teacher that writes down what it was shown, after mixing, and what was kept of it."""
-
-    def __init__(self, *arguments: object) -> None:
-        super().__init__(*arguments)  # type: ignore[arg-type]
-        self.seen: list[str] = []
-
-    def __call__(self, pixels, partner, lam):  # type: ignore[no-untyped-def]
-        self.seen += hashes(pixels, partner, lam.astype(np.float32))
-        return super().__call__(pixels, partner, lam)
-
-
-def hashes(pixels: np.ndarray, partner: np.ndarray | None, lam: np.ndarray) -> list[str]:
-    mixed = pixels.astype(np.float32)
-    if partner is not None:
-        mixed = mixing.mix(mixed, partner.astype(np.float32), lam[:, None, None, None])
-    return [hashlib.sha256(np.ascontiguousarray(m).tobytes()).hexdigest() for m in mixed]
-
-
-@pytest.fixture(scope="module")
-def seen_by_teacher(
-    made: Path, digits: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[tuple[int, int], str]:
-    """(view, row) → hash of the mixed picture the teacher was shown in stage 1."""
-    copy = tmp_path_factory.mktemp("recorded") / "cache.zarr"
-    shutil.copytree(made, copy)
-    store = Store.open(copy)
-    from cache_tools import samples
-
-    images = samples.match(
-        store.table, store.spec.dataset, shards.open_images(str(digits), "train")
-    )
-    forward = Recorder(
-        teachers.load(str(teacher), 32, "fp32"), store.spec.targets, torch.device("cpu")
-    )
-    worker = Worker(store, images, forward, 32, 2)
-    result = {}
-    for view in range(4):
-        forward.seen.clear()
-        worker.make(0, [view], lambda _: None)
-        result |= {(view, row): seen for row, seen in enumerate(forward.seen)}
-    worker.close()
-    return result
-
-
-@pytest.mark.parametrize(("batch_size", "threads"), [(7, 1), (7, 3), (64, 1), (64, 4)])
-def test_the_student_sees_what_the_teacher_saw(
-    made: Path,
-    images: Images,
-    seen_by_teacher: dict[tuple[int, int], str],
-    batch_size: int,
-    threads: int,
-) -> None:
-    store = Store.open(made)
-    schedule = Schedule(store, 2, batch_size, seed=5)
-    for epoch in (0, 1):
-        plan = schedule.plan(epoch)
-        shown = []
-        for batch in Replay(store, images, schedule, threads).epoch(epoch):
-            shown += hashes(batch.pixels, batch.partner, batch.lam_B)
-        assert len(shown) == schedule.steps * batch_size
-        for place, seen in enumerate(shown):
-            view = plan.views[plan.slot_M[place]]
-            assert seen == seen_by_teacher[view, int(plan.row_M[place])]
 
 
 def test_targets_belong_to_their_views(made: Path, images: Images) -> None:

@@ -123,7 +123,7 @@ def test_a_changed_manifest_is_refused(cache: Path) -> None:
     (cache / "zarr.json").write_text(text.replace('"hflip"', '"vflip"'))
     with pytest.raises(CacheDamaged, match="unknown key 'vflip'"):
         Store.open(cache)
-    (cache / "zarr.json").write_text(text.replace('"0.1"', '"7.0"'))
+    (cache / "zarr.json").write_text(text.replace('"0.2"', '"7.0"'))
     with pytest.raises(CacheMismatch, match=r"format version 7\.0"):
         Store.open(cache)
     (cache / "zarr.json").write_text(text[:90])

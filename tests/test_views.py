@@ -1,9 +1,16 @@
+import hashlib
+import subprocess
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
 import numpy as np
 import pytest
+import vectors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache_tools import samples, views
+from cache_tools import render, samples, views
 from cache_tools.spec import ViewSpec
 
 KEYS = [f"n{i:08d}_{i * 7}" for i in range(2000)]
@@ -52,7 +59,7 @@ def test_a_view_does_not_depend_on_who_is_drawn_with_it() -> None:
     alone = views.draw(spec, IDS[99:100], *sizes(300, 400, 1), 5)
     assert (together.box_B4[99] == alone.box_B4[0]).all()
     assert together.flip_B[99] == alone.flip_B[0]
-    assert (together.affine_B6[99] == alone.affine_B6[0]).all()
+    assert (together.arguments_BL6[99] == alone.arguments_BL6[0]).all()
 
 
 def test_adding_an_operation_shifts_no_other() -> None:
@@ -60,12 +67,14 @@ def test_adding_an_operation_shifts_no_other() -> None:
     rotated = views.draw(ViewSpec(size=32, degrees=9), IDS, *sizes(300, 400, len(IDS)), 5)
     assert (plain.box_B4 == rotated.box_B4).all()
     assert (plain.flip_B == rotated.flip_B).all()
-    assert plain.affine_B6 is None
+    assert plain.codes_BL.shape[1] == 0
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 1024])
 def test_partners_are_mutual_and_share_lambda(count: int) -> None:
-    partner, lam = views.mix(ViewSpec(size=32, mixup=0.3), IDS[:count], 4)
+    mixed = views.mix(ViewSpec(size=32, mixup=0.3, cutmix=1.0), IDS[:count], 4)
+    partner, lam, cut = mixed.partner_B, mixed.lam_B, mixed.cut_B4
+    assert (cut == cut[partner]).all()
     assert (partner[partner] == np.arange(count)).all()
     assert (lam == lam[partner]).all()
     assert (partner == np.arange(count)).sum() == count % 2
@@ -77,8 +86,8 @@ def test_lambda_is_beta_distributed(alpha: float) -> None:
     spec = ViewSpec(size=32, mixup=alpha)
     lams = []
     for view in range(20):
-        partner, lam = views.mix(spec, IDS, view)
-        lams.append(lam[partner > np.arange(len(IDS))] / views.LAM_ONE)
+        mixed = views.mix(spec, IDS, view)
+        lams.append(mixed.lam_B[mixed.partner_B > np.arange(len(IDS))] / views.LAM_ONE)
     ours = np.sort(np.concatenate(lams))
     theirs = np.sort(np.random.default_rng(0).beta(alpha, alpha, 200_000))
     grid = np.linspace(0.01, 0.99, 99)
@@ -87,31 +96,76 @@ def test_lambda_is_beta_distributed(alpha: float) -> None:
 
 
 def test_golden_views_of_the_format() -> None:
-    """The table of FORMAT.md, section 3.5."""
-    spec = ViewSpec(size=224, degrees=15.0, translate=0.1, mixup=0.2, seed=42)
-    ids = np.sort(np.array([samples.sample_id(f"n01440764_{i}") for i in range(4)], np.uint64))
-    drawn = views.draw(spec, ids, *sizes(375, 500, 4), 3)
-    partner, lam = views.mix(spec, ids, 3)
-    assert [f"{int(i):016x}" for i in ids] == GOLDEN["id"]
-    assert drawn.box_B4.tolist() == GOLDEN["box"]
-    assert drawn.flip_B.tolist() == GOLDEN["flip"]
-    assert drawn.affine_B6.tolist() == GOLDEN["affine"]
-    assert (partner.tolist(), lam.tolist()) == (GOLDEN["partner"], GOLDEN["lam"])
+    """The table of FORMAT.md, section 3.5, with the ids of its keys."""
+    assert len(vectors.in_format()) == 4
+    assert vectors.table() == vectors.in_format()
+    for row in vectors.in_format():
+        assert int(row.split()[2], 16) == samples.sample_id(row.split()[1])
 
 
-GOLDEN: dict[str, list] = {
-    "id": ["972265a835d0cbcf", "ca73446a6aca4d45", "d0659b9b5cad9577", "e554f1b367bababa"],
-    "box": [[40, 128, 311, 304], [220, 337, 138, 136], [6, 122, 282, 255], [118, 127, 256, 198]],
-    "flip": [True, True, False, True],
-    "affine": [
-        [65261, 5993, -973350, -5993, 65261, -252636],
-        [65379, 4530, 344917, -4530, 65379, 440269],
-        [63644, 15632, -437788, -15632, 63644, 683254],
-        [64139, 13461, -2406136, -13461, 64139, 283675],
-    ],
-    "partner": [3, 2, 1, 0],
-    "lam": [32050, 4, 4, 32050],
-}
+@pytest.mark.slow
+def test_another_numpy_in_another_process_gives_the_same_views(tmp_path: Path) -> None:
+    """numpy 1.26 and nothing else: the parameters need no other package."""
+    root = Path(__file__).parent.parent
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv/bin/python"
+    subprocess.run([python, "-m", "pip", "install", "-q", "numpy==1.26.4"], check=True)
+    command = [python, root / "tests/vectors.py"]
+    result = subprocess.run(command, env={"PYTHONPATH": str(root)}, capture_output=True, text=True)
+    assert "numpy 1.26.4" in result.stdout
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+VARIED = {
+    "size": 64, "scale": (0.3, 0.9), "ratio": (0.9, 1.1), "interpolation": "bicubic",
+    "hflip": 0.9, "degrees": 10.0, "translate": 0.1, "auto_augment": "rand-m9",
+    "op_interpolation": "bicubic", "three_augment": True, "color_jitter": (0.2, 0.0, 0.0, 0.0),
+    "re_prob": 0.9, "re_mode": "rand", "re_count": 2, "fill": (0, 0, 0), "mixup": 0.5,
+    "cutmix": 0.5, "mixup_prob": 0.5, "mixup_switch_prob": 0.9, "seed": 1, "center_crop": 0.8,
+    "teacher_size": 48,
+}  # fmt: skip
+BASE = ViewSpec(size=32, auto_augment="rand-m5-n1", re_prob=0.3, mixup=0.2, cutmix=1.0, degrees=3.0)
+PLAIN = ViewSpec(size=32, hflip=0.0)
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(ViewSpec)])
+def test_every_field_changes_the_views(name: str) -> None:
+    base = PLAIN if name == "center_crop" else BASE
+    changed = replace(base, **{name: VARIED[name]})
+    assert seen(changed) != seen(base)
+
+
+def test_seed_key_and_view_number_change_the_views() -> None:
+    assert seen(BASE) == seen(BASE)
+    assert seen(BASE) != seen(BASE, view=1)
+    assert seen(BASE) != seen(BASE, first=1)
+
+
+def seen(spec: ViewSpec, view: int = 0, first: int = 0) -> str:
+    """Hash of the pixels and the mixing of 64 views, at the size of the student and the teacher."""
+    noise = np.random.default_rng(0).integers(0, 256, (64, 80, 3), np.uint8)
+    digest = hashlib.sha256()
+    for size in (spec, spec.for_teacher()):
+        params = views.draw(size, IDS[first : first + 64], *sizes(64, 80, 64), view)
+        out = np.empty((size.size, size.size, 3), np.uint8)
+        for row in range(64):
+            render.render(noise, size, params, row, out)
+            digest.update(out.tobytes())
+        mixed = views.mix(size, IDS[first : first + 64], view)
+        digest.update(mixed.lam_B.tobytes() + mixed.cut_B4.tobytes())
+    return digest.hexdigest()
+
+
+def test_the_teacher_sees_the_same_view_at_its_own_size() -> None:
+    spec = replace(BASE, size=64, teacher_size=192, re_prob=0.0)
+    small, large = (
+        views.draw(s, IDS[:200], *sizes(300, 400, 200), 0) for s in (spec, spec.for_teacher())
+    )
+    assert (small.box_B4 == large.box_B4).all()
+    assert (small.flip_B == large.flip_B).all()
+    assert (small.codes_BL == large.codes_BL).all()
+    cuts = [views.mix(s, IDS[:200], 0).cut_B4 for s in (spec, spec.for_teacher())]
+    assert np.abs(cuts[0] * 3 - cuts[1]).max() <= 6
 
 
 @pytest.mark.parametrize(

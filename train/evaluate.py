@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from cache_tools import progress, render, threads, views
+from cache_tools import decode, progress, render, threads, views
 from cache_tools.shards import Images
 from train.input import Input
 
@@ -59,7 +59,7 @@ def _batches(images: Images, size: int, crop: float) -> Iterator[tuple[int, NDAr
     """First number and pixels [B, S, S, 3] of each batch, one batch ahead of the network."""
 
     def one(number: int) -> NDArray[np.uint8]:
-        picture = render.decode(images.read(number), images.names[number])
+        picture = decode.decode(images.read(number), images.names[number])
         box = views.center(picture.shape[0], picture.shape[1], crop)
         return render.crop_resize(picture, box, size)
 

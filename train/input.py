@@ -47,7 +47,9 @@ class Input:
         """A batch's mixed and normalised pictures, and what to learn from them."""
         pixels, lam = self.upload(batch.pixels), self._to_device(batch.lam_B)
         if batch.partner is not None:
-            pixels = mixing.mix(pixels, self.upload(batch.partner), lam[:, None, None, None])
+            cut = self._to_device(batch.cut_B4)
+            side = torch.arange(pixels.shape[-1], device=self.device)
+            pixels = mixing.mix(pixels, self.upload(batch.partner), lam, cut, side)
         targets = batch.targets
         soft = SoftTargets(
             self._to_device(targets.index_BK),

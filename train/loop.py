@@ -60,7 +60,9 @@ def train(recipe: TrainRecipe, inputs: Inputs, out: Path, device: torch.device) 
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
     config: dict[str, Any] = cast(Any, student).pretrained_cfg
     feed = Input(device, recipe.precision, tuple(config["mean"]), tuple(config["std"]))
-    schedule = Schedule(store, recipe.views_per_epoch, recipe.batch_size, recipe.seed)
+    schedule = Schedule(
+        store, recipe.views_per_epoch, recipe.batch_size, recipe.seed, recipe.repeats
+    )
     scheduler = create_scheduler(recipe, optimizer, schedule.steps)
     replay = Replay(store, inputs.images, schedule, recipe.threads)
     place = checkpoint.load(out, task, optimizer, scaler) or checkpoint.Progress()

@@ -24,6 +24,8 @@ class TrainRecipe:
     """Views per step; the last incomplete batch of an epoch is dropped."""
     views_per_epoch: int = 1
     """Views of each sample per epoch, m: epoch e sees views e·m … e·m + m - 1, modulo V."""
+    repeats: int = 1
+    """Repeated augmentation: an epoch shows 1/repeats of the samples, each in this many views."""
     temperature: float = 1.0
     """T of the soft targets; the loss carries T² (Hinton et al., 2015)."""
     distill_loss_weight: float = 1.0
@@ -62,9 +64,11 @@ class TrainRecipe:
     """Seed of the student's start and of the order of samples."""
 
     def __post_init__(self) -> None:
-        positive = (self.epochs, self.batch_size, self.views_per_epoch)
+        positive = (self.epochs, self.batch_size, self.views_per_epoch, self.repeats)
         if min(positive) < 1:
-            raise ValueError("epochs, batch_size and views_per_epoch must be positive.")
+            raise ValueError("epochs, batch_size, views_per_epoch, repeats must be positive.")
+        if self.repeats > 1 and self.views_per_epoch > 1:
+            raise ValueError("repeats and views_per_epoch cannot both be above 1.")
         if self.temperature <= 0 or self.lr <= 0:
             raise ValueError("temperature and lr must be positive.")
         if not 0 < self.eval_crop <= 1:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools import codec, progress, render, samples, threads, verify, views
+from cache_tools import codec, decode, progress, render, samples, threads, verify, views
 from cache_tools.codec import Stored, Targets
 from cache_tools.commits import Part
 from cache_tools.shards import Images
@@ -39,7 +39,9 @@ class Batch:
     partner: U1 | None
     """Pixels of the mixup partners, or None when the cache has no mixup."""
     lam_B: NDArray[np.float32]
-    """Weight of `pixels` in 1/65536."""
+    """Share of the view's own sample in 1/65536."""
+    cut_B4: NDArray[np.int32]
+    """Cutmix boxes; height 0 where there is none."""
     targets: Targets
     """What the teacher said of the mixed views."""
     label_B: NDArray[np.int64]
@@ -104,6 +106,7 @@ class Replay:
             pixels,
             partner_pixels,
             plan.lam_M[part].astype(np.float32),
+            plan.cut_M4[part],
             codec.decode(gather([view.stored for view in loaded], slot, row)),
             label[row].astype(np.int64),
             label[partner].astype(np.int64),
@@ -118,7 +121,7 @@ class Replay:
         renderers: ThreadPoolExecutor,
     ) -> tuple[U1, U1 | None]:
         """Pixels of a batch and of its partners; every view is rendered once."""
-        mixed = bool(self._store.spec.views.mixup)
+        mixed = self._store.spec.views.mixes
         wanted = np.stack([slot, row], axis=1)
         if mixed:
             wanted = np.concatenate([wanted, np.stack([slot, partner], axis=1)])
@@ -135,7 +138,7 @@ class Replay:
         table = self._store.table
         data = self._images.read(row)
         samples.check_digest(table, row, data)
-        picture = render.decode(data, table.keys[row])
+        picture = decode.decode(data, table.keys[row])
         render.render(picture, self._store.spec.views, params, row, out)
 
     def _fetch(self, pool: ThreadPoolExecutor, numbers: tuple[int, ...]) -> list[Future[_View]]:
@@ -151,11 +154,15 @@ class Replay:
     def _load(self, number: int) -> _View:
         store = self._store
         table, spec = store.table, store.spec
-        parts = [store.read(Part(number, block))[0] for block in range(spec.num_blocks)]
+        parts, params = [], []
+        for block in range(spec.num_blocks):
+            parts.append(store.read(Part(number, block))[0])
+            rows = slice(spec.rows(block).start, spec.rows(block).stop)
+            columns = table.id_N[rows], table.height_N[rows], table.width_N[rows]
+            params.append(views.draw(spec.views, *columns, number))
         fields = ("index_delta_BK", "code_BK", "tail_BT")
         stored = Stored(*(np.concatenate([getattr(p, f) for p in parts]) for f in fields))
-        sizes = table.height_N, table.width_N
-        return _View(stored, views.draw(spec.views, table.id_N, *sizes, number))
+        return _View(stored, views.concatenate(params))
 
 
 def gather(stored: list[Stored], slot_B: NDArray[np.int64], row_B: NDArray[np.int64]) -> Stored:

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from cache_tools import rng, views
 from cache_tools.errors import UsageError
 from cache_tools.store import Store
-from cache_tools.views import LAM_ONE
 
 I4 = NDArray[np.int32]
 I8 = NDArray[np.int64]
@@ -34,65 +33,96 @@ class Plan:
     partner_M: I8
     """Row of the mixup partner (of the same view); the row itself when there is none."""
     lam_M: I4
-    """Weight of the row's own pixels in 1/65536."""
+    """Share of the row itself in 1/65536."""
+    cut_M4: I4
+    """Cutmix box; height 0 when the view is not cut."""
 
 
 class Schedule:
     """The order of views of one run."""
 
-    def __init__(self, store: Store, views_per_epoch: int, batch_size: int, seed: int) -> None:
-        """A schedule over `store`; UsageError when an epoch has not even one batch."""
+    def __init__(
+        self, store: Store, views_per_epoch: int, batch_size: int, seed: int, repeats: int = 1
+    ) -> None:
+        """A schedule over `store`.
+
+        Args:
+            store: The cache.
+            views_per_epoch: Views of every sample per epoch, m.
+            batch_size: Views per step.
+            seed: Seed of the order.
+            repeats: Repeated augmentation (Hoffer et al., CVPR 2020): with r > 1 an epoch shows
+                one r-th of the samples in r views each, and r epochs show all of them.
+
+        Raises:
+            UsageError: An epoch has not even one batch, or the cache too few views.
+        """
         self._store = store
-        self._m = views_per_epoch
+        self._m = views_per_epoch * repeats
+        self._repeats = repeats
         self._seed = seed
         self.batch_size = batch_size
-        n = len(store.table)
-        self.steps = n * views_per_epoch // batch_size
-        if views_per_epoch > store.num_views:
+        self.num_views = len(self._shown(0)) * self._m
+        self.steps = self.num_views // batch_size
+        if self._m > store.num_views:
             raise UsageError(
-                f"views_per_epoch is {views_per_epoch}, the cache has {store.num_views} views."
+                f"an epoch wants {self._m} views of a sample, the cache has {store.num_views} "
+                "views."
             )
         if self.steps == 0:
             raise UsageError(
-                f"an epoch has {n * views_per_epoch} views, fewer than batch_size={batch_size}. "
-                f"Pass batch_size={n * views_per_epoch} or less."
+                f"an epoch has {self.num_views} views, fewer than batch_size={batch_size}. "
+                f"Pass batch_size={self.num_views} or less."
             )
 
     def view_numbers(self, epoch: int) -> tuple[int, ...]:
-        """The views that `epoch` shows of every sample."""
+        """The views that `epoch` shows."""
         return tuple((epoch * self._m + j) % self._store.num_views for j in range(self._m))
 
     def plan(self, epoch: int) -> Plan:
         """The whole order of one epoch."""
-        numbers, ids = self.view_numbers(epoch), self._store.table.id_N
+        numbers, ids, shown = self.view_numbers(epoch), self._store.table.id_N, self._shown(epoch)
         n = len(ids)
-        keys, partners, lams = [], [], []
+        keys, partners, lams, cuts = [], [], [], []
         for j, view in enumerate(numbers):
-            partner, lam = self._pairs(view)
+            partner, lam, cut = self._pairs(view)
             leader = np.minimum(np.arange(n), partner)
             counter = epoch * self._m + j
-            keys.append(rng.bits(self._seed, ids, counter, rng.STREAM_ORDER, 1)[leader, 0])
-            partners.append(partner)
-            lams.append(lam)
+            drawn = rng.bits(self._seed, ids, counter, rng.STREAM_ORDER, 1)[leader, 0]
+            keys.append(drawn[shown])
+            partners.append(partner[shown])
+            lams.append(lam[shown])
+            cuts.append(cut[shown])
         order = np.argsort(np.concatenate(keys), kind="stable")
-        rows = np.tile(np.arange(n), len(numbers))
-        slots = np.repeat(np.arange(len(numbers)), n)
+        rows = np.tile(shown, len(numbers))
+        slots = np.repeat(np.arange(len(numbers)), len(shown))
         return Plan(
             numbers,
             rows[order],
             slots[order],
             np.concatenate(partners)[order],
             np.concatenate(lams)[order],
+            np.concatenate(cuts)[order],
         )
 
-    def _pairs(self, view: int) -> tuple[I8, I4]:
-        """Mixup partner (row of the table) and λ of every sample in one view."""
+    def _shown(self, epoch: int) -> I8:
+        """Rows of the table that an epoch shows, ascending."""
+        ids = self._store.table.id_N
+        if self._repeats == 1:
+            return np.arange(len(ids))
+        turn, position = divmod(epoch, self._repeats)
+        keys = rng.bits(self._seed, ids, turn, rng.STREAM_REPEAT, 1)[:, 0]
+        count = len(ids) // self._repeats
+        order = np.argsort(keys, kind="stable")[position * count : (position + 1) * count]
+        return np.sort(order)
+
+    def _pairs(self, view: int) -> tuple[I8, I4, I4]:
+        """Mixing partner (row of the table), λ and cutmix box of every sample in one view."""
         spec, ids = self._store.spec, self._store.table.id_N
-        partner = np.arange(len(ids))
-        lam = np.full(len(ids), LAM_ONE, dtype=np.int32)
-        if spec.views.mixup:
-            for begin in range(0, len(ids), spec.window):
-                window = slice(begin, begin + spec.window)
-                within, lam[window] = views.mix(spec.views, ids[window], view)
-                partner[window] = begin + within
-        return partner, lam
+        begins = range(0, len(ids), spec.window)
+        windows = [views.mix(spec.views, ids[b : b + spec.window], view) for b in begins]
+        return (
+            np.concatenate([b + w.partner_B for b, w in zip(begins, windows, strict=True)]),
+            np.concatenate([w.lam_B for w in windows]),
+            np.concatenate([w.cut_B4 for w in windows]),
+        )

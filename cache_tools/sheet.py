@@ -1,0 +1,189 @@
+"""A contact sheet: what the teacher saw, and what it said of it, at first sight.
+
+One row per sample: the original with its crop boxes, then its views as the teacher was shown them,
+mixed, with the partner in the corner and the top classes as bars beneath. Without a cache the bars
+are missing: look at an augmentation before paying for it.
+
+Shapes: N samples, S pixels a side.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from cache_tools import decode, mixing, ops, render, views
+from cache_tools.shards import Images
+from cache_tools.spec import ViewSpec
+
+U1 = NDArray[np.uint8]
+CELL, GAP, BAR, CLASSES = 168, 10, 15, 3
+_INK, _PALE = (32, 32, 32), (120, 120, 120)
+Says = Callable[[int, int], list[tuple[str, float]]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Samples and the way their views are made."""
+
+    spec: ViewSpec
+    window: int
+    """Rows within which partners are drawn."""
+    keys: tuple[str, ...]
+    id_N: NDArray[np.uint64]
+    images: Images
+    """In the order of the keys."""
+
+    def picture(self, number: int) -> U1:
+        """The decoded original of a sample."""
+        return decode.decode(self.images.read(number), self.keys[number])
+
+    def parameters(self, number: int, view: int) -> views.Views:
+        """Parameters of one view."""
+        height, width = decode.size(self.images.read(number), self.keys[number])
+        sides = np.array([[height], [width]], dtype=np.int32)
+        return views.draw(self.spec, self.id_N[number : number + 1], sides[0], sides[1], view)
+
+    def view(self, number: int, view: int) -> U1:
+        """Pixels of one view before mixing, [S, S, 3]."""
+        out = np.empty((self.spec.size, self.spec.size, 3), dtype=np.uint8)
+        params = self.parameters(number, view)
+        render.render(self.picture(number), self.spec, params, 0, out)
+        return out
+
+    def mix(self, number: int, view: int) -> tuple[int, int, NDArray[np.int32]]:
+        """Partner (the sample itself when alone), λ in 1/65536 and cutmix box of one view."""
+        begin = number // self.window * self.window
+        drawn = views.mix(self.spec, self.id_N[begin : begin + self.window], view)
+        at = number - begin
+        return begin + int(drawn.partner_B[at]), int(drawn.lam_B[at]), drawn.cut_B4[at]
+
+
+def facts(source: Source, number: int, view: int) -> dict[str, Any]:
+    """Parameters of one view for `--json`."""
+    drawn = source.parameters(number, view)
+    partner, lam, cut = source.mix(number, view)
+    operations = [
+        {"operation": ops.NAMES[code], "arguments": arguments}
+        for code, arguments in zip(
+            drawn.codes_BL[0].tolist(), drawn.arguments_BL6[0].tolist(), strict=True
+        )
+        if code
+    ]
+    mixing_ = {"partner": source.keys[partner], "lam": lam / views.LAM_ONE, "box": cut.tolist()}
+    return {
+        "key": source.keys[number],
+        "view": view,
+        "box": drawn.box_B4[0].tolist(),
+        "flip": bool(drawn.flip_B[0]),
+        "operations": operations,
+        "erased": [box[:4] for box in drawn.erase_BE8[0].tolist() if box[2]],
+        "mixing": mixing_ if partner != number else None,
+    }
+
+
+def draw(
+    source: Source, numbers: list[int], view_numbers: list[int], says: Says | None
+) -> Image.Image:
+    """Draw the sheet.
+
+    Args:
+        source: Samples and views.
+        numbers: Rows of the sample table, one per row of the sheet.
+        view_numbers: Views, one per column.
+        says: (row, view) → top classes with probabilities; None leaves the bars out.
+    """
+    tall = CELL + 22 + (CLASSES * BAR if says else 0) + GAP
+    wide = (CELL + GAP) * (1 + len(view_numbers)) + GAP
+    sheet = Image.new("RGB", (wide, tall * len(numbers) + GAP), "white")
+    pen = ImageDraw.Draw(sheet)
+    for row, number in enumerate(numbers):
+        top = GAP + row * tall
+        _original(sheet, pen, source, number, view_numbers, (GAP, top))
+        for column, view in enumerate(view_numbers, start=1):
+            left = GAP + column * (CELL + GAP)
+            _view(sheet, pen, source, number, view, (left, top))
+            if says is not None:
+                _bars(pen, says(number, view), (left, top + CELL + 20))
+    return sheet
+
+
+def _original(
+    sheet: Image.Image,
+    pen: ImageDraw.ImageDraw,
+    source: Source,
+    number: int,
+    view_numbers: list[int],
+    at: tuple[int, int],
+) -> None:
+    picture = source.picture(number)
+    height, width = picture.shape[:2]
+    scale = CELL / max(height, width)
+    small = Image.fromarray(picture).resize(
+        (max(1, int(width * scale)), max(1, int(height * scale)))
+    )
+    sheet.paste(small, at)
+    for view in view_numbers:
+        top, left, tall, wide = source.parameters(number, view).box_B4[0].tolist()
+        corners = (left, top, left + wide, top + tall)
+        offset = (at[0], at[1]) * 2
+        pen.rectangle(
+            [o + c * scale for o, c in zip(offset, corners, strict=True)], outline="white"
+        )
+    _text(pen, (at[0], at[1] + CELL + 3), source.keys[number], _INK)
+
+
+def _view(
+    sheet: Image.Image,
+    pen: ImageDraw.ImageDraw,
+    source: Source,
+    number: int,
+    view: int,
+    at: tuple[int, int],
+) -> None:
+    own = source.view(number, view)
+    partner, lam, cut = source.mix(number, view)
+    label = f"view {view}"
+    if partner != number and lam < views.LAM_ONE:
+        other = source.view(partner, view)
+        shown = _mixed(own, other, lam, cut)
+        kind = "cutmix" if cut[2] else "mixup"
+        label += f"   {kind} {lam / views.LAM_ONE:.2f}"
+    else:
+        other, shown = None, own
+    sheet.paste(Image.fromarray(shown).resize((CELL, CELL)), at)
+    if other is not None:
+        inset = Image.fromarray(other).resize((CELL // 4, CELL // 4))
+        corner = (at[0] + CELL - CELL // 4 - 3, at[1] + CELL - CELL // 4 - 3)
+        sheet.paste(inset, corner)
+        pen.rectangle(
+            (corner[0] - 1, corner[1] - 1, *(c + CELL // 4 for c in corner)), outline="white"
+        )
+    _text(pen, (at[0], at[1] + CELL + 3), label, _PALE)
+
+
+def _mixed(own: U1, other: U1, lam: int, cut: NDArray[np.int32]) -> U1:
+    a, b = (p.transpose(2, 0, 1)[None].astype(np.float32) for p in (own, other))
+    side = np.arange(own.shape[0])
+    mixed = mixing.mix(a, b, np.array([lam], dtype=np.float32), cut[None], side)
+    return np.asarray(np.rint(mixed[0]), dtype=np.uint8).transpose(1, 2, 0)
+
+
+def _bars(pen: ImageDraw.ImageDraw, classes: list[tuple[str, float]], at: tuple[int, int]) -> None:
+    for i, (name, p) in enumerate(classes[:CLASSES]):
+        top = at[1] + i * BAR
+        pen.rectangle((at[0], top, at[0] + CELL, top + BAR - 3), fill=(240, 240, 240))
+        pen.rectangle((at[0], top, at[0] + round(CELL * p), top + BAR - 3), fill=(190, 210, 232))
+        _text(pen, (at[0] + 3, top), f"{100 * p:.0f} %  {name}", _INK)
+
+
+def _text(
+    pen: ImageDraw.ImageDraw, at: tuple[int, int], text: str, colour: tuple[int, int, int]
+) -> None:
+    font = ImageFont.load_default(11)
+    while len(text) > 1 and pen.textlength(text, font=font) > CELL - 4:
+        text = text[:-2] + "…"
+    pen.text(at, text, fill=colour, font=font)

@@ -1,0 +1,186 @@
+"""The student's pixels are the teacher's, whatever the batch, threads, order or files."""
+
+import hashlib
+import tarfile
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cache_tools import mixing, samples, shards
+from cache_tools.errors import CacheMismatch
+from cache_tools.shards import Images
+from cache_tools.store import Store
+from pipeline import recipe as recipes
+from pipeline import teacher as teachers
+from pipeline.forward import Forward
+from pipeline.part import Worker
+from pipeline.run import run
+from train.replay import Replay
+from train.schedule import Schedule
+
+Hashes = dict[tuple[int, int], str]
+A2 = [
+    "num_views=6",
+    "views.size=48",
+    'views.auto_augment="rand-m7-mstd0.5-inc1"',
+    "views.re_prob=0.25",
+    "views.mixup=0.1",
+    "views.cutmix=1.0",
+]
+
+
+class Recorder(Forward):
+    """A teacher that writes down what it was shown, after mixing, and what was kept of it."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments)  # type: ignore[arg-type]
+        self.seen: list[str] = []
+
+    def __call__(self, pixels, partner, mix):  # type: ignore[no-untyped-def]
+        self.seen += hashes(pixels, partner, mix.lam_B.astype(np.float32), mix.cut_B4)
+        return super().__call__(pixels, partner, mix)
+
+
+def hashes(
+    pixels: np.ndarray, partner: np.ndarray | None, lam: np.ndarray, cut: np.ndarray
+) -> list[str]:
+    """Hashes of the mixed pictures, computed as both stages do."""
+    mixed = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
+    if partner is not None:
+        other = torch.from_numpy(partner).permute(0, 3, 1, 2).float()
+        side = torch.arange(pixels.shape[1])
+        mixed = mixing.mix(mixed, other, torch.from_numpy(lam), torch.from_numpy(cut), side)
+    return [hashlib.sha256(m.contiguous().numpy().tobytes()).hexdigest() for m in mixed]
+
+
+@pytest.fixture(scope="module")
+def cache(digits: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with the A2 augmentation, erasing and cutmix on top: 6 views of 100 digits."""
+    out = tmp_path_factory.mktemp("a2") / "cache.zarr"
+    run(recipes.load("digits", A2), str(digits), str(teacher), out, "cpu")
+    return out
+
+
+@pytest.fixture(scope="module")
+def seen_by_teacher(cache: Path, digits: Path, teacher: Path) -> Hashes:
+    """(view, row) → hash of the mixed picture the teacher was shown in stage 1."""
+    store = Store.open(cache)
+    forward = Recorder(
+        teachers.load(str(teacher), 48, "fp32"), store.spec.targets, torch.device("cpu")
+    )
+    worker = Worker(store, opened(store, digits), forward, 32, 2)
+    result = {}
+    for view in range(6):
+        forward.seen.clear()
+        worker.make(0, [view], lambda _: None)
+        result |= {(view, row): seen for row, seen in enumerate(forward.seen)}
+    worker.close()
+    return result
+
+
+def opened(store: Store, source: Path) -> Images:
+    images = shards.open_images(str(source), "train")
+    return samples.match(store.table, store.spec.dataset, images)
+
+
+def seen_by_student(
+    store: Store, images: Images, batch_size: int, threads: int, seed: int
+) -> Hashes:
+    """(view, row) → hash of the mixed picture, over one epoch of all views."""
+    schedule = Schedule(store, 6, batch_size, seed)
+    plan, shown = schedule.plan(0), []
+    for batch in Replay(store, images, schedule, threads).epoch(0):
+        shown += hashes(batch.pixels, batch.partner, batch.lam_B, batch.cut_B4)
+    assert len(shown) == schedule.steps * batch_size
+    places = zip(plan.slot_M, plan.row_M, shown, strict=False)
+    return {(plan.views[slot], int(row)): seen for slot, row, seen in places}
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "threads", "seed"),
+    [(7, 1, 0), (64, 2, 1), (512, 8, 2), (7, 8, 3), (64, 1, 4), (600, 2, 5)],
+)
+def test_an_epoch_shows_what_the_teacher_saw(
+    cache: Path,
+    digits: Path,
+    seen_by_teacher: Hashes,
+    batch_size: int,
+    threads: int,
+    seed: int,
+) -> None:
+    store = Store.open(cache)
+    shown = seen_by_student(store, opened(store, digits), batch_size, threads, seed)
+    assert shown == {place: seen_by_teacher[place] for place in shown}
+    assert len(shown) == 600 // batch_size * batch_size
+    assert len(set(seen_by_teacher.values())) == 600
+
+
+@pytest.mark.parametrize("kind", ["folder", "recut"])
+def test_other_files_of_the_same_images_give_the_same_views(
+    cache: Path, digits: Path, seen_by_teacher: Hashes, tmp_path: Path, kind: str
+) -> None:
+    content = {}
+    with tarfile.open(digits / "digits-train-0000.tar") as tar:
+        for member in tar:
+            content[member.name] = tar.extractfile(member).read()
+    if kind == "folder":
+        for name, data in content.items():
+            if name.endswith(".png"):
+                folder = tmp_path / f"digit{content[name[:-3] + 'cls'].decode()}"
+                folder.mkdir(exist_ok=True)
+                (folder / name).write_bytes(data)
+    else:
+        names = sorted(content, key=lambda n: hashlib.md5(n.rpartition(".")[0].encode()).digest())
+        for first in range(0, len(names), 34):
+            with tarfile.open(tmp_path / f"z{9 - first // 34}.tar", "w") as tar:
+                for name in names[first : first + 34]:
+                    info = tarfile.TarInfo(name)
+                    info.size = len(content[name])
+                    tar.addfile(info, BytesIO(content[name]))
+    store = Store.open(cache)
+    assert seen_by_student(store, opened(store, tmp_path), 60, 2, 0) == seen_by_teacher
+
+
+def test_reencoded_images_are_told_apart(teacher: Path, tmp_path: Path) -> None:
+    """Quality 95 of the same pictures under the same names, refused by stage 1 and stage 2."""
+    random = np.random.default_rng(0)
+    for number in range(8):
+        picture = Image.fromarray(random.integers(0, 256, (40, 50, 3), np.uint8))
+        for folder, quality in (("original", 90), ("again", 95)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            picture.save(tmp_path / folder / f"p{number}.jpg", quality=quality)
+    recipe = recipes.load("digits", ["num_views=1", "dataset.labels=ignore"])
+    store = run(recipe, str(tmp_path / "original"), str(teacher), tmp_path / "c.zarr", "cpu")
+    with pytest.raises(CacheMismatch, match=r"8 of 8 images .* are not those the teacher saw"):
+        opened(store, tmp_path / "again")
+    with pytest.raises(CacheMismatch, match="re-encoded copy"):
+        run(recipe, str(tmp_path / "again"), str(teacher), tmp_path / "c.zarr", "cpu")
+
+
+def test_the_teacher_may_look_at_its_own_size(digits: Path, teacher: Path, tmp_path: Path) -> None:
+    """Probes stay those of the student's size, and training replays it."""
+    out = tmp_path / "c.zarr"
+    own_size = ["num_views=2", "views.teacher_size=64", "views.cutmix=1.0"]
+    store = run(recipes.load("digits", own_size), str(digits), str(teacher), out, "cpu")
+    from cache_tools import verify
+
+    images = opened(store, digits)
+    assert verify.verify(store, images).ok
+    batch = next(iter(Replay(store, images, Schedule(store, 1, 50, 0), 2).epoch(0)))
+    assert batch.pixels.shape == (50, 32, 32, 3)
+
+
+def test_repeated_augmentation_shows_a_third_three_times(cache: Path) -> None:
+    store = Store.open(cache)
+    schedule = Schedule(store, 1, 33, 0, repeats=3)
+    epochs = [schedule.plan(e) for e in range(3)]
+    for plan in epochs:
+        assert len(plan.row_M) == 99
+        assert set(np.unique(plan.row_M, return_counts=True)[1]) == {3}
+    rows = [set(plan.row_M.tolist()) for plan in epochs]
+    assert len(set.union(*rows)) == 99
+    assert [plan.views for plan in epochs] == [(0, 1, 2), (3, 4, 5), (0, 1, 2)]
