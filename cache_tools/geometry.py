@@ -32,16 +32,29 @@ def affine(source: U1, matrix: I8, fill: U1, out: U1, bicubic: bool) -> None:
         out: [H, W, 3], written.
         bicubic: Sample bicubically (Pillow's, a = -1), not bilinearly.
     """
-    right, bottom = source.shape[1] * 65536 - 32768, source.shape[0] * 65536 - 32768
+    height, width = source.shape[0], source.shape[1]
+    right, bottom = width * 65536 - 32768, height * 65536 - 32768
+    flat, stride = source.reshape(-1), 3 * width
     weights = np.empty((2, 4), np.int64)
     for y in range(out.shape[0]):
         for x in range(out.shape[1]):
             sx = matrix[0] * x + matrix[1] * y + matrix[2]
             sy = matrix[3] * x + matrix[4] * y + matrix[5]
+            left, top = sx >> 16, sy >> 16
             if sx < -32768 or sx >= right or sy < -32768 or sy >= bottom:
                 out[y, x, 0], out[y, x, 1], out[y, x, 2] = fill[0], fill[1], fill[2]
             elif bicubic:
                 _bicubic(source, sx, sy, weights, out[y, x])
+            elif 0 <= left < width - 1 and 0 <= top < height - 1:
+                # no neighbour lies beyond the border: the common case, without its questions
+                fx, fy = sx & 65535, sy & 65535
+                for c in range(3):
+                    at = top * stride + 3 * left + c
+                    a, b = flat[np.uintp(at)], flat[np.uintp(at + 3)]
+                    upper = a * (65536 - fx) + b * fx
+                    a, b = flat[np.uintp(at + stride)], flat[np.uintp(at + stride + 3)]
+                    lower = a * (65536 - fx) + b * fx
+                    out[np.uintp(y), np.uintp(x), c] = (upper * (65536 - fy) + lower * fy) >> 32
             else:
                 _bilinear(source, sx, sy, out[y, x])
 
@@ -77,10 +90,13 @@ def _bicubic(source: U1, sx: int, sy: int, weights: I8, pixel: U1) -> None:
     left, top = (sx >> 16) - 1, (sy >> 16) - 1
     last_row, last_column = source.shape[0] - 1, source.shape[1] - 1
     red, green, blue = 0, 0, 0
-    for dy in range(4):
+    # a shear or shift along one axis needs one row or column: the other three weigh nothing
+    rows = range(4) if sy & 65535 else range(1, 2)
+    columns = range(4) if sx & 65535 else range(1, 2)
+    for dy in rows:
         row = source[min(max(top + dy, 0), last_row)]
         r, g, b = 0, 0, 0
-        for dx in range(4):
+        for dx in columns:
             column, weight = min(max(left + dx, 0), last_column), weights[0, dx]
             r += weight * row[column, 0]
             g += weight * row[column, 1]

@@ -59,7 +59,10 @@ def render(picture: U1, spec: ViewSpec, params: views.Views, row: int, out: U1) 
     """
     top, left, height, width = params.box_B4[row].tolist()
     view = crop_resize(picture, (top, left, height, width), spec.size, int(params.filter_B[row]))
-    out[:] = view[:, ::-1] if params.flip_B[row] else view
+    if params.flip_B[row]:
+        cv2.flip(view, 1, dst=out)
+    else:
+        out[:] = view
     codes = params.codes_BL[row]
     if codes.any():
         fill = np.array(spec.fill, dtype=np.uint8)
