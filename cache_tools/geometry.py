@@ -32,31 +32,86 @@ def affine(source: U1, matrix: I8, fill: U1, out: U1, bicubic: bool) -> None:
         out: [H, W, 3], written.
         bicubic: Sample bicubically (Pillow's, a = -1), not bilinearly.
     """
-    height, width = source.shape[0], source.shape[1]
-    right, bottom = width * 65536 - 32768, height * 65536 - 32768
-    flat, stride = source.reshape(-1), 3 * width
     weights = np.empty((2, 4), np.int64)
     for y in range(out.shape[0]):
-        for x in range(out.shape[1]):
-            sx = matrix[0] * x + matrix[1] * y + matrix[2]
-            sy = matrix[3] * x + matrix[4] * y + matrix[5]
-            left, top = sx >> 16, sy >> 16
-            if sx < -32768 or sx >= right or sy < -32768 or sy >= bottom:
-                out[y, x, 0], out[y, x, 1], out[y, x, 2] = fill[0], fill[1], fill[2]
-            elif bicubic:
-                _bicubic(source, sx, sy, weights, out[y, x])
-            elif 0 <= left < width - 1 and 0 <= top < height - 1:
-                # no neighbour lies beyond the border: the common case, without its questions
-                fx, fy = sx & 65535, sy & 65535
-                for c in range(3):
-                    at = top * stride + 3 * left + c
-                    a, b = flat[np.uintp(at)], flat[np.uintp(at + 3)]
-                    upper = a * (65536 - fx) + b * fx
-                    a, b = flat[np.uintp(at + stride)], flat[np.uintp(at + stride + 3)]
-                    lower = a * (65536 - fx) + b * fx
-                    out[np.uintp(y), np.uintp(x), c] = (upper * (65536 - fy) + lower * fy) >> 32
-            else:
-                _bilinear(source, sx, sy, out[y, x])
+        first, last = _shifted(source, matrix, y, bicubic, weights[0], out[y])
+        _mapped(source, matrix, y, 0, first, fill, bicubic, weights, out[y])
+        _mapped(source, matrix, y, last, out.shape[1], fill, bicubic, weights, out[y])
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _shifted(
+    source: U1, matrix: I8, y: int, bicubic: bool, weights: I8, line: U1
+) -> tuple[int, int]:
+    """Make what of a row is a shift along one axis, and return where that begins and ends.
+
+    A shift or a horizontal shear moves all pixels of a row alike: the weights are the row's, and
+    the sums run along memory. What is left, at the ends or all of it, is `_mapped`'s.
+    """
+    height, width = source.shape[0], source.shape[1]
+    sx, sy = matrix[1] * y + matrix[2], matrix[4] * y + matrix[5]
+    fx, fy, left, top = sx & 65535, sy & 65535, sx >> 16, sy >> 16
+    straight = matrix[0] == 65536 and matrix[3] == 0 and (fx == 0 or fy == 0)
+    if not straight or top < (1 if fy else 0) or top > height - (3 if fy else 1):
+        return 0, 0
+    first = max(0, 1 - left)
+    count = min(line.shape[0], width - 2 - left) - first
+    if count <= 0:
+        return 0, 0
+    step = 3 * width if fy else 3
+    if bicubic:
+        _cubic_weights(fy if fy else fx, weights)
+    else:
+        part = fy if fy else fx
+        weights[0], weights[1], weights[2], weights[3] = 0, (65536 - part) << 4, part << 4, 0
+    flat = source.reshape(-1)
+    at = 3 * (top * width + left + first)
+    if not fx and not fy:
+        line.reshape(-1)[3 * first : 3 * (first + count)] = flat[at : at + 3 * count]
+    else:
+        _four_taps(flat, at, step, weights, line.reshape(-1)[3 * first : 3 * (first + count)])
+    return first, first + count
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _four_taps(flat: U1, at: int, step: int, weights: I8, line: U1) -> None:
+    """Weighted sums of four neighbours `step` apart, weights in 1/2^20, for values side by side."""
+    count = line.size
+    a, b = flat[at - step : at - step + count], flat[at : at + count]
+    c = flat[at + step : at + step + count]
+    d = flat[at + 2 * step : at + 2 * step + count]
+    w0, w1 = np.int32(weights[0]), np.int32(weights[1])
+    w2, w3 = np.int32(weights[2]), np.int32(weights[3])
+    for i in range(count):
+        value = (
+            w0 * np.int32(a[i]) + w1 * np.int32(b[i]) + w2 * np.int32(c[i]) + w3 * np.int32(d[i])
+        )
+        line[i] = min(max(value >> 20, 0), 255)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _mapped(
+    source: U1,
+    matrix: I8,
+    y: int,
+    begin: int,
+    end: int,
+    fill: U1,
+    bicubic: bool,
+    weights: I8,
+    line: U1,
+) -> None:
+    """Make columns `begin` to `end` of one row, pixel by pixel."""
+    right, bottom = source.shape[1] * 65536 - 32768, source.shape[0] * 65536 - 32768
+    for x in range(begin, end):
+        sx = matrix[0] * x + matrix[1] * y + matrix[2]
+        sy = matrix[3] * x + matrix[4] * y + matrix[5]
+        if sx < -32768 or sx >= right or sy < -32768 or sy >= bottom:
+            line[x, 0], line[x, 1], line[x, 2] = fill[0], fill[1], fill[2]
+        elif bicubic:
+            _bicubic(source, sx, sy, weights, line[x])
+        else:
+            _bilinear(source, sx, sy, line[x])
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cache_tools import kernels, views
+from cache_tools import kernels, resample, views
 from cache_tools.spec import ViewSpec
 
 U1 = NDArray[np.uint8]
@@ -37,14 +37,19 @@ def crop_resize(
         picture: Decoded image.
         box: What to cut out, in pixels.
         side: Height and width of the result in pixels.
-        filter_: AREA is OpenCV's; BILINEAR and BICUBIC are Pillow's, as timm crops and resizes.
+        filter_: AREA is OpenCV's; BOX shrinks in integers and is AREA where an axis grows;
+            BILINEAR and BICUBIC are Pillow's, as timm crops and resizes.
     """
     top, left, height, width = box
+    if filter_ == views.BOX and min(height, width) >= side:
+        out = np.empty((side, side, 3), dtype=np.uint8)
+        resample.crop(picture, top, left, height, width, out)
+        return out
     cut = picture[top : top + height, left : left + width]
-    if filter_ == views.AREA:
+    if filter_ in (views.AREA, views.BOX):
         return np.asarray(cv2.resize(cut, (side, side), interpolation=cv2.INTER_AREA), np.uint8)
-    resample = Image.Resampling.BILINEAR if filter_ == views.BILINEAR else Image.Resampling.BICUBIC
-    return np.array(Image.fromarray(cut).resize((side, side), resample))
+    of_pillow = Image.Resampling.BILINEAR if filter_ == views.BILINEAR else Image.Resampling.BICUBIC
+    return np.array(Image.fromarray(cut).resize((side, side), of_pillow))
 
 
 def render(picture: U1, spec: ViewSpec, params: views.Views, row: int, out: U1) -> None:

@@ -26,7 +26,7 @@ F8 = NDArray[np.float64]
 CROP_TRIES = ERASE_TRIES = 10
 LAM_ONE = 65_536
 """λ is stored as an integer of 1/65536: products with uint8 pixels are then exact in fp32."""
-AREA, BILINEAR, BICUBIC = range(3)
+AREA, BILINEAR, BICUBIC, BOX = range(4)
 _ERASE_AREA, _ERASE_RATIO = (0.02, 1.0 / 3.0), (0.3, 1.0 / 0.3)
 _ERASE_DRAWS = 52  # per box: ten tries of four, six of the colour, two of the pixels, four spare
 _NOISE = 58.0  # deviation of erased pixels, that of ImageNet's
@@ -39,7 +39,7 @@ class Views:
     box_B4: I4
     """Crop: top, left, height, width in pixels of the picture."""
     filter_B: I1
-    """Resampling of the crop: AREA, BILINEAR or BICUBIC."""
+    """Resampling of the crop: AREA, BILINEAR, BICUBIC or BOX."""
     flip_B: NDArray[np.bool_]
     """Whether the resized crop is flipped horizontally."""
     codes_BL: I1
@@ -169,7 +169,8 @@ def _filter(spec: ViewSpec, ids_B: U8, view: int) -> I1:
     if spec.interpolation == "random":
         u = rng.uniform(rng.bits(spec.seed, ids_B, view, rng.STREAM_FILTER, 1))[:, 0]
         return np.where(u < 0.5, BILINEAR, BICUBIC).astype(np.int8)
-    fixed = {"area": AREA, "bilinear": BILINEAR, "bicubic": BICUBIC}[spec.interpolation]
+    numbers = {"area": AREA, "bilinear": BILINEAR, "bicubic": BICUBIC, "box": BOX}
+    fixed = numbers[spec.interpolation]
     return np.full(len(ids_B), fixed, dtype=np.int8)
 
 

@@ -50,6 +50,7 @@ class Worker:
         self._forward = forward
         self._batch_size = batch_size
         self._seen = store.spec.views.for_teacher()
+        self._reuse = decode.Reuse()
         self._renderers = ThreadPoolExecutor(threads, thread_name_prefix="render")
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="window")
 
@@ -103,7 +104,7 @@ class Worker:
             number = rows[position]
             data = self._images.read(number)
             samples.check_digest(table, number, data)
-            picture = decode.decode(data, table.keys[number])
+            picture = decode.decode(data, table.keys[number], self._reuse)
             for group, view in enumerate(params):
                 render.render(picture, spec, view, position, out[group, position])
 

@@ -8,6 +8,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -316,3 +317,20 @@ def test_the_outcome_does_not_depend_on_the_filters_of_warnings() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter(action)  # type: ignore[arg-type]
             assert (decode.decode(data, KEY) == expected).all()
+
+
+def test_pictures_of_all_sizes_decode_into_one_place() -> None:
+    """Same pixels as in new memory, whatever lay there before, in several threads at once."""
+    random, reuse = np.random.default_rng(0), decode.Reuse()
+    encoded = []
+    for height, width in [(40, 60), (90, 70), (8, 8), (64, 200), (1, 1)] * 4:
+        picture = Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8))
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG")
+        encoded.append(buffer.getvalue())
+
+    def same(data: bytes) -> bool:
+        return bool((decode.decode(data, "k", reuse) == decode.decode(data, "k")).all())
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(same, encoded * 5))

@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import cv2
 import numpy as np
+import pytest
 import torch
 
 from cache_tools import mixing, render, views
@@ -48,3 +49,32 @@ def test_cutmix_takes_the_box_from_the_partner() -> None:
     expected[2:5, 1:5] = 200
     assert (mixed[0] == expected).all()
     assert (mixed[1] == 100).all()
+
+
+@pytest.mark.parametrize("size", [1, 32, 100, 224])
+def test_box_is_the_mean_over_the_area(size: int) -> None:
+    """Within 1 of the exact mean and of OpenCV's; where an axis grows it is OpenCV's."""
+    picture = photo(300, 400)
+    for box in ((0, 0, 300, 400), (13, 57, 250, 233), (7, 9, 224, 224), (5, 5, 60, 300)):
+        ours = render.crop_resize(picture, box, size, views.BOX).astype(int)
+        area = render.crop_resize(picture, box, size, views.AREA)
+        top, left, height, width = box
+        if min(height, width) < size:
+            assert (ours == area).all()
+            continue
+        assert np.abs(ours - area).max() <= 1
+        means = picture[top : top + height, left : left + width].astype(float)
+        for axis, length in ((0, height), (1, width)):
+            edges = np.arange(size + 1) * length / size
+            cumulative = np.concatenate([np.zeros((1, *np.delete(means.shape, axis))),
+                np.cumsum(np.moveaxis(means, axis, 0), 0)])  # fmt: skip
+            low = np.minimum(edges.astype(int), length - 1)
+            at = cumulative[low] + (edges - low)[:, None, None] * np.diff(cumulative, axis=0)[low]
+            means = np.moveaxis(np.diff(at, axis=0) * size / length, 0, axis)
+        assert np.abs(ours - means).max() <= 0.6
+
+
+def test_one_colour_stays_that_colour() -> None:
+    for filter_ in (views.AREA, views.BOX, views.BILINEAR, views.BICUBIC):
+        plain = np.full((301, 403, 3), (3, 128, 255), np.uint8)
+        assert (render.crop_resize(plain, (1, 2, 299, 400), 97, filter_) == plain[0, 0]).all()

@@ -70,6 +70,7 @@ class Replay:
         self._schedule = schedule
         self._threads = num_threads or threads.available()
         self._views: dict[int, Future[_View]] = {}
+        self._reuse = decode.Reuse()
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of one epoch from `first_step` on."""
@@ -138,7 +139,7 @@ class Replay:
         table = self._store.table
         data = self._images.read(row)
         samples.check_digest(table, row, data)
-        picture = decode.decode(data, table.keys[row])
+        picture = decode.decode(data, table.keys[row], self._reuse)
         render.render(picture, self._store.spec.views, params, row, out)
 
     def _fetch(self, pool: ThreadPoolExecutor, numbers: tuple[int, ...]) -> list[Future[_View]]:
