@@ -67,7 +67,7 @@ def ours(spec: ViewSpec, encoded: list[bytes]) -> Callable[[], None]:
     def run() -> None:
         params = views.draw(spec, ids, sides[0], sides[1], 0)
         for row, data in enumerate(encoded):
-            render.render(decode.decode(data, "k", reuse), spec, params, row, out)
+            render.views_of(data, "k", spec, [(params, row, out)], reuse)
 
     return run
 

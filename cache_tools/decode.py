@@ -17,7 +17,9 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
@@ -86,13 +88,15 @@ class Reuse(threading.local):
         return self._memory
 
 
-def decode(data: bytes, key: str, reuse: Reuse | None = None) -> U1:
+def decode(data: bytes, key: str, reuse: Reuse | None = None, halvings: int = 0) -> U1:
     """Decode an image to [H, W, 3] RGB.
 
     Args:
         data: The encoded image.
         key: Name of the sample, for messages.
         reuse: Where to decode to; None makes new memory.
+        halvings: Decode at 1/2, 1/4 or 1/8 (1, 2, 3): [ceil(H / 2^halvings), …]. libjpeg makes
+            fewer pixels of a JPEG's blocks; other formats are shrunk by INTER_AREA.
 
     Raises:
         DataError: Not an image, one of absurd size or a broken one; `key` names it.
@@ -100,8 +104,10 @@ def decode(data: bytes, key: str, reuse: Reuse | None = None) -> U1:
     with _naming(key):
         height, width, colours = _header(data)
         if colours in ("RGB", "YCbCr", "Gray"):
-            buffer = None if reuse is None else reuse.room(3 * height * width)
-            picture = _jpeg(data, "RGB", buffer)
+            small = -(-height >> halvings), -(-width >> halvings)
+            buffer = None if reuse is None else reuse.room(3 * small[0] * small[1])
+            picture = _jpeg(data, "RGB", buffer, *(small if halvings else (0, 0)))
+            height, width = small
         else:
             if colours:  # CMYK or YCCK: Pillow makes RGB of it, but would not notice damage
                 _jpeg(data, "CMYK")
@@ -113,6 +119,9 @@ def decode(data: bytes, key: str, reuse: Reuse | None = None) -> U1:
                     png.check_rows(data, packed)
         if picture.shape != (height, width, 3):
             raise ValueError(f"decoded to {picture.shape}, its header says {height}×{width}")
+        if halvings and colours not in ("RGB", "YCbCr", "Gray"):
+            size = -(-width >> halvings), -(-height >> halvings)
+            return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
         return picture
 
 
@@ -135,9 +144,15 @@ def _header(data: bytes) -> tuple[int, int, str]:
     return height, width, colours
 
 
-def _jpeg(data: bytes, colours: str, buffer: U1 | None = None) -> U1:
-    """Decode a JPEG with simplejpeg, which makes errors of libjpeg's warnings when strict."""
-    options = {"fastdct": False, "fastupsample": False, "buffer": buffer}
+def _jpeg(
+    data: bytes, colours: str, buffer: U1 | None = None, height: int = 0, width: int = 0
+) -> U1:
+    """Decode a JPEG with simplejpeg, which makes errors of libjpeg's warnings when strict.
+
+    With a height and width, at the smallest of libjpeg's scales that reaches them.
+    """
+    options: dict[str, Any] = {"fastdct": False, "fastupsample": False, "buffer": buffer}
+    options |= {"min_height": height, "min_width": width}
     try:
         picture = simplejpeg.decode_jpeg(data, colours, **options)
     except ValueError as error:

@@ -9,6 +9,8 @@ bits when Pillow is given the same matrix.
 Shapes: H, W, 3 = rows, columns, RGB; contiguous.
 """
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
@@ -83,7 +85,7 @@ def _four_taps(flat: U1, at: int, step: int, weights: I8, line: U1) -> None:
     w0, w1 = np.int32(weights[0]), np.int32(weights[1])
     w2, w3 = np.int32(weights[2]), np.int32(weights[3])
     for i in range(count):
-        value = (
+        value: Any = (
             w0 * np.int32(a[i]) + w1 * np.int32(b[i]) + w2 * np.int32(c[i]) + w3 * np.int32(d[i])
         )
         line[i] = min(max(value >> 20, 0), 255)

@@ -5,6 +5,7 @@ std. INTER_AREA's bits have not changed from OpenCV 4.6 to 5.0; Pillow resamples
 """
 
 import hashlib
+from collections.abc import Sequence
 from importlib.metadata import version
 
 import cv2
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cache_tools import kernels, resample, views
+from cache_tools import decode, kernels, resample, views
 from cache_tools.spec import ViewSpec
 
 U1 = NDArray[np.uint8]
@@ -52,7 +53,43 @@ def crop_resize(
     return np.array(Image.fromarray(cut).resize((side, side), of_pillow))
 
 
-def render(picture: U1, spec: ViewSpec, params: views.Views, row: int, out: U1) -> None:
+def views_of(
+    data: bytes,
+    key: str,
+    spec: ViewSpec,
+    wanted: Sequence[tuple[views.Views, int, U1]],
+    reuse: decode.Reuse | None = None,
+) -> None:
+    """Encoded image → views, decoded once (with scaled decoding: once per scale).
+
+    Args:
+        data: The encoded image.
+        key: Name of the sample, for messages.
+        spec: The augmentation.
+        wanted: For each view: parameters of B views, which of them, and [size, size, 3] to write.
+        reuse: Where to decode to.
+
+    Raises:
+        DataError: The image cannot be decoded.
+    """
+    scales = [halvings(spec, *params.box_B4[row, 2:].tolist()) for params, row, _ in wanted]
+    for scale in sorted(set(scales)):
+        picture = decode.decode(data, key, reuse, scale)
+        for (params, row, out), own in zip(wanted, scales, strict=True):
+            if own == scale:
+                render(picture, spec, params, row, out, scale)
+
+
+def halvings(spec: ViewSpec, height: int, width: int) -> int:
+    """How often a picture is halved as it is decoded, 0..3, for a crop of this size in pixels."""
+    if not spec.scaled_decode:
+        return 0
+    return max(n for n in range(4) if n == 0 or min(height, width) >> n >= spec.size)
+
+
+def render(
+    picture: U1, spec: ViewSpec, params: views.Views, row: int, out: U1, scale: int = 0
+) -> None:
     """Render one view.
 
     Args:
@@ -61,8 +98,15 @@ def render(picture: U1, spec: ViewSpec, params: views.Views, row: int, out: U1) 
         params: Parameters of B views.
         row: Which of them.
         out: [size, size, 3], written.
+        scale: How often the picture was halved; boxes count in pixels of the whole one.
     """
     top, left, height, width = params.box_B4[row].tolist()
+    if scale:
+        half = 1 << scale >> 1
+        top = min(top + half >> scale, picture.shape[0] - 1)
+        left = min(left + half >> scale, picture.shape[1] - 1)
+        height = min(height + half >> scale, picture.shape[0] - top)
+        width = min(width + half >> scale, picture.shape[1] - left)
     view = crop_resize(picture, (top, left, height, width), spec.size, int(params.filter_B[row]))
     if params.flip_B[row]:
         cv2.flip(view, 1, dst=out)

@@ -50,8 +50,8 @@ class Source:
     def view(self, number: int, view: int) -> U1:
         """Pixels of one view before mixing, [S, S, 3]."""
         out = np.empty((self.spec.size, self.spec.size, 3), dtype=np.uint8)
-        params = self.parameters(number, view)
-        render.render(self.picture(number), self.spec, params, 0, out)
+        wanted = [(self.parameters(number, view), 0, out)]
+        render.views_of(self.images.read(number), self.keys[number], self.spec, wanted)
         return out
 
     def mix(self, number: int, view: int) -> tuple[int, int, NDArray[np.int32]]:

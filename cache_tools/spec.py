@@ -41,6 +41,9 @@ class ViewSpec:
     interpolation: Literal["area", "box", "bilinear", "bicubic", "random"] = "area"
     """Resampling of the crop: OpenCV's INTER_AREA; box, the same mean in integers at twice the
     speed; Pillow's as timm uses it, where random draws one of bilinear and bicubic."""
+    scaled_decode: bool = False
+    """Decode at 1/2, 1/4 or 1/8 where the crop stays as large as the view: faster for large
+    pictures, and other pixels."""
     teacher_size: int = 0
     """Size at which the teacher sees the same views, rendered from the original; 0 = `size`."""
     hflip: float = 0.5

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cache_tools import codec, decode, progress, render, samples, threads, views
+from cache_tools import codec, progress, render, samples, threads, views
 from cache_tools.commits import Part
 from cache_tools.errors import CacheDamaged, CacheIncomplete, CacheMismatch, KdcacheError
 from cache_tools.shards import Images
@@ -101,7 +101,7 @@ def probe(store: Store, images: Images, number: int, view: int) -> int:
     one = slice(number, number + 1)
     params = views.draw(spec, table.id_N[one], table.height_N[one], table.width_N[one], view)
     out = np.empty((spec.size, spec.size, 3), dtype=np.uint8)
-    render.render(decode.decode(data, table.keys[number]), spec, params, 0, out)
+    render.views_of(data, table.keys[number], spec, [(params, 0, out)])
     return render.fingerprint(out)
 
 

@@ -136,8 +136,7 @@ def _epoch(images: Images, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Ten
     params = views.draw(AUGMENTATION, ids, sizes, sizes, epoch)
     pixels = np.empty((n, 32, 32, 3), dtype=np.uint8)
     for i in range(n):
-        picture = decode.decode(images.read(i), images.names[i])
-        render.render(picture, AUGMENTATION, params, i, pixels[i])
+        render.views_of(images.read(i), images.names[i], AUGMENTATION, [(params, i, pixels[i])])
     order = np.argsort(np.random.Philox(key=epoch).random_raw(n), kind="stable")
     for begin in range(0, n - n % BATCH_SIZE, BATCH_SIZE):
         batch = order[begin : begin + BATCH_SIZE]

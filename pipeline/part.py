@@ -104,9 +104,8 @@ class Worker:
             number = rows[position]
             data = self._images.read(number)
             samples.check_digest(table, number, data)
-            picture = decode.decode(data, table.keys[number], self._reuse)
-            for group, view in enumerate(params):
-                render.render(picture, spec, view, position, out[group, position])
+            wanted = [(view, position, out[g, position]) for g, view in enumerate(params)]
+            render.views_of(data, table.keys[number], spec, wanted, self._reuse)
 
         for _ in self._renderers.map(one, range(len(rows))):
             pass

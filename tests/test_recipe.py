@@ -80,7 +80,7 @@ def test_the_fingerprint_is_that_of_the_format() -> None:
     assert SPEC.fingerprint == FINGERPRINT
 
 
-FINGERPRINT = "sha256:7a6f420e23047da5f5382cb6ba59ce39bb65b69f654026ee707892d47941c213"
+FINGERPRINT = "sha256:ccc2fd83bc740e79069933e32e3d971c8f0e0e13a0b699b41f5c13b24b1beccd"
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
+import io
 from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from cache_tools import mixing, render, views
+from cache_tools import decode, mixing, render, views
 from cache_tools.spec import ViewSpec
 
 
@@ -78,3 +80,26 @@ def test_one_colour_stays_that_colour() -> None:
     for filter_ in (views.AREA, views.BOX, views.BILINEAR, views.BICUBIC):
         plain = np.full((301, 403, 3), (3, 128, 255), np.uint8)
         assert (render.crop_resize(plain, (1, 2, 299, 400), 97, filter_) == plain[0, 0]).all()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_scaled_decoding_is_close_and_each_view_has_its_own_scale(kind: str) -> None:
+    """Views of one image rendered together or alone have the same bits."""
+    buffer = io.BytesIO()
+    smooth = cv2.resize(photo(40, 40), (903, 1201), interpolation=cv2.INTER_CUBIC)
+    Image.fromarray(smooth).save(buffer, kind)
+    spec = ViewSpec(size=64, scale=(0.005, 1.0), scaled_decode=True)
+    ids = np.arange(200, dtype=np.uint64)
+    params = views.draw(spec, ids, np.full(200, 1201, np.int32), np.full(200, 903, np.int32), 0)
+    scales = {render.halvings(spec, *box[2:]) for box in params.box_B4.tolist()}
+    assert scales == {0, 1, 2, 3}
+    together, alone = np.empty((2, 200, 64, 64, 3), np.uint8)
+    wanted = [(params, row, together[row]) for row in range(200)]
+    render.views_of(buffer.getvalue(), "k", spec, wanted, decode.Reuse())
+    whole = decode.decode(buffer.getvalue(), "k")
+    for row in range(200):
+        render.views_of(buffer.getvalue(), "k", spec, [(params, row, alone[row])])
+        full = np.empty((64, 64, 3), np.uint8)
+        render.render(whole, spec, params, row, full)
+        assert np.abs(full.astype(int) - alone[row]).mean() < 4
+    assert (together == alone).all()

@@ -139,8 +139,8 @@ class Replay:
         table = self._store.table
         data = self._images.read(row)
         samples.check_digest(table, row, data)
-        picture = decode.decode(data, table.keys[row], self._reuse)
-        render.render(picture, self._store.spec.views, params, row, out)
+        spec = self._store.spec.views
+        render.views_of(data, table.keys[row], spec, [(params, row, out)], self._reuse)
 
     def _fetch(self, pool: ThreadPoolExecutor, numbers: tuple[int, ...]) -> list[Future[_View]]:
         """These views, loading them in the background when they are not there."""
