@@ -76,6 +76,9 @@ class ViewSpec:
     """Probability that a pair is mixed at all."""
     mixup_switch_prob: float = 0.5
     """Probability of cutmix when both are on."""
+    pair_views: int = 1
+    """Consecutive views in which samples keep their partners. As many as a student's repeated
+    augmentation shows: its batches then decode each picture once."""
     seed: int = 0
     """Seed of every draw, 0 ≤ seed < 2^63."""
 
@@ -95,6 +98,7 @@ class ViewSpec:
         for name in ("mixup", "cutmix"):
             alpha = getattr(self, name)
             _check(alpha == 0 or 0.01 <= alpha <= 100, f"{name} must be 0 or in 0.01..100")
+        _check(1 <= self.pair_views <= 10_000, "pair_views must be in 1..10000")
         _check(0 <= self.seed < 2**63, "seed must be in 0..2^63-1")
         if self.auto_augment:
             randaugment.parse(self.auto_augment)

@@ -98,7 +98,8 @@ def mix(spec: ViewSpec, ids_W: U8, view: int) -> Mix:
 
     A keyed permutation of the window pairs its samples: neighbours in it are partners, and each
     mixes the other into itself with the same λ and box. The last of an odd number stays alone. Only
-    the window and the view number enter: no batch size, order or worker count can change it.
+    the window and the view number enter: no batch size, order or worker count can change it. The
+    pairs (not λ and box) are the same in `pair_views` consecutive views.
 
     Args:
         spec: The augmentation.
@@ -109,7 +110,8 @@ def mix(spec: ViewSpec, ids_W: U8, view: int) -> Mix:
     partner, lam = np.arange(count), np.full(count, LAM_ONE, dtype=np.int32)
     cut = np.zeros((count, 4), dtype=np.int32)
     if spec.mixes:
-        keys = rng.bits(spec.seed, ids_W, view, rng.STREAM_PAIR, 1)[:, 0]
+        turn = view // spec.pair_views
+        keys = rng.bits(spec.seed, ids_W, turn, rng.STREAM_PAIR, 1)[:, 0]
         order = np.argsort(keys, kind="stable")
         a, b = order[: count // 2 * 2].reshape(-1, 2).T
         partner[a], partner[b] = b, a

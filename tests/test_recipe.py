@@ -80,7 +80,7 @@ def test_the_fingerprint_is_that_of_the_format() -> None:
     assert SPEC.fingerprint == FINGERPRINT
 
 
-FINGERPRINT = "sha256:ccc2fd83bc740e79069933e32e3d971c8f0e0e13a0b699b41f5c13b24b1beccd"
+FINGERPRINT = "sha256:1b4a175af393158fb64e2fafa865ead50c7d4b2c1188ee2252aa03abf459e5f9"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cache_tools import mixing, samples, shards
+from cache_tools import decode, mixing, render, samples, shards, verify
 from cache_tools.errors import CacheMismatch
 from cache_tools.shards import Images
 from cache_tools.store import Store
@@ -166,12 +166,33 @@ def test_the_teacher_may_look_at_its_own_size(digits: Path, teacher: Path, tmp_p
     out = tmp_path / "c.zarr"
     own_size = ["num_views=2", "views.teacher_size=64", "views.cutmix=1.0"]
     store = run(recipes.load("digits", own_size), str(digits), str(teacher), out, "cpu")
-    from cache_tools import verify
-
     images = opened(store, digits)
     assert verify.verify(store, images).ok
     batch = next(iter(Replay(store, images, Schedule(store, 1, 50, 0), 2).epoch(0)))
     assert batch.pixels.shape == (50, 32, 32, 3)
+
+
+def test_repeated_augmentation_decodes_a_picture_once(
+    digits: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Partners that stay for three views: 99 views of 33 pictures, mixed, from 33 decodes or so."""
+    recipe = recipes.load("digits", ["num_views=9", "views.cutmix=1.0", "views.pair_views=3"])
+    store = run(recipe, str(digits), str(teacher), tmp_path / "c.zarr", "cpu")
+    schedule, images = Schedule(store, 1, 24, 0, repeats=3), opened(store, digits)
+    plan = schedule.plan(1)
+    assert len(set(plan.partner_M.tolist()) - set(plan.row_M.tolist())) <= 1  # 33 is odd
+    decoded, decode_one = [], decode.decode
+    monkeypatch.setattr(
+        decode, "decode", lambda d, k, *a: decoded.append(k) or decode_one(d, k, *a)
+    )
+    batches = list(Replay(store, images, schedule, 2).epoch(1))
+    assert len(decoded) <= 33 + 2 * len(batches)
+    monkeypatch.undo()
+    for step, batch in enumerate(batches):
+        for i, at in enumerate(range(24 * step, 24 * step + 24)):
+            row, view = int(plan.row_M[at]), plan.views[plan.slot_M[at]]
+            expected = verify.probe(store, images, row, view)
+            assert render.fingerprint(batch.pixels[i]) == expected
 
 
 def test_repeated_augmentation_shows_a_third_three_times(cache: Path) -> None:

@@ -124,7 +124,7 @@ VARIED = {
     "op_interpolation": "bicubic", "three_augment": True, "color_jitter": (0.2, 0.0, 0.0, 0.0),
     "re_prob": 0.9, "re_mode": "rand", "re_count": 2, "fill": (0, 0, 0), "mixup": 0.5,
     "cutmix": 0.5, "mixup_prob": 0.5, "mixup_switch_prob": 0.9, "seed": 1, "center_crop": 0.8,
-    "teacher_size": 48, "scaled_decode": True,
+    "teacher_size": 48, "scaled_decode": True, "pair_views": 2,
 }  # fmt: skip
 BASE = ViewSpec(size=32, auto_augment="rand-m5-n1", re_prob=0.3, mixup=0.2, cutmix=1.0, degrees=3.0)
 PLAIN = ViewSpec(size=32, hflip=0.0)
@@ -157,7 +157,16 @@ def seen(spec: ViewSpec, view: int = 0, first: int = 0) -> str:
             digest.update(out.tobytes())
         mixed = views.mix(size, IDS[first : first + 64], view)
         digest.update(mixed.lam_B.tobytes() + mixed.cut_B4.tobytes())
+        digest.update(views.mix(size, IDS[first : first + 64], view + 1).partner_B.tobytes())
     return digest.hexdigest()
+
+
+def test_partners_stay_for_as_many_views_as_the_spec_says() -> None:
+    spec = replace(BASE, pair_views=3)
+    mixed = [views.mix(spec, IDS[:200], view) for view in range(6)]
+    pairs = [m.partner_B.tolist() for m in mixed]
+    assert pairs[0] == pairs[1] == pairs[2] != pairs[3] == pairs[4] == pairs[5]
+    assert len({m.lam_B.tobytes() for m in mixed}) == 6
 
 
 def test_the_teacher_sees_the_same_view_at_its_own_size() -> None:

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -121,26 +122,30 @@ class Replay:
         partner: NDArray[np.int64],
         renderers: ThreadPoolExecutor,
     ) -> tuple[U1, U1 | None]:
-        """Pixels of a batch and of its partners; every view is rendered once."""
+        """Pixels of a batch and of its partners: one decode per picture, one render per view."""
         mixed = self._store.spec.views.mixes
         wanted = np.stack([slot, row], axis=1)
         if mixed:
             wanted = np.concatenate([wanted, np.stack([slot, partner], axis=1)])
-        unique, where = np.unique(wanted, axis=0, return_inverse=True)
+        unique, where = np.unique(wanted[:, ::-1], axis=0, return_inverse=True)  # by row, then slot
         side = self._store.spec.views.size
         out = np.empty((len(unique), side, side, 3), dtype=np.uint8)
-        params = [loaded[slot].params for slot in unique[:, 0]]
-        for _ in renderers.map(self._render, unique[:, 1].tolist(), params, out):
+        params = [loaded[slot].params for slot in unique[:, 1]]
+        rows, begins = np.unique(unique[:, 0], return_index=True)
+        of_row = [slice(a, b) for a, b in pairwise([*begins.tolist(), len(unique)])]
+        groups = ([*zip(params[s], out[s], strict=True)] for s in of_row)
+        for _ in renderers.map(self._render, rows.tolist(), groups):
             pass
         where = where.reshape(-1)
         return out[where[: len(row)]], out[where[len(row) :]] if mixed else None
 
-    def _render(self, row: int, params: views.Views, out: U1) -> None:
+    def _render(self, row: int, wanted: list[tuple[views.Views, U1]]) -> None:
         table = self._store.table
         data = self._images.read(row)
         samples.check_digest(table, row, data)
         spec = self._store.spec.views
-        render.views_of(data, table.keys[row], spec, [(params, row, out)], self._reuse)
+        of_row = [(params, row, out) for params, out in wanted]
+        render.views_of(data, table.keys[row], spec, of_row, self._reuse)
 
     def _fetch(self, pool: ThreadPoolExecutor, numbers: tuple[int, ...]) -> list[Future[_View]]:
         """These views, loading them in the background when they are not there."""

@@ -2,7 +2,8 @@
 
 Epoch e shows every sample `views_per_epoch` = m times, in views e·m … e·m + m - 1 modulo V, so that
 a cache of V views serves any number of epochs. The order is drawn by counter from the run's seed.
-Mixup partners stand side by side in it, so that a picture is decoded once for both.
+Mixup partners stand side by side in it, and with repeated augmentation all views of both, so that
+a picture is decoded once for all of them.
 
 Shapes: N samples, V views, M = m·N views of an epoch, B views of a batch.
 """
@@ -52,7 +53,10 @@ class Schedule:
             batch_size: Views per step.
             seed: Seed of the order.
             repeats: Repeated augmentation (Hoffer et al., CVPR 2020): with r > 1 an epoch shows
-                one r-th of the samples in r views each, and r epochs show all of them.
+                one r-th of the samples in r views each, and r epochs show all of them. When
+                partners stay for an epoch's views (`pair_views`), pairs are shown whole, so that
+                nothing is decoded for a partner alone; should they change between those r
+                epochs, these show all samples in the mean only, as timm's RepeatAugSampler does.
 
         Raises:
             UsageError: An epoch has not even one batch, or the cache too few views.
@@ -81,13 +85,13 @@ class Schedule:
 
     def plan(self, epoch: int) -> Plan:
         """The whole order of one epoch."""
-        numbers, ids, shown = self.view_numbers(epoch), self._store.table.id_N, self._shown(epoch)
-        n = len(ids)
+        numbers, ids = self.view_numbers(epoch), self._store.table.id_N
+        shown, n = self._shown(epoch), len(ids)
         keys, partners, lams, cuts = [], [], [], []
         for j, view in enumerate(numbers):
             partner, lam, cut = self._pairs(view)
             leader = np.minimum(np.arange(n), partner)
-            counter = epoch * self._m + j
+            counter = epoch * self._m + (j if self._repeats == 1 else 0)
             drawn = rng.bits(self._seed, ids, counter, rng.STREAM_ORDER, 1)[leader, 0]
             keys.append(drawn[shown])
             partners.append(partner[shown])
@@ -112,6 +116,9 @@ class Schedule:
             return np.arange(len(ids))
         turn, position = divmod(epoch, self._repeats)
         keys = rng.bits(self._seed, ids, turn, rng.STREAM_REPEAT, 1)[:, 0]
+        numbers, spec = self.view_numbers(epoch), self._store.spec.views
+        if spec.mixes and len({number // spec.pair_views for number in numbers}) == 1:
+            keys = keys[np.minimum(np.arange(len(ids)), self._pairs(numbers[0])[0])]
         count = len(ids) // self._repeats
         order = np.argsort(keys, kind="stable")[position * count : (position + 1) * count]
         return np.sort(order)
