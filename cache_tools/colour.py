@@ -3,7 +3,8 @@
 Integer arithmetic only, so that a pixel is the same on every processor, and in place. They mean
 what Pillow's ImageOps and ImageEnhance and torchvision's `adjust_hue` mean, to the bit but for the
 blends (brightness, contrast, color) and the hue: these are within 1 of 255, and not equal where
-Pillow's single precision crosses an integer.
+Pillow's single precision crosses an integer. What is not a look-up is in 32 bits and without
+branches, so that the vector unit does it.
 
 numba sees changes of a compiled function's own file only, so no function of one of these modules
 calls a compiled one of another; `kernels.apply`, which does, is not kept on disk.
@@ -25,42 +26,41 @@ _HUE_DOWN_256 = np.array([_HUE_DOWN >> j & 1 for j in range(256)], dtype=np.int6
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _map(image: U1, table: I8) -> None:
-    """Replace every value v of every channel by table[v], clipped to 0…255."""
-    for channel in range(3):
-        _map_channel(image, channel, table)
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _map_channel(image: U1, channel: int, table: I8) -> None:
-    """Replace every value v of one channel by table[v], clipped to 0…255."""
-    clipped = np.empty(256, np.uint8)
-    for v in range(256):
-        clipped[v] = min(max(table[v], 0), 255)
+def _map(image: U1, tables: U1) -> None:
+    """Replace every value v of channel c by tables[c, v]."""
     flat = image.reshape(-1)
-    for i in range(channel, flat.size, 3):
-        flat[i] = clipped[flat[i]]
+    of_red, of_green, of_blue = tables[0], tables[1], tables[2]
+    for p in range(flat.size // 3):
+        red, green, blue = flat[3 * p], flat[3 * p + 1], flat[3 * p + 2]
+        flat[3 * p] = of_red[red]
+        flat[3 * p + 1] = of_green[green]
+        flat[3 * p + 2] = of_blue[blue]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _histogram(image: U1, channel: int) -> tuple[I8, int, int]:
-    """How often each of the 256 values occurs in a channel; the lowest and the highest there."""
-    counts = np.zeros(256, np.int64)
+def _histogram(image: U1) -> I8:
+    """How often each of the 256 values occurs in each channel: [3, 256]."""
+    counts = np.zeros((3, 256), np.int64)
     flat = image.reshape(-1)
-    for i in range(channel, flat.size, 3):
-        counts[flat[i]] += 1
-    low, high = 0, 255
-    while counts[low] == 0:
-        low += 1
-    while counts[high] == 0:
-        high -= 1
-    return counts, low, high
+    reds, greens, blues = counts[0], counts[1], counts[2]
+    for p in range(flat.size // 3):
+        reds[flat[3 * p]] += 1
+        greens[flat[3 * p + 1]] += 1
+        blues[flat[3 * p + 2]] += 1
+    return counts
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _grey(red: int, green: int, blue: int) -> int:
+def _clip(value: np.int32) -> np.uint8:
+    """The nearest of 0…255."""
+    return np.uint8(min(max(value, np.int32(0)), np.int32(255)))
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _grey(red: np.uint8, green: np.uint8, blue: np.uint8) -> np.int32:
     """Pillow's "L" of a pixel (ITU-R 601)."""
-    return (red * 19595 + green * 38470 + blue * 7471 + 32768) >> 16
+    red_green = np.int32(19595) * np.int32(red) + np.int32(38470) * np.int32(green)
+    return (red_green + np.int32(7471) * np.int32(blue) + np.int32(32768)) >> np.int32(16)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -83,19 +83,19 @@ def posterize(image: U1, bits: int) -> None:
 @njit(nogil=True, cache=True, error_model="numpy")
 def solarize(image: U1, threshold: int) -> None:
     """Invert the values from `threshold` (0 to 256) on."""
-    table = np.empty(256, np.int64)
-    for v in range(256):
-        table[v] = v if v < threshold else 255 - v
-    _map(image, table)
+    flat, limit = image.reshape(-1), np.int32(threshold)
+    for i in range(flat.size):
+        value = np.int32(flat[i])
+        flat[i] = value if value < limit else 255 - value
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def solarize_add(image: U1, add: int, threshold: int = 128) -> None:
     """Add `add` to the values below `threshold`, up to 255."""
-    table = np.empty(256, np.int64)
-    for v in range(256):
-        table[v] = v + add if v < threshold else v
-    _map(image, table)
+    flat, more, limit = image.reshape(-1), np.int32(add), np.int32(threshold)
+    for i in range(flat.size):
+        value = np.int32(flat[i])
+        flat[i] = _clip(value + more if value < limit else value)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -113,12 +113,15 @@ def _round_53(value: int) -> int:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _stretch(low: int, high: int) -> I8:
-    """Pillow's table that takes low…high to 0…255, low < high.
+def _stretch(low: int, high: int, table: U1) -> None:
+    """Write Pillow's table that takes low…high to 0…255; where these are one, nothing changes.
 
     The exact 255 · (v - low) / (high - low) is not it: where that is an integer, Pillow's double
     precision can fall one short. So its three roundings are made here, on 53-bit integers.
     """
+    if low >= high:
+        table[:] = np.arange(256)
+        return
     exponent = 52
     while 255 << exponent >= (high - low) << 53:
         exponent -= 1
@@ -126,81 +129,110 @@ def _stretch(low: int, high: int) -> I8:
     if 2 * rest > high - low or (2 * rest == high - low and scale & 1):
         scale += 1
     offset = _round_53(low * scale)
-    table = np.zeros(256, np.int64)
-    for v in range(low, 256):
-        table[v] = _round_53(max(_round_53(v * scale) - offset, 0)) >> exponent
-    return table
+    for v in range(256):
+        level = _round_53(max(_round_53(max(v, low) * scale) - offset, 0)) >> exponent
+        table[v] = min(level, 255)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _extremes(image: U1) -> tuple[I8, I8]:
+    """The lowest and the highest value of each channel."""
+    flat = image.reshape(-1)
+    low_red = low_green = low_blue = np.uint8(255)
+    high_red = high_green = high_blue = np.uint8(0)
+    for p in range(flat.size // 3):
+        red, green, blue = flat[3 * p], flat[3 * p + 1], flat[3 * p + 2]
+        low_red, high_red = min(low_red, red), max(high_red, red)
+        low_green, high_green = min(low_green, green), max(high_green, green)
+        low_blue, high_blue = min(low_blue, blue), max(high_blue, blue)
+    low, high = np.empty(3, np.int64), np.empty(3, np.int64)
+    low[0], low[1], low[2] = low_red, low_green, low_blue
+    high[0], high[1], high[2] = high_red, high_green, high_blue
+    return low, high
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def autocontrast(image: U1) -> None:
     """Stretch every channel to 0…255; a channel of one value stays."""
+    low, high = _extremes(image)
+    tables = np.empty((3, 256), np.uint8)
     for channel in range(3):
-        _, low, high = _histogram(image, channel)
-        if low < high:
-            _map_channel(image, channel, _stretch(low, high))
+        _stretch(int(low[channel]), int(high[channel]), tables[channel])
+    _map(image, tables)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def equalize(image: U1) -> None:
     """Make every channel's histogram as even as Pillow does; a channel of one value stays."""
-    for channel in range(3):
-        counts, _, high = _histogram(image, channel)
-        step = (image.shape[0] * image.shape[1] - counts[high]) // 255
-        if step == 0:
-            continue
+    tables = np.empty((3, 256), np.uint8)
+    pixels = image.shape[0] * image.shape[1]
+    for channel, counts in enumerate(_histogram(image)):
+        high = 255
+        while counts[high] == 0:
+            high -= 1
+        step = (pixels - counts[high]) // 255
         below = step // 2
         for v in range(256):
-            count, counts[v] = counts[v], below // step
-            below += count
-        _map_channel(image, channel, counts)
+            tables[channel, v] = min(below // step, 255) if step else v
+            below += counts[v]
+    _map(image, tables)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def grayscale(image: U1) -> None:
     """Give the three channels Pillow's "L"."""
     flat = image.reshape(-1)
-    for i in range(0, flat.size, 3):
-        grey = _grey(flat[i], flat[i + 1], flat[i + 2])
-        flat[i], flat[i + 1], flat[i + 2] = grey, grey, grey
+    for p in range(flat.size // 3):
+        grey = np.uint8(_grey(flat[3 * p], flat[3 * p + 1], flat[3 * p + 2]))
+        flat[3 * p] = grey
+        flat[3 * p + 1] = grey
+        flat[3 * p + 2] = grey
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _blend(image: U1, level: int, factor: int) -> None:
     """Blend from one grey level, rounding towards zero."""
-    table = np.empty(256, np.int64)
-    for v in range(256):
-        table[v] = (level * 65536 + (v - level) * factor) >> 16
-    _map(image, table)
+    flat, slope = image.reshape(-1), np.int32(factor)
+    origin = np.int32(level * (65536 - factor))
+    for i in range(flat.size):
+        flat[i] = _clip((origin + np.int32(flat[i]) * slope) >> np.int32(16))
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def brightness(image: U1, factor: int) -> None:
-    """Blend from black; `factor` in 1/65536, at 65536 nothing changes."""
+    """Blend from black; `factor` in 1/65536 and up to 64, at 65536 nothing changes."""
     _blend(image, 0, factor)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def contrast(image: U1, factor: int) -> None:
-    """Blend from the picture's mean grey; `factor` in 1/65536, at 65536 nothing changes."""
-    flat = image.reshape(-1)
+    """Blend from the picture's mean grey; `factor` as for `brightness`."""
     total = 0
-    for i in range(0, flat.size, 3):
-        total += _grey(flat[i], flat[i + 1], flat[i + 2])
-    pixels = flat.size // 3
-    mean = (2 * total + pixels) // (2 * pixels)
-    _blend(image, mean, factor)
+    for y in range(image.shape[0]):
+        line, of_line = image[y].reshape(-1), np.int32(0)
+        for x in range(image.shape[1]):
+            of_line += _grey(line[3 * x], line[3 * x + 1], line[3 * x + 2])
+        total += int(of_line)
+    pixels = image.shape[0] * image.shape[1]
+    _blend(image, (2 * total + pixels) // (2 * pixels), factor)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def color(image: U1, factor: int) -> None:
-    """Blend from the grey picture; `factor` in 1/65536, at 65536 nothing changes."""
-    flat = image.reshape(-1)
-    for i in range(0, flat.size, 3):
-        grey = _grey(flat[i], flat[i + 1], flat[i + 2])
-        for j in range(i, i + 3):
-            value = (grey * 65536 + (flat[j] - grey) * factor) >> 16
-            flat[j] = min(max(value, 0), 255)
+    """Blend from the grey picture; `factor` as for `brightness`."""
+    flat, slope = image.reshape(-1), np.int32(factor)
+    for p in range(flat.size // 3):
+        red, green, blue = flat[3 * p], flat[3 * p + 1], flat[3 * p + 2]
+        grey = _grey(red, green, blue)
+        flat[3 * p] = _from(grey, red, slope)
+        flat[3 * p + 1] = _from(grey, green, slope)
+        flat[3 * p + 2] = _from(grey, blue, slope)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _from(grey: np.int32, value: np.uint8, slope: np.int32) -> np.uint8:
+    """A value blended from a grey, rounding towards zero."""
+    return _clip(grey + ((np.int32(value) - grey) * slope >> np.int32(16)))
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

@@ -1,22 +1,28 @@
-"""Operations on uint8 pixels that look at a pixel's neighbours: affine map, blur, sharpness.
+"""Affine maps of uint8 pixels.
 
-Integer arithmetic only, so that a pixel is the same on every processor. They mean what Pillow's
-`Image.transform`, `GaussianBlur` and `Sharpness` mean, rounding towards zero where Pillow does:
-within 1 of 255 of it. (A blur by 1/2 or 3/4 pixel has ties that the last bit of Pillow's floats
-decides: there about 1 value of a photograph in 7000 is 2 off.) A bilinear map has Pillow's very
-bits when Pillow is given the same matrix.
+Integer arithmetic only, so that a pixel is the same on every processor. It means what Pillow's
+`Image.transform` means, rounding towards zero where Pillow does: within 1 of 255 of it. A bilinear
+map has Pillow's very bits when Pillow is given the same matrix.
 
-Shapes: H, W, 3 = rows, columns, RGB; contiguous.
+A map is made line by line: first every pixel's neighbours are fetched, one by one, then sums of
+them are made in 32 bits, which the vector unit does. A map that moves pixels along one axis only,
+which shears and shifts do, needs no fetching: its four neighbours lie in four lines.
+
+Shapes: H, W, 3 = rows, columns, RGB; contiguous. A pair is a pixel and its right neighbour in one
+word: bytes R G B 0 R G B 0.
 """
-
-from typing import Any
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
 U1 = NDArray[np.uint8]
+U4 = NDArray[np.uint32]
+U8 = NDArray[np.uint64]
+I4 = NDArray[np.int32]
 I8 = NDArray[np.int64]
+
+_0, _8, _16, _32 = np.uint32(0), np.uint32(8), np.uint32(16), np.uint64(32)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -34,234 +40,306 @@ def affine(source: U1, matrix: I8, fill: U1, out: U1, bicubic: bool) -> None:
         out: [H, W, 3], written.
         bicubic: Sample bicubically (Pillow's, a = -1), not bilinearly.
     """
-    weights = np.empty((2, 4), np.int64)
+    if matrix[0] == 65536 and matrix[3] == 0 and matrix[4] == 65536 and matrix[5] & 65535 == 0:
+        _along_rows(source, matrix, bicubic, out)
+    elif matrix[0] == 65536 and matrix[1] == 0 and matrix[4] == 65536 and matrix[2] & 65535 == 0:
+        _along_columns(source, matrix, bicubic, out)
+    else:
+        _along_both(source, matrix, bicubic, out)
     for y in range(out.shape[0]):
-        first, last = _shifted(source, matrix, y, bicubic, weights[0], out[y])
-        _mapped(source, matrix, y, 0, first, fill, bicubic, weights, out[y])
-        _mapped(source, matrix, y, last, out.shape[1], fill, bicubic, weights, out[y])
+        first, last = _inside(source, matrix, y, out.shape[1])
+        _paint(out[y, :first], fill)
+        _paint(out[y, last:], fill)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _shifted(
-    source: U1, matrix: I8, y: int, bicubic: bool, weights: I8, line: U1
-) -> tuple[int, int]:
-    """Make what of a row is a shift along one axis, and return where that begins and ends.
-
-    A shift or a horizontal shear moves all pixels of a row alike: the weights are the row's, and
-    the sums run along memory. What is left, at the ends or all of it, is `_mapped`'s.
-    """
-    height, width = source.shape[0], source.shape[1]
-    sx, sy = matrix[1] * y + matrix[2], matrix[4] * y + matrix[5]
-    fx, fy, left, top = sx & 65535, sy & 65535, sx >> 16, sy >> 16
-    straight = matrix[0] == 65536 and matrix[3] == 0 and (fx == 0 or fy == 0)
-    if not straight or top < (1 if fy else 0) or top > height - (3 if fy else 1):
-        return 0, 0
-    first = max(0, 1 - left)
-    count = min(line.shape[0], width - 2 - left) - first
-    if count <= 0:
-        return 0, 0
-    step = 3 * width if fy else 3
-    if bicubic:
-        _cubic_weights(fy if fy else fx, weights)
-    else:
-        part = fy if fy else fx
-        weights[0], weights[1], weights[2], weights[3] = 0, (65536 - part) << 4, part << 4, 0
-    flat = source.reshape(-1)
-    at = 3 * (top * width + left + first)
-    if not fx and not fy:
-        line.reshape(-1)[3 * first : 3 * (first + count)] = flat[at : at + 3 * count]
-    else:
-        _four_taps(flat, at, step, weights, line.reshape(-1)[3 * first : 3 * (first + count)])
-    return first, first + count
+def _paint(pixels: U1, colour: U1) -> None:
+    """Give pixels one colour."""
+    for x in range(pixels.shape[0]):
+        for c in range(3):
+            pixels[x, c] = colour[c]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _four_taps(flat: U1, at: int, step: int, weights: I8, line: U1) -> None:
-    """Weighted sums of four neighbours `step` apart, weights in 1/2^20, for values side by side."""
+def _inside(source: U1, matrix: I8, y: int, width: int) -> tuple[int, int]:
+    """Which columns of an output row, half-open, map into the source's area."""
+    first, last = _between(matrix[0], matrix[1] * y + matrix[2], source.shape[1], width)
+    upper, lower = _between(matrix[3], matrix[4] * y + matrix[5], source.shape[0], width)
+    first = max(first, upper)
+    return first, max(first, min(last, lower))
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _between(slope: int, offset: int, size: int, count: int) -> tuple[int, int]:
+    """Which x of 0…count - 1, half-open, have -1/2 ≤ slope · x + offset < size - 1/2."""
+    low, high = -32768 - offset, size * 65536 - 32768 - offset
+    if slope == 0:
+        return 0, count if low <= 0 < high else 0
+    if slope < 0:
+        slope, low, high = -slope, 1 - high, 1 - low
+    return min(max(-(-low // slope), 0), count), min(max(-(-high // slope), 0), count)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _along_rows(source: U1, matrix: I8, bicubic: bool, out: U1) -> None:
+    """A map that moves whole rows sideways; what lies outside of the source is left alone."""
+    width = source.shape[1]
+    lines, result = source.reshape(source.shape[0], -1), out.reshape(out.shape[0], -1)
+    padded = np.empty(3 * (width + 4), np.uint8)
+    for y in range(out.shape[0]):
+        first, last = _inside(source, matrix, y, width)
+        if first == last:
+            continue
+        sx = matrix[1] * y + matrix[2]
+        _pad(lines[y + (matrix[5] >> 16)], padded)
+        flat = padded[3 * (first + (sx >> 16) + 1) :]
+        _one_row(flat, _weights(sx & 65535, bicubic), result[y, 3 * first : 3 * last])
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _pad(line: U1, padded: U1) -> None:
+    """Copy a row of pixels and repeat its first and last, twice each."""
     count = line.size
-    a, b = flat[at - step : at - step + count], flat[at : at + count]
-    c = flat[at + step : at + step + count]
-    d = flat[at + 2 * step : at + 2 * step + count]
-    w0, w1 = np.int32(weights[0]), np.int32(weights[1])
-    w2, w3 = np.int32(weights[2]), np.int32(weights[3])
+    inner = padded[6:]
     for i in range(count):
-        value: Any = (
-            w0 * np.int32(a[i]) + w1 * np.int32(b[i]) + w2 * np.int32(c[i]) + w3 * np.int32(d[i])
-        )
-        line[i] = min(max(value >> 20, 0), 255)
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _mapped(
-    source: U1,
-    matrix: I8,
-    y: int,
-    begin: int,
-    end: int,
-    fill: U1,
-    bicubic: bool,
-    weights: I8,
-    line: U1,
-) -> None:
-    """Make columns `begin` to `end` of one row, pixel by pixel."""
-    right, bottom = source.shape[1] * 65536 - 32768, source.shape[0] * 65536 - 32768
-    for x in range(begin, end):
-        sx = matrix[0] * x + matrix[1] * y + matrix[2]
-        sy = matrix[3] * x + matrix[4] * y + matrix[5]
-        if sx < -32768 or sx >= right or sy < -32768 or sy >= bottom:
-            line[x, 0], line[x, 1], line[x, 2] = fill[0], fill[1], fill[2]
-        elif bicubic:
-            _bicubic(source, sx, sy, weights, line[x])
-        else:
-            _bilinear(source, sx, sy, line[x])
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _bilinear(source: U1, sx: int, sy: int, pixel: U1) -> None:
-    """Sample at (sx, sy), in 1/65536 pixel, exactly, then round towards zero."""
-    fx, fy = sx & 65535, sy & 65535
-    left, right = max(sx >> 16, 0), min((sx >> 16) + 1, source.shape[1] - 1)
-    top, bottom = max(sy >> 16, 0), min((sy >> 16) + 1, source.shape[0] - 1)
+        inner[i] = line[i]
     for c in range(3):
-        upper = source[top, left, c] * (65536 - fx) + source[top, right, c] * fx
-        lower = source[bottom, left, c] * (65536 - fx) + source[bottom, right, c] * fx
-        pixel[c] = (upper * (65536 - fy) + lower * fy) >> 32
+        padded[c] = padded[3 + c] = line[c]
+        padded[count + 6 + c] = padded[count + 9 + c] = line[count - 3 + c]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _cubic_weights(fraction: int, weights: I8) -> None:
+def _one_row(flat: U1, by: tuple[int, int, int, int], line: U1) -> None:
+    """Weighted sums of each pixel and the three that follow, weights in 1/2^20."""
+    count = line.size
+    a, b, c, d = flat[:count], flat[3:][:count], flat[6:][:count], flat[9:][:count]
+    s, t, u, v = np.int32(by[0]), np.int32(by[1]), np.int32(by[2]), np.int32(by[3])
+    for i in range(count):
+        value = s * np.int32(a[i]) + t * np.int32(b[i]) + u * np.int32(c[i]) + v * np.int32(d[i])
+        line[i] = _clip(value)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _along_columns(source: U1, matrix: I8, bicubic: bool, out: U1) -> None:
+    """A map that moves whole columns up or down; what lies outside of the source is anything."""
+    height, width, left = source.shape[0], source.shape[1], matrix[2] >> 16
+    weights = np.zeros((4, width, 3), np.int32)
+    moved = np.empty((height + 3, 3 * width), np.uint8)
+    first, last = max(0, -left), min(width, width - left)
+    while first < last:
+        end = first
+        down = (matrix[3] * first + matrix[5]) >> 16
+        while end < last and (matrix[3] * end + matrix[5]) >> 16 == down:
+            four = _weights((matrix[3] * end + matrix[5]) & 65535, bicubic)
+            for k in range(4):
+                weights[k, end] = four[k]
+            end += 1
+        _move(source.reshape(height, -1), left, down - 1, first, end, moved)
+        first = end
+    for y in range(height):
+        _four_rows(moved[y : y + 4], weights.reshape(4, -1), out[y].reshape(-1))
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _move(lines: U1, left: int, down: int, first: int, last: int, moved: U1) -> None:
+    """Copy columns first…last - 1 of all rows from `left` to the right and `down` rows below."""
+    for y in range(moved.shape[0]):
+        row = lines[min(max(y + down, 0), lines.shape[0] - 1)]
+        pixels, line = row[3 * (first + left) :], moved[y, 3 * first : 3 * last]
+        for i in range(line.size):
+            line[i] = pixels[i]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _weights(fraction: int, bicubic: bool) -> tuple[int, int, int, int]:
     """Weights of four neighbours in 1/2^20, summing to 1: one colour then stays that colour."""
+    if not bicubic:
+        return 0, (65536 - fraction) << 4, fraction << 4, 0
     one, two = fraction << 32, fraction * fraction << 16
     three, half = fraction * fraction * fraction, 1 << 27
-    weights[0] = (-one + 2 * two - three + half) >> 28
-    weights[2] = (one + two - three + half) >> 28
-    weights[3] = (-two + three + half) >> 28
-    weights[1] = (1 << 20) - weights[0] - weights[2] - weights[3]
+    a = (-one + 2 * two - three + half) >> 28
+    c = (one + two - three + half) >> 28
+    d = (-two + three + half) >> 28
+    return a, (1 << 20) - a - c - d, c, d
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _bicubic(source: U1, sx: int, sy: int, weights: I8, pixel: U1) -> None:
-    """Sample at (sx, sy), in 1/65536 pixel; `weights` [2, 4] is room for them."""
-    _cubic_weights(sx & 65535, weights[0])
-    _cubic_weights(sy & 65535, weights[1])
-    left, top = (sx >> 16) - 1, (sy >> 16) - 1
-    last_row, last_column = source.shape[0] - 1, source.shape[1] - 1
-    red, green, blue = 0, 0, 0
-    # a shear or shift along one axis needs one row or column: the other three weigh nothing
-    rows = range(4) if sy & 65535 else range(1, 2)
-    columns = range(4) if sx & 65535 else range(1, 2)
-    for dy in rows:
-        row = source[min(max(top + dy, 0), last_row)]
-        r, g, b = 0, 0, 0
-        for dx in columns:
-            column, weight = min(max(left + dx, 0), last_column), weights[0, dx]
-            r += weight * row[column, 0]
-            g += weight * row[column, 1]
-            b += weight * row[column, 2]
-        red += weights[1, dy] * r
-        green += weights[1, dy] * g
-        blue += weights[1, dy] * b
-    pixel[0] = min(max(red >> 40, 0), 255)
-    pixel[1] = min(max(green >> 40, 0), 255)
-    pixel[2] = min(max(blue >> 40, 0), 255)
+def _four_rows(lines: U1, weights: I4, line: U1) -> None:
+    """Weighted sums of four rows, weights in 1/2^20 and of each value its own."""
+    a, b, c, d = lines[0], lines[1], lines[2], lines[3]
+    s, t, u, v = weights[0], weights[1], weights[2], weights[3]
+    for i in range(line.size):
+        upper = s[i] * np.int32(a[i]) + t[i] * np.int32(b[i])
+        value = upper + u[i] * np.int32(c[i]) + v[i] * np.int32(d[i])
+        line[i] = _clip(value)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def sharpness(source: U1, factor: int, out: U1) -> None:
-    """Blend from the smoothed picture, whose border is the picture's own.
+def _clip(value: np.int32) -> np.uint8:
+    """A sum of 32 bits in 1/2^20, rounded down, and the nearest of 0…255 to that."""
+    whole = np.int32(np.int32(value) >> np.int32(20))
+    return np.uint8(min(max(whole, np.int32(0)), np.int32(255)))
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _along_both(source: U1, matrix: I8, bicubic: bool, out: U1) -> None:
+    """Any map; what lies outside of the source is left alone."""
+    pairs, width = _pairs(source), out.shape[1]
+    at, fractions = np.empty(width, np.uint32), np.empty((2, width), np.int32)
+    near, planes = np.empty((2, width), np.uint64), np.empty((3, width), np.uint8)
+    weights, sums = np.empty((2, 4, width), np.int32), np.empty((4, 3, width), np.int32)
+    for y in range(out.shape[0]):
+        first, last = _inside(source, matrix, y, width)
+        _locate(matrix, first, y, pairs.shape[1], at[: last - first], fractions)
+        if bicubic:
+            _cubic(pairs, at[: last - first], fractions, near, weights, sums, planes)
+        else:
+            _linear(pairs, at[: last - first], fractions, near, sums, planes)
+        red, green, blue, line = planes[0], planes[1], planes[2], out[y, first:last].reshape(-1)
+        for i in range(last - first):
+            line[3 * i] = red[i]
+            line[3 * i + 1] = green[i]
+            line[3 * i + 2] = blue[i]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _pairs(source: U1) -> U8:
+    """The pairs [H + 4, W + 4] of a picture with its border's pixels twice more on each side."""
+    height, width = source.shape[0], source.shape[1]
+    pairs = np.empty((height + 4, width + 4), np.uint64)
+    line = np.empty(width + 5, np.uint32)
+    for y in range(height + 4):
+        pixels = source[min(max(y - 2, 0), height - 1)].reshape(-1)
+        inner = line[2 : 2 + width]
+        for x in range(width):
+            low = np.uint32(pixels[3 * x]) | np.uint32(pixels[3 * x + 1]) << _8
+            inner[x] = low | np.uint32(pixels[3 * x + 2]) << _16
+        line[:2], line[2 + width :] = inner[0], inner[width - 1]
+        right = line[1:]
+        for x in range(width + 4):
+            pairs[y, x] = np.uint64(line[x]) | np.uint64(right[x]) << _32
+    return pairs
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _locate(matrix: I8, first: int, y: int, pitch: int, at: U4, fractions: I4) -> None:
+    """Index among the pairs of each pixel's upper left neighbour of 16, and the point's fractions.
+
+    Positions are in 1/65536 pixel and in 32 bits: a picture has less than 32,768 rows and columns.
+    """
+    sx = np.int32(matrix[0] * first + matrix[1] * y + matrix[2])
+    sy = np.int32(matrix[3] * first + matrix[4] * y + matrix[5])
+    right, down = np.int32(matrix[0]), np.int32(matrix[3])
+    part_x, part_y = fractions[0], fractions[1]
+    for i in range(at.size):
+        x, y_ = np.int32(sx + right * i), np.int32(sy + down * i)
+        at[i] = ((y_ >> 16) + 1) * pitch + (x >> 16) + 1
+        part_x[i], part_y[i] = x & 65535, y_ & 65535
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _fetch(pairs: U8, at: U4, here: U8, right: U8) -> None:
+    """Pairs at the indices, and those two pixels to the right."""
+    behind = pairs[2:]
+    for i in range(at.size):
+        here[i], right[i] = pairs[at[i]], behind[at[i]]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _linear(pairs: U8, at: U4, fractions: I4, near: U8, sums: I4, planes: U1) -> None:
+    """Sample bilinearly, exactly, then round towards zero.
 
     Args:
-        source: [H, W, 3] pixels.
-        factor: In 1/65536; at 65536 nothing changes.
-        out: [H, W, 3], written.
+        pairs: Of the source.
+        at: [n], as `_locate` makes it.
+        fractions: Of x and of y, [2, n or more], in 1/65536.
+        near: [2, n or more], overwritten.
+        sums: [4, 3, n or more], overwritten.
+        planes: [3, n or more], written: the three channels.
     """
-    height, width = source.shape[0], source.shape[1] * 3
-    flat, result = source.reshape((height, width)), out.reshape((height, width))
-    for y in range(height):
-        for i in range(width):
-            if y in (0, height - 1) or i < 3 or i >= width - 3:
-                result[y, i] = flat[y, i]
-                continue
-            total = 4 * np.int32(flat[y, i])
-            for dy in range(-1, 2):
-                row = y + dy
-                total += np.int32(flat[row, i - 3]) + flat[row, i] + flat[row, i + 3]
-            smooth = (2 * total + 13) // 26
-            value = (smooth * 65536 + (flat[y, i] - smooth) * factor) >> 16
-            result[y, i] = min(max(value, 0), 255)
+    flat, count = pairs.reshape(-1), at.size
+    for row in range(2):
+        _fetch(flat[pairs.shape[1] * (row + 1) + 1 :], at, near[0], near[1])
+        _two_columns(near[0].view(np.uint32), fractions[0], count, sums[row])
+    for channel in range(3):
+        upper, lower, below = sums[0, channel], sums[1, channel], fractions[1]
+        plane = planes[channel]
+        for i in range(count):
+            part = np.int64(below[i])
+            plane[i] = (np.int64(upper[i]) * (65536 - part) + np.int64(lower[i]) * part) >> 32
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def blur(image: U1, radius: int, scratch: U1) -> None:
-    """Blur in place by three box filters along each axis, as Pillow's GaussianBlur does.
-
-    The box (Gwosdek et al., SSVM 2011) has 2n + 1 whole pixels and a share of one more at each end.
-    From the paper's length for a variance of radius²/3 follows, with N = n + 1, the weight of a
-    whole pixel: (3N² - radius²) / (N (2N - 1) (2N + 1)).
-
-    Args:
-        image: [H, W, 3] pixels, replaced.
-        radius: Standard deviation in 1/65536 pixel, up to 16 pixels; 0 changes nothing.
-        scratch: [H, W, 3], overwritten.
-    """
-    if radius <= 0:
-        return
-    reach = 1
-    while reach * (reach + 1) << 32 <= radius * radius:
-        reach += 1
-    # Pillow's quotient is a float of 24 bits: above one half it is rounded, below it is cut
-    divisor = reach * (4 * reach * reach - 1) << 8
-    whole = (3 * reach * reach << 32) - radius * radius
-    whole = (whole + divisor // 2 if 2 * whole >= divisor << 24 else whole) // divisor
-    part = ((1 << 24) - (2 * reach - 1) * whole) // 2
-    _box_rows(image, reach, whole, part, scratch)
-    _box_rows(scratch, reach, whole, part, image)
-    _box_rows(image, reach, whole, part, scratch)
-    _box_columns(scratch, reach, whole, part, image)
-    _box_columns(image, reach, whole, part, scratch)
-    _box_columns(scratch, reach, whole, part, image)
+def _two_columns(words: U4, part: I4, count: int, sums: I4) -> None:
+    """Weighted sums of pairs, in 1/65536, of each channel."""
+    red, green, blue = sums[0], sums[1], sums[2]
+    for i in range(count):
+        a, b, v = words[2 * i], words[2 * i + 1], part[i]
+        u = np.int32(65536 - v)
+        red[i] = u * _byte(a, _0) + v * _byte(b, _0)
+        green[i] = u * _byte(a, _8) + v * _byte(b, _8)
+        blue[i] = u * _byte(a, _16) + v * _byte(b, _16)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _box_rows(source: U1, reach: int, whole: int, part: int, out: U1) -> None:
-    """Filter along rows; the two pixels at distance `reach` weigh `part`/2^24, others `whole`."""
-    width = source.shape[1]
-    padded = np.empty((width + 2 * reach, 3), np.uint8)
-    line, sums = padded.reshape(-1), np.empty(width * 3, np.uint32)
-    for y in range(source.shape[0]):
-        for x in range(width + 2 * reach):
-            column = min(max(x - reach, 0), width - 1)
-            for c in range(3):
-                padded[x, c] = source[y, column, c]
-        sums.fill(1 << 23)
-        for tap in range(2 * reach + 1):
-            weight = np.uint32(part if tap in (0, 2 * reach) else whole)
-            _add(line[3 * tap : 3 * (tap + width)], weight, sums)
-        _save(sums, out[y].reshape(-1))
+def _byte(word: np.uint32, shift: np.uint32) -> np.int32:
+    """The byte of a word that is `shift` bits from its lower end."""
+    return np.int32(word >> shift & np.uint32(255))
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _box_columns(source: U1, reach: int, whole: int, part: int, out: U1) -> None:
-    """Filter along columns; as `_box_rows`."""
-    sums = np.empty(source.shape[1] * 3, np.uint32)
-    for y in range(source.shape[0]):
-        sums.fill(1 << 23)
-        for tap in range(-reach, reach + 1):
-            weight = np.uint32(part if tap in (-reach, reach) else whole)
-            row = min(max(y + tap, 0), source.shape[0] - 1)
-            _add(source[row].reshape(-1), weight, sums)
-        _save(sums, out[y].reshape(-1))
+def _cubic(pairs: U8, at: U4, fractions: I4, near: U8, weights: I4, sums: I4, planes: U1) -> None:
+    """Sample bicubically; as `_linear`, with [2, 4, n or more] weights to overwrite."""
+    flat, count = pairs.reshape(-1), at.size
+    _cubic_weights(fractions[0], count, weights[0])
+    _cubic_weights(fractions[1], count, weights[1])
+    for row in range(4):
+        _fetch(flat[pairs.shape[1] * row :], at, near[0], near[1])
+        left, right = near[0].view(np.uint32), near[1].view(np.uint32)
+        _four_columns(left, right, weights[0], count, sums[row])
+    for channel in range(3):
+        a, b, c, d = sums[0, channel], sums[1, channel], sums[2, channel], sums[3, channel]
+        s, t, u, v = weights[1, 0], weights[1, 1], weights[1, 2], weights[1, 3]
+        plane = planes[channel]
+        for i in range(count):
+            value = s[i] * a[i] + t[i] * b[i] + u[i] * c[i] + v[i] * d[i]
+            plane[i] = _clip(value)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _add(line: U1, weight: np.uint32, sums: NDArray[np.uint32]) -> None:
-    """Add a line of values times a weight to the sums."""
-    for i in range(sums.size):
-        sums[i] += weight * line[i]
+def _cubic_weights(part: I4, count: int, weights: I4) -> None:
+    """Weights of four neighbours in 1/2^14, summing to 1, of fractions rounded to 1/1024 pixel."""
+    before, here, after, beyond = weights[0], weights[1], weights[2], weights[3]
+    for i in range(count):
+        f = np.int32((part[i] + 32) >> 6)
+        g = np.int32(1024 - f)
+        a = -(np.int32(f * g * g + 32768) >> 16)
+        c = np.int32(f * ((1 << 20) + f * g) + 32768) >> 16
+        d = -(np.int32(f * f * g + 32768) >> 16)
+        before[i], after[i], beyond[i] = a, c, d
+        here[i] = (1 << 14) - a - c - d
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _save(sums: NDArray[np.uint32], line: U1) -> None:
-    """The sums' upper eight bits."""
-    for i in range(sums.size):
-        line[i] = sums[i] >> 24
+def _four_columns(left: U4, right: U4, weights: I4, count: int, sums: I4) -> None:
+    """Weighted sums of four pixels, with 6 bits of fraction, of each channel."""
+    red, green, blue = sums[0], sums[1], sums[2]
+    s, t, u, v = weights[0], weights[1], weights[2], weights[3]
+    for i in range(count):
+        four = left[2 * i], left[2 * i + 1], right[2 * i], right[2 * i + 1]
+        by = s[i], t[i], u[i], v[i]
+        red[i] = _sum_of_four(four, by, _0)
+        green[i] = _sum_of_four(four, by, _8)
+        blue[i] = _sum_of_four(four, by, _16)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _sum_of_four(
+    words: tuple[np.uint32, np.uint32, np.uint32, np.uint32],
+    by: tuple[np.int32, np.int32, np.int32, np.int32],
+    shift: np.uint32,
+) -> np.int32:
+    """A channel of four pixels, weighted."""
+    upper = by[0] * _byte(words[0], shift) + by[1] * _byte(words[1], shift)
+    lower = by[2] * _byte(words[2], shift) + by[3] * _byte(words[3], shift)
+    return np.int32(np.int32(upper + lower + 128) >> 8)

@@ -1,7 +1,7 @@
 """A view's list of image operations, run in order, and its erased rectangle.
 
-Integer arithmetic only (`colour`, `geometry`), so that a pixel is the same on every processor; no
-Python lock is held, so that a thread pool renders in parallel. Operations and magnitudes come as
+Integer arithmetic only (`colour`, `geometry`, `smoothing`), so that a pixel is the same on every
+processor; no Python lock is held, so that a thread pool renders in parallel. Operations and magnitudes come as
 integers: whoever draws them decides, here nothing is drawn but the noise of an erased rectangle,
 which is a function of its key.
 
@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from cache_tools import colour, geometry, ops
+from cache_tools import colour, geometry, ops, smoothing
 
 U1 = NDArray[np.uint8]
 I8 = NDArray[np.int64]
@@ -48,9 +48,9 @@ def apply(codes_n: I8, arguments_n6: I8, fill: U1, image: U1, scratch: U1) -> No
             _BY_MAGNITUDE[code](image, int(arguments[0]))
         elif code == ops.SHARPNESS:
             scratch[:] = image
-            geometry.sharpness(scratch, int(arguments[0]), image)
+            smoothing.sharpness(scratch, int(arguments[0]), image)
         elif code == ops.BLUR:
-            geometry.blur(image, int(arguments[0]), scratch)
+            smoothing.blur(image, int(arguments[0]), scratch)
         elif code in (ops.AFFINE_BILINEAR, ops.AFFINE_BICUBIC):
             scratch[:] = image
             geometry.affine(scratch, arguments, fill, image, code == ops.AFFINE_BICUBIC)

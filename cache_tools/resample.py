@@ -1,8 +1,12 @@
 """Shrink in integers: each output pixel is the mean over its area.
 
-OpenCV's INTER_AREA computes the same mean in floats, one column after another. Here eight rows of
-the result are made side by side, so that the vector unit does the work: about twice as fast, and
+OpenCV's INTER_AREA computes the same mean in floats, one column after another. Here sixteen rows of
+the result are made side by side, so that the vector unit does the work: several times as fast, and
 within 1 of 255 of it. Weights are in 1/2^14 and add up exactly, so one colour stays that colour.
+
+A compiler does not vectorise a loop that scatters bytes or 16-bit values. So rows come side by side
+in two steps it does vectorise: four rows' values become one word, then four rows of words are
+interleaved; and back the same way.
 
 Shapes: H, W, 3 = rows, columns, RGB of the source; S = height and width of the result.
 """
@@ -12,10 +16,16 @@ from numba import njit
 from numpy.typing import NDArray
 
 U1 = NDArray[np.uint8]
+U2 = NDArray[np.uint16]
+U4 = NDArray[np.uint32]
+U8 = NDArray[np.uint64]
 I4 = NDArray[np.int32]
 
 _ONE = 16_384
-_LANES = 8
+_FOURS = 4
+_LANES = 4 * _FOURS
+_COLUMN = 3 * _LANES  # values of one column: the channels of all lanes
+_16, _32, _48 = np.uint64(16), np.uint64(32), np.uint64(48)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -33,16 +43,27 @@ def crop(picture: U1, top: int, left: int, height: int, width: int, out: U1) -> 
     size = out.shape[0]
     rows_of, row_weights = taps(height, size)
     columns_of, column_weights = taps(width, size)
-    box = picture.reshape(picture.shape[0], -1)[top : top + height, 3 * left : 3 * (left + width)]
-    line = np.empty(3 * width, np.int32)
-    lanes = np.zeros((3 * width, _LANES), np.int32)
+    pixels, pitch = picture.reshape(-1), 3 * picture.shape[1]
+    lines = np.empty((4, 3 * width), np.uint16)
+    packed, lanes = np.empty((_FOURS, 3 * width), np.uint64), np.empty(12 * width, np.uint64)
+    mixed, unmixed = np.empty(12 * size, np.uint32), np.empty((_FOURS, 3 * size), np.uint32)
+    result = out.reshape(size, -1)
     for first in range(0, size, _LANES):
-        rows = min(_LANES, size - first)
-        for lane in range(rows):
-            _rows(box, rows_of[first + lane], row_weights[first + lane], line)
-            for i in range(line.size):
-                lanes[i, lane] = line[i]
-        _columns(lanes, columns_of, column_weights, out[first : first + rows])
+        for four in range(_FOURS):
+            for k in range(4):
+                # past the last row it is made again
+                y = min(first + 4 * four + k, size - 1)
+                at = (top + rows_of[y]) * pitch + 3 * left
+                _rows(pixels, at, pitch, row_weights[y], lines[k])
+            _pack(lines, packed[four])
+        _interleave(packed, lanes)
+        if column_weights.shape[1] > 4:
+            _many_columns(lanes.view(np.uint16), columns_of, column_weights, mixed.view(np.uint8))
+        else:
+            _columns(lanes.view(np.uint16), columns_of, column_weights, mixed.view(np.uint8))
+        _separate(mixed, unmixed)
+        for four in range(_FOURS):
+            _unpack(unmixed[four], result, first + 4 * four)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -64,31 +85,117 @@ def taps(length: int, size: int) -> tuple[I4, I4]:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _rows(box: U1, top: int, weights: I4, line: I4) -> None:
-    """Weighted sum of some rows, with 8 bits of fraction, pixel after pixel."""
-    line[:] = 32
-    for k in range(weights.size):
-        weight = weights[k]
-        if weight:
-            pixels = box[top + k]
-            for i in range(line.size):
-                line[i] += weight * np.int32(pixels[i])
-    for i in range(line.size):
-        line[i] >>= 6
+def _tap(weights: I4, k: int) -> tuple[np.int32, int]:
+    """Weight k and where it applies; what is not there weighs nothing."""
+    return (weights[k], k) if k < weights.size else (np.int32(0), 0)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _columns(lanes: I4, left: I4, weights: I4, out: U1) -> None:
-    """Weighted sums along eight rows at once."""
-    sums = np.empty((3, _LANES), np.int32)
-    for x in range(out.shape[1]):
+def _rows(pixels: U1, at: int, pitch: int, weights: I4, line: U2) -> None:
+    """Weighted sum, with 8 bits of fraction, of rows `pitch` apart, the first beginning at `at`."""
+    if weights.size > 4:
+        _many_rows(pixels, at, pitch, weights, line)
+        return
+    count = line.size
+    (t, _), (u, k), (v, m), (w, n) = (
+        _tap(weights, 0),
+        _tap(weights, 1),
+        _tap(weights, 2),
+        _tap(weights, 3),
+    )
+    a, b = pixels[at:][:count], pixels[at + k * pitch :][:count]
+    c, d = pixels[at + m * pitch :][:count], pixels[at + n * pitch :][:count]
+    for i in range(count):
+        value = t * np.int32(a[i]) + u * np.int32(b[i]) + v * np.int32(c[i]) + w * np.int32(d[i])
+        line[i] = (value + 32) >> 6
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _many_rows(pixels: U1, at: int, pitch: int, weights: I4, line: U2) -> None:
+    """As `_rows`, for any number of taps."""
+    sums = np.full(line.size, 32, np.int32)
+    for k in range(weights.size):
+        values = pixels[at + k * pitch :][: line.size]
+        for i in range(sums.size):
+            sums[i] += weights[k] * np.int32(values[i])
+    for i in range(line.size):
+        line[i] = sums[i] >> 6
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _pack(lines: U2, words: U8) -> None:
+    """Four rows of values as one row of words."""
+    a, b, c, d = lines[0], lines[1], lines[2], lines[3]
+    for i in range(words.size):
+        low = np.uint64(a[i]) | np.uint64(b[i]) << _16
+        words[i] = low | np.uint64(c[i]) << _32 | np.uint64(d[i]) << _48
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _interleave(rows: U8, mixed: U8) -> None:
+    """Four rows side by side: each word of one is followed by those of the others."""
+    a, b, c, d = rows[0], rows[1], rows[2], rows[3]
+    for i in range(a.size):
+        mixed[4 * i] = a[i]
+        mixed[4 * i + 1] = b[i]
+        mixed[4 * i + 2] = c[i]
+        mixed[4 * i + 3] = d[i]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _separate(mixed: U4, rows: U4) -> None:
+    """The inverse of `_interleave`."""
+    a, b, c, d = rows[0], rows[1], rows[2], rows[3]
+    for i in range(a.size):
+        a[i] = mixed[4 * i]
+        b[i] = mixed[4 * i + 1]
+        c[i] = mixed[4 * i + 2]
+        d[i] = mixed[4 * i + 3]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _unpack(words: U4, out: U1, first: int) -> None:
+    """The inverse of `_pack`, to rows `first` to `first` + 3; what is past the last goes there."""
+    last = out.shape[0] - 1
+    a, b = out[min(first, last)], out[min(first + 1, last)]
+    c, d = out[min(first + 2, last)], out[min(first + 3, last)]
+    for i in range(words.size):
+        a[i] = words[i] & 255
+        b[i] = words[i] >> 8 & 255
+        c[i] = words[i] >> 16 & 255
+        d[i] = words[i] >> 24
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _columns(lanes: U2, left: I4, weights: I4, out: U1) -> None:
+    """Weighted sums, up to four taps, along all rows at once."""
+    for x in range(left.size):
+        columns, result = lanes[_COLUMN * left[x] :], out[_COLUMN * x :][:_COLUMN]
+        (t, _), (u, k), (v, m), (w, n) = (
+            _tap(weights[x], 0),
+            _tap(weights[x], 1),
+            _tap(weights[x], 2),
+            _tap(weights[x], 3),
+        )
+        a, b = columns[:_COLUMN], columns[k * _COLUMN :][:_COLUMN]
+        c, d = columns[m * _COLUMN :][:_COLUMN], columns[n * _COLUMN :][:_COLUMN]
+        for i in range(_COLUMN):
+            value = (
+                t * np.int32(a[i]) + u * np.int32(b[i]) + v * np.int32(c[i]) + w * np.int32(d[i])
+            )
+            result[i] = (value + (1 << 21)) >> 22
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _many_columns(lanes: U2, left: I4, weights: I4, out: U1) -> None:
+    """As `_columns`, for any number of taps."""
+    sums = np.empty(_COLUMN, np.int32)
+    for x in range(left.size):
         sums[:] = 1 << 21
         for k in range(weights.shape[1]):
-            weight = weights[x, k]
-            at = 3 * (left[x] + k)
-            for c in range(3):
-                for lane in range(_LANES):
-                    sums[c, lane] += weight * lanes[at + c, lane]
-        for lane in range(out.shape[0]):
-            for c in range(3):
-                out[lane, x, c] = sums[c, lane] >> 22
+            weight, values = weights[x, k], lanes[_COLUMN * (left[x] + k) :][:_COLUMN]
+            for i in range(_COLUMN):
+                sums[i] += weight * np.int32(values[i])
+        result = out[_COLUMN * x :][:_COLUMN]
+        for i in range(_COLUMN):
+            result[i] = sums[i] >> 22

@@ -15,7 +15,7 @@ from sklearn.datasets import load_sample_images
 from timm.data import auto_augment as timm_ops
 from torchvision.transforms import functional
 
-from cache_tools import kernels, ops, rng
+from cache_tools import kernels, ops, resample, rng
 
 FILL = (10, 20, 30)
 FACTORS = [0.0, 0.1, 0.37, 0.5, 0.9, 1.0, 1.1, 1.45, 1.9, 2.5, 3.0]
@@ -253,12 +253,12 @@ def at_the_edge(corner: list[float], width: int, height: int) -> np.ndarray:
 @pytest.mark.parametrize("name", GEOMETRY)
 def test_maps_are_within_one_of_timm(name: str, sampler: str) -> None:
     corner_of, theirs, magnitudes = GEOMETRY[name]
-    code, resample = SAMPLERS[sampler]
+    code, filter_ = SAMPLERS[sampler]
     for picture, magnitude in itertools.product(PHOTOGRAPHS, magnitudes):
         height, width = picture.shape[:2]
         corner = corner_of(magnitude, width, height)
         pil = Image.fromarray(picture)
-        expected = np.asarray(theirs(pil, magnitude, resample=resample, fillcolor=FILL)).astype(int)
+        expected = np.asarray(theirs(pil, magnitude, resample=filter_, fillcolor=FILL)).astype(int)
         image = ours(code, picture, *pixel_matrix(corner))
         off = np.abs(image - expected).max(axis=-1) > 1
         assert not (off & ~at_the_edge(corner, width, height)).any(), magnitude
@@ -266,7 +266,7 @@ def test_maps_are_within_one_of_timm(name: str, sampler: str) -> None:
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_maps_of_any_picture_with_the_same_matrix(sampler: str) -> None:
-    code, resample = SAMPLERS[sampler]
+    code, filter_ = SAMPLERS[sampler]
     for picture in PICTURES:
         height, width = picture.shape[:2]
         for corner_of, _, magnitudes in GEOMETRY.values():
@@ -276,7 +276,7 @@ def test_maps_of_any_picture_with_the_same_matrix(sampler: str) -> None:
                     (width, height),
                     Image.Transform.AFFINE,
                     tuple(corner_matrix(matrix)),
-                    resample,
+                    filter_,
                     fillcolor=FILL,
                 )
                 limit = 0 if sampler == "bilinear" else 1
@@ -289,6 +289,75 @@ def test_what_maps_from_outside_has_the_fill_colour(code: int) -> None:
     image = ours(code, picture, 65536, 0, -10 * 65536, 0, 65536, 0)
     assert (image[:, :10] == FILL).all()
     assert (image[:, 10:] == picture[:, :-10]).all()
+
+
+MATRIX = st.one_of(
+    st.tuples(*[st.integers(-131072, 131072)] * 6),
+    st.builds(lambda b, x, y: (65536, b, x, 0, 65536, y << 16), *[st.integers(-90000, 90000)] * 2,
+              st.integers(-9, 9)),
+    st.builds(lambda x, d, y: (65536, 0, x << 16, d, 65536, y), st.integers(-9, 9),
+              *[st.integers(-90000, 90000)] * 2),
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=200)
+@given(MATRIX, st.integers(1, 30), st.integers(1, 30), st.integers(0, 2**32 - 1))
+def test_any_map_of_any_size(matrix: tuple[int, ...], height: int, width: int, seed: int) -> None:
+    """Bilinear is its definition to the bit, bicubic within 1 of it; one colour stays."""
+    picture = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    a, b, x0, d, e, y0 = matrix
+    y, x = np.mgrid[:height, :width]
+    sx, sy = a * x + b * y + x0, d * x + e * y + y0
+    inside = (sx >= -32768) & (sx < width * 65536 - 32768)
+    inside &= (sy >= -32768) & (sy < height * 65536 - 32768)
+
+    fx, fy = (sx & 65535)[..., None], (sy & 65535)[..., None]
+    left, right = (np.clip((sx >> 16) + k, 0, width - 1) for k in (0, 1))
+    top, bottom = (np.clip((sy >> 16) + k, 0, height - 1) for k in (0, 1))
+    wide = picture.astype(np.int64)
+    upper = wide[top, left] * (65536 - fx) + wide[top, right] * fx
+    lower = wide[bottom, left] * (65536 - fx) + wide[bottom, right] * fx
+    linear = np.where(inside[..., None], (upper * (65536 - fy) + lower * fy) >> 32, FILL)
+    assert (ours(ops.AFFINE_BILINEAR, picture, *matrix) == linear).all()
+
+    cubic = ours(ops.AFFINE_BICUBIC, picture, *matrix)
+    assert (cubic[~inside] == FILL).all()
+    assert np.abs(cubic - exact_cubic(wide, sx, sy))[inside].max(initial=0) <= 1
+    flat = ours(ops.AFFINE_BICUBIC, np.full_like(picture, 200), *matrix)
+    assert (flat == np.where(inside[..., None], 200, FILL)).all()
+
+
+def exact_cubic(picture: np.ndarray, sx: np.ndarray, sy: np.ndarray) -> np.ndarray:
+    """Bicubic samples in doubles at points in 1/65536 pixel, rounded down."""
+
+    def weights(fraction: np.ndarray) -> list[np.ndarray]:
+        f, g = fraction, 1 - fraction
+        return [-f * g * g, 1 - 2 * f**2 + f**3, f * (1 + f * g), -f * f * g]
+
+    by_x, by_y = (weights((s & 65535)[..., None] / 65536) for s in (sx, sy))
+    total = np.zeros((*sx.shape, 3))
+    for j, i in itertools.product(range(4), range(4)):
+        row = np.clip((sy >> 16) + j - 1, 0, picture.shape[0] - 1)
+        column = np.clip((sx >> 16) + i - 1, 0, picture.shape[1] - 1)
+        total += by_y[j] * by_x[i] * picture[row, column]
+    return np.clip(np.floor(total), 0, 255).astype(np.int64)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(1, 50), st.integers(0, 200), st.integers(0, 200), st.integers(0, 2**32 - 1))
+def test_a_box_has_the_bits_of_its_definition(size: int, dy: int, dx: int, seed: int) -> None:
+    """Rows first, to 8 bits of fraction, then columns; the weights are `resample.taps`."""
+    height, width = size + dy, size + dx
+    picture = np.random.default_rng(seed).integers(0, 256, (height + 3, width + 5, 3), np.uint8)
+    out = np.empty((size, size, 3), np.uint8)
+    resample.crop(picture, 1, 4, height, width, out)
+    (top, by_row), (left, by_column) = resample.taps(height, size), resample.taps(width, size)
+    box = picture[1 : 1 + height, 4 : 4 + width].astype(np.int64)
+    taps = np.arange(by_row.shape[1])
+    rows = (by_row[..., None, None] * box[top[:, None] + taps]).sum(axis=1) + 32 >> 6
+    taps = np.arange(by_column.shape[1])
+    columns = (by_column[..., None] * rows[:, left[:, None] + taps]).sum(axis=2) + (1 << 21) >> 22
+    assert (out == columns).all()
 
 
 def test_operations_run_in_order() -> None:
