@@ -32,6 +32,8 @@ HELP = {
     "status": "Print which parts are committed; exit 1 unless all are.",
     "info": "Print what a cache is: teacher, views, targets, sizes.",
     "verify": "Check every byte of a cache; with --data its images and pixels too.",
+    "import": "Write logits that exist as a cache.",
+    "diff": "Compare two caches, or logits and a cache.",
     "train": "Stage 2: train students on the very views the teacher saw.",
     "eval": "Measure a trained student.",
 }

@@ -2,14 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from cache_tools import files
 from cache_tools.errors import CacheDamaged, CacheIncomplete
 from cache_tools.spec import CacheSpec, canonical_json, sha256
+from cache_tools.storage import Storage
 
 REMEDY = "Run the same `kdcache cache` command again: it makes only missing and damaged parts."
+
+_MAX_RECORD = 2**16
 
 
 @dataclass(frozen=True, order=True)
@@ -57,17 +59,18 @@ def encode(
     return canonical_json({**record, "sha256": sha256(canonical_json(record))})
 
 
-def read(cache: Path, spec: CacheSpec, part: Part) -> dict[str, Any]:
+def read(cache: Storage, spec: CacheSpec, part: Part) -> dict[str, Any]:
     """The commit record of a part, its digest and its identity checked.
 
     Raises:
         CacheIncomplete: The part is not committed.
         CacheDamaged: The record is not as it was written, or not of this part.
     """
-    path = cache / part.record
-    if not path.is_file():
-        raise CacheIncomplete(f"{part} of {cache} is not committed. {REMEDY}")
-    record = files.read_json(path)
+    path = f"{cache}/{part.record}"
+    try:
+        record = files.parse_json(cache.read(part.record, _MAX_RECORD), path)
+    except FileNotFoundError:
+        raise CacheIncomplete(f"{part} of {cache} is not committed ({path}). {REMEDY}") from None
     digest = record.pop("sha256", None)
     if digest != sha256(canonical_json(record)):
         raise CacheDamaged(f"the commit record {path} was changed. {REMEDY}")
@@ -77,4 +80,17 @@ def read(cache: Path, spec: CacheSpec, part: Part) -> dict[str, Any]:
         raise CacheDamaged(f"the commit record {path} belongs to another cache or part. {REMEDY}")
     if not all(isinstance(record.get(k), dict) for k in ("chunks", "statistics", "versions")):
         raise CacheDamaged(f"the commit record {path} lacks a field. {REMEDY}")
+    if not all(_is_chunk(chunk) for chunk in record["chunks"].values()):
+        raise CacheDamaged(f"the commit record {path} names a chunk without size or digest.")
+    if not all(type(value) in (int, float) for value in record["statistics"].values()):
+        raise CacheDamaged(f"the commit record {path} has a statistic that is no number.")
     return record
+
+
+def _is_chunk(chunk: Any) -> bool:
+    return (
+        isinstance(chunk, dict)
+        and chunk.keys() == {"bytes", "sha256"}
+        and type(chunk["bytes"]) is int
+        and isinstance(chunk["sha256"], str)
+    )

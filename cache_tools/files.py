@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import math
 import os
 import shutil
 import time
@@ -14,7 +15,8 @@ from cache_tools.errors import CacheDamaged, KdcacheError
 
 PARTIAL = ".partial"
 _STALE_SECONDS = 3600.0
-_MAX_JSON = 2**24
+MAX_JSON = 2**24
+"""Bytes of the largest JSON file that is read."""
 
 
 def write(path: Path, data: bytes) -> None:
@@ -23,9 +25,9 @@ def write(path: Path, data: bytes) -> None:
     Raises:
         KdcacheError: The disk is full or the file cannot be written; nothing is left behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}{PARTIAL}")
     try:
+        _make_folder(path.parent)
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
@@ -36,6 +38,15 @@ def write(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise _cannot_write(path, error) from None
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it, each durably: a synced file in a lost folder is lost."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -63,17 +74,35 @@ def sweep(folder: Path) -> int:
     return len(stale)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of a cache, bounded in size; CacheDamaged when it is none."""
+def parse_json(data: bytes, name: str) -> dict[str, Any]:
+    """A JSON object of a cache; CacheDamaged when it is none. NaN and repeated keys are errors."""
     try:
-        if path.stat().st_size > _MAX_JSON:
-            raise ValueError(f"more than {_MAX_JSON} bytes")
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CacheDamaged(f"{path} cannot be read: {error}.") from None
+        value = json.loads(
+            data, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite
+        )
+    except (ValueError, RecursionError) as error:
+        raise CacheDamaged(f"{name} cannot be read: {error}.") from None
     if not isinstance(value, dict):
-        raise CacheDamaged(f"{path} is not a JSON object.")
+        raise CacheDamaged(f"{name} is not a JSON object.")
     return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys differ: of two equal ones, readers would take one or the other."""
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return value
+
+
+def _finite(text: str) -> float:
+    if math.isinf(value := float(text)):
+        raise ValueError(f"{text} is beyond the range of numbers")
+    return value
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON")
 
 
 def _cannot_write(path: Path, error: OSError) -> KdcacheError:

@@ -1,9 +1,9 @@
 """A view's list of image operations, run in order, and its erased rectangle.
 
 Integer arithmetic only (`colour`, `geometry`, `smoothing`), so that a pixel is the same on every
-processor; no Python lock is held, so that a thread pool renders in parallel. Operations and magnitudes come as
-integers: whoever draws them decides, here nothing is drawn but the noise of an erased rectangle,
-which is a function of its key.
+processor; no Python lock is held, so that a thread pool renders in parallel. Operations and
+magnitudes come as integers: whoever draws them decides, here nothing is drawn but the noise of an
+erased rectangle, which is a function of its key.
 
 Shapes: H, W, 3 = rows, columns, RGB; n operations of 6 arguments.
 """

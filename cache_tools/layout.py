@@ -5,11 +5,14 @@ region of it yields the bytes that belong on disk; putting bytes in and reading 
 them. So what lies on disk is what zarr writes, while `store` alone decides when a file exists. A
 reader never follows the array metadata of a stranger's cache, only the layout its spec implies.
 
-Shapes: V views, N samples, K slots, T temperatures, B rows of a block.
+Every array has one chunk per part, at `c/VIEW/BLOCK` (`c/0/VIEW/BLOCK` with planes in front).
+
+Shapes: V views, N samples, T temperatures, P labels, B rows of a block.
 """
 
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,97 +23,160 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from cache_tools import codec
+from cache_tools.codec import Stored
 from cache_tools.spec import CacheSpec
 
 PROBES = 4
 """Views per part whose pixels are fingerprinted."""
-PART_ARRAYS = ("targets/index_delta", "targets/code", "targets/tail", "probes/pixels")
 _GROUPS = ("samples", "targets", "probes", "commits")
+_LEVEL = 5  # of zstd: one more costs time and saves nothing, since entries are packed
 Array = NDArray[Any]
 
 
-class Layout:
-    """The Zarr group that a spec and a number of views imply."""
+@dataclass(frozen=True)
+class Field:
+    """An array of parts."""
+
+    name: str
+    """Its path in the group."""
+    dtype: str
+    width: int
+    """Values of a part along the last axis."""
+    planes: int = 0
+    """Length of an axis in front of the views; 0 = there is none."""
+    rows: bool = True
+    """Whether the last axis is that of the samples, so that the last block is shorter."""
+    fill: int = 255
+    """What stands where no part has been written: no legal value."""
+
+    def chunk(self, view: int, block: int) -> str:
+        """Path of the chunk of one part."""
+        return f"{self.name}/c/{'0/' if self.planes else ''}{view}/{block}"
+
+
+def fields(spec: CacheSpec) -> tuple[Field, ...]:
+    """The arrays that hold the parts of a cache; FORMAT.md, section 1."""
+    rows, planes = spec.block_size, len(spec.targets.temperatures)
+    entries = rows * spec.targets.k_max
+    index = codec.index_dtype(spec.teacher.num_classes)
+    last = int(np.iinfo(index).max)
+    wanted = [
+        Field("targets/count", "uint16", rows, fill=codec.FILL_COUNT),
+        Field("targets/index_delta", np.dtype(index).name, entries, rows=False, fill=last),
+        Field("targets/code", "uint8", entries, rows=False),
+        Field("targets/tail", "uint8", rows, planes),
+        Field("targets/true", "uint8", rows, spec.num_labels),
+        Field("targets/square", "uint8", rows, int(spec.targets.tail_square)),
+        Field("probes/pixels", "uint64", 1, PROBES * spec.replayable, rows=False, fill=0),
+    ]
+    optional = ("targets/true", "targets/square", "probes/pixels")
+    return tuple(f for f in wanted if f.planes or f.name not in optional)
+
+
+class Layout(threading.local):
+    """The Zarr group that a spec and a number of views imply; each thread has its own."""
 
     def __init__(self, spec: CacheSpec, num_views: int) -> None:
         self._files: dict[str, Any] = {}
-        self._lock = threading.Lock()
         self._group = zarr.create_group(MemoryStore(self._files), zarr_format=3)
-        n, k = spec.dataset.num_samples, spec.targets.k_max
-        t, b = len(spec.targets.temperatures), spec.block_size
-        rows = (num_views, n)
-        self._create("targets/index_delta", (*rows, k), (1, b, k), "uint16", codec.FILL_DELTA)
-        self._create("targets/code", (*rows, k), (1, b, k), "uint8", codec.FILL_CODE)
-        self._create("targets/tail", (*rows, t), (1, b, t), "uint8", codec.FILL_CODE)
-        probes = (num_views, spec.num_blocks, PROBES)
-        self._create("probes/pixels", probes, (1, 1, PROBES), "uint64", 0)
+        self._spec = spec
+        self.fields = fields(spec)
+        self._arrays: dict[str, Any] = {}
+        for f in self.fields:
+            along = spec.dataset.num_samples if f.rows else spec.num_blocks * f.width
+            front = (f.planes,) if f.planes else ()
+            shape, chunks = (*front, num_views, along), (*front, 1, f.width)
+            self._arrays[f.name] = self._create(f.name, shape, chunks, f.dtype, f.fill)
         for name in _GROUPS:  # commits is one too, so that plain zarr knows the folder
             self._group.require_group(name)
-        self._spec = spec
 
     def metadata(self) -> dict[str, bytes]:
         """`zarr.json` of the arrays of parts and of all groups but the root, path → bytes."""
-        nodes = [*PART_ARRAYS, *_GROUPS]
+        nodes = [*(f.name for f in self.fields), *_GROUPS]
         return {f"{n}/zarr.json": bytes(self._files[f"{n}/zarr.json"].to_bytes()) for n in nodes}
 
-    def encode_part(self, view: int, block: int, arrays: Mapping[str, Array]) -> dict[str, bytes]:
-        """Chunk bytes of one part, path → bytes, for every array of PART_ARRAYS."""
-        with self._lock:
-            chunks = {}
-            for name in PART_ARRAYS:
-                self._array(name)[self._region(name, view, block)] = arrays[name]
-                path = self.chunk(name, view, block)
-                chunks[path] = bytes(self._files.pop(path).to_bytes())
-            return chunks
+    def encode_part(
+        self, view: int, block: int, stored: Stored, probes: NDArray[np.uint64]
+    ) -> dict[str, bytes]:
+        """Chunk bytes of one part, path → bytes, for every array of `fields`."""
+        arrays = {
+            "targets/count": stored.count_B,
+            "targets/index_delta": stored.index_delta_E,
+            "targets/code": stored.code_E,
+            "targets/tail": stored.tail_TB,
+            "targets/true": stored.true_PB,
+            "targets/square": stored.square_QB,
+            "probes/pixels": probes[:, None],
+        }
+        chunks = {}
+        for f in self.fields:
+            path, values = f.chunk(view, block), arrays[f.name]
+            if not f.rows and f.planes == 0:
+                values = np.pad(values, (0, f.width - len(values)))
+            self._arrays[f.name][self._region(f, view, block)] = values
+            chunks[path] = bytes(self._files.pop(path).to_bytes())
+        return chunks
 
-    def decode_part(self, view: int, block: int, chunks: Mapping[str, bytes]) -> dict[str, Array]:
-        """The inverse of `encode_part`."""
-        with self._lock:
-            arrays = {}
-            for name in PART_ARRAYS:
-                path = self.chunk(name, view, block)
-                self._put(path, chunks[path])
-                arrays[name] = np.asarray(self._array(name)[self._region(name, view, block)])
+    def decode_part(
+        self, view: int, block: int, chunks: Mapping[str, bytes]
+    ) -> tuple[Stored, NDArray[np.uint64]]:
+        """The inverse of `encode_part`; nothing of the values is checked but the entries' end.
+
+        Raises:
+            ValueError, RuntimeError: The bytes do not decode.
+        """
+        found: dict[str, Array] = {}
+        for f in self.fields:
+            path = f.chunk(view, block)
+            self._put(path, chunks[path])
+            try:
+                region = self._region(f, view, block)
+                found[f.name] = np.asarray(self._arrays[f.name][region])
+            finally:
                 del self._files[path]
-            return arrays
+        rows = len(found["targets/count"])
+        entries = int(found["targets/count"].sum(dtype=np.int64))
+        delta, code = found["targets/index_delta"], found["targets/code"]
+        if entries > len(code) or delta[entries:].any() or code[entries:].any():
+            raise ValueError(f"its entries do not end after {entries}, the sum of its counts")
+        none = np.empty((0, rows), dtype=np.uint8)
+        stored = Stored(
+            found["targets/count"],
+            delta[:entries].copy(),
+            code[:entries].copy(),
+            found["targets/tail"],
+            found.get("targets/true", none),
+            found.get("targets/square", none),
+        )
+        return stored, found.get("probes/pixels", np.empty((0, 1), dtype=np.uint64))[:, 0]
 
     def encode_whole(self, columns: Mapping[str, Array]) -> dict[str, bytes]:
         """All files (metadata and the one chunk) of small one-dimensional arrays."""
-        with self._lock:
-            for name, values in columns.items():
-                fill = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else float("nan")
-                shape = values.shape
-                self._create(name, shape, shape, values.dtype.name, fill)[:] = values
-            return {
-                path: bytes(buffer.to_bytes())
-                for path, buffer in self._files.items()
-                if path.rpartition("/c/")[0] in columns or path[:-10] in columns
-            }
+        for name, values in columns.items():
+            fill = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else float("nan")
+            shape = values.shape
+            self._create(name, shape, shape, values.dtype.name, fill)[:] = values
+        return {
+            path: bytes(buffer.to_bytes())
+            for path, buffer in self._files.items()
+            if path.rpartition("/c/")[0] in columns or path[:-10] in columns
+        }
 
     def decode_whole(self, name: str, length: int, dtype: str, chunk: bytes) -> Array:
         """One small array of known length and type from the bytes of its only chunk."""
-        with self._lock:
-            array = self._create(name, (length,), (length,), dtype, 0)
-            self._put(f"{name}/c/0", chunk)
-            return np.asarray(array[:])
+        array = self._create(name, (length,), (length,), dtype, 0)
+        self._put(f"{name}/c/0", chunk)
+        return np.asarray(array[:])
 
     def part_chunks(self, view: int, block: int) -> list[str]:
         """Paths of all chunks of one part."""
-        return [self.chunk(name, view, block) for name in PART_ARRAYS]
+        return [f.chunk(view, block) for f in self.fields]
 
-    @staticmethod
-    def chunk(name: str, view: int, block: int) -> str:
-        """Path of the chunk of array `name` that belongs to one part."""
-        return f"{name}/c/{view}/{block}/0"
-
-    def _region(self, name: str, view: int, block: int) -> tuple[Any, ...]:
-        if name == "probes/pixels":
-            return view, block, slice(None)
+    def _region(self, field: Field, view: int, block: int) -> tuple[Any, ...]:
+        begin = block * field.width
         rows = self._spec.rows(block)
-        return view, slice(rows.start, rows.stop), slice(None)
-
-    def _array(self, name: str) -> Any:
-        return self._group[name]
+        last = slice(begin, begin + (len(rows) if field.rows else field.width))
+        return (slice(None), view, last) if field.planes else (view, last)
 
     def _put(self, path: str, data: bytes) -> None:
         self._files[path] = default_buffer_prototype().buffer.from_bytes(data)
@@ -119,7 +185,7 @@ class Layout:
         self, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str, fill: float
     ) -> Any:
         itemsize = np.dtype(dtype).itemsize
-        blosc = BloscCodec(cname="zstd", clevel=5, shuffle="shuffle", typesize=itemsize)
+        blosc = BloscCodec(cname="zstd", clevel=_LEVEL, shuffle="shuffle", typesize=itemsize)
         return self._group.create_array(
             name,
             shape=shape,
@@ -128,5 +194,6 @@ class Layout:
             fill_value=fill,
             serializer=BytesCodec(endian="little") if itemsize > 1 else BytesCodec(endian=None),
             compressors=[blosc, Crc32cCodec()],
+            config={"write_empty_chunks": True},
             overwrite=True,
         )

@@ -1,61 +1,93 @@
-"""The manifest: `attributes.kdcache` of the group's zarr.json."""
+"""The manifest: `attributes.kdcache` of the group's zarr.json.
+
+It holds the spec with its fingerprint, how many views there are, and the SHA-256 of every file that
+is not of a part; its own digest covers all of it, so that no number in it can change unseen.
+"""
 
 import json
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from cache_tools import files, spec
 from cache_tools.errors import CacheDamaged, CacheMismatch, CacheNotFound
-from cache_tools.spec import CacheSpec
+from cache_tools.spec import CacheSpec, canonical_json, sha256
+from cache_tools.storage import Storage
 
+NAME = "zarr.json"
 MAX_VIEWS = 10_000
+_REMEDY = "Fetch it again from where the cache came."
 
 
-def encode(cache_spec: CacheSpec, num_views: int) -> bytes:
-    """The group's zarr.json."""
-    attributes = {
-        "format_version": spec.FORMAT_VERSION,
-        "fingerprint": cache_spec.fingerprint,
-        "num_views": num_views,
-        "spec": asdict(cache_spec),
-    }
-    group = {"zarr_format": 3, "node_type": "group", "attributes": {"kdcache": attributes}}
-    return (json.dumps(group, indent=2, sort_keys=True) + "\n").encode()
+@dataclass(frozen=True)
+class Manifest:
+    """What a cache says of itself."""
+
+    spec: CacheSpec
+    num_views: int
+    files: Mapping[str, str]
+    """SHA-256 of the files that are not of a part, by path."""
+
+    def encode(self) -> bytes:
+        """The group's zarr.json."""
+        attributes: dict[str, Any] = {
+            "format_version": spec.FORMAT_VERSION,
+            "fingerprint": self.spec.fingerprint,
+            "num_views": self.num_views,
+            "spec": asdict(self.spec),
+            "files": dict(self.files),
+        }
+        attributes["sha256"] = sha256(canonical_json(attributes))
+        group = {"zarr_format": 3, "node_type": "group", "attributes": {"kdcache": attributes}}
+        return (json.dumps(group, indent=2, sort_keys=True) + "\n").encode()
 
 
-def read(cache: Path) -> tuple[CacheSpec, int]:
-    """Spec and number of views of a cache.
+def read(storage: Storage) -> Manifest:
+    """The manifest of a cache.
 
     Raises:
         CacheNotFound: There is none.
         CacheMismatch: Another version of the format.
         CacheDamaged: The manifest is not as it was written.
     """
-    path = cache / "zarr.json"
-    if not path.is_file():
-        raise CacheNotFound(
-            f"there is no cache at {cache}. Make one with: kdcache cache RECIPE --data DATA "
-            f"--teacher TEACHER --out {cache}"
-        )
-    attributes = files.read_json(path).get("attributes")
+    path = f"{storage}/{NAME}"
+    try:
+        group = files.parse_json(storage.read(NAME, files.MAX_JSON), path)
+    except FileNotFoundError:
+        raise CacheNotFound(f"there is no cache at {storage} ({NAME} is missing).") from None
+    attributes = group.get("attributes")
     manifest = attributes.get("kdcache") if isinstance(attributes, dict) else None
     if not isinstance(manifest, dict):
         raise CacheNotFound(
-            f"{cache} is a Zarr group but not a kdcache cache (no attributes.kdcache)."
+            f"{storage} is a Zarr group but not a kdcache cache (no attributes.kdcache)."
         )
+    _check_version(manifest, storage)
+    digest = manifest.pop("sha256", None)
+    _require(digest == sha256(canonical_json(manifest)), path, "its sha256 is not that of the rest")
+    plain = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+    _require(group == plain, path, f"it has other members than {', '.join(sorted(plain))}")
+    views, mapping, listed = (manifest.get(k) for k in ("num_views", "spec", "files"))
+    _require(type(views) is int and 0 < views <= MAX_VIEWS, path, f"num_views is {views!r}")
+    _require(isinstance(mapping, dict) and isinstance(listed, dict), path, "it lacks a member")
+    cache_spec = spec.from_mapping(mapping, path)  # type: ignore[arg-type]
+    _require(manifest.get("fingerprint") == cache_spec.fingerprint, path, "fingerprint and spec")
+    return Manifest(cache_spec, views, listed)  # type: ignore[arg-type]
+
+
+def _check_version(manifest: Mapping[str, Any], storage: Storage) -> None:
+    """Refuse what this version cannot read: another major version, or one of before 1.0."""
     version = str(manifest.get("format_version"))
-    if version != spec.FORMAT_VERSION:
+    if version.partition(".")[0] != spec.FORMAT_VERSION.partition(".")[0]:
         raise CacheMismatch(
-            f"{cache} has format version {version}, this kdcache reads {spec.FORMAT_VERSION}. "
-            "Install the kdcache that wrote it (pip install -U kdcache when it is newer)."
+            f"{storage} has format version {version}, this kdcache reads {spec.FORMAT_VERSION}. "
+            + (
+                "Caches of 0.x must be made anew."
+                if version.startswith("0.")
+                else "Install the kdcache that wrote it (pip install -U kdcache when it is newer)."
+            )
         )
-    views, mapping = manifest.get("num_views"), manifest.get("spec")
-    if type(views) is not int or not 0 < views <= MAX_VIEWS or not isinstance(mapping, dict):
-        raise CacheDamaged(f"{path} was changed: num_views is {views!r}.")
-    cache_spec = spec.from_mapping(mapping, str(path))
-    if manifest.get("fingerprint") != cache_spec.fingerprint:
-        raise CacheDamaged(
-            f"{path} was changed: its fingerprint is {manifest.get('fingerprint')}, its spec's is "
-            f"{cache_spec.fingerprint}. Fetch it again from where the cache came."
-        )
-    return cache_spec, views
+
+
+def _require(holds: bool, path: str, what: str) -> None:
+    if not holds:
+        raise CacheDamaged(f"{path} was changed ({what}). {_REMEDY}")

@@ -8,7 +8,7 @@ Shapes: N samples.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -23,6 +23,8 @@ from cache_tools.spec import DatasetSpec, KeyKind, sha256
 U8 = NDArray[np.uint64]
 Progress = Callable[[int], None]
 _SCAN_CHUNK = 1024
+MAX_KEY = 4096
+"""Bytes of the longest key."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,16 @@ def digest(data: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
+def check_keys(keys: Iterable[str]) -> None:
+    """DataError when a key cannot be stored: one line of at most MAX_KEY bytes is a key."""
+    for key in keys:
+        if "\n" in key or not 0 < len(key.encode("utf-8", "surrogateescape")) <= MAX_KEY:
+            raise DataError(
+                f"{key[:80]!r} cannot be the key of a sample: it is empty, has more than "
+                f"{MAX_KEY} bytes or a line break. Rename it."
+            )
+
+
 def in_table_order(images: Images, kind: KeyKind | None) -> tuple[KeyKind, list[str], Images]:
     """The data set in the order of a sample table.
 
@@ -85,6 +97,7 @@ def in_table_order(images: Images, kind: KeyKind | None) -> tuple[KeyKind, list[
         DataError: Two samples have one name (or, once in 2^64, one id).
     """
     kind, keys = images.keys(kind)
+    check_keys(keys)
     ids = np.array([sample_id(key) for key in keys], dtype=np.uint64)
     order = np.argsort(ids, kind="stable")
     same = np.flatnonzero(np.diff(ids[order]) == 0)

@@ -14,11 +14,19 @@ from typing import Any, Literal
 from cache_tools import randaugment, recipe
 from cache_tools.errors import CacheDamaged, RecipeError
 
-FORMAT_VERSION = "0.2"
-MAX_CLASSES = 65_534  # index_delta is u2: 0 marks an empty slot, 65535 is the fill value
-Renderer = Literal["kernels-1"]
+FORMAT_VERSION = "1.0"
+MAX_CLASSES = 2**24
+MAX_KEPT = 65_534  # counts are u2, and 65535 is no legal value
+MAX_SAMPLES = 2**32
+MAX_BLOCKS = 2**20
+Renderer = Literal["kernels-1", "none"]
 KeyKind = Literal["stem", "path"]
 Precision = Literal["fp32", "bf16", "fp16"]
+
+
+def _check(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message + ".")
 
 
 @dataclass(frozen=True)
@@ -126,9 +134,13 @@ class ViewSpec:
         return replace(self, size=self.teacher_size, teacher_size=0) if self.teacher_size else self
 
 
+UNKNOWN_VIEWS = ViewSpec(size=1, hflip=0.0, center_crop=1.0)
+"""Stands for the views of logits that were imported: nobody can draw them again."""
+
+
 @dataclass(frozen=True)
 class TargetSpec:
-    """Which classes are kept of a view, and at which temperatures the rest is weighed."""
+    """Which classes are kept of a view, and what is known of the rest."""
 
     k_max: int = 64
     """The most classes kept per view: the width K of the arrays."""
@@ -136,11 +148,19 @@ class TargetSpec:
     """Classes of at most this probability are dropped; 0 keeps k_max classes always."""
     k_min: int = 1
     """Classes kept whatever their probability."""
+    levels: int = 127
+    """Steps of the scale of probabilities: 63 costs 6 % fewer bytes, and precision."""
     temperatures: tuple[float, ...] = (1.0, 2.0)
     """Temperatures at which the mass of the dropped classes is stored; the first is 1."""
+    true_class: bool = False
+    """Store the probability of the true class where it is not kept (of both labels of a mixed
+    view), as decoupled distillation wants it."""
+    tail_square: bool = False
+    """Store the sum of squares of the dropped classes, as correlation losses (DIST) want it."""
 
     def __post_init__(self) -> None:
-        _check(1 <= self.k_min <= self.k_max <= MAX_CLASSES, "1 <= k_min <= k_max must hold")
+        _check(1 <= self.k_min <= self.k_max <= MAX_KEPT, "1 <= k_min <= k_max must hold")
+        _check(7 <= self.levels <= 254, "levels must be in 7..254")
         _check(0 <= self.tau < 1, "tau must be in 0..1")
         _check(self.temperatures[:1] == (1.0,), "temperatures must begin with 1.0")
         _check(len(self.temperatures) <= 8, "at most 8 temperatures can be stored")
@@ -190,7 +210,7 @@ class DatasetSpec:
     """SHA-256 over the newline-joined class names of an ImageFolder; "" without names."""
 
     def __post_init__(self) -> None:
-        _check(self.num_samples >= 1, "num_samples must be positive")
+        _check(1 <= self.num_samples <= MAX_SAMPLES, f"num_samples must be in 1..{MAX_SAMPLES}")
 
 
 @dataclass(frozen=True)
@@ -206,7 +226,7 @@ class CacheSpec:
     window: int = 1024
     """Rows of the sample table within which mixup pairs are drawn."""
     renderer: Renderer = "kernels-1"
-    """Decoder and image operations: FORMAT.md, section 3.4."""
+    """Decoder and image operations: FORMAT.md, section 3.4; "none" when views are unknown."""
 
     def __post_init__(self) -> None:
         _check(1 <= self.block_size <= 2**20, "block_size must be in 1..2^20 rows")
@@ -214,10 +234,25 @@ class CacheSpec:
         aligned = self.block_size % self.window == 0
         _check(aligned or self.num_blocks == 1, "block_size must be a multiple of window")
         _check(self.targets.k_max <= self.teacher.num_classes, "k_max exceeds the classes")
-        chunk = 2 * self.block_size * self.targets.k_max
+        _check(self.num_blocks <= MAX_BLOCKS, f"there can be {MAX_BLOCKS} blocks")
+        labelled = self.dataset.labels or not self.targets.true_class
+        _check(labelled, "targets.true_class wants labels")
+        known = self.renderer != "none" or self.views == UNKNOWN_VIEWS
+        _check(known, 'renderer "none" goes with unknown views')
+        chunk = 4 * self.block_size * self.targets.k_max
         _check(
             chunk <= 2**29, f"a part of {chunk / 2**20:.0f} MiB is too large for memory (512 MiB)"
         )
+
+    @property
+    def replayable(self) -> bool:
+        """Whether the views can be drawn again; not so of logits that were imported."""
+        return self.renderer != "none"
+
+    @property
+    def num_labels(self) -> int:
+        """Labels of a view whose probability is stored, P: two when views are mixed."""
+        return (1 + self.views.mixes) * self.targets.true_class
 
     @property
     def num_blocks(self) -> int:
@@ -269,8 +304,3 @@ def difference(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str =
         elif a != b:
             return f"{prefix}{key}: {a!r} against {b!r}"
     return None
-
-
-def _check(holds: bool, message: str) -> None:
-    if not holds:
-        raise ValueError(message + ".")

@@ -1,24 +1,20 @@
-"""A cache on disk: create, open, write a part, read a part, and never trust a file name.
+"""A cache: create, open, write a part, read a part, and never trust a file name.
 
 A part (one block of the sample table × one view number) is done when its commit record exists and
-the digests in it hold. Chunks are written first, the record last, each to a temporary name, synced
-and renamed. A reader checks the record and the SHA-256 of every chunk before it decodes: a missing
-chunk can never look like data, and a flipped bit is never trained on.
+the digests in it hold. Chunks are written first, the record last, each whole or not at all. A
+reader checks the record, the SHA-256 of every chunk and the values in it before it uses them: a
+missing chunk can never look like data, and neither a flipped bit nor a stranger's file is trained
+on. FORMAT.md has the layout; `storage` knows folders, zips and object stores.
 
-    zarr.json                    attributes.kdcache: format version, fingerprint, views, CacheSpec
-    samples/                     key, digest, label, height, width, bytes, id        [N]
-    targets/                     index_delta u2, code u1 [V, N, K]; tail u1 [V, N, T]; both LUTs
-    probes/pixels                fingerprints of a few views of each part            [V, blocks, 4]
-    commits/v0007/b0012.json     the commit record of view 7, block 12
-
-Shapes: V views, N samples, K slots, T temperatures.
+Shapes: V views, N samples.
 """
 
 import json
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +24,17 @@ from numpy.typing import NDArray
 from cache_tools import codec, commits, files, manifest, samples, spec
 from cache_tools.codec import Stored
 from cache_tools.commits import REMEDY, Part
-from cache_tools.errors import CacheDamaged, CacheIncomplete, KdcacheError, UsageError
+from cache_tools.errors import (
+    CacheDamaged,
+    CacheIncomplete,
+    KdcacheError,
+    UsageError,
+)
 from cache_tools.layout import PROBES, Array, Layout
+from cache_tools.manifest import Manifest
 from cache_tools.samples import SampleTable
-from cache_tools.spec import CacheSpec, sha256
+from cache_tools.spec import CacheSpec, canonical_json, sha256
+from cache_tools.storage import Folder, Storage, locate
 
 _COLUMNS = {
     "digest": "uint64",
@@ -40,17 +43,22 @@ _COLUMNS = {
     "width": "int32",
     "bytes": "int64",
 }
+_FETCH = "Fetch the folder again from where the cache came, or make the cache anew."
+_NODE = (
+    *("zarr_format", "node_type", "shape", "data_type", "chunk_grid", "chunk_key_encoding"),
+    *("fill_value", "codecs", "storage_transformers", "consolidated_metadata"),
+)
 
 
 class Store:
     """An opened cache."""
 
-    def __init__(self, path: Path, cache_spec: CacheSpec, num_views: int) -> None:
-        self.path = path
-        self.spec = cache_spec
-        self.num_views = num_views
-        self._layout = Layout(cache_spec, num_views)
-        self._table: SampleTable | None = None
+    def __init__(self, storage: Storage, stated: Manifest) -> None:
+        self.storage = storage
+        self.spec = stated.spec
+        self.num_views = stated.num_views
+        self._manifest = stated
+        self._layout = Layout(stated.spec, stated.num_views)
 
     @classmethod
     def create(
@@ -64,10 +72,9 @@ class Store:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UsageError(f"{path} exists and is not an empty folder. Choose another --out.")
         normal = spec.from_mapping(asdict(cache_spec), "the spec")  # 1 and 1.0 are one fingerprint
-        store = cls(path, normal, num_views)
         building = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}{files.PARTIAL}")
         try:
-            for name, data in store._skeleton(table).items():
+            for name, data in _skeleton(normal, table, num_views).items():
                 files.write(building / name, data)
             if path.exists():
                 path.rmdir()
@@ -77,27 +84,44 @@ class Store:
         finally:
             shutil.rmtree(building, ignore_errors=True)
         files.sync_folder(path.parent)
-        return store
+        return cls.open(path)
 
     @classmethod
-    def open(cls, path: Path) -> "Store":
-        """Open a cache by its manifest.
+    def open(cls, where: str | Path) -> "Store":
+        """Open a cache by its manifest: a folder, a zip of one, or a URL that fsspec knows.
 
         Raises:
             CacheNotFound, CacheMismatch, CacheDamaged: As `manifest.read`.
         """
-        return cls(path, *manifest.read(path))
+        storage = locate(where)
+        return cls(storage, manifest.read(storage))
 
     @property
+    def name(self) -> str:
+        """Where the cache lies, for messages."""
+        return str(self.storage)
+
+    @property
+    def path(self) -> Path:
+        """Its folder on this machine.
+
+        Raises:
+            UsageError: It lies in a zip or an object store.
+        """
+        if not isinstance(self.storage, Folder):
+            raise UsageError(f"{self.name} is not a folder on this machine; copy it to one first.")
+        return self.storage.path
+
+    @cached_property
     def table(self) -> SampleTable:
         """The sample table, read once and checked against the spec's digest."""
-        if self._table is None:
-            self._table = self._read_table()
-        return self._table
+        return self._read_table()
 
     @property
     def source(self) -> str:
         """Where this machine has the images, or "": a note beside the cache, never part of it."""
+        if not isinstance(self.storage, Folder):
+            return ""
         path = _source_note(self.path)
         return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
 
@@ -111,10 +135,13 @@ class Store:
         if num_views <= self.num_views:
             return
         self._layout = Layout(self.spec, num_views)
-        for name, data in self._layout.metadata().items():
-            files.write(self.path / name, data)
+        metadata = self._layout.metadata()
+        for name, data in metadata.items():
+            self.storage.write(name, data)
+        listed = {**self._manifest.files, **{n: sha256(d) for n, d in metadata.items()}}
+        self._manifest = replace(self._manifest, num_views=num_views, files=listed)
         self.num_views = num_views
-        files.write(self.path / "zarr.json", manifest.encode(self.spec, num_views))
+        self.storage.write(manifest.NAME, self._manifest.encode())
 
     def parts(self) -> Iterator[Part]:
         """Every part the cache should have, view by view."""
@@ -129,51 +156,58 @@ class Store:
         probes: NDArray[np.uint64],
         statistics: Mapping[str, float],
         versions: Mapping[str, str],
-    ) -> None:
-        """Write and commit one part.
+    ) -> bool:
+        """Write and commit one part, unless it is committed already.
 
-        Two workers that race on a part both write all of it, record last, and look again at what
-        lies there; whoever finds the other's bytes under its record writes once more.
+        Of two workers that race on a part the second finds it done and yields. Where the storage
+        knows no locks both may write; each looks again at what lies there and, should it find the
+        other's bytes under its own record, writes once more.
+
+        Returns:
+            Whether the part is ours.
         """
-        arrays: dict[str, Array] = {
-            "targets/index_delta": stored.index_delta_BK,
-            "targets/code": stored.code_BK,
-            "targets/tail": stored.tail_BT,
-            "probes/pixels": probes,
-        }
-        chunks = self._layout.encode_part(part.view, part.block, arrays)
+        chunks = self._layout.encode_part(part.view, part.block, stored, probes)
         record = commits.encode(self.spec, part, chunks, statistics, versions)
-        for _ in range(3):
-            for name, data in chunks.items():
-                files.write(self.path / name, data)
-            files.write(self.path / part.record, record)
+        with self.storage.locked():
+            for _ in range(3):
+                if self.fault(part) is None:
+                    return self.storage.read(part.record) == record
+                for name, data in chunks.items():
+                    self.storage.write(name, data)
+                self.storage.write(part.record, record)
             if self.fault(part) is None:
-                return
+                return True
         raise KdcacheError(
-            f"{part} of {self.path} does not read back as it was written. Another process writes "
+            f"{part} of {self.name} does not read back as it was written. Another process writes "
             "the same part, or the disk fails; check it and run the same command again."
         )
 
     def record(self, part: Part) -> dict[str, Any]:
         """The commit record of a part, checked; see `commits.read`."""
-        return commits.read(self.path, self.spec, part)
+        return commits.read(self.storage, self.spec, part)
 
     def read(self, part: Part) -> tuple[Stored, NDArray[np.uint64]]:
-        """Targets and probes of one part, digests checked first.
+        """Targets and probes of one part; digests are checked first, then every value.
 
         Raises:
             CacheIncomplete: The part or one of its chunks is not there.
-            CacheDamaged: A chunk differs from its record.
+            CacheDamaged: A chunk differs from its record, or holds what cannot be.
         """
         chunks = self._read_chunks(part)
         try:
-            arrays = self._layout.decode_part(part.view, part.block, chunks)
+            stored, probes = self._layout.decode_part(part.view, part.block, chunks)
         except (ValueError, RuntimeError) as error:
             raise CacheDamaged(
-                f"{part} of {self.path} does not decode: {error}. {REMEDY}"
+                f"{part} of {self.name} does not decode: {error}. {REMEDY}"
             ) from None
-        names = ("targets/index_delta", "targets/code", "targets/tail")
-        return Stored(*(arrays[name] for name in names)), arrays["probes/pixels"]
+        if wrong := codec.check(stored, self.spec.targets, self.spec.teacher.num_classes):
+            raise CacheDamaged(f"{part} of {self.name} holds {wrong}. {REMEDY}")
+        return stored, probes
+
+    def read_view(self, view: int) -> Stored:
+        """Targets of one view number of all N samples."""
+        blocks = range(self.spec.num_blocks)
+        return codec.concatenate([self.read(Part(view, block))[0] for block in blocks])
 
     def fault(self, part: Part) -> CacheIncomplete | CacheDamaged | None:
         """What is wrong with a part, by its record and digests; None when nothing is."""
@@ -187,94 +221,155 @@ class Store:
         """Whether record and chunks are there with their sizes: quick, without a digest."""
         try:
             chunks = self.record(part)["chunks"]
-            return all((self.path / n).stat().st_size == c["bytes"] for n, c in chunks.items())
-        except (KdcacheError, OSError):
+            names = self._layout.part_chunks(part.view, part.block)
+            return all(self.storage.size(n) == chunks[n]["bytes"] for n in names)
+        except (KdcacheError, OSError, KeyError):
             return False
 
-    def metadata_fault(self) -> CacheDamaged | None:
-        """The first `zarr.json` that would mislead another reader, or None."""
-        for name, data in self._layout.metadata().items():
-            ours, path = json.loads(data), self.path / name
-            theirs = files.read_json(path) if path.is_file() else {}
-            for key in ("shape", "data_type", "chunk_grid", "fill_value", "node_type"):
-                if ours.get(key) != theirs.get(key):
-                    return CacheDamaged(
-                        f"{path}: {key} is {theirs.get(key)!r}, not {ours.get(key)!r}. {REMEDY}"
-                    )
-        return None
+    def content_id(self) -> str:
+        """Digest of fingerprint and chunk digests of the committed parts: it names the bytes."""
+        chunks = {
+            name: chunk["sha256"]
+            for part in self.parts()
+            if self.storage.size(part.record) is not None
+            for name, chunk in self.record(part)["chunks"].items()
+        }
+        return sha256(canonical_json({"fingerprint": self.spec.fingerprint, "chunks": chunks}))
+
+    def metadata_faults(self) -> Iterator[CacheDamaged]:
+        """Every file outside the parts that is not as the manifest says or misleads readers."""
+        ours = self._layout.metadata()
+        expected = {*ours, *_whole_files()}
+        if self._manifest.files.keys() != expected:
+            yield CacheDamaged(
+                f"{self.name}/{manifest.NAME} does not name the files it should, or others "
+                f"({', '.join(sorted(expected ^ self._manifest.files.keys())[:3])}). {_FETCH}"
+            )
+            return
+        for name in sorted(expected):
+            try:
+                data = self._read_listed(name)
+                if name in ours:
+                    self._compare(name, files.parse_json(data, name), json.loads(ours[name]))
+            except CacheDamaged as error:
+                yield error
+
+    def _compare(self, name: str, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+        """Refuse metadata that would lead another reader to other data than we read."""
+        for key in _NODE:
+            if theirs.get(key) != ours.get(key):
+                raise CacheDamaged(
+                    f"{self.name}/{name}: {key} is {theirs.get(key)!r}, not {ours.get(key)!r}. "
+                    f"{_FETCH}"
+                )
+
+    def _read_listed(self, name: str) -> bytes:
+        """A file outside the parts, its digest checked."""
+        try:
+            data = self.storage.read(name)
+        except OSError as error:
+            reason = "it is missing" if isinstance(error, FileNotFoundError) else error
+            raise CacheDamaged(f"{self.name}/{name} cannot be read: {reason}. {_FETCH}") from None
+        if sha256(data) != self._manifest.files.get(name):
+            raise CacheDamaged(
+                f"{self.name}/{name} is damaged (SHA-256 differs from the manifest's). {_FETCH}"
+            )
+        return data
 
     def _read_chunks(self, part: Part) -> dict[str, bytes]:
-        record = self.record(part)
-        chunks = {}
-        for name in self._layout.part_chunks(part.view, part.block):
-            path, expected = self.path / name, record["chunks"].get(name)
-            if not isinstance(expected, dict) or expected.keys() != {"bytes", "sha256"}:
-                raise CacheDamaged(f"the commit record of {part} does not name {name}. {REMEDY}")
-            if not path.is_file():
-                raise CacheIncomplete(f"the chunk {path} of {part} is missing. {REMEDY}")
-            data = path.read_bytes() if path.stat().st_size == expected["bytes"] else b""
+        recorded, chunks = self.record(part)["chunks"], {}
+        names = self._layout.part_chunks(part.view, part.block)
+        if recorded.keys() != set(names):
+            raise CacheDamaged(
+                f"the commit record {self.name}/{part.record} does not name the chunks of {part}. "
+                f"{REMEDY}"
+            )
+        for name in names:
+            where, expected = f"{self.name}/{name}", recorded[name]
+            size = self.storage.size(name)
+            if size is None:
+                raise CacheIncomplete(f"the chunk {where} of {part} is missing. {REMEDY}")
+            data = self.storage.read(name) if size == expected["bytes"] else b""
             if sha256(data) != expected["sha256"]:
                 raise CacheDamaged(
-                    f"the chunk {path} of {part} is damaged (SHA-256 differs). {REMEDY}"
+                    f"the chunk {where} of {part} is damaged ({size} bytes, "
+                    f"{expected['bytes']} were written; SHA-256 differs). {REMEDY}"
                 )
             chunks[name] = data
         return chunks
 
-    def _skeleton(self, table: SampleTable) -> dict[str, bytes]:
-        """Every file of a cache without parts, the manifest last."""
-        columns: dict[str, Array] = {
-            "samples/key": np.frombuffer("\n".join(table.keys).encode(), dtype=np.uint8),
-            "samples/id": table.id_N,
-            "targets/levels": codec.levels(),
-            "targets/tail_levels": codec.tail_levels(),
-        }
-        columns |= {f"samples/{c}": getattr(table, f"{c}_N").astype(t) for c, t in _COLUMNS.items()}
-        whole = self._layout.encode_whole(columns)
-        return {
-            **whole,
-            **self._layout.metadata(),
-            "zarr.json": manifest.encode(self.spec, self.num_views),
-        }
-
     def _read_table(self) -> SampleTable:
         n = self.spec.dataset.num_samples
+        # Ids are uniform and sorted: even 2^32 of them do not compress below 4 bytes each, so what
+        # claims more is no table, and need not be given memory.
+        if (self.storage.size("samples/id/c/0") or 0) < 4 * n:
+            raise CacheDamaged(f"the sample table of {self.name} cannot have {n} rows. {_FETCH}")
         keys = self._key_column(n)
         ids = np.array([samples.sample_id(key) for key in keys], dtype=np.uint64)
         columns = {f"{c}_N": self._column(f"samples/{c}", n, t) for c, t in _COLUMNS.items()}
         table = SampleTable(keys, ids, **columns)
         if len(keys) != n or table.sha256 != self.spec.dataset.table_sha256:
             raise CacheDamaged(
-                f"the sample table {self.path}/samples differs from the manifest's digest. "
-                "Fetch the folder again from where the cache came, or make the cache anew."
+                f"the sample table {self.name}/samples differs from the manifest's digest. {_FETCH}"
             )
+        if (np.diff(ids) <= 0).any():
+            raise CacheDamaged(f"the sample table of {self.name} is not sorted by id. {_FETCH}")
         return table
 
     def _key_column(self, n: int) -> tuple[str, ...]:
-        metadata = files.read_json(self.path / "samples/key/zarr.json")
+        name = "samples/key/zarr.json"
+        metadata = files.parse_json(self._read_listed(name), f"{self.name}/{name}")
         try:
             (length,) = metadata["shape"]
-            if not 0 < int(length) <= 4096 * n:
+            if type(length) is not int or not 0 < length <= samples.MAX_KEY * n:
                 raise ValueError(f"{length} bytes of keys")
-            return tuple(
-                bytes(self._column("samples/key", int(length), "uint8")).decode().split("\n")
-            )
+            return tuple(bytes(self._column("samples/key", length, "uint8")).decode().split("\n"))
         except (KeyError, TypeError, ValueError) as error:
-            raise CacheDamaged(f"{self.path}/samples/key cannot be read: {error}.") from None
+            raise CacheDamaged(f"{self.name}/samples/key cannot be read: {error}.") from None
 
     def _column(self, name: str, length: int, dtype: str) -> Array:
-        path = self.path / name / "c/0"
+        data = self._read_listed(f"{name}/c/0")
         try:
-            return self._layout.decode_whole(name, length, dtype, path.read_bytes())
-        except (OSError, ValueError, RuntimeError) as error:
-            raise CacheDamaged(
-                f"{path} cannot be read: {error}. Fetch or make the cache again."
-            ) from None
-
-
-def _source_note(path: Path) -> Path:
-    return path.with_name(f"{path.name}.source")
+            return self._layout.decode_whole(name, length, dtype, data)
+        except (ValueError, RuntimeError) as error:
+            raise CacheDamaged(f"{self.name}/{name} does not decode: {error}. {_FETCH}") from None
 
 
 def probe_numbers(rows: range) -> list[int]:
     """The rows of a block whose pixels are fingerprinted: first, last and two between."""
     return [rows[i * (len(rows) - 1) // (PROBES - 1)] for i in range(PROBES)]
+
+
+def levels(targets: spec.TargetSpec) -> dict[str, Array]:
+    """The tables of levels, by path: what codes mean to a reader who has only zarr."""
+    return {
+        "targets/levels": codec.levels(targets.levels),
+        "targets/tail_levels": codec.tail_levels(),
+        "targets/true_levels": codec.true_levels(),
+        "targets/square_levels": codec.square_levels(),
+    }
+
+
+def _skeleton(cache_spec: CacheSpec, table: SampleTable, num_views: int) -> dict[str, bytes]:
+    """Every file of a cache without parts, the manifest last."""
+    layout = Layout(cache_spec, num_views)
+    columns: dict[str, Array] = {
+        "samples/key": np.frombuffer("\n".join(table.keys).encode(), dtype=np.uint8),
+        "samples/id": table.id_N,
+    }
+    columns |= {f"samples/{c}": getattr(table, f"{c}_N").astype(t) for c, t in _COLUMNS.items()}
+    whole = layout.encode_whole(columns | levels(cache_spec.targets)) | layout.metadata()
+    listed = {name: sha256(data) for name, data in whole.items()}
+    return {**whole, manifest.NAME: Manifest(cache_spec, num_views, listed).encode()}
+
+
+def _whole_files() -> set[str]:
+    """Paths of the sample table and of the tables of levels."""
+    tables = ("levels", "tail_levels", "true_levels", "square_levels")
+    arrays = [f"samples/{c}" for c in ("key", "id", *_COLUMNS)]
+    arrays += [f"targets/{name}" for name in tables]
+    return {f"{a}/{file}" for a in arrays for file in ("zarr.json", "c/0")}
+
+
+def _source_note(path: Path) -> Path:
+    return path.with_name(f"{path.name}.source")

@@ -3,25 +3,39 @@
 from dataclasses import asdict
 from typing import Any
 
+from cache_tools import spec as specs
+from cache_tools.commits import Part
 from cache_tools.store import Store
 
 
 def info(store: Store) -> dict[str, Any]:
-    """Spec, sizes, bytes per view and the teacher's words, over the committed parts."""
+    """Identity, sizes, bytes per view and the teacher's words, over the committed parts."""
+    spec, teacher = store.spec, store.spec.teacher
     records = [store.record(part) for part in store.parts() if store.present(part)]
     rows = sum(r["rows"][1] - r["rows"][0] for r in records)
     stored = sum(c["bytes"] for r in records for c in r["chunks"].values())
+    means = _means(records)
     return {
-        "path": str(store.path),
-        "fingerprint": store.spec.fingerprint,
-        "num_views": store.num_views,
-        "parts": store.num_views * store.spec.num_blocks,
-        "parts_committed": len(records),
-        "views_committed": rows,
+        "path": store.name,
+        "format": specs.FORMAT_VERSION,
+        "fingerprint": spec.fingerprint,
+        "content_id": store.content_id(),
+        "samples": spec.dataset.num_samples,
+        "views": store.num_views,
+        "classes": teacher.num_classes,
+        "parts": {"total": store.num_views * spec.num_blocks, "done": len(records)},
+        "targets": rows,
         "bytes": stored,
         "bytes_per_view": round(stored / rows, 2) if rows else None,
-        "statistics": _mean(records),
-        "spec": asdict(store.spec),
+        "kept_classes_mean": means.get("kept_classes"),
+        "tail_mass_mean": means.get("tail_mass"),
+        "max_probability_mean": means.get("max_probability"),
+        "teacher": {
+            "name": teacher.name,
+            "weights_sha256": teacher.weights_sha256,
+            "top1_on_views": means.get("teacher_top1"),
+        },
+        "spec": asdict(spec),
     }
 
 
@@ -30,15 +44,30 @@ def status(store: Store) -> dict[str, Any]:
     parts = list(store.parts())
     missing = [part for part in parts if not store.present(part)]
     return {
-        "path": str(store.path),
+        "path": store.name,
         "complete": not missing,
-        "parts": len(parts),
-        "committed": len(parts) - len(missing),
+        "parts": {"total": len(parts), "done": len(parts) - len(missing)},
         "missing": [{"view": part.view, "block": part.block} for part in missing],
     }
 
 
-def _mean(records: list[dict[str, Any]]) -> dict[str, float]:
+def ranges(numbers: list[int]) -> str:
+    """Ascending numbers as Slurm writes an array: 0-3,7,9-10."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return ",".join("-".join(map(str, run)) for run in runs)
+
+
+def part_number(store: Store, part: Part) -> int:
+    """Place of a part in `Store.parts`."""
+    return part.view * store.spec.num_blocks + part.block
+
+
+def _means(records: list[dict[str, Any]]) -> dict[str, float]:
     """Row-weighted means of the statistics in the commit records."""
     sums: dict[str, float] = {}
     weights: dict[str, int] = {}

@@ -1,22 +1,35 @@
 """Is this cache whole, and is it of this data set? A verdict, and the file that breaks it.
 
 Without images: the manifest, the metadata other readers follow, every commit record, the SHA-256 of
-every chunk and the values in it. With `--data`: also the key set, every image's bytes, and the
-pixels of the probe views of every part, rendered here and now.
+every chunk, the crc32c within it and the values it holds. With `--data`: also the key set, every
+image's bytes, and the pixels of the probe views of every part, rendered here and now. `--recompute`
+asks the teacher again (whoever offers an entry point `recompute` in `kdcache.checks` does).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from cache_tools import codec, progress, render, samples, threads, views
+from cache_tools import progress, render, samples, threads, views
 from cache_tools.commits import Part
-from cache_tools.errors import CacheDamaged, CacheIncomplete, CacheMismatch, KdcacheError
+from cache_tools.errors import (
+    CacheDamaged,
+    CacheIncomplete,
+    CacheMismatch,
+    KdcacheError,
+    UsageError,
+)
 from cache_tools.shards import Images
 from cache_tools.store import Store, probe_numbers
+
+T = TypeVar("T")
+R = TypeVar("R")
+Word = Literal["ok", "incomplete", "damaged", "mismatch"]
+_AHEAD = 4096
+"""Items handed out at once: their results wait in memory."""
 
 
 @dataclass
@@ -29,45 +42,62 @@ class Verdict:
     """Images whose bytes were compared with their digest."""
     probes: int = 0
     """Views that were rendered and compared with their fingerprint."""
+    recomputed: int = 0
+    """Views the teacher was asked about again."""
     problems: list[KdcacheError] = field(default_factory=list)
     """Every problem, in words."""
 
     @property
-    def ok(self) -> bool:
-        """Whether nothing was found."""
-        return not self.problems
+    def word(self) -> Word:
+        """The verdict: damage first, then what does not belong together, then what is missing."""
+        if not self.problems:
+            return "ok"
+        if any(isinstance(p, CacheDamaged) for p in self.problems):
+            return "damaged"
+        incomplete = all(isinstance(p, CacheIncomplete) for p in self.problems)
+        return "incomplete" if incomplete else "mismatch"
 
     def as_dict(self) -> dict[str, Any]:
         """The verdict for `--json`."""
         problems = [{"kind": p.kind, "message": str(p)} for p in self.problems]
         counts = {"parts": self.parts, "images": self.images, "probes": self.probes}
-        return {"ok": self.ok, **counts, "problems": problems}
+        counts["recomputed"] = self.recomputed
+        return {"verdict": self.word, **counts, "problems": problems}
 
 
 def verify(store: Store, images: Images | None = None) -> Verdict:
     """Check a cache, and its data set when one is given (any order of samples)."""
+    if images is not None:
+        check_replayable(store)
     verdict = Verdict()
-    if (fault := store.metadata_fault()) is not None:
-        verdict.problems.append(fault)
+    verdict.problems.extend(store.metadata_faults())
     try:
         table = store.table
     except CacheDamaged as error:
         verdict.problems.append(error)
         return verdict
-    _check_parts(store, verdict)
-    if images is not None and verdict.ok:
+    whole = _check_parts(store, verdict)
+    if images is not None:
         try:
-            _check_images(store, samples.match(table, store.spec.dataset, images), verdict)
+            matched = samples.match(table, store.spec.dataset, images)
+            _check_images(store, matched, whole, verdict)
         except KdcacheError as error:
             verdict.problems.append(error)
     return verdict
 
 
+def check_replayable(store: Store) -> None:
+    """UsageError when nobody knows which pixels the targets of this cache are of."""
+    if not store.spec.replayable:
+        raise UsageError(
+            f"{store.name} was imported from logits: nobody knows which pixels they are of, so "
+            "there is nothing to render. It can be verified without --data, compared and read."
+        )
+
+
 def faults(store: Store) -> Iterator[tuple[Part, CacheIncomplete | CacheDamaged | None]]:
     """Every part with what its record and digests say, in order, read by a thread pool."""
-    parts = list(store.parts())
-    with ThreadPoolExecutor(min(8, threads.available())) as pool:
-        yield from zip(parts, pool.map(store.fault, parts), strict=True)
+    return _on_all_cores(store.fault, list(store.parts()))
 
 
 def check_probes(store: Store, images: Images, part: Part) -> int:
@@ -105,33 +135,52 @@ def probe(store: Store, images: Images, number: int, view: int) -> int:
     return render.fingerprint(out)
 
 
-def _check_parts(store: Store, verdict: Verdict) -> None:
-    parts = list(store.parts())
+def _check_parts(store: Store, verdict: Verdict) -> list[Part]:
+    """Check every part down to its values; those that are whole."""
+    parts, whole = list(store.parts()), []
+
+    def fault(part: Part) -> KdcacheError | None:
+        try:
+            store.read(part)
+        except (CacheDamaged, CacheIncomplete) as error:
+            return error
+        return None
+
     with progress.bar("verify parts", len(parts), "parts") as advance:
-        for part, fault in faults(store):
+        for part, problem in _on_all_cores(fault, parts):
             verdict.parts += 1
-            problem = fault or _check_values(store, part)
-            if problem is not None:
+            if problem is None:
+                whole.append(part)
+            else:
                 verdict.problems.append(problem)
             advance(1)
+    return whole
 
 
-def _check_values(store: Store, part: Part) -> CacheDamaged | None:
-    try:
-        stored, _ = store.read(part)
-    except CacheDamaged as error:
-        return error
-    wrong = codec.check(stored, store.spec.teacher.num_classes)
-    return CacheDamaged(f"{part} of {store.path} holds {wrong}.") if wrong else None
+def _check_images(store: Store, images: Images, whole: list[Part], verdict: Verdict) -> None:
+    table = store.table
 
+    def digest(number: int) -> None:
+        samples.check_digest(table, number, images.read(number))
 
-def _check_images(store: Store, images: Images, verdict: Verdict) -> None:
-    table, parts = store.table, list(store.parts())
-    with progress.bar("verify images", len(table) + len(parts), "images and parts") as advance:
-        for number in range(len(table)):
-            samples.check_digest(table, number, images.read(number))
+    def pixels(part: Part) -> int:
+        return check_probes(store, images, part)
+
+    with progress.bar("verify images", len(table) + len(whole), "images and parts") as advance:
+        for _ in _on_all_cores(digest, range(len(table))):
             verdict.images += 1
             advance(1)
-        for part in parts:
-            verdict.probes += check_probes(store, images, part)
+        for _, count in _on_all_cores(pixels, whole):
+            verdict.probes += count
             advance(1)
+
+
+def _on_all_cores(work: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[T, R]]:
+    """Items with what `work` makes of them, in order, by one thread per core."""
+    pool = ThreadPoolExecutor(threads.available())
+    try:
+        for begin in range(0, len(items), _AHEAD):
+            batch = items[begin : begin + _AHEAD]
+            yield from zip(batch, pool.map(work, batch), strict=True)
+    finally:
+        pool.shutdown(cancel_futures=True)

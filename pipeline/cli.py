@@ -1,5 +1,6 @@
 """`kdcache demo`, `plan` and `cache`: the commands of stage 1."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,6 +8,7 @@ import typer
 
 from cache_tools.commands import Json, emit
 from cache_tools.errors import UsageError
+from cache_tools.spec import MAX_BLOCKS
 
 if TYPE_CHECKING:
     from pipeline.run import Share
@@ -101,7 +103,12 @@ def cache(
         bool, typer.Option("--random-weights", help="Do not load weights: for speed trials.")
     ] = False,
     parts: Annotated[
-        str, typer.Option(metavar="I/N", help="Make share I of N, counted from 0.")
+        str,
+        typer.Option(
+            metavar="I/N|NUMBERS",
+            help="Make share I of N, counted from 0; or these parts, as `status --missing` "
+            "numbers them: 0-3,7.",
+        ),
     ] = "0/1",
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after this many parts.")] = None,
 ) -> None:
@@ -119,15 +126,24 @@ def cache(
     share = _share(parts, limit)
     facts = summary.info(run.run(loaded, data, teacher, out, device, random_weights, share))
     print(
-        f"{out}: {facts['parts_committed']} of {facts['parts']} parts, "
-        f"{facts['views_committed']:,} views, {facts['bytes_per_view']} bytes each"
+        f"{out}: {facts['parts']['done']} of {facts['parts']['total']} parts, "
+        f"{facts['targets']:,} views, {facts['bytes_per_view']} bytes each"
     )
 
 
 def _share(parts: str, limit: int | None) -> "Share":
     from pipeline.run import Share
 
-    worker, slash, workers = parts.partition("/")
-    if not (slash and worker.isdigit() and workers.isdigit() and int(worker) < int(workers)):
-        raise UsageError(f"--parts {parts} is not a share such as 0/8, counted from 0.")
-    return Share(int(worker), int(workers), limit)
+    if share := re.fullmatch(r"(\d+)/(\d+)", parts):
+        worker, workers = map(int, share.groups())
+        if worker < workers:
+            return Share(worker, workers, limit)
+    elif re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", parts):
+        runs = [[int(n) for n in run.split("-")] for run in parts.split(",")]
+        if all(run[-1] - run[0] < MAX_BLOCKS for run in runs):
+            numbers = frozenset(n for run in runs for n in range(run[0], run[-1] + 1))
+            return Share(limit=limit, numbers=numbers)
+    raise UsageError(
+        f"--parts {parts} is neither a share such as 0/8, counted from 0, nor numbers such as "
+        "0-3,7."
+    )

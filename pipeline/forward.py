@@ -3,7 +3,7 @@
 Normalisation, mixup, the forward pass and the choice of classes happen where the network lies;
 only a few numbers per view come back. Logits are taken to fp32 before anything is computed of them.
 
-Shapes: B views, S pixels a side, C classes, K kept classes, T temperatures.
+Shapes: B views, S pixels a side, C classes, K kept classes, T temperatures, P labels of a view.
 """
 
 import contextlib
@@ -42,17 +42,22 @@ class Forward:
 
     @torch.inference_mode()
     def __call__(
-        self, pixels: NDArray[np.uint8], partner: NDArray[np.uint8] | None, mix: Mix | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self,
+        pixels: NDArray[np.uint8],
+        partner: NDArray[np.uint8] | None,
+        mix: Mix | None,
+        label_BP: NDArray[np.int64] | None = None,
+    ) -> tuple[Tensor, ...]:
         """Ask the teacher about B views.
 
         Args:
             pixels: [B, S, S, 3] RGB.
             partner: The mixing partners' pixels, or None.
             mix: How the B views are mixed with them, or None.
+            label_BP: True classes whose probability is stored; -1 = none.
 
         Returns:
-            index_BK (-1 = not kept), probability_BK and tail_BT, on the device.
+            The fields of `codec.Sparse`, on the device.
         """
         x = self._upload(pixels)
         if partner is not None and mix is not None:
@@ -65,7 +70,8 @@ class Forward:
             x = x.contiguous(memory_format=torch.channels_last)
         with self._autocast():
             logits = self._model(x)
-        return sparsify(logits.float(), self.targets)
+        labels = None if label_BP is None else torch.from_numpy(label_BP).to(self.device)
+        return sparsify(logits.float(), self.targets, labels)
 
     def _upload(self, pixels: NDArray[np.uint8]) -> Tensor:
         tensor = torch.from_numpy(pixels)
@@ -79,7 +85,9 @@ class Forward:
         return torch.autocast(self.device.type, self._dtype)
 
 
-def sparsify(logits_BC: Tensor, spec: TargetSpec) -> tuple[Tensor, Tensor, Tensor]:
+def sparsify(
+    logits_BC: Tensor, spec: TargetSpec, label_BP: Tensor | None = None
+) -> tuple[Tensor, ...]:
     """Choose the classes to keep; the device's version of `codec.sparsify`.
 
     NaN and Inf logits come out as NaN tails, so that one look at the result finds them.
@@ -91,4 +99,9 @@ def sparsify(logits_BC: Tensor, spec: TargetSpec) -> tuple[Tensor, Tensor, Tenso
     kept_BC = torch.zeros_like(logits_BC, dtype=torch.bool).scatter_(1, index, keep)
     tails = [(logits_BC / t).softmax(1).masked_fill(kept_BC, 0.0).sum(1) for t in spec.temperatures]
     tail = torch.stack(tails, dim=1) + 0.0 * logits_BC.sum(1, keepdim=True)
-    return index.masked_fill(~keep, -1), p.masked_fill(~keep, 0.0), tail
+    rest_BC = probability_BC.masked_fill(kept_BC, 0.0)
+    square_BQ = rest_BC.square().sum(1, keepdim=True)[:, : int(spec.tail_square)]
+    if label_BP is None or not spec.true_class:
+        label_BP = index.new_zeros((len(index), 0))
+    true_BP = rest_BC.gather(1, label_BP.clamp(min=0)).masked_fill(label_BP < 0, 0.0)
+    return index.masked_fill(~keep, -1), p.masked_fill(~keep, 0.0), tail, true_BP, square_BQ

@@ -33,7 +33,6 @@ class _Growing:
 
     stored: list[Stored] = field(default_factory=list)
     probes: dict[int, int] = field(default_factory=dict)
-    kept: list[float] = field(default_factory=list)
     correct: list[float] = field(default_factory=list)
     top: list[float] = field(default_factory=list)
 
@@ -124,18 +123,24 @@ class Worker:
         if spec.views.mixes:
             ids = self.store.table.id_N[rows.start : rows.stop]
             mix = views.mix(self._seen, ids, view)
+        labels = self._labels(rows, mix)
         for begin in range(0, len(rows), self._batch_size):
             batch = slice(begin, min(begin + self._batch_size, len(rows)))
             part_of = mix and views.Mix(mix.partner_B[batch], mix.lam_B[batch], mix.cut_B4[batch])
             other = None if part_of is None else pixels[part_of.partner_B]
-            index, p, tail = (t.cpu().numpy() for t in self._forward(pixels[batch], other, part_of))
-            self._refuse_nan(rows[batch], view, tail)
-            part.stored.append(codec.encode(index, p, tail, spec.teacher.num_classes))
-            part.kept.append(float((index >= 0).sum()))
-            part.top.append(float(p[:, 0].sum()))
-            label = self.store.table.label_N[rows[batch].start : rows[batch].stop]
-            if mix is None and NO_LABEL not in label:
-                part.correct.append(float((index[:, 0] == label).sum()))
+            said = self._forward(pixels[batch], other, part_of, labels[batch])
+            sparse = codec.Sparse(*(t.cpu().numpy() for t in said))
+            self._refuse_nan(rows[batch], view, sparse.tail_BT)
+            part.stored.append(codec.encode(sparse, spec.targets, spec.teacher.num_classes))
+            part.top.append(float(sparse.probability_BK[:, 0].sum()))
+            if mix is None and NO_LABEL not in labels[batch]:
+                hit = sparse.index_BK[:, 0] == labels[batch, 0]
+                part.correct.append(float(hit.sum()))
+
+    def _labels(self, rows: range, mix: views.Mix | None) -> NDArray[np.int64]:
+        """[W, 1 or 2] label of each view of a window and, where views are mixed, its partner's."""
+        own = self.store.table.label_N[rows.start : rows.stop].astype(np.int64)
+        return np.stack([own] if mix is None else [own, own[mix.partner_B]], axis=1)
 
     def _refuse_nan(self, rows: range, view: int, tail: NDArray[np.float32]) -> None:
         bad = np.flatnonzero(~np.isfinite(tail).all(axis=1))
@@ -150,11 +155,10 @@ class Worker:
     def _commit(self, part: Part, made: _Growing) -> None:
         numbers = self.store.spec.rows(part.block)
         rows = len(numbers)
-        fields = ("index_delta_BK", "code_BK", "tail_BT")
-        stored = Stored(*(np.concatenate([getattr(s, f) for s in made.stored]) for f in fields))
+        stored = codec.concatenate(made.stored)
         statistics = {
-            "kept_classes": sum(made.kept) / rows,
-            "tail_mass": float(codec.tail_levels()[stored.tail_BT[:, 0]].mean(dtype=np.float64)),
+            "kept_classes": len(stored.code_E) / rows,
+            "tail_mass": float(codec.tail_levels()[stored.tail_TB[0]].mean(dtype=np.float64)),
             "max_probability": sum(made.top) / rows,
         }
         if made.correct:

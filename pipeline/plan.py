@@ -6,6 +6,8 @@ from cache_tools import codec
 from cache_tools.errors import UsageError
 from pipeline.recipe import CacheRecipe
 
+FILES_PER_PART = 6  # count, index_delta, code, tail, probes and the commit record
+
 
 def plan(recipe: CacheRecipe, num_samples: int, num_classes: int) -> dict[str, Any]:
     """The size of the work.
@@ -23,7 +25,7 @@ def plan(recipe: CacheRecipe, num_samples: int, num_classes: int) -> dict[str, A
     if not n:
         raise UsageError("how many samples are there? Pass --data DATA or dataset.num_samples=N.")
     k = min(recipe.targets.k_max, c)
-    per_view = codec.expected_bytes(c, recipe.expected_kept or k, len(recipe.targets.temperatures))
+    per_view = codec.expected_bytes(c, recipe.expected_kept or k, recipe.targets)
     blocks = -(-n // recipe.block_size)
     table = n * (8 + 8 + 4 + 4 + 4 + 8)
     return {
@@ -31,7 +33,7 @@ def plan(recipe: CacheRecipe, num_samples: int, num_classes: int) -> dict[str, A
         "views_per_sample": recipe.num_views,
         "blocks": blocks,
         "parts": blocks * recipe.num_views,
-        "files": 5 * blocks * recipe.num_views,
+        "files": FILES_PER_PART * blocks * recipe.num_views,
         "forwards": n * recipe.num_views,
         "bytes_per_view": round(per_view, 1),
         "bytes": round(per_view * n * recipe.num_views) + table,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache_tools import codec, samples, shards
+from cache_tools import codec, samples, shards, verify
 from cache_tools.commits import Part
 from cache_tools.errors import UsageError
 from cache_tools.sheet import Says, Source
@@ -51,9 +51,10 @@ def spread(count: int, wanted: int) -> list[int]:
 
 
 def _of_cache(store: Store, data: str) -> Shown:
+    verify.check_replayable(store)
     source_path = data or store.source
     if not source_path:
-        raise UsageError(f"where are the images of {store.path}? Pass --data with their folder.")
+        raise UsageError(f"where are the images of {store.name}? Pass --data with their folder.")
     opened = shards.open_images(source_path, "train")
     images = samples.match(store.table, store.spec.dataset, opened)
     seen, table = store.spec.views.for_teacher(), store.table
@@ -65,8 +66,8 @@ def _of_cache(store: Store, data: str) -> Shown:
         if not store.present(part):
             return []
         at = row % store.spec.block_size
-        target = codec.decode(store.read(part)[0])
-        p, index = target.probability_BK[at], target.index_BK[at]
+        target = codec.decode(store.read(part)[0], store.spec.targets, np.array([at]))
+        p, index = target.probability_BK[0], target.index_BK[0]
         best = np.argsort(-p)[:3]
         return [(names(int(index[i])), float(p[i])) for i in best if p[i] > 0]
 

@@ -38,6 +38,14 @@ class Share:
     """How many there are."""
     limit: int | None = None
     """Stop after this many parts."""
+    numbers: frozenset[int] = frozenset()
+    """Only these parts, in the order of `Store.parts`; empty = all."""
+
+    def has(self, number: int) -> bool:
+        """Whether a part is of this share."""
+        if self.numbers:
+            return number in self.numbers
+        return number % self.workers == self.worker
 
 
 def run(
@@ -121,7 +129,7 @@ def _spec(recipe: CacheRecipe, dataset: DatasetSpec, teacher: Teacher) -> CacheS
 def _refuse_other(store: Store, spec: CacheSpec) -> None:
     if found := difference(asdict(store.spec), asdict(spec)):
         raise CacheMismatch(
-            f"{store.path} is another cache: {found} in this recipe. Choose another --out for the "
+            f"{store.name} is another cache: {found} in this recipe. Choose another --out for the "
             "new one, or run the command that made the old one."
         )
 
@@ -130,7 +138,7 @@ def _make_missing(
     store: Store, images: Images, forward: Forward, recipe: CacheRecipe, share: Share
 ) -> None:
     missing = _missing(store)
-    mine = [part for i, part in enumerate(store.parts()) if i % share.workers == share.worker]
+    mine = [part for i, part in enumerate(store.parts()) if share.has(i)]
     todo = [part for part in mine if part in missing][: share.limit]
     total = sum(len(store.spec.rows(part.block)) for part in store.parts())
     left = sum(len(store.spec.rows(part.block)) for part in todo)
@@ -158,7 +166,7 @@ def _missing(store: Store) -> set[Part]:
         for part, fault in verifier.faults(store):
             if fault is not None:
                 missing.add(part)
-                if store.path.joinpath(part.record).exists():
+                if store.storage.size(part.record) is not None:
                     log.warning("%s is made anew: %s", part, fault)
             advance(1)
     return missing

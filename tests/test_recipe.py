@@ -80,7 +80,7 @@ def test_the_fingerprint_is_that_of_the_format() -> None:
     assert SPEC.fingerprint == FINGERPRINT
 
 
-FINGERPRINT = "sha256:1b4a175af393158fb64e2fafa865ead50c7d4b2c1188ee2252aa03abf459e5f9"
+FINGERPRINT = "sha256:89f9dbf3873199ff0dac6d59b506d3adf7fce078a6b8204dc7df013b9c98d9be"
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ def test_targets_belong_to_their_views(made: Path, images: Images) -> None:
     store = Store.open(made)
     schedule = Schedule(store, 2, 40, seed=5)
     plan = schedule.plan(0)
-    views = [codec.decode(store.read(Part(v, 0))[0]) for v in plan.views]
+    views = [codec.decode(store.read(Part(v, 0))[0], store.spec.targets) for v in plan.views]
     for step, batch in enumerate(Replay(store, images, schedule, 2).epoch(0)):
         for i in range(40):
             place = step * 40 + i
@@ -84,11 +84,11 @@ def test_other_pixels_are_refused_naming_both_sides(
 
 def test_a_cache_that_is_not_whole_is_refused(cache: Path, images: Images) -> None:
     store = Store.open(cache)
-    chunk = cache / "targets/tail/c/3/0/0"
+    chunk = cache / "targets/tail/c/0/3/0"
     data = chunk.read_bytes()
     chunk.write_bytes(data[:-1] + bytes([data[-1] ^ 128]))
-    with pytest.raises(CacheDamaged, match="targets/tail/c/3/0/0"):
+    with pytest.raises(CacheDamaged, match="targets/tail/c/0/3/0"):
         replay.check(store, images)
     chunk.unlink()
-    with pytest.raises(CacheIncomplete, match="targets/tail/c/3/0/0"):
+    with pytest.raises(CacheIncomplete, match="targets/tail/c/0/3/0"):
         replay.check(store, images)

@@ -40,9 +40,9 @@ class Recorder(Forward):
         super().__init__(*arguments)  # type: ignore[arg-type]
         self.seen: list[str] = []
 
-    def __call__(self, pixels, partner, mix):  # type: ignore[no-untyped-def]
+    def __call__(self, pixels, partner, mix, label=None):  # type: ignore[no-untyped-def]
         self.seen += hashes(pixels, partner, mix.lam_B.astype(np.float32), mix.cut_B4)
-        return super().__call__(pixels, partner, mix)
+        return super().__call__(pixels, partner, mix, label)
 
 
 def hashes(
@@ -167,7 +167,7 @@ def test_the_teacher_may_look_at_its_own_size(digits: Path, teacher: Path, tmp_p
     own_size = ["num_views=2", "views.teacher_size=64", "views.cutmix=1.0"]
     store = run(recipes.load("digits", own_size), str(digits), str(teacher), out, "cpu")
     images = opened(store, digits)
-    assert verify.verify(store, images).ok
+    assert verify.verify(store, images).word == "ok"
     batch = next(iter(Replay(store, images, Schedule(store, 1, 50, 0), 2).epoch(0)))
     assert batch.pixels.shape == (50, 32, 32, 3)
 

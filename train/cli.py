@@ -118,7 +118,7 @@ def _set_up(inputs: "Inputs", device: str | None) -> "torch.device":
 def _need_labels(inputs: "Inputs") -> None:
     if not inputs.store.spec.dataset.labels:
         raise UsageError(
-            f"{inputs.store.path} has no labels (its recipe says dataset.labels=ignore), so "
+            f"{inputs.store.name} has no labels (its recipe says dataset.labels=ignore), so "
             "mode=labels and task_loss_weight cannot be. Train with mode=kd."
         )
 

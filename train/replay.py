@@ -11,16 +11,14 @@ Shapes: B views of a batch, S pixels a side, N samples.
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools import codec, decode, progress, render, samples, threads, verify, views
 from cache_tools.codec import Stored, Targets
-from cache_tools.commits import Part
 from cache_tools.shards import Images
 from cache_tools.store import Store
 from train.schedule import Plan, Schedule
@@ -109,10 +107,25 @@ class Replay:
             partner_pixels,
             plan.lam_M[part].astype(np.float32),
             plan.cut_M4[part],
-            codec.decode(gather([view.stored for view in loaded], slot, row)),
+            self._targets(loaded, slot, row),
             label[row].astype(np.int64),
             label[partner].astype(np.int64),
         )
+
+    def _targets(
+        self, loaded: list[_View], slot_B: NDArray[np.int64], row_B: NDArray[np.int64]
+    ) -> Targets:
+        """What the teacher said of a batch's views."""
+        spec = self._store.spec.targets
+        if len(loaded) == 1:
+            return codec.decode(loaded[0].stored, spec, row_B)
+        groups = [np.flatnonzero(slot_B == slot) for slot in range(len(loaded))]
+        parts = [
+            codec.decode(v.stored, spec, row_B[g]) for v, g in zip(loaded, groups, strict=True)
+        ]
+        back = np.argsort(np.concatenate(groups))
+        names = [f.name for f in fields(Targets)]
+        return Targets(*(np.concatenate([getattr(p, n) for p in parts])[back] for n in names))
 
     def _pixels(
         self,
@@ -160,29 +173,12 @@ class Replay:
     def _load(self, number: int) -> _View:
         store = self._store
         table, spec = store.table, store.spec
-        parts, params = [], []
+        params = []
         for block in range(spec.num_blocks):
-            parts.append(store.read(Part(number, block))[0])
             rows = slice(spec.rows(block).start, spec.rows(block).stop)
             columns = table.id_N[rows], table.height_N[rows], table.width_N[rows]
             params.append(views.draw(spec.views, *columns, number))
-        fields = ("index_delta_BK", "code_BK", "tail_BT")
-        stored = Stored(*(np.concatenate([getattr(p, f) for p in parts]) for f in fields))
-        return _View(stored, views.concatenate(params))
-
-
-def gather(stored: list[Stored], slot_B: NDArray[np.int64], row_B: NDArray[np.int64]) -> Stored:
-    """Rows of several views as one batch."""
-
-    def pick(name: str) -> NDArray[Any]:
-        columns = [getattr(view, name) for view in stored]
-        out = np.empty((len(row_B), columns[0].shape[1]), dtype=columns[0].dtype)
-        for slot, column in enumerate(columns):
-            here = slot_B == slot
-            out[here] = column[row_B[here]]
-        return out
-
-    return Stored(pick("index_delta_BK"), pick("code_BK"), pick("tail_BT"))
+        return _View(store.read_view(number), views.concatenate(params))
 
 
 def check(store: Store, images: Images) -> None:

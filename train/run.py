@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cache_tools import files, samples, shards
+from cache_tools import files, samples, shards, verify
 from cache_tools.errors import CacheMismatch, CacheNotFound, UsageError
 from cache_tools.shards import NO_LABEL, Images
 from cache_tools.spec import difference
@@ -54,6 +54,7 @@ def open_inputs(cache: Path, data: str | None) -> Inputs:
         data: The data set; None takes the place the cache was made from on this machine.
     """
     store = Store.open(cache)
+    verify.check_replayable(store)
     source = data or store.source
     if not source:
         raise UsageError(f"where are the images of {cache}? Pass --data with their folder.")

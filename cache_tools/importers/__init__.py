@@ -1,0 +1,1 @@
+"""Logits that somebody already has, into the format: one module per kind of source."""

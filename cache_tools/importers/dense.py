@@ -1,0 +1,213 @@
+"""`kdcache import dense`: logits of all classes, in a file of numpy's or safetensors', to a cache.
+
+The file holds `logits` [N, C] or [V, N, C] (in an .npy, or an .npz or .safetensors of one array, by
+whatever name), and optionally `keys` [N] and `labels` [N]. Nobody can draw the views again that
+these logits are of, so such a cache has no pixels to replay: it serves for looking, comparing and
+sharing. Nothing is unpickled.
+
+Shapes: V views, N samples, C classes, B rows of a block.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_tools import codec, dense, progress, samples
+from cache_tools.codec import Stored
+from cache_tools.commits import Part
+from cache_tools.errors import DataError, NonFinite, UsageError
+from cache_tools.samples import SampleTable
+from cache_tools.shards import NO_LABEL
+from cache_tools.spec import (
+    UNKNOWN_VIEWS,
+    CacheSpec,
+    DatasetSpec,
+    TargetSpec,
+    TeacherSpec,
+)
+from cache_tools.store import Store
+
+SUFFIXES = (".npy", ".npz", ".safetensors")
+BLOCK = 65_536
+_ROWS = 1024
+"""Rows that are worked on at once: a few ten megabytes at 1,000 classes."""
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Dense logits and what is known of their rows."""
+
+    values_VNC: NDArray[np.floating]
+    keys: tuple[str, ...]
+    label_N: NDArray[np.int32]
+    """NO_LABEL where there is none."""
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return int(self.values_VNC.shape[2])
+
+
+def keep(text: str) -> TargetSpec:
+    """What `--keep tau=1e-3,max=64` or `--keep k=20` says; also min, levels and t2 (temperature).
+
+    Raises:
+        UsageError: Something else.
+    """
+    fields: dict[str, Any] = {}
+    try:
+        for item in text.split(","):
+            name, _, value = item.partition("=")
+            if name == "k":
+                fields |= {"k_max": int(value), "k_min": int(value), "tau": 0.0}
+            elif name == "t2":
+                fields["temperatures"] = (1.0, float(value))
+            else:
+                field = {"tau": "tau", "max": "k_max", "min": "k_min", "levels": "levels"}[name]
+                fields[field] = float(value) if field == "tau" else int(value)
+        return TargetSpec(**fields)
+    except (KeyError, ValueError) as error:
+        raise UsageError(
+            f"--keep {text} cannot be read ({error}). It is tau=1e-3,max=64 (a threshold on "
+            "probability and the most classes; min=, levels=, t2= are optional) or k=20."
+        ) from None
+
+
+def read(path: Path) -> Logits:
+    """Open a file of logits.
+
+    Raises:
+        DataError: It is not there or holds something else.
+    """
+    try:
+        arrays = _arrays(path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} cannot be read: {error}.") from None
+    name = "logits" if "logits" in arrays else next(iter(arrays), "")
+    if name != "logits" and len(arrays) != 1:
+        raise DataError(f"{path} has no array named logits, only {', '.join(arrays) or 'none'}.")
+    values = arrays[name]
+    if values.ndim not in (2, 3) or values.dtype.kind != "f" or 0 in values.shape:
+        raise DataError(
+            f"{name} in {path} is {values.dtype} {values.shape}. Logits are floats, [N, C] "
+            "or [V, N, C]."
+        )
+    values = values[None] if values.ndim == 2 else values
+    count = values.shape[1]
+    keys = arrays.get("keys", np.array([f"{i:09d}" for i in range(count)]))
+    labels = arrays.get("labels", np.full(count, NO_LABEL))
+    if keys.shape != (count,) or labels.shape != (count,) or labels.dtype.kind not in "iu":
+        raise DataError(f"keys and labels in {path} must have {count} entries, one per row.")
+    return Logits(values, tuple(map(str, keys.tolist())), labels.astype(np.int32))
+
+
+def run(path: Path, out: Path, targets: TargetSpec, teacher: str) -> Store:
+    """Write the cache; run again to go on.
+
+    Raises:
+        DataError, NonFinite, UsageError: As their texts say; what is committed stays.
+    """
+    logits = read(path)
+    order, table = _table(logits, path)
+    if int(table.label_N.max()) >= logits.num_classes:
+        raise DataError(
+            f"a label in {path} is {int(table.label_N.max())}, the logits have "
+            f"{logits.num_classes} classes."
+        )
+    spec = _spec(logits, table, targets, teacher)
+    if (out / "zarr.json").is_file():
+        store = Store.open(out)
+        if store.spec.fingerprint != spec.fingerprint:
+            raise UsageError(f"{out} is another cache. Choose another --out.")
+    else:
+        store = Store.create(out, spec, table, len(logits.values_VNC))
+    todo = [part for part in store.parts() if store.fault(part) is not None]
+    rows = sum(len(spec.rows(part.block)) for part in todo)
+    with progress.bar("import", rows, "views") as advance:
+        for part in todo:
+            of_part = order[spec.rows(part.block).start : spec.rows(part.block).stop]
+            pieces = []
+            for piece in _pieces(logits, part.view, of_part, spec.targets):
+                pieces.append(piece)
+                advance(len(piece))
+            _commit(store, part, codec.concatenate(pieces))
+    return store
+
+
+def _commit(store: Store, part: Part, stored: Stored) -> None:
+    statistics = {
+        "kept_classes": len(stored.code_E) / len(stored),
+        "tail_mass": float(codec.tail_levels()[stored.tail_TB[0]].mean(dtype=np.float64)),
+    }
+    rounded = {name: round(value, 6) for name, value in statistics.items()}
+    store.write(part, stored, np.empty(0, dtype=np.uint64), rounded, {"numpy": np.__version__})
+
+
+def _pieces(
+    logits: Logits, view: int, row_B: NDArray[np.int64], targets: TargetSpec
+) -> Iterator[Stored]:
+    for begin in range(0, len(row_B), _ROWS):
+        rows = row_B[begin : begin + _ROWS]
+        values = logits.values_VNC[view, rows].astype(np.float32)
+        bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+        if len(bad):
+            raise NonFinite(
+                f"view {view} of {logits.keys[rows[bad[0]]]!r} has a logit that is NaN or "
+                "infinite. Nothing of this part was stored; compute these logits anew."
+            )
+        sparse = dense.sparsify(values, targets)
+        yield codec.encode(sparse, targets, logits.num_classes)
+
+
+def _spec(logits: Logits, table: SampleTable, targets: TargetSpec, teacher: str) -> CacheSpec:
+    labelled = NO_LABEL not in table.label_N
+    dataset = DatasetSpec(
+        num_samples=len(table),
+        num_classes=logits.num_classes if labelled else 0,
+        labels=labelled,
+        key="stem",
+        table_sha256=table.sha256,
+    )
+    unknown = TeacherSpec(teacher, "", "", logits.num_classes, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    k = min(targets.k_max, logits.num_classes)
+    targets = replace(targets, k_max=k, k_min=min(targets.k_min, k))
+    block = min(BLOCK, len(table))
+    return CacheSpec(dataset, unknown, UNKNOWN_VIEWS, targets, block, renderer="none")
+
+
+def _table(logits: Logits, path: Path) -> tuple[NDArray[np.int64], SampleTable]:
+    """Order of the rows by sample id, and the sample table: no image is known."""
+    ids = np.array([samples.sample_id(key) for key in logits.keys], dtype=np.uint64)
+    order = np.argsort(ids, kind="stable")
+    if (np.diff(ids[order]) == 0).any():
+        raise DataError(f"a key stands twice in {path}. Every row needs a name of its own.")
+    count = len(ids)
+    keys = tuple(logits.keys[i] for i in order)
+    samples.check_keys(keys)
+    none, zero = np.zeros(count, dtype=np.int32), np.zeros(count, dtype=np.int64)
+    digest = np.zeros(count, dtype=np.uint64)
+    label = logits.label_N[order]
+    return order, SampleTable(keys, ids[order], digest, label, none, none, zero)
+
+
+def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of a file by name; an .npy is mapped, not read."""
+    if path.suffix == ".npy":
+        return {"logits": np.load(path, mmap_mode="r", allow_pickle=False)}
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files if _wanted(name, archive)}
+    if path.suffix == ".safetensors":
+        from safetensors.numpy import load_file
+
+        return dict(load_file(path))
+    raise UsageError(f"{path} is none of {', '.join(SUFFIXES)}.")
+
+
+def _wanted(name: str, archive: Any) -> bool:
+    """Arrays by our names; of a file with one array, that one."""
+    return name in ("logits", "keys", "labels") or len(archive.files) == 1

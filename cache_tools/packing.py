@@ -1,0 +1,95 @@
+"""The inner loops of `codec`: entries of many views one after another, compiled, without the GIL.
+
+Shapes: B views, K slots, E entries of B views.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+F4 = NDArray[np.float32]
+F8 = NDArray[np.float64]
+U1 = NDArray[np.uint8]
+I8 = NDArray[np.int64]
+
+_SORT_BY_INSERTION = 48
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def pack(
+    index_BK: I8, p_BK: NDArray[np.floating], levels: int, delta_E: NDArray[Any], code_E: U1
+) -> None:
+    """Sort each view's kept classes by id and write differences and codes one after another."""
+    ids = np.empty(index_BK.shape[1], np.int64)
+    values = np.empty(index_BK.shape[1], np.float64)
+    at = 0
+    for b in range(index_BK.shape[0]):
+        count = 0
+        for k in range(index_BK.shape[1]):
+            if index_BK[b, k] >= 0:
+                ids[count], values[count] = index_BK[b, k], p_BK[b, k]
+                count += 1
+        _sort(ids[:count], values[:count])
+        before = np.int64(-1)
+        for k in range(count):
+            delta_E[at + k] = ids[k] - before
+            before = ids[k]
+            p = min(max(values[k], 0.0), 1.0)
+            code_E[at + k] = max(1, int(np.rint(levels * np.sqrt(np.sqrt(p)))))
+        at += count
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _sort(ids: I8, values: F8) -> None:
+    """Sort both by id in place; insertion is the fastest for the few classes of a usual view."""
+    if ids.size > _SORT_BY_INSERTION:
+        order = np.argsort(ids)
+        ids[:], values[:] = ids[order], values[order]
+        return
+    for i in range(1, ids.size):
+        own, value, j = ids[i], values[i], i
+        while j > 0 and ids[j - 1] > own:
+            ids[j], values[j] = ids[j - 1], values[j - 1]
+            j -= 1
+        ids[j], values[j] = own, value
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def unpack(
+    row_B: I8,
+    begin_B1: I8,
+    delta_E: NDArray[Any],
+    code_E: U1,
+    levels: F4,
+    tail_B: F4,
+    index_BK: I8,
+    p_BK: F4,
+) -> None:
+    """Write ids and probabilities of some views into slots; K is at least what each keeps."""
+    for b in range(row_B.size):
+        begin, end = begin_B1[row_B[b]], begin_B1[row_B[b] + 1]
+        index, total = np.int64(-1), 0.0
+        for e in range(begin, end):
+            index += np.int64(delta_E[e])
+            index_BK[b, e - begin] = index
+            total += levels[code_E[e]]
+        scale = (1.0 - tail_B[b]) / total
+        for e in range(begin, end):
+            p_BK[b, e - begin] = levels[code_E[e]] * scale
+        for k in range(end - begin, index_BK.shape[1]):
+            index_BK[b, k] = 0
+            p_BK[b, k] = 0.0
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def highest(begin_B1: I8, delta_E: NDArray[Any]) -> int:
+    """The highest class id of all views."""
+    highest = 0
+    for b in range(begin_B1.size - 1):
+        index = np.int64(-1)
+        for e in range(begin_B1[b], begin_B1[b + 1]):
+            index += np.int64(delta_E[e])
+        highest = max(highest, int(index))
+    return highest

@@ -1,0 +1,143 @@
+"""Logits that somebody already has: in, held against what they were, and what is refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from cache_tools import compare, dense
+from cache_tools.commits import Part
+from cache_tools.errors import CacheMismatch, DataError, NonFinite, UsageError
+from cache_tools.importers import dense as importer
+from cache_tools.store import Store
+
+N, C = 3000, 50
+
+
+def logits(views: int = 1, seed: int = 0) -> np.ndarray:
+    values = np.random.default_rng(seed).standard_normal((views, N, C)) * 3
+    return values.astype("f4")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same logits in every kind of file, and their cache."""
+    out = tmp_path_factory.mktemp("dense")
+    values = logits()[0]
+    keys = np.array([f"photo-{i}" for i in range(N)])
+    np.save(out / "a.npy", values)
+    np.savez(out / "a.npz", logits=values, keys=keys, labels=values.argmax(1))
+    save_file({"logits": values}, out / "a.safetensors")
+    importer.run(out / "a.npz", out / "a.zarr", importer.keep("tau=1e-3,max=20"), "mine")
+    return out
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.safetensors"])
+def test_what_comes_back_is_close(
+    name: str, folder: Path, tmp_path: Path, kdcache: Callable[..., object]
+) -> None:
+    out = tmp_path / "c.zarr"
+    done = kdcache("import", "dense", folder / name, "--out", out, "--keep", "k=20", "--json")
+    assert (done.code, json.loads(done.out)["kept_classes_mean"]) == (0, 20.0)
+    facts = json.loads(kdcache("diff", folder / name, out, "--json").out)
+    assert facts["compared"] == N
+    assert facts["top1_agreement"] > 98  # near ties may fall either way
+    assert 0 <= facts["kl_t1_mean"] < 0.02 < facts["kl_t1_mean"] + facts["l1_mean"]
+    assert facts["kl_t1_p99"] < 0.1
+    assert facts["bytes_per_view"]["b"] < 45 < facts["bytes_per_view"]["a"] == 200
+    assert kdcache("verify", out).code == 0
+
+
+def test_keys_labels_and_every_view_are_taken(tmp_path: Path) -> None:
+    values = logits(views=3)
+    keys = np.array([f"k{i}" for i in range(N)])
+    np.savez(tmp_path / "v.npz", logits=values, keys=keys, labels=np.arange(N) % C)
+    store = importer.run(
+        tmp_path / "v.npz", tmp_path / "c.zarr", importer.keep("k=50,levels=200"), "mine"
+    )
+    assert (store.num_views, store.spec.teacher.name, len(store.table)) == (3, "mine", N)
+    row = store.table.keys.index("k7")
+    assert store.table.label_N[row] == 7
+    side = compare.OfCache(store)
+    for view in range(3):
+        restored = side.distributions(view, np.array([row]), 1.0)
+        assert np.abs(restored - dense.softmax(values[view, 7:8])).max() < 0.01
+
+
+def test_run_again_goes_on(folder: Path, tmp_path: Path) -> None:
+    keep = importer.keep("k=5")
+    store = importer.run(folder / "a.npy", tmp_path / "c.zarr", keep, "mine")
+    before = store.content_id()
+    (store.path / Part(0, 0).record).unlink()
+    assert importer.run(folder / "a.npy", tmp_path / "c.zarr", keep, "mine").content_id() == before
+    with pytest.raises(UsageError, match="another cache"):
+        importer.run(folder / "a.npy", tmp_path / "c.zarr", importer.keep("k=6"), "mine")
+
+
+def test_infinite_logits_are_named_and_not_stored(tmp_path: Path) -> None:
+    values = logits()[0]
+    values[1234, 5] = np.inf
+    keys = np.array([f"photo-{i}" for i in range(N)])
+    np.savez(tmp_path / "a.npz", logits=values, keys=keys)
+    with pytest.raises(NonFinite, match="'photo-1234'"):
+        importer.run(tmp_path / "a.npz", tmp_path / "c.zarr", importer.keep("k=5"), "mine")
+    assert not Store.open(tmp_path / "c.zarr").present(Part(0, 0))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"logits": np.zeros((2, 3, 4, 5), "f4")}, r"\[N, C\] or \[V, N, C\]"),
+        ({"logits": np.zeros((2, 3), "i8")}, "Logits are floats"),
+        ({"logits": np.array([{}, 1])}, "cannot be read"),
+        ({"p": np.zeros((2, 3)), "q": np.zeros(2)}, "no array named logits"),
+        ({"logits": np.zeros((2, 3)), "keys": np.array(["a", "a"])}, "stands twice"),
+        ({"logits": np.zeros((2, 3)), "keys": np.array(["a", "b\nc"])}, "line break"),
+        ({"logits": np.zeros((2, 3)), "keys": np.array(["a"])}, "must have 2 entries"),
+        ({"logits": np.zeros((2, 3)), "labels": np.array([0, 3])}, "label in .* is 3"),
+    ],
+)
+def test_other_files_are_refused(
+    arrays: dict[str, np.ndarray], message: str, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(DataError, match=message):
+        importer.run(tmp_path / "a.npz", tmp_path / "c.zarr", importer.keep("k=2"), "mine")
+    assert not (tmp_path / "c.zarr").exists()
+
+
+@pytest.mark.parametrize("keep", ["k", "k=x", "tau=2", "size=3", "max=3,min=9"])
+def test_what_to_keep_is_explained(keep: str) -> None:
+    with pytest.raises(UsageError, match=r"tau=1e-3,max=64"):
+        importer.keep(keep)
+
+
+def test_other_samples_or_classes_cannot_be_compared(folder: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "other.npy", np.zeros((5, C + 1), "f4"))
+    np.savez(tmp_path / "keys.npz", logits=np.zeros((1, C)), keys=np.array(["x"]))
+    cache = compare.open_side(str(folder / "a.zarr"))
+    with pytest.raises(CacheMismatch, match="51 classes"):
+        compare.diff(compare.open_side(str(tmp_path / "other.npy")), cache)
+    with pytest.raises(CacheMismatch, match="share no sample"):
+        compare.diff(compare.open_side(str(tmp_path / "keys.npz")), cache)
+
+
+def test_a_limit_compares_some_and_says_so(folder: Path) -> None:
+    sides = [compare.open_side(str(folder / name)) for name in ("a.npz", "a.zarr")]
+    assert compare.diff(*sides, limit=500)["compared"] == 500
+
+
+def test_nobody_can_replay_imported_logits(
+    folder: Path, digits: Path, kdcache: Callable[..., object], tmp_path: Path
+) -> None:
+    for command in (
+        ("verify", folder / "a.zarr", "--data", digits),
+        ("train", "digits", "--cache", folder / "a.zarr", "--data", digits, "--out", tmp_path),
+        ("views", folder / "a.zarr", "--data", digits, "--out", tmp_path / "s.png"),
+    ):
+        said = kdcache(*command)
+        assert said.code == 2
+        assert "imported from logits" in said.err
