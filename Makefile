@@ -31,7 +31,7 @@ help:  ## list the targets and variables
 	@echo "  DATA=$(DATA)       folder of shards or images (none: the embedded digits)"
 	@echo "  TEACHER=$(TEACHER) timm name, hf-hub:…, folder with model.safetensors (none: the recipe's)"
 	@echo "  STUDENT=$(STUDENT) timm name (none: the recipe's)"
-	@echo "  RECIPE=$(RECIPE)   name or path of a recipe: digits, photos, imagenet-beitv2"
+	@echo "  RECIPE=$(RECIPE)   name or path of a recipe: digits, photos, vanillakd-a2"
 	@echo "  CACHE=$(CACHE)     where the cache lies"
 	@echo "  OUT=$(OUT)         where the run lies"
 	@echo "  CACHE_ARGS=$(CACHE_ARGS) TRAIN_ARGS=$(TRAIN_ARGS) further arguments"

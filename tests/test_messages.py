@@ -133,9 +133,9 @@ def test_facts_are_printed_for_people_and_programs(kdcache: Command, made: Path)
     people = kdcache("info", made).out
     assert info["fingerprint"] in people
     assert "test_resnet" in people
-    plan = json.loads(kdcache("plan", "imagenet-beitv2", "--json").out)
+    plan = json.loads(kdcache("plan", "vanillakd-a2", "--json").out)
     assert plan["parts"] == 6000
-    assert "384,350,100" in kdcache("plan", "imagenet-beitv2").out
+    assert "384,350,100" in kdcache("plan", "vanillakd-a2").out
     assert json.loads(kdcache("verify", made, "--json").out)["verdict"] == "ok"
     assert kdcache("status", made).code == 0
 

@@ -33,7 +33,7 @@ def test_every_recipe_of_stage_1_has_its_stage_2(name: str) -> None:
 
 
 def test_the_imagenet_plan_is_the_arithmetic_of_the_paper() -> None:
-    facts = plan.plan(caching.load("imagenet-beitv2"), 0, 0)
+    facts = plan.plan(caching.load("vanillakd-a2"), 0, 0)
     assert facts["samples"] == 1_281_167
     assert facts["parts"] == 20 * 300
     assert facts["forwards"] == 384_350_100

@@ -180,6 +180,7 @@ def test_repeated_augmentation_decodes_a_picture_once(
     store = run(recipe, str(digits), str(teacher), tmp_path / "c.zarr", "cpu")
     schedule, images = Schedule(store, 1, 24, 0, repeats=3), opened(store, digits)
     plan = schedule.plan(1)
+    assert len({row for e in range(3) for row in schedule.plan(e).row_M.tolist()}) == 99
     assert len(set(plan.partner_M.tolist()) - set(plan.row_M.tolist())) <= 1  # 33 is odd
     decoded, decode_one = [], decode.decode
     monkeypatch.setattr(
@@ -204,4 +205,6 @@ def test_repeated_augmentation_shows_a_third_three_times(cache: Path) -> None:
         assert set(np.unique(plan.row_M, return_counts=True)[1]) == {3}
     rows = [set(plan.row_M.tolist()) for plan in epochs]
     assert len(set.union(*rows)) == 99
-    assert [plan.views for plan in epochs] == [(0, 1, 2), (3, 4, 5), (0, 1, 2)]
+    assert [schedule.view_numbers(e) for e in range(7)] == [(0, 1, 2)] * 3 + [(3, 4, 5)] * 3 + [
+        (0, 1, 2)
+    ]

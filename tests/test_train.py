@@ -142,6 +142,10 @@ def test_threads_change_no_weight(
         ["mode=labels", "smoothing=0.1"],
         ["task_loss_weight=0.5", "clip_grad=1.0", "ema_decay=0.0"],
         ["precision=bf16", "opt=lamb", "sched=poly", "warmup_epochs=1"],
+        ["loss=dkd", "dkd_beta=1.0", "temperature_end=1.0"],
+        ["loss=dist", "temperature=2.0", "student=test_vit", "layer_decay=0.7", "drop_path=0.1"],
+        ["loss=bkd", "task_loss=bce", "task_loss_weight=1.0", "distill_loss_weight_end=0.0"],
+        ["tail=bucket", "accumulate=2", "student=test_convnext2"],
     ],
 )
 def test_ways_of_training(kdcache: Command, made: Path, tmp_path: Path, extra: list[str]) -> None:
@@ -206,6 +210,7 @@ def test_a_loss_that_explodes_is_reported(kdcache: Command, made: Path, tmp_path
     outcome = kdcache(*arguments)
     assert outcome.code == 1
     assert "NonFinite: the loss is" in outcome.err
+    assert "its views begin with digit_" in outcome.err
 
 
 def test_a_broken_checkpoint_says_what_to_do(kdcache: Command, made: Path, tmp_path: Path) -> None:
@@ -217,3 +222,74 @@ def test_a_broken_checkpoint_says_what_to_do(kdcache: Command, made: Path, tmp_p
     outcome = kdcache(*arguments)
     assert outcome.code == 1
     assert "--fresh" in outcome.err
+
+
+def test_accumulated_batches_are_one_large_batch(
+    kdcache: Command, made: Path, tmp_path: Path
+) -> None:
+    """A network without batch statistics takes the same step; the order of samples is the same."""
+    found = {}
+    for name, sizes in {
+        "one": ["batch_size=40"],
+        "four": ["batch_size=10", "accumulate=4"],
+    }.items():
+        same_but = [
+            "epochs=1",
+            "views_per_epoch=2",
+            "student=test_vit",
+            "opt=sgd",
+            "lr=0.1",
+            "ema_decay=0.0",
+            *sizes,
+        ]
+        outcome = kdcache(
+            "train", "digits", "--cache", made, "--out", tmp_path / name, *same_but
+        )  # fmt: skip
+        assert outcome.code == 0, outcome.err
+        found[name] = weights(tmp_path / name)
+    for key, value in found["one"].items():
+        assert torch.allclose(value, found["four"][key], rtol=1e-3, atol=1e-5), key
+
+
+def test_stopped_between_updates_and_with_a_broken_last_checkpoint_it_is_still_exact(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With accumulation a stop waits for the update; the checkpoint before the last one serves."""
+    from train import checkpoint, loop, run
+    from train import recipe as recipes
+    from train.stop import StopRequest
+
+    recipe, inputs = recipes.load("digits", [*FAST, "accumulate=2"]), run.open_inputs(made, None)
+    run.begin(tmp_path / "undisturbed", recipe, inputs, fresh=False)
+    loop.train(recipe, inputs, tmp_path / "undisturbed", torch.device("cpu"))
+    monkeypatch.setattr(StopRequest, "asked", True, raising=False)
+    monkeypatch.setattr(StopRequest, "__init__", lambda self: setattr(self, "_before", {}))
+    out, stops = tmp_path / "run", 0
+    run.begin(out, recipe, inputs, fresh=False)
+    while not (out / "result.json").exists():
+        try:
+            loop.train(recipe, inputs, out, torch.device("cpu"))
+        except KeyboardInterrupt:
+            stops += 1
+            if stops == 3:
+                assert (out / checkpoint.PREVIOUS).exists()
+                (out / checkpoint.NAME).write_bytes(b"half a file")
+    assert stops == 7  # five updates in two epochs of five batches; one of them done twice
+    assert same(weights(out), weights(tmp_path / "undisturbed"))
+    assert not list(out.glob("checkpoint*"))
+
+
+def test_weights_and_temperature_change_over_the_run() -> None:
+    from train import recipe as recipes
+
+    recipe = recipes.load("digits", ["temperature_end=1.0", "distill_loss_weight_end=0.5"])
+    assert [recipe.now("temperature", p) for p in (0.0, 0.5, 1.0)] == [4.0, 2.5, 1.0]
+    assert [recipe.now("distill_loss_weight", p) for p in (0.0, 1.0)] == [1.0, 0.5]
+    assert recipe.now("task_loss_weight", 0.7) == 0.0
+
+
+def test_the_best_student_is_kept(finished: Path) -> None:
+    result = json.loads((finished / "result.json").read_text())
+    rows = [json.loads(line) for line in (finished / "log.jsonl").read_text().splitlines()]
+    assert result["top1_best"] == max(max(r["top1"], r["top1_ema"]) for r in rows)
+    assert (finished / "model-best/model.safetensors").exists()

@@ -6,6 +6,7 @@ never code.
 """
 
 import io
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from cache_tools import files
 from cache_tools.errors import CacheDamaged
 from train.task import CachedDistillationTask
 
+log = logging.getLogger("kdcache")
 NAME = "checkpoint.pt"
+PREVIOUS = "checkpoint-previous.pt"
 
 
 @dataclass
@@ -37,12 +40,14 @@ class Progress:
     """Sum of the losses of the epoch in hand."""
     history: list[dict[str, float]] = field(default_factory=list)
     """One row of metrics per finished epoch."""
+    best: float = -1.0
+    """Highest top-1 accuracy so far, of the student or its average; its weights are kept."""
 
 
 def save(
     folder: Path, task: CachedDistillationTask, optimizer: Optimizer, scaler: Any, place: Progress
 ) -> None:
-    """Write the checkpoint of a run atomically, in place of the one before."""
+    """Write the checkpoint of a run atomically; the one before is kept beside it."""
     ema = task.get_trainable_module(ema=True)
     state = {
         "model": unwrap_model(task.trainable_module).state_dict(),
@@ -55,27 +60,28 @@ def save(
     }
     buffer = io.BytesIO()
     torch.save(state, buffer)
+    if (folder / NAME).exists():
+        (folder / NAME).replace(folder / PREVIOUS)
     files.write(folder / NAME, buffer.getvalue())
+
+
+def remove(folder: Path) -> None:
+    """Remove the checkpoints of a finished run."""
+    for name in (NAME, PREVIOUS):
+        (folder / name).unlink(missing_ok=True)
 
 
 def load(
     folder: Path, task: CachedDistillationTask, optimizer: Optimizer, scaler: Any
 ) -> Progress | None:
-    """Take up the checkpoint of a run; None when there is none.
+    """Take up the last checkpoint of a run that can be read; None when there is none.
 
     Raises:
-        CacheDamaged: The file cannot be read.
+        CacheDamaged: There is one, and neither it nor the one before can be read.
     """
-    path = folder / NAME
-    if not path.is_file():
+    state = _read(folder, task.device)
+    if state is None:
         return None
-    try:
-        state = torch.load(path, map_location=task.device, weights_only=True)
-    except Exception as error:  # torch raises many kinds for a broken file
-        raise CacheDamaged(
-            f"the checkpoint {path} cannot be read ({type(error).__name__}). Pass --fresh to start "
-            "the run anew."
-        ) from None
     unwrap_model(task.trainable_module).load_state_dict(state["model"])
     if (ema := task.get_trainable_module(ema=True)) is not None:
         ema.load_state_dict(state["ema"])
@@ -85,3 +91,19 @@ def load(
     if len(state["cuda_generator"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda_generator"]])
     return Progress(**state["place"])
+
+
+def _read(folder: Path, device: torch.device) -> dict[str, Any] | None:
+    there = [folder / name for name in (NAME, PREVIOUS) if (folder / name).is_file()]
+    for path in there:
+        try:
+            state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+            return state
+        except Exception as error:  # torch raises many kinds for a broken file
+            log.warning("the checkpoint %s cannot be read (%s)", path, type(error).__name__)
+    if there:
+        raise CacheDamaged(
+            f"the checkpoint {there[0]} cannot be read, and none before it. Pass --fresh to start "
+            "the run anew."
+        )
+    return None

@@ -13,7 +13,7 @@ from cache_tools.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
-    from train.recipe import Mode
+    from train.recipe import Mode, TrainRecipe
     from train.run import Inputs
 
 log = logging.getLogger("kdcache")
@@ -62,7 +62,7 @@ def train(
             for seed in several
             for mode in modes
         ]
-    if any(item.mode == "labels" or item.task_loss_weight for _, item in results):
+    if any(_wants_labels(item) for _, item in results):
         _need_labels(inputs)
     begun = [(folder, item, run.begin(folder, item, inputs, fresh)) for folder, item in results]
     if any(result is None for _, _, result in begun):
@@ -115,11 +115,17 @@ def _set_up(inputs: "Inputs", device: str | None) -> "torch.device":
     return where
 
 
+def _wants_labels(recipe: "TrainRecipe") -> bool:
+    """Whether a run cannot do without labels."""
+    weights = recipe.task_loss_weight, recipe.task_loss_weight_end
+    return recipe.mode == "labels" or recipe.loss == "dkd" or max(weights) > 0
+
+
 def _need_labels(inputs: "Inputs") -> None:
     if not inputs.store.spec.dataset.labels:
         raise UsageError(
             f"{inputs.store.name} has no labels (its recipe says dataset.labels=ignore), so "
-            "mode=labels and task_loss_weight cannot be. Train with mode=kd."
+            "mode=labels, task_loss_weight and loss=dkd cannot be. Train with mode=kd."
         )
 
 

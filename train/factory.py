@@ -1,5 +1,7 @@
 """timm's networks, optimizers and schedules, by the names in a recipe."""
 
+from typing import Any
+
 import timm
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
@@ -21,7 +23,17 @@ def create_student(recipe: TrainRecipe, num_classes: int) -> nn.Module:
             f"timm {timm.__version__} has no network {recipe.student!r} for the student. Some it "
             f"has: {', '.join(names)}. See timm.list_models() for all."
         )
-    model: nn.Module = timm.create_model(recipe.student, pretrained=False, num_classes=num_classes)
+    rates = {"drop_rate": recipe.drop, "drop_path_rate": recipe.drop_path}
+    options: dict[str, Any] = {name: rate for name, rate in rates.items() if rate}
+    try:
+        model: nn.Module = timm.create_model(
+            recipe.student, pretrained=False, num_classes=num_classes, **options
+        )
+    except TypeError as error:
+        raise UsageError(
+            f"the student {recipe.student} takes no {' or '.join(options)} ({error}). Leave "
+            "drop and drop_path at 0 for it."
+        ) from None
     return model
 
 
@@ -29,7 +41,11 @@ def create_optimizer(recipe: TrainRecipe, student: nn.Module) -> Optimizer:
     """Timm's optimizer of this name; UsageError if unknown."""
     try:
         optimizer: Optimizer = create_optimizer_v2(
-            student, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay
+            student,
+            opt=recipe.opt,
+            lr=recipe.lr,
+            weight_decay=recipe.weight_decay,
+            layer_decay=recipe.layer_decay or None,
         )
     except (AssertionError, ValueError) as error:
         known = ", ".join(str(name) for name in list_optimizers())
@@ -47,6 +63,7 @@ def create_scheduler(recipe: TrainRecipe, optimizer: Optimizer, steps: int) -> S
             sched=recipe.sched,
             num_epochs=recipe.epochs,
             warmup_epochs=recipe.warmup_epochs,
+            warmup_lr=recipe.warmup_lr,
             min_lr=recipe.min_lr,
             step_on_epochs=False,
             updates_per_epoch=steps,

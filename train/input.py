@@ -11,8 +11,8 @@ from torch import Tensor
 from cache_tools import mixing
 from cache_tools.spec import Precision
 from cache_tools.views import LAM_ONE
-from train.losses import SoftTargets
 from train.replay import Batch
+from train.targets import SoftTargets
 from train.task import Supervision
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -56,6 +56,8 @@ class Input:
             self._to_device(targets.probability_BK),
             self._to_device(targets.tail_BT),
             temperatures,
+            self._to_device(targets.true_BP) if targets.true_BP.size else None,
+            self._to_device(targets.square_BQ[:, 0]) if targets.square_BQ.size else None,
         )
         labels = self._to_device(batch.label_B), self._to_device(batch.partner_label_B)
         return self.normalise(pixels), Supervision(soft, *labels, lam / LAM_ONE)

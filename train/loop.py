@@ -7,6 +7,7 @@ average, format of the saved student.
 
 import json
 import logging
+import math
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -29,6 +30,8 @@ from train.stop import StopRequest
 from train.task import CachedDistillationTask
 
 log = logging.getLogger("kdcache")
+LOOK = 32
+"""Steps after which the losses are looked at."""
 
 
 def train(recipe: TrainRecipe, inputs: Inputs, out: Path, device: torch.device) -> dict[str, Any]:
@@ -69,6 +72,8 @@ def train(recipe: TrainRecipe, inputs: Inputs, out: Path, device: torch.device) 
     if place.epoch or place.step:
         log.info("going on at epoch %d, step %d", place.epoch, place.step)
 
+    # Losses are looked at a few dozen at a time: asking for each would stop the GPU every step.
+    recent: list[torch.Tensor] = []
     total = recipe.epochs * schedule.steps * recipe.batch_size
     done = (place.epoch * schedule.steps + place.step) * recipe.batch_size
     label = f"{recipe.mode} seed {recipe.seed}"
@@ -79,35 +84,45 @@ def train(recipe: TrainRecipe, inputs: Inputs, out: Path, device: torch.device) 
             for batch in replay.epoch(epoch, place.step):
                 place.wait += time.monotonic() - begin
                 x, supervision = feed.batch(batch, store.spec.targets.temperatures)
-                scheduler.step_update(epoch * schedule.steps + place.step)
+                step = epoch * schedule.steps + place.step
+                first = step - place.step % recipe.accumulate  # of the batches of this update
+                scheduler.step_update(first)
+                task.progress = first / (recipe.epochs * schedule.steps)
                 with feed.autocast():
                     losses = forward(x, supervision)
-                loss = float(losses["loss"].detach())
-                if not torch.isfinite(torch.tensor(loss)):
-                    raise NonFinite(
-                        f"the loss is {loss} at epoch {epoch}, step {place.step}. Lower lr, set "
-                        "clip_grad, or use precision=fp32; the checkpoint before this is kept."
-                    )
-                optimizer.zero_grad()
-                scaler.scale(losses["loss"]).backward()
-                if recipe.clip_grad:
-                    scaler.unscale_(optimizer)
-                    dispatch_clip_grad(student.parameters(), recipe.clip_grad)
-                scaler.step(optimizer)
-                scaler.update()
-                task.update_ema(step=epoch * schedule.steps + place.step)
+                recent.append(losses["loss"].detach())
+                scaler.scale(losses["loss"] / recipe.accumulate).backward()
                 place.step += 1
-                place.loss_sum += loss
+                due = place.step % recipe.accumulate == 0 or place.step == schedule.steps
+                if due:
+                    if recipe.clip_grad:
+                        scaler.unscale_(optimizer)
+                        dispatch_clip_grad(student.parameters(), recipe.clip_grad)
+                    scaler.step(optimizer)
+                    scaler.update()
+                    optimizer.zero_grad()
+                    task.update_ema(step=step)
                 advance(recipe.batch_size)
                 now = time.monotonic()
                 place.seconds, begin = place.seconds + now - begin, now
-                if stop.asked or now - saved > 60 * recipe.checkpoint_minutes:
+                late = now - saved > 60 * recipe.checkpoint_minutes
+                save = due and (stop.asked or late)
+                if save or len(recent) == LOOK or place.step == schedule.steps:
+                    place.loss_sum += _sum_of_finite(recent, schedule, epoch, place.step)
+                    recent.clear()
+                if save:
                     checkpoint.save(out, task, optimizer, scaler, place)
                     saved = now
-                if stop.asked:
+                if save and stop.asked:
                     raise KeyboardInterrupt
             row = {"epoch": epoch, "loss": place.loss_sum / schedule.steps}
             row |= _measure(recipe, inputs, task, feed)
+            if max(row.get("top1", -1.0), row.get("top1_ema", -1.0)) > place.best:
+                place.best = max(row.get("top1", -1.0), row.get("top1_ema", -1.0))
+                better = task.get_trainable_module(
+                    ema=row.get("top1_ema", -1.0) > row.get("top1", -1.0)
+                )
+                save_for_hf(unwrap_model(better), str(out / "model-best"), safe_serialization=True)
             place.history.append(row)
             place.epoch, place.step, place.loss_sum = epoch + 1, 0, 0.0
             checkpoint.save(out, task, optimizer, scaler, place)
@@ -122,6 +137,7 @@ def train(recipe: TrainRecipe, inputs: Inputs, out: Path, device: torch.device) 
         "mode": recipe.mode,
         "top1": last.get("top1"),
         "top1_ema": last.get("top1_ema"),
+        "top1_best": place.best if place.best >= 0 else None,
         "images_per_second": round(images / max(place.seconds, 1e-9), 1),
         "data_wait": round(place.wait / max(place.seconds, 1e-9), 4),
         "epochs": recipe.epochs,
@@ -131,8 +147,27 @@ def train(recipe: TrainRecipe, inputs: Inputs, out: Path, device: torch.device) 
         "loss": last["loss"],
     }
     run.write_json(out / "result.json", result)
-    (out / checkpoint.NAME).unlink(missing_ok=True)
+    checkpoint.remove(out)
     return result
+
+
+def _sum_of_finite(recent: list[torch.Tensor], schedule: Schedule, epoch: int, end: int) -> float:
+    """Sum of the losses of the steps before `end`, one after another.
+
+    Raises:
+        NonFinite: One of them is NaN or Inf; names the step and the views that were in it.
+    """
+    values, total = torch.stack(recent).double().cpu().tolist(), 0.0
+    for step, value in enumerate(values, start=end - len(values)):
+        if not math.isfinite(value):
+            names = ", ".join(schedule.names(epoch, step)[:8])
+            raise NonFinite(
+                f"the loss is {value} at epoch {epoch}, step {step}; its views begin with {names}. "
+                "Lower lr, set clip_grad, or use precision=fp32; the checkpoint before this is "
+                "kept."
+            )
+        total += value
+    return total
 
 
 def _measure(

@@ -26,14 +26,34 @@ class TrainRecipe:
     """Views of each sample per epoch, m: epoch e sees views e·m … e·m + m - 1, modulo V."""
     repeats: int = 1
     """Repeated augmentation: an epoch shows 1/repeats of the samples, each in this many views."""
+    loss: Literal["kd", "bkd", "dkd", "dist"] = "kd"
+    """Loss on the soft targets: KL, BCE per class, decoupled, correlation (`train.losses`)."""
+    tail: Literal["uniform", "bucket", "zero"] = "uniform"
+    """What kd takes the classes to be that were not kept."""
     temperature: float = 1.0
     """T of the soft targets; the loss carries T² (Hinton et al., 2015)."""
+    temperature_end: float = 0.0
+    """T at the end, reached linearly over the run; 0 = `temperature` throughout."""
     distill_loss_weight: float = 1.0
-    """Weight of KL(teacher ‖ student) in mode kd."""
+    """Weight of the loss on the soft targets in mode kd."""
+    distill_loss_weight_end: float = -1.0
+    """The same at the end, reached linearly; negative = throughout."""
+    dkd_alpha: float = 1.0
+    """Weight of the true class against the rest in dkd."""
+    dkd_beta: float = 2.0
+    """Weight of the rest among themselves in dkd."""
+    dist_beta: float = 1.0
+    """Weight of the correlation of classes within a view in dist."""
+    dist_gamma: float = 1.0
+    """Weight of the correlation of views within a class in dist; depends on the batch."""
+    task_loss: Literal["ce", "bce"] = "ce"
+    """Loss on the labels: cross-entropy, or BCE per class as VanillaKD's recipes have it."""
     task_loss_weight: float = 0.0
-    """Weight of cross-entropy with the labels in mode kd."""
+    """Weight of the loss on the labels in mode kd."""
+    task_loss_weight_end: float = -1.0
+    """The same at the end, reached linearly; negative = throughout."""
     smoothing: float = 0.0
-    """Label smoothing of the cross-entropy."""
+    """Label smoothing of the loss on the labels."""
     opt: str = "adamw"
     """timm's name of the optimizer."""
     lr: float = 1e-3
@@ -46,6 +66,17 @@ class TrainRecipe:
     """Epochs of linear warm-up."""
     min_lr: float = 0.0
     """Learning rate at the end."""
+    warmup_lr: float = 1e-6
+    """Learning rate at the beginning of the warm-up."""
+    layer_decay: float = 0.0
+    """Factor of the learning rate from one layer to the one before it; 0 = off."""
+    drop: float = 0.0
+    """Dropout rate of the student's head."""
+    drop_path: float = 0.0
+    """Stochastic depth rate of the student."""
+    accumulate: int = 1
+    """Batches whose gradients are added up for one update: an update sees batch_size views times
+    this."""
     clip_grad: float = 0.0
     """Largest norm of the gradient; 0 = off."""
     ema_decay: float = 0.0
@@ -71,10 +102,22 @@ class TrainRecipe:
             raise ValueError("repeats and views_per_epoch cannot both be above 1.")
         if self.temperature <= 0 or self.lr <= 0:
             raise ValueError("temperature and lr must be positive.")
+        if self.accumulate < 1 or self.temperature_end < 0:
+            raise ValueError("accumulate must be positive, temperature_end not negative.")
+        if not (0 <= self.drop < 1 and 0 <= self.drop_path < 1 and 0 <= self.layer_decay <= 1):
+            raise ValueError("drop, drop_path and layer_decay must be in 0..1.")
+        if self.tail != "uniform" and self.loss != "kd":
+            raise ValueError(f"tail={self.tail} goes with loss=kd only.")
         if not 0 < self.eval_crop <= 1:
             raise ValueError("eval_crop must be in (0, 1].")
         if self.seed < 0 or self.threads < 0:
             raise ValueError("seed and threads cannot be negative.")
+
+    def now(self, name: str, progress: float) -> float:
+        """A value that may change linearly over the run, at `progress` 0..1 of it."""
+        begin, end = getattr(self, name), getattr(self, f"{name}_end")
+        constant = end == 0 if name == "temperature" else end < 0
+        return float(begin if constant else begin + (end - begin) * progress)
 
 
 def build(mapping: Mapping[str, Any], where: str) -> TrainRecipe:

@@ -53,10 +53,10 @@ class Schedule:
             batch_size: Views per step.
             seed: Seed of the order.
             repeats: Repeated augmentation (Hoffer et al., CVPR 2020): with r > 1 an epoch shows
-                one r-th of the samples in r views each, and r epochs show all of them. When
-                partners stay for an epoch's views (`pair_views`), pairs are shown whole, so that
-                nothing is decoded for a partner alone; should they change between those r
-                epochs, these show all samples in the mean only, as timm's RepeatAugSampler does.
+                one r-th of the samples in r views each, and r epochs show all of them in the same
+                views: V epochs show every view of every sample once. When partners stay for
+                these views (`pair_views`), pairs are shown whole, so that nothing is decoded for
+                a partner alone.
 
         Raises:
             UsageError: An epoch has not even one batch, or the cache too few views.
@@ -80,8 +80,9 @@ class Schedule:
             )
 
     def view_numbers(self, epoch: int) -> tuple[int, ...]:
-        """The views that `epoch` shows."""
-        return tuple((epoch * self._m + j) % self._store.num_views for j in range(self._m))
+        """The views that `epoch` shows; with repeats r, the same in the r epochs of a turn."""
+        first = epoch // self._repeats * self._m
+        return tuple((first + j) % self._store.num_views for j in range(self._m))
 
     def plan(self, epoch: int) -> Plan:
         """The whole order of one epoch."""
@@ -108,6 +109,13 @@ class Schedule:
             np.concatenate(lams)[order],
             np.concatenate(cuts)[order],
         )
+
+    def names(self, epoch: int, step: int) -> list[str]:
+        """The views of one step, as "key (view 3)"."""
+        plan, keys = self.plan(epoch), self._store.table.keys
+        at = slice(step * self.batch_size, (step + 1) * self.batch_size)
+        pairs = zip(plan.row_M[at].tolist(), plan.slot_M[at].tolist(), strict=True)
+        return [f"{keys[row]} (view {plan.views[slot]})" for row, slot in pairs]
 
     def _shown(self, epoch: int) -> I8:
         """Rows of the table that an epoch shows, ascending."""

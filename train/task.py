@@ -1,6 +1,8 @@
 """`CachedDistillationTask`: timm's training task with the teacher's words from a cache.
 
 Inherits EMA, evaluation model and state handling from timm; only the forward pass is ours.
+
+Shapes: B views.
 """
 
 from dataclasses import dataclass
@@ -9,8 +11,9 @@ import torch
 from timm.task import TrainingTask
 from torch import Tensor, nn
 
-from train.losses import SoftTargets, mixed_cross_entropy, sparse_kl
+from train import losses
 from train.recipe import TrainRecipe
+from train.targets import SoftTargets
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class CachedDistillationTask(TrainingTask):
         super().__init__(device=device, verbose=False)
         self.trainable_module = student
         self.recipe = recipe
+        self.progress = 0.0
+        """How much of the run is done, 0..1: weights and temperature may change with it."""
 
     def forward(  # type: ignore[override]
         self, input: Tensor, target: Supervision
@@ -40,17 +45,34 @@ class CachedDistillationTask(TrainingTask):
         """Loss of one batch: keys loss, output and the terms of the loss."""
         recipe = self.recipe
         output = self.trainable_module(input)
-        labels = (target.label_B, target.partner_label_B, target.lam_B)
         if recipe.mode == "labels":
-            task_loss = mixed_cross_entropy(output, *labels, recipe.smoothing)
+            task_loss = self._task_loss(output, target)
             return {"loss": task_loss, "output": output, "task_loss": task_loss}
-        kd_loss = sparse_kl(output, target.soft, recipe.temperature)
-        result = {
-            "loss": recipe.distill_loss_weight * kd_loss,
-            "output": output,
-            "kd_loss": kd_loss,
-        }
-        if recipe.task_loss_weight:
-            result["task_loss"] = mixed_cross_entropy(output, *labels, recipe.smoothing)
-            result["loss"] = result["loss"] + recipe.task_loss_weight * result["task_loss"]
+        kd_loss = self._distill_loss(output, target)
+        weight = recipe.now("distill_loss_weight", self.progress)
+        result = {"loss": weight * kd_loss, "output": output, "kd_loss": kd_loss}
+        if weight := recipe.now("task_loss_weight", self.progress):
+            result["task_loss"] = self._task_loss(output, target)
+            result["loss"] = result["loss"] + weight * result["task_loss"]
         return result
+
+    def _distill_loss(self, output: Tensor, target: Supervision) -> Tensor:
+        recipe = self.recipe
+        temperature = recipe.now("temperature", self.progress)
+        if recipe.loss == "bkd":
+            return losses.bkd(output, target.soft)
+        if recipe.loss == "dist":
+            weights = recipe.dist_beta, recipe.dist_gamma
+            return losses.dist(output, target.soft, temperature, *weights)
+        if recipe.loss == "dkd":
+            own = target.lam_B >= 0.5
+            label = torch.where(own, target.label_B, target.partner_label_B)
+            weights = recipe.dkd_alpha, recipe.dkd_beta
+            return losses.dkd(output, target.soft, label, 1 - own.long(), temperature, *weights)
+        return losses.kd(output, target.soft, temperature, recipe.tail)
+
+    def _task_loss(self, output: Tensor, target: Supervision) -> Tensor:
+        labels = target.label_B, target.partner_label_B, target.lam_B
+        bce = self.recipe.task_loss == "bce"
+        loss = losses.binary_cross_entropy if bce else losses.cross_entropy
+        return loss(output, *labels, self.recipe.smoothing)

@@ -1,0 +1,97 @@
+"""What the teacher said, on the student's device, and its distribution at a temperature.
+
+At T = 1 the kept probabilities are those stored. At a declared temperature the kept ones are
+softmax(log p / T) · (1 - m_T) with the stored mass m_T, which is exact; at any other, all are
+p^(1/T) / Z, which takes the tail as flat.
+
+Shapes: B views, C classes, K slots, T temperatures, P labels of a view.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SoftTargets:
+    """What the teacher said of B views."""
+
+    index_BK: Tensor
+    """Class ids, int64; 0 in empty slots."""
+    probability_BK: Tensor
+    """fp32 at T = 1; 0 in empty slots."""
+    tail_BT: Tensor
+    """fp32 mass of the classes not kept, at each declared temperature."""
+    temperatures: tuple[float, ...]
+    """The declared temperatures."""
+    true_BP: Tensor | None = None
+    """Probability of the true class (and the partner's) where it is not kept, if stored."""
+    square_B: Tensor | None = None
+    """Σp² over the classes not kept, if stored."""
+
+
+@dataclass(frozen=True)
+class AtTemperature:
+    """The teacher's distribution at one temperature."""
+
+    p_BK: Tensor
+    """Probabilities of the kept classes; 0 in empty slots."""
+    tail_B: Tensor
+    """Mass of the others together."""
+    others_B: Tensor
+    """How many those are, as floats."""
+    log_z_B: Tensor
+    """log Σ p^(1/T): what turns a probability at T = 1 into one at T."""
+
+    @property
+    def u_B(self) -> Tensor:
+        """Probability of each class that is not kept, the tail being flat."""
+        return self.tail_B / self.others_B.clamp(min=1)
+
+
+def at_temperature(targets: SoftTargets, temperature: float, num_classes: int) -> AtTemperature:
+    """The teacher's distribution over `num_classes` classes at `temperature`."""
+    p = targets.probability_BK
+    kept = p > 0
+    others = (num_classes - kept.sum(1)).to(p.dtype)
+    first = targets.tail_BT[:, 0]
+    if temperature == 1.0:
+        return AtTemperature(p, first, others, torch.zeros_like(first))
+    log_p = p.log() / temperature  # -inf in empty slots
+    log_kept = log_p.logsumexp(1)
+    if temperature in targets.temperatures:
+        tail = targets.tail_BT[:, targets.temperatures.index(temperature)]
+        log_z = log_kept - torch.log1p(-tail)
+    else:
+        log_tail = (first / others.clamp(min=1)).log() / temperature + others.log()
+        log_z = torch.logaddexp(log_kept, log_tail)  # the tail is -inf when all are kept
+        tail = (log_tail - log_z).exp()
+    return AtTemperature((log_p - log_z[:, None]).exp(), tail, others, log_z)
+
+
+def probability_of(
+    targets: SoftTargets, said: AtTemperature, temperature: float, label_B: Tensor, which_B: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The teacher's probability of a class of each view.
+
+    Args:
+        targets: What is stored.
+        said: The same at a temperature.
+        temperature: That temperature.
+        label_B: The class, 0..C-1.
+        which_B: Which of the stored labels it is: 0 the view's own, 1 its partner's.
+
+    Returns:
+        Its probability; and whether it is among the kept. Where it is neither kept nor stored, the
+        flat tail's.
+    """
+    here_BK = (targets.index_BK == label_B[:, None]) & (said.p_BK > 0)
+    kept_B = here_BK.any(1)
+    p_kept_B = (said.p_BK * here_BK).sum(1)
+    if targets.true_BP is None:
+        return torch.where(kept_B, p_kept_B, said.u_B), kept_B
+    column = which_B.clamp(max=targets.true_BP.shape[1] - 1)
+    stored_B = targets.true_BP.gather(1, column[:, None])[:, 0]
+    at_t = (stored_B.log() / temperature - said.log_z_B).exp()
+    return torch.where(kept_B, p_kept_B, torch.minimum(at_t, said.tail_B)), kept_B
