@@ -29,6 +29,7 @@ F4 = NDArray[np.float32]
 F8 = NDArray[np.float64]
 U1 = NDArray[np.uint8]
 U2 = NDArray[np.uint16]
+I4 = NDArray[np.int32]
 I8 = NDArray[np.int64]
 
 FILL_COUNT = 65_535
@@ -87,7 +88,7 @@ class Stored:
 class Targets:
     """B decoded targets."""
 
-    index_BK: I8
+    index_BK: I4
     """Class ids, ascending; 0 in empty slots."""
     probability_BK: F4
     """Probabilities at T = 1; 0 in empty slots. With tail_BT[:, 0] they add up to 1."""
@@ -165,7 +166,7 @@ def decode(stored: Stored, spec: TargetSpec, row_B: I8 | None = None) -> Targets
     """
     rows = np.arange(len(stored)) if row_B is None else row_B.astype(np.int64)
     shape = len(rows), spec.k_max
-    index, p = np.empty(shape, dtype=np.int64), np.empty(shape, dtype=np.float32)
+    index, p = np.empty(shape, dtype=np.int32), np.empty(shape, dtype=np.float32)
     tail_BT = np.ascontiguousarray(tail_levels()[stored.tail_TB[:, rows].T])
     begin, table = stored.begin_B1, levels(spec.levels)
     entries = stored.index_delta_E, stored.code_E

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 F4 = NDArray[np.float32]
 F8 = NDArray[np.float64]
 U1 = NDArray[np.uint8]
+I4 = NDArray[np.int32]
 I8 = NDArray[np.int64]
 
 _SORT_BY_INSERTION = 48
@@ -64,7 +65,7 @@ def unpack(
     code_E: U1,
     levels: F4,
     tail_B: F4,
-    index_BK: I8,
+    index_BK: I4,
     p_BK: F4,
 ) -> None:
     """Write ids and probabilities of some views into slots; K is at least what each keeps."""

@@ -52,7 +52,7 @@ class Input:
             pixels = mixing.mix(pixels, self.upload(batch.partner), lam, cut, side)
         targets = batch.targets
         soft = SoftTargets(
-            self._to_device(targets.index_BK),
+            self._to_device(targets.index_BK).long(),
             self._to_device(targets.probability_BK),
             self._to_device(targets.tail_BT),
             temperatures,
