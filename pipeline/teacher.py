@@ -83,6 +83,11 @@ def _create(name: str, random_weights: bool) -> tuple[str, nn.Module]:
     """The network and the name that goes into the cache (never a path of one machine)."""
     if name == lite.NAME:
         return name, lite.load()
+    if name.startswith("local:"):
+        raise UsageError(
+            f"the teacher is known as {name}: it came from a folder on the machine that made the "
+            "cache. Pass --teacher with a folder that holds it."
+        )
     path = Path(name)
     if path.suffix in _PICKLES:
         raise UsageError(

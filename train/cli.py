@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -37,6 +38,9 @@ def train(
     against: Annotated[
         str | None, typer.Option(metavar="labels", help="Also train on labels, and compare.")
     ] = None,
+    teacher: Annotated[
+        str, typer.Option(help="The teacher of mode=online, where its name does not find it.")
+    ] = "",
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew what is there.")] = False,
     device: Device = None,
     json_: Json = False,
@@ -67,11 +71,13 @@ def train(
     begun = [(folder, item, run.begin(folder, item, inputs, fresh)) for folder, item in results]
     if any(result is None for _, _, result in begun):
         replay.check(inputs.store, inputs.images)
+    online = any(item.mode == "online" and result is None for _, item, result in begun)
+    ask = _teacher(inputs, teacher, where) if online else None
     done = []
     for folder, item, result in begun:
         if result is not None:
             log.info("%s is finished; --fresh would train it anew", folder)
-        done.append(result or loop.train(item, inputs, folder, where))
+        done.append(result or loop.train(item, inputs, folder, where, ask))
     if against:
         _report(done, inputs, out, json_)
     elif json_:
@@ -98,6 +104,14 @@ def evaluate(
     else:
         for name, value in facts.items():
             print(f"{name:12} {value}")
+
+
+def _teacher(inputs: "Inputs", name: str, device: "torch.device") -> Any:
+    """The teacher in the loop, from whichever package offers one."""
+    found = entry_points(group="kdcache.teachers", name="online")
+    if not found:
+        raise UsageError("nothing is installed that runs a teacher. Install kdcache as a whole.")
+    return next(iter(found)).load()(inputs.store, name, device)
 
 
 def _set_up(inputs: "Inputs", device: str | None) -> "torch.device":

@@ -1,6 +1,7 @@
 """From uint8 pixels on the host to a network's input on its device."""
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,13 +10,34 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cache_tools import mixing
-from cache_tools.spec import Precision
-from cache_tools.views import LAM_ONE
+from cache_tools.spec import CacheSpec, Precision
+from cache_tools.views import LAM_ONE, Mix
 from train.replay import Batch
 from train.targets import SoftTargets
 from train.task import Supervision
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+Ask = Callable[..., tuple[Tensor, ...]]
+"""Pixels, partners' pixels, mixing and labels of B views → fields of `codec.Sparse`."""
+
+
+def said_now(ask: Ask, batch: Batch, spec: CacheSpec) -> SoftTargets:
+    """What a teacher in the loop says of a batch, kept as the cache would keep it."""
+    own = np.arange(len(batch.lam_B))
+    mix = Mix(own, batch.lam_B.astype(np.int32), batch.cut_B4)
+    labels = np.stack([batch.label_B, batch.partner_label_B], axis=1)[:, : spec.num_labels]
+    said = ask(batch.pixels, batch.partner, mix, labels)
+    index, p, tail, true, square = (t.clone() for t in said)  # autograd keeps no inference tensors
+    return SoftTargets(
+        index.clamp(min=0),
+        p,
+        tail,
+        spec.targets.temperatures,
+        true if true.numel() else None,
+        square[:, 0] if square.numel() else None,
+    )
 
 
 class Input:

@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +22,7 @@ from cache_tools.errors import NonFinite
 from train import checkpoint, run
 from train.evaluate import evaluate
 from train.factory import create_optimizer, create_scheduler, create_student
-from train.input import Input
+from train.input import Ask, Input, said_now
 from train.recipe import TrainRecipe
 from train.replay import Replay
 from train.run import Inputs
@@ -34,7 +35,13 @@ LOOK = 32
 """Steps after which the losses are looked at."""
 
 
-def train(recipe: TrainRecipe, inputs: Inputs, out: Path, device: torch.device) -> dict[str, Any]:
+def train(
+    recipe: TrainRecipe,
+    inputs: Inputs,
+    out: Path,
+    device: torch.device,
+    ask: Ask | None = None,
+) -> dict[str, Any]:
     """Train one student.
 
     Args:
@@ -42,6 +49,7 @@ def train(recipe: TrainRecipe, inputs: Inputs, out: Path, device: torch.device) 
         inputs: Cache and data, checked by `replay.check`.
         out: Folder of the run, prepared by `run.begin`.
         device: Where to train.
+        ask: The teacher in the loop, for mode online.
 
     Returns:
         The content of result.json.
@@ -84,6 +92,8 @@ def train(recipe: TrainRecipe, inputs: Inputs, out: Path, device: torch.device) 
             for batch in replay.epoch(epoch, place.step):
                 place.wait += time.monotonic() - begin
                 x, supervision = feed.batch(batch, store.spec.targets.temperatures)
+                if ask is not None:
+                    supervision = replace(supervision, soft=said_now(ask, batch, store.spec))
                 step = epoch * schedule.steps + place.step
                 first = step - place.step % recipe.accumulate  # of the batches of this update
                 scheduler.step_update(first)

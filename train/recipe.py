@@ -7,7 +7,7 @@ from typing import Any, Literal
 from cache_tools import recipe
 from cache_tools.spec import Precision
 
-Mode = Literal["kd", "labels"]
+Mode = Literal["kd", "labels", "online"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class TrainRecipe:
     epochs: int
     """Epochs; in each, every sample is seen `views_per_epoch` times."""
     mode: Mode = "kd"
-    """"kd" learns from the stored targets, "labels" from the labels, on the same views."""
+    """"kd" learns from the stored targets, "labels" from the labels, "online" from the teacher in
+    the loop, all on the same views."""
     batch_size: int = 256
     """Views per step; the last incomplete batch of an epoch is dropped."""
     views_per_epoch: int = 1

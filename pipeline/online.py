@@ -1,0 +1,55 @@
+"""The teacher in the loop: what online distillation does, on the very views of a cache.
+
+Offered to `kdcache train … mode=online` by the entry point `online` of `kdcache.teachers`: the
+student's batches are shown to the teacher as stage 1 would show them, and what it says is kept as
+the cache's recipe says, but not rounded to codes. It costs a teacher's forward pass per view and
+run; it is there to prove that cached is equal.
+
+Shapes: B views, S pixels a side, P labels of a view.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cache_tools.errors import CacheMismatch, UsageError
+from cache_tools.store import Store
+from cache_tools.views import Mix
+from pipeline import teacher as teachers
+from pipeline.forward import Forward
+
+Ask = Callable[
+    [NDArray[np.uint8], NDArray[np.uint8] | None, Mix, NDArray[np.int64]], tuple[Tensor, ...]
+]
+
+
+def online(store: Store, teacher_name: str, device: torch.device) -> Ask:
+    """A teacher to ask about batches.
+
+    Args:
+        store: The cache whose views, targets and teacher these are.
+        teacher_name: Name or folder of the teacher; "" takes the name in the cache.
+        device: Where it runs.
+
+    Raises:
+        UsageError: The teacher sees views at a size of its own, which the student's loader does not
+            render.
+        CacheMismatch: It has other weights than the cache's teacher.
+    """
+    spec = store.spec
+    if spec.views.teacher_size not in (0, spec.views.size):
+        raise UsageError(
+            f"this cache's teacher sees views of {spec.views.teacher_size} px, the student's have "
+            f"{spec.views.size}: mode=online cannot show it those. Train with mode=kd."
+        )
+    name = teacher_name or spec.teacher.name
+    teacher = teachers.load(name, spec.views.size, spec.teacher.precision)
+    if teacher.spec.weights_sha256 != spec.teacher.weights_sha256:
+        raise CacheMismatch(
+            f"the teacher {name} has the weights {teacher.spec.weights_sha256}, that of the cache "
+            f"{spec.teacher.weights_sha256}. Pass --teacher with the original weights."
+        )
+    return Forward(teacher, spec.targets, device)

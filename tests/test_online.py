@@ -1,0 +1,103 @@
+"""Cached equals online: the teacher in the loop says what the cache says."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cache_tools import codec
+from pipeline import recipe as recipes
+from pipeline.online import online
+from pipeline.run import run as make
+from train import loop, replay, run
+from train import recipe as training
+from train.input import said_now
+
+FAST = ["epochs=2", "views_per_epoch=2", "batch_size=40", "ema_decay=0.0"]
+MIXED = ["num_views=4", "views.mixup=0.5", "views.cutmix=1.0", "targets.temperatures=[1.0, 4.0]"]
+
+
+def test_the_curves_agree_to_rounding(
+    digits: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the teacher's exact words of stage 1 in place of codes, batches of 32 against 40."""
+    store = make(recipes.load("digits", MIXED), str(digits), str(teacher), tmp_path / "c", "cpu")
+    ask = online(store, str(teacher), torch.device("cpu"))
+    inputs = run.open_inputs(tmp_path / "c", None)
+    curves = {}
+    for mode in ("online", "kd"):
+        recipe = training.load("digits", [*FAST, f"mode={mode}"])
+        out = tmp_path / mode
+        run.begin(out, recipe, inputs, fresh=False)
+        if mode == "kd":
+            monkeypatch.setattr(replay.Replay, "_targets", exact_targets(store, inputs, ask))
+        loop.train(recipe, inputs, out, torch.device("cpu"), ask if mode == "online" else None)
+        curves[mode] = [json.loads(x)["loss"] for x in (out / "log.jsonl").read_text().splitlines()]
+    assert curves["kd"] == pytest.approx(curves["online"], rel=1e-4)
+
+
+def exact_targets(store: object, inputs: run.Inputs, ask: object) -> Callable[..., codec.Targets]:
+    """What the teacher says of every view, in the table's order, not rounded."""
+    said = {view: words(store, inputs, ask, view) for view in range(4)}
+
+    def targets(self, loaded, slot_B, row_B):  # type: ignore[no-untyped-def]
+        views = [next(v for v, f in self._views.items() if f.result() is one) for one in loaded]
+        rows = [(views[s], r) for s, r in zip(slot_B.tolist(), row_B.tolist(), strict=True)]
+        return codec.Targets(*(np.stack([said[v][i][r] for v, r in rows]) for i in range(5)))
+
+    return targets
+
+
+def words(store, inputs, ask, view: int) -> list[np.ndarray]:  # type: ignore[no-untyped-def]
+    batches = list(_in_order(store, inputs, view))
+    parts = [said_now(ask, batch, store.spec) for batch in batches]
+    none = np.empty((100, 0), "f4")
+    names = ("index_BK", "probability_BK", "tail_BT")
+    return [*(np.concatenate([getattr(p, n).numpy() for p in parts]) for n in names), none, none]
+
+
+def _in_order(store, inputs, view: int) -> Iterator[replay.Batch]:  # type: ignore[no-untyped-def]
+    """Batches of 32 rows of the table, as stage 1 has them."""
+    from cache_tools import render, views
+
+    table, spec = store.table, store.spec.views
+    params = views.draw(spec, table.id_N, table.height_N, table.width_N, view)
+    pixels = np.empty((100, 32, 32, 3), "u1")
+    for row in range(100):
+        data = inputs.images.read(row)
+        render.views_of(data, table.keys[row], spec, [(params, row, pixels[row])])
+    mix = views.mix(spec, table.id_N, view)
+    none = codec.Targets(*(np.empty((0, 0)) for _ in range(5)))
+    for begin in range(0, 100, 32):
+        at = slice(begin, begin + 32)
+        other = pixels[mix.partner_B[at]]
+        label = np.zeros(len(other), "i8")
+        lam = mix.lam_B[at].astype("f4")
+        yield replay.Batch(pixels[at], other, lam, mix.cut_B4[at], none, label, label)
+
+
+def test_the_command_needs_the_right_teacher(
+    made: Path, teacher: Path, tmp_path: Path, kdcache: Callable[..., object]
+) -> None:
+    command = ("train", "digits", "--cache", made, "--out", tmp_path / "r", *FAST, "mode=online")
+    assert "Pass --teacher with a folder" in kdcache(*command).err
+    said = kdcache(*command, "--teacher", teacher, "--json")
+    assert said.code == 0, said.err
+    result = json.loads(said.out)
+    assert result["mode"] == "online"
+    cached = kdcache(*command[:-1], "--fresh", "--json")
+    assert result["loss"] == pytest.approx(json.loads(cached.out)["loss"], rel=0.02)
+
+
+def test_a_teacher_of_its_own_size_is_refused(made: Path, teacher: Path) -> None:
+    from cache_tools.errors import UsageError
+    from cache_tools.store import Store
+
+    store = Store.open(made)
+    store.spec = replace(store.spec, views=replace(store.spec.views, teacher_size=64))
+    with pytest.raises(UsageError, match="64 px, the student's have 32"):
+        online(store, str(teacher), torch.device("cpu"))
