@@ -48,7 +48,7 @@ def bar(label: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[[
     Yields:
         A function to call with the number of units just done.
     """
-    if not sys.stderr.isatty():
+    if not (sys.stderr.isatty() and log.isEnabledFor(logging.INFO)):
         with _logged(label, total, unit, done) as advance:
             yield advance
         return

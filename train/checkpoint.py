@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from cache_tools import files
 from cache_tools.errors import CacheDamaged
 from train.task import CachedDistillationTask
+from train.world import ALONE, World
 
 log = logging.getLogger("kdcache")
 NAME = "checkpoint.pt"
@@ -45,17 +46,24 @@ class Progress:
 
 
 def save(
-    folder: Path, task: CachedDistillationTask, optimizer: Optimizer, scaler: Any, place: Progress
+    folder: Path,
+    task: CachedDistillationTask,
+    optimizer: Optimizer,
+    scaler: Any,
+    place: Progress,
+    world: World = ALONE,
 ) -> None:
     """Write the checkpoint of a run atomically; the one before is kept beside it."""
+    generators = world.all(_generators(task.device))
+    if not world.first:
+        return
     ema = task.get_trainable_module(ema=True)
     state = {
         "model": unwrap_model(task.trainable_module).state_dict(),
         "ema": ema.state_dict() if ema is not None else None,
         "optimizer": optimizer.state_dict(),
         "scaler": scaler.state_dict(),
-        "generator": torch.get_rng_state(),
-        "cuda_generator": torch.cuda.get_rng_state_all(),
+        "generators": generators,
         "place": vars(place),
     }
     buffer = io.BytesIO()
@@ -72,7 +80,11 @@ def remove(folder: Path) -> None:
 
 
 def load(
-    folder: Path, task: CachedDistillationTask, optimizer: Optimizer, scaler: Any
+    folder: Path,
+    task: CachedDistillationTask,
+    optimizer: Optimizer,
+    scaler: Any,
+    world: World = ALONE,
 ) -> Progress | None:
     """Take up the last checkpoint of a run that can be read; None when there is none.
 
@@ -87,10 +99,23 @@ def load(
         ema.load_state_dict(state["ema"])
     optimizer.load_state_dict(state["optimizer"])
     scaler.load_state_dict(state["scaler"])
-    torch.set_rng_state(state["generator"].cpu())
-    if len(state["cuda_generator"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda_generator"]])
+    if len(state["generators"]) == world.size:
+        _restore(state["generators"][world.rank], task.device)
+    else:
+        log.info("another number of processes: dropout goes on from other random numbers")
     return Progress(**state["place"])
+
+
+def _generators(device: torch.device) -> list[torch.Tensor]:
+    """States of torch's generators of the CPU and, on a GPU, of the device."""
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+def _restore(states: list[torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states[0].cpu())
+    if device.type == "cuda" and len(states) > 1:
+        torch.cuda.set_rng_state(states[1].cpu(), device)
 
 
 def _read(folder: Path, device: torch.device) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from train.recipe import Mode, TrainRecipe
     from train.run import Inputs
+    from train.world import World
 
 log = logging.getLogger("kdcache")
 Device = Annotated[str | None, typer.Option(help="cuda, cuda:1, cpu; default: a GPU if any.")]
@@ -52,9 +53,11 @@ def train(
     if against not in (None, "labels"):
         raise UsageError(f"--against {against} is not known; it can be: labels.")
     from train import factory, loop, replay, run
+    from train.world import join, leave
 
     inputs = run.open_inputs(cache, data)
-    where = _set_up(inputs, device)
+    world, where = join(device)
+    _set_up(inputs, where, world)
     factory.check(loaded, inputs.num_classes)
     if seeds is None and against is None:
         results = [(out, loaded)]
@@ -68,7 +71,8 @@ def train(
         ]
     if any(_wants_labels(item) for _, item in results):
         _need_labels(inputs)
-    begun = [(folder, item, run.begin(folder, item, inputs, fresh)) for folder, item in results]
+    there = [run.begin(*one, inputs, fresh) if world.first else None for one in results]
+    begun = [(*one, result) for one, result in zip(results, world.of_first(there), strict=True)]
     if any(result is None for _, _, result in begun):
         replay.check(inputs.store, inputs.images)
     online = any(item.mode == "online" and result is None for _, item, result in begun)
@@ -77,7 +81,10 @@ def train(
     for folder, item, result in begun:
         if result is not None:
             log.info("%s is finished; --fresh would train it anew", folder)
-        done.append(result or loop.train(item, inputs, folder, where, ask))
+        done.append(result or loop.train(item, inputs, folder, where, ask, world))
+    leave()
+    if not world.first:
+        return
     if against:
         _report(done, inputs, out, json_)
     elif json_:
@@ -114,19 +121,19 @@ def _teacher(inputs: "Inputs", name: str, device: "torch.device") -> Any:
     return next(iter(found)).load()(inputs.store, name, device)
 
 
-def _set_up(inputs: "Inputs", device: str | None) -> "torch.device":
+def _set_up(inputs: "Inputs", where: "torch.device", world: "World") -> None:
     import torch
 
     from cache_tools import threads
 
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if not world.first:
+        log.setLevel(logging.ERROR)
     if where.type == "cpu":
         count, why = threads.for_torch(inputs.store.spec.views.size)
         torch.set_num_threads(count)
         log.info("%s", why)
     if inputs.validation is None:
         log.info("no labelled validation split of the teacher's classes: top1 will be null")
-    return where
 
 
 def _wants_labels(recipe: "TrainRecipe") -> bool:

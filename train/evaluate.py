@@ -18,6 +18,7 @@ from torch import nn
 from cache_tools import decode, progress, render, threads, views
 from cache_tools.shards import Images
 from train.input import Input
+from train.world import ALONE, World
 
 BATCH = 64
 
@@ -31,7 +32,14 @@ class Accuracy:
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, images: Images, feed: Input, size: int, crop: float) -> Accuracy:
+def evaluate(
+    model: nn.Module,
+    images: Images,
+    feed: Input,
+    size: int,
+    crop: float,
+    world: World = ALONE,
+) -> Accuracy:
     """Measure a model.
 
     Args:
@@ -40,8 +48,10 @@ def evaluate(model: nn.Module, images: Images, feed: Input, size: int, crop: flo
         feed: How pictures enter the network.
         size: S.
         crop: Share of the shorter side that is kept.
+        world: Processes that share the work.
     """
     model.eval()
+    images = images.subset(np.arange(world.rank, len(images), world.size))
     top1 = top5 = 0
     with progress.bar("evaluate", len(images), "images") as advance:
         for begin, pixels in _batches(images, size, crop):
@@ -52,7 +62,8 @@ def evaluate(model: nn.Module, images: Images, feed: Input, size: int, crop: flo
             top1 += int(hit[:, 0].sum())
             top5 += int(hit.any(axis=1).sum())
             advance(len(pixels))
-    return Accuracy(100.0 * top1 / len(images), 100.0 * top5 / len(images))
+    hits1, hits5, count = world.sum([top1, top5, len(images)])
+    return Accuracy(100.0 * hits1 / count, 100.0 * hits5 / count)
 
 
 def _batches(images: Images, size: int, crop: float) -> Iterator[tuple[int, NDArray[np.uint8]]]:

@@ -9,11 +9,13 @@ import json
 import logging
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from timm.layers import convert_sync_batchnorm
 from timm.models import save_for_hf
 from timm.utils import dispatch_clip_grad, unwrap_model
 
@@ -29,18 +31,20 @@ from train.run import Inputs
 from train.schedule import Schedule
 from train.stop import StopRequest
 from train.task import CachedDistillationTask
+from train.world import ALONE, World
 
 log = logging.getLogger("kdcache")
 LOOK = 32
 """Steps after which the losses are looked at."""
 
 
-def train(
+def train(  # noqa: PLR0912 - the one long function
     recipe: TrainRecipe,
     inputs: Inputs,
     out: Path,
     device: torch.device,
     ask: Ask | None = None,
+    world: World = ALONE,
 ) -> dict[str, Any]:
     """Train one student.
 
@@ -50,6 +54,7 @@ def train(
         out: Folder of the run, prepared by `run.begin`.
         device: Where to train.
         ask: The teacher in the loop, for mode online.
+        world: The processes that train together.
 
     Returns:
         The content of result.json.
@@ -59,13 +64,19 @@ def train(
         KeyboardInterrupt: A signal came; the checkpoint is written.
     """
     store = inputs.store
+    torch.use_deterministic_algorithms(recipe.deterministic)
     torch.manual_seed(recipe.seed)
     student = create_student(recipe, inputs.num_classes).to(device)
     if device.type == "cuda":
         student = student.to(memory_format=torch.channels_last)
+    if recipe.sync_bn and world.size > 1:
+        student = convert_sync_batchnorm(student)
     task = CachedDistillationTask(student, recipe, device)
     if recipe.ema_decay:
         task.setup_ema(decay=recipe.ema_decay)
+    if world.size > 1:
+        task.prepare_distributed([device.index] if device.type == "cuda" else None)
+        torch.manual_seed(recipe.seed + world.rank)
     forward = torch.compile(task) if recipe.compile else task
     optimizer = create_optimizer(recipe, student)
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
@@ -75,8 +86,8 @@ def train(
         store, recipe.views_per_epoch, recipe.batch_size, recipe.seed, recipe.repeats
     )
     scheduler = create_scheduler(recipe, optimizer, schedule.steps)
-    replay = Replay(store, inputs.images, schedule, recipe.threads)
-    place = checkpoint.load(out, task, optimizer, scaler) or checkpoint.Progress()
+    replay = Replay(store, inputs.images, schedule, recipe.threads, world)
+    place = checkpoint.load(out, task, optimizer, scaler, world) or checkpoint.Progress()
     if place.epoch or place.step:
         log.info("going on at epoch %d, step %d", place.epoch, place.step)
 
@@ -98,12 +109,14 @@ def train(
                 first = step - place.step % recipe.accumulate  # of the batches of this update
                 scheduler.step_update(first)
                 task.progress = first / (recipe.epochs * schedule.steps)
-                with feed.autocast():
-                    losses = forward(x, supervision)
+                final = place.step + 1 == schedule.steps
+                due = final or (place.step + 1) % recipe.accumulate == 0
+                with nullcontext() if due else task.no_sync():
+                    with feed.autocast():
+                        losses = forward(x, supervision)
+                    scaler.scale(losses["loss"] / recipe.accumulate).backward()
                 recent.append(losses["loss"].detach())
-                scaler.scale(losses["loss"] / recipe.accumulate).backward()
                 place.step += 1
-                due = place.step % recipe.accumulate == 0 or place.step == schedule.steps
                 if due:
                     if recipe.clip_grad:
                         scaler.unscale_(optimizer)
@@ -116,30 +129,34 @@ def train(
                 now = time.monotonic()
                 place.seconds, begin = place.seconds + now - begin, now
                 late = now - saved > 60 * recipe.checkpoint_minutes
-                save = due and (stop.asked or late)
-                if save or len(recent) == LOOK or place.step == schedule.steps:
-                    place.loss_sum += _sum_of_finite(recent, schedule, epoch, place.step)
+                alone = world.size == 1 and (stop.asked or late)
+                if due and (final or alone or len(recent) >= LOOK):
+                    asked, late = world.any(stop.asked), world.any(late)
+                    place.loss_sum += _sum_of_finite(recent, world, schedule, epoch, place.step)
                     recent.clear()
-                if save:
-                    checkpoint.save(out, task, optimizer, scaler, place)
-                    saved = now
-                if save and stop.asked:
-                    raise KeyboardInterrupt
+                    if asked or late:
+                        checkpoint.save(out, task, optimizer, scaler, place, world)
+                        saved = now
+                    if asked:
+                        raise KeyboardInterrupt
             row = {"epoch": epoch, "loss": place.loss_sum / schedule.steps}
-            row |= _measure(recipe, inputs, task, feed)
+            row |= _measure(recipe, inputs, task, feed, world)
             if max(row.get("top1", -1.0), row.get("top1_ema", -1.0)) > place.best:
                 place.best = max(row.get("top1", -1.0), row.get("top1_ema", -1.0))
                 better = task.get_trainable_module(
                     ema=row.get("top1_ema", -1.0) > row.get("top1", -1.0)
                 )
-                save_for_hf(unwrap_model(better), str(out / "model-best"), safe_serialization=True)
+                if world.first:
+                    save_for_hf(
+                        unwrap_model(better), str(out / "model-best"), safe_serialization=True
+                    )
             place.history.append(row)
             place.epoch, place.step, place.loss_sum = epoch + 1, 0, 0.0
-            checkpoint.save(out, task, optimizer, scaler, place)
+            checkpoint.save(out, task, optimizer, scaler, place, world)
             lines = "".join(json.dumps(row) + "\n" for row in place.history)
-            files.write(out / "log.jsonl", lines.encode())
+            if world.first:
+                files.write(out / "log.jsonl", lines.encode())
 
-    _save(task, out)
     images = recipe.epochs * schedule.steps * recipe.batch_size
     last = place.history[-1]
     result = {
@@ -156,18 +173,23 @@ def train(
         "seconds": round(place.seconds, 1),
         "loss": last["loss"],
     }
-    run.write_json(out / "result.json", result)
-    checkpoint.remove(out)
+    if world.first:
+        _save(task, out)
+        run.write_json(out / "result.json", result)
+        checkpoint.remove(out)
     return result
 
 
-def _sum_of_finite(recent: list[torch.Tensor], schedule: Schedule, epoch: int, end: int) -> float:
-    """Sum of the losses of the steps before `end`, one after another.
+def _sum_of_finite(
+    recent: list[torch.Tensor], world: World, schedule: Schedule, epoch: int, end: int
+) -> float:
+    """Sum of the losses, each a mean over all processes, of the steps before `end`.
 
     Raises:
         NonFinite: One of them is NaN or Inf; names the step and the views that were in it.
     """
-    values, total = torch.stack(recent).double().cpu().tolist(), 0.0
+    own, total = torch.stack(recent).double().cpu().tolist(), 0.0
+    values = [value / world.size for value in world.sum(own)]
     for step, value in enumerate(values, start=end - len(values)):
         if not math.isfinite(value):
             names = ", ".join(schedule.names(epoch, step)[:8])
@@ -181,7 +203,7 @@ def _sum_of_finite(recent: list[torch.Tensor], schedule: Schedule, epoch: int, e
 
 
 def _measure(
-    recipe: TrainRecipe, inputs: Inputs, task: CachedDistillationTask, feed: Input
+    recipe: TrainRecipe, inputs: Inputs, task: CachedDistillationTask, feed: Input, world: World
 ) -> dict[str, float]:
     """Accuracy of the student and its moving average after an epoch."""
     if inputs.validation is None:
@@ -192,7 +214,7 @@ def _measure(
         model = task.get_eval_model(ema=ema)
         if model is None:
             continue
-        accuracy = evaluate(model, inputs.validation, feed, size, recipe.eval_crop)
+        accuracy = evaluate(model, inputs.validation, feed, size, recipe.eval_crop, world)
         result |= {name: round(accuracy.top1, 3), name.replace("1", "5"): round(accuracy.top5, 3)}
     return result
 

@@ -84,6 +84,10 @@ class TrainRecipe:
     """Decay of the moving average of the weights; 0 = off."""
     precision: Precision = "fp32"
     """Autocast type."""
+    sync_bn: bool = False
+    """Whether batch normalisation takes its statistics over all processes."""
+    deterministic: bool = False
+    """Whether to use deterministic algorithms only, at some cost on a GPU."""
     compile: bool = False
     """Whether to compile the student (torch.compile)."""
     eval_crop: float = 0.875

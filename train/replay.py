@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 
 from cache_tools import codec, decode, progress, render, samples, threads, verify, views
 from cache_tools.codec import Stored, Targets
+from cache_tools.errors import UsageError
 from cache_tools.shards import Images
 from cache_tools.store import Store
 from train.schedule import Plan, Schedule
+from train.world import ALONE, World
 
 U1 = NDArray[np.uint8]
 AHEAD = 3
@@ -62,8 +64,32 @@ class _View:
 class Replay:
     """Batches of a schedule."""
 
-    def __init__(self, store: Store, images: Images, schedule: Schedule, num_threads: int) -> None:
-        """A loader over `images` in the order of the store's sample table."""
+    def __init__(
+        self,
+        store: Store,
+        images: Images,
+        schedule: Schedule,
+        num_threads: int,
+        world: World = ALONE,
+    ) -> None:
+        """A loader over `images` in the order of the store's sample table.
+
+        Args:
+            store: The cache.
+            images: Its data set.
+            schedule: Which views when.
+            num_threads: Renderer threads; 0 = one per core.
+            world: Of each batch this process gets its slice.
+
+        Raises:
+            UsageError: A batch cannot be shared evenly.
+        """
+        if schedule.batch_size % world.size:
+            raise UsageError(
+                f"batch_size={schedule.batch_size} cannot be shared by {world.size} processes. "
+                "Pass a multiple of their number."
+            )
+        self._world = world
         self._store = store
         self._images = images
         self._schedule = schedule
@@ -98,7 +124,9 @@ class Replay:
         self, plan: Plan, loaded: list[_View], step: int, renderers: ThreadPoolExecutor
     ) -> Batch:
         size = self._schedule.batch_size
-        part = slice(step * size, (step + 1) * size)
+        share = size // self._world.size
+        begin = step * size + self._world.rank * share
+        part = slice(begin, begin + share)
         row, slot, partner = plan.row_M[part], plan.slot_M[part], plan.partner_M[part]
         pixels, partner_pixels = self._pixels(loaded, row, slot, partner, renderers)
         label = self._store.table.label_N

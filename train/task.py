@@ -6,10 +6,12 @@ Shapes: B views.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from timm.task import TrainingTask
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from train import losses
 from train.recipe import TrainRecipe
@@ -38,6 +40,14 @@ class CachedDistillationTask(TrainingTask):
         self.recipe = recipe
         self.progress = 0.0
         """How much of the run is done, 0..1: weights and temperature may change with it."""
+
+    def prepare_distributed(
+        self, device_ids: list[int] | None = None, **options: Any
+    ) -> "CachedDistillationTask":
+        """Average gradients over all processes from now on."""
+        student = DistributedDataParallel(self.trainable_module, device_ids, **options)
+        self.trainable_module = student
+        return self
 
     def forward(  # type: ignore[override]
         self, input: Tensor, target: Supervision

@@ -1,0 +1,98 @@
+"""Two processes with half a batch each train as one with the whole."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cache_tools.errors import UsageError
+from cache_tools.store import Store
+from train.replay import Replay
+from train.schedule import Schedule
+from train.world import World
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+ORDER = ["epochs=2", "views_per_epoch=2", "batch_size=40", "student=test_vit", "ema_decay=0.9"]
+
+
+def command(processes: int, *arguments: object) -> list[str]:
+    folder = Path(sys.executable).parent
+    words = [folder / "torchrun", "--standalone", f"--nproc-per-node={processes}"]
+    words += ["--no-python", folder / "kdcache", "train", "digits", *arguments]
+    return [*map(str, words)]
+
+
+def torchrun(processes: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    words = command(processes, *arguments)
+    return subprocess.run(words, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["accumulate=2", "clip_grad=1.0"]])
+def test_one_and_two_processes_agree(made: Path, tmp_path: Path, more: list[str]) -> None:
+    curves, weights = [], []
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        fixed = ("--cache", made, "--out", out, "--device", "cpu", *ORDER, *more, "--json")
+        done = torchrun(processes, *fixed)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["student"] == "test_vit"  # one process speaks
+        rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+        curves.append([row["loss"] for row in rows])
+        weights.append(load_file(out / "model/model.safetensors"))
+        weights[-1] |= {
+            f"ema.{k}": v for k, v in load_file(out / "model-ema/model.safetensors").items()
+        }
+        assert not list(out.glob("checkpoint*"))
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+    for name, value in weights[0].items():
+        assert torch.allclose(value, weights[1][name], rtol=1e-2, atol=2e-4), name
+
+
+@pytest.mark.slow
+def test_killed_processes_go_on_as_if_nothing_had_happened(made: Path, tmp_path: Path) -> None:
+    fixed = ("--cache", made, "--device", "cpu", "student=test_vit", "batch_size=10", "epochs=3")
+    fixed += ("views_per_epoch=4", "checkpoint_minutes=0.0", "drop=0.1")
+    assert torchrun(2, *fixed, "--out", tmp_path / "undisturbed").returncode == 0
+    killed = subprocess.Popen(
+        command(2, *fixed, "--out", tmp_path / "killed"),
+        env=ENVIRONMENT, start_new_session=True, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while not (tmp_path / "killed/checkpoint.pt").exists():
+        time.sleep(0.02)
+        assert killed.poll() is None
+    for process in psutil.Process(killed.pid).children(recursive=True):
+        process.kill()
+    killed.kill()
+    killed.wait()
+    assert not (tmp_path / "killed/result.json").exists()
+    again = torchrun(2, *fixed, "--out", tmp_path / "killed")
+    assert "going on at epoch" in again.stderr
+    both = [load_file(tmp_path / n / "model/model.safetensors") for n in ("undisturbed", "killed")]
+    assert all(torch.equal(both[0][name], both[1][name]) for name in both[0])
+
+
+def test_every_process_has_its_slice_and_a_batch_must_be_shared_evenly(
+    made: Path, digits: Path, images: object
+) -> None:
+    store = Store.open(made)
+    schedule = Schedule(store, 1, 40, seed=0)
+    whole = next(iter(Replay(store, images, schedule, 1).epoch(0)))
+    halves = [
+        next(iter(Replay(store, images, schedule, 1, World(rank, 2)).epoch(0))) for rank in (0, 1)
+    ]
+    for rank, half in enumerate(halves):
+        at = slice(20 * rank, 20 * rank + 20)
+        assert (half.pixels == whole.pixels[at]).all()
+        assert (half.partner == whole.partner[at]).all()
+        assert (half.targets.index_BK == whole.targets.index_BK[at]).all()
+        assert (half.label_B == whole.label_B[at]).all()
+    with pytest.raises(UsageError, match="cannot be shared by 3 processes"):
+        Replay(store, images, schedule, 1, World(0, 3))

@@ -1,0 +1,82 @@
+"""The processes that train one student together: started by torchrun or Slurm, else one alone.
+
+Every process makes the same plan and takes its slice of each batch, so that the order of samples
+and the mean of the gradients are those of one process with the whole batch. Whatever is decided
+from a clock or a signal is decided together: a process that stops alone would leave the others
+waiting.
+"""
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.utils.distributed import init_distributed_device_so, is_distributed_env
+from torch import distributed
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all of them."""
+
+    rank: int = 0
+    """Number of this process, from 0; the first one writes and speaks."""
+    size: int = 1
+    """How many there are."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and speaks."""
+        return self.rank == 0
+
+    def any(self, flag: bool) -> bool:
+        """Whether some process says so."""
+        return self.sum([float(flag)])[0] > 0
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Sums over all processes."""
+        if self.size == 1:
+            return values
+        device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
+        total = torch.tensor(values, dtype=torch.float64, device=device)
+        distributed.all_reduce(total)
+        return [float(v) for v in total.tolist()]
+
+    def all(self, value: Any) -> list[Any]:
+        """One value of every process, by rank."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        distributed.all_gather_object(found, value)
+        return found
+
+    def of_first(self, value: Any) -> Any:
+        """The first process's value; it must be a plain one."""
+        if self.size == 1:
+            return value
+        found = [value]
+        distributed.broadcast_object_list(found)
+        return found[0]
+
+
+ALONE = World()
+
+
+def join(device: str | None) -> tuple[World, torch.device]:
+    """Join the processes that torchrun or Slurm started, and the device of this one.
+
+    Args:
+        device: "cuda", "cuda:1" or "cpu"; None takes a GPU when there is one.
+    """
+    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if not is_distributed_env():
+        return ALONE, torch.device(name)
+    facts = init_distributed_device_so(name)
+    return World(facts["global_rank"], facts["world_size"]), torch.device(facts["device"])
+
+
+def leave() -> None:
+    """Part from the other processes at the end."""
+    if distributed.is_available() and distributed.is_initialized():
+        with contextlib.suppress(RuntimeError):
+            distributed.destroy_process_group()
