@@ -12,6 +12,7 @@ from cache_tools.storage import Storage
 REMEDY = "Run the same `kdcache cache` command again: it makes only missing and damaged parts."
 
 _MAX_RECORD = 2**16
+_MOST_STATISTIC = 2**53
 
 
 @dataclass(frozen=True, order=True)
@@ -82,7 +83,10 @@ def read(cache: Storage, spec: CacheSpec, part: Part) -> dict[str, Any]:
         raise CacheDamaged(f"the commit record {path} lacks a field. {REMEDY}")
     if not all(_is_chunk(chunk) for chunk in record["chunks"].values()):
         raise CacheDamaged(f"the commit record {path} names a chunk without size or digest.")
-    if not all(type(value) in (int, float) for value in record["statistics"].values()):
+    if not all(
+        type(value) in (int, float) and abs(value) < _MOST_STATISTIC
+        for value in record["statistics"].values()
+    ):
         raise CacheDamaged(f"the commit record {path} has a statistic that is no number.")
     return record
 

@@ -15,7 +15,7 @@ from cache_tools.errors import CacheDamaged, KdcacheError
 
 PARTIAL = ".partial"
 _STALE_SECONDS = 3600.0
-MAX_JSON = 2**24
+MAX_JSON = 2**20
 """Bytes of the largest JSON file that is read."""
 
 
@@ -64,10 +64,10 @@ def sweep(folder: Path) -> int:
     stale = [
         path
         for path in [*folder.rglob(f"*{PARTIAL}"), *beside]
-        if time.time() - path.stat().st_mtime > _STALE_SECONDS
+        if time.time() - path.lstat().st_mtime > _STALE_SECONDS
     ]
     for path in stale:
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
-from cache_tools import codec
+from cache_tools import codec, frames
 from cache_tools.codec import Stored
 from cache_tools.spec import CacheSpec
 
@@ -48,6 +48,11 @@ class Field:
     """Whether the last axis is that of the samples, so that the last block is shorter."""
     fill: int = 255
     """What stands where no part has been written: no legal value."""
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the values of a part."""
+        return np.dtype(self.dtype).itemsize * self.width * max(self.planes, 1)
 
     def chunk(self, view: int, block: int) -> str:
         """Path of the chunk of one part."""
@@ -128,6 +133,7 @@ class Layout(threading.local):
         found: dict[str, Array] = {}
         for f in self.fields:
             path = f.chunk(view, block)
+            frames.check(chunks[path], f.bytes, np.dtype(f.dtype).itemsize)
             self._put(path, chunks[path])
             try:
                 region = self._region(f, view, block)
@@ -153,9 +159,8 @@ class Layout(threading.local):
     def encode_whole(self, columns: Mapping[str, Array]) -> dict[str, bytes]:
         """All files (metadata and the one chunk) of small one-dimensional arrays."""
         for name, values in columns.items():
-            fill = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else float("nan")
-            shape = values.shape
-            self._create(name, shape, shape, values.dtype.name, fill)[:] = values
+            shape, dtype = values.shape, values.dtype.name
+            self._create(name, shape, shape, dtype, _fill(dtype))[:] = values
         return {
             path: bytes(buffer.to_bytes())
             for path, buffer in self._files.items()
@@ -164,13 +169,20 @@ class Layout(threading.local):
 
     def decode_whole(self, name: str, length: int, dtype: str, chunk: bytes) -> Array:
         """One small array of known length and type from the bytes of its only chunk."""
+        itemsize = np.dtype(dtype).itemsize
+        frames.check(chunk, itemsize * length, itemsize)
         array = self._create(name, (length,), (length,), dtype, 0)
         self._put(f"{name}/c/0", chunk)
         return np.asarray(array[:])
 
-    def part_chunks(self, view: int, block: int) -> list[str]:
-        """Paths of all chunks of one part."""
-        return [f.chunk(view, block) for f in self.fields]
+    def part_chunks(self, view: int, block: int) -> dict[str, int]:
+        """Paths of all chunks of one part, and the most bytes each can have."""
+        return {f.chunk(view, block): f.bytes + frames.SLACK for f in self.fields}
+
+    def whole_metadata(self, name: str, length: int, dtype: str) -> bytes:
+        """`zarr.json` of a small one-dimensional array."""
+        self._create(name, (length,), (length,), dtype, _fill(dtype))
+        return bytes(self._files[f"{name}/zarr.json"].to_bytes())
 
     def _region(self, field: Field, view: int, block: int) -> tuple[Any, ...]:
         begin = block * field.width
@@ -197,3 +209,8 @@ class Layout(threading.local):
             config={"write_empty_chunks": True},
             overwrite=True,
         )
+
+
+def _fill(dtype: str) -> float:
+    """The fill value of a small array: no value it has."""
+    return np.iinfo(dtype).max if np.dtype(dtype).kind in "iu" else float("nan")

@@ -16,6 +16,7 @@ from cache_tools.storage import Storage
 
 NAME = "zarr.json"
 MAX_VIEWS = 10_000
+MAX_PARTS = 2**21
 _REMEDY = "Fetch it again from where the cache came."
 
 
@@ -70,6 +71,8 @@ def read(storage: Storage) -> Manifest:
     _require(type(views) is int and 0 < views <= MAX_VIEWS, path, f"num_views is {views!r}")
     _require(isinstance(mapping, dict) and isinstance(listed, dict), path, "it lacks a member")
     cache_spec = spec.from_mapping(mapping, path)  # type: ignore[arg-type]
+    parts = views * cache_spec.num_blocks  # type: ignore[operator]
+    _require(parts <= MAX_PARTS, path, f"{parts} parts are too many")
     _require(manifest.get("fingerprint") == cache_spec.fingerprint, path, "fingerprint and spec")
     return Manifest(cache_spec, views, listed)  # type: ignore[arg-type]
 
@@ -77,9 +80,10 @@ def read(storage: Storage) -> Manifest:
 def _check_version(manifest: Mapping[str, Any], storage: Storage) -> None:
     """Refuse what this version cannot read: another major version, or one of before 1.0."""
     version = str(manifest.get("format_version"))
+    shown = version[:20] if version.isprintable() else repr(version[:20])
     if version.partition(".")[0] != spec.FORMAT_VERSION.partition(".")[0]:
         raise CacheMismatch(
-            f"{storage} has format version {version}, this kdcache reads {spec.FORMAT_VERSION}. "
+            f"{storage} has format version {shown}, this kdcache reads {spec.FORMAT_VERSION}. "
             + (
                 "Caches of 0.x must be made anew."
                 if version.startswith("0.")

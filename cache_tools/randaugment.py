@@ -58,6 +58,8 @@ def parse(text: str) -> RandAugment:
         if not match or match[1] not in values:
             raise ValueError(f"auto_augment {text!r}: {section!r} is not of timm's grammar")
         values[match[1]] = float(match[2])
+        if values[match[1]] == float("inf") and match[1] != "mstd":
+            raise ValueError(f"auto_augment {text!r}: only mstd can be infinite")
     operations, weights = _choices(chosen, bool(values["inc"]))
     layers = int(values["n"])
     if not 1 <= layers <= (len(operations) if weights else 8) or not 0 <= values["p"] <= 1:

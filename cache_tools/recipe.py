@@ -144,7 +144,11 @@ def _tuple(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
 
 def _scalar(hint: Any, value: Any, where: str) -> Any:
     if hint is float and type(value) is int:
+        if abs(value) > 2**1000:
+            raise RecipeError(f"{where}: a number of that size cannot be.")
         return float(value)
+    if hint is str and type(value) is str and not value.isprintable():
+        raise RecipeError(f"{where}: {value!r} has characters that cannot be printed.")
     if type(value) is not hint:
         raise RecipeError(f"{where}: expected {hint.__name__}, found {value!r}.")
     return value

@@ -7,6 +7,8 @@ by whole-object PUT; a zip is read only.
 
 import contextlib
 import fcntl
+import os
+import stat
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ from cache_tools.errors import CacheDamaged, CacheNotFound, KdcacheError, UsageE
 
 MAX_FILE = 2**30
 """No file of a cache is larger than this many bytes; a larger one is not read."""
+_FETCH = "Fetch the cache again from where it came."
 
 
 class Storage(Protocol):
@@ -55,32 +58,53 @@ class Folder:
         self._root = path.resolve()
 
     def read(self, name: str, limit: int = MAX_FILE) -> bytes:  # noqa: D102 - Storage
-        path = self._root / name
-        if not path.resolve().is_relative_to(self._root):
-            raise CacheDamaged(
-                f"{self.path / name} leads out of the cache folder. A cache holds no links; fetch "
-                "it again from where it came."
-            )
-        if path.is_file() and path.stat().st_size > limit:
+        path = self._inside(name)
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe or a device might never end
+            raise CacheDamaged(f"{self.path / name} is not a file. {_FETCH}")
+        if found.st_size > limit:
             raise _too_large(str(self.path / name), limit)
         return path.read_bytes()
 
     def size(self, name: str) -> int | None:  # noqa: D102 - Storage
         try:
             return (self._root / name).stat().st_size
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError:
             return None
 
     def write(self, name: str, data: bytes) -> None:  # noqa: D102 - Storage
+        self._inside(name)
         files.write(self.path / name, data)
+
+    def _inside(self, name: str) -> Path:
+        """The path of a file, after a look at where links on the way lead."""
+        path = self._root / name
+        try:
+            inside = path.resolve().is_relative_to(self._root)
+        except (OSError, RuntimeError):  # links that lead to themselves
+            inside = False
+        if not inside:
+            raise CacheDamaged(
+                f"{self.path / name} leads out of the cache folder; a cache holds no links. "
+                f"{_FETCH}"
+            )
+        return path
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold a lock that the kernel drops when its holder dies; none where it knows no locks."""
-        with self.path.with_name(f"{self.path.name}.lock").open("wb") as file:
+        path = self.path.with_name(f"{self.path.name}.lock")
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            lock = os.open(path, flags, 0o644)
+        except OSError as error:
+            raise KdcacheError(f"cannot lock {path}: {error.strerror}. Remove it.") from None
+        try:
             with contextlib.suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_EX)
+                fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+        finally:
+            os.close(lock)
 
     def __str__(self) -> str:
         return str(self.path)
@@ -93,7 +117,7 @@ class Zip:
         self.path = path
         try:
             self._zip = zipfile.ZipFile(path)
-        except (OSError, zipfile.BadZipFile) as error:
+        except Exception as error:  # zipfile raises many kinds for a forged one
             raise CacheDamaged(f"{path} cannot be opened as a zip: {error}.") from None
         manifests = [n for n in self._zip.namelist() if n.count("/") <= 1]
         inner = [n for n in manifests if n == "zarr.json" or n.endswith("/zarr.json")]
@@ -102,14 +126,20 @@ class Zip:
     def read(self, name: str, limit: int = MAX_FILE) -> bytes:  # noqa: D102 - Storage
         try:
             info = self._zip.getinfo(self._prefix + name)
-            if info.file_size > limit:
-                raise _too_large(f"{name} in {self.path}", limit)
-            with self._zip.open(info) as file:
-                return file.read(limit)
         except KeyError:
             raise FileNotFoundError(f"{name} is not in {self.path}") from None
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-            raise CacheDamaged(f"{name} in {self.path} cannot be read: {error}.") from None
+        if info.file_size > limit:
+            raise _too_large(f"{name} in {self.path}", limit)
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise CacheDamaged(f"{name} in {self.path} is neither stored nor deflated. {_FETCH}")
+        try:
+            with self._zip.open(info) as file:
+                data = file.read(limit + 1)
+        except Exception as error:  # zipfile and zlib raise many kinds
+            raise CacheDamaged(f"{name} in {self.path} cannot be read: {error}. {_FETCH}") from None
+        if len(data) > limit:
+            raise _too_large(f"{name} in {self.path}", limit)
+        return data
 
     def size(self, name: str) -> int | None:  # noqa: D102 - Storage
         try:

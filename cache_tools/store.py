@@ -27,6 +27,7 @@ from cache_tools.commits import REMEDY, Part
 from cache_tools.errors import (
     CacheDamaged,
     CacheIncomplete,
+    DataError,
     KdcacheError,
     UsageError,
 )
@@ -34,7 +35,7 @@ from cache_tools.layout import PROBES, Array, Layout
 from cache_tools.manifest import Manifest
 from cache_tools.samples import SampleTable
 from cache_tools.spec import CacheSpec, canonical_json, sha256
-from cache_tools.storage import Folder, Storage, locate
+from cache_tools.storage import MAX_FILE, Folder, Storage, locate
 
 _COLUMNS = {
     "digest": "uint64",
@@ -44,6 +45,8 @@ _COLUMNS = {
     "bytes": "int64",
 }
 _FETCH = "Fetch the folder again from where the cache came, or make the cache anew."
+_MOST_EXPANSION = 1000
+"""Keys of real data sets compress three- to tenfold."""
 _NODE = (
     *("zarr_format", "node_type", "shape", "data_type", "chunk_grid", "chunk_key_encoding"),
     *("fill_value", "codecs", "storage_transformers", "consolidated_metadata"),
@@ -123,7 +126,7 @@ class Store:
         if not isinstance(self.storage, Folder):
             return ""
         path = _source_note(self.path)
-        return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+        return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
 
     def note_source(self, source: str) -> None:
         """Remember where the images lie on this machine."""
@@ -196,7 +199,7 @@ class Store:
         chunks = self._read_chunks(part)
         try:
             stored, probes = self._layout.decode_part(part.view, part.block, chunks)
-        except (ValueError, RuntimeError) as error:
+        except Exception as error:  # decompressors raise many kinds, SystemError among them
             raise CacheDamaged(
                 f"{part} of {self.name} does not decode: {error}. {REMEDY}"
             ) from None
@@ -243,7 +246,7 @@ class Store:
         if self._manifest.files.keys() != expected:
             yield CacheDamaged(
                 f"{self.name}/{manifest.NAME} does not name the files it should, or others "
-                f"({', '.join(sorted(expected ^ self._manifest.files.keys())[:3])}). {_FETCH}"
+                f"({sorted(expected ^ self._manifest.files.keys())[:3]}). {_FETCH}"
             )
             return
         for name in sorted(expected):
@@ -251,6 +254,26 @@ class Store:
                 data = self._read_listed(name)
                 if name in ours:
                     self._compare(name, files.parse_json(data, name), json.loads(ours[name]))
+            except CacheDamaged as error:
+                yield error
+        yield from self._faults_of_arrays()
+
+    def _faults_of_arrays(self) -> Iterator[CacheDamaged]:
+        """Every small array that other readers would read otherwise than we do."""
+        n, tables = self.spec.dataset.num_samples, levels(self.spec.targets)
+        shapes = {"samples/id": (n, "uint64")} | {
+            f"samples/{c}": (n, t) for c, t in _COLUMNS.items()
+        }
+        shapes |= dict.fromkeys(tables, (256, "float32"))
+        for name in ("samples/key", *shapes):
+            path = f"{name}/zarr.json"
+            try:
+                theirs = files.parse_json(self._read_listed(path), path)
+                length, dtype = shapes.get(name) or (self._length_of_keys(), "uint8")
+                ours = self._layout.whole_metadata(name, length, dtype)
+                self._compare(path, theirs, json.loads(ours))
+                if name in tables and (self._column(name, 256, dtype) != tables[name]).any():
+                    raise CacheDamaged(f"{self.name}/{name} holds other levels. {_FETCH}")
             except CacheDamaged as error:
                 yield error
 
@@ -265,8 +288,11 @@ class Store:
 
     def _read_listed(self, name: str) -> bytes:
         """A file outside the parts, its digest checked."""
+        limit = files.MAX_JSON if name.endswith(".json") else MAX_FILE
         try:
-            data = self.storage.read(name)
+            data = self.storage.read(name, limit)
+        except CacheDamaged:
+            raise
         except OSError as error:
             reason = "it is missing" if isinstance(error, FileNotFoundError) else error
             raise CacheDamaged(f"{self.name}/{name} cannot be read: {reason}. {_FETCH}") from None
@@ -279,17 +305,18 @@ class Store:
     def _read_chunks(self, part: Part) -> dict[str, bytes]:
         recorded, chunks = self.record(part)["chunks"], {}
         names = self._layout.part_chunks(part.view, part.block)
-        if recorded.keys() != set(names):
+        if recorded.keys() != names.keys():
             raise CacheDamaged(
                 f"the commit record {self.name}/{part.record} does not name the chunks of {part}. "
                 f"{REMEDY}"
             )
-        for name in names:
+        for name, limit in names.items():
             where, expected = f"{self.name}/{name}", recorded[name]
             size = self.storage.size(name)
             if size is None:
                 raise CacheIncomplete(f"the chunk {where} of {part} is missing. {REMEDY}")
-            data = self.storage.read(name) if size == expected["bytes"] else b""
+            fits = size == expected["bytes"] and size <= limit
+            data = self.storage.read(name, limit) if fits else b""
             if sha256(data) != expected["sha256"]:
                 raise CacheDamaged(
                     f"the chunk {where} of {part} is damaged ({size} bytes, "
@@ -305,33 +332,52 @@ class Store:
         if (self.storage.size("samples/id/c/0") or 0) < 4 * n:
             raise CacheDamaged(f"the sample table of {self.name} cannot have {n} rows. {_FETCH}")
         keys = self._key_column(n)
+        try:
+            samples.check_keys(keys)
+        except DataError as error:
+            raise CacheDamaged(f"{self.name}/samples/key: {error} {_FETCH}") from None
         ids = np.array([samples.sample_id(key) for key in keys], dtype=np.uint64)
         columns = {f"{c}_N": self._column(f"samples/{c}", n, t) for c, t in _COLUMNS.items()}
+        if not np.array_equal(ids, self._column("samples/id", n, "uint64")):
+            raise CacheDamaged(f"{self.name}/samples/id are not the ids of the keys. {_FETCH}")
         table = SampleTable(keys, ids, **columns)
         if len(keys) != n or table.sha256 != self.spec.dataset.table_sha256:
             raise CacheDamaged(
                 f"the sample table {self.name}/samples differs from the manifest's digest. {_FETCH}"
             )
-        if (np.diff(ids) <= 0).any():
+        if (ids[1:] <= ids[:-1]).any():
             raise CacheDamaged(f"the sample table of {self.name} is not sorted by id. {_FETCH}")
         return table
 
     def _key_column(self, n: int) -> tuple[str, ...]:
-        name = "samples/key/zarr.json"
-        metadata = files.parse_json(self._read_listed(name), f"{self.name}/{name}")
+        column = self._column("samples/key", self._length_of_keys(), "uint8")
+        if int((column == ord("\n")).sum()) != n - 1:
+            raise CacheDamaged(f"{self.name}/samples/key does not hold {n} keys. {_FETCH}")
         try:
-            (length,) = metadata["shape"]
-            if type(length) is not int or not 0 < length <= samples.MAX_KEY * n:
-                raise ValueError(f"{length} bytes of keys")
-            return tuple(bytes(self._column("samples/key", length, "uint8")).decode().split("\n"))
-        except (KeyError, TypeError, ValueError) as error:
-            raise CacheDamaged(f"{self.name}/samples/key cannot be read: {error}.") from None
+            return tuple(bytes(column).decode().split("\n"))
+        except UnicodeDecodeError as error:
+            raise CacheDamaged(f"{self.name}/samples/key is not UTF-8: {error}.") from None
+
+    def _length_of_keys(self) -> int:
+        """Bytes of all keys together, as the metadata of their array says it."""
+        name, n = "samples/key/zarr.json", self.spec.dataset.num_samples
+        shape = files.parse_json(self._read_listed(name), f"{self.name}/{name}").get("shape")
+        length = shape[0] if isinstance(shape, list) and len(shape) == 1 else None
+        # Distinct keys differ: they take memory only where their compressed bytes are many.
+        most = min(
+            samples.MAX_KEY * n, _MOST_EXPANSION * (self.storage.size("samples/key/c/0") or 0)
+        )
+        if type(length) is not int or not 2 * n - 1 <= length <= most:
+            raise CacheDamaged(
+                f"{self.name}/{name}: {n} keys cannot have {length!r} bytes. {_FETCH}"
+            )
+        return length
 
     def _column(self, name: str, length: int, dtype: str) -> Array:
         data = self._read_listed(f"{name}/c/0")
         try:
             return self._layout.decode_whole(name, length, dtype, data)
-        except (ValueError, RuntimeError) as error:
+        except Exception as error:  # decompressors raise many kinds
             raise CacheDamaged(f"{self.name}/{name} does not decode: {error}. {_FETCH}") from None
 
 
