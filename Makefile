@@ -57,7 +57,7 @@ train: cache  ## stage 2: train students from the cache (makes it first when the
 	  $(if $(STUDENT),student=$(STUDENT))
 
 test: install  ## run the tests (the slow ones: make test PYTEST_ARGS='-m slow')
-	$(BIN)/pytest -m 'not slow' $(PYTEST_ARGS)
+	$(BIN)/pytest -n auto -m 'not slow' $(PYTEST_ARGS)
 
 check: install  ## lint, format, types, layers
 	$(BIN)/ruff check .
