@@ -239,10 +239,13 @@ class CacheSpec:
         _check(labelled, "targets.true_class wants labels")
         known = self.renderer != "none" or self.views == UNKNOWN_VIEWS
         _check(known, 'renderer "none" goes with unknown views')
-        chunk = 4 * self.block_size * self.targets.k_max
-        _check(
-            chunk <= 2**29, f"a part of {chunk / 2**20:.0f} MiB is too large for memory (512 MiB)"
-        )
+        size = self.part_bytes / 2**20
+        _check(size <= 512, f"a part of {size:.0f} MiB is too large for memory (512 MiB)")
+
+    @property
+    def part_bytes(self) -> int:
+        """The most bytes that the class ids of a part take in memory."""
+        return 4 * self.block_size * self.targets.k_max
 
     @property
     def replayable(self) -> bool:

@@ -189,6 +189,8 @@ class Store:
         chunks = self._read_chunks(part)
         try:
             stored, probes = self._layout.decode_part(part.view, part.block, chunks)
+        except MemoryError:
+            raise
         except Exception as error:  # decompressors raise many kinds, SystemError among them
             raise CacheDamaged(
                 f"{part} of {self.name} does not decode: {error}. {REMEDY}"

@@ -28,6 +28,7 @@ from cache_tools.store import Store, probe_numbers
 T = TypeVar("T")
 R = TypeVar("R")
 Word = Literal["ok", "incomplete", "damaged", "mismatch"]
+_MEMORY = 2**30
 _AHEAD = 4096
 """Items handed out at once: their results wait in memory."""
 
@@ -147,7 +148,7 @@ def _check_parts(store: Store, verdict: Verdict) -> list[Part]:
         return None
 
     with progress.bar("verify parts", len(parts), "parts") as advance:
-        for part, problem in _on_all_cores(fault, parts):
+        for part, problem in _on_all_cores(fault, parts, store.spec.part_bytes):
             verdict.parts += 1
             if problem is None:
                 whole.append(part)
@@ -175,9 +176,14 @@ def _check_images(store: Store, images: Images, whole: list[Part], verdict: Verd
             advance(1)
 
 
-def _on_all_cores(work: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[T, R]]:
-    """Items with what `work` makes of them, in order, by one thread per core."""
-    pool = ThreadPoolExecutor(threads.available())
+def _on_all_cores(
+    work: Callable[[T], R], items: Sequence[T], each: int = 1
+) -> Iterator[tuple[T, R]]:
+    """Items with what `work` makes of them, in order, by one thread per core.
+
+    Fewer threads when `each` takes so many bytes that all together would take a gigabyte.
+    """
+    pool = ThreadPoolExecutor(max(1, min(threads.available(), _MEMORY // each)))
     try:
         for begin in range(0, len(items), _AHEAD):
             batch = items[begin : begin + _AHEAD]

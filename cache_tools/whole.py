@@ -103,6 +103,8 @@ class Whole:
         data = self._read_listed(f"{name}/c/0")
         try:
             return self._layout.decode_whole(name, length, dtype, data)
+        except MemoryError:
+            raise
         except Exception as error:  # decompressors raise many kinds
             raise CacheDamaged(f"{self.name}/{name} does not decode: {error}. {_FETCH}") from None
 

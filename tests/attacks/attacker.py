@@ -34,6 +34,9 @@ DELTA = "targets/index_delta/c/1/0"
 TAIL = "targets/tail/c/0/1/0"
 ITEMSIZES = {CODE: 1, COUNT: 2, DELTA: 2, TAIL: 1, "id": 8, "digest": 8, "bytes": 8, "key": 1}
 """Bytes of a value in chunks and columns; 4 in others."""
+BOMB = 640 * 2**20
+"""Bytes that a bomb expands to: more memory than a reader may touch, but less than its limit of
+addresses, so that it would be seen to be expanded and not fail to be."""
 _SHARED = 2**20
 """Bytes of a block of a bomb."""
 

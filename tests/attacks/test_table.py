@@ -79,18 +79,16 @@ def test_absurd_lengths_of_the_keys(forged: Path, refused: Refused, length: Any)
 
 
 @pytest.mark.parametrize("column", ["key", "id", *COLUMNS])
-def test_a_column_that_expands_to_two_gigabytes(
-    forged: Path, refused: Refused, column: str
-) -> None:
-    data = attacker.bomb(2**31 - 2**20, 10, attacker.ITEMSIZES.get(column, 4))
+def test_a_column_that_expands_without_measure(forged: Path, refused: Refused, column: str) -> None:
+    data = attacker.bomb(attacker.BOMB, 10, attacker.ITEMSIZES.get(column, 4))
     (forged / f"samples/{column}/c/0").write_bytes(data)
     attacker.seal(forged)
     refused(forged, f"samples/{column}")
 
 
-def test_two_billion_empty_keys(forged: Path, refused: Refused) -> None:
+def test_millions_of_empty_keys(forged: Path, refused: Refused) -> None:
     """Many samples may have many bytes of keys: a sparse file says that there are many."""
-    length = 2**31 - 2**20
+    length = attacker.BOMB
     with (forged / "samples/id/c/0").open("wb") as file:
         file.truncate(2**28)
     (forged / "samples/key/c/0").write_bytes(attacker.bomb(length, 10))
