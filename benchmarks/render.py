@@ -10,16 +10,21 @@ machine's; ratios travel. A rate counts views, not pictures.
 
 What each contestant is:
 
-* "decode" is simplejpeg alone; "decode, resize" adds OpenCV's shrinking of the whole picture and a
-  flip, without any of our code.
-* "ours" draws the parameters of all views in one call, decodes with simplejpeg and runs our integer
-  kernels. A2 is rand-m7-mstd0.5 (its mixing happens on batches and is in no contestant).
+* "decode" is simplejpeg alone, "decode, our rows" the same into the same memory and down to the
+  crop's last row, which the shares are counted with; "decode, resize" adds OpenCV's shrinking of
+  the whole picture and a flip, without any of our code.
+* "ours" decodes with simplejpeg and runs our integer kernels on drawn parameters. A2 is
+  rand-m7-mstd0.5 (its mixing happens on batches and is in no contestant). Both stages draw a whole
+  block's parameters in one call; "draw" is such a call for 65,536 views, and its share per view is
+  added to every "ours".
 * "torchvision" and "timm" are their transforms on Pillow's images, decoded by Pillow, as their
   training scripts put them together, to a uint8 array.
 * "3 repeats" is repeated augmentation: three views of each picture one after another. Ours makes
   them from one decode. timm's opens and decodes the picture for each, since its RepeatAugSampler
   repeats indices and its data set knows nothing of that; so its rate is about that of "timm A2".
-* "8 views per decode" is how stage 1 makes a cache of several views. timm has no counterpart.
+* "stage 1" decodes whole pictures, since it sees them for the first time: damage must show. Stage 2
+  knows by their digests that they are whole, and decodes no rows below the crop. With "8 views per
+  decode" stage 1 makes a cache of several views. timm has no counterpart.
 
 So the ratio with three repeats compares two ways of doing the same job, and most of it comes from
 decoding once; the ratio of single views says what the code alone gains.
@@ -28,13 +33,10 @@ decoding once; the ratio of single views says what the code alone gains.
 import argparse
 import io
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -47,21 +49,25 @@ from sklearn.datasets import load_sample_images
 from timm.data import create_transform
 from torchvision import transforms
 
+from benchmarks.machine import machine
 from cache_tools import decode, render, samples, views
 from cache_tools.spec import ViewSpec
 
 RRC = ViewSpec(size=224, interpolation="box")
 A2 = replace(RRC, auto_augment="rand-m7-mstd0.5", mixup=0.1, cutmix=1.0)
+SIDES = {"imagenet": (500, 375), "short256": (341, 256), "large": (1000, 750)}
+"""Width and height in pixels; the sources have 640 at most."""
 COUNT = 96
+BLOCK = 65_536
 LIBRARIES = ("pillow", "timm", "torchvision", "simplejpeg", "opencv-python-headless", "numba")
 
 # what runs once over all pictures, and how many views of each it makes
-Contestant = tuple[Callable[[], None], int]
+Contestant = tuple[Callable[[], object], float]
 
 
 def pictures(kind: str) -> list[bytes]:
-    """Encoded crops of photographs, 500×375 ("imagenet") or 341×256 ("short256")."""
-    width, height = (500, 375) if kind == "imagenet" else (341, 256)
+    """Encoded crops of photographs, of one of the sizes of SIDES."""
+    width, height = SIDES[kind]
     sources = [getattr(skimage.data, n)() for n in ("chelsea", "astronaut", "coffee", "rocket")]
     sources += load_sample_images().images
     random, encoded = np.random.default_rng(0), []
@@ -78,20 +84,33 @@ def pictures(kind: str) -> list[bytes]:
     return encoded
 
 
-def ours(spec: ViewSpec, encoded: list[bytes], count: int = 1) -> Contestant:
-    """Parameters of `count` views in as many calls; each picture is decoded once and rendered."""
-    ids = np.array([samples.sample_id(f"k{i}") for i in range(len(encoded))], np.uint64)
-    sides = np.array([decode.size(data, "k") for data in encoded], np.int32).T
+def table(encoded: list[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Id, height and width of the samples of a block, whose pictures are these again and again."""
+    ids = np.array([samples.sample_id(f"k{i}") for i in range(BLOCK)], np.uint64)
+    sides = np.array([decode.size(data, "k") for data in encoded], np.int32)
+    height, width = np.resize(sides, (BLOCK, 2)).T.copy()
+    return ids, height, width
+
+
+def ours(spec: ViewSpec, encoded: list[bytes], count: int = 1, seen: bool = True) -> Contestant:
+    """`count` views of each picture, which is decoded once, as stage 2 does it or as stage 1."""
+    first = [column[: len(encoded)] for column in table(encoded)]
+    params = [views.draw(spec, *first, view) for view in range(count)]
     out = np.empty((count, spec.size, spec.size, 3), np.uint8)
     reuse = decode.Reuse()
 
     def run() -> None:
-        params = [views.draw(spec, ids, sides[0], sides[1], view) for view in range(count)]
         for row, data in enumerate(encoded):
             wanted = [(drawn, row, out[view]) for view, drawn in enumerate(params)]
-            render.views_of(data, "k", spec, wanted, reuse)
+            render.views_of(data, "k", spec, wanted, reuse, seen)
 
     return run, count
+
+
+def drawing(spec: ViewSpec, encoded: list[bytes]) -> Contestant:
+    """The parameters of a block's views in one call."""
+    columns = table(encoded)
+    return lambda: views.draw(spec, *columns, 0), BLOCK / len(encoded)
 
 
 def of_pil(
@@ -113,6 +132,18 @@ def decode_only(encoded: list[bytes]) -> Contestant:
     def run() -> None:
         for data in encoded:
             decode.decode(data, "k")
+
+    return run, 1
+
+
+def decode_our_rows(encoded: list[bytes]) -> Contestant:
+    """simplejpeg as our stage 2 uses it: into the same memory, no rows below the crop."""
+    drawn = views.draw(A2, *(column[: len(encoded)] for column in table(encoded)), 0)
+    bottom, reuse = (drawn.box_B4[:, 0] + drawn.box_B4[:, 2]).tolist(), decode.Reuse()
+
+    def run() -> None:
+        for data, rows in zip(encoded, bottom, strict=True):
+            decode.decode(data, "k", reuse, rows=rows)
 
     return run, 1
 
@@ -148,12 +179,16 @@ def contestants(encoded: list[bytes]) -> dict[str, Contestant]:
     ]
     timm_rrc = create_transform(224, is_training=True, color_jitter=0.0, use_prefetcher=True)
     return {
+        "draw RRC+flip": drawing(RRC, encoded),
+        "draw A2": drawing(A2, encoded),
         "decode": decode_only(encoded),
+        "decode, our rows": decode_our_rows(encoded),
         "decode, resize": decode_and_resize(encoded),
         "ours RRC+flip": ours(RRC, encoded),
         "ours A2": ours(A2, encoded),
         "ours A2, 3 repeats": ours(A2, encoded, 3),
-        "ours A2, 8 views per decode": ours(A2, encoded, 8),
+        "ours A2, stage 1": ours(A2, encoded, seen=False),
+        "ours A2, stage 1, 8 views per decode": ours(A2, encoded, 8, seen=False),
         "torchvision RRC+flip": of_pil(transforms.Compose(rrc), encoded),
         "timm RRC+flip": of_pil(timm_rrc, encoded),
         "timm A2": of_pil(timm_a2(), encoded),
@@ -172,7 +207,11 @@ def measure(encoded: list[bytes], repeats: int) -> dict[str, float]:
             begin = time.process_time()
             run()
             seconds[name].append((time.process_time() - begin) / len(encoded) / count)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    result = {name: statistics.median(values) for name, values in seconds.items()}
+    for name in result:
+        if name.startswith("ours"):
+            result[name] += result["draw A2" if "A2" in name else "draw RRC+flip"]
+    return result
 
 
 # how many times the seconds of the second name go into those of the first
@@ -181,8 +220,8 @@ RATIOS = {
     "A2 with 3 repeats: ours / timm": ("timm A2, 3 repeats", "ours A2, 3 repeats"),
     "RRC+flip: ours / torchvision": ("torchvision RRC+flip", "ours RRC+flip"),
     "RRC+flip: ours / timm": ("timm RRC+flip", "ours RRC+flip"),
-    "share of decode in our RRC+flip": ("decode", "ours RRC+flip"),
-    "share of decode in our A2": ("decode", "ours A2"),
+    "share of decode in our RRC+flip": ("decode, our rows", "ours RRC+flip"),
+    "share of decode in our A2": ("decode, our rows", "ours A2"),
 }
 
 
@@ -192,20 +231,9 @@ def summary(seconds: dict[str, float]) -> dict[str, Any]:
     return {
         "images_per_second_per_core": {n: round(1 / value, 1) for n, value in seconds.items()},
         **{name: round(seconds[a] / seconds[b], 2) for name, (a, b) in RATIOS.items()},
-        "share of resize in our A2": round((rrc - seconds["decode"]) / a2, 2),
+        "share of resize in our A2": round((rrc - seconds["decode, our rows"]) / a2, 2),
         "share of operations in our A2": round(1 - rrc / a2, 2),
     }
-
-
-def machine() -> dict[str, Any]:
-    """The processor, by its model's name where Linux tells it, and the libraries measured."""
-    described, name = Path("/proc/cpuinfo"), platform.processor() or platform.machine()
-    for line in described.read_text().splitlines() if described.exists() else ():
-        key, _, value = line.partition(":")
-        if key.strip() == "model name":
-            name = value.strip()
-    versions = {library: version(library) for library in LIBRARIES}
-    return {"processor": name, "cores": os.cpu_count(), "versions": versions}
 
 
 def main() -> None:
@@ -218,7 +246,7 @@ def main() -> None:
     results = {
         kind: summary(measure(pictures(kind), options.repeats)) for kind in ("imagenet", "short256")
     }
-    results["machine"] = machine()
+    results["machine"] = machine(LIBRARIES)
     text = json.dumps(results, indent=2)
     print(text)
     if options.json:

@@ -24,10 +24,12 @@ import numpy as np
 from cache_tools import codec, commits, dense, samples
 from cache_tools.layout import Layout
 from cache_tools.samples import SampleTable
-from cache_tools.spec import CacheSpec, DatasetSpec, TargetSpec, TeacherSpec, ViewSpec
+from cache_tools.spec import CacheSpec, DatasetSpec, TargetSpec, ViewSpec
 from cache_tools.store import Store
+from cache_tools.teacher_spec import TeacherSpec
 
 CLASSES, HUB_FILES, HUB_ENTRIES = 1000, 100_000, 10_000
+VIEWS, TARGETS = ViewSpec(size=224), TargetSpec()
 BARS = {"open": 1.0, "status": 5.0}
 _PEAK = """
 import atexit, sys
@@ -70,12 +72,18 @@ def part(spec: CacheSpec, block: int) -> dict[str, bytes]:
     return Layout(spec, 1).encode_part(0, block, stored, np.arange(4, dtype=np.uint64))
 
 
-def build(folder: Path, count: int, views: int) -> Store:
+def build(
+    folder: Path,
+    count: int,
+    views: int,
+    augmentation: ViewSpec = VIEWS,
+    targets: TargetSpec = TARGETS,
+) -> Store:
     """The cache, all parts committed."""
     rows = table(count)
     dataset = DatasetSpec(count, CLASSES, True, "stem", rows.sha256)
     teacher = TeacherSpec("t", "t", "sha256:0", CLASSES, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    spec = CacheSpec(dataset, teacher, ViewSpec(size=224), TargetSpec(), 65_536)
+    spec = CacheSpec(dataset, teacher, augmentation, targets, 65_536)
     store = Store.create(folder / "cache.zarr", spec, rows, views)
     last, layout = spec.num_blocks - 1, Layout(spec, views)
     chunks = {block: part(spec, block) for block in {0, last}}

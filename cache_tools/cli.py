@@ -26,16 +26,29 @@ from cache_tools.errors import KdcacheError, UsageError
 
 HELP = {
     "demo": "Write the embedded real data set as WebDataset shards and train its teacher.",
+    "shard": "Write any data set as WebDataset shards that timm reads, too.",
+    "beton": "Write a data set as one .beton, the container FFCV reads.",
     "plan": "Print samples, parts, bytes and forwards of a recipe; write nothing.",
     "views": "Draw a contact sheet of views; works on a recipe before there is a cache.",
     "cache": "Stage 1: run the teacher once and store what it said.",
     "status": "Print which parts are committed; exit 1 unless all are.",
     "info": "Print what a cache is: teacher, views, targets, sizes.",
     "verify": "Check every byte of a cache; with --data its images and pixels too.",
-    "import": "Write logits that exist as a cache.",
+    "import": "Write targets that exist as a cache: logits, TinyViT's, FKD's, ml-dr's files.",
+    "convert": "Write a cache as WebDataset shards, Parquet or TinyViT's logits.",
+    "ensemble": "Mix caches of several teachers over the same views into one.",
+    "pull": "Fetch a cache from a URL, or some of its views and samples.",
+    "push": "Put a cache where others can pull it.",
+    "card": "Write a dataset card for a cache.",
+    "select": "Cut a cache: some views, some samples, fewer classes.",
+    "merge": "Join caches of one teacher: more views, more samples.",
     "diff": "Compare two caches, or logits and a cache.",
     "train": "Stage 2: train students on the very views the teacher saw.",
-    "eval": "Measure a trained student.",
+    "sweep": "Train a grid of students that share every batch.",
+    "eval": "Measure a student on validation sets, beside its teacher.",
+    "export": "Write a trained student for timm and the Hub.",
+    "report": "Draw caches, runs and sweeps: one page of charts, without a network.",
+    "bench": "Measure what binds a training run: disk, decode, resize, operations, student.",
 }
 """One line for each of our commands in the order of a day's work; --help imports none of them."""
 INTERRUPTED = 130
@@ -111,8 +124,9 @@ def _guarded(command: Command) -> Command:
             command(*args, **kwargs)
         except KdcacheError as error:
             _fail(error)
-        except KeyboardInterrupt:
-            _say("Interrupted. What is committed is safe; run the same command again to go on.")
+        except KeyboardInterrupt as signal_:
+            safe = "Interrupted. What is committed is safe; run the same command again to go on."
+            _say(str(signal_) or safe)
             sys.exit(INTERRUPTED)
         except BrokenPipeError:  # the reader of our stdout went away, as `| head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

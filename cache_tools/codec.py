@@ -146,14 +146,23 @@ def encode(sparse: Sparse, spec: TargetSpec, num_classes: int) -> Stored:
     code_E = np.empty(len(delta_E), dtype=np.uint8)
     p_BK = np.ascontiguousarray(sparse.probability_BK)
     packing.pack(index_BK, p_BK, spec.levels, delta_E, code_E)
-    all_kept = count_B == num_classes
-    tail = np.where(all_kept, 0, _code(_log_odds(sparse.tail_BT.T), _TAIL))
-    true = np.where(sparse.true_BP.T > 0, _code(_log_odds(sparse.true_BP.T), _TRUE), 0)
-    mass = np.maximum(sparse.tail_BT[:, :1].astype(np.float64), 1e-150)
-    ratio = np.clip(sparse.square_BQ / (mass * mass), 1e-30, 1.0).T
-    square = np.where(all_kept, 0, _code(exact.log(ratio), _SQUARE))
-    codes = (x.astype(np.uint8) for x in (tail, true, square))
-    return Stored(count_B.astype(np.uint16), delta_E, code_E, *codes)
+    rest = encode_rest(sparse.tail_BT, sparse.true_BP, sparse.square_BQ, count_B == num_classes)
+    return Stored(count_B.astype(np.uint16), delta_E, code_E, *rest)
+
+
+def encode_rest(
+    tail_BT: NDArray[np.floating],
+    true_BP: NDArray[np.floating],
+    square_BQ: NDArray[np.floating],
+    all_kept_B: NDArray[np.bool_],
+) -> tuple[U1, U1, U1]:
+    """The codes of what `Sparse` says beside the kept classes: tail_TB, true_PB and square_QB."""
+    tail = np.where(all_kept_B, 0, _code(_log_odds(tail_BT.T), _TAIL))
+    true = np.where(true_BP.T > 0, _code(_log_odds(true_BP.T), _TRUE), 0)
+    mass = np.maximum(tail_BT[:, :1].astype(np.float64), 1e-150)
+    ratio = np.clip(square_BQ / (mass * mass), 1e-30, 1.0).T
+    square = np.where(all_kept_B, 0, _code(exact.log(ratio), _SQUARE))
+    return tail.astype(np.uint8), true.astype(np.uint8), square.astype(np.uint8)
 
 
 def decode(stored: Stored, spec: TargetSpec, row_B: I8 | None = None) -> Targets:
@@ -164,16 +173,24 @@ def decode(stored: Stored, spec: TargetSpec, row_B: I8 | None = None) -> Targets
         spec: How they were stored; K is its `k_max`.
         row_B: Which of them, in any order; None takes all.
     """
-    rows = np.arange(len(stored)) if row_B is None else row_B.astype(np.int64)
+    rows = np.arange(len(stored)) if row_B is None else row_B.astype(np.int64, copy=False)
     shape = len(rows), spec.k_max
     index, p = np.empty(shape, dtype=np.int32), np.empty(shape, dtype=np.float32)
-    tail_BT = np.ascontiguousarray(tail_levels()[stored.tail_TB[:, rows].T])
+    tail_BT = _values(stored.tail_TB, rows, tail_levels())
     begin, table = stored.begin_B1, levels(spec.levels)
     entries = stored.index_delta_E, stored.code_E
     packing.unpack(rows, begin, *entries, table, tail_BT[:, 0], index, p)
-    true_BP = true_levels()[stored.true_PB[:, rows].T]
-    square_BQ = square_levels()[stored.square_QB[:, rows].T] * np.square(tail_BT[:, :1])
+    true_BP = _values(stored.true_PB, rows, true_levels())
+    square_BQ = _values(stored.square_QB, rows, square_levels())
+    square_BQ *= np.square(tail_BT[:, :1])
     return Targets(index, p, tail_BT, true_BP, square_BQ)
+
+
+def _values(code_XN: U1, row_B: I8, scale: F4) -> F4:
+    """[B, X] what the codes of some views stand for."""
+    value_BX = np.empty((len(row_B), len(code_XN)), dtype=np.float32)
+    packing.look_up(row_B, code_XN, scale, value_BX)
+    return value_BX
 
 
 def concatenate(parts: Sequence[Stored]) -> Stored:
@@ -181,6 +198,16 @@ def concatenate(parts: Sequence[Stored]) -> Stored:
     names = ("count_B", "index_delta_E", "code_E", "tail_TB", "true_PB", "square_QB")
     columns: list[Any] = [[getattr(part, name) for part in parts] for name in names]
     return Stored(*(np.concatenate(column, axis=-1) for column in columns))
+
+
+def take(stored: Stored, row_B: I8) -> Stored:
+    """Some of the targets, in any order, code by code."""
+    count_B, begin_B = stored.count_B[row_B].astype(np.int64), stored.begin_B1[row_B]
+    within_E = np.arange(int(count_B.sum())) - np.repeat(np.cumsum(count_B) - count_B, count_B)
+    entry_E = np.repeat(begin_B, count_B) + within_E
+    entries = stored.index_delta_E[entry_E], stored.code_E[entry_E]
+    rest = (x[:, row_B] for x in (stored.tail_TB, stored.true_PB, stored.square_QB))
+    return Stored(stored.count_B[row_B], *entries, *rest)
 
 
 def check(stored: Stored, spec: TargetSpec, num_classes: int) -> str | None:

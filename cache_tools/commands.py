@@ -1,6 +1,7 @@
-"""Commands on a cache: `verify`, `info`, `status`, `import`, `diff`."""
+"""Commands on a cache: `verify`, `info`, `status`, `ensemble`, `diff`."""
 
 import json
+import os
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -8,11 +9,30 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from cache_tools import data_folder
 from cache_tools.errors import CacheIncomplete, UsageError
 from cache_tools.store import Store
 
 CachePath = Annotated[str, typer.Argument(metavar="CACHE", help="Folder, zip or URL of the cache.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")]
+
+
+def _keep_data_in(folder: str) -> str:
+    """Tell everybody in this run, and the processes it starts, where to keep what is fetched."""
+    if folder:
+        os.environ[data_folder.FOLDER] = folder
+    return folder
+
+
+DataCache = Annotated[
+    str,
+    typer.Option(
+        metavar="DIR",
+        callback=_keep_data_in,
+        help="Where shards from URLs and indices are kept; default: $KDCACHE_CACHE or "
+        "~/.cache/kdcache, up to $KDCACHE_CACHE_LIMIT.",
+    ),
+]
 
 
 def verify(
@@ -22,9 +42,21 @@ def verify(
         int, typer.Option(metavar="N", min=0, help="Ask the teacher again about N views.")
     ] = 0,
     teacher: Annotated[
-        str, typer.Option(help="The teacher to ask, where its name alone does not find it.")
-    ] = "",
+        list[str] | None,
+        typer.Option(help="The teacher to ask, where its name alone does not find it; repeatable."),
+    ] = None,
+    class_map: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="The teacher's class map, if it has one; repeatable."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="Where it runs: cuda, cpu.")] = None,
+    data_cache: DataCache = "",
+    content_id: Annotated[
+        str, typer.Option(metavar="ID", help="Also compare the content id, as somebody signed it.")
+    ] = "",
+    allow_partial: Annotated[
+        bool, typer.Option("--allow-partial", help="SRC may lack samples and have others.")
+    ] = False,
     json_: Json = False,
 ) -> None:
     """Check every byte of a cache; with --data its images and pixels too. Exit 1 on a problem."""
@@ -35,35 +67,59 @@ def verify(
     if recompute and data is None:
         raise UsageError("--recompute renders views: pass --data with the images, too.")
     images = None if data is None else shards.open_images(data, "train")
-    verdict = verifier.verify(store, images)
+    verdict = verifier.verify(store, images, allow_partial)
     if recompute and images is not None and verdict.word == "ok":
         check = _check("recompute")
         verdict.recomputed = recompute
-        verdict.problems.extend(check(store, images, teacher, device, recompute))
+        verdict.problems.extend(
+            check(store, images, teacher or [], device, recompute, class_map or [])
+        )
+    if content_id and verdict.word in ("ok", "incomplete"):
+        verdict.compare_content(store, content_id)
     if json_:
         emit(verdict.as_dict())
     else:
         for problem in verdict.problems:
             print(f"{problem.kind}: {problem}")
+        if verdict.coverage is not None and not verdict.coverage.by_name:
+            print(f"{data}: {verdict.coverage}")
         print(f"{verdict.word}: {_looked(verdict, cache, store)}")
     raise typer.Exit(0 if verdict.word == "ok" else 1)
 
 
-def info(cache: CachePath, json_: Json = False) -> None:
+def info(
+    cache: CachePath,
+    content_id: Annotated[
+        bool, typer.Option("--content-id", help="Print the content id alone, to sign it.")
+    ] = False,
+    json_: Json = False,
+) -> None:
     """Print what a cache is: teacher, views, targets, sizes."""
     from cache_tools import summary
 
+    if content_id:
+        print(Store.open(cache).content_id())
+        return
     facts = summary.info(Store.open(cache))
     if json_:
         emit(facts)
         return
     spec = facts.pop("spec")
+    members = facts["teacher"].pop("members")
     for name, value in facts.items():
         lines = value.items() if isinstance(value, dict) else [("", value)]
         for key, one in lines:
             print(f"{' '.join((name, key)).strip():22} {f'{one:,}' if type(one) is int else one}")
+    for member in members:
+        of = f"{member['weight']:.4g} of {member['name']}"
+        where = f" in {member['cache'][:19]}…" if member["cache"] else ""
+        print(f"{'member':22} {of} {member['weights_sha256'][:19]}…{where}")
     for section in ("dataset", "views", "targets"):
-        print(f"{section:22} " + ", ".join(f"{k}={_short(v)}" for k, v in spec[section].items()))
+        if spec[section] is not None:
+            said = ", ".join(f"{k}={_short(v)}" for k, v in spec[section].items())
+            print(f"{section:22} {said}")
+    if (imported := spec.get("imported")) is not None:
+        print(f"{'imported from':22} {imported['origin']}. {imported['note']}")
 
 
 def status(
@@ -95,34 +151,44 @@ def status(
         first = facts["missing"][0]
         raise CacheIncomplete(
             f"{cache} is not complete: first missing part is view {first['view']}, block "
-            f"{first['block']}. Run the same `kdcache cache` command again to go on."
+            f"{first['block']}. Run the command that made it (`kdcache cache`, `kdcache ensemble`) "
+            "again to go on."
         )
 
 
-def import_(
-    kind: Annotated[Literal["dense"], typer.Argument(metavar="KIND", help="dense: all logits.")],
-    source: Annotated[
-        Path, typer.Argument(metavar="FILE", help="An .npy, .npz or .safetensors of logits.")
-    ],
-    out: Annotated[Path, typer.Option(metavar="CACHE", help="Where the cache lies.")],
+def ensemble(
+    caches: Annotated[list[str], typer.Argument(metavar="CACHE…", help="Two or more caches.")],
+    out: Annotated[Path, typer.Option(metavar="CACHE", help="Where their mixture lies.")],
+    weights: Annotated[
+        str,
+        typer.Option(metavar="W,W…", help="A weight for each: 0.7,0.3; default: equal."),
+    ] = "",
     keep: Annotated[
-        str, typer.Option(help="tau=1e-3,max=64 (also min=, levels=, t2=) or k=20.")
-    ] = "tau=1e-3,max=64",
-    teacher: Annotated[str, typer.Option(help="Name of the network that said this.")] = "unknown",
+        str,
+        typer.Option(help="tau=1e-3,max=64 (also min=, levels=) or k=20; default: as they do."),
+    ] = "",
     json_: Json = False,
 ) -> None:
-    """Write logits that exist, [N, C] or [V, N, C], as a cache. Run again to go on."""
-    from cache_tools import summary
-    from cache_tools.importers import dense
+    """Mix caches of several teachers over the same views into one. Run again to go on.
 
-    assert kind == "dense"
-    facts = summary.info(dense.run(source, out, dense.keep(keep), teacher))
+    Its targets are the weighted mean of the teachers' probabilities, of which a class that one of
+    them did not keep gets that one's flat share of its tail.
+    """
+    from cache_tools import ensemble as mixer
+    from cache_tools import members, summary
+
+    if len(caches) < 2:
+        raise UsageError("an ensemble has two members or more. Name the caches of all teachers.")
+    opened = members.open_members(caches, _numbers(weights), blocks=True)
+    facts = summary.info(mixer.run(opened, out, mixer.keep(keep)))
     if json_:
         emit(facts)
         return
+    print(f"teacher {facts['teacher']['name']}")
     print(
-        f"{out}: {facts['samples']:,} samples, {facts['views']} views, "
-        f"{facts['bytes_per_view']} bytes each, {facts['kept_classes_mean']} classes kept"
+        f"{out}: {facts['parts']['done']} of {facts['parts']['total']} parts, "
+        f"{facts['targets']:,} views, {facts['bytes_per_view']} bytes each, "
+        f"{facts['kept_classes_mean']} classes kept"
     )
 
 
@@ -151,6 +217,21 @@ def emit(facts: dict[str, Any]) -> None:
     """Print facts as JSON on stdout."""
     json.dump(facts, sys.stdout, indent=2)
     print()
+
+
+def _numbers(text: str) -> list[float]:
+    """Numbers that commas separate."""
+    try:
+        return [float(number) for number in text.split(",")] if text else []
+    except ValueError:
+        raise UsageError(f"--weights {text} are not numbers such as 0.7,0.3.") from None
+
+
+def table(facts: dict[str, Any]) -> None:
+    """Print numbers and words by name for people."""
+    width = max([16, *map(len, facts)])
+    for name, value in facts.items():
+        print(f"{name:{width}} {value if isinstance(value, str) else f'{value:,}':>16}")
 
 
 def _check(name: str) -> Any:

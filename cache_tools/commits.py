@@ -5,11 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from cache_tools import files
+from cache_tools.canonical import canonical_json, sha256
 from cache_tools.errors import CacheDamaged, CacheIncomplete
-from cache_tools.spec import CacheSpec, canonical_json, sha256
+from cache_tools.spec import CacheSpec
 from cache_tools.storage import Storage
 
-REMEDY = "Run the same `kdcache cache` command again: it makes only missing and damaged parts."
+REMEDY = (
+    "Run the command that made it (`kdcache cache`, `kdcache ensemble`) again: it makes only "
+    "missing and damaged parts."
+)
 
 _MAX_RECORD = 2**16
 _MOST_STATISTIC = 2**53
@@ -57,6 +61,11 @@ def encode(
         "statistics": dict(statistics),
         "versions": dict(versions),
     }
+    return sealed(record)
+
+
+def sealed(record: Mapping[str, Any]) -> bytes:
+    """A record, as `read` gives it, as it is written."""
     return canonical_json({**record, "sha256": sha256(canonical_json(record))})
 
 

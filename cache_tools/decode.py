@@ -35,7 +35,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from cache_tools import png
+from cache_tools import jpeg, png
 from cache_tools.errors import DataError
 
 U1 = NDArray[np.uint8]
@@ -43,6 +43,7 @@ MAX_PIXELS = 2**28
 """An image of more pixels than this is refused before it is decoded."""
 
 _JPEG = b"\xff\xd8\xff"
+_PLAIN = ("RGB", "YCbCr", "Gray")
 _PLUGINS: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
     (_JPEG, JpegImagePlugin.JpegImageFile),
     (png.SIGNATURE, PngImagePlugin.PngImageFile),
@@ -57,6 +58,8 @@ _PLUGINS: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
 # The padding some cameras leave: all pixels were decoded when libjpeg met these bytes.
 _HARMLESS = re.compile(r": \d{1,2} extraneous bytes before marker 0xd9")
 
+_LEFT_OVER = re.compile(r": \d+ extraneous bytes before marker 0xd9")
+
 _PILLOW_WARNS = r"PIL\."
 _SILENCE: tuple[object, ...] = ("ignore", None, Warning, re.compile(_PILLOW_WARNS), 0)
 _FILTERS = threading.Lock()
@@ -70,6 +73,11 @@ def size(data: bytes, key: str) -> tuple[int, int]:
     """
     with _naming(key):
         return _header(data)[:2]
+
+
+def is_plain_jpeg(data: bytes) -> bool:
+    """Whether TurboJPEG makes RGB of an image without further ado: no CMYK, no other format."""
+    return _header(data)[2] in _PLAIN
 
 
 class Reuse(threading.local):
@@ -88,7 +96,9 @@ class Reuse(threading.local):
         return self._memory
 
 
-def decode(data: bytes, key: str, reuse: Reuse | None = None, halvings: int = 0) -> U1:
+def decode(
+    data: bytes, key: str, reuse: Reuse | None = None, halvings: int = 0, rows: int | None = None
+) -> U1:
     """Decode an image to [H, W, 3] RGB.
 
     Args:
@@ -97,13 +107,19 @@ def decode(data: bytes, key: str, reuse: Reuse | None = None, halvings: int = 0)
         reuse: Where to decode to; None makes new memory.
         halvings: Decode at 1/2, 1/4 or 1/8 (1, 2, 3): [ceil(H / 2^halvings), …]. libjpeg makes
             fewer pixels of a JPEG's blocks; other formats are shrunk by INTER_AREA.
+        rows: Only so many rows are wanted; there may be more, or all. Damage further down goes
+            unseen, so this is for bytes that were decoded as a whole before.
 
     Raises:
         DataError: Not an image, one of absurd size or a broken one; `key` names it.
     """
     with _naming(key):
         height, width, colours = _header(data)
-        if colours in ("RGB", "YCbCr", "Gray"):
+        if rows is not None and colours in _PLAIN and not halvings:
+            beginning = _first_rows(data, rows, width, reuse or Reuse())
+            if beginning is not None:
+                return beginning
+        if colours in _PLAIN:
             small = -(-height >> halvings), -(-width >> halvings)
             buffer = None if reuse is None else reuse.room(3 * small[0] * small[1])
             picture = _jpeg(data, "RGB", buffer, *(small if halvings else (0, 0)))
@@ -119,7 +135,7 @@ def decode(data: bytes, key: str, reuse: Reuse | None = None, halvings: int = 0)
                     png.check_rows(data, packed)
         if picture.shape != (height, width, 3):
             raise ValueError(f"decoded to {picture.shape}, its header says {height}×{width}")
-        if halvings and colours not in ("RGB", "YCbCr", "Gray"):
+        if halvings and colours not in _PLAIN:
             size = -(-width >> halvings), -(-height >> halvings)
             return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
         return picture
@@ -161,6 +177,21 @@ def _jpeg(
             raise
         picture = simplejpeg.decode_jpeg(data, colours, strict=False, **options)
     return np.asarray(picture)
+
+
+def _first_rows(data: bytes, rows: int, width: int, reuse: Reuse) -> U1 | None:
+    """At least so many rows of a JPEG, or None where it must be decoded whole."""
+    cut = jpeg.shorter(data, rows)
+    if cut is None:
+        return None
+    buffer = reuse.room(3 * (rows + jpeg.BLENDED) * width)
+    try:
+        simplejpeg.decode_jpeg(cut, "RGB", fastdct=False, fastupsample=False, buffer=buffer)
+    except ValueError as error:
+        # libjpeg reports the first warning only: nothing was wrong before what is left over.
+        if not _LEFT_OVER.search(str(error)):
+            return None
+    return buffer[: 3 * rows * width].reshape(rows, width, 3)
 
 
 @contextmanager

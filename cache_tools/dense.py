@@ -34,7 +34,7 @@ def sparsify(
         label_BP: True classes (-1 = none), where the spec wants their probability.
     """
     p_BC = softmax(logits_BC)
-    kept_BC = (_top(p_BC, spec.k_max) & (p_BC > spec.tau)) | _top(p_BC, spec.k_min)
+    kept_BC = (top(p_BC, spec.k_max) & (p_BC > spec.tau)) | top(p_BC, spec.k_min)
     row_E, class_E = np.nonzero(kept_BC)
     slot_E = (np.cumsum(kept_BC, axis=1) - 1)[row_E, class_E]
     index, p = np.full((len(p_BC), spec.k_max), -1), np.zeros((len(p_BC), spec.k_max))
@@ -76,7 +76,7 @@ def divergence(p_BC: F8, q_BC: F8) -> F8:
     return np.asarray((p_BC * np.log(p / q)).sum(axis=1))
 
 
-def _top(p_BC: F8, count: int) -> NDArray[np.bool_]:
+def top(p_BC: F8, count: int) -> NDArray[np.bool_]:
     """Which classes are the `count` most probable; ties go to the lower ids."""
     if count >= p_BC.shape[1]:
         return np.ones(p_BC.shape, dtype=bool)

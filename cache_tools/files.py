@@ -2,17 +2,21 @@
 
 import contextlib
 import errno
+import fcntl
 import json
+import logging
 import math
 import os
 import shutil
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from cache_tools.errors import CacheDamaged, KdcacheError
 
+log = logging.getLogger("kdcache")
 PARTIAL = ".partial"
 _STALE_SECONDS = 3600.0
 MAX_JSON = 2**20
@@ -37,7 +41,22 @@ def write(path: Path, data: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise _cannot_write(path, error) from None
+        raise cannot_write(path, error) from None
+
+
+def append(path: Path, data: bytes) -> None:
+    """Add lines to a file, durably; only the last line can be lost or half there after a crash.
+
+    Raises:
+        KdcacheError: The disk is full or the file cannot be written.
+    """
+    try:
+        with path.open("ab") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise cannot_write(path, error) from None
 
 
 def _make_folder(folder: Path) -> None:
@@ -56,6 +75,33 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(path: Path, waiting: str = "") -> Iterator[None]:
+    """Hold a lock that the kernel drops when its holder dies; none where it knows no locks.
+
+    Args:
+        path: File that is locked; it is made and stays.
+        waiting: What to tell the user while another process holds the lock.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        _make_folder(path.parent)
+        lock = os.open(path, flags, 0o644)
+    except OSError as error:
+        raise KdcacheError(f"cannot lock {path}: {error.strerror}. Remove it.") from None
+    try:
+        with contextlib.suppress(OSError):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if waiting:
+                    log.info(waiting)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def sweep(folder: Path) -> int:
@@ -105,7 +151,8 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no number of JSON")
 
 
-def _cannot_write(path: Path, error: OSError) -> KdcacheError:
+def cannot_write(path: Path, error: OSError) -> KdcacheError:
+    """What to tell a user whose file cannot be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return KdcacheError(
             f"the disk is full: {path} was not written. What is committed is safe; "

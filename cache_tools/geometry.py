@@ -53,6 +53,20 @@ def affine(source: U1, matrix: I8, fill: U1, out: U1, bicubic: bool) -> None:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
+def nearest(source: U1, matrix: I8, fill: U1, out: U1) -> None:
+    """As `affine`, but every output pixel is the source's that lies nearest, halves rounded up."""
+    for y in range(out.shape[0]):
+        first, last = _inside(source, matrix, y, out.shape[1])
+        _paint(out[y, :first], fill)
+        _paint(out[y, last:], fill)
+        for x in range(first, last):
+            column = (matrix[0] * x + matrix[1] * y + matrix[2] + 32768) >> 16
+            row = (matrix[3] * x + matrix[4] * y + matrix[5] + 32768) >> 16
+            for c in range(3):
+                out[y, x, c] = source[row, column, c]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
 def _paint(pixels: U1, colour: U1) -> None:
     """Give pixels one colour."""
     for x in range(pixels.shape[0]):

@@ -54,6 +54,9 @@ def apply(codes_n: I8, arguments_n6: I8, fill: U1, image: U1, scratch: U1) -> No
         elif code in (ops.AFFINE_BILINEAR, ops.AFFINE_BICUBIC):
             scratch[:] = image
             geometry.affine(scratch, arguments, fill, image, code == ops.AFFINE_BICUBIC)
+        elif code == ops.AFFINE_NEAREST:
+            scratch[:] = image
+            geometry.nearest(scratch, arguments, fill, image)
         elif code != ops.NOTHING:
             raise ValueError(f"there is no operation {code}")
 

@@ -10,6 +10,7 @@ Every array has one chunk per part, at `c/VIEW/BLOCK` (`c/0/VIEW/BLOCK` with pla
 Shapes: V views, N samples, T temperatures, P labels, B rows of a block.
 """
 
+import json
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,13 +23,16 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
-from cache_tools import codec, frames
+from cache_tools import codec, frames, imported
+from cache_tools.canonical import canonical_json
 from cache_tools.codec import Stored
+from cache_tools.imported import Imported
 from cache_tools.spec import CacheSpec
 
 PROBES = 4
 """Views per part whose pixels are fingerprinted."""
 _GROUPS = ("samples", "targets", "probes", "commits")
+_VIEWS = "views"
 _LEVEL = 5  # of zstd: one more costs time and saves nothing, since entries are packed
 Array = NDArray[Any]
 
@@ -74,8 +78,11 @@ def fields(spec: CacheSpec) -> tuple[Field, ...]:
         Field("targets/square", "uint8", rows, int(spec.targets.tail_square)),
         Field("probes/pixels", "uint64", 1, PROBES * spec.replayable, rows=False, fill=0),
     ]
-    optional = ("targets/true", "targets/square", "probes/pixels")
-    return tuple(f for f in wanted if f.planes or f.name not in optional)
+    for c in imported.columns(spec):
+        fill = int(np.iinfo(c.dtype).max)
+        wanted.append(Field(c.path, c.dtype, rows, c.planes, fill=fill))
+    always = ("targets/count", "targets/index_delta", "targets/code")
+    return tuple(f for f in wanted if f.planes or f.name in always)
 
 
 class Layout(threading.local):
@@ -92,19 +99,28 @@ class Layout(threading.local):
             front = (f.planes,) if f.planes else ()
             shape, chunks = (*front, num_views, along), (*front, 1, f.width)
             self._arrays[f.name] = self._create(f.name, shape, chunks, f.dtype, f.fill)
-        for name in _GROUPS:  # commits is one too, so that plain zarr knows the folder
+        self._groups = (*_GROUPS, _VIEWS) if spec.imported else _GROUPS
+        for name in self._groups:  # commits is one too, so that plain zarr knows the folder
             self._group.require_group(name)
 
     def metadata(self) -> dict[str, bytes]:
         """`zarr.json` of the arrays of parts and of all groups but the root, path → bytes."""
-        nodes = [*(f.name for f in self.fields), *_GROUPS]
-        return {f"{n}/zarr.json": bytes(self._files[f"{n}/zarr.json"].to_bytes()) for n in nodes}
+        nodes = [*(f.name for f in self.fields), *self._groups]
+        return {f"{n}/zarr.json": self._node(n) for n in nodes}
 
     def encode_part(
-        self, view: int, block: int, stored: Stored, probes: NDArray[np.uint64]
+        self,
+        view: int,
+        block: int,
+        stored: Stored,
+        probes: NDArray[np.uint64],
+        params: Imported | None = None,
     ) -> dict[str, bytes]:
         """Chunk bytes of one part, path → bytes, for every array of `fields`."""
-        arrays = {
+        if (params is None) != (self._spec.imported is None):
+            raise ValueError("parameters of views belong to imported views, and to no others")
+        arrays: dict[str, Array] = imported.to_arrays(params, self._spec) if params else {}
+        arrays |= {
             "targets/count": stored.count_B,
             "targets/index_delta": stored.index_delta_E,
             "targets/code": stored.code_E,
@@ -130,16 +146,7 @@ class Layout(threading.local):
         Raises:
             ValueError, RuntimeError: The bytes do not decode.
         """
-        found: dict[str, Array] = {}
-        for f in self.fields:
-            path = f.chunk(view, block)
-            frames.check(chunks[path], f.bytes, np.dtype(f.dtype).itemsize)
-            self._put(path, chunks[path])
-            try:
-                region = self._region(f, view, block)
-                found[f.name] = np.asarray(self._arrays[f.name][region])
-            finally:
-                del self._files[path]
+        found = self._decode(view, block, chunks, views=False)
         rows = len(found["targets/count"])
         entries = int(found["targets/count"].sum(dtype=np.int64))
         delta, code = found["targets/index_delta"], found["targets/code"]
@@ -156,16 +163,22 @@ class Layout(threading.local):
         )
         return stored, found.get("probes/pixels", np.empty((0, 1), dtype=np.uint64))[:, 0]
 
+    def decode_views(self, view: int, block: int, chunks: Mapping[str, bytes]) -> Imported:
+        """Parameters of the imported views of one part; nothing of the values is checked.
+
+        Raises:
+            ValueError, RuntimeError: The bytes do not decode.
+        """
+        found = self._decode(view, block, chunks, views=True)
+        return imported.from_arrays(found, len(self._spec.rows(block)), self._spec)
+
     def encode_whole(self, columns: Mapping[str, Array]) -> dict[str, bytes]:
         """All files (metadata and the one chunk) of small one-dimensional arrays."""
         for name, values in columns.items():
             shape, dtype = values.shape, values.dtype.name
             self._create(name, shape, shape, dtype, _fill(dtype))[:] = values
-        return {
-            path: bytes(buffer.to_bytes())
-            for path, buffer in self._files.items()
-            if path.rpartition("/c/")[0] in columns or path[:-10] in columns
-        }
+        chunks = {f"{n}/c/0": bytes(self._files[f"{n}/c/0"].to_bytes()) for n in columns}
+        return chunks | {f"{n}/zarr.json": self._node(n) for n in columns}
 
     def decode_whole(self, name: str, length: int, dtype: str, chunk: bytes) -> Array:
         """One small array of known length and type from the bytes of its only chunk."""
@@ -175,14 +188,47 @@ class Layout(threading.local):
         self._put(f"{name}/c/0", chunk)
         return np.asarray(array[:])
 
-    def part_chunks(self, view: int, block: int) -> dict[str, int]:
-        """Paths of all chunks of one part, and the most bytes each can have."""
-        return {f.chunk(view, block): f.bytes + frames.SLACK for f in self.fields}
+    def part_chunks(self, view: int, block: int, views: bool | None = None) -> dict[str, int]:
+        """Paths of the chunks of one part, and the most bytes each can have.
+
+        Args:
+            view: View number.
+            block: Block of the sample table.
+            views: None for all of them, else whether those of imported views or those of targets.
+        """
+        wanted = (f for f in self.fields if views in (None, f.name.startswith(f"{_VIEWS}/")))
+        return {f.chunk(view, block): f.bytes + frames.SLACK for f in wanted}
 
     def whole_metadata(self, name: str, length: int, dtype: str) -> bytes:
         """`zarr.json` of a small one-dimensional array."""
         self._create(name, (length,), (length,), dtype, _fill(dtype))
-        return bytes(self._files[f"{name}/zarr.json"].to_bytes())
+        return self._node(name)
+
+    def _decode(
+        self, view: int, block: int, chunks: Mapping[str, bytes], views: bool
+    ) -> dict[str, Array]:
+        """Name → values of the arrays of parts: those of imported views, or those of targets."""
+        found: dict[str, Array] = {}
+        for f in self.fields:
+            if f.name.startswith(f"{_VIEWS}/") != views:
+                continue
+            path = f.chunk(view, block)
+            frames.check(chunks[path], f.bytes, np.dtype(f.dtype).itemsize)
+            self._put(path, chunks[path])
+            try:
+                region = self._region(f, view, block)
+                found[f.name] = np.asarray(self._arrays[f.name][region])
+            finally:
+                del self._files[path]
+        return found
+
+    def _node(self, name: str) -> bytes:
+        """`zarr.json` of a node: zarr's, as canonical JSON and without what it need not say."""
+        node = json.loads(self._files[f"{name}/zarr.json"].to_bytes())
+        said = {key: value for key, value in node.items() if value not in ({}, [])}
+        if said["node_type"] == "array":
+            said["chunk_key_encoding"] = {"name": "default"}
+        return canonical_json(said)
 
     def _region(self, field: Field, view: int, block: int) -> tuple[Any, ...]:
         begin = block * field.width
@@ -211,6 +257,6 @@ class Layout(threading.local):
         )
 
 
-def _fill(dtype: str) -> float:
+def _fill(dtype: str) -> int:
     """The fill value of a small array: no value it has."""
-    return np.iinfo(dtype).max if np.dtype(dtype).kind in "iu" else float("nan")
+    return int(np.iinfo(dtype).max)

@@ -1,20 +1,21 @@
 """The manifest: `attributes.kdcache` of the group's zarr.json.
 
-It holds the spec with its fingerprint, how many views there are, and the SHA-256 of every file that
-is not of a part; its own digest covers all of it, so that no number in it can change unseen.
+It holds the spec with its fingerprint and how many views there are; its own digest covers all of
+it, so that no number in it can change unseen. What else a cache has but its parts follows from it:
+every array's metadata from the spec, the sample table from the digest in the spec.
 """
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from cache_tools import files, spec
+from cache_tools.canonical import canonical_json, sha256
 from cache_tools.errors import CacheDamaged, CacheMismatch, CacheNotFound
-from cache_tools.spec import CacheSpec, canonical_json, sha256
-from cache_tools.storage import Storage
+from cache_tools.spec import CacheSpec
+from cache_tools.storage import MANIFEST, Storage
 
-NAME = "zarr.json"
+NAME = MANIFEST
 MAX_VIEWS = 10_000
 MAX_PARTS = 2**21
 _REMEDY = "Fetch it again from where the cache came."
@@ -26,21 +27,18 @@ class Manifest:
 
     spec: CacheSpec
     num_views: int
-    files: Mapping[str, str]
-    """SHA-256 of the files that are not of a part, by path."""
 
     def encode(self) -> bytes:
         """The group's zarr.json."""
         attributes: dict[str, Any] = {
-            "format_version": spec.FORMAT_VERSION,
+            "format_version": self.spec.format_version,
             "fingerprint": self.spec.fingerprint,
             "num_views": self.num_views,
-            "spec": asdict(self.spec),
-            "files": dict(self.files),
+            "spec": self.spec.mapping,
         }
         attributes["sha256"] = sha256(canonical_json(attributes))
         group = {"zarr_format": 3, "node_type": "group", "attributes": {"kdcache": attributes}}
-        return (json.dumps(group, indent=2, sort_keys=True) + "\n").encode()
+        return canonical_json(group)
 
 
 def read(storage: Storage) -> Manifest:
@@ -67,14 +65,14 @@ def read(storage: Storage) -> Manifest:
     _require(digest == sha256(canonical_json(manifest)), path, "its sha256 is not that of the rest")
     plain = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
     _require(group == plain, path, f"it has other members than {', '.join(sorted(plain))}")
-    views, mapping, listed = (manifest.get(k) for k in ("num_views", "spec", "files"))
+    views, mapping = manifest.get("num_views"), manifest.get("spec")
     _require(type(views) is int and 0 < views <= MAX_VIEWS, path, f"num_views is {views!r}")
-    _require(isinstance(mapping, dict) and isinstance(listed, dict), path, "it lacks a member")
+    _require(isinstance(mapping, dict), path, "it lacks a member")
     cache_spec = spec.from_mapping(mapping, path)  # type: ignore[arg-type]
     parts = views * cache_spec.num_blocks  # type: ignore[operator]
     _require(parts <= MAX_PARTS, path, f"{parts} parts are too many")
     _require(manifest.get("fingerprint") == cache_spec.fingerprint, path, "fingerprint and spec")
-    return Manifest(cache_spec, views, listed)  # type: ignore[arg-type]
+    return Manifest(cache_spec, views)  # type: ignore[arg-type]
 
 
 def _check_version(manifest: Mapping[str, Any], storage: Storage) -> None:

@@ -14,7 +14,14 @@ import numpy as np
 from cache_tools.views import LAM_ONE
 
 
-def mix(pixels_B3SS: Any, partner_B3SS: Any, lam_B: Any, cut_B4: Any, side_S: Any) -> Any:
+def mix(
+    pixels_B3SS: Any,
+    partner_B3SS: Any,
+    lam_B: Any,
+    cut_B4: Any,
+    side_S: Any,
+    outside_B: Any | None = None,
+) -> Any:
     """Mixup, λ·own + (1-λ)·partner, or cutmix, the partner's pixels within the box.
 
     Args:
@@ -23,18 +30,19 @@ def mix(pixels_B3SS: Any, partner_B3SS: Any, lam_B: Any, cut_B4: Any, side_S: An
         lam_B: fp32 λ in 1/65536, integers 0..65536.
         cut_B4: Cutmix box: top, left, height (0 = mixup), width in pixels.
         side_S: 0, 1, … S - 1 as an array of the same kind.
+        outside_B: As `Mix.outside_B`, fp32.
     """
-    weight = weights(lam_B, cut_B4, side_S)[:, None]
+    weight = weights(lam_B, cut_B4, side_S, outside_B)[:, None]
     return (pixels_B3SS * weight + partner_B3SS * (LAM_ONE - weight)) / LAM_ONE
 
 
-def weights(lam_B: Any, cut_B4: Any, side_S: Any) -> Any:
+def weights(lam_B: Any, cut_B4: Any, side_S: Any, outside_B: Any | None = None) -> Any:
     """Weight of the view's own pixels in 1/65536, [B, S, S]."""
     top, left, height, width = (cut_B4[:, i, None] for i in range(4))
     rows = (side_S >= top) & (side_S < top + height)
     columns = (side_S >= left) & (side_S < left + width)
     outside = 1.0 - 1.0 * (rows[:, :, None] & columns[:, None, :])
-    own = lam_B + (LAM_ONE - lam_B) * (cut_B4[:, 2] > 0)
+    own = lam_B + (LAM_ONE - lam_B) * (cut_B4[:, 2] > 0) if outside_B is None else outside_B
     return own[:, None, None] * outside
 
 

@@ -1,7 +1,7 @@
 """Image operations by number: what `augment` draws and `kernels` carries out.
 
 Argument 0 holds the magnitude: a factor, radius or angle in 1/65536, or bits, a threshold, a shift.
-The two affines use all six: a 2×3 matrix from output to source pixels, in 1/65536.
+The affines use all six: a 2×3 matrix from output to source pixels, in 1/65536.
 """
 
 NOTHING = 0
@@ -20,9 +20,11 @@ AFFINE_BICUBIC = 12
 GRAYSCALE = 13
 BLUR = 14
 HUE = 15
+AFFINE_NEAREST = 16
 
 NAMES = (
     "nothing", "autocontrast", "equalize", "invert", "posterize", "solarize", "solarize_add",
     "color", "contrast", "brightness", "sharpness", "affine", "affine", "grayscale", "blur", "hue",
+    "affine",
 )  # fmt: skip
 """Names for people, by number."""

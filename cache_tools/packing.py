@@ -43,6 +43,38 @@ def pack(
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
+def unite(index_BX: I8, value_BX: F8, floor_B: F8, index_BK: I8, sum_BK: F8, count_B: I8) -> None:
+    """Distinct ids of each view, ascending, with `floor` plus the sum of their values.
+
+    Args:
+        index_BX: Class ids in any order, each maybe several times; -1 in slots that are not used.
+        value_BX: Their values.
+        floor_B: What a sum begins with.
+        index_BK: Zeros, written; K is at least the number of distinct ids.
+        sum_BK: Zeros, written; at least 1e-30, as 0 would read as an empty slot.
+        count_B: Written: how many distinct ids there are.
+    """
+    ids = np.empty(index_BX.shape[1], np.int64)
+    values = np.empty(index_BX.shape[1], np.float64)
+    for b in range(index_BX.shape[0]):
+        used = 0
+        for x in range(index_BX.shape[1]):
+            if index_BX[b, x] >= 0:
+                ids[used], values[used] = index_BX[b, x], value_BX[b, x]
+                used += 1
+        _sort(ids[:used], values[:used])
+        k = -1
+        for x in range(used):
+            if x == 0 or ids[x] != ids[x - 1]:
+                k += 1
+                index_BK[b, k], sum_BK[b, k] = ids[x], floor_B[b]
+            sum_BK[b, k] += values[x]
+        for slot in range(k + 1):
+            sum_BK[b, slot] = max(sum_BK[b, slot], 1e-30)
+        count_B[b] = k + 1
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
 def _sort(ids: I8, values: F8) -> None:
     """Sort both by id in place; insertion is the fastest for the few classes of a usual view."""
     if ids.size > _SORT_BY_INSERTION:
@@ -82,6 +114,14 @@ def unpack(
         for k in range(end - begin, index_BK.shape[1]):
             index_BK[b, k] = 0
             p_BK[b, k] = 0.0
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def look_up(row_B: I8, code_XN: U1, levels: F4, value_BX: F4) -> None:
+    """Write what the codes of some views stand for; X values of each."""
+    for b in range(row_B.size):
+        for x in range(code_XN.shape[0]):
+            value_BX[b, x] = levels[code_XN[x, row_B[b]]]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

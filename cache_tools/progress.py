@@ -3,8 +3,9 @@
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -17,15 +18,25 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 log = logging.getLogger("kdcache")
 _LOG_SECONDS = 30.0
+bars = True
+"""Whether this process may draw on the terminal; workers of another process may not."""
+
+
+class Advance(Protocol):
+    """Says how far the work is."""
+
+    def __call__(self, count: int, note: str = "", /) -> None:
+        """Count units just done; a note stays beside the bar until the next one."""
 
 
 class _Rate(ProgressColumn):
     def __init__(self, unit: str) -> None:
-        super().__init__()
+        super().__init__(Column(no_wrap=True))
         self._unit = unit
 
     def render(self, task: Task) -> Text:
@@ -33,7 +44,7 @@ class _Rate(ProgressColumn):
 
 
 @contextmanager
-def bar(label: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[[int], None]]:
+def bar(label: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
     """Show progress while the body runs.
 
     On a terminal this is a bar with rate and remaining time; elsewhere (a log file) a line every
@@ -46,39 +57,47 @@ def bar(label: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[[
         done: Units done by an earlier run.
 
     Yields:
-        A function to call with the number of units just done.
+        A function to call with the number of units just done and, if there is one, a note.
     """
-    if not (sys.stderr.isatty() and log.isEnabledFor(logging.INFO)):
+    if not (bars and sys.stderr.isatty() and log.isEnabledFor(logging.INFO)):
         with _logged(label, total, unit, done) as advance:
             yield advance
         return
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=None),  # the bar gives way, so that all fits into one line
         MofNCompleteColumn(),
         _Rate(unit),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(label, total=total, completed=done)
-        yield lambda count: progress.advance(task, count)
+    with Progress(*columns, console=Console(stderr=True), expand=True) as progress:
+        task = progress.add_task(label, total=total, completed=done, note="")
+
+        def advance(count: int, note: str = "", /) -> None:
+            progress.advance(task, count)
+            if note:
+                progress.update(task, note=note)
+
+        yield advance
 
 
 @contextmanager
-def _logged(label: str, total: int, unit: str, done: int) -> Iterator[Callable[[int], None]]:
+def _logged(label: str, total: int, unit: str, done: int) -> Iterator[Advance]:
     begin = last = time.monotonic()
-    new = 0
+    new, latest = 0, ""
 
-    def advance(count: int) -> None:
-        nonlocal new, last
-        new += count
+    def advance(count: int, note: str = "", /) -> None:
+        nonlocal new, last, latest
+        new, latest = new + count, note or latest
         now = time.monotonic()
         if now - last >= _LOG_SECONDS and new:
             last, rate = now, new / (now - begin)
             left = (total - done - new) / rate
             log.info(
-                "%s: %s of %s %s, %.0f/s, %.0f s left", label, done + new, total, unit, rate, left
+                f"{label}: {done + new} of {total} {unit}, {rate:.0f}/s, {left:.0f} s left"
+                + (f", {latest}" if latest else "")
             )
 
     yield advance

@@ -19,6 +19,15 @@ from typing import Any, Literal, TypeVar
 from cache_tools.errors import RecipeError
 
 T = TypeVar("T")
+MAX_BASES = 8
+
+
+def read(recipe: str, package: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """The keys of a recipe and of those it is based on; see `load`."""
+    mapping = _with_base(recipe, package, ())
+    for item in overrides:
+        _override(mapping, item)
+    return mapping
 
 
 def names(package: str) -> list[str]:
@@ -40,14 +49,7 @@ def load(cls: type[T], recipe: str, package: str, overrides: Iterable[str] = ())
     Raises:
         RecipeError: No such recipe, broken TOML, an unknown key or an impossible value.
     """
-    text = _read(recipe, package)
-    try:
-        mapping = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"recipe {recipe!r} is not valid TOML: {error}.") from None
-    for item in overrides:
-        _override(mapping, item)
-    return build(cls, mapping, f"recipe {recipe!r}")
+    return build(cls, read(recipe, package, overrides), f"recipe {recipe!r}")
 
 
 def build(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
@@ -57,7 +59,7 @@ def build(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in mapping:
         if key not in fields:
-            raise RecipeError(f"{where}: unknown key {key!r}. {_nearest(key, fields)}")
+            raise RecipeError(f"{where}: unknown key {key!r}. {nearest(key, fields)}")
     for name, field in fields.items():
         optional = (field.default, field.default_factory) != (dataclasses.MISSING,) * 2
         if name not in mapping and not optional:
@@ -71,6 +73,37 @@ def build(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
         raise RecipeError(f"{where}: {error}") from None
 
 
+def _with_base(recipe: str, package: str, above: tuple[str, ...]) -> dict[str, Any]:
+    """The mapping of a recipe laid over that of its base; `above` are the recipes based on it."""
+    text = _read(recipe, package)
+    try:
+        mapping = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"recipe {recipe!r} is not valid TOML: {error}.") from None
+    if (base := mapping.pop("base", None)) is None:
+        return mapping
+    if not isinstance(base, str):
+        raise RecipeError(f"recipe {recipe!r}: base is the name of a recipe, found {base!r}.")
+    if base.endswith(".toml"):
+        base = str(Path(recipe).parent / base)
+    chain = (*above, recipe)
+    if base in chain or len(chain) > MAX_BASES:
+        raise RecipeError(f"recipes are based on each other: {' on '.join((*chain, base))}.")
+    return _joined(_with_base(base, package, chain), mapping)
+
+
+def _joined(below: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid over `below`, tables key by key."""
+    result = dict(below)
+    for key, value in over.items():
+        there = result.get(key)
+        if isinstance(value, Mapping) and isinstance(there, Mapping):
+            result[key] = _joined(there, value)
+        else:
+            result[key] = value
+    return result
+
+
 def _read(recipe: str, package: str) -> str:
     path = Path(recipe)
     if path.suffix == ".toml" or path.is_file():
@@ -80,11 +113,32 @@ def _read(recipe: str, package: str) -> str:
             raise RecipeError(f"cannot read the recipe {recipe}: {error}.") from None
     known = names(package)
     if recipe not in known:
+        _tell_stage(recipe, package)
         raise RecipeError(
-            f"there is no recipe {recipe!r}. {_nearest(recipe, known)} "
+            f"there is no recipe {recipe!r}. {nearest(recipe, known)} "
             "A path that ends in .toml is a recipe of your own."
         )
     return (resources.files(package) / "recipes" / f"{recipe}.toml").read_text(encoding="utf-8")
+
+
+def _tell_stage(recipe: str, package: str) -> None:
+    """Several students share a cache, so a recipe of stage 2 may have none of its name in stage 1.
+
+    Raises:
+        RecipeError: It is a recipe of the other stage.
+    """
+    if package == "pipeline" and recipe in names("train"):
+        cache = read(recipe, "train").get("cache_recipe", recipe)
+        raise RecipeError(
+            f"{recipe} is a recipe of stage 2. Its cache is that of the recipe {cache}, which it "
+            f"shares: kdcache plan {cache}, kdcache cache {cache} …"
+        )
+    if package == "train" and recipe in names("pipeline"):
+        users = [n for n in names("train") if read(n, "train").get("cache_recipe") == recipe]
+        raise RecipeError(
+            f"{recipe} is a recipe of stage 1. Recipes for students of its cache: "
+            f"{', '.join(users)}."
+        )
 
 
 def _override(mapping: dict[str, Any], item: str) -> None:
@@ -103,7 +157,8 @@ def _override(mapping: dict[str, Any], item: str) -> None:
     mapping[leaf] = value
 
 
-def _nearest(key: str, known: Iterable[str]) -> str:
+def nearest(key: str, known: Iterable[str]) -> str:
+    """What a message says of a key or name that is not among the known ones."""
     known = list(known)
     near = difflib.get_close_matches(key, known, n=1)
     guess = f"Did you mean {near[0]!r}? " if near else ""
@@ -152,3 +207,9 @@ def _scalar(hint: Any, value: Any, where: str) -> Any:
     if type(value) is not hint:
         raise RecipeError(f"{where}: expected {hint.__name__}, found {value!r}.")
     return value
+
+
+def check(holds: bool, message: str) -> None:
+    """ValueError when a value of a dataclass cannot be; `build` says where it stood."""
+    if not holds:
+        raise ValueError(message + ".")

@@ -59,6 +59,8 @@ def crop(picture: U1, top: int, left: int, height: int, width: int, out: U1) -> 
         _interleave(packed, lanes)
         if column_weights.shape[1] > 4:
             _many_columns(lanes.view(np.uint16), columns_of, column_weights, mixed.view(np.uint8))
+        elif column_weights.shape[1] == 3:
+            _three_columns(lanes.view(np.uint16), columns_of, column_weights, mixed.view(np.uint8))
         else:
             _columns(lanes.view(np.uint16), columns_of, column_weights, mixed.view(np.uint8))
         _separate(mixed, unmixed)
@@ -96,6 +98,9 @@ def _rows(pixels: U1, at: int, pitch: int, weights: I4, line: U2) -> None:
     if weights.size > 4:
         _many_rows(pixels, at, pitch, weights, line)
         return
+    if weights.size == 3:
+        _three_rows(pixels, at, pitch, weights, line)
+        return
     count = line.size
     (t, _), (u, k), (v, m), (w, n) = (
         _tap(weights, 0),
@@ -108,6 +113,16 @@ def _rows(pixels: U1, at: int, pitch: int, weights: I4, line: U2) -> None:
     for i in range(count):
         value = t * np.int32(a[i]) + u * np.int32(b[i]) + v * np.int32(c[i]) + w * np.int32(d[i])
         line[i] = (value + 32) >> 6
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _three_rows(pixels: U1, at: int, pitch: int, weights: I4, line: U2) -> None:
+    """As `_rows`, for what most crops take."""
+    count, (t, u, v) = line.size, (weights[0], weights[1], weights[2])
+    a, b = pixels[at:][:count], pixels[at + pitch :][:count]
+    c = pixels[at + 2 * pitch :][:count]
+    for i in range(count):
+        line[i] = (t * np.int32(a[i]) + u * np.int32(b[i]) + v * np.int32(c[i]) + 32) >> 6
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -183,6 +198,19 @@ def _columns(lanes: U2, left: I4, weights: I4, out: U1) -> None:
             value = (
                 t * np.int32(a[i]) + u * np.int32(b[i]) + v * np.int32(c[i]) + w * np.int32(d[i])
             )
+            result[i] = (value + (1 << 21)) >> 22
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _three_columns(lanes: U2, left: I4, weights: I4, out: U1) -> None:
+    """As `_columns`, for what most crops take."""
+    for x in range(left.size):
+        columns, result = lanes[_COLUMN * left[x] :], out[_COLUMN * x :][:_COLUMN]
+        t, u, v = weights[x, 0], weights[x, 1], weights[x, 2]
+        a, b = columns[:_COLUMN], columns[_COLUMN:][:_COLUMN]
+        c = columns[2 * _COLUMN :][:_COLUMN]
+        for i in range(_COLUMN):
+            value = t * np.int32(a[i]) + u * np.int32(b[i]) + v * np.int32(c[i])
             result[i] = (value + (1 << 21)) >> 22
 
 

@@ -26,6 +26,7 @@ STREAM_JITTER = 9
 STREAM_ERASE = 10
 STREAM_FILTER = 11
 STREAM_CUT = 12
+STREAM_VIEWS = 14  # the student's order of views, when it is drawn
 STREAM_REPEAT = 13  # which samples an epoch of repeated augmentation shows
 
 _M0, _M1 = 0xD2E7470EE14C6C93, 0xCA5A826395121157

@@ -11,14 +11,16 @@ import hashlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools import decode
+from cache_tools.canonical import sha256
 from cache_tools.errors import CacheMismatch, DataError
 from cache_tools.shards import NO_LABEL, Images
-from cache_tools.spec import DatasetSpec, KeyKind, sha256
+from cache_tools.spec import DatasetSpec, KeyKind
 
 U8 = NDArray[np.uint64]
 Progress = Callable[[int], None]
@@ -45,6 +47,9 @@ class SampleTable:
     """Width of each picture in pixels."""
     bytes_N: NDArray[np.int64]
     """Encoded size of each image in bytes."""
+
+    COLUMNS: ClassVar[tuple[str, ...]] = ("id", "digest", "label", "height", "width", "bytes")
+    """Names of the columns beside the keys, in the order of the fields."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -142,35 +147,29 @@ def scan(
     return SampleTable(tuple(keys), ids, digests, label, *sides, length)
 
 
+def of_keys(keys: list[str], label_N: NDArray[np.int32]) -> SampleTable:
+    """The table of samples of which no image is known.
+
+    Args:
+        keys: Keys in table order.
+        label_N: Classes, or NO_LABEL.
+    """
+    ids = np.array([sample_id(key) for key in keys], dtype=np.uint64)
+    none, zero = np.zeros(len(keys), dtype=np.int32), np.zeros(len(keys), dtype=np.int64)
+    digests = np.zeros(len(keys), dtype=np.uint64)
+    return SampleTable(tuple(keys), ids, digests, label_N, none, none, zero)
+
+
 def classes_sha256(images: Images) -> str:
     """Digest of the class names, "" when the data set does not name its classes."""
     return sha256("\n".join(images.class_names).encode()) if images.class_names else ""
 
 
 def match(table: SampleTable, dataset: DatasetSpec, images: Images) -> Images:
-    """The data set in the order of `table`, after checking that it is the one the cache is of.
+    """The data set in the order of `table`, if it is the one the cache is of; `coverage.join`."""
+    from cache_tools import coverage  # which builds on this module
 
-    Keys, labels and encoded sizes are compared here, which costs no read; the bytes themselves are
-    compared with their digests by whoever reads them.
-
-    Raises:
-        CacheMismatch: Samples are missing or too many, or a label or the size of an image differs.
-    """
-    _, keys, images = in_table_order(images, dataset.key)
-    if tuple(keys) != table.keys:
-        raise _key_mismatch(table, keys, images)
-    changed = np.flatnonzero(images.length_N != table.bytes_N)
-    if len(changed):
-        first = int(changed[0])
-        raise CacheMismatch(
-            f"{len(changed)} of {len(table)} images in {images.source} are not those the "
-            f"teacher saw (first: {keys[first]!r}, {images.length_N[first]} bytes against "
-            f"{table.bytes_N[first]}). "
-            "Point --data at the original images; a re-encoded copy gives other pixels."
-        )
-    if dataset.labels:
-        _match_labels(table, dataset, keys, images)
-    return images
+    return coverage.join(table, dataset, images)[0]
 
 
 def check_digest(table: SampleTable, row: int, data: bytes) -> None:
@@ -180,34 +179,3 @@ def check_digest(table: SampleTable, row: int, data: bytes) -> None:
             f"image {table.keys[row]!r} has changed since the cache was made (digest differs). "
             "Restore the original file; the stored targets belong to its pixels."
         )
-
-
-def _match_labels(
-    table: SampleTable, dataset: DatasetSpec, keys: list[str], images: Images
-) -> None:
-    named = dataset.classes_sha256 and images.class_names
-    if named and classes_sha256(images) != dataset.classes_sha256:
-        raise CacheMismatch(
-            f"the {len(images.class_names)} class folders of {images.source} are not those of "
-            "the cache: labels would mean other classes. Point --data at the original folder."
-        )
-    changed = np.flatnonzero(images.label_N != table.label_N)
-    if len(changed):
-        first = int(changed[0])
-        raise CacheMismatch(
-            f"{len(changed)} of {len(table)} labels in {images.source} differ from those in "
-            f"the cache (first: {keys[first]!r}, {images.label_N[first]} against "
-            f"{table.label_N[first]}). "
-            "Point --data at the original data set."
-        )
-
-
-def _key_mismatch(table: SampleTable, keys: list[str], images: Images) -> CacheMismatch:
-    missing = sorted(set(table.keys) - set(keys))
-    extra = sorted(set(keys) - set(table.keys))
-    first = f"first missing key: {missing[0]}" if missing else f"first unknown key: {extra[0]}"
-    return CacheMismatch(
-        f"this cache was made from {len(table):,} samples, the data set at {images.source} has "
-        f"{len(keys):,}, of which {len(keys) - len(extra):,} are shared ({first}). "
-        "Point --data at the data set the cache was made from, or make a cache of this one."
-    )

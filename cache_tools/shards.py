@@ -3,35 +3,42 @@
 An opened data set is an index: for every sample its name, the file it lies in, where, and its
 label. Bytes are read when they are asked for (`read`), from any thread; tars are scanned once, by
 header, and nothing is unpacked. Known layouts: timm's `_info.json` beside the tars, a folder of
-tars, a glob, split sub-folders, and folders of images named after their class.
+tars, a glob, a brace pattern, split sub-folders, each of them behind a URL as well (streamed.py);
+and folders of images named after their class, or numbered by it as ImageNet-V2 is published.
 
 Shapes: N samples.
 """
 
-import glob
-import json
 import os
-import tarfile
-import threading
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from braceexpand import braceexpand
 from numpy.typing import NDArray
 
-from cache_tools.errors import DataError, UsageError
+from cache_tools import description, headers, places
+from cache_tools.description import SPLITS
+from cache_tools.descriptors import Descriptors
+from cache_tools.errors import DataError
+from cache_tools.fetch import Remote
+from cache_tools.places import describe, resolve
 from cache_tools.spec import KeyKind
+from cache_tools.streamed import Streamed
+from cache_tools.tars import IMAGES, NO_LABEL, TarIndex
 
-IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
-SPLITS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "val", "valid", "test"),
-    "teacher": ("teacher",),
-}
-NO_LABEL = -1
+__all__ = [
+    "IMAGES",
+    "NO_LABEL",
+    "SPLITS",
+    "Images",
+    "describe",
+    "has_split",
+    "open_images",
+    "resolve",
+]
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,5}")
 
 
 @dataclass
@@ -53,11 +60,14 @@ class Images:
     label_N: NDArray[np.int32]
     """Class, or NO_LABEL."""
     class_names: tuple[str, ...] = ()
-    """Names of the classes of an ImageFolder, in the order of the labels."""
+    """Names of the classes in the order of the labels; none when numbered or not recorded."""
     sharded: bool = True
     """Whether a file holds many images (tar) or is one itself."""
-    _open: dict[int, int] = field(default_factory=dict, repr=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    crc_N: NDArray[np.uint32] | None = field(default=None, repr=False)
+    """CRC-32 of each image, of shards behind a URL."""
+    remote: Streamed | None = field(default=None, repr=False)
+    """The shards behind a URL; `paths` is empty then."""
+    _descriptors: Descriptors = field(default_factory=Descriptors, repr=False)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -77,9 +87,12 @@ class Images:
         """
         where = int(self.file_N[number])
         length = int(self.length_N[number])
+        offset = int(self.offset_N[number])
+        if self.remote is not None and self.crc_N is not None:
+            return self.remote.read(where, offset, length, int(self.crc_N[number]))
         try:
             if self.sharded:
-                data = os.pread(self._descriptor(where), length, int(self.offset_N[number]))
+                data = self._descriptors.read(self.paths[where], offset, length)
             else:
                 data = self.paths[where].read_bytes()
         except OSError as error:
@@ -90,6 +103,10 @@ class Images:
                 f"{length} were there when the data set was opened. Restore the file."
             )
         return data
+
+    def pixels(self, number: int) -> NDArray[np.uint8] | None:
+        """[H, W, 3] of a sample that is stored as pixels, which only a `.beton` has; else None."""
+        return None
 
     def keys(self, kind: KeyKind | None = None) -> tuple[KeyKind, list[str]]:
         """Names that identify the samples wherever they lie.
@@ -118,32 +135,33 @@ class Images:
             self.label_N[numbers],
             self.class_names,
             self.sharded,
+            None if self.crc_N is None else self.crc_N[numbers],
+            self.remote,
+            self._descriptors,
         )
-
-    def _descriptor(self, where: int) -> int:
-        with self._lock:
-            if where not in self._open:
-                self._open[where] = os.open(self.paths[where], os.O_RDONLY)
-            return self._open[where]
-
-    def __del__(self) -> None:
-        for descriptor in self._open.values():
-            os.close(descriptor)
 
 
 def open_images(source: str, split: str) -> Images:
     """Open a data set.
 
     Args:
-        source: A folder (of tars, of images, or of splits), a tar, or a glob of tars.
+        source: A folder (of tars, of images, or of splits), a tar, a glob or a brace pattern of
+            tars; a `.beton`; or a URL of a folder or of tars that fsspec can read.
         split: "train", "validation" or "teacher": the part of a data set that has parts.
 
     Raises:
-        UsageError: Nothing there.
+        UsageError: Nothing there, or not all of it.
         DataError: A shard that cannot be read, or no image in it.
     """
-    shards = _find_shards(source, split)
-    images = _tars(source, shards) if shards else _folder(source, split)
+    from cache_tools import beton  # which knows Images, so that it cannot be imported above
+
+    if "://" in source:
+        images = _streamed(source, split)
+    elif (file := beton.find(source, split)) is not None:
+        return beton.open_beton(file)
+    else:
+        place = places.find_local(source, split)
+        images = _tars(source, place) if place else _folder(source, split)
     if len(images) == 0:
         raise DataError(f"there is no image in {source} ({split} split).")
     return images
@@ -151,103 +169,83 @@ def open_images(source: str, split: str) -> Images:
 
 def has_split(source: str, split: str) -> bool:
     """Whether the data set at `source` has images of its own for `split`."""
-    folder = Path(source)
-    info = _info(folder)
-    if info is not None:
-        return any(name in info for name in SPLITS[split])
-    return any((folder / name).is_dir() for name in SPLITS[split])
+    from cache_tools import beton
+
+    if "://" not in source and (file := beton.find(source, split)) is not None:
+        return split == "train" or file != Path(source)
+    return places.has_split(source, split)
 
 
-def _info(folder: Path) -> dict[str, Any] | None:
-    """Splits of timm's `_info.json`, or None when there is none."""
-    path = folder / "_info.json"
-    if not path.is_file():
-        return None
-    try:
-        splits = json.loads(path.read_text(encoding="utf-8"))["splits"]
-        return {str(k): _expand(v["filenames"]) for k, v in splits.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{path} is not a WebDataset description as timm writes it ({error!r})."
-        ) from None
+def _tars(source: str, place: places.Place) -> Images:
+    paths = [Path(place.root) / name for name in place.names]
+    return _indexed(source, place, paths, headers.indices(paths), None)
 
 
-def _expand(filenames: str | list[str]) -> list[str]:
-    """Brace patterns (`train-{000..127}.tar`) to names, as WebDataset writes them."""
-    patterns = [filenames] if isinstance(filenames, str) else filenames
-    return [name for pattern in patterns for name in braceexpand(str(pattern))]
+def _streamed(source: str, split: str) -> Images:
+    place = places.find_remote(source, split)
+    streamed = Streamed(Remote(place.root), place.names, source)
+    return _indexed(source, place, [], streamed.indices(place.split.indexed), streamed)
 
 
-def _find_shards(source: str, split: str) -> list[Path]:
-    folder = Path(source)
-    if any(c in source for c in "*?[{"):
-        return sorted(Path(file) for name in _expand(source) for file in glob.glob(name))  # noqa: PTH207 - absolute
-    if folder.is_file():
-        return [folder]
-    if not folder.is_dir():
-        raise UsageError(f"there is no data set at {source}. DATA is a folder of shards or images.")
-    if (info := _info(folder)) is not None:
-        names = next((info[n] for n in SPLITS[split] if n in info), None)
-        if names is None:
-            raise UsageError(f"{source}/_info.json has no {split} split, only {', '.join(info)}.")
-        return [folder / Path(name).name for name in names]
-    return sorted(_split_folder(folder, split).glob("*.tar"))
-
-
-def _split_folder(folder: Path, split: str) -> Path:
-    """The sub-folder of this split, or the folder itself when it has none."""
-    return next((folder / n for n in SPLITS[split] if (folder / n).is_dir()), folder)
-
-
-def _tars(source: str, shards: list[Path]) -> Images:
-    names: list[str] = []
-    rows: list[tuple[int, int, int, int]] = []
-    for number, shard in enumerate(shards):
-        for name, offset, length, label in _tar_samples(shard):
-            names.append(name)
-            rows.append((number, offset, length, label))
-    return _images(source, shards, names, rows, None)
-
-
-def _tar_samples(shard: Path) -> Iterator[tuple[str, int, int, int]]:
-    """Name, offset, length and label of the images of one shard, in its order."""
-    try:
-        with tarfile.open(shard, "r:") as tar, shard.open("rb") as raw:
-            image: dict[str, tuple[int, int]] = {}
-            label: dict[str, int] = {}
-            for member in tar:
-                if not member.isfile():
-                    continue
-                folder, _, file = member.name.removeprefix("./").rpartition("/")
-                stem, _, extension = file.partition(".")
-                name = f"{folder}/{stem}" if folder else stem
-                extension = "." + extension.lower().rpartition(".")[2]
-                if extension in IMAGES:
-                    image[name] = (member.offset_data, member.size)
-                elif extension == ".cls":
-                    raw.seek(member.offset_data)
-                    label[name] = int(raw.read(min(member.size, 32)))
-    except (OSError, tarfile.TarError, ValueError) as error:
-        raise DataError(
-            f"cannot read the shard {shard}: {error}. Fetch or write it again."
-        ) from None
-    for name, (offset, length) in image.items():
-        yield name, offset, length, label.get(name, NO_LABEL)
+def _indexed(
+    source: str,
+    place: places.Place,
+    paths: list[Path],
+    found: list[TarIndex],
+    remote: Streamed | None,
+) -> Images:
+    """One data set of the indices of its shards."""
+    counts = [len(index.names) for index in found]
+    if place.info is not None and place.split.lengths:
+        description.check_counts(place.info.where, place.split, place.names, counts)
+    crc = [index.crc_N for index in found if index.crc_N is not None]
+    return Images(
+        source,
+        paths,
+        [name for index in found for name in index.names],
+        np.repeat(np.arange(len(found), dtype=np.int32), counts),
+        np.concatenate([index.offset_N for index in found]),
+        np.concatenate([index.length_N for index in found]),
+        np.concatenate([index.label_N for index in found]),
+        place.info.class_names if place.info is not None else (),
+        crc_N=np.concatenate(crc) if remote is not None else None,
+        remote=remote,
+    )
 
 
 def _folder(source: str, split: str) -> Images:
     """An ImageFolder: the first level of folders names the classes."""
-    root = _split_folder(Path(source), split)
+    root = places.split_folder(Path(source), split)
     files = sorted(_walk(root))
     folders = [file.relative_to(root).parts[0] for file in files if file.parent != root]
-    classes = tuple(sorted(set(folders))) if len(folders) == len(files) else ()
-    number = {name: i for i, name in enumerate(classes)}
+    number, class_names = classes(set(folders)) if len(folders) == len(files) else ({}, ())
     names, rows = [], []
     for i, file in enumerate(files):
         relative = file.relative_to(root)
         names.append(relative.with_suffix("").as_posix())
-        rows.append((i, 0, file.stat().st_size, number.get(relative.parts[0], NO_LABEL)))
-    return _images(source, files, names, rows, classes)
+        rows.append((i, file.stat().st_size, number.get(relative.parts[0], NO_LABEL)))
+    columns = np.array(rows, dtype=np.int64).reshape(-1, 3)
+    zeros = np.zeros(len(rows), dtype=np.int64)
+    where, label = columns[:, 0].astype(np.int32), columns[:, 2].astype(np.int32)
+    return Images(
+        source, files, names, where, zeros, columns[:, 1], label, class_names, sharded=False
+    )
+
+
+def classes(folders: set[str]) -> tuple[dict[str, int], tuple[str, ...]]:
+    """The class of each folder, and the names of all classes in the order of their numbers.
+
+    Folders that are numbers are the classes themselves, whichever of them are there (ImageNet-V2:
+    0..999, "10" after "9"), and have no names; but 1..n are n names counted from one. All others
+    are sorted.
+    """
+    if folders and all(_NUMBER.fullmatch(name) for name in folders):
+        ordered = sorted(folders, key=int)
+        if [int(name) for name in ordered] != list(range(1, len(ordered) + 1)):
+            return {name: int(name) for name in folders}, ()
+    else:
+        ordered = sorted(folders)
+    return {name: i for i, name in enumerate(ordered)}, tuple(ordered)
 
 
 def _walk(root: Path) -> Iterable[Path]:
@@ -255,25 +253,3 @@ def _walk(root: Path) -> Iterable[Path]:
         for file in files:
             if Path(file).suffix.lower() in IMAGES and not file.startswith("."):
                 yield Path(folder) / file
-
-
-def _images(
-    source: str,
-    paths: list[Path],
-    names: list[str],
-    rows: list[tuple[int, int, int, int]],
-    classes: tuple[str, ...] | None,
-) -> Images:
-    """An index from its rows (file, offset, length, label); `classes` None for tars."""
-    file, offset, length, label = np.array(rows, dtype=np.int64).reshape(-1, 4).T
-    return Images(
-        source,
-        paths,
-        names,
-        file.astype(np.int32),
-        offset,
-        length,
-        label.astype(np.int32),
-        classes or (),
-        sharded=classes is None,
-    )

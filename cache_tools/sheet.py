@@ -15,9 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from cache_tools import decode, mixing, ops, render, views
+from cache_tools import decode, mixing, ops, render, view_params, views
 from cache_tools.shards import Images
 from cache_tools.spec import ViewSpec
+from cache_tools.store import Store
+from cache_tools.views import Mix
 
 U1 = NDArray[np.uint8]
 CELL, GAP, BAR, CLASSES = 168, 10, 15, 3
@@ -36,6 +38,8 @@ class Source:
     id_N: NDArray[np.uint64]
     images: Images
     """In the order of the keys."""
+    imported: Store | None = None
+    """The cache, where its views were imported and not drawn."""
 
     def picture(self, number: int) -> U1:
         """The decoded original of a sample."""
@@ -43,29 +47,45 @@ class Source:
 
     def parameters(self, number: int, view: int) -> views.Views:
         """Parameters of one view."""
+        if self.imported is not None:
+            return view_params.parameters(self.imported, view, np.array([number]))
         height, width = decode.size(self.images.read(number), self.keys[number])
         sides = np.array([[height], [width]], dtype=np.int32)
         return views.draw(self.spec, self.id_N[number : number + 1], sides[0], sides[1], view)
 
     def view(self, number: int, view: int) -> U1:
         """Pixels of one view before mixing, [S, S, 3]."""
-        out = np.empty((self.spec.size, self.spec.size, 3), dtype=np.uint8)
-        wanted = [(self.parameters(number, view), 0, out)]
-        render.views_of(self.images.read(number), self.keys[number], self.spec, wanted)
-        return out
+        return self._pixels(number, self.parameters(number, view))
 
-    def mix(self, number: int, view: int) -> tuple[int, int, NDArray[np.int32]]:
-        """Partner (the sample itself when alone), λ in 1/65536 and cutmix box of one view."""
+    def partner(self, number: int, view: int) -> U1:
+        """Pixels of what one view is mixed with, [S, S, 3]."""
+        other = self.mix(number, view).partner_B[0]
+        if self.imported is None or not view_params.has_sides(self.imported):
+            return self.view(int(other), view)
+        params = view_params.parameters(self.imported, view, np.array([number]), side=1)
+        return self._pixels(int(other), params)
+
+    def mix(self, number: int, view: int) -> Mix:
+        """How one view is mixed; a sample that is alone is its own partner."""
+        if self.imported is not None:
+            return view_params.mixing(self.imported, view, number, number + 1)
         begin = number // self.window * self.window
         drawn = views.mix(self.spec, self.id_N[begin : begin + self.window], view)
-        at = number - begin
-        return begin + int(drawn.partner_B[at]), int(drawn.lam_B[at]), drawn.cut_B4[at]
+        at = slice(number - begin, number - begin + 1)
+        return Mix(begin + drawn.partner_B[at], drawn.lam_B[at], drawn.cut_B4[at])
+
+    def _pixels(self, number: int, params: views.Views) -> U1:
+        out = np.empty((self.spec.size, self.spec.size, 3), dtype=np.uint8)
+        data = self.images.read(number)
+        render.views_of(data, self.keys[number], self.spec, [(params, 0, out)])
+        return out
 
 
 def facts(source: Source, number: int, view: int) -> dict[str, Any]:
     """Parameters of one view for `--json`."""
     drawn = source.parameters(number, view)
-    partner, lam, cut = source.mix(number, view)
+    mix = source.mix(number, view)
+    partner, lam, cut = int(mix.partner_B[0]), int(mix.lam_B[0]), mix.cut_B4[0]
     operations = [
         {"operation": ops.NAMES[code], "arguments": arguments}
         for code, arguments in zip(
@@ -145,16 +165,17 @@ def _view(
     at: tuple[int, int],
 ) -> None:
     own = source.view(number, view)
-    partner, lam, cut = source.mix(number, view)
+    mix = source.mix(number, view)
+    lam = int(mix.lam_B[0])
     label = f"view {view}"
-    if partner != number and lam < views.LAM_ONE:
-        other = source.view(partner, view)
-        shown = _mixed(own, other, lam, cut)
-        kind = "cutmix" if cut[2] else "mixup"
+    if lam < views.LAM_ONE:
+        other = source.partner(number, view)
+        pixels = _mixed(own, other, mix)
+        kind = "cutmix" if mix.cut_B4[0, 2] else "mixup"
         label += f"   {kind} {lam / views.LAM_ONE:.2f}"
     else:
-        other, shown = None, own
-    sheet.paste(Image.fromarray(shown).resize((CELL, CELL)), at)
+        other, pixels = None, own
+    sheet.paste(Image.fromarray(pixels).resize((CELL, CELL)), at)
     if other is not None:
         inset = Image.fromarray(other).resize((CELL // 4, CELL // 4))
         corner = (at[0] + CELL - CELL // 4 - 3, at[1] + CELL - CELL // 4 - 3)
@@ -165,10 +186,11 @@ def _view(
     _text(pen, (at[0], at[1] + CELL + 3), label, _PALE)
 
 
-def _mixed(own: U1, other: U1, lam: int, cut: NDArray[np.int32]) -> U1:
+def _mixed(own: U1, other: U1, mix: Mix) -> U1:
     a, b = (p.transpose(2, 0, 1)[None].astype(np.float32) for p in (own, other))
-    side = np.arange(own.shape[0])
-    mixed = mixing.mix(a, b, np.array([lam], dtype=np.float32), cut[None], side)
+    side, lam_B = np.arange(own.shape[0]), mix.lam_B.astype(np.float32)
+    outside = None if mix.outside_B is None else mix.outside_B.astype(np.float32)
+    mixed = mixing.mix(a, b, lam_B, mix.cut_B4, side, outside)
     return np.asarray(np.rint(mixed[0]), dtype=np.uint8).transpose(1, 2, 0)
 
 

@@ -5,28 +5,24 @@ the name that a paper can print and a student's `result.json` repeats. The numbe
 part of it: a cache that grows by ten views is still the same cache, with more parts.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from cache_tools import randaugment, recipe
+from cache_tools.canonical import canonical_json, sha256
 from cache_tools.errors import CacheDamaged, RecipeError
+from cache_tools.imported_spec import ImportedSpec
+from cache_tools.recipe import check
+from cache_tools.teacher_spec import TeacherSpec
 
-FORMAT_VERSION = "1.0"
-MAX_CLASSES = 2**24
+FORMAT_VERSION = "1.1"
+"""The newest that is known here; a cache says the oldest that has what it uses."""
 MAX_KEPT = 65_534  # counts are u2, and 65535 is no legal value
 MAX_SAMPLES = 2**32
 MAX_BLOCKS = 2**20
 Renderer = Literal["kernels-1", "none"]
 KeyKind = Literal["stem", "path"]
-Precision = Literal["fp32", "bf16", "fp16"]
-
-
-def _check(holds: bool, message: str) -> None:
-    if not holds:
-        raise ValueError(message + ".")
 
 
 @dataclass(frozen=True)
@@ -91,27 +87,27 @@ class ViewSpec:
     """Seed of every draw, 0 ≤ seed < 2^63."""
 
     def __post_init__(self) -> None:
-        _check(1 <= self.size <= 4096, "size must be in 1..4096 pixels")
-        _check(0 <= self.teacher_size <= 4096, "teacher_size must be in 0..4096 pixels")
-        _check(0 < self.scale[0] <= self.scale[1] <= 1, "scale must rise within (0, 1]")
-        _check(0.01 <= self.ratio[0] <= self.ratio[1] <= 100, "ratio must rise within 0.01..100")
+        check(1 <= self.size <= 4096, "size must be in 1..4096 pixels")
+        check(0 <= self.teacher_size <= 4096, "teacher_size must be in 0..4096 pixels")
+        check(0 < self.scale[0] <= self.scale[1] <= 1, "scale must rise within (0, 1]")
+        check(0.01 <= self.ratio[0] <= self.ratio[1] <= 100, "ratio must rise within 0.01..100")
         for name in ("hflip", "re_prob", "mixup_prob", "mixup_switch_prob", "center_crop"):
-            _check(0 <= getattr(self, name) <= 1, f"{name} must be in 0..1")
-        _check(0 <= self.degrees <= 180, "degrees must be in 0..180")
-        _check(0 <= self.translate <= 1, "translate must be in 0..1")
-        _check(all(0 <= j <= 1 for j in self.color_jitter), "color_jitter must be in 0..1")
-        _check(self.color_jitter[3] <= 0.5, "the hue of color_jitter must be in 0..0.5")
-        _check(1 <= self.re_count <= 8, "re_count must be in 1..8")
-        _check(all(0 <= c <= 255 for c in self.fill), "fill must be three values in 0..255")
+            check(0 <= getattr(self, name) <= 1, f"{name} must be in 0..1")
+        check(0 <= self.degrees <= 180, "degrees must be in 0..180")
+        check(0 <= self.translate <= 1, "translate must be in 0..1")
+        check(all(0 <= j <= 1 for j in self.color_jitter), "color_jitter must be in 0..1")
+        check(self.color_jitter[3] <= 0.5, "the hue of color_jitter must be in 0..0.5")
+        check(1 <= self.re_count <= 8, "re_count must be in 1..8")
+        check(all(0 <= c <= 255 for c in self.fill), "fill must be three values in 0..255")
         for name in ("mixup", "cutmix"):
             alpha = getattr(self, name)
-            _check(alpha == 0 or 0.01 <= alpha <= 100, f"{name} must be 0 or in 0.01..100")
-        _check(1 <= self.pair_views <= 10_000, "pair_views must be in 1..10000")
-        _check(0 <= self.seed < 2**63, "seed must be in 0..2^63-1")
+            check(alpha == 0 or 0.01 <= alpha <= 100, f"{name} must be 0 or in 0.01..100")
+        check(1 <= self.pair_views <= 10_000, "pair_views must be in 1..10000")
+        check(0 <= self.seed < 2**63, "seed must be in 0..2^63-1")
         if self.auto_augment:
             randaugment.parse(self.auto_augment)
         still = bool(self.center_crop)
-        _check(not (still and self.random), "center_crop wants hflip=0 and all else off")
+        check(not (still and self.random), "center_crop wants hflip=0 and all else off")
 
     @property
     def affine(self) -> bool:
@@ -159,37 +155,13 @@ class TargetSpec:
     """Store the sum of squares of the dropped classes, as correlation losses (DIST) want it."""
 
     def __post_init__(self) -> None:
-        _check(1 <= self.k_min <= self.k_max <= MAX_KEPT, "1 <= k_min <= k_max must hold")
-        _check(7 <= self.levels <= 254, "levels must be in 7..254")
-        _check(0 <= self.tau < 1, "tau must be in 0..1")
-        _check(self.temperatures[:1] == (1.0,), "temperatures must begin with 1.0")
-        _check(len(self.temperatures) <= 8, "at most 8 temperatures can be stored")
-        _check(all(0.1 <= t <= 100 for t in self.temperatures), "temperatures are in 0.1..100")
-        _check(len(set(self.temperatures)) == len(self.temperatures), "temperatures repeat")
-
-
-@dataclass(frozen=True)
-class TeacherSpec:
-    """Which network spoke: enough to load it again and to know that it is the same."""
-
-    name: str
-    """As the user wrote it: a timm name, a Hub id or the last part of a path."""
-    architecture: str
-    """timm's name of the architecture."""
-    weights_sha256: str
-    """SHA-256 over the state dict in canonical order (FORMAT.md, section 2)."""
-    num_classes: int
-    """Length of its logits, C."""
-    mean: tuple[float, float, float]
-    """Mean it normalises RGB / 255 with."""
-    std: tuple[float, float, float]
-    """Standard deviation it normalises RGB / 255 with."""
-    precision: Precision = "fp32"
-    """Autocast type of the forward pass; logits are always taken to fp32 first."""
-
-    def __post_init__(self) -> None:
-        _check(2 <= self.num_classes <= MAX_CLASSES, f"num_classes must be in 2..{MAX_CLASSES}")
-        _check(all(s > 0 for s in self.std), "std must be positive")
+        check(1 <= self.k_min <= self.k_max <= MAX_KEPT, "1 <= k_min <= k_max must hold")
+        check(7 <= self.levels <= 254, "levels must be in 7..254")
+        check(0 <= self.tau < 1, "tau must be in 0..1")
+        check(self.temperatures[:1] == (1.0,), "temperatures must begin with 1.0")
+        check(len(self.temperatures) <= 8, "at most 8 temperatures can be stored")
+        check(all(0.1 <= t <= 100 for t in self.temperatures), "temperatures are in 0.1..100")
+        check(len(set(self.temperatures)) == len(self.temperatures), "temperatures repeat")
 
 
 @dataclass(frozen=True)
@@ -210,7 +182,7 @@ class DatasetSpec:
     """SHA-256 over the newline-joined class names of an ImageFolder; "" without names."""
 
     def __post_init__(self) -> None:
-        _check(1 <= self.num_samples <= MAX_SAMPLES, f"num_samples must be in 1..{MAX_SAMPLES}")
+        check(1 <= self.num_samples <= MAX_SAMPLES, f"num_samples must be in 1..{MAX_SAMPLES}")
 
 
 @dataclass(frozen=True)
@@ -227,20 +199,28 @@ class CacheSpec:
     """Rows of the sample table within which mixup pairs are drawn."""
     renderer: Renderer = "kernels-1"
     """Decoder and image operations: FORMAT.md, section 3.4; "none" when views are unknown."""
+    cut_from: str = ""
+    """Of a cache that keeps fewer classes than the one it was cut from: SHA-256 over the canonical
+    JSON of that one's `targets` and `cut_from` (FORMAT.md, section 6.3); else ""."""
+    imported: ImportedSpec | None = None
+    """Views that another system drew (FORMAT.md, section 3.6): their parameters are stored, and
+    of `views` size, interpolation, fill and scaled_decode hold. Absent when they are drawn."""
 
     def __post_init__(self) -> None:
-        _check(1 <= self.block_size <= 2**20, "block_size must be in 1..2^20 rows")
-        _check(1 <= self.window <= 2**16, "window must be in 1..65536 rows")
+        check(1 <= self.block_size <= 2**20, "block_size must be in 1..2^20 rows")
+        check(1 <= self.window <= 2**16, "window must be in 1..65536 rows")
         aligned = self.block_size % self.window == 0
-        _check(aligned or self.num_blocks == 1, "block_size must be a multiple of window")
-        _check(self.targets.k_max <= self.teacher.num_classes, "k_max exceeds the classes")
-        _check(self.num_blocks <= MAX_BLOCKS, f"there can be {MAX_BLOCKS} blocks")
+        check(aligned or self.num_blocks == 1, "block_size must be a multiple of window")
+        check(self.targets.k_max <= self.teacher.num_classes, "k_max exceeds the classes")
+        check(self.num_blocks <= MAX_BLOCKS, f"there can be {MAX_BLOCKS} blocks")
         labelled = self.dataset.labels or not self.targets.true_class
-        _check(labelled, "targets.true_class wants labels")
+        check(labelled, "targets.true_class wants labels")
         known = self.renderer != "none" or self.views == UNKNOWN_VIEWS
-        _check(known, 'renderer "none" goes with unknown views')
+        check(known, 'renderer "none" goes with unknown views')
+        plain = self.imported is None or not self.replayable or self.views == self._plain()
+        check(plain, "imported views are not drawn: views has size, interpolation and fill only")
         size = self.part_bytes / 2**20
-        _check(size <= 512, f"a part of {size:.0f} MiB is too large for memory (512 MiB)")
+        check(size <= 512, f"a part of {size:.0f} MiB is too large for memory (512 MiB)")
 
     @property
     def part_bytes(self) -> int:
@@ -251,6 +231,11 @@ class CacheSpec:
     def replayable(self) -> bool:
         """Whether the views can be drawn again; not so of logits that were imported."""
         return self.renderer != "none"
+
+    @property
+    def format_version(self) -> str:
+        """The oldest version of the format that has all this."""
+        return FORMAT_VERSION if self.imported else "1.0"
 
     @property
     def num_labels(self) -> int:
@@ -265,7 +250,32 @@ class CacheSpec:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the canonical JSON, as `sha256:<hex>`."""
-        return sha256(canonical_json(asdict(self)))
+        return sha256(canonical_json(self.mapping))
+
+    @property
+    def mapping(self) -> dict[str, Any]:
+        """Plain values as a manifest has them.
+
+        Unknown views are null, and optional fields are there when they say something.
+        """
+        mapping = asdict(self) | {"teacher": self.teacher.mapping}
+        for name in ("cut_from", "imported"):
+            if not mapping[name]:
+                del mapping[name]
+        return mapping if self.replayable else mapping | {"views": None}
+
+    def _plain(self) -> ViewSpec:
+        """What `views` is when nothing is drawn; mixup and cutmix say whether views are mixed."""
+        seen, mixed = self.views, 1.0 if self.views.mixes else 0.0
+        return ViewSpec(
+            size=seen.size,
+            interpolation="area" if seen.interpolation == "random" else seen.interpolation,
+            scaled_decode=seen.scaled_decode,
+            hflip=0.0,
+            fill=seen.fill,
+            mixup=mixed,
+            cutmix=mixed,
+        )
 
     def rows(self, block: int) -> range:
         """Rows of the sample table that `block` holds."""
@@ -276,34 +286,13 @@ class CacheSpec:
 
 def from_mapping(mapping: Mapping[str, Any], where: str) -> CacheSpec:
     """The CacheSpec of a manifest; CacheDamaged when it is not one."""
+    if mapping.get("renderer") == "none":
+        if mapping.get("views", "") is not None:
+            raise CacheDamaged(f'{where}: renderer "none" goes with views null.')
+        mapping = {**mapping, "views": asdict(UNKNOWN_VIEWS)}
     try:
         return recipe.build(CacheSpec, mapping, where)
     except RecipeError as error:
         raise CacheDamaged(
             f"{error} The manifest was changed, or a newer kdcache wrote it."
         ) from None
-
-
-def canonical_json(value: Any) -> bytes:
-    """JSON in its one canonical form: sorted keys, no spaces, ASCII, shortest floats, no NaN."""
-    text = json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
-    )
-    return text.encode("ascii")
-
-
-def sha256(data: bytes) -> str:
-    """Digest as it is written in manifests and commit records."""
-    return "sha256:" + hashlib.sha256(data).hexdigest()
-
-
-def difference(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> str | None:
-    """The first field in which two nested specs differ, as "views.size: 224 against 192"."""
-    for key in sorted(ours.keys() | theirs.keys()):
-        a, b = ours.get(key), theirs.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            if found := difference(a, b, f"{prefix}{key}."):
-                return found
-        elif a != b:
-            return f"{prefix}{key}: {a!r} against {b!r}"
-    return None

@@ -9,32 +9,46 @@ on. FORMAT.md has the layout; `storage` knows folders, zips and object stores.
 Shapes: V views, N samples.
 """
 
-import shutil
-import uuid
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
-from functools import cached_property
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools import codec, commits, files, manifest, spec, whole
+from cache_tools import codec, commits, files, flight, imported, manifest, spec, whole
+from cache_tools.canonical import canonical_json, difference, sha256
 from cache_tools.codec import Stored
 from cache_tools.commits import REMEDY, Part
 from cache_tools.errors import (
     CacheDamaged,
     CacheIncomplete,
+    CacheMismatch,
     KdcacheError,
     UsageError,
 )
+from cache_tools.imported import Imported
 from cache_tools.layout import PROBES, Layout
 from cache_tools.manifest import Manifest
 from cache_tools.samples import SampleTable
-from cache_tools.spec import CacheSpec, canonical_json, sha256
-from cache_tools.storage import Folder, Storage, locate
+from cache_tools.spec import CacheSpec
+from cache_tools.storage import Folder, Storage, checked, locate, place
 from cache_tools.whole import Whole
+
+T = TypeVar("T")
+_ASKING = 16
+"""Records that are asked for at once over a network."""
+_TRIES = 5
+_PAUSE_MS = 250
+_ANOTHER = (
+    "Another process writes it at the same time, or the disk fails; check it and run the same "
+    "command again."
+)
 
 
 class Store:
@@ -43,36 +57,62 @@ class Store:
     def __init__(self, storage: Storage, stated: Manifest) -> None:
         self.storage = storage
         self.spec = stated.spec
-        self.num_views = stated.num_views
-        self._manifest = stated
-        self._layout = Layout(stated.spec, stated.num_views)
-        self._whole = Whole(storage, stated, self._layout)
+        self._adopt(stated)
 
     @classmethod
     def create(
-        cls, path: Path, cache_spec: CacheSpec, table: SampleTable, num_views: int
+        cls, where: str | Path, cache_spec: CacheSpec, table: SampleTable, num_views: int
     ) -> "Store":
-        """Make an empty cache; it appears at `path` whole or not at all.
+        """Make an empty cache, which appears whole or not at all, and open it.
+
+        Of several processes that do so at once one wins, and all open what that one made. Where
+        the storage cannot put all files in place at once, each looks again at what lies there.
 
         Raises:
-            UsageError: Something that is not a cache lies at `path`.
+            UsageError: Something that is not a cache lies there.
+            CacheMismatch: Another process made another cache there just now.
         """
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UsageError(f"{path} exists and is not an empty folder. Choose another --out.")
-        normal = spec.from_mapping(asdict(cache_spec), "the spec")  # 1 and 1.0 are one fingerprint
-        building = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}{files.PARTIAL}")
-        try:
-            for name, data in whole.skeleton(normal, table, num_views).items():
-                files.write(building / name, data)
-            if path.exists():
-                path.rmdir()
-            building.rename(path)
-        except OSError as error:
-            raise KdcacheError(f"cannot create the cache {path}: {error}.") from None
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
-        files.sync_folder(path.parent)
-        return cls.open(path)
+        storage = place(where)
+        # 1 and 1.0 are one fingerprint
+        normal = spec.from_mapping(cache_spec.mapping, "the spec")
+        contents = whole.skeleton(normal, table, num_views)
+        for attempt in range(_TRIES):
+            if attempt:
+                time.sleep(_jitter(attempt))
+            storage.fill(contents)
+            store = cls(storage, manifest.read(storage))
+            if found := difference(store.spec.mapping, normal.mapping):
+                raise CacheMismatch(f"another process made another cache at {storage}: {found}.")
+            if store._is_whole():
+                return store
+        raise KdcacheError(f"{storage} does not read back as it was written. {_ANOTHER}")
+
+    @classmethod
+    def at(
+        cls, out: Path, cache_spec: CacheSpec, table: Callable[[], SampleTable], num_views: int
+    ) -> "Store":
+        """The cache that a command writes to `out`: the one it began there, else a new one.
+
+        Args:
+            out: A folder.
+            cache_spec: What the cache is of.
+            table: Makes its samples; asked for a new one only.
+            num_views: How many views it has room for, at least.
+
+        Raises:
+            UsageError: Another cache, or something else, lies there.
+        """
+        if not (out / manifest.NAME).is_file():
+            return cls.create(out, cache_spec, table(), num_views)
+        store = cls.open(out)
+        if found := difference(store.spec.mapping, cache_spec.mapping):
+            raise UsageError(
+                f"{out} is another cache: {found} now. Choose another folder for the new one, or "
+                "run the command that made the one there."
+            )
+        files.sweep(out)
+        store.grow(num_views)
+        return store
 
     @classmethod
     def open(cls, where: str | Path) -> "Store":
@@ -81,8 +121,12 @@ class Store:
         Raises:
             CacheNotFound, CacheMismatch, CacheDamaged: As `manifest.read`.
         """
-        storage = locate(where)
-        return cls(storage, manifest.read(storage))
+        return cls.on(locate(where))
+
+    @classmethod
+    def on(cls, storage: Storage) -> "Store":
+        """Open the cache that lies in a storage; raises as `open`."""
+        return cls(storage, checked(storage, lambda: manifest.read(storage), manifest.NAME))
 
     @property
     def name(self) -> str:
@@ -100,6 +144,16 @@ class Store:
             raise UsageError(f"{self.name} is not a folder on this machine; copy it to one first.")
         return self.storage.path
 
+    @property
+    def location(self) -> str:
+        """Where it lies, so that it is found from another folder: a path or a URL."""
+        return self.name if "://" in self.name else str(Path(self.name).resolve())
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether reading it may mean to wait for a network."""
+        return self.storage.tries > 1
+
     @cached_property
     def table(self) -> SampleTable:
         """The sample table, read once and checked against the spec's digest."""
@@ -114,26 +168,32 @@ class Store:
         return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
 
     def note_source(self, source: str) -> None:
-        """Remember where the images lie on this machine."""
-        if self.source != source:
+        """Remember where the images lie on this machine, when the cache lies there, too."""
+        if isinstance(self.storage, Folder) and self.source != source:
             files.write(_source_note(self.path), f"{source}\n".encode())
 
     def grow(self, num_views: int) -> None:
         """Make room for more views; what is committed stays as it is."""
-        if num_views <= self.num_views:
-            return
-        self._layout = Layout(self.spec, num_views)
-        metadata = self._layout.metadata()
-        for name, data in metadata.items():
-            self.storage.write(name, data)
-        listed = {**self._manifest.files, **{n: sha256(d) for n, d in metadata.items()}}
-        self._manifest = replace(self._manifest, num_views=num_views, files=listed)
-        self._whole = Whole(self.storage, self._manifest, self._layout)
-        self.num_views = num_views
-        self.storage.write(manifest.NAME, self._manifest.encode())
+        for _ in range(_TRIES):  # another process may write its own number over ours
+            with self.storage.locked():
+                self._adopt(manifest.read(self.storage))
+                if num_views <= self.num_views:
+                    return
+                grown = replace(self._manifest, num_views=num_views)
+                for name, data in Layout(self.spec, num_views).metadata().items():
+                    self.storage.write(name, data)
+                self.storage.write(manifest.NAME, grown.encode())
+        raise KdcacheError(f"{self.name} does not grow to {num_views} views. {_ANOTHER}")
+
+    def _adopt(self, stated: Manifest) -> None:
+        """Take over what the manifest says."""
+        self.num_views = stated.num_views
+        self._manifest = stated
+        self._layout = Layout(stated.spec, stated.num_views)
+        self._whole = Whole(self.storage, stated, self._layout)
 
     def metadata_faults(self) -> Iterator[CacheDamaged]:
-        """Every file outside the parts that is not as the manifest says or misleads readers."""
+        """Every file outside the parts that is damaged or misleads readers."""
         return self._whole.faults()
 
     def parts(self) -> Iterator[Part]:
@@ -149,35 +209,52 @@ class Store:
         probes: NDArray[np.uint64],
         statistics: Mapping[str, float],
         versions: Mapping[str, str],
+        params: Imported | None = None,
     ) -> bool:
-        """Write and commit one part, unless it is committed already.
+        """Write and commit one part, unless it is committed already; `params` of imported views.
 
         Of two workers that race on a part the second finds it done and yields. Where the storage
-        knows no locks both may write; each looks again at what lies there and, should it find the
-        other's bytes under its own record, writes once more.
+        knows no locks both may write; each looks again at what lies there and, should it find one's
+        bytes under the other's record, waits for the other to finish and writes once more if that
+        did not mend it.
 
         Returns:
             Whether the part is ours.
         """
-        chunks = self._layout.encode_part(part.view, part.block, stored, probes)
-        record = commits.encode(self.spec, part, chunks, statistics, versions)
+        if self.spec.imported is not None and params is None:
+            raise UsageError(
+                f"the views of {self.name} were imported, and this command does not carry their "
+                "parameters over. Import them anew as they are wanted."
+            )
+        chunks = self._layout.encode_part(part.view, part.block, stored, probes, params)
+        return self.commit(
+            part, chunks, commits.encode(self.spec, part, chunks, statistics, versions)
+        )
+
+    def commit(self, part: Part, chunks: Mapping[str, bytes], record: bytes) -> bool:
+        """Write the chunks of one part and then its record; as `write`."""
         with self.storage.locked():
-            for _ in range(3):
-                if self.fault(part) is None:
+            for attempt in range(_TRIES + 1):
+                fault = self.fault(part)
+                if fault is not None and attempt:
+                    time.sleep(_jitter(attempt))
+                    fault = self.fault(part)
+                if fault is None:
                     return self.storage.read(part.record) == record
+                if attempt == _TRIES:
+                    break
                 for name, data in chunks.items():
                     self.storage.write(name, data)
                 self.storage.write(part.record, record)
-            if self.fault(part) is None:
-                return True
         raise KdcacheError(
-            f"{part} of {self.name} does not read back as it was written. Another process writes "
-            "the same part, or the disk fails; check it and run the same command again."
+            f"{part} of {self.name} does not read back as it was written. {_ANOTHER}"
         )
 
     def record(self, part: Part) -> dict[str, Any]:
         """The commit record of a part, checked; see `commits.read`."""
-        return commits.read(self.storage, self.spec, part)
+        return checked(
+            self.storage, lambda: commits.read(self.storage, self.spec, part), part.record
+        )
 
     def read(self, part: Part) -> tuple[Stored, NDArray[np.uint64]]:
         """Targets and probes of one part; digests are checked first, then every value.
@@ -186,28 +263,50 @@ class Store:
             CacheIncomplete: The part or one of its chunks is not there.
             CacheDamaged: A chunk differs from its record, or holds what cannot be.
         """
-        chunks = self._read_chunks(part)
+        return self.decode(part, self.load(part, views=False)[1])
+
+    def decode(self, part: Part, chunks: Mapping[str, bytes]) -> tuple[Stored, NDArray[np.uint64]]:
+        """Targets and probes in the chunks of one part; CacheDamaged as `read`."""
+        stored, probes = self._decoded(part, self._layout.decode_part, chunks)
+        if wrong := codec.check(stored, self.spec.targets, self.spec.teacher.num_classes):
+            raise CacheDamaged(f"{part} of {self.name} holds {wrong}. {REMEDY}")
+        return stored, probes
+
+    def read_params(self, part: Part) -> Imported:
+        """Parameters of the imported views of one part, checked as targets are.
+
+        Raises:
+            CacheIncomplete, CacheDamaged: As `read`.
+        """
+        params = self._decoded(part, self._layout.decode_views, self.load(part, views=True)[1])
+        rows = self.spec.rows(part.block)
+        if wrong := imported.check(params, self.spec, self.table, rows):
+            raise CacheDamaged(f"{part} of {self.name} holds {wrong}. {REMEDY}")
+        return params
+
+    def _decoded(self, part: Part, decode: Callable[..., T], chunks: Mapping[str, bytes]) -> T:
+        """What the layout makes of a part's chunks, or why it cannot."""
         try:
-            stored, probes = self._layout.decode_part(part.view, part.block, chunks)
+            return decode(part.view, part.block, chunks)
         except MemoryError:
             raise
         except Exception as error:  # decompressors raise many kinds, SystemError among them
             raise CacheDamaged(
                 f"{part} of {self.name} does not decode: {error}. {REMEDY}"
             ) from None
-        if wrong := codec.check(stored, self.spec.targets, self.spec.teacher.num_classes):
-            raise CacheDamaged(f"{part} of {self.name} holds {wrong}. {REMEDY}")
-        return stored, probes
 
     def read_view(self, view: int) -> Stored:
         """Targets of one view number of all N samples."""
-        blocks = range(self.spec.num_blocks)
-        return codec.concatenate([self.read(Part(view, block))[0] for block in blocks])
+        parts = [Part(view, block) for block in range(self.spec.num_blocks)]
+        if not self.is_remote:
+            return codec.concatenate([self.read(part)[0] for part in parts])
+        with ThreadPoolExecutor(flight.fitting(flight.JOBS, self.spec.part_bytes)) as pool:
+            return codec.concatenate([stored for stored, _ in pool.map(self.read, parts)])
 
     def fault(self, part: Part) -> CacheIncomplete | CacheDamaged | None:
         """What is wrong with a part, by its record and digests; None when nothing is."""
         try:
-            self._read_chunks(part)
+            self.load(part)
         except (CacheIncomplete, CacheDamaged) as error:
             return error
         return None
@@ -221,38 +320,76 @@ class Store:
         except (KdcacheError, OSError, KeyError):
             return False
 
+    def committed(self) -> dict[Part, dict[str, Any]]:
+        """The records of all parts that have one; CacheDamaged when one is not as written."""
+
+        def find(part: Part) -> dict[str, Any] | None:
+            return None if self.storage.size(part.record) is None else self.record(part)
+
+        parts = list(self.parts())
+        with ThreadPoolExecutor(_ASKING if self.is_remote else 1) as pool:
+            found = dict(zip(parts, pool.map(find, parts), strict=True))
+        return {part: record for part, record in found.items() if record is not None}
+
     def content_id(self) -> str:
         """Digest of fingerprint and chunk digests of the committed parts: it names the bytes."""
         chunks = {
             name: chunk["sha256"]
-            for part in self.parts()
-            if self.storage.size(part.record) is not None
-            for name, chunk in self.record(part)["chunks"].items()
+            for record in self.committed().values()
+            for name, chunk in record["chunks"].items()
         }
         return sha256(canonical_json({"fingerprint": self.spec.fingerprint, "chunks": chunks}))
 
-    def _read_chunks(self, part: Part) -> dict[str, bytes]:
-        recorded, chunks = self.record(part)["chunks"], {}
+    def _is_whole(self) -> bool:
+        """Whether all but the parts is as the manifest says it."""
+        try:
+            return len(self.table) > 0 and next(self.metadata_faults(), None) is None
+        except CacheDamaged:
+            return False
+
+    def load(
+        self, part: Part, record: dict[str, Any] | None = None, views: bool | None = None
+    ) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """The record of a part and the chunks that it names, path → bytes; raises as `read`.
+
+        Args:
+            part: Which part.
+            record: Its record, where it is known already.
+            views: None for all chunks, else those of imported views or those of targets alone.
+        """
+        record = record or self.record(part)
+        recorded = record["chunks"]
         names = self._layout.part_chunks(part.view, part.block)
         if recorded.keys() != names.keys():
             raise CacheDamaged(
                 f"the commit record {self.name}/{part.record} does not name the chunks of {part}. "
                 f"{REMEDY}"
             )
-        for name, limit in names.items():
-            where, expected = f"{self.name}/{name}", recorded[name]
-            size = self.storage.size(name)
-            if size is None:
-                raise CacheIncomplete(f"the chunk {where} of {part} is missing. {REMEDY}")
-            fits = size == expected["bytes"] and size <= limit
-            data = self.storage.read(name, limit) if fits else b""
-            if sha256(data) != expected["sha256"]:
-                raise CacheDamaged(
-                    f"the chunk {where} of {part} is damaged ({size} bytes, "
-                    f"{expected['bytes']} were written; SHA-256 differs). {REMEDY}"
-                )
-            chunks[name] = data
-        return chunks
+
+        def read(name: str) -> bytes:
+            ask = partial(self._chunk, part, name, names[name], recorded[name])
+            return checked(self.storage, ask, name)
+
+        wanted = self._layout.part_chunks(part.view, part.block, views)
+        return record, {name: read(name) for name in wanted}
+
+    def _chunk(self, part: Part, name: str, limit: int, expected: Mapping[str, Any]) -> bytes:
+        where, size = f"{self.name}/{name}", expected["bytes"]
+        try:
+            data = self.storage.read_sized(name, size) if size <= limit else b""
+        except FileNotFoundError:
+            raise CacheIncomplete(f"the chunk {where} of {part} is missing. {REMEDY}") from None
+        if sha256(data) != expected["sha256"]:
+            raise CacheDamaged(
+                f"the chunk {where} of {part} is damaged ({self.storage.size(name)} bytes, {size} "
+                f"were written; SHA-256 differs). {REMEDY}"
+            )
+        return data
+
+
+def _jitter(attempt: int) -> float:
+    """Seconds before a part is written again: other ones for each process, longer each time."""
+    return secrets.randbelow(int(_PAUSE_MS * 2**attempt)) / 1000
 
 
 def probe_numbers(rows: range) -> list[int]:

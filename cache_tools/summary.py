@@ -1,10 +1,11 @@
 """What a cache is, in numbers: the facts that `info`, `status` and the README print."""
 
-from dataclasses import asdict
+import re
 from typing import Any
 
-from cache_tools import spec as specs
 from cache_tools.commits import Part
+from cache_tools.errors import CacheMismatch
+from cache_tools.spec import MAX_BLOCKS
 from cache_tools.store import Store
 
 
@@ -17,7 +18,7 @@ def info(store: Store) -> dict[str, Any]:
     means = _means(records)
     return {
         "path": store.name,
-        "format": specs.FORMAT_VERSION,
+        "format": spec.format_version,
         "fingerprint": spec.fingerprint,
         "content_id": store.content_id(),
         "samples": spec.dataset.num_samples,
@@ -33,9 +34,10 @@ def info(store: Store) -> dict[str, Any]:
         "teacher": {
             "name": teacher.name,
             "weights_sha256": teacher.weights_sha256,
+            "members": list(spec.mapping["teacher"].get("members", ())),
             "top1_on_views": means.get("teacher_top1"),
         },
-        "spec": asdict(spec),
+        "spec": spec.mapping,
     }
 
 
@@ -51,6 +53,15 @@ def status(store: Store) -> dict[str, Any]:
     }
 
 
+def check_content(store: Store, content_id: str) -> None:
+    """CacheMismatch unless the records of the cache make this content id."""
+    if (found := store.content_id()) != content_id:
+        raise CacheMismatch(
+            f"{store.name} has the content id {found}, not {content_id}. It is another cache, has "
+            "grown since, or lacks parts; ask whoever gave you the id."
+        )
+
+
 def ranges(numbers: list[int]) -> str:
     """Ascending numbers as Slurm writes an array: 0-3,7,9-10."""
     runs: list[list[int]] = []
@@ -60,6 +71,16 @@ def ranges(numbers: list[int]) -> str:
         else:
             runs.append([number])
     return ",".join("-".join(map(str, run)) for run in runs)
+
+
+def numbers(text: str) -> list[int] | None:
+    """What `ranges` wrote, such as 0-3,7; None when it is nothing of the kind, or too much."""
+    if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
+        return None
+    runs = [[int(n) for n in run.split("-")] for run in text.split(",")]
+    if any(run[-1] - run[0] >= MAX_BLOCKS for run in runs):
+        return None
+    return sorted({n for run in runs for n in range(run[0], run[-1] + 1)})
 
 
 def part_number(store: Store, part: Part) -> int:

@@ -5,9 +5,21 @@ import os
 SMALL_VIEW = 64
 
 
+_most = 2**16
+
+
 def available() -> int:
     """Processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    here = (
+        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    )
+    return min(len(here), _most)
+
+
+def limit(cores: int) -> None:
+    """Use at most so many cores, as one of several processes that share a machine."""
+    global _most  # noqa: PLW0603 - a fact about the process
+    _most = max(1, cores)
 
 
 def for_torch(view_size: int) -> tuple[int, str]:

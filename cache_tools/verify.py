@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from cache_tools import progress, render, samples, threads, views
+from cache_tools import coverage, progress, render, samples, summary, threads, view_params
 from cache_tools.commits import Part
+from cache_tools.coverage import Coverage
 from cache_tools.errors import (
     CacheDamaged,
     CacheIncomplete,
@@ -24,6 +26,7 @@ from cache_tools.errors import (
 )
 from cache_tools.shards import Images
 from cache_tools.store import Store, probe_numbers
+from cache_tools.views import Views
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -45,6 +48,8 @@ class Verdict:
     """Views that were rendered and compared with their fingerprint."""
     recomputed: int = 0
     """Views the teacher was asked about again."""
+    coverage: Coverage | None = None
+    """Where the cache's samples are in the data set."""
     problems: list[KdcacheError] = field(default_factory=list)
     """Every problem, in words."""
 
@@ -58,16 +63,30 @@ class Verdict:
         incomplete = all(isinstance(p, CacheIncomplete) for p in self.problems)
         return "incomplete" if incomplete else "mismatch"
 
+    def compare_content(self, store: Store, content_id: str) -> None:
+        """Note it when the cache has another content id than this."""
+        try:
+            summary.check_content(store, content_id)
+        except KdcacheError as error:
+            self.problems.append(error)
+
     def as_dict(self) -> dict[str, Any]:
         """The verdict for `--json`."""
         problems = [{"kind": p.kind, "message": str(p)} for p in self.problems]
         counts = {"parts": self.parts, "images": self.images, "probes": self.probes}
         counts["recomputed"] = self.recomputed
-        return {"verdict": self.word, **counts, "problems": problems}
+        covered = {} if self.coverage is None else {"coverage": self.coverage.facts}
+        return {"verdict": self.word, **counts, **covered, "problems": problems}
 
 
-def verify(store: Store, images: Images | None = None) -> Verdict:
-    """Check a cache, and its data set when one is given (any order of samples)."""
+def verify(store: Store, images: Images | None = None, partial: bool = False) -> Verdict:
+    """Check a cache, and its data set when one is given (any order of samples).
+
+    Args:
+        store: The cache.
+        images: Its data set.
+        partial: Whether some of its samples may be missing, and others be there.
+    """
     if images is not None:
         check_replayable(store)
     verdict = Verdict()
@@ -80,8 +99,9 @@ def verify(store: Store, images: Images | None = None) -> Verdict:
     whole = _check_parts(store, verdict)
     if images is not None:
         try:
-            matched = samples.match(table, store.spec.dataset, images)
-            _check_images(store, matched, whole, verdict)
+            verdict.coverage = coverage.find(table, store.spec.dataset, images)
+            matched, _ = coverage.join(table, store.spec.dataset, images, partial, verdict.coverage)
+            _check_images(store, matched, whole, verdict, verdict.coverage.present_N)
         except KdcacheError as error:
             verdict.problems.append(error)
     return verdict
@@ -101,38 +121,65 @@ def faults(store: Store) -> Iterator[tuple[Part, CacheIncomplete | CacheDamaged 
     return _on_all_cores(store.fault, list(store.parts()))
 
 
-def check_probes(store: Store, images: Images, part: Part) -> int:
+def check_probes(
+    store: Store, images: Images, part: Part, present_N: NDArray[np.bool_] | None = None
+) -> int:
     """Render the probe views of one part and compare their pixels; how many.
+
+    Of a part that was cut by samples not all fingerprints are known, or none.
 
     Args:
         store: The cache.
         images: The data set in the order of its table.
         part: Which part.
+        present_N: Which samples it has; None: all.
 
     Raises:
         CacheMismatch: A picture differs from what the teacher saw; names both sides' libraries.
     """
     _, fingerprints = store.read(part)
     numbers = probe_numbers(store.spec.rows(part.block))
-    for number, expected in zip(numbers, fingerprints, strict=True):
-        if probe(store, images, number, part.view) != int(expected):
+    known = [pair for pair in zip(numbers, fingerprints, strict=True) if pair[1]]
+    if present_N is not None:
+        known = [pair for pair in known if present_N[pair[0]]]
+    if not known:
+        return 0
+    params = view_params.parameters(store, part.view, np.array([number for number, _ in known]))
+    for at, (number, expected) in enumerate(known):
+        if fingerprint(store, images, number, params, at) != int(expected):
             raise CacheMismatch(
                 f"view {part.view} of {store.table.keys[number]!r} has other pixels here than the "
                 f"teacher saw. The cache was made with {store.record(part)['versions']}, here are "
                 f"{render.versions()}. Install the versions the cache was made with."
             )
-    return len(numbers)
+    return len(known)
 
 
 def probe(store: Store, images: Images, number: int, view: int) -> int:
     """Fingerprint of the pixels of one view, rendered here and now."""
+    params = view_params.parameters(store, view, np.array([number]))
+    return fingerprint(store, images, number, params, 0)
+
+
+def fingerprint(store: Store, images: Images, number: int, params: Views, at: int) -> int:
+    """Fingerprint of the pixels of one view whose parameters are known.
+
+    Args:
+        store: The cache.
+        images: The data set in the order of its table.
+        number: Row of the sample.
+        params: Parameters of some views.
+        at: Which of them.
+    """
     spec, table = store.spec.views, store.table
+    out = np.empty((spec.size, spec.size, 3), dtype=np.uint8)
+    picture = None if spec.scaled_decode else images.pixels(number)
+    if picture is not None:
+        render.render(picture, spec, params, at, out)
+        return render.fingerprint(out)
     data = images.read(number)
     samples.check_digest(table, number, data)
-    one = slice(number, number + 1)
-    params = views.draw(spec, table.id_N[one], table.height_N[one], table.width_N[one], view)
-    out = np.empty((spec.size, spec.size, 3), dtype=np.uint8)
-    render.views_of(data, table.keys[number], spec, [(params, 0, out)])
+    render.views_of(data, table.keys[number], spec, [(params, at, out)])
     return render.fingerprint(out)
 
 
@@ -143,6 +190,8 @@ def _check_parts(store: Store, verdict: Verdict) -> list[Part]:
     def fault(part: Part) -> KdcacheError | None:
         try:
             store.read(part)
+            if store.spec.imported:
+                store.read_params(part)
         except (CacheDamaged, CacheIncomplete) as error:
             return error
         return None
@@ -158,17 +207,23 @@ def _check_parts(store: Store, verdict: Verdict) -> list[Part]:
     return whole
 
 
-def _check_images(store: Store, images: Images, whole: list[Part], verdict: Verdict) -> None:
-    table = store.table
+def _check_images(
+    store: Store,
+    images: Images,
+    whole: list[Part],
+    verdict: Verdict,
+    present_N: NDArray[np.bool_],
+) -> None:
+    table, rows = store.table, np.flatnonzero(present_N).tolist()
 
     def digest(number: int) -> None:
         samples.check_digest(table, number, images.read(number))
 
     def pixels(part: Part) -> int:
-        return check_probes(store, images, part)
+        return check_probes(store, images, part, present_N)
 
-    with progress.bar("verify images", len(table) + len(whole), "images and parts") as advance:
-        for _ in _on_all_cores(digest, range(len(table))):
+    with progress.bar("verify images", len(rows) + len(whole), "images and parts") as advance:
+        for _ in _on_all_cores(digest, rows):
             verdict.images += 1
             advance(1)
         for _, count in _on_all_cores(pixels, whole):

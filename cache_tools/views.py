@@ -91,6 +91,14 @@ class Mix:
     """Share of the sample itself in 1/65536: what labels are mixed with."""
     cut_B4: I4
     """Cutmix: top, left, height, width of the box taken from the partner; height 0 = mixup."""
+    outside_B: I4 | None = None
+    """Share of the own pixels outside of that box in 1/65536; None: λ without a box, else 1. Only
+    imported views may have both a box and mixup."""
+
+    def rows(self, row_R: I8) -> "Mix":
+        """How some of the views are mixed."""
+        outside = None if self.outside_B is None else self.outside_B[row_R]
+        return Mix(self.partner_B[row_R], self.lam_B[row_R], self.cut_B4[row_R], outside)
 
 
 def mix(spec: ViewSpec, ids_W: U8, view: int) -> Mix:
@@ -171,9 +179,12 @@ def _filter(spec: ViewSpec, ids_B: U8, view: int) -> I1:
     if spec.interpolation == "random":
         u = rng.uniform(rng.bits(spec.seed, ids_B, view, rng.STREAM_FILTER, 1))[:, 0]
         return np.where(u < 0.5, BILINEAR, BICUBIC).astype(np.int8)
-    numbers = {"area": AREA, "bilinear": BILINEAR, "bicubic": BICUBIC, "box": BOX}
-    fixed = numbers[spec.interpolation]
-    return np.full(len(ids_B), fixed, dtype=np.int8)
+    return np.full(len(ids_B), filter_number(spec.interpolation), dtype=np.int8)
+
+
+def filter_number(interpolation: str) -> int:
+    """The number of a resampling that is the same for all views."""
+    return {"area": AREA, "bilinear": BILINEAR, "bicubic": BICUBIC, "box": BOX}[interpolation]
 
 
 def _operations(spec: ViewSpec, ids_B: U8, view: int) -> tuple[I1, I4]:

@@ -1,24 +1,25 @@
-"""What a cache has but its parts: the sample table, the tables of levels, every array's metadata.
+"""What a cache has but its parts: the sample table and every array's metadata.
 
-The manifest names each of these files with its SHA-256. A digest only says that a file is as it was
-written, so what it holds is checked as well: whoever forges a cache can compute digests.
+None of it is believed. Metadata must be what the manifest's spec implies, or other readers would
+read something else than we do; the table must have the digest that the spec names.
 
 Shapes: N samples.
 """
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from cache_tools import codec, files, manifest, samples, spec
+from cache_tools import files, manifest, samples
 from cache_tools.errors import CacheDamaged, DataError
 from cache_tools.layout import Array, Layout
 from cache_tools.manifest import Manifest
 from cache_tools.samples import SampleTable
-from cache_tools.spec import CacheSpec, sha256
-from cache_tools.storage import MAX_FILE, Storage
+from cache_tools.spec import CacheSpec
+from cache_tools.storage import MAX_FILE, Storage, checked
 
 _COLUMNS = {
     "digest": "uint64",
@@ -30,10 +31,6 @@ _COLUMNS = {
 _FETCH = "Fetch the folder again from where the cache came, or make the cache anew."
 _MOST_EXPANSION = 1000
 """Keys of real data sets compress three- to tenfold."""
-_NODE = (
-    *("zarr_format", "node_type", "shape", "data_type", "chunk_grid", "chunk_key_encoding"),
-    *("fill_value", "codecs", "storage_transformers", "consolidated_metadata"),
-)
 
 
 class Whole:
@@ -43,7 +40,6 @@ class Whole:
         self.name = str(storage)
         self.storage = storage
         self.spec = stated.spec
-        self._manifest = stated
         self._layout = layout
 
     def table(self) -> SampleTable:
@@ -56,7 +52,7 @@ class Whole:
         # Ids are uniform and sorted: even 2^32 of them do not compress below 4 bytes each, so what
         # claims more is no table, and need not be given memory.
         if (self.storage.size("samples/id/c/0") or 0) < 4 * n:
-            raise CacheDamaged(f"the sample table of {self.name} cannot have {n} rows. {_FETCH}")
+            raise CacheDamaged(f"{self.name}/samples/id/c/0 cannot hold {n} ids. {_FETCH}")
         keys = self._key_column(n)
         try:
             samples.check_keys(keys)
@@ -87,7 +83,8 @@ class Whole:
     def _length_of_keys(self) -> int:
         """Bytes of all keys together, as the metadata of their array says it."""
         name, n = "samples/key/zarr.json", self.spec.dataset.num_samples
-        shape = files.parse_json(self._read_listed(name), f"{self.name}/{name}").get("shape")
+        ask = partial(self._json, name)
+        shape = checked(self.storage, ask, name).get("shape")
         length = shape[0] if isinstance(shape, list) and len(shape) == 1 else None
         # Distinct keys differ: they take memory only where their compressed bytes are many.
         most = min(
@@ -100,7 +97,11 @@ class Whole:
         return length
 
     def _column(self, name: str, length: int, dtype: str) -> Array:
-        data = self._read_listed(f"{name}/c/0")
+        ask = partial(self._decoded, name, length, dtype)
+        return checked(self.storage, ask, f"{name}/c/0")
+
+    def _decoded(self, name: str, length: int, dtype: str) -> Array:
+        data = self._read(f"{name}/c/0")
         try:
             return self._layout.decode_whole(name, length, dtype, data)
         except MemoryError:
@@ -109,77 +110,50 @@ class Whole:
             raise CacheDamaged(f"{self.name}/{name} does not decode: {error}. {_FETCH}") from None
 
     def faults(self) -> Iterator[CacheDamaged]:
-        """Every file outside the parts that is not as the manifest says or misleads readers."""
-        ours = self._layout.metadata()
-        expected = {*ours, *_whole_files()}
-        if self._manifest.files.keys() != expected:
-            yield CacheDamaged(
-                f"{self.name}/{manifest.NAME} does not name the files it should, or others "
-                f"({sorted(expected ^ self._manifest.files.keys())[:3]}). {_FETCH}"
-            )
+        """Every metadata file that is not what the spec implies."""
+        n, layout = self.spec.dataset.num_samples, self._layout
+        for name, expected in layout.metadata().items():
+            yield from self._fault(name, expected)
+        columns = {"id": "uint64", **_COLUMNS}
+        for column, dtype in columns.items():
+            name = f"samples/{column}"
+            yield from self._fault(f"{name}/zarr.json", layout.whole_metadata(name, n, dtype))
+        try:
+            length = self._length_of_keys()
+        except CacheDamaged as error:
+            yield error
             return
-        for name in sorted(expected):
-            try:
-                data = self._read_listed(name)
-                if name in ours:
-                    self._compare(name, files.parse_json(data, name), json.loads(ours[name]))
-            except CacheDamaged as error:
-                yield error
-        yield from self._faults_of_arrays()
+        name = "samples/key"
+        yield from self._fault(f"{name}/zarr.json", layout.whole_metadata(name, length, "uint8"))
 
-    def _faults_of_arrays(self) -> Iterator[CacheDamaged]:
-        """Every small array that other readers would read otherwise than we do."""
-        n, tables = self.spec.dataset.num_samples, levels(self.spec.targets)
-        shapes = {"samples/id": (n, "uint64")} | {
-            f"samples/{c}": (n, t) for c, t in _COLUMNS.items()
-        }
-        shapes |= dict.fromkeys(tables, (256, "float32"))
-        for name in ("samples/key", *shapes):
-            path = f"{name}/zarr.json"
-            try:
-                theirs = files.parse_json(self._read_listed(path), path)
-                length, dtype = shapes.get(name) or (self._length_of_keys(), "uint8")
-                ours = self._layout.whole_metadata(name, length, dtype)
-                self._compare(path, theirs, json.loads(ours))
-                if name in tables and (self._column(name, 256, dtype) != tables[name]).any():
-                    raise CacheDamaged(f"{self.name}/{name} holds other levels. {_FETCH}")
-            except CacheDamaged as error:
-                yield error
-
-    def _compare(self, name: str, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-        """Refuse metadata that would lead another reader to other data than we read."""
-        for key in _NODE:
-            if theirs.get(key) != ours.get(key):
-                raise CacheDamaged(
-                    f"{self.name}/{name}: {key} is {theirs.get(key)!r}, not {ours.get(key)!r}. "
+    def _fault(self, name: str, expected: bytes) -> Iterator[CacheDamaged]:
+        """What is wrong with a metadata file: other readers follow it."""
+        try:
+            theirs = checked(self.storage, partial(self._json, name), name)
+        except CacheDamaged as error:
+            yield error
+            return
+        ours = json.loads(expected)
+        for key in sorted(theirs.keys() | ours.keys()):
+            if theirs.get(key) != ours.get(key) or (key in theirs) != (key in ours):
+                yield CacheDamaged(
+                    f"{self.name}/{name}: {key!r} is {theirs.get(key)!r:.99}, not "
+                    f"{ours.get(key)!r}. "
                     f"{_FETCH}"
                 )
 
-    def _read_listed(self, name: str) -> bytes:
-        """A file outside the parts, its digest checked."""
-        limit = files.MAX_JSON if name.endswith(".json") else MAX_FILE
+    def _json(self, name: str) -> dict[str, Any]:
+        return files.parse_json(self._read(name), f"{self.name}/{name}")
+
+    def _read(self, name: str) -> bytes:
+        """A file outside the parts."""
         try:
-            data = self.storage.read(name, limit)
+            return self.storage.read(name, files.MAX_JSON if name.endswith(".json") else MAX_FILE)
         except CacheDamaged:
             raise
         except OSError as error:
             reason = "it is missing" if isinstance(error, FileNotFoundError) else error
             raise CacheDamaged(f"{self.name}/{name} cannot be read: {reason}. {_FETCH}") from None
-        if sha256(data) != self._manifest.files.get(name):
-            raise CacheDamaged(
-                f"{self.name}/{name} is damaged (SHA-256 differs from the manifest's). {_FETCH}"
-            )
-        return data
-
-
-def levels(targets: spec.TargetSpec) -> dict[str, Array]:
-    """The tables of levels, by path: what codes mean to a reader who has only zarr."""
-    return {
-        "targets/levels": codec.levels(targets.levels),
-        "targets/tail_levels": codec.tail_levels(),
-        "targets/true_levels": codec.true_levels(),
-        "targets/square_levels": codec.square_levels(),
-    }
 
 
 def skeleton(cache_spec: CacheSpec, table: SampleTable, num_views: int) -> dict[str, bytes]:
@@ -190,14 +164,5 @@ def skeleton(cache_spec: CacheSpec, table: SampleTable, num_views: int) -> dict[
         "samples/id": table.id_N,
     }
     columns |= {f"samples/{c}": getattr(table, f"{c}_N").astype(t) for c, t in _COLUMNS.items()}
-    whole = layout.encode_whole(columns | levels(cache_spec.targets)) | layout.metadata()
-    listed = {name: sha256(data) for name, data in whole.items()}
-    return {**whole, manifest.NAME: Manifest(cache_spec, num_views, listed).encode()}
-
-
-def _whole_files() -> set[str]:
-    """Paths of the sample table and of the tables of levels."""
-    tables = ("levels", "tail_levels", "true_levels", "square_levels")
-    arrays = [f"samples/{c}" for c in ("key", "id", *_COLUMNS)]
-    arrays += [f"targets/{name}" for name in tables]
-    return {f"{a}/{file}" for a in arrays for file in ("zarr.json", "c/0")}
+    whole = layout.encode_whole(columns) | layout.metadata()
+    return {**whole, manifest.NAME: Manifest(cache_spec, num_views).encode()}

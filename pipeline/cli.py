@@ -1,22 +1,53 @@
 """`kdcache demo`, `plan` and `cache`: the commands of stage 1."""
 
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from cache_tools.commands import Json, emit
+from cache_tools.commands import DataCache, Json, emit, table
 from cache_tools.errors import UsageError
-from cache_tools.spec import MAX_BLOCKS
-
-if TYPE_CHECKING:
-    from pipeline.run import Share
 
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe, or a TOML file.")]
-Data = Annotated[str, typer.Option(metavar="SRC", help="Folder of shards or images, or a glob.")]
+Data = Annotated[
+    str, typer.Option(metavar="SRC", help="Folder of shards or images, a pattern, or a URL.")
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to override.")
+]
+
+Teachers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--teacher",
+        help="timm name, hf-hub:…, folder as timm saves networks, .safetensors or .pth, "
+        "lite0-imagenet. Several: the mean of their probabilities is stored.",
+    ),
+]
+Weights = Annotated[
+    list[float] | None,
+    typer.Option("--teacher-weight", help="Share of each teacher in the mean; default: equal."),
+]
+Architectures = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--architecture",
+        metavar="NAME",
+        help="timm's name of the network in a file of weights: for all teachers, or for each.",
+    ),
+]
+ClassMaps = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--class-map",
+        metavar="FILE",
+        help="Which of the teacher's classes those of the data set are: a JSON list or a line for "
+        "each class, with numbers or synsets; several are summed. For all teachers, or for each.",
+    ),
+]
+Device = Annotated[str | None, typer.Option(help="cuda, cuda:1, cpu; default: a GPU.")]
+RandomWeights = Annotated[
+    bool, typer.Option("--random-weights", help="Do not load weights: for speed trials.")
 ]
 
 
@@ -43,28 +74,51 @@ def plan(
     recipe: Recipe,
     overrides: Overrides = None,
     data: Data = "",
+    data_cache: DataCache = "",
+    rate: Annotated[
+        float, typer.Option(min=0, help="Views per second the teacher does: tells the hours.")
+    ] = 0.0,
+    teacher: Teachers = None,
+    teacher_weight: Weights = None,
+    architecture: Architectures = None,
+    class_map: ClassMaps = None,
+    device: Device = None,
+    random_weights: RandomWeights = False,
     json_: Json = False,
 ) -> None:
-    """Print samples, parts, bytes and forwards of a recipe; write nothing."""
+    """Print samples, parts, bytes, forwards and hours of a recipe; write nothing.
+
+    With --data and --teacher a few real batches are rendered and shown to the teacher: that tells
+    the hours on this machine, what binds, and the bytes.
+    """
     from cache_tools import shards
     from pipeline import plan as planner
     from pipeline import recipe as recipes
 
     loaded = recipes.load(recipe, overrides or ())
     images = shards.open_images(data, loaded.dataset.split) if data else None
-    facts = planner.plan(loaded, len(images) if images else 0, 0)
+    measured = None
+    if teacher:
+        if images is None:
+            raise UsageError("measuring a teacher takes images: pass --data, too.")
+        from pipeline import run
+
+        named = teacher, teacher_weight or (), architecture or (), class_map or ()
+        sources = recipes.sources(loaded, *named)
+        measured = run.measure(loaded, images, sources, device, random_weights)
+    classes = measured.pop("classes") if measured else 0
+    facts = planner.plan(loaded, len(images) if images else 0, classes, rate, measured)
     if json_:
         emit(facts)
         return
-    for name, value in facts.items():
-        print(f"{name:16} {value:>16,}")
-    print(f"{'size':16} {facts['bytes'] / 1e9:>13.2f} GB")
+    table(facts | {"size": f"{facts['bytes'] / 1e9:.2f} GB"})
 
 
 def views(
     source: Annotated[str, typer.Argument(metavar="CACHE|RECIPE", help="A cache, or a recipe.")],
     overrides: Overrides = None,
     data: Data = "",
+    data_cache: DataCache = "",
     out: Annotated[
         Path | None, typer.Option(metavar="PNG", help="Where to draw the sheet.")
     ] = None,
@@ -74,12 +128,13 @@ def views(
 ) -> None:
     """Draw a contact sheet of views; works on a recipe before there is a cache."""
     from cache_tools import sheet
+    from cache_tools.shown import spread
     from pipeline import preview
 
     if out is None and not json_:
         raise UsageError("where to draw? Pass --out sheet.png, or --json for the parameters.")
     shown = preview.open_source(source, data, overrides or ())
-    numbers = preview.spread(len(shown.source.keys), samples)
+    numbers = spread(len(shown.source.keys), samples)
     view_numbers = list(range(min(columns, shown.num_views)))
     if out is not None:
         sheet.draw(shown.source, numbers, view_numbers, shown.says).save(out)
@@ -91,59 +146,90 @@ def views(
 
 def cache(
     recipe: Recipe,
-    out: Annotated[Path, typer.Option(metavar="CACHE", help="Where the cache lies.")],
+    out: Annotated[str, typer.Option(metavar="CACHE", help="Folder or URL of the cache.")],
     overrides: Overrides = None,
     data: Data = "",
-    teacher: Annotated[
-        str,
-        typer.Option(help="timm name, hf-hub:…, folder with model.safetensors, lite0-imagenet."),
-    ] = "",
-    device: Annotated[str | None, typer.Option(help="cuda, cuda:1, cpu; default: a GPU.")] = None,
-    random_weights: Annotated[
-        bool, typer.Option("--random-weights", help="Do not load weights: for speed trials.")
-    ] = False,
+    data_cache: DataCache = "",
+    teacher: Teachers = None,
+    teacher_weight: Weights = None,
+    architecture: Architectures = None,
+    class_map: ClassMaps = None,
+    device: Device = None,
+    random_weights: RandomWeights = False,
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(help="Who makes the parts: processes on this machine, or Ray's actors."),
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(help="Ray's cluster; default: $RAY_ADDRESS, one that runs here, a new one."),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Processes or actors; default: one for each visible GPU, else one (on each node).",
+        ),
+    ] = None,
+    task: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Make this share of --tasks, counted from 0; default: as torchrun, srun or a "
+            "Slurm array says.",
+        ),
+    ] = None,
+    tasks: Annotated[int | None, typer.Option(min=1, help="Number of shares.")] = None,
     parts: Annotated[
         str,
         typer.Option(
-            metavar="I/N|NUMBERS",
-            help="Make share I of N, counted from 0; or these parts, as `status --missing` "
-            "numbers them: 0-3,7.",
+            metavar="NUMBERS",
+            help="Only these parts, as `status --missing` numbers them: 0-3,7.",
         ),
-    ] = "0/1",
-    limit: Annotated[int | None, typer.Option(min=1, help="Stop after this many parts.")] = None,
+    ] = "",
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Stop after this many parts, as a try-out: they count when the command is run "
+            "again without it.",
+        ),
+    ] = None,
 ) -> None:
     """Stage 1: run the teacher once and store what it said. Run again to go on."""
     from pipeline import recipe as recipes
 
     loaded = recipes.load(recipe, overrides or ())
     if not data:
-        raise UsageError("which images? Pass --data with a folder of shards or images.")
-    if not (teacher := teacher or loaded.teacher):
-        raise UsageError("which teacher? Pass --teacher with a timm name or a folder.")
+        raise UsageError("which images? Pass --data with a folder of shards or images, or a URL.")
+    named = teacher or (), teacher_weight or (), architecture or (), class_map or ()
+    sources = recipes.sources(loaded, *named)
     from cache_tools import summary
-    from pipeline import run
+    from pipeline import launch, run
 
-    share = _share(parts, limit)
-    facts = summary.info(run.run(loaded, data, teacher, out, device, random_weights, share))
+    numbers = _numbers(parts)
+    mine = launch.choose(task, tasks, by_number=bool(numbers))
+    share = run.Share(mine.number, mine.count, limit, numbers)
+    makers = launch.engine(mine, device, workers, engine, address)
+    store = run.run(loaded, data, sources, out, device, random_weights, share, makers)
+    if not mine.speaks:
+        return
+    facts = summary.info(store)
     print(
         f"{out}: {facts['parts']['done']} of {facts['parts']['total']} parts, "
         f"{facts['targets']:,} views, {facts['bytes_per_view']} bytes each"
     )
 
 
-def _share(parts: str, limit: int | None) -> "Share":
-    from pipeline.run import Share
+def _numbers(parts: str) -> frozenset[int]:
+    """What --parts says."""
+    if not parts:
+        return frozenset()
+    from cache_tools import summary
 
-    if share := re.fullmatch(r"(\d+)/(\d+)", parts):
-        worker, workers = map(int, share.groups())
-        if worker < workers:
-            return Share(worker, workers, limit)
-    elif re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", parts):
-        runs = [[int(n) for n in run.split("-")] for run in parts.split(",")]
-        if all(run[-1] - run[0] < MAX_BLOCKS for run in runs):
-            numbers = frozenset(n for run in runs for n in range(run[0], run[-1] + 1))
-            return Share(limit=limit, numbers=numbers)
+    if (found := summary.numbers(parts)) is not None:
+        return frozenset(found)
     raise UsageError(
-        f"--parts {parts} is neither a share such as 0/8, counted from 0, nor numbers such as "
-        "0-3,7."
+        f"--parts {parts} are no numbers such as 0-3,7. For a share of all, pass --task and "
+        "--tasks."
     )

@@ -8,17 +8,17 @@ run; it is there to prove that cached is equal.
 Shapes: B views, S pixels a side, P labels of a view.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cache_tools.errors import CacheMismatch, UsageError
+from cache_tools.errors import UsageError
 from cache_tools.store import Store
 from cache_tools.views import Mix
-from pipeline import teacher as teachers
+from pipeline import again
 from pipeline.forward import Forward
 
 Ask = Callable[
@@ -26,17 +26,17 @@ Ask = Callable[
 ]
 
 
-def online(store: Store, teacher_name: str, device: torch.device) -> Ask:
+def online(store: Store, teacher: str | Sequence[str], device: torch.device) -> Ask:
     """A teacher to ask about batches.
 
     Args:
         store: The cache whose views, targets and teacher these are.
-        teacher_name: Name or folder of the teacher; "" takes the name in the cache.
+        teacher: Names, folders or files of the teachers; none takes the names in the cache.
         device: Where it runs.
 
     Raises:
         UsageError: The teacher sees views at a size of its own, which the student's loader does not
-            render.
+            render; or through a class map, which this mode does not take.
         CacheMismatch: It has other weights than the cache's teacher.
     """
     spec = store.spec
@@ -45,11 +45,12 @@ def online(store: Store, teacher_name: str, device: torch.device) -> Ask:
             f"this cache's teacher sees views of {spec.views.teacher_size} px, the student's have "
             f"{spec.views.size}: mode=online cannot show it those. Train with mode=kd."
         )
-    name = teacher_name or spec.teacher.name
-    teacher = teachers.load(name, spec.views.size, spec.teacher.precision)
-    if teacher.spec.weights_sha256 != spec.teacher.weights_sha256:
-        raise CacheMismatch(
-            f"the teacher {name} has the weights {teacher.spec.weights_sha256}, that of the cache "
-            f"{spec.teacher.weights_sha256}. Pass --teacher with the original weights."
+    of = [member.class_map_sha256 for member in spec.teacher.members]
+    if any([spec.teacher.class_map_sha256, *of]):
+        raise UsageError(
+            "this cache's teacher speaks through a class map, which mode=online does not take. "
+            "Train with mode=kd."
         )
-    return Forward(teacher, spec.targets, device)
+    names = [teacher] if isinstance(teacher, str) else list(teacher)
+    asked = again.load(spec.teacher, spec.views.size, [name for name in names if name])
+    return Forward(asked, spec.targets, device)

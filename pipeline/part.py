@@ -1,40 +1,42 @@
-"""The work of stage 1: render views, ask the teacher, commit parts.
+"""The work of stage 1: parts, from images to commit records, with a teacher that never waits.
 
-Work goes window by window (1,024 rows of the sample table, the unit of mixup). An image is read and
-decoded once and rendered in several views by a thread pool, while the teacher is busy with the
-window before. Nothing depends on which parts a worker was given or what was done before it.
+Four stages run at the same time, each with its own threads, handing on what is bounded in memory:
 
-Shapes: W rows of a window, G views of a group, S pixels a side.
+    read, decode once, render G views   rendering.py  a pool of threads, a window ahead
+    upload, forward, choose classes     ask.py        the thread that calls, and the device
+    encode, gather statistics           collect.py    one thread
+    make chunks, commit                 collect.py    one thread
+
+All of them go on across the borders of windows, groups and blocks. What is made of a part depends
+on nothing but the size of batches: not on threads, groups, or what was done before it.
 """
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from importlib.metadata import version
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
-from cache_tools import codec, decode, render, samples, verify, views
-from cache_tools.codec import Stored
 from cache_tools.commits import Part
-from cache_tools.errors import NonFinite
-from cache_tools.shards import NO_LABEL, Images
-from cache_tools.store import Store, probe_numbers
+from cache_tools.shards import Images
+from cache_tools.stop import StopRequest
+from cache_tools.store import Store
+from pipeline import outcome
+from pipeline.ask import Asker, Said
+from pipeline.collect import Collector
 from pipeline.forward import Forward
+from pipeline.groups import Group, groups
+from pipeline.meter import Meter
+from pipeline.outcome import Failure
+from pipeline.rendering import Renderer
+from pipeline.window import Window
 
-U1 = NDArray[np.uint8]
-
-
-@dataclass
-class _Growing:
-    """A part in the making."""
-
-    stored: list[Stored] = field(default_factory=list)
-    probes: dict[int, int] = field(default_factory=dict)
-    correct: list[float] = field(default_factory=list)
-    top: list[float] = field(default_factory=list)
+log = logging.getLogger("kdcache")
+TRIES = 3
+"""How often a part is tried whose images cannot be read."""
+PAUSE_SECONDS = 5.0
+"""Before the second try; the third one waits twice as long."""
+GRACE_SECONDS = 20.0
+"""A group that can be finished in this time is finished when a signal comes: Slurm kills after
+30."""
 
 
 class Worker:
@@ -45,132 +47,133 @@ class Worker:
     ) -> None:
         """A worker on `images` in the order of the store's sample table."""
         self.store = store
-        self._images = images
-        self._forward = forward
-        self._batch_size = batch_size
-        self._seen = store.spec.views.for_teacher()
-        self._reuse = decode.Reuse()
-        self._renderers = ThreadPoolExecutor(threads, thread_name_prefix="render")
-        self._ahead = ThreadPoolExecutor(1, thread_name_prefix="window")
+        self.meter = Meter(threads)
+        pinned = forward.device.type == "cuda"
+        self._times_itself = pinned
+        self._renderer = Renderer(store, images, threads, self.meter, pinned)
+        self._asker = Asker(store, forward, batch_size, self.meter)
+        self._collector = Collector(store, forward, self.meter)
+        self._largest = 1
 
-    def make(self, block: int, view_numbers: list[int], done: Callable[[int], None]) -> None:
-        """Make and commit the parts of one block in several views.
+    def make(
+        self,
+        wanted: Iterable[Group],
+        done: Callable[[int], None],
+        stop: StopRequest | None = None,
+    ) -> list[Failure]:
+        """Make and commit parts.
 
         Args:
-            block: Block of the sample table.
-            view_numbers: The group of views, rendered from the same decoded images.
-            done: Called with the number of views finished.
+            wanted: Which ones, in this order; asked for one ahead of the teacher.
+            done: Called with the number of views finished, negative when they are lost again.
+            stop: Asks to stop.
+
+        Returns:
+            Parts that could not be made, although tried again where that may help.
 
         Raises:
-            NonFinite: The teacher said NaN or Inf; the part is not committed.
-            DataError, CacheMismatch: An image cannot be read or is not the one it was.
+            KdcacheError: What concerns more than a part: a full disk, a teacher that says NaN only.
+            KeyboardInterrupt: `stop` asked to; what was whole is committed.
         """
-        growing = {view: _Growing() for view in view_numbers}
-        probes = set(probe_numbers(self.store.spec.rows(block)))
-        for rows, pixels in self._windows(block, view_numbers):
-            for view, pixels_W in zip(view_numbers, pixels, strict=True):
-                self._ask(rows, view, pixels_W, growing[view])
-                for row in probes.intersection(rows):
-                    growing[view].probes[row] = self._probe(row, view, pixels_W[row - rows.start])
-                done(len(rows))
-        for view, part in growing.items():
-            self._commit(Part(view, block), part)
+        stop = stop or StopRequest()
+        failures: list[Failure] = []
+        for attempt in range(1, TRIES + 1):
+            failed = self._try(wanted, done, stop)
+            again = [p for p, e in failed.items() if outcome.is_worth_another_try(e)]
+            again = again if attempt < TRIES else []
+            failures += [outcome.failure(p, e) for p, e in failed.items() if p not in again]
+            if not again:
+                break
+            first = failed[again[0]]
+            log.warning(
+                "%d parts failed and are tried again (try %d of %d): %s",
+                len(again), attempt + 1, TRIES, first,
+            )  # fmt: skip
+            wanted = groups(again, self._largest)
+            self._pause(PAUSE_SECONDS * attempt, stop)
+        return failures
 
     def close(self) -> None:
         """Stop the threads; work that has not begun is dropped."""
-        self._ahead.shutdown(cancel_futures=True)
-        self._renderers.shutdown(cancel_futures=True)
+        self._renderer.close()
+        self._collector.close()
 
-    def _windows(self, block: int, view_numbers: list[int]) -> Iterator[tuple[range, U1]]:
-        """Windows of a block with their pixels [G, W, S, S, 3], one window ahead of the teacher."""
-        rows, step = self.store.spec.rows(block), self.store.spec.window
-        windows = [rows[i : i + step] for i in range(0, len(rows), step)]
-        ahead: Future[U1] = self._ahead.submit(self._render, windows[0], view_numbers)
-        for window, following in zip(windows, [*windows[1:], None], strict=True):
-            pixels = ahead.result()
-            if following is not None:
-                ahead = self._ahead.submit(self._render, following, view_numbers)
-            yield window, pixels
+    def _try(
+        self, wanted: Iterable[Group], done: Callable[[int], None], stop: StopRequest
+    ) -> dict[Part, Exception]:
+        """Make parts; those that failed, and why."""
+        self.meter.start()
+        self._collector.begin(done)
+        finished = False
+        try:
+            with self._renderer.stream(self._missing(wanted)) as stream:
+                finished = self._ask(stream, stop)
+            self._collector.finish()
+        finally:
+            self._collector.drop()
+        if not finished:
+            raise KeyboardInterrupt
+        return self._collector.failed
 
-    def _render(self, rows: range, view_numbers: list[int]) -> U1:
-        spec, table = self._seen, self.store.table
-        part = slice(rows.start, rows.stop)
-        sizes = table.height_N[part], table.width_N[part]
-        params = [views.draw(spec, table.id_N[part], *sizes, view) for view in view_numbers]
-        out = np.empty((len(view_numbers), len(rows), spec.size, spec.size, 3), dtype=np.uint8)
+    def _missing(self, wanted: Iterable[Group]) -> Iterator[Group]:
+        """Groups without the parts that another worker has committed meanwhile."""
+        for group in wanted:
+            self._largest = max(self._largest, len(group.views))
+            lacking = [part for part in group.parts if self.store.fault(part) is not None]
+            if there := len(group.views) - len(lacking):
+                self._collector.skip(there * len(self.store.spec.rows(group.block)))
+            if lacking:
+                yield Group(group.block, tuple(part.view for part in lacking))
 
-        def one(position: int) -> None:
-            number = rows[position]
-            data = self._images.read(number)
-            samples.check_digest(table, number, data)
-            wanted = [(view, position, out[g, position]) for g, view in enumerate(params)]
-            render.views_of(data, table.keys[number], spec, wanted, self._reuse)
+    def _ask(self, windows: Iterable[Window], stop: StopRequest) -> bool:
+        """The teacher's thread; whether it came to the end."""
+        finishing = False
+        for window in self._waited_for(windows):
+            if stop.asked and window.rows.start == self.store.spec.rows(window.group.block).start:
+                return False
+            for asked in self._batches(window):
+                if stop.asked and not finishing:
+                    finishing = self._is_soon_done(window, asked)
+                    if not finishing:
+                        return False
+        return True
 
-        for _ in self._renderers.map(one, range(len(rows))):
-            pass
-        return out
+    def _waited_for(self, windows: Iterable[Window]) -> Iterator[Window]:
+        """The same windows; the time they are waited for is counted."""
+        begin = time.perf_counter()
+        for window in windows:
+            if not self._times_itself:
+                self.meter.add("wait", time.perf_counter() - begin)
+            yield window
+            begin = time.perf_counter()
 
-    def _probe(self, row: int, view: int, pixels: U1) -> int:
-        """Fingerprint of a view as students see it, whatever size the teacher saw it at."""
-        if self._seen is self.store.spec.views:
-            return render.fingerprint(pixels)
-        return verify.probe(self.store, self._images, row, view)
+    def _batches(self, window: Window) -> Iterator[int]:
+        """Ask about a window; after every batch, how many of its views were asked about."""
+        if window.error is not None and not outcome.is_of_a_part(window.error):
+            raise window.error
+        for place, part in enumerate(window.group.parts):
+            if window.error is not None and part not in self._collector.failed:
+                self._collector.fail(part, window.error)
+            if part in self._collector.failed:
+                continue
+            for said in self._asker.ask(window, place):
+                self._collector.take(said)
+                if isinstance(said, Said):
+                    yield len(window.rows) * place + said.rows.stop - window.rows.start
+            self._collector.end(window, place)
 
-    def _ask(self, rows: range, view: int, pixels: U1, part: _Growing) -> None:
-        """The teacher on one window of one view, batch by batch."""
-        spec = self.store.spec
-        mix = None
-        if spec.views.mixes:
-            ids = self.store.table.id_N[rows.start : rows.stop]
-            mix = views.mix(self._seen, ids, view)
-        labels = self._labels(rows, mix)
-        for begin in range(0, len(rows), self._batch_size):
-            batch = slice(begin, min(begin + self._batch_size, len(rows)))
-            part_of = mix and views.Mix(mix.partner_B[batch], mix.lam_B[batch], mix.cut_B4[batch])
-            other = None if part_of is None else pixels[part_of.partner_B]
-            said = self._forward(pixels[batch], other, part_of, labels[batch])
-            sparse = codec.Sparse(*(t.cpu().numpy() for t in said))
-            self._refuse_nan(rows[batch], view, sparse.tail_BT)
-            part.stored.append(codec.encode(sparse, spec.targets, spec.teacher.num_classes))
-            part.top.append(float(sparse.probability_BK[:, 0].sum()))
-            if mix is None and NO_LABEL not in labels[batch]:
-                hit = sparse.index_BK[:, 0] == labels[batch, 0]
-                part.correct.append(float(hit.sum()))
+    @staticmethod
+    def _pause(seconds: float, stop: StopRequest) -> None:
+        end = time.monotonic() + seconds
+        while not stop.asked and time.monotonic() < end:
+            time.sleep(0.05)
 
-    def _labels(self, rows: range, mix: views.Mix | None) -> NDArray[np.int64]:
-        """[W, 1 or 2] label of each view of a window and, where views are mixed, its partner's."""
-        own = self.store.table.label_N[rows.start : rows.stop].astype(np.int64)
-        return np.stack([own] if mix is None else [own, own[mix.partner_B]], axis=1)
-
-    def _refuse_nan(self, rows: range, view: int, tail: NDArray[np.float32]) -> None:
-        bad = np.flatnonzero(~np.isfinite(tail).all(axis=1))
-        if len(bad):
-            key, precision = self.store.table.keys[rows[bad[0]]], self.store.spec.teacher.precision
-            raise NonFinite(
-                f"the teacher said NaN or Inf of view {view} of {key!r} ({len(bad)} of {len(rows)} "
-                f"in its batch). Nothing of this part was stored. Use a wider type than "
-                f"{precision}, such as precision=fp32, or check the weights."
-            )
-
-    def _commit(self, part: Part, made: _Growing) -> None:
-        numbers = self.store.spec.rows(part.block)
-        rows = len(numbers)
-        stored = codec.concatenate(made.stored)
-        statistics = {
-            "kept_classes": len(stored.code_E) / rows,
-            "tail_mass": float(codec.tail_levels()[stored.tail_TB[0]].mean(dtype=np.float64)),
-            "max_probability": sum(made.top) / rows,
-        }
-        if made.correct:
-            statistics["teacher_top1"] = 100.0 * sum(made.correct) / rows
-        rounded = {name: round(value, 6) for name, value in statistics.items()}
-        probes = np.array([made.probes[n] for n in probe_numbers(numbers)], dtype=np.uint64)
-        self.store.write(part, stored, probes, rounded, self._versions())
-
-    def _versions(self) -> dict[str, str]:
-        device = self._forward.device
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-        libraries = {
-            package: version(package) for package in ("torch", "timm", "zarr", "numcodecs")
-        }
-        return {**render.versions(), **libraries, "device": name}
+    def _is_soon_done(self, window: Window, asked: int) -> bool:
+        """Whether the group of a window ends within the time of grace."""
+        rows = self.store.spec.rows(window.group.block)
+        left = (rows.stop - window.rows.start) * len(window.group.views) - asked
+        rate = max(self.meter.rate(), 1e-9)
+        soon = left <= rate * GRACE_SECONDS
+        what = f"finished first, {left / rate:.0f} s" if soon else "dropped"
+        log.info("asked to stop: the parts in hand are %s", what)
+        return soon

@@ -8,7 +8,7 @@ weights or another augmentation exceed by far.
 Shapes: B views, C classes, S pixels a side.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from cache_tools.commits import Part
 from cache_tools.errors import CacheMismatch, KdcacheError
 from cache_tools.shards import Images
 from cache_tools.store import Store
-from pipeline import teacher as teachers
+from pipeline import again
 from pipeline.forward import Forward, choose_device
 
 TOLERANCE = {"fp32": 0.05, "bf16": 0.25, "fp16": 0.1}
@@ -27,27 +27,29 @@ TOLERANCE = {"fp32": 0.05, "bf16": 0.25, "fp16": 0.1}
 
 
 def recompute(
-    store: Store, images: Images, teacher_name: str, device: str | None, count: int
+    store: Store,
+    images: Images,
+    teacher_names: Sequence[str],
+    device: str | None,
+    count: int,
+    class_maps: Sequence[str] = (),
 ) -> list[KdcacheError]:
     """Run the teacher on `count` views spread over the cache; what differs, in words.
 
     Args:
         store: A whole cache.
         images: Its data set, in any order.
-        teacher_name: Name or folder of the teacher; "" takes the name in the cache.
+        teacher_names: Names, folders or files of the teachers; none takes the names in the cache.
         device: Where it runs.
         count: How many views.
+        class_maps: Files of the class maps, where teachers have some.
     """
     spec = store.spec
     seen = spec.views.for_teacher()
-    teacher = teachers.load(teacher_name or spec.teacher.name, seen.size, spec.teacher.precision)
-    if teacher.spec.weights_sha256 != spec.teacher.weights_sha256:
-        return [
-            CacheMismatch(
-                f"this teacher's weights are {teacher.spec.weights_sha256}, those of the cache "
-                f"{spec.teacher.weights_sha256}. Pass --teacher with the original weights."
-            )
-        ]
+    try:
+        teacher = again.load(spec.teacher, seen.size, teacher_names, class_maps)
+    except CacheMismatch as mismatch:
+        return [mismatch]
     where = choose_device(device)
     if where.type == "cpu":
         torch.set_num_threads(threads.for_torch(seen.size)[0])

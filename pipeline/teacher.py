@@ -1,71 +1,140 @@
-"""Any timm network as a teacher: by name, from the Hub, or from a folder with safetensors.
+"""Any timm network as a teacher: by name, from the Hub, a folder or a file; one, or several as one.
 
 A teacher is known by its weights: the SHA-256 over its state dict in canonical order stands in the
-cache, so that another checkpoint under the same name is noticed. Nothing here unpickles code.
+cache, so that another checkpoint under the same name is noticed, and the same weights are known in
+whatever file they come. Nothing here unpickles code.
 """
 
-import difflib
 import hashlib
-import json
 import logging
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import pairwise
 from typing import Any, cast
 
-import timm
 import torch
 from torch import nn
 
-from cache_tools.errors import TeacherError, UsageError
-from cache_tools.spec import Precision, TeacherSpec
-from pipeline import lite
+from cache_tools.canonical import canonical_json, sha256
+from cache_tools.errors import UsageError
+from cache_tools.teacher_spec import ENSEMBLE, MAX_MEMBERS, MemberSpec, Precision, TeacherSpec
+from pipeline import classes, fetch
+from pipeline.classes import ClassMap
+from pipeline.recipe import TeacherSource
 
 log = logging.getLogger("kdcache")
-_PICKLES = {".pth", ".pt", ".bin", ".ckpt", ".tar"}
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A network in evaluation mode and what it is."""
+    """A network in evaluation mode, or several that speak as one."""
 
     model: nn.Module
+    """Normalised pictures to logits of its own head; of several, their `nn.ModuleList`."""
     spec: TeacherSpec
+    """What it is."""
+    class_map: ClassMap | None = None
+    """How its head's classes become those of `spec`."""
+    members: tuple["Teacher", ...] = ()
+    """The members of an ensemble, in the order of `spec.members`."""
 
 
-def load(name: str, view_size: int, precision: Precision, random_weights: bool = False) -> Teacher:
+def load(
+    name: str,
+    view_size: int,
+    precision: Precision,
+    random_weights: bool = False,
+    architecture: str = "",
+    class_map: str = "",
+) -> Teacher:
     """Load a teacher.
 
     Args:
         name: A timm name ("resnet50.a1_in1k"), "hf-hub:user/model", a folder with `config.json` and
-            `model.safetensors` as timm saves them, such a safetensors file, or "lite0-imagenet".
+            `model.safetensors` as timm saves them, a file of weights, or "lite0-imagenet".
         view_size: Height and width of the views in pixels; a network of fixed size must fit.
         precision: Autocast type of its forward pass.
         random_weights: Make a network of this architecture without its weights, to measure speed.
+        architecture: timm's name of the network in a file.
+        class_map: File that says which of its classes are those of the data set (`classes`).
 
     Raises:
         UsageError: No such network, or one that does not take views of this size.
         TeacherError: Its weights cannot be had.
     """
-    known_as, model = _create(name, random_weights)
+    known_as, model = fetch.create(name, random_weights, architecture)
     model = model.eval().requires_grad_(False)
     config = cast(dict[str, Any], model.pretrained_cfg)
     expected = config.get("input_size", (3, view_size, view_size))[-1]
     if config.get("fixed_input_size") and expected != view_size:
         raise UsageError(
             f"the teacher {name} takes pictures of {expected} px only, the recipe makes views of "
-            f"{view_size} px. Pass views.size={expected}."
+            f"{view_size} px. Pass views.size={expected}, or views.teacher_size={expected} to show "
+            "it the same views at its own size."
         )
+    mapped = classes.load(class_map, model) if class_map else None
     spec = TeacherSpec(
         name=known_as,
         architecture=config.get("architecture", known_as),
         weights_sha256=weights_sha256(model),
-        num_classes=cast(int, model.num_classes),
+        num_classes=len(mapped.sources) if mapped else cast(int, model.num_classes),
         mean=tuple(float(v) for v in config["mean"]),  # type: ignore[arg-type]
         std=tuple(float(v) for v in config["std"]),  # type: ignore[arg-type]
         precision=precision,
+        input_size=int(expected),
+        interpolation=str(config.get("interpolation") or ""),
+        class_map_sha256=mapped.sha256 if mapped else "",
     )
-    log.info("teacher %s: %d classes, %s…", name, spec.num_classes, spec.weights_sha256[:19])
-    return Teacher(model, spec)
+    _tell(name, spec, cast(int, model.num_classes), view_size)
+    return Teacher(model, spec, mapped)
+
+
+def load_all(
+    sources: Sequence[TeacherSource],
+    view_size: int,
+    precision: Precision,
+    random_weights: bool = False,
+) -> Teacher:
+    """Load one teacher, or several whose probabilities are averaged.
+
+    Raises:
+        UsageError, TeacherError: As `load`, or they are not of the same classes, or are the same.
+    """
+    loaded = [
+        load(s.name, view_size, precision, random_weights, s.architecture, s.class_map)
+        for s in sources
+    ]
+    return loaded[0] if len(loaded) == 1 else together(loaded, [s.weight for s in sources])
+
+
+def together(teachers: Sequence[Teacher], weights: Sequence[float]) -> Teacher:
+    """Several teachers as one: the mean of their probabilities, by weights of any sum.
+
+    Raises:
+        UsageError: They are not of the same classes, or one is there twice.
+    """
+    if len(teachers) > MAX_MEMBERS:
+        raise UsageError(f"{len(teachers)} teachers are too many: it can be {MAX_MEMBERS}.")
+    total = math.fsum(weights)
+    pairs = [(t, w / total) for t, w in zip(teachers, weights, strict=True)]
+    pairs.sort(key=lambda pair: _identity(pair[0].spec))
+    members = tuple(t for t, _ in pairs)
+    for a, b in pairwise(members):
+        if _identity(a.spec) == _identity(b.spec):
+            raise UsageError(
+                f"{a.spec.name} and {b.spec.name} are the same network (weights "
+                f"{a.spec.weights_sha256[:19]}…). Name it once; its weight says how much it counts."
+            )
+        if a.spec.num_classes != b.spec.num_classes:
+            raise UsageError(
+                f"the teachers {a.spec.name} and {b.spec.name} are of {a.spec.num_classes} and "
+                f"{b.spec.num_classes} classes, and only the same can be averaged. Pass a "
+                "--class-map for each of them ('' for none), or other teachers."
+            )
+    spec = _ensemble(members, [w for _, w in pairs])
+    log.info("mean of probabilities: %s", spec.name)
+    return Teacher(nn.ModuleList([t.model for t in members]), spec, None, members)
 
 
 def weights_sha256(model: nn.Module) -> str:
@@ -79,64 +148,47 @@ def weights_sha256(model: nn.Module) -> str:
     return "sha256:" + digest.hexdigest()
 
 
-def _create(name: str, random_weights: bool) -> tuple[str, nn.Module]:
-    """The network and the name that goes into the cache (never a path of one machine)."""
-    if name == lite.NAME:
-        return name, lite.load()
-    if name.startswith("local:"):
-        raise UsageError(
-            f"the teacher is known as {name}: it came from a folder on the machine that made the "
-            "cache. Pass --teacher with a folder that holds it."
+def _identity(spec: TeacherSpec) -> tuple[str, str]:
+    return spec.weights_sha256, spec.class_map_sha256
+
+
+def _tell(name: str, spec: TeacherSpec, head: int, view_size: int) -> None:
+    """Log what the teacher is, and where it is not used as its makers did."""
+    of = f", of {head} by the class map" if spec.class_map_sha256 else ""
+    log.info("teacher %s: %d classes%s, %s…", name, spec.num_classes, of, spec.weights_sha256[:19])
+    if view_size != spec.input_size:
+        log.info(
+            "it was made for %d px and sees %d: the recipe's views.size and views.teacher_size",
+            spec.input_size,
+            view_size,
         )
-    path = Path(name)
-    if path.suffix in _PICKLES:
-        raise UsageError(
-            f"{name} is a pickle, which can run code when it is opened; it is not loaded. Save the "
-            "network with timm.models.save_for_hf(model, FOLDER, safe_serialization=True) and pass "
-            "the folder."
+
+
+def _ensemble(members: Sequence[Teacher], weights: Sequence[float]) -> TeacherSpec:
+    specs = [t.spec for t in members]
+    shares = list(zip(specs, weights, strict=True))
+    named = tuple(
+        MemberSpec(
+            s.name,
+            s.architecture,
+            s.weights_sha256,
+            "",
+            w,
+            s.mean,
+            s.std,
+            s.input_size,
+            s.interpolation,
+            s.class_map_sha256,
         )
-    if path.suffix == ".safetensors" or path.is_dir() or "/" in name.removeprefix("hf-hub:"):
-        if not name.startswith("hf-hub:"):
-            return _from_folder(path.parent if path.suffix == ".safetensors" else path)
-    elif not timm.is_model(name.partition(".")[0]):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        raise UsageError(
-            f"timm {timm.__version__} has no network {name!r}. "
-            + (f"Did you mean {' or '.join(near)}? " if near else "")
-            + "See timm.list_models() for all."
-        )
-    return name, _from_timm(name, random_weights)
-
-
-def _from_folder(folder: Path) -> tuple[str, nn.Module]:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if not (folder / "model.safetensors").is_file():
-            raise FileNotFoundError(f"{folder}/model.safetensors is not there")
-        model = timm.create_model(f"local-dir:{folder}", pretrained=True)
-        return f"local:{config['architecture']}", model
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise TeacherError(
-            f"{folder} does not hold a network as timm saves it ({error}). It needs config.json "
-            "and model.safetensors, as timm.models.save_for_hf(model, FOLDER, "
-            "safe_serialization=True) writes them."
-        ) from None
-
-
-def _from_timm(name: str, random_weights: bool) -> nn.Module:
-    if random_weights:
-        log.warning("--random-weights: %s is not trained: measure speed only", name)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model: nn.Module = timm.create_model(name, pretrained=False)
-            return model
-    try:
-        model = timm.create_model(name, pretrained=True)
-    except Exception as error:  # the hub's client raises many kinds, from sockets to JSON
-        raise TeacherError(
-            f"the weights of {name} cannot be fetched ({type(error).__name__}: "
-            f"{str(error).partition('.')[0]}). Check the network, or pass a "
-            "folder with model.safetensors, or --teacher lite0-imagenet, or --random-weights to "
-            "measure speed."
-        ) from None
-    return model
+        for s, w in shares
+    )
+    return TeacherSpec(
+        name=" + ".join(f"{w:.4g}*({s.name})" for s, w in shares),
+        architecture=ENSEMBLE,
+        weights_sha256=sha256(canonical_json([[s.weights_sha256, w] for s, w in shares])),
+        num_classes=specs[0].num_classes,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        precision=specs[0].precision,
+        members=named,
+    )

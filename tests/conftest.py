@@ -1,8 +1,9 @@
 """A small real data set, a quick teacher and a cache of it, made once for all tests."""
 
+import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,15 @@ class Outcome:
     code: int
     out: str
     err: str
+
+
+@pytest.fixture(scope="session", autouse=True)
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What is kept between runs stays within the tests, also of the processes they start."""
+    folder = tmp_path_factory.mktemp("kept")
+    os.environ["KDCACHE_CACHE"] = str(folder)
+    yield folder
+    del os.environ["KDCACHE_CACHE"]
 
 
 @pytest.fixture(scope="session")

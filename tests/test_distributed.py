@@ -77,6 +77,15 @@ def test_killed_processes_go_on_as_if_nothing_had_happened(made: Path, tmp_path:
     assert "going on at epoch" in again.stderr
     both = [load_file(tmp_path / n / "model/model.safetensors") for n in ("undisturbed", "killed")]
     assert all(torch.equal(both[0][name], both[1][name]) for name in both[0])
+    steps = [
+        [(row["step"], row["loss"], row["lr"]) for row in map(json.loads, lines)]
+        for lines in (
+            (tmp_path / n / "steps.jsonl").read_text().splitlines()
+            for n in ("undisturbed", "killed")
+        )
+    ]
+    assert steps[0] == steps[1]
+    assert len(list((tmp_path / "killed/tensorboard").iterdir())) == 2  # the first process's alone
 
 
 def test_every_process_has_its_slice_and_a_batch_must_be_shared_evenly(

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from cache_tools import codec, dense, layout, spec
+from cache_tools.canonical import canonical_json, sha256
 from cache_tools.commits import Part
-from cache_tools.spec import TargetSpec, canonical_json, sha256
+from cache_tools.spec import TargetSpec
 from cache_tools.store import Store
 
 HERE = Path(__file__).parent
 FORMAT = (HERE.parent / "cache_tools/FORMAT.md").read_text("utf-8")
 README = (HERE.parent / "README.md").read_text("utf-8")
-FIXTURE = HERE / "fixtures/cache-v1.0"
 
 
 def rows(section: str) -> list[list[str]]:
@@ -62,11 +62,14 @@ def test_the_layout_names_every_array(made: Path) -> None:
     everything = spec.TargetSpec(k_max=4, true_class=True, tail_square=True)
     full = spec.replace(Store.open(made).spec, targets=everything)
     assert {f.name for f in layout.fields(full)} <= named
-    listed = json.loads((made / "zarr.json").read_text())["attributes"]["kdcache"]["files"]
-    arrays = {path.removesuffix("/zarr.json").removesuffix("/c/0") for path in listed}
-    levels = {"targets/levels", "targets/tail_levels", "targets/true_levels"}
-    groups = {"samples", "targets", "probes", "commits", "targets/square_levels"}
-    assert arrays <= named | levels | groups
+    of_imports = spec.ImportedSpec("x", "", 1, 1, seeds=True)
+    imports = spec.replace(
+        full, imported=of_imports, views=spec.ViewSpec(32, hflip=0.0, mixup=1.0, cutmix=1.0)
+    )
+    said = set(re.findall(r"`(views/\w+)`", FORMAT.split("### 3.6")[1].split("\n## ")[0]))
+    assert {f.name for f in layout.fields(imports)} - named == said
+    nodes = {str(path.parent.relative_to(made)) for path in made.rglob("zarr.json")}
+    assert nodes <= named | {".", "samples", "targets", "probes", "commits"}
 
 
 def cell_result(python: str, cache: Path, view: int, row: int) -> dict[str, list[float]]:
@@ -108,13 +111,19 @@ def test_strangers_read_the_same(zarr: str, made: Path, tmp_path: Path) -> None:
         assert ours.tail_BT[0, 0] == tail
 
 
-def test_caches_of_every_version_are_read_for_ever() -> None:
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_caches_of_every_version_are_read_for_ever(version: str) -> None:
     """A cache committed once, with its decoded values beside it; see tests/fixtures/README.md."""
-    store, truth = Store.open(FIXTURE), np.load(FIXTURE.with_name("cache-v1.0.npz"))
+    fixture = HERE / f"fixtures/cache-v{version}"
+    store, truth = Store.open(fixture), np.load(fixture.with_name(f"{fixture.name}.npz"))
+    assert store.spec.format_version == version
     assert store.table.keys == tuple(truth["keys"].tolist())
     for view in range(store.num_views):
         targets = codec.decode(store.read_view(view), store.spec.targets)
         for name, value in vars(targets).items():
             assert np.allclose(value, truth[f"{name}_{view}"], rtol=1e-6, atol=0), name
+        for name in ("box_BP4", "arguments_BPL6", "weight_B", "cut_B4") if version > "1.0" else ():
+            params = store.read_params(Part(view, 0))
+            assert np.array_equal(getattr(params, name), truth[f"{name}_{view}"]), name
     assert store.spec.fingerprint == str(truth["fingerprint"])
     assert store.content_id() == str(truth["content_id"])

@@ -45,7 +45,7 @@ def exact_targets(store: object, inputs: run.Inputs, ask: object) -> Callable[..
     said = {view: words(store, inputs, ask, view) for view in range(4)}
 
     def targets(self, loaded, slot_B, row_B):  # type: ignore[no-untyped-def]
-        views = [next(v for v, f in self._views.items() if f.result() is one) for one in loaded]
+        views = [one.number for one in loaded]
         rows = [(views[s], r) for s, r in zip(slot_B.tolist(), row_B.tolist(), strict=True)]
         return codec.Targets(*(np.stack([said[v][i][r] for v, r in rows]) for i in range(5)))
 

@@ -1,10 +1,13 @@
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 
-from cache_tools import recipe, spec
+from cache_tools import spec
+from cache_tools.canonical import difference
 from cache_tools.errors import CacheDamaged, RecipeError
-from cache_tools.spec import CacheSpec, DatasetSpec, TargetSpec, TeacherSpec, ViewSpec
+from cache_tools.spec import CacheSpec, DatasetSpec, TargetSpec, ViewSpec
+from cache_tools.teacher_spec import TeacherSpec
 from pipeline import plan
 from pipeline import recipe as caching
 from train import recipe as training
@@ -16,20 +19,6 @@ SPEC = CacheSpec(
     TargetSpec(k_max=10),
     block_size=100,
 )
-
-
-@pytest.mark.parametrize("name", recipe.names("pipeline"))
-def test_every_cache_recipe_plans(name: str) -> None:
-    loaded = caching.load(name)
-    facts = plan.plan(loaded, loaded.dataset.num_samples or 500, 0)
-    assert facts["forwards"] == facts["samples"] * loaded.num_views
-    assert facts["bytes"] > 0
-
-
-@pytest.mark.parametrize("name", recipe.names("train"))
-def test_every_recipe_of_stage_1_has_its_stage_2(name: str) -> None:
-    assert training.load(name).epochs > 0
-    assert name in recipe.names("pipeline")
 
 
 def test_the_imagenet_plan_is_the_arithmetic_of_the_paper() -> None:
@@ -71,8 +60,43 @@ def test_unknown_recipes_name_the_known() -> None:
         caching.load("digit")
 
 
+def own(folder: Path, name: str, text: str) -> str:
+    (folder / name).write_text(text)
+    return str(folder / name)
+
+
+def test_a_recipe_says_what_it_changes_of_its_base(tmp_path: Path) -> None:
+    text = 'base = "vanillakd-a2"\nnum_views = 7\n[views]\nmixup = 0.8\n'
+    loaded, base = caching.load(own(tmp_path, "mine.toml", text)), caching.load("vanillakd-a2")
+    assert loaded == replace(base, num_views=7, views=replace(base.views, mixup=0.8))
+    further = own(tmp_path, "further.toml", 'base = "mine.toml"\nbatch_size = 3\n')
+    assert caching.load(further) == replace(loaded, batch_size=3)  # a path is seen from its file
+    assert caching.load(further, ["views.mixup=0.2"]).views.mixup == 0.2
+
+
+def test_bases_that_cannot_be(tmp_path: Path) -> None:
+    def refused(text: str) -> str:
+        with pytest.raises(RecipeError) as error:
+            training.load(own(tmp_path, "a.toml", text))
+        return str(error.value)
+
+    assert "Did you mean 'digits'" in refused('base = "digit"')
+    assert "base is the name of a recipe, found 3" in refused("base = 3")
+    own(tmp_path, "b.toml", 'base = "a.toml"')
+    assert "based on each other" in refused('base = "b.toml"')
+    assert "unknown key 'epoch'" in refused('base = "digits"\nepoch = 3')
+    assert "cannot read the recipe" in refused('base = "none.toml"')
+    with pytest.raises(RecipeError, match="unknown key 'base'"):
+        training.load("digits", ["base=photos"])
+
+
+def test_a_recipe_of_the_other_stage_is_pointed_out() -> None:
+    with pytest.raises(RecipeError, match=r"stage 2\. Its cache is that of .* vanillakd-a1"):
+        caching.load("vanillakd-4800")
+
+
 def test_the_spec_survives_its_json() -> None:
-    assert spec.from_mapping(asdict(SPEC), "here") == SPEC
+    assert spec.from_mapping(SPEC.mapping, "here") == SPEC
 
 
 def test_the_fingerprint_is_that_of_the_format() -> None:
@@ -94,7 +118,7 @@ FINGERPRINT = "sha256:89f9dbf3873199ff0dac6d59b506d3adf7fce078a6b8204dc7df013b9c
 )
 def test_whatever_changes_the_content_changes_the_fingerprint(other: CacheSpec) -> None:
     assert other.fingerprint != SPEC.fingerprint
-    assert spec.difference(asdict(SPEC), asdict(other)) is not None
+    assert difference(asdict(SPEC), asdict(other)) is not None
 
 
 def test_a_part_that_would_exhaust_memory_is_refused() -> None:

@@ -2,11 +2,12 @@
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from cache_tools import codec
+from cache_tools import codec, decode
 from cache_tools.commits import Part
 from cache_tools.errors import CacheDamaged, CacheIncomplete, CacheMismatch, UsageError
 from cache_tools.shards import Images
@@ -61,6 +62,24 @@ def test_going_on_in_the_middle_of_an_epoch_changes_nothing(made: Path, images: 
     assert all((a == b).all() for a, b in zip(whole[3:], rest, strict=True))
 
 
+def test_rows_below_the_crop_are_not_decoded(
+    made: Path, images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, asked = Store.open(made), []
+    schedule = Schedule(store, 1, 50, seed=0)
+
+    def spy(data: bytes, key: str, reuse: Any, scale: int, rows: int | None) -> Any:
+        asked.append(rows)
+        return whole(data, key, reuse, scale, rows)
+
+    whole = decode.decode
+    monkeypatch.setattr(decode, "decode", spy)
+    for _ in Replay(store, images, schedule, 1).epoch(0):
+        pass
+    assert all(rows is not None and rows <= 32 for rows in asked)
+    assert len(set(asked)) > 5
+
+
 def test_an_epoch_that_cannot_be_is_explained(made: Path) -> None:
     store = Store.open(made)
     with pytest.raises(UsageError, match="fewer than batch_size=256"):
@@ -77,7 +96,12 @@ def test_other_pixels_are_refused_naming_both_sides(
     from cache_tools import render
 
     real = render.crop_resize
-    monkeypatch.setattr(render, "crop_resize", lambda *a: real(*a) ^ 1)
+
+    def other(*arguments: Any) -> None:
+        real(*arguments)
+        arguments[-1][:] ^= 1
+
+    monkeypatch.setattr(render, "crop_resize", other)
     with pytest.raises(CacheMismatch, match=r"other pixels.*simplejpeg.*here are.*simplejpeg"):
         replay.check(store, images)
 
@@ -92,3 +116,14 @@ def test_a_cache_that_is_not_whole_is_refused(cache: Path, images: Images) -> No
     chunk.unlink()
     with pytest.raises(CacheIncomplete, match="targets/tail/c/0/3/0"):
         replay.check(store, images)
+
+
+def test_the_order_of_views_is_drawn_anew_each_time_all_were_shown(made: Path) -> None:
+    store = Store.open(made)  # of four views
+    schedule = Schedule(store, 1, 50, seed=3, shuffle=True)
+    orders = [[schedule.view_numbers(4 * turn + i)[0] for i in range(4)] for turn in range(8)]
+    assert all(sorted(order) == [0, 1, 2, 3] for order in orders)
+    assert len({tuple(order) for order in orders}) > 4
+    assert Schedule(store, 1, 50, seed=3, shuffle=True).view_numbers(5) == (orders[1][1],)
+    pairs = {Schedule(store, 2, 50, seed=s, shuffle=True).view_numbers(0) for s in range(9)}
+    assert pairs == {(0, 1), (2, 3)}

@@ -11,12 +11,14 @@ import torch
 from PIL import Image
 
 from cache_tools import decode, mixing, render, samples, shards, verify
+from cache_tools.commits import Part
 from cache_tools.errors import CacheMismatch
 from cache_tools.shards import Images
 from cache_tools.store import Store
 from pipeline import recipe as recipes
 from pipeline import teacher as teachers
 from pipeline.forward import Forward
+from pipeline.groups import Group
 from pipeline.part import Worker
 from pipeline.run import run
 from train.replay import Replay
@@ -49,9 +51,9 @@ def hashes(
     pixels: np.ndarray, partner: np.ndarray | None, lam: np.ndarray, cut: np.ndarray
 ) -> list[str]:
     """Hashes of the mixed pictures, computed as both stages do."""
-    mixed = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
+    mixed = torch.as_tensor(pixels).permute(0, 3, 1, 2).float()
     if partner is not None:
-        other = torch.from_numpy(partner).permute(0, 3, 1, 2).float()
+        other = torch.as_tensor(partner).permute(0, 3, 1, 2).float()
         side = torch.arange(pixels.shape[1])
         mixed = mixing.mix(mixed, other, torch.from_numpy(lam), torch.from_numpy(cut), side)
     return [hashlib.sha256(m.contiguous().numpy().tobytes()).hexdigest() for m in mixed]
@@ -76,7 +78,8 @@ def seen_by_teacher(cache: Path, digits: Path, teacher: Path) -> Hashes:
     result = {}
     for view in range(6):
         forward.seen.clear()
-        worker.make(0, [view], lambda _: None)
+        (store.path / Part(view, 0).record).unlink()
+        worker.make([Group(0, (view,))], lambda _: None)
         result |= {(view, row): seen for row, seen in enumerate(forward.seen)}
     worker.close()
     return result

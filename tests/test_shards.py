@@ -125,3 +125,24 @@ def test_a_changed_image_of_the_same_size_is_refused(digits: Path) -> None:
     data[40] ^= 1
     with pytest.raises(CacheMismatch, match=made.keys[4]):
         samples.check_digest(made, 4, bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("folders", "labels", "names"),
+    [
+        (["0", "9", "10", "2"], [0, 10, 2, 9], ()),  # in the order of the file names
+        (["3", "7"], [3, 7], ()),
+        (["1", "2", "10", *"3456789"], [0, 9, *range(1, 9)], tuple(map(str, range(1, 11)))),
+        (["b", "10", "9"], [0, 1, 2], ("10", "9", "b")),
+        (["00", "01"], [0, 1], ("00", "01")),
+    ],
+)
+def test_folders_that_are_numbers_are_classes(
+    tmp_path: Path, folders: list[str], labels: list[int], names: tuple[str, ...]
+) -> None:
+    for folder in folders:
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.jpeg").write_bytes(b"x")
+    images = shards.open_images(str(tmp_path), "validation")
+    assert images.label_N.tolist() == labels
+    assert images.class_names == names

@@ -14,6 +14,9 @@ import torch
 from conftest import Outcome
 from safetensors.torch import load_file
 
+from cache_tools.store import Store
+from train.schedule import Schedule
+
 FAST = ["epochs=2", "views_per_epoch=2", "batch_size=40"]
 RESULT = (
     "student mode top1 top1_ema images_per_second data_wait epochs seed cache_fingerprint seconds"
@@ -110,9 +113,9 @@ def test_a_checkpoint_in_the_middle_of_an_epoch_is_exact(
     finished: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stops after every step, and still ends with the same student."""
+    from cache_tools.stop import StopRequest
     from train import loop, run
     from train import recipe as recipes
-    from train.stop import StopRequest
 
     monkeypatch.setattr(StopRequest, "asked", True, raising=False)
     monkeypatch.setattr(StopRequest, "__init__", lambda self: setattr(self, "_before", {}))
@@ -128,12 +131,29 @@ def test_a_checkpoint_in_the_middle_of_an_epoch_is_exact(
     assert same(weights(out), weights(finished))
 
 
+def test_the_student_says_what_it_was_measured_on(finished: Path) -> None:
+    seen = timm.create_model(f"local-dir:{finished / 'model'}").pretrained_cfg
+    assert (tuple(seen["input_size"]), seen["crop_pct"]) == ((3, 32, 32), 1.0)
+
+
 def test_threads_change_no_weight(
     finished: Path, kdcache: Command, made: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     assert kdcache("train", "digits", "--cache", made, "--out", run, *FAST, "threads=3").code == 0
     assert same(weights(run), weights(finished))
+
+
+def test_shuffled_views_are_other_views(
+    finished: Path, kdcache: Command, made: Path, tmp_path: Path
+) -> None:
+    """The fixture's run shows views 0 and 1 first; with this seed the shuffled order has others."""
+    store = Store.open(made)
+    assert Schedule(store, 2, 40, seed=1, shuffle=True).view_numbers(0) == (2, 3)
+    run = [kdcache("train", "digits", "--cache", made, "--out", tmp_path / order, *FAST, "seed=1",
+                   f"view_order={order}").code for order in ("cycle", "shuffle")]  # fmt: skip
+    assert run == [0, 0]
+    assert not same(weights(tmp_path / "cycle"), weights(tmp_path / "shuffle"))
 
 
 @pytest.mark.parametrize(
@@ -255,9 +275,9 @@ def test_stopped_between_updates_and_with_a_broken_last_checkpoint_it_is_still_e
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With accumulation a stop waits for the update; the checkpoint before the last one serves."""
+    from cache_tools.stop import StopRequest
     from train import checkpoint, loop, run
     from train import recipe as recipes
-    from train.stop import StopRequest
 
     recipe, inputs = recipes.load("digits", [*FAST, "accumulate=2"]), run.open_inputs(made, None)
     run.begin(tmp_path / "undisturbed", recipe, inputs, fresh=False)

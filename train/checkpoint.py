@@ -37,8 +37,14 @@ class Progress:
     """Time spent in training so far."""
     wait: float = 0.0
     """Of it, time spent waiting for data."""
+    cost: float = 0.0
+    """Of `seconds`, those that are this student's: its own steps, and an even part of the rest."""
     loss_sum: float = 0.0
     """Sum of the losses of the epoch in hand."""
+    terms: dict[str, list[float]] = field(default_factory=dict)
+    """Sum and count of each term of the loss since the last row of `train.log`."""
+    mark: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    """`seconds` and `wait` at that row."""
     history: list[dict[str, float]] = field(default_factory=list)
     """One row of metrics per finished epoch."""
     best: float = -1.0
@@ -54,7 +60,7 @@ def save(
     world: World = ALONE,
 ) -> None:
     """Write the checkpoint of a run atomically; the one before is kept beside it."""
-    generators = world.all(_generators(task.device))
+    states = world.all(generators(task.device))
     if not world.first:
         return
     ema = task.get_trainable_module(ema=True)
@@ -63,7 +69,7 @@ def save(
         "ema": ema.state_dict() if ema is not None else None,
         "optimizer": optimizer.state_dict(),
         "scaler": scaler.state_dict(),
-        "generators": generators,
+        "generators": states,
         "place": vars(place),
     }
     buffer = io.BytesIO()
@@ -100,19 +106,20 @@ def load(
     optimizer.load_state_dict(state["optimizer"])
     scaler.load_state_dict(state["scaler"])
     if len(state["generators"]) == world.size:
-        _restore(state["generators"][world.rank], task.device)
+        restore(state["generators"][world.rank], task.device)
     else:
         log.info("another number of processes: dropout goes on from other random numbers")
     return Progress(**state["place"])
 
 
-def _generators(device: torch.device) -> list[torch.Tensor]:
+def generators(device: torch.device) -> list[torch.Tensor]:
     """States of torch's generators of the CPU and, on a GPU, of the device."""
     states = [torch.get_rng_state()]
     return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
 
 
-def _restore(states: list[torch.Tensor], device: torch.device) -> None:
+def restore(states: list[torch.Tensor], device: torch.device) -> None:
+    """Put back what `generators` returned."""
     torch.set_rng_state(states[0].cpu())
     if device.type == "cuda" and len(states) > 1:
         torch.cuda.set_rng_state(states[1].cpu(), device)

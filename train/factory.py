@@ -3,6 +3,7 @@
 from typing import Any
 
 import timm
+import torch
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
@@ -11,12 +12,17 @@ from torch.optim import Optimizer
 
 from cache_tools.errors import UsageError
 from train.recipe import TrainRecipe
+from train.start import start
 
 SCHEDULES = ("cosine", "poly", "tanh", "step", "multistep", "wsd", "rsqrt")
 
 
 def create_student(recipe: TrainRecipe, num_classes: int) -> nn.Module:
-    """The student with random weights, drawn from torch's generator; UsageError if unknown."""
+    """The student with random weights, drawn from torch's generator, or with those of `init`.
+
+    Raises:
+        UsageError: There is no such student, or no such weights.
+    """
     if not timm.is_model(recipe.student.partition(".")[0]):
         names = timm.list_models(f"*{recipe.student[:8]}*")[:3] or timm.list_models("resnet?0")
         raise UsageError(
@@ -34,6 +40,8 @@ def create_student(recipe: TrainRecipe, num_classes: int) -> nn.Module:
             f"the student {recipe.student} takes no {' or '.join(options)} ({error}). Leave "
             "drop and drop_path at 0 for it."
         ) from None
+    if recipe.init:
+        start(model, recipe.student, recipe.init)
     return model
 
 
@@ -77,7 +85,25 @@ def create_scheduler(recipe: TrainRecipe, optimizer: Optimizer, steps: int) -> S
     return scheduler
 
 
-def check(recipe: TrainRecipe, num_classes: int) -> None:
-    """Create everything once, so that an unknown name is told before any work is done."""
-    optimizer = create_optimizer(recipe, create_student(recipe, num_classes))
-    create_scheduler(recipe, optimizer, steps=1)
+def check(recipe: TrainRecipe, num_classes: int, size: int) -> None:
+    """Create everything once, so that what cannot be is told before any work is done.
+
+    Args:
+        recipe: What to do.
+        num_classes: Length of the student's logits.
+        size: Height and width of the cache's views in pixels.
+
+    Raises:
+        UsageError: An unknown name, or a student that does not take views of this size.
+    """
+    student = create_student(recipe, num_classes).eval()
+    try:
+        with torch.no_grad():
+            student(torch.zeros(1, 3, size, size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise UsageError(
+            f"the student {recipe.student} does not take the cache's views of {size} px "
+            f"({str(error).partition(chr(10))[0]}). Choose another student, or a cache of views "
+            "of its size."
+        ) from None
+    create_scheduler(recipe, create_optimizer(recipe, student), steps=1)

@@ -58,7 +58,9 @@ def kd(
 ) -> Tensor:
     """KL(teacher ‖ student) at `temperature`, times its square."""
     said = at_temperature(targets, temperature, logits_BC.shape[1])
-    scaled = _wide(logits_BC) / temperature
+    scaled = _wide(logits_BC)
+    if temperature != 1.0:  # a division by 1 would copy the logits there and their gradient back
+        scaled = scaled / temperature
     if tail == "uniform":
         loss_B = _SparseKL.apply(scaled, targets.index_BK, said.p_BK, said.u_B, said.others_B)
     else:

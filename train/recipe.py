@@ -5,9 +5,21 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from cache_tools import recipe
-from cache_tools.spec import Precision
+from cache_tools.teacher_spec import Precision
 
 Mode = Literal["kd", "labels", "online"]
+_STREAM = (
+    "batch_size",
+    "accumulate",
+    "views_per_epoch",
+    "repeats",
+    "num_views",
+    "view_order",
+    "loader",
+    "threads",
+    "checkpoint_minutes",
+    "deterministic",
+)
 
 
 @dataclass(frozen=True)
@@ -18,6 +30,14 @@ class TrainRecipe:
     """timm name of the student."""
     epochs: int
     """Epochs; in each, every sample is seen `views_per_epoch` times."""
+    cache_recipe: str = ""
+    """Recipe of stage 1 that makes its cache; "" = the one of the same name."""
+    min_views: int = 0
+    """Fewest views of a sample that the cache must have for this schedule; 0 = any number."""
+    init: str = ""
+    """Weights the student starts from: a timm name with its tag, "hf-hub:user/model",
+    "local-dir:FOLDER" as timm and `kdcache train` save networks, or a safetensors file; "" =
+    random. A head of another number of classes starts at random."""
     mode: Mode = "kd"
     """"kd" learns from the stored targets, "labels" from the labels, "online" from the teacher in
     the loop, all on the same views."""
@@ -27,10 +47,18 @@ class TrainRecipe:
     """Views of each sample per epoch, m: epoch e sees views e·m … e·m + m - 1, modulo V."""
     repeats: int = 1
     """Repeated augmentation: an epoch shows 1/repeats of the samples, each in this many views."""
+    num_views: int = 0
+    """Views of the cache that are shown, from the first one on; 0 = all."""
+    view_order: Literal["cycle", "shuffle"] = "cycle"
+    """"cycle" shows the views of the cache in their order and then again; "shuffle" draws the order
+    anew each time all have been shown."""
     loss: Literal["kd", "bkd", "dkd", "dist"] = "kd"
     """Loss on the soft targets: KL, BCE per class, decoupled, correlation (`train.losses`)."""
     tail: Literal["uniform", "bucket", "zero"] = "uniform"
     """What kd takes the classes to be that were not kept."""
+    kept: int = 0
+    """Classes of each target that the student is told: the most probable of those stored, as if the
+    cache had kept no others; 0 = all."""
     temperature: float = 1.0
     """T of the soft targets; the loss carries T² (Hinton et al., 2015)."""
     temperature_end: float = 0.0
@@ -94,10 +122,15 @@ class TrainRecipe:
     """Share of the shorter side that the centre crop of the evaluation takes."""
     checkpoint_minutes: float = 10.0
     """A checkpoint is written after every epoch and, in long ones, after this many minutes."""
+    loader: Literal["auto", "native", "ffcv"] = "auto"
+    """What makes the batches: FFCV, our own, or whichever suits. Pixels do not depend on it."""
     threads: int = 0
     """Renderer threads; 0 = one per core. Pixels do not depend on it."""
     seed: int = 0
     """Seed of the student's start and of the order of samples."""
+    order_seed: int = -1
+    """Seed of the order of samples; negative = `seed`. Students of several seeds with one order
+    share their batches in a sweep."""
 
     def __post_init__(self) -> None:
         positive = (self.epochs, self.batch_size, self.views_per_epoch, self.repeats)
@@ -115,8 +148,23 @@ class TrainRecipe:
             raise ValueError(f"tail={self.tail} goes with loss=kd only.")
         if not 0 < self.eval_crop <= 1:
             raise ValueError("eval_crop must be in (0, 1].")
-        if self.seed < 0 or self.threads < 0:
-            raise ValueError("seed and threads cannot be negative.")
+        if min(self.seed, self.threads, self.min_views, self.num_views, self.kept) < 0:
+            raise ValueError("seed, threads, min_views, num_views and kept cannot be negative.")
+
+    @property
+    def views_shown(self) -> int:
+        """Views of a sample that the whole run shows; with repeats, on average over the samples."""
+        return self.epochs * self.views_per_epoch
+
+    @property
+    def stream(self) -> tuple[Any, ...]:
+        """Which views come when, and how they are made: students that agree share their batches."""
+        return self.seed_of_order, *(getattr(self, name) for name in _STREAM)
+
+    @property
+    def seed_of_order(self) -> int:
+        """Seed of the order of samples."""
+        return self.order_seed if self.order_seed >= 0 else self.seed
 
     def now(self, name: str, progress: float) -> float:
         """A value that may change linearly over the run, at `progress` 0..1 of it."""

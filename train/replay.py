@@ -1,33 +1,56 @@
 """The native loader: the views the teacher saw, rendered again, with what it said of them.
 
 An epoch's targets lie in RAM as they were stored (a few bytes per view), beside the parameters of
-its views, both fetched one epoch ahead in the background; a batch's are decoded when it is made.
-Pixels come from a thread pool, a few batches ahead. A batch is a function of (epoch, step) alone:
-neither the number of threads nor an interruption changes a bit of it.
+its views (`train.epochs`); a batch's are decoded when it is made. Pixels come from a thread pool, a
+few batches ahead, and are rendered where the batch has them. A batch is a function of (epoch, step)
+alone: neither the number of threads nor an interruption changes a bit of it.
 
 Shapes: B views of a batch, S pixels a side, N samples.
 """
 
+import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from itertools import pairwise
 
+import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools import codec, decode, progress, render, samples, threads, verify, views
-from cache_tools.codec import Stored, Targets
-from cache_tools.errors import UsageError
+from cache_tools import (
+    codec,
+    decode,
+    progress,
+    render,
+    samples,
+    threads,
+    verify,
+    view_params,
+    views,
+)
+from cache_tools.codec import Targets
+from cache_tools.commits import Part
+from cache_tools.errors import CacheIncomplete, UsageError
+from cache_tools.members import Members
+from cache_tools.mixture import Tail
 from cache_tools.shards import Images
 from cache_tools.store import Store
+from train.epochs import Epochs, View
+from train.memory import Memory
 from train.schedule import Plan, Schedule
 from train.world import ALONE, World
 
+log = logging.getLogger("kdcache")
 U1 = NDArray[np.uint8]
+I8 = NDArray[np.int64]
 AHEAD = 3
 """Batches in the making while one is trained on."""
+Paint = Callable[[I8, list[U1]], None]
+"""Makes views: their rows and slots [U, 2], ascending, and [S, S, 3] for the pixels of each."""
+_PICTURES = 8
+"""Pictures that a thread makes in a row: handing over each would cost a tenth of its time."""
 _MAX_PROBED_PARTS = 64
 
 
@@ -49,20 +72,17 @@ class Batch:
     """Labels, NO_LABEL when the cache has none."""
     partner_label_B: NDArray[np.int64]
     """Labels of the partners."""
-
-
-@dataclass(frozen=True)
-class _View:
-    """Everything about one view number of every sample, in RAM."""
-
-    stored: Stored
-    """[N, …] targets as they are stored."""
-    params: views.Views
-    """Parameters of the N views, from one vectorised draw."""
+    outside_B: NDArray[np.float32] | None = None
+    """As `Mix.outside_B`."""
 
 
 class Replay:
     """Batches of a schedule."""
+
+    makers = AHEAD
+    """How many batches are made at once."""
+    ahead = AHEAD
+    """How many batches are ready, or in the making, while one is trained on."""
 
     def __init__(
         self,
@@ -71,6 +91,10 @@ class Replay:
         schedule: Schedule,
         num_threads: int,
         world: World = ALONE,
+        members: Members | None = None,
+        tail: Tail = "uniform",
+        locked: bool = False,
+        epochs: int | None = None,
     ) -> None:
         """A loader over `images` in the order of the store's sample table.
 
@@ -80,6 +104,10 @@ class Replay:
             schedule: Which views when.
             num_threads: Renderer threads; 0 = one per core.
             world: Of each batch this process gets its slice.
+            members: Caches whose mixture is to be learned; None: the store alone.
+            tail: What a mixture takes classes to be that one of its members did not keep.
+            locked: Whether pixels lie in page-locked memory, for a GPU.
+            epochs: How many there will be; None: nobody knows.
 
         Raises:
             UsageError: A batch cannot be shared evenly.
@@ -91,125 +119,175 @@ class Replay:
             )
         self._world = world
         self._store = store
+        self._members = members or Members((store,), (1.0,))
+        several = len(self._members.stores) > 1
+        self._mixture = self._members.mixture(tail) if several else None
         self._images = images
         self._schedule = schedule
         self._threads = num_threads or threads.available()
-        self._views: dict[int, Future[_View]] = {}
+        self._epochs = Epochs(self._members, schedule, images, epochs)
         self._reuse = decode.Reuse()
+        self._crc_N = np.zeros(len(store.table), np.uint32)
+        side, share = store.spec.views.size, schedule.batch_size // world.size
+        self._memory = Memory((share, side, side, 3), locked)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of one epoch from `first_step` on."""
-        plan = self._schedule.plan(epoch)
-        background = ThreadPoolExecutor(1, thread_name_prefix="views")
-        batches = ThreadPoolExecutor(AHEAD, thread_name_prefix="batch")
-        renderers = ThreadPoolExecutor(self._threads, thread_name_prefix="render")
+        ready = self._epochs.get(epoch)
+        plan, loaded = ready.plan, ready.loaded
+        with self._painter(plan, loaded, first_step) as paint:
+            yield from self._batches(plan, loaded, first_step, paint)
+
+    def _batches(
+        self, plan: Plan, loaded: list[View], first_step: int, paint: Paint
+    ) -> Iterator[Batch]:
+        """The batches in order, a few of them in the making."""
+        makers = ThreadPoolExecutor(self.makers, thread_name_prefix="batch")
+        queue: deque[Future[Batch]] = deque()
         try:
-            loaded = [future.result() for future in self._fetch(background, plan.views)]
-            following = self._schedule.view_numbers(epoch + 1)
-            self._fetch(background, following)
-            self._forget({*plan.views, *following})
-            queue: deque[Future[Batch]] = deque()
             for step in range(first_step, self._schedule.steps):
-                queue.append(batches.submit(self._batch, plan, loaded, step, renderers))
+                queue.append(makers.submit(self._batch, plan, loaded, step, paint))
                 if len(queue) > AHEAD:
                     yield queue.popleft().result()
             while queue:
                 yield queue.popleft().result()
         finally:
-            batches.shutdown(cancel_futures=True)
-            renderers.shutdown(cancel_futures=True)
-            background.shutdown(wait=False)
+            makers.shutdown(cancel_futures=True)
 
-    def _batch(
-        self, plan: Plan, loaded: list[_View], step: int, renderers: ThreadPoolExecutor
-    ) -> Batch:
-        size = self._schedule.batch_size
-        share = size // self._world.size
-        begin = step * size + self._world.rank * share
-        part = slice(begin, begin + share)
+    @contextmanager
+    def _painter(self, plan: Plan, loaded: list[View], first_step: int) -> Iterator[Paint]:
+        """What makes pixels during one epoch."""
+        renderers = ThreadPoolExecutor(self._threads, thread_name_prefix="render")
+        try:
+            yield lambda wanted, out: self._paint(loaded, wanted, out, renderers)
+        finally:
+            renderers.shutdown(cancel_futures=True)
+
+    def _share(self, step: int) -> slice:
+        """Which views of the plan this process has in a step."""
+        share = self._schedule.batch_size // self._world.size
+        begin = step * self._schedule.batch_size + self._world.rank * share
+        return slice(begin, begin + share)
+
+    def _wanted(self, plan: Plan, step: int) -> tuple[I8, I8]:
+        """Row and slot of a batch's views and their partners, each once and ascending; and where.
+
+        Slots from `len(plan.views)` on are the other sides of these views.
+
+        Returns:
+            [U, 2]; and which of them each view is, then which of them each partner is.
+        """
+        part = self._share(step)
+        row, slot = plan.row_M[part], plan.slot_M[part]
+        wanted = np.stack([row, slot], axis=1)
+        if view_params.has_sides(self._store):
+            others = np.stack([row, slot + len(plan.views)], axis=1)
+            wanted = np.concatenate([wanted, others])
+        elif self._store.spec.views.mixes:
+            wanted = np.concatenate([wanted, np.stack([plan.partner_M[part], slot], axis=1)])
+        unique, where = np.unique(wanted, axis=0, return_inverse=True)
+        return unique, where.reshape(-1)
+
+    def _batch(self, plan: Plan, loaded: list[View], step: int, paint: Paint) -> Batch:
+        part = self._share(step)
         row, slot, partner = plan.row_M[part], plan.slot_M[part], plan.partner_M[part]
-        pixels, partner_pixels = self._pixels(loaded, row, slot, partner, renderers)
+        wanted, where = self._wanted(plan, step)
+        pixels = self._memory.take()
+        partner_pixels = self._memory.take() if self._store.spec.views.mixes else None
+        places = [*pixels] if partner_pixels is None else [*pixels, *partner_pixels]
+        first: dict[int, U1] = {}
+        again = [
+            (place, first[view])
+            for view, place in zip(where.tolist(), places, strict=True)
+            if first.setdefault(view, place) is not place
+        ]
+        paint(wanted, [first[view] for view in range(len(wanted))])
+        for place, made in again:  # a partner that is in the batch itself
+            place[:] = made
         label = self._store.table.label_N
+        own, other = label[row].astype(np.int64), label[partner].astype(np.int64)
         return Batch(
             pixels,
             partner_pixels,
             plan.lam_M[part].astype(np.float32),
             plan.cut_M4[part],
-            self._targets(loaded, slot, row),
-            label[row].astype(np.int64),
-            label[partner].astype(np.int64),
+            self._said(loaded, slot, row, np.stack([own, other], axis=1)),
+            own,
+            other,
+            None if plan.outside_M is None else plan.outside_M[part].astype(np.float32),
         )
 
-    def _targets(
-        self, loaded: list[_View], slot_B: NDArray[np.int64], row_B: NDArray[np.int64]
-    ) -> Targets:
-        """What the teacher said of a batch's views."""
-        spec = self._store.spec.targets
+    def _said(self, loaded: list[View], slot_B: I8, row_B: I8, label_BP: I8) -> Targets:
+        """What the teacher, or several together, said of a batch's views."""
+        if self._mixture is None:
+            return self._targets(loaded, slot_B, row_B)
+        each = [self._targets(loaded, slot_B, row_B, i) for i in range(len(self._members.stores))]
+        return self._mixture(each, label_BP[:, : self._members.num_labels])
+
+    def _targets(self, loaded: list[View], slot_B: I8, row_B: I8, member: int = 0) -> Targets:
+        """What one teacher said of a batch's views."""
+        spec = self._members.stores[member].spec.targets
+        stored = [view.stored[member] for view in loaded]
         if len(loaded) == 1:
-            return codec.decode(loaded[0].stored, spec, row_B)
+            return codec.decode(stored[0], spec, row_B)
         groups = [np.flatnonzero(slot_B == slot) for slot in range(len(loaded))]
-        parts = [
-            codec.decode(v.stored, spec, row_B[g]) for v, g in zip(loaded, groups, strict=True)
-        ]
+        parts = [codec.decode(s, spec, row_B[g]) for s, g in zip(stored, groups, strict=True)]
         back = np.argsort(np.concatenate(groups))
         names = [f.name for f in fields(Targets)]
         return Targets(*(np.concatenate([getattr(p, n) for p in parts])[back] for n in names))
 
-    def _pixels(
-        self,
-        loaded: list[_View],
-        row: NDArray[np.int64],
-        slot: NDArray[np.int64],
-        partner: NDArray[np.int64],
-        renderers: ThreadPoolExecutor,
-    ) -> tuple[U1, U1 | None]:
-        """Pixels of a batch and of its partners: one decode per picture, one render per view."""
-        mixed = self._store.spec.views.mixes
-        wanted = np.stack([slot, row], axis=1)
-        if mixed:
-            wanted = np.concatenate([wanted, np.stack([slot, partner], axis=1)])
-        unique, where = np.unique(wanted[:, ::-1], axis=0, return_inverse=True)  # by row, then slot
-        side = self._store.spec.views.size
-        out = np.empty((len(unique), side, side, 3), dtype=np.uint8)
-        params = [loaded[slot].params for slot in unique[:, 1]]
-        rows, begins = np.unique(unique[:, 0], return_index=True)
-        of_row = [slice(a, b) for a, b in pairwise([*begins.tolist(), len(unique)])]
-        groups = ([*zip(params[s], out[s], strict=True)] for s in of_row)
-        for _ in renderers.map(self._render, rows.tolist(), groups):
+    def _paint(
+        self, loaded: list[View], wanted_U2: I8, out: list[U1], renderers: ThreadPoolExecutor
+    ) -> None:
+        """Make views: one decode per picture, one render per view."""
+        of_picture: dict[int, list[tuple[views.Views, int, U1]]] = {}
+        for (row, slot), place in zip(wanted_U2.tolist(), out, strict=True):
+            view, picture = loaded[slot % len(loaded)], row
+            params = view.params
+            if slot >= len(loaded):
+                assert view.partner is not None and view.partner_N is not None
+                params, picture = view.partner, int(view.partner_N[row])
+            of_picture.setdefault(picture, []).append((params, row, place))
+        tasks = [*of_picture.items()]
+        pieces = (tasks[i : i + _PICTURES] for i in range(0, len(tasks), _PICTURES))
+        for _ in renderers.map(self._render_all, pieces):
             pass
-        where = where.reshape(-1)
-        return out[where[: len(row)]], out[where[len(row) :]] if mixed else None
 
-    def _render(self, row: int, wanted: list[tuple[views.Views, U1]]) -> None:
-        table = self._store.table
-        data = self._images.read(row)
-        samples.check_digest(table, row, data)
-        spec = self._store.spec.views
-        of_row = [(params, row, out) for params, out in wanted]
-        render.views_of(data, table.keys[row], spec, of_row, self._reuse)
+    def _render_all(self, tasks: list[tuple[int, list[tuple[views.Views, int, U1]]]]) -> None:
+        for picture, wanted in tasks:
+            self._render(picture, wanted)
 
-    def _fetch(self, pool: ThreadPoolExecutor, numbers: tuple[int, ...]) -> list[Future[_View]]:
-        """These views, loading them in the background when they are not there."""
-        for number in numbers:
-            if number not in self._views:
-                self._views[number] = pool.submit(self._load, number)
-        return [self._views[number] for number in numbers]
+    def _render(self, picture: int, wanted: list[tuple[views.Views, int, U1]]) -> None:
+        """Views of one picture: their parameters, which of them, and where to write."""
+        table, spec = self._store.table, self._store.spec.views
+        decoded = None if spec.scaled_decode else self._images.pixels(picture)
+        if decoded is not None:
+            for params, row, out in wanted:
+                render.render(decoded, spec, params, row, out)
+            return
+        data = self._images.read(picture)
+        self._check_bytes(picture, data)
+        # the digest says that these are the bytes stage 1 decoded
+        render.views_of(data, table.keys[picture], spec, wanted, self._reuse, seen=True)
 
-    def _forget(self, needed: set[int]) -> None:
-        self._views = {n: future for n, future in self._views.items() if n in needed}
+    def _check_bytes(self, picture: int, data: bytes) -> None:
+        """Compare what was read with its digest the first time, then with that one's CRC.
 
-    def _load(self, number: int) -> _View:
-        store = self._store
-        table, spec = store.table, store.spec
-        params = []
-        for block in range(spec.num_blocks):
-            rows = slice(spec.rows(block).start, spec.rows(block).stop)
-            columns = table.id_N[rows], table.height_N[rows], table.width_N[rows]
-            params.append(views.draw(spec.views, *columns, number))
-        return _View(store.read_view(number), views.concatenate(params))
+        The digest costs up to a tenth of a decode, the CRC less than a hundredth.
+        """
+        crc = google_crc32c.value(data)
+        if not crc or crc != self._crc_N[picture]:
+            samples.check_digest(self._store.table, picture, data)
+            self._crc_N[picture] = crc
 
 
-def check(store: Store, images: Images) -> None:
+def check_all(members: Members, images: Images, present_N: NDArray[np.bool_] | None = None) -> None:
+    """`check` of each cache: that their pixels are these is what allows to mix them."""
+    for store in members.stores:
+        check(store, images, present_N)
+
+
+def check(store: Store, images: Images, present_N: NDArray[np.bool_] | None = None) -> None:
     """Refuse to train on a cache that is not whole, or on other pixels than the teacher's.
 
     Looks at every part's digests and renders the probe views of up to 64 parts, spread evenly.
@@ -218,11 +296,33 @@ def check(store: Store, images: Images) -> None:
         CacheIncomplete, CacheDamaged, CacheMismatch: Naming the file or the sample.
     """
     parts = list(store.parts())
-    with progress.bar("check the cache", len(parts), "parts") as advance:
-        for _, fault in verify.faults(store):
-            if fault is not None:
-                raise fault
-            advance(1)
+    if store.is_remote:
+        parts = _check_remote(store)
+    else:
+        with progress.bar("check the cache", len(parts), "parts") as advance:
+            for _, fault in verify.faults(store):
+                if fault is not None:
+                    raise fault
+                advance(1)
     count = min(len(parts), _MAX_PROBED_PARTS)
-    for i in range(count):
-        verify.check_probes(store, images, parts[i * len(parts) // count])
+    spread = [parts[i * len(parts) // count] for i in range(count)]
+    looked = sum(verify.check_probes(store, images, part, present_N) for part in spread)
+    if not looked:
+        log.warning(
+            "no fingerprint of the pixels of these samples is in %s (it was cut, or they are not "
+            "here): that they are those the teacher saw follows from the library versions alone",
+            store.name,
+        )
+
+
+def _check_remote(store: Store) -> list[Part]:
+    """Refuse a cache at a URL that lacks parts; those of its first view, to look at.
+
+    Bytes and pixels of the others are checked when an epoch's parts are fetched.
+    """
+    log.info("%s: parts are fetched as epochs want them, and kept on this machine", store.name)
+    committed = store.committed()
+    for part in store.parts():
+        if part not in committed:
+            raise store.fault(part) or CacheIncomplete(f"{part} of {store.name} is missing.")
+    return [part for part in committed if part.view == 0]

@@ -1,7 +1,8 @@
 """(epoch, step) → which view of which sample: a pure function, whatever happened before.
 
 Epoch e shows every sample `views_per_epoch` = m times, in views e·m … e·m + m - 1 modulo V, so that
-a cache of V views serves any number of epochs. The order is drawn by counter from the run's seed.
+a cache of V views serves any number of epochs; or in groups of m whose order is drawn anew each
+time all have been shown. Every order is drawn by counter from the run's seed.
 Mixup partners stand side by side in it, and with repeated augmentation all views of both, so that
 a picture is decoded once for all of them.
 
@@ -13,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools import rng, views
+from cache_tools import rng, view_params
 from cache_tools.errors import UsageError
 from cache_tools.store import Store
+from cache_tools.views import Mix
 
 I4 = NDArray[np.int32]
 I8 = NDArray[np.int64]
@@ -37,13 +39,23 @@ class Plan:
     """Share of the row itself in 1/65536."""
     cut_M4: I4
     """Cutmix box; height 0 when the view is not cut."""
+    outside_M: I4 | None = None
+    """As `Mix.outside_B`."""
 
 
 class Schedule:
     """The order of views of one run."""
 
     def __init__(
-        self, store: Store, views_per_epoch: int, batch_size: int, seed: int, repeats: int = 1
+        self,
+        store: Store,
+        views_per_epoch: int,
+        batch_size: int,
+        seed: int,
+        repeats: int = 1,
+        num_views: int | None = None,
+        shuffle: bool = False,
+        present_N: NDArray[np.bool_] | None = None,
     ) -> None:
         """A schedule over `store`.
 
@@ -57,22 +69,38 @@ class Schedule:
                 views: V epochs show every view of every sample once. When partners stay for
                 these views (`pair_views`), pairs are shown whole, so that nothing is decoded for
                 a partner alone.
+            num_views: Views of the cache that are shown, V; None: all.
+            shuffle: Whether the order of views is drawn each time all have been shown.
+            present_N: [N] which samples there are images of; None: all. A view whose partner has
+                none is left out, since its target is of both pictures. How many are left out
+                differs from view to view; an epoch is as long as the shortest one.
 
         Raises:
             UsageError: An epoch has not even one batch, or the cache too few views.
         """
-        self._store = store
-        self._m = views_per_epoch * repeats
-        self._repeats = repeats
-        self._seed = seed
-        self.batch_size = batch_size
-        self.num_views = len(self._shown(0)) * self._m
-        self.steps = self.num_views // batch_size
-        if self._m > store.num_views:
+        if present_N is None or present_N.all():
+            present_N = np.ones(len(store.table), dtype=bool)
+        elif repeats > 1 and store.spec.views.mixes:
             raise UsageError(
-                f"an epoch wants {self._m} views of a sample, the cache has {store.num_views} "
+                f"repeats={repeats} shows pairs of a mixing cache in turns, which cannot be when "
+                "some partners are missing. Pass repeats=1 with --allow-partial."
+            )
+        self.present_N = present_N
+        """[N] which samples can be shown."""
+        self._store = store
+        self._num_shown = num_views or store.num_views
+        self._m = views_per_epoch * repeats
+        self.repeats = repeats
+        self._seed = seed
+        self._shuffle = shuffle
+        self.batch_size = batch_size
+        if self._m > self._num_shown:
+            raise UsageError(
+                f"an epoch wants {self._m} views of a sample, the cache has {self._num_shown} "
                 "views."
             )
+        self.num_views = self._length()
+        self.steps = self.num_views // batch_size
         if self.steps == 0:
             raise UsageError(
                 f"an epoch has {self.num_views} views, fewer than batch_size={batch_size}. "
@@ -81,33 +109,41 @@ class Schedule:
 
     def view_numbers(self, epoch: int) -> tuple[int, ...]:
         """The views that `epoch` shows; with repeats r, the same in the r epochs of a turn."""
-        first = epoch // self._repeats * self._m
-        return tuple((first + j) % self._store.num_views for j in range(self._m))
+        turn = epoch // self.repeats
+        if self._shuffle:
+            groups = self._num_shown // self._m
+            cycle, position = divmod(turn, groups)
+            numbers = np.arange(groups, dtype=np.uint64)
+            keys = rng.bits(self._seed, numbers, cycle, rng.STREAM_VIEWS, 1)[:, 0]
+            turn = int(np.argsort(keys, kind="stable")[position])
+        first = turn * self._m
+        return tuple((first + j) % self._num_shown for j in range(self._m))
 
     def plan(self, epoch: int) -> Plan:
         """The whole order of one epoch."""
         numbers, ids = self.view_numbers(epoch), self._store.table.id_N
-        shown, n = self._shown(epoch), len(ids)
-        keys, partners, lams, cuts = [], [], [], []
+        shown = self._shown(epoch)
+        rows, keys, mixes = [], [], []
         for j, view in enumerate(numbers):
-            partner, lam, cut = self._pairs(view)
-            leader = np.minimum(np.arange(n), partner)
-            counter = epoch * self._m + (j if self._repeats == 1 else 0)
+            mix = view_params.mixing(self._store, view)
+            leader = self._leaders(mix)
+            counter = epoch * self._m + (j if self.repeats == 1 else 0)
             drawn = rng.bits(self._seed, ids, counter, rng.STREAM_ORDER, 1)[leader, 0]
-            keys.append(drawn[shown])
-            partners.append(partner[shown])
-            lams.append(lam[shown])
-            cuts.append(cut[shown])
-        order = np.argsort(np.concatenate(keys), kind="stable")
-        rows = np.tile(shown, len(numbers))
-        slots = np.repeat(np.arange(len(numbers)), len(shown))
+            whole = shown[self.present_N[mix.partner_B[shown]]]
+            rows.append(whole)
+            keys.append(drawn[whole])
+            mixes.append(mix.rows(whole))
+        order = np.argsort(np.concatenate(keys), kind="stable")[: self.num_views]
+        slots = np.repeat(np.arange(len(numbers)), [len(of_view) for of_view in rows])
+        outside = [mix.outside_B for mix in mixes if mix.outside_B is not None]
         return Plan(
             numbers,
-            rows[order],
+            np.concatenate(rows)[order],
             slots[order],
-            np.concatenate(partners)[order],
-            np.concatenate(lams)[order],
-            np.concatenate(cuts)[order],
+            np.concatenate([mix.partner_B for mix in mixes])[order],
+            np.concatenate([mix.lam_B for mix in mixes])[order],
+            np.concatenate([mix.cut_B4 for mix in mixes])[order],
+            np.concatenate(outside)[order] if outside else None,
         )
 
     def names(self, epoch: int, step: int) -> list[str]:
@@ -120,24 +156,33 @@ class Schedule:
     def _shown(self, epoch: int) -> I8:
         """Rows of the table that an epoch shows, ascending."""
         ids = self._store.table.id_N
-        if self._repeats == 1:
-            return np.arange(len(ids))
-        turn, position = divmod(epoch, self._repeats)
+        if self.repeats == 1:
+            return np.flatnonzero(self.present_N)
+        turn, position = divmod(epoch, self.repeats)
         keys = rng.bits(self._seed, ids, turn, rng.STREAM_REPEAT, 1)[:, 0]
         numbers, spec = self.view_numbers(epoch), self._store.spec.views
         if spec.mixes and len({number // spec.pair_views for number in numbers}) == 1:
-            keys = keys[np.minimum(np.arange(len(ids)), self._pairs(numbers[0])[0])]
-        count = len(ids) // self._repeats
-        order = np.argsort(keys, kind="stable")[position * count : (position + 1) * count]
-        return np.sort(order)
+            keys = keys[self._leaders(view_params.mixing(self._store, numbers[0]))]
+        order = np.argsort(keys, kind="stable")
+        order = order[self.present_N[order]]
+        count = len(order) // self.repeats
+        return np.sort(order[position * count : (position + 1) * count])
 
-    def _pairs(self, view: int) -> tuple[I8, I4, I4]:
-        """Mixing partner (row of the table), λ and cutmix box of every sample in one view."""
-        spec, ids = self._store.spec, self._store.table.id_N
-        begins = range(0, len(ids), spec.window)
-        windows = [views.mix(spec.views, ids[b : b + spec.window], view) for b in begins]
-        return (
-            np.concatenate([b + w.partner_B for b, w in zip(begins, windows, strict=True)]),
-            np.concatenate([w.lam_B for w in windows]),
-            np.concatenate([w.cut_B4 for w in windows]),
-        )
+    def _length(self) -> int:
+        """Views of an epoch; with missing partners, of the shortest."""
+        shown = self._shown(0)
+        if self.present_N.all() or not self._store.spec.views.mixes:
+            return len(shown) * self._m
+        partners = (view_params.mixing(self._store, v).partner_B for v in range(self._num_shown))
+        whole = [self.present_N[partner[shown]].sum() for partner in partners]
+        starts = range(self._num_shown)
+        around = [*whole, *whole]
+        return int(min(sum(around[first : first + self._m]) for first in starts))
+
+    def _leaders(self, mix: Mix) -> I8:
+        """The row whose draw places each row: of partners the first, so that they stand together.
+
+        Imported views mix in a picture of their own each, for which nothing stands together.
+        """
+        own = np.arange(len(mix.partner_B))
+        return own if view_params.has_sides(self._store) else np.minimum(own, mix.partner_B)

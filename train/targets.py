@@ -70,6 +70,42 @@ def at_temperature(targets: SoftTargets, temperature: float, num_classes: int) -
     return AtTemperature((log_p - log_z[:, None]).exp(), tail, others, log_z)
 
 
+def most_probable(
+    targets: SoftTargets, count: int, num_classes: int, label_BP: Tensor
+) -> SoftTargets:
+    """The targets as if no more than the `count` most probable classes had been kept.
+
+    The others join the tail, exactly at each declared temperature, and what is stored of the tail
+    (true class, Σp²) takes them in.
+
+    Args:
+        targets: What is stored.
+        count: Classes that stay.
+        num_classes: C.
+        label_BP: The classes whose probability is stored where they are not kept.
+    """
+    p_BK = targets.probability_BK
+    if count >= p_BK.shape[1]:
+        return targets
+    chosen_BK = p_BK.topk(count, dim=1).indices.sort(dim=1).values
+    gone_BK = torch.ones_like(p_BK).scatter_(1, chosen_BK, 0.0)
+    at = [at_temperature(targets, t, num_classes).p_BK for t in targets.temperatures]
+    moved_BT = torch.stack([(p * gone_BK).sum(1) for p in at], dim=1)
+    p_gone_BK, true_BP = p_BK * gone_BK, targets.true_BP
+    if true_BP is not None:
+        here_BPK = targets.index_BK[:, None] == label_BP[:, : true_BP.shape[1], None]
+        true_BP = true_BP + (p_gone_BK[:, None] * here_BPK).sum(2)
+    square_B = targets.square_B
+    return SoftTargets(
+        targets.index_BK.gather(1, chosen_BK),
+        p_BK.gather(1, chosen_BK),
+        targets.tail_BT + moved_BT,
+        targets.temperatures,
+        true_BP,
+        None if square_B is None else square_B + p_gone_BK.square().sum(1),
+    )
+
+
 def probability_of(
     targets: SoftTargets, said: AtTemperature, temperature: float, label_B: Tensor, which_B: Tensor
 ) -> tuple[Tensor, Tensor]:

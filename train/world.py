@@ -14,6 +14,8 @@ import torch
 from timm.utils.distributed import init_distributed_device_so, is_distributed_env
 from torch import distributed
 
+from cache_tools.errors import UsageError
+
 
 @dataclass(frozen=True)
 class World:
@@ -62,15 +64,28 @@ class World:
 ALONE = World()
 
 
+def pick(name: str | None) -> torch.device:
+    """The device asked for, else a GPU when there is one, else the CPU; UsageError if unknown."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(
+            f"the device {name} cannot be used ({str(error).partition(chr(10))[0]}). Pass "
+            "--device with cpu, cuda or cuda:1."
+        ) from None
+    return device
+
+
 def join(device: str | None) -> tuple[World, torch.device]:
     """Join the processes that torchrun or Slurm started, and the device of this one.
 
     Args:
         device: "cuda", "cuda:1" or "cpu"; None takes a GPU when there is one.
     """
-    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if not is_distributed_env():
-        return ALONE, torch.device(name)
+        return ALONE, pick(device)
+    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
     facts = init_distributed_device_so(name)
     return World(facts["global_rank"], facts["world_size"]), torch.device(facts["device"])
 

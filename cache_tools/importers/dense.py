@@ -22,14 +22,9 @@ from cache_tools.commits import Part
 from cache_tools.errors import DataError, NonFinite, UsageError
 from cache_tools.samples import SampleTable
 from cache_tools.shards import NO_LABEL
-from cache_tools.spec import (
-    UNKNOWN_VIEWS,
-    CacheSpec,
-    DatasetSpec,
-    TargetSpec,
-    TeacherSpec,
-)
+from cache_tools.spec import UNKNOWN_VIEWS, CacheSpec, DatasetSpec, TargetSpec
 from cache_tools.store import Store
+from cache_tools.teacher_spec import TeacherSpec
 
 SUFFIXES = (".npy", ".npz", ".safetensors")
 BLOCK = 65_536
@@ -119,12 +114,7 @@ def run(path: Path, out: Path, targets: TargetSpec, teacher: str) -> Store:
             f"{logits.num_classes} classes."
         )
     spec = _spec(logits, table, targets, teacher)
-    if (out / "zarr.json").is_file():
-        store = Store.open(out)
-        if store.spec.fingerprint != spec.fingerprint:
-            raise UsageError(f"{out} is another cache. Choose another --out.")
-    else:
-        store = Store.create(out, spec, table, len(logits.values_VNC))
+    store = Store.at(out, spec, lambda: table, len(logits.values_VNC))
     todo = [part for part in store.parts() if store.fault(part) is not None]
     rows = sum(len(spec.rows(part.block)) for part in todo)
     with progress.bar("import", rows, "views") as advance:
@@ -185,13 +175,9 @@ def _table(logits: Logits, path: Path) -> tuple[NDArray[np.int64], SampleTable]:
     order = np.argsort(ids, kind="stable")
     if (np.diff(ids[order]) == 0).any():
         raise DataError(f"a key stands twice in {path}. Every row needs a name of its own.")
-    count = len(ids)
-    keys = tuple(logits.keys[i] for i in order)
+    keys = [logits.keys[i] for i in order]
     samples.check_keys(keys)
-    none, zero = np.zeros(count, dtype=np.int32), np.zeros(count, dtype=np.int64)
-    digest = np.zeros(count, dtype=np.uint64)
-    label = logits.label_N[order]
-    return order, SampleTable(keys, ids[order], digest, label, none, none, zero)
+    return order, samples.of_keys(keys, logits.label_N[order])
 
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:

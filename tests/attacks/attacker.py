@@ -18,11 +18,13 @@ import numcodecs
 import numpy as np
 
 from cache_tools import codec, dense, samples, spec
+from cache_tools.canonical import canonical_json, sha256
 from cache_tools.codec import Stored
 from cache_tools.commits import Part
 from cache_tools.samples import SampleTable
-from cache_tools.spec import CacheSpec, canonical_json, sha256
+from cache_tools.spec import CacheSpec
 from cache_tools.store import Store
+from cache_tools.teacher_spec import TeacherSpec
 
 Json = dict[str, Any]
 ROWS, CLASSES, VIEWS = 96, 20, 2
@@ -71,7 +73,7 @@ def _spec(table: SampleTable) -> CacheSpec:
     targets = spec.TargetSpec(k_max=8, tau=0.01, true_class=True, tail_square=True)
     return CacheSpec(
         spec.DatasetSpec(len(table), CLASSES, True, "stem", table.sha256),
-        spec.TeacherSpec("test", "test", sha256(b"weights"), CLASSES, mean, mean),
+        TeacherSpec("test", "test", sha256(b"weights"), CLASSES, mean, mean),
         spec.ViewSpec(size=32, mixup=0.5),
         targets,
         block_size=64,
@@ -116,7 +118,6 @@ def seal(cache: Path) -> None:
     """Make every digest in manifest and records that of what lies there now."""
     group = load(cache / "zarr.json")
     manifest = group["attributes"]["kdcache"]
-    _measure(cache, manifest.get("files"))
     if isinstance(manifest.get("spec"), dict):
         manifest["fingerprint"] = sha256(canonical(manifest["spec"]))
     reseal(manifest)
@@ -130,12 +131,6 @@ def reseal(value: Json) -> None:
     """Recompute the `sha256` member of a manifest or record."""
     value.pop("sha256", None)
     value["sha256"] = sha256(canonical(value))
-
-
-def _measure(cache: Path, listed: Any) -> None:
-    for name in listed if isinstance(listed, dict) else ():
-        if (cache / name).is_file() and isinstance(listed[name], str):
-            listed[name] = sha256((cache / name).read_bytes())
 
 
 def _seal_record(cache: Path, record: Json, fingerprint: str) -> None:

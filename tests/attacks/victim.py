@@ -13,6 +13,7 @@ import resource
 import select
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,12 +21,16 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
+
 ADDRESSES = 3 * 2**29
 """Bytes of address space that a reader may ask for on top of what it starts with (1.5 GB)."""
 MEMORY = 2**29
 """Bytes of memory that it may really touch on top of that."""
 PATIENCE = 20.0
-"""Seconds after which a reader counts as hanging."""
+"""Seconds of CPU time after which a reader counts as hanging; a busy machine has no say in it."""
+WAITING = 200.0
+"""Seconds after which it does so in any case: it may wait for a pipe."""
 _PARTS = 8
 
 
@@ -62,7 +67,7 @@ class Victim:
         assert process.stdin and process.stdout
         process.stdin.write(json.dumps([str(path), limit]) + "\n")
         process.stdin.flush()
-        line = _line(process.stdout, PATIENCE)
+        line = _line(process.stdout, psutil.Process(process.pid))
         if line:
             return Outcome(**json.loads(line))
         self.close()
@@ -86,9 +91,14 @@ def _start() -> subprocess.Popen[str]:
     )
 
 
-def _line(stream: IO[str], seconds: float) -> str | None:
-    """The next line, "" at the end of the stream, None when none comes in time."""
-    return stream.readline() if select.select([stream], [], [], seconds)[0] else None
+def _line(stream: IO[str], reader: psutil.Process) -> str | None:
+    """The next line, "" at the end of the stream, None when the reader hangs."""
+    begin, used = time.monotonic(), sum(reader.cpu_times()[:2])
+    while not select.select([stream], [], [], 1.0)[0]:
+        busy = sum(reader.cpu_times()[:2]) - used
+        if busy > PATIENCE or time.monotonic() - begin > WAITING:
+            return None
+    return stream.readline()
 
 
 def examine(path: str) -> Outcome:

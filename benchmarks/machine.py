@@ -1,0 +1,25 @@
+"""What a measurement was made on."""
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+STUDIES = ("torch", "timm", "numpy", "numba", "opencv-python-headless")
+"""Libraries whose versions a study of students records."""
+
+
+def machine(libraries: tuple[str, ...] = STUDIES) -> dict[str, Any]:
+    """The processor, by its model's name where Linux tells it, a GPU, and versions of libraries."""
+    described, name = Path("/proc/cpuinfo"), platform.processor() or platform.machine()
+    for line in described.read_text().splitlines() if described.exists() else ():
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            name = value.strip()
+    found: dict[str, Any] = {"processor": name, "cores": os.cpu_count()}
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found | {"versions": {library: version(library) for library in libraries}}

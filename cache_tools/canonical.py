@@ -1,0 +1,31 @@
+"""What is signed and compared: canonical JSON, digests, and the first difference of two specs."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+
+def canonical_json(value: Any) -> bytes:
+    """JSON in its one canonical form: sorted keys, no spaces, ASCII, shortest floats, no NaN."""
+    text = json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+    )
+    return text.encode("ascii")
+
+
+def sha256(data: bytes) -> str:
+    """Digest as it is written in manifests and commit records."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def difference(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> str | None:
+    """The first field in which two nested specs differ, as "views.size: 224 against 192"."""
+    for key in sorted(ours.keys() | theirs.keys()):
+        a, b = ours.get(key), theirs.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            if found := difference(a, b, f"{prefix}{key}."):
+                return found
+        elif a != b:
+            return f"{prefix}{key}: {a!r} against {b!r}"
+    return None

@@ -1,0 +1,147 @@
+"""What a data set of shards says of itself: timm's `_info.json`, and brace patterns.
+
+`_info.json` names the shards of each split and how many samples each has; timm's `wds/…` reader
+needs it. Ours has two members more, which timm passes over: `class_names`, and for each split
+`index`, true when every shard has its index beside it (tars.py).
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from braceexpand import braceexpand
+
+from cache_tools.errors import DataError, UsageError
+
+NAME = "_info.json"
+MAX_NAMES = 10**6
+"""The most names of a pattern: a description from a stranger must not fill the memory."""
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "val", "valid", "test"),
+    "teacher": ("teacher",),
+}
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a data set of shards."""
+
+    filenames: tuple[str, ...]
+    """Shards, relative to the description."""
+    lengths: tuple[int, ...] = ()
+    """Samples of each; empty when the description does not say."""
+    indexed: bool = False
+    """Whether an index lies beside each shard."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """A data set of shards."""
+
+    where: str
+    """Path or URL of the description, for messages."""
+    splits: dict[str, Split] = field(default_factory=dict)
+    """Its splits, by the names they have there."""
+    class_names: tuple[str, ...] = ()
+    """Names of the classes in the order of the labels, when they were recorded."""
+
+    def find(self, split: str) -> Split | None:
+        """The split that is meant by "train", "validation" or "teacher"."""
+        return next((self.splits[n] for n in SPLITS[split] if n in self.splits), None)
+
+    def need(self, split: str) -> Split:
+        """The same; UsageError when there is none."""
+        if (found := self.find(split)) is None:
+            names = ", ".join(self.splits)
+            raise UsageError(f"{self.where} has no {split} split, only {names}.")
+        return found
+
+
+def parse(data: bytes, where: str) -> Description:
+    """The description in `data`.
+
+    Raises:
+        DataError: It is not one as timm writes it, or names files outside of its folder.
+    """
+    try:
+        value = json.loads(data)
+        splits = {str(name): _split(v) for name, v in value["splits"].items()}
+        classes = tuple(str(name) for name in value.get("class_names", ()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{where} is not a WebDataset description as timm writes it ({error!r})."
+        ) from None
+    return Description(where, splits, classes)
+
+
+def _split(value: dict[str, Any]) -> Split:
+    names = value["filenames"]
+    filenames = (
+        tuple(expand(names))
+        if isinstance(names, str)
+        else tuple(name for pattern in names for name in expand(str(pattern)))
+    )
+    for name in filenames:
+        if name.startswith("/") or "://" in name or ".." in name.split("/"):
+            raise ValueError(f"{name!r} is not below the folder of the description")
+    lengths = tuple(int(n) for n in value.get("shard_lengths", ()))
+    if lengths and len(lengths) != len(filenames):
+        raise ValueError(f"{len(filenames)} filenames and {len(lengths)} shard_lengths")
+    if lengths and sum(lengths) != value.get("num_samples", sum(lengths)):
+        raise ValueError(f"num_samples is {value['num_samples']}, the shards have {sum(lengths)}")
+    return Split(filenames, lengths, value.get("index") is True)
+
+
+def expand(pattern: str) -> list[str]:
+    """Brace patterns (`train-{000..127}.tar`) to names, as WebDataset writes them.
+
+    Raises:
+        UsageError: It is none, or of more than MAX_NAMES names.
+    """
+    if _at_most(pattern) > MAX_NAMES:
+        raise UsageError(f"{pattern} stands for more than {MAX_NAMES:,} names. Correct its range.")
+    try:
+        return list(braceexpand(pattern))
+    except ValueError:
+        raise UsageError(
+            f"{pattern} has a brace without its other half. Write ranges as train-{{000..127}}.tar."
+        ) from None
+
+
+def _at_most(pattern: str) -> int:
+    """A bound on how many names a brace pattern stands for, without making them."""
+    bound = 1
+    while inner := re.search(r"\{([^{}]*)\}", pattern):
+        ends = re.fullmatch(r"(-?\d+|\w)\.\.(-?\d+|\w)(\.\.-?\d+)?", inner[1])
+        first, last = map(_order, ends.groups()[:2]) if ends else (0, inner[1].count(","))
+        bound *= abs(last - first) + 1
+        pattern = pattern[: inner.start()] + pattern[inner.end() :]
+    return bound
+
+
+def _order(end: str) -> int:
+    """Where an end of a range stands among the numbers or letters."""
+    return ord(end) if len(end) == 1 and not end.isdigit() else int(end)
+
+
+def missing(pattern: str, names: Sequence[str], absent: Sequence[str]) -> UsageError:
+    """The error for shards that a pattern or a description names and that are not there."""
+    if len(absent) == len(names):
+        return UsageError(f"there is no shard at {pattern}: not one of the {len(names):,} names.")
+    return UsageError(
+        f"{len(absent):,} of the {len(names):,} shards of {pattern} are missing, the first is "
+        f"{absent[0]}. Fetch them, or name the range that is there."
+    )
+
+
+def check_counts(where: str, split: Split, names: Sequence[str], counts: Sequence[int]) -> None:
+    """DataError when the shards hold other numbers of images than the description says."""
+    for name, said, found in zip(names, split.lengths, counts, strict=bool(split.lengths)):
+        if said != found:
+            raise DataError(
+                f"{where} says that {name} has {said:,} samples, {found:,} are in it. One of the "
+                "two is of another version: fetch both again, or correct the description."
+            )

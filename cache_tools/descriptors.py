@@ -1,0 +1,46 @@
+"""Reading parts of many files from many threads: some stay open, never more than the system allows.
+
+A data set may have more shards than a process may have open files (1,024 as a rule). The first ones
+that are read stay open; the others are opened for each read, which costs some microseconds.
+"""
+
+import contextlib
+import os
+import resource
+import threading
+from pathlib import Path
+
+_LEFT_TO_OTHERS = 0.5
+
+
+class Descriptors:
+    """Open files of one data set."""
+
+    def __init__(self) -> None:
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most = int(soft * _LEFT_TO_OTHERS) if soft != resource.RLIM_INFINITY else 2**16
+        self._open: dict[Path, int] = {}
+        self._lock = threading.Lock()
+
+    def read(self, path: Path, offset: int, length: int) -> bytes:
+        """Up to `length` bytes at `offset`; OSError when the file cannot be read."""
+        descriptor = self._open.get(path)
+        if descriptor is not None:
+            return os.pread(descriptor, length, offset)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.pread(descriptor, length, offset)
+        finally:
+            self._keep(path, descriptor)
+
+    def _keep(self, path: Path, descriptor: int) -> None:
+        with self._lock:
+            if path not in self._open and len(self._open) < self._most:
+                self._open[path] = descriptor
+                return
+        os.close(descriptor)
+
+    def __del__(self) -> None:
+        for descriptor in self._open.values():
+            with contextlib.suppress(OSError):
+                os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Targets of a cache in formats that others read."""

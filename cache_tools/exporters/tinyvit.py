@@ -1,0 +1,97 @@
+"""A cache as TinyViT's saved logits, which TinyViT's own loader reads (`importers.tinyvit`).
+
+    OUT/logits_top{K}_epoch{V}/rank0-keys.txt, rank0-values.bin
+
+A record has K classes always: where a view keeps fewer, others follow with the flat share of the
+tail that they have anyway. Probabilities are rounded down to half precision, so that the mass of
+the rest is never negative.
+
+Shapes: R views, K classes.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_tools import files
+from cache_tools.errors import UsageError
+from cache_tools.exporters import taking
+from cache_tools.importers.tinyvit import MOST_CLASSES, record
+from cache_tools.store import Store
+
+VALUES, KEYS = "rank0-values.bin", "rank0-keys.txt"
+
+
+def names(store: Store, without_seeds: bool) -> dict[str, range]:
+    """The files of records, a view each, and the rows of the table in them.
+
+    Raises:
+        UsageError: TinyViT's format cannot say what this cache says.
+    """
+    if store.spec.teacher.num_classes > MOST_CLASSES:
+        raise UsageError(
+            f"TinyViT's class ids end at {MOST_CLASSES}, {store.name} has "
+            f"{store.spec.teacher.num_classes} classes. Use --to webdataset or parquet."
+        )
+    if not without_seeds and not (store.spec.imported and store.spec.imported.seeds):
+        raise UsageError(
+            f"the views of {store.name} have no seeds of TinyViT's: its loader would draw views of "
+            "its own, and train on what the teacher said of others. Use --to webdataset or "
+            "parquet; or pass --without-seeds for a reader of your own (all seeds are then 0)."
+        )
+    kept, rows = store.spec.targets.k_max, range(store.spec.dataset.num_samples)
+    return {f"logits_top{kept}_epoch{view}/{VALUES}": rows for view in range(store.num_views)}
+
+
+def write(store: Store, out: Path, todo: dict[str, range], keys: Sequence[str]) -> Iterator[int]:
+    """Write epochs, keys first; yields how many views each has.
+
+    Args:
+        store: The cache.
+        out: Where the folders of epochs lie.
+        todo: Some of `names`.
+        keys: TinyViT's key of each row of the table.
+    """
+    lines = "".join(f"{key}\n" for key in keys).encode()
+    for name in todo:
+        view = int(name.partition("/")[0].rpartition("epoch")[2])
+        parts = []
+        for number in range(store.spec.num_blocks):
+            parts.append(_records(taking.one(store, number, view), store))
+        files.write((out / name).with_name(KEYS), lines)
+        files.write(out / name, np.concatenate(parts).tobytes())
+        yield len(keys)
+
+
+def _records(said: taking.Arrays, store: Store) -> NDArray[np.void]:
+    kept, classes = store.spec.targets.k_max, store.spec.teacher.num_classes
+    index_RK, p_RK = said["index"].astype(np.int64), said["probability"].astype(np.float64)
+    _fill(index_RK, p_RK, said["count"], said["tail"][:, 0].astype(np.float64), classes)
+    half_RK = p_RK.astype("<f2")
+    half_RK = np.where(half_RK > p_RK, np.nextafter(half_RK, np.float16(0)), half_RK)
+    records = np.zeros(len(index_RK), dtype=record(kept))
+    records["index"], records["p"] = index_RK, half_RK
+    if "seed" in said:
+        records["seed"] = said["seed"]
+    return records
+
+
+def _fill(
+    index_RK: NDArray[np.int64],
+    p_RK: NDArray[np.float64],
+    count_R: NDArray[np.integer],
+    tail_R: NDArray[np.float64],
+    classes: int,
+) -> None:
+    """Give slots that are not used the lowest classes that are not named, with their share."""
+    kept = index_RK.shape[1]
+    for row in np.flatnonzero(count_R < kept).tolist():
+        count = int(count_R[row])
+        used = set(index_RK[row, :count].tolist())
+        free = (c for c in range(classes) if c not in used)
+        index_RK[row, count:] = [next(free) for _ in range(kept - count)]
+        p_RK[row, count:] = tail_R[row] / (classes - count)
+        order = np.argsort(-p_RK[row], kind="stable")
+        index_RK[row], p_RK[row] = index_RK[row, order], p_RK[row, order]

@@ -1,0 +1,57 @@
+"""A cache as WebDataset shards: a column of soft labels, beside that of the images.
+
+    OUT/soft-0000.tar    key.kd.npz per sample: the arrays of `taking.Block`, views in front
+
+WebDataset's own decoder reads an .npz; samples lie in the order of the sample table, whose rows
+`partner` counts.
+"""
+
+import io
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from cache_tools import files, sharding
+from cache_tools.errors import DataError
+from cache_tools.exporters import taking
+from cache_tools.store import Store
+
+SUFFIX = "kd.npz"
+
+
+def names(store: Store, per_shard: int) -> dict[str, range]:
+    """The shards and the rows of the table in each.
+
+    Raises:
+        DataError: A key that WebDataset would cut.
+    """
+    for key in store.table.keys:
+        if "." in key.rpartition("/")[2] or key.startswith("/"):
+            raise DataError(
+                f"the key {key!r} has a dot, where WebDataset would end it. Use --to parquet."
+            )
+    return taking.pieces(store, per_shard, ".tar")
+
+
+def write(store: Store, out: Path, todo: dict[str, range]) -> Iterator[int]:
+    """Write shards; yields how many samples each has."""
+    for block, name in taking.each(store, todo):
+        files.write(out / name, _shard(block, todo[name]))
+        yield len(todo[name])
+
+
+def _shard(block: taking.Block, rows: range) -> bytes:
+    each = [
+        block.targets(view, rows) | block.views(view, rows) for view in range(block.store.num_views)
+    ]
+    stacked = {name: np.stack([one[name] for one in each]) for name in each[0]}
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for at, row in enumerate(rows):
+            data = io.BytesIO()
+            columns = {name: values[:, at] for name, values in stacked.items()}
+            np.savez(data, allow_pickle=False, **columns)
+            sharding.add(tar, f"{block.store.table.keys[row]}.{SUFFIX}", data.getvalue())
+    return buffer.getvalue()

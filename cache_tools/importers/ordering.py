@@ -1,0 +1,67 @@
+"""Which image is meant by a number: the order in which another system counted its data set."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cache_tools.errors import DataError, UsageError
+from cache_tools.shards import Images
+
+
+def by_number(images: Images, index: Path | None) -> list[str]:
+    """Names of the images in the order in which they were counted.
+
+    Args:
+        images: The data set as it was opened.
+        index: A file with a line per image; None: torchvision's ImageFolder, which sorts class
+            folders and files, as this data set does when it is such a folder.
+
+    Raises:
+        UsageError: Shards, whose order says nothing of another system's.
+        DataError: The file names other images.
+    """
+    if index is not None:
+        return lines(index, images.names, images.source)
+    if images.sharded or not images.class_names:
+        raise UsageError(
+            f"these files number their images, and {images.source} is no folder of classes: in "
+            "which order were they counted? Pass --dataset-index FILE with a line per image, such "
+            "as n01440764/n01440764_10026.JPEG, in the order of torchvision's ImageFolder."
+        )
+    return list(images.names)
+
+
+def lines(index: Path, names: Sequence[str], source: str) -> list[str]:
+    """The names that the lines of a file mean, each once.
+
+    Args:
+        index: The file; a line is a name, or a path that ends in one, with or without extension.
+        names: What can be meant.
+        source: What they are of, for messages.
+
+    Raises:
+        UsageError: The file cannot be read.
+        DataError: It names something else, or not all.
+    """
+    try:
+        text = [line.strip() for line in index.read_text("utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--dataset-index {index} cannot be read: {error}.") from None
+    stems = {name.rpartition("/")[2]: name for name in names}
+    unique, known = len(stems) == len(names), set(names)
+    found = []
+    for number, line in enumerate(text):
+        bare = line.rpartition(".")[0] if line.rpartition(".")[2].lower() in _SUFFIXES else line
+        stem = bare.rpartition("/")[2]
+        name = bare if bare in known else stems.get(stem) if unique else None
+        if name is None:
+            raise DataError(f"line {number + 1} of {index} is no image of {source}: {line}")
+        found.append(name)
+    if len(found) != len(names) or len(set(found)) != len(found):
+        raise DataError(
+            f"{index} names {len(set(found)):,} images in {len(found):,} lines, {source} has "
+            f"{len(names):,}. It must name each once."
+        )
+    return found
+
+
+_SUFFIXES = {"jpeg", "jpg", "png", "ppm", "bmp", "pgm", "tif", "tiff", "webp"}

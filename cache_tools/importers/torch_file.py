@@ -1,0 +1,101 @@
+"""The value in a file of `torch.save` or `joblib.dump`, without torch, joblib or unpickling.
+
+Three containers are known: the zip of torch 1.6 and later, the four pickles of older ones, and
+joblib's, a pickle in one zlib stream. Tensors lie outside of the pickle and are no data here.
+"""
+
+import io
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+from cache_tools.errors import DataError
+from cache_tools.importers import pickled
+
+MAX_FILE = 2**26
+"""Bytes of the largest file that is read."""
+_MAGIC = 0x1950A86A20F9469CFC6C
+_ENTRY, _MOST_MEMBERS = b"PK\x01\x02", 1000
+_ZIP, _ZLIB, _PICKLE = b"PK", b"\x78", b"\x80"
+_PACKED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x04\x22\x4d\x18": "lz4",
+    b"ZF": "joblib before 0.10",
+}
+
+
+def load(path: Path) -> Any:
+    """The value that a file holds: numbers, text, lists, tuples, dictionaries, numpy arrays.
+
+    Raises:
+        DataError: The file is missing, damaged, too large, or holds anything but data.
+    """
+    data = _read(path)
+    if data.startswith(_ZIP):
+        return pickled.loads(_member(data, path), str(path))[0]
+    if data.startswith(_ZLIB):
+        return pickled.loads(_inflated(data, path), str(path))[0]
+    if data.startswith(_PICKLE):
+        return _legacy(data, str(path))
+    packed = next((name for head, name in _PACKED.items() if data.startswith(head)), "")
+    if packed:
+        raise DataError(f"{path} is compressed by {packed}, which is not read. Unpack it first.")
+    raise DataError(f"{path} is no file of torch.save or joblib (it begins {data[:8]!r}).")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if not path.is_file():
+            raise DataError(f"{path} is missing, or no plain file.")
+        if (size := path.stat().st_size) > MAX_FILE:
+            raise DataError(f"{path} has {size:,} bytes; at most {MAX_FILE:,} are read.")
+        return path.read_bytes()
+    except OSError as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def _member(data: bytes, path: Path) -> bytes:
+    """The pickle in torch's zip, where it lies uncompressed: a bomb has no room to unfold."""
+    if (count := data.count(_ENTRY)) > _MOST_MEMBERS:
+        raise DataError(f"{path} is refused: its zip has {count:,} members, torch.save's has few.")
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            found = [i for i in archive.infolist() if i.filename.endswith("/data.pkl")]
+            if len(found) != 1:
+                raise DataError(f"{path} has {len(found)} members named data.pkl, not one.")
+            if found[0].compress_type != zipfile.ZIP_STORED or found[0].file_size > MAX_FILE:
+                raise DataError(
+                    f"{path} is refused: its pickle is compressed, or would have "
+                    f"{found[0].file_size:,} bytes. torch.save does not compress."
+                )
+            return archive.read(found[0])
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+        raise DataError(f"{path} is a damaged zip: {error}. Fetch it again.") from None
+
+
+def _inflated(data: bytes, path: Path) -> bytes:
+    stream = zlib.decompressobj()
+    try:
+        pickle = stream.decompress(data, pickled.MAX_BYTES + 1)
+    except zlib.error as error:
+        raise DataError(f"{path} is a damaged zlib stream: {error}. Fetch it again.") from None
+    if len(pickle) > pickled.MAX_BYTES:
+        raise DataError(f"{path} is refused: it unpacks to more than {pickled.MAX_BYTES:,} bytes.")
+    if not stream.eof:
+        raise DataError(f"{path} is cut short. Fetch it again.")
+    return pickle
+
+
+def _legacy(data: bytes, name: str) -> Any:
+    """The fourth pickle of torch before 1.6, behind a magic number, a version and system facts."""
+    value, at = pickled.loads(data, name)
+    if value != _MAGIC:
+        return value  # a plain pickle, as joblib writes without compression
+    for _ in range(3):
+        value, at = pickled.loads(data, name, at)
+    return value

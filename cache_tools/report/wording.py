@@ -1,0 +1,40 @@
+"""Numbers as a page writes them."""
+
+import math
+
+
+def count(number: float) -> str:
+    """A whole number with its thousands."""
+    return f"{number:,.0f}"
+
+
+def share(percent: float | None) -> str:
+    """A share in percent; a dash where it is not known."""
+    return "–" if percent is None else f"{percent:.1f} %"
+
+
+def small(value: float) -> str:
+    """A number of any size, of three digits."""
+    return "0" if value == 0 else f"{value:.3g}"
+
+
+def brief(number: float) -> str:
+    """A number of three digits, from ten thousand on in thousands, millions or billions."""
+    if abs(number) < 1e4:
+        return f"{number:,.4g}"
+    unit, word = next(u for u in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if abs(number) >= u[0])
+    return f"{float(f'{number / unit:.3g}'):,g}{word}"
+
+
+def size(number: float) -> str:
+    """Bytes in the unit that suits them."""
+    units = ("bytes", "kB", "MB", "GB", "TB")
+    power = min(int(math.log10(max(number, 1)) // 3), len(units) - 1)
+    return f"{number / 1000**power:,.{1 if power else 0}f} {units[power]}"
+
+
+def duration(hours: float) -> str:
+    """Hours, or minutes and seconds where there are few."""
+    if hours >= 1:
+        return f"{hours:,.1f} h"
+    return f"{60 * hours:.1f} min" if hours >= 1 / 60 else f"{3600 * hours:.1f} s"

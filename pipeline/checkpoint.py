@@ -1,0 +1,172 @@
+"""Weights in a file: a network of timm from a `.safetensors` or a `.pth`, whatever wraps them.
+
+Checkpoints of training scripts hold the weights under a key, beside optimizer and epoch, and under
+names with a prefix (`module.` of DDP, `_orig_mod.` of torch.compile, `model.` of Lightning). Those
+are taken off; names of a network's authors are turned into timm's by timm's own rules. A file is
+opened with weights_only=True: what would run code is refused.
+"""
+
+import json
+import logging
+import pickle
+import sys
+import warnings
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from cache_tools.errors import TeacherError, UsageError
+
+log = logging.getLogger("kdcache")
+PICKLES = frozenset({".pth", ".pt", ".bin", ".ckpt", ".tar"})
+SUFFIXES = PICKLES | {".safetensors"}
+_WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model", "module")
+"""Keys of weights in checkpoints, in timm's order: averaged weights are those that were tested."""
+
+
+def load(path: Path, architecture: str = "") -> tuple[str, nn.Module]:
+    """A network with the weights of a file, and timm's name of its architecture.
+
+    Args:
+        path: A file of one of `SUFFIXES`.
+        architecture: timm's name, whose tag decides mean and deviation; "" as `config.json` beside
+            the file says.
+
+    Raises:
+        UsageError: There is no such file or architecture, or it is not said which it is.
+        TeacherError: The file holds other weights, or more than weights.
+    """
+    if not path.is_file():
+        raise UsageError(f"there is no file {path}. Pass --teacher with a file of weights.")
+    config = _config(path)
+    name = architecture or config.get("architecture", "")
+    if not name:
+        raise UsageError(
+            f"of which network are the weights in {path}? Pass --architecture NAME, timm's name "
+            "with the tag whose normalisation they were trained with, such as resnet50.a1_in1k."
+        )
+    if architecture not in ("", config.get("architecture")):
+        config = {}  # it is of another network
+    model = _create(name, config)
+    state = _by_timms_names(_state(path), model)
+    if (classes := _classes(model, state)) not in (0, model.num_classes):
+        model = _create(name, config, classes)
+    _fill(model, state, path, name)
+    return name, model
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """What `config.json` beside the file says; empty when there is none."""
+    try:
+        config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise TeacherError(f"cannot read {path.parent / 'config.json'}: {error}.") from None
+    return config if isinstance(config, dict) else {}
+
+
+def _create(name: str, config: Mapping[str, Any], classes: int = 0) -> nn.Module:
+    overlay = config.get("pretrained_cfg")
+    arguments = dict(config.get("model_args") or {})
+    if count := classes or config.get("num_classes"):
+        arguments["num_classes"] = count
+    try:
+        model: nn.Module = timm.create_model(name, pretrained_cfg_overlay=overlay, **arguments)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"timm {timm.__version__} makes no network {name!r} ({error}). Pass --architecture "
+            "with a name of timm.list_models()."
+        ) from None
+    return model
+
+
+def _state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file by name, without what wraps them.
+
+    `argparse.Namespace`, the arguments of training scripts, is plain data and let through.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals([Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of files that are refused a line later
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = next((x for x in str(error).split("\n") if "GLOBAL" in x), "objects of Python")
+        raise TeacherError(
+            f"{path} holds more than weights ({reason.strip()}), and opening it could run "
+            "code; it is not loaded. Where you trust it, save its weights alone: "
+            "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')."
+        ) from None
+    except (OSError, RuntimeError, EOFError, ValueError, SafetensorError) as error:
+        first = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
+        raise TeacherError(f"{path} cannot be read as weights: {first}.") from None
+    return _unwrapped(found, path)
+
+
+def _unwrapped(found: Any, path: Path) -> dict[str, Tensor]:
+    while isinstance(found, Mapping):
+        key = next((k for k in _WRAPPERS if isinstance(found.get(k), Mapping)), None)
+        if key is None:
+            return {str(k): v for k, v in found.items() if isinstance(v, Tensor)}
+        log.info("%s: the weights under %r are used", path.name, key)
+        found = found[key]
+    raise TeacherError(f"{path} holds a {type(found).__name__}, expected tensors by name.")
+
+
+def _without_prefix(state: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names without what stands before all of them."""
+    prefixes = {
+        name.removesuffix(end): None
+        for end in wanted
+        for name in state
+        if name.endswith(end) and (name == end or name[-len(end) - 1] == ".")
+    }
+    best = max(prefixes, key=lambda p: sum(p + name in state for name in wanted), default="")
+    return {k.removeprefix(best): v for k, v in state.items() if k.startswith(best)}
+
+
+def _classes(model: nn.Module, state: dict[str, Tensor]) -> int:
+    """Length of the logits that the weights are for; 0 = they do not say."""
+    head: Any = getattr(model, "pretrained_cfg", {}).get("classifier") or ""
+    end = f"{head if isinstance(head, str) else head[0]}.weight"
+    found = [name for name in state if f".{name}".endswith(f".{end}")]
+    return len(state[min(found, key=len)]) if found else 0
+
+
+def _by_timms_names(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The tensors under the names that the network has for them, as far as that can be told."""
+    wanted = model.state_dict()
+    state = _without_prefix(state, wanted)
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if convert is None or state.keys() == wanted.keys():
+        return state
+    try:
+        return dict(convert(state, model))
+    except (KeyError, IndexError, ValueError, RuntimeError, AttributeError):
+        return state  # of another network: what is missing is told by name
+
+
+def _fill(model: nn.Module, state: dict[str, Tensor], path: Path, name: str) -> None:
+    wanted = model.state_dict()
+    missing = [
+        key for key in wanted if key not in state and not key.endswith("num_batches_tracked")
+    ]
+    other = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]
+    unknown = [key for key in state if key not in wanted]
+    for keys, what in ((missing, "lacks"), (other, "has other shapes of"), (unknown, "also has")):
+        if keys:
+            raise TeacherError(
+                f"{path} is not of the network {name}: it {what} {len(keys)} of {len(wanted)} "
+                f"tensors (first: {keys[0]}). Pass --architecture with the network it is of; a "
+                "teacher needs its classifier, too."
+            )
+    model.load_state_dict(state, strict=False)

@@ -1,0 +1,97 @@
+"""How busy each stage is, so that whoever waits for a cache sees what it waits for.
+
+Stages run at the same time: their shares do not add up to one. Those of the teacher do: it works,
+or it waits for pixels, and what is left is the price of asking. On a GPU both are measured there,
+between events on its stream; the thread that asks runs ahead of it.
+"""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+Stage = Literal["render", "wait", "forward", "commit"]
+NAMES = {
+    "render": "render_busy",
+    "wait": "teacher_wait",
+    "forward": "teacher_busy",
+    "commit": "commit_busy",
+}
+"""Stages and what commit records call their shares (FORMAT.md, section 5)."""
+RATE = "views_per_second"
+TIMINGS = (RATE, *NAMES.values())
+"""Statistics of a commit record that say how it was made, not what was made."""
+_NOTE_SECONDS = 5.0
+
+
+class Meter:
+    """Seconds that each stage was busy, from any thread."""
+
+    def __init__(self, render_threads: int) -> None:
+        """Rendering is shared by so many threads, encoding and committing by two."""
+        self._width = {"render": render_threads, "commit": 2}
+        self._lock = threading.Lock()
+        self._busy = dict.fromkeys(NAMES, 0.0)
+        self._views = 0
+        self.parts = 0
+        """Parts that were committed."""
+        self.start()
+
+    def start(self) -> None:
+        """Begin to count: what was before is nobody's lap."""
+        self._begin = self._lap = self._noted = self._now()
+        self._note = ""
+
+    @contextmanager
+    def busy(self, stage: Stage) -> Iterator[None]:
+        """Count the time of the body, on the calling thread's clock on the wall."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(stage, time.perf_counter() - begin)
+
+    def add(self, stage: Stage, seconds: float) -> None:
+        """Count so many seconds."""
+        with self._lock:
+            self._busy[stage] += seconds
+
+    def count(self, views: int) -> None:
+        """Count views that the teacher has been asked about."""
+        with self._lock:
+            self._views += views
+
+    def lap(self) -> dict[str, float]:
+        """Rate and shares since the last lap, by their names in commit records."""
+        with self._lock:
+            before, self._lap = self._lap, self._now()
+            return self._between(before, self._lap)
+
+    def rate(self) -> float:
+        """Views per second since the start."""
+        with self._lock:
+            return self._between(self._begin, self._now())[RATE]
+
+    def note(self) -> str:
+        """The last seconds in a few words, for the progress bar."""
+        with self._lock:
+            now = self._now()
+            if not self._note or now[0] - self._noted[0] >= _NOTE_SECONDS:
+                found, self._noted = self._between(self._noted, now), now
+                waits, renders = found[NAMES["wait"]], found[NAMES["render"]]
+                self._note = f"teacher waits {waits:.0%}, rendering {renders:.0%}"
+            return f"{self.parts} parts done, {self._note}"
+
+    def _now(self) -> tuple[float, int, dict[str, float]]:
+        return time.perf_counter(), self._views, dict(self._busy)
+
+    def _between(
+        self, before: tuple[float, int, dict[str, float]], now: tuple[float, int, dict[str, float]]
+    ) -> dict[str, float]:
+        seconds = max(now[0] - before[0], 1e-9)
+        found = {RATE: round((now[1] - before[1]) / seconds, 3)}
+        for stage, name in NAMES.items():
+            busy = now[2][stage] - before[2][stage]
+            found[name] = round(busy / seconds / self._width.get(stage, 1), 4)
+        return found

@@ -1,0 +1,55 @@
+"""The first rows of a JPEG are those of the whole one, and damage in them is told."""
+
+import io
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from skimage.data import astronaut
+
+from cache_tools import decode, jpeg
+from cache_tools.errors import DataError
+
+PHOTO = Image.fromarray(cv2.resize(astronaut(), (203, 151), interpolation=cv2.INTER_AREA))
+KINDS = {f"4:{name}": {"subsampling": f"4:{name}"} for name in ("4:4", "2:2", "2:0", "1:1")}
+KINDS |= {"optimized": {"optimize": True}, "quality 30": {"quality": 30}}
+KINDS |= {"progressive": {"progressive": True}, "restarts": {"restart_marker_rows": 2}}
+WHOLE_ONLY = ("progressive", "restarts")
+
+
+def encoded(picture: Image.Image, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_first_rows_are_those_of_the_whole_picture(kind: str, grey: bool) -> None:
+    data = encoded(PHOTO.convert("L") if grey else PHOTO, **KINDS[kind])
+    whole = decode.decode(data, "k")
+    for rows in range(1, 152):
+        beginning = decode.decode(data, "k", rows=rows)
+        assert (beginning[:rows] == whole[:rows]).all(), rows
+        spared = kind not in WHOLE_ONLY and rows + jpeg.BLENDED < 151
+        assert (len(beginning) == rows) == spared or rows == 151
+
+
+def test_damage_in_the_wanted_rows_is_told_and_below_them_is_not_looked_for() -> None:
+    data = encoded(PHOTO, quality=90)
+    scan = data.index(b"\xff\xda")
+    early, late = data[: scan + 300] + b"\xff\xd9", data[:-300] + b"\xff\xd9"
+    for broken, rows in ((early, 100), (late, None)):
+        with pytest.raises(DataError, match="sample 'k'"):
+            decode.decode(broken, "k", rows=rows)
+    assert (decode.decode(data, "k")[:20] == decode.decode(late, "k", rows=20)).all()
+
+
+def test_no_beginning_of_a_file_makes_it_read_on() -> None:
+    data = encoded(PHOTO)
+    random = np.random.default_rng(0)
+    for _ in range(500):
+        broken = bytearray(data[: random.integers(3, 700)])
+        broken[random.integers(2, len(broken))] = random.integers(256)
+        jpeg.shorter(bytes(broken), 20)

@@ -1,0 +1,260 @@
+"""The facts of a run as a section of the page: how it learned, and where it differs."""
+
+from typing import Any
+
+from cache_tools.report import charts
+from cache_tools.report.charts import SIZE, Chart, chart
+from cache_tools.report.page import Block, Facts, Group, Note, Section, Table
+from cache_tools.report.wording import count, share, small
+from train.report import history
+from train.report.history import Row
+from train.scoreboard import NAMES
+
+Told = dict[str, Any]
+_TERMS = {"loss": "loss", "kd_loss": "on the teacher", "task_loss": "on labels"}
+_FEW = 24
+"""Classes up to which each has a bar."""
+
+
+def section(facts: Told) -> Section:
+    """The section of a run."""
+    groups = [Group("", [_identity(facts)])]
+    curves = _curves(facts["steps"], facts["epochs"])
+    groups.append(Group("How it learned", curves or [Note("No step is logged yet.")]))
+    if facts["measured"] is None:
+        groups.append(Group("What it answers", [Note(facts["left_out"])]))
+        return Section(facts["name"], "run", _lead(facts), groups)
+    groups.append(Group("What it answers", [_scores(facts["measured"])]))
+    groups += [_answers(one) for one in facts["answers"]]
+    return Section(facts["name"], "run", _lead(facts), groups)
+
+
+def way(config: Told) -> str:
+    """How a student learns, in a few words."""
+    recipe = config["recipe"]
+    if recipe["mode"] == "labels":
+        return "from labels"
+    loss = "" if recipe["loss"] == "kd" else f" by {recipe['loss']}"
+    return f"from {config['teacher']['name']}{loss} at T = {recipe['temperature']:g}"
+
+
+def last_part(place: str) -> str:
+    """What a folder or URL is called."""
+    return place.rstrip("/").rpartition("/")[2]
+
+
+def _lead(facts: Told) -> str:
+    config, result = facts["config"], facts["result"]
+    words = (
+        f"{config['recipe']['student']} {way(config)}, on {count(config['samples'])} images in "
+        f"{count(config['recipe']['epochs'])} epochs"
+    )
+    if result is None:
+        return f"{words}: not finished, after {len(facts['epochs'])} of them."
+    top1 = "not measured" if result["top1"] is None else share(result["top1"])
+    ema = "" if result["top1_ema"] is None else f", its moving average {share(result['top1_ema'])}"
+    return f"{words}: top-1 {top1}{ema}."
+
+
+def _identity(facts: Told) -> Facts:
+    config, recipe, result = facts["config"], facts["config"]["recipe"], facts["result"]
+    items = {
+        "student": recipe["student"],
+        "mode": recipe["mode"],
+        "teacher": config["teacher"]["name"],
+        "loss": recipe["loss"] if recipe["mode"] != "labels" else recipe["task_loss"],
+        "temperature": f"{recipe['temperature']:g}",
+        "epochs": count(recipe["epochs"]),
+        "batch": count(recipe["batch_size"]),
+        "learning rate": f"{recipe['lr']:g} ({recipe['opt']}, {recipe['sched']})",
+        "views of the cache": count(config["num_views"]),
+        "seed": str(recipe["seed"]),
+    }
+    if result:
+        items["images/s"] = count(result["images_per_second"])
+        items["waiting for data"] = share(100 * result["data_wait"])
+    return Facts(items)
+
+
+def _curves(steps: list[Row], epochs: list[Row]) -> list[Block]:
+    found = [_losses(steps), _accuracy(epochs), _rate(steps), _waiting(steps)]
+    return [one for one in found if one is not None]
+
+
+def _losses(steps: list[Row]) -> Chart | None:
+    terms = {word: history.column(steps, "step", key) for key, word in _TERMS.items()}
+    series = {word: xy for word, xy in terms.items() if xy[0]}
+    if not series:
+        return None
+    if len(series) == 2:  # the loss is its only term, but for a weight
+        series.pop("on the teacher" if "on the teacher" in series else "on labels")
+    words = "; ".join(f"{n}: {small(y[0])} to {small(y[-1])}" for n, (_, y) in series.items())
+    return chart(
+        "Loss",
+        f"From first to last of {count(next(iter(series.values()))[0][-1])} steps: {words}.",
+        lambda axes: charts.lines(axes, series, "step", "loss"),
+    )
+
+
+def _accuracy(epochs: list[Row]) -> Chart | None:
+    named = {"top1": NAMES["student"], "top1_ema": NAMES["student_ema"]}
+    series = {}
+    for key, word in named.items():
+        x, y = history.column(epochs, "epoch", key)
+        if x:
+            series[word] = ([epoch + 1 for epoch in x], y)
+    if not series:
+        return None
+    words = "; ".join(
+        f"{name} {y[0]:.1f} to {y[-1]:.1f} %, at most {max(y):.1f} % in epoch "
+        f"{x[y.index(max(y))]:.0f}"
+        for name, (x, y) in series.items()
+    )
+
+    def draw(axes: Any) -> None:
+        charts.lines(axes, series, "epoch", "top-1, %")
+        charts.whole(axes)
+
+    return chart(
+        "Accuracy on the validation split",
+        f"{words}.",
+        draw,
+    )
+
+
+def _rate(steps: list[Row]) -> Chart | None:
+    x, y = history.column(steps, "step", "lr")
+    if not x:
+        return None
+    return chart(
+        "Learning rate",
+        f"{small(max(y))} at most, at step {x[y.index(max(y))]:.0f}; {small(y[-1])} at the end.",
+        lambda axes: charts.lines(axes, {"lr": (x, y)}, "step", "learning rate"),
+    )
+
+
+def _waiting(steps: list[Row]) -> Chart | None:
+    x, wait = history.column(steps, "step", "data_wait")
+    _, speed = history.column(steps, "step", "images_per_second")
+    if not x:
+        return None
+    percent = [100 * value for value in wait]
+    middle = sorted(percent)[len(percent) // 2]
+
+    def draw(axes: Any) -> None:
+        charts.lines(axes, {"wait": (x, percent)}, "step", "share of time, %")
+        axes.set_ylim(0, max(5.0, 1.1 * max(percent)))
+
+    images = f" at {count(sorted(speed)[len(speed) // 2])} images/s" if speed else ""
+    return chart(
+        "Waiting for data",
+        f"Of the time of a step {middle:.1f} % in the median{images}, and at most "
+        f"{max(percent):.1f} %.",
+        draw,
+    )
+
+
+def _scores(measured: Told) -> Table:
+    """What `kdcache eval` prints of it."""
+    sets = [(last_part(one["source"]), one["networks"]) for one in measured["data"]]
+    if seen := measured["cache"]:
+        words = f"{count(seen['views'])} cached views ({count(seen['parts'])} parts)"
+        sets.append((words, seen["networks"]))
+    rows = [
+        [
+            f"{where}: {'teacher, as stored' if name == 'teacher' else NAMES[name]}",
+            count(of["images"]),
+            *(share(of[key]) for key in ("top1", "top5", "ece", "agreement")),
+            "–" if of["kl"] is None else f"{of['kl']:.4f}",
+        ]
+        for where, networks in sets
+        for name, of in networks.items()
+    ]
+    return Table(
+        "Measured now",
+        ("", "pictures", "top-1", "top-5", "ECE", "agrees", "KL"),
+        rows,
+        "agrees: the first class is the teacher's; KL(teacher ‖ student) in nats; ECE: expected "
+        "calibration error in 15 bins.",
+    )
+
+
+def _answers(told: Told) -> Group:
+    of_teacher = told["due"] == "teacher"
+    title = "Beside the teacher, on cached views" if of_teacher else "Beside the labels"
+    word = "the teacher's first class" if of_teacher else "the label"
+    lead = (
+        f"{count(told['pictures'])} pictures of {last_part(told['on'])}; {NAMES[told['network']]}. "
+        f"It names {word} first on {share(told['agreement'])}."
+    )
+    blocks: list[Block] = [_by_class(told, word)]
+    if "matrix" in told and len(told["matrix"]["names"]) > 1:
+        blocks.append(_matrix(told, "teacher" if of_teacher else "label"))
+    if told["confusions"]:
+        blocks.append(_pairs(told, "teacher" if of_teacher else "label"))
+    return Group(title, blocks, lead)
+
+
+def _by_class(told: Told, word: str) -> Chart:
+    worst, shares = told["worst"], told["shares"]
+    lowest = worst[0]
+    finding = (
+        f"{word[0].upper()}{word[1:]} is named on {share(told['agreement'])}; least of all classes "
+        f"for {lowest['name']}, {share(lowest['agreement'])} of {count(lowest['pictures'])}; "
+        f"{share(shares[-1])} for the best of {count(told['classes'])}."
+    )
+    if told["classes"] <= _FEW:
+        return chart(
+            "Agreement per class",
+            finding,
+            lambda axes: charts.bars(
+                axes, [one["name"] for one in worst], [one["agreement"] for one in worst], [],
+                f"{word} is named first, %",
+            ),
+            charts.rows(len(worst)),
+        )  # fmt: skip
+    edges = [5.0 * i for i in range(21)]
+    counts = [sum(low <= s < low + 5 or s == low + 5 == 100 for s in shares) for low in edges[:-1]]
+    return chart(
+        "Agreement per class",
+        finding,
+        lambda axes: charts.histogram(axes, edges, counts, f"{word} is named first, %", "classes"),
+    )
+
+
+def _matrix(told: Told, due: str) -> Chart:
+    names, counts = told["matrix"]["names"], told["matrix"]["counts"]
+    sums = [max(sum(row), 1) for row in counts]
+    cells = {
+        (r, c): value / sums[r]
+        for r, row in enumerate(counts)
+        for c, value in enumerate(row)
+        if value
+    }
+    wrong = sum(sum(row) - row[i] for i, row in enumerate(counts))
+    first = told["confusions"][0] if told["confusions"] else None
+    most = f"; most often {first['due']} → {first['answer']}" if first else ""
+    few = len(names) <= 12
+    side = 4.0 if few else 7.2
+    return chart(
+        "Confusions",
+        f"{count(wrong)} of {count(sum(sums))} answers are others than the {due}'s{most}. Percent "
+        "of each row; the diagonal is agreement.",
+        lambda axes: charts.matrix(axes, cells, names, "the student says", f"the {due} says"),
+        (SIZE[0] if few else side, side),
+        wide=not few,
+    )
+
+
+def _pairs(told: Told, due: str) -> Table:
+    rows = [
+        [one["due"], one["answer"], count(one["times"]), share(one["share"])]
+        for one in told["confusions"]
+    ]
+    return Table(
+        "What is taken for what most often",
+        (due, "student", "times", "of class"),
+        rows,
+        words=2,
+        wide=False,
+    )

@@ -1,0 +1,111 @@
+"""A run in numbers: its curves, and its student's answers beside the teacher's and the labels.
+
+What is measured is what `kdcache eval` measures, in one pass over some cached views and over the
+validation split; of a run with a moving average, the average's answers are told apart by class.
+"""
+
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from cache_tools.errors import KdcacheError
+from cache_tools.shown import Names
+from train import measure, run
+from train.confusion import Confusions, Pairs
+from train.measure import Question
+from train.networks import Wish
+from train.report import history
+
+log = logging.getLogger("kdcache")
+MATRIX = 50
+"""Classes up to which all pairs are told."""
+_WORST = 20
+_PAIRS = 12
+
+
+def facts(folder: Path, names: Names, wish: Wish, views: int) -> dict[str, Any]:
+    """What is known of a run.
+
+    Args:
+        folder: The run.
+        names: Names of its classes.
+        wish: Where its students are run.
+        views: How many cached views they are shown; 0: none, and no validation picture either.
+    """
+    config = run.read_config(folder)
+    there = folder / "result.json"
+    result = run.read_json(there) if there.is_file() else None
+    found: dict[str, Any] = {
+        "kind": "run",
+        "name": str(folder),
+        "state": "finished" if result else "begun",
+        "config": config,
+        "result": result,
+        "epochs": history.read(folder / "log.jsonl"),
+        "steps": history.read(folder / "steps.jsonl"),
+        "measured": None,
+        "left_out": "",
+    }
+    if views == 0:
+        return found | {"left_out": "Its answers were not asked for (--views 0)."}
+    saw = Confusions()
+    question = Question(views=views)
+    try:
+        measured = measure.measure(str(folder), question, wish, saw)
+    except (KdcacheError, OSError) as error:
+        log.info("%s: %s", folder, error)
+        return found | {"left_out": f"Its answers are left out: {error}"}
+    return found | {"measured": measured, "answers": _answers(measured, saw, names)}
+
+
+def _answers(measured: dict[str, Any], saw: Confusions, names: Names) -> list[dict[str, Any]]:
+    """Classes and confusions of each set of pictures, of the last of the run's students."""
+    cached = measured["cache"]["path"] if measured["cache"] else ""
+    told: list[dict[str, Any]] = []
+    for place in dict.fromkeys(place for place, _ in saw.pairs):
+        network = [name for where, name in saw.pairs if where == place][-1]
+        pairs, due = saw.pairs[place, network], "teacher" if place == cached else "label"
+        told.append({"on": place, "due": due, "network": network, **classes(pairs, names)})
+    return told
+
+
+def classes(pairs: Pairs, names: Names) -> dict[str, Any]:
+    """Answers by class: how often the due one was given, and what was given instead.
+
+    Args:
+        pairs: How often each answer was given where each was due.
+        names: Names of the classes.
+    """
+    total: Counter[int] = Counter()
+    for (due, _), times in pairs.items():
+        total[due] += times
+    agreement: list[dict[str, Any]] = [
+        {
+            "class": number,
+            "name": names(number),
+            "pictures": times,
+            "agreement": 100 * pairs[number, number] / times,
+        }
+        for number, times in sorted(total.items())
+    ]
+    worst = sorted(agreement, key=lambda one: (one["agreement"], one["class"]))
+    wrong = Counter({pair: times for pair, times in pairs.items() if pair[0] != pair[1]})
+    used = sorted({number for pair in pairs for number in pair})
+    found: dict[str, Any] = {
+        "pictures": total.total(),
+        "agreement": 100 * sum(pairs[n, n] for n in total) / max(total.total(), 1),
+        "classes": len(total),
+        "shares": [one["agreement"] for one in worst],
+        "worst": worst[:_WORST],
+        "confusions": [
+            {"due": names(a), "answer": names(b), "times": times, "share": 100 * times / total[a]}
+            for (a, b), times in wrong.most_common(_PAIRS)
+        ],
+    }
+    if len(used) <= MATRIX:
+        found["matrix"] = {
+            "names": [names(number) for number in used],
+            "counts": [[pairs[a, b] for b in used] for a in used],
+        }
+    return found

@@ -1,0 +1,241 @@
+"""What a sweep found and what it cost: accuracy against size, speed and time, and the ledger."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cache_tools import summary
+from cache_tools.errors import KdcacheError, UsageError
+from cache_tools.report import charts
+from cache_tools.report.charts import Chart, chart
+from cache_tools.report.page import Block, Group, Note, Section, Table
+from cache_tools.report.wording import brief, count, duration, share, size, small
+from cache_tools.store import Store
+from train import run
+from train.overview import front
+
+Told = dict[str, Any]
+NAME = "sweep.json"
+_AGAINST = {
+    "parameters": ("parameters", "parameters", False),
+    "images_per_second": ("speed", "images/s of the trained student", True),
+    "cost_seconds": ("training time", "seconds of training, its share of its cohort", False),
+}
+"""Key → name, axis, and whether more is better."""
+_COLUMNS = {
+    "accuracy": share,
+    "loss": small,
+    "parameters": count,
+    "images_per_second": count,
+    "cost_seconds": small,
+}
+_HEADS = ("top-1", "loss", "parameters", "images/s", "seconds")
+
+
+def facts(folder: Path) -> Told:
+    """What is known of a sweep, and the bytes of its cache where that still is.
+
+    Raises:
+        UsageError: The file is none of a sweep's.
+    """
+    told = run.read_json(folder / NAME)
+    students = told.get("students") if isinstance(told, dict) else None
+    if not isinstance(students, list) or not all(isinstance(s, dict) for s in students):
+        raise UsageError(f"{folder / NAME} lists no students. Run kdcache sweep again to write it.")
+    return {"kind": "sweep", "name": str(folder), **told, "cache": _cache(folder, students)}
+
+
+def section(told: Told) -> Section:
+    """The section of a sweep."""
+    students, swept = told["students"], [*told.get("swept", [])]
+    measured = [one for one in students if _number(one.get("accuracy")) is not None]
+    keys = [key for key in swept if len({_word(one.get(key)) for one in measured}) > 1]
+    groups = [Group("Accuracy against what it takes", _fronts(measured, keys))]
+    along = [_along(measured, key, keys[0]) for key in keys]
+    if along:
+        lead = "Every point is a student; the line joins the means over all other keys."
+        groups.append(Group("Along each swept key", along, lead))
+    groups.append(Group("All students", [_table(students, swept or ["name"])]))
+    if costs := told.get("ledger"):
+        groups.append(Group("What it cost", [_costs(costs, told["cache"])]))
+    return Section(told["name"], "sweep", _lead(students, measured, swept), groups)
+
+
+def _cache(folder: Path, students: Sequence[Told]) -> Told | None:
+    """Where the cache of the first student is and its bytes; None when it is not there any more."""
+    for one in students:
+        name = str(one.get("name"))
+        if Path(name).name != name:  # a student's folder lies in its sweep's
+            continue
+        try:
+            where = run.read_config(folder / name)["cache"]
+            places = where if isinstance(where, list) else [where]
+            if not all(Path(place).is_dir() for place in places):
+                continue
+            sizes = [summary.info(Store.open(place))["bytes"] for place in places]
+        except (KdcacheError, OSError, KeyError):
+            continue
+        return {"path": where, "bytes": sum(sizes)}
+    return None
+
+
+def _lead(students: list[Told], measured: list[Told], swept: list[str]) -> str:
+    states = [str(one.get("state")) for one in students]
+    words = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
+    over = f" over {', '.join(swept)}" if swept else ""
+    text = f"{len(students)} students{over}: {words}."
+    if measured:
+        best = max(measured, key=lambda one: one["accuracy"])
+        text += f" The most accurate is {best.get('name')} with {share(best['accuracy'])}."
+    return text
+
+
+def _fronts(measured: list[Told], keys: list[str]) -> list[Block]:
+    found = [
+        _against(rows, key, keys[0] if keys else "name")
+        for key in _AGAINST
+        if len(rows := [one for one in measured if _number(one.get(key))]) > 1
+    ]
+    return [*found] or [Note("Fewer than two students are measured: there is nothing to compare.")]
+
+
+def _against(rows: list[Told], key: str, by: str) -> Chart:
+    name, label, more = _AGAINST[key]
+    best = front(rows, key, more)
+    groups = list(dict.fromkeys(_word(one.get(by)) for one in rows))
+    words = "; ".join(f"{share(one['accuracy'])} at {brief(one[key])}" for one in best)
+
+    def draw(axes: Any) -> None:
+        axes.plot(
+            [one[key] for one in best], [one["accuracy"] for one in best],
+            color=charts.PALE, linewidth=1, drawstyle="steps-pre" if more else "steps-post",
+        )  # fmt: skip
+        for one in rows:
+            number = groups.index(_word(one.get(by)))
+            axes.plot(one[key], one["accuracy"], "o", color=charts.colour(number), markersize=6)
+        axes.set(xlabel=label, ylabel="top-1, %")
+        axes.xaxis.set_major_formatter(lambda value, _: brief(value))
+        if 1 < len(groups) <= len(charts.SERIES):
+            charts.legend(axes, {g: i for i, g in enumerate(groups)}, "o", by)
+
+    return chart(
+        f"Accuracy against {name}",
+        f"{len(best)} of {len(rows)} students are beaten by no other in both: {words} ({label}).",
+        draw,
+        (charts.SIZE[0], charts.SIZE[1] + 0.3),
+    )
+
+
+def _along(rows: list[Told], key: str, by: str) -> Chart:
+    values = list(dict.fromkeys(one.get(key) for one in rows))
+    if all(_number(value) is not None for value in values):
+        values.sort()
+    groups = list(dict.fromkeys(_word(one.get(by)) for one in rows))
+    of = [[one["accuracy"] for one in rows if one.get(key) == value] for value in values]
+    means = [math.fsum(each) / len(each) for each in of]
+    words = "; ".join(f"{_word(v)}: {m:.1f} %" for v, m in zip(values, means, strict=True))
+
+    def draw(axes: Any) -> None:
+        for one in rows:
+            number = groups.index(_word(one.get(by)))
+            axes.plot(values.index(one.get(key)), one["accuracy"], "o",
+                      color=charts.colour(number), alpha=0.75)  # fmt: skip
+        axes.plot(range(len(values)), means, color=charts.INK, marker="D", markersize=5)
+        axes.set_xticks(range(len(values)), [charts.short(_word(v), 20) for v in values])
+        axes.set(xlim=(-0.5, len(values) - 0.5), xlabel=key, ylabel="top-1, %")
+        if max(len(_word(value)) for value in values) * len(values) > 40:
+            axes.tick_params(axis="x", rotation=20)
+
+    return chart(f"Along {key}", f"Means by {key}: {words}.", draw)
+
+
+def _table(students: list[Told], swept: list[str]) -> Table:
+    ordered = sorted(students, key=lambda one: -(_number(one.get("accuracy")) or -1.0))
+    rows = [
+        [
+            *(_word(one.get(key)) for key in swept),
+            *(
+                "–" if _number(one.get(key)) is None else form(one[key])
+                for key, form in _COLUMNS.items()
+            ),
+            str(one.get("state")),
+        ]
+        for one in ordered
+    ]
+    words = 1 + sum(isinstance(students[0].get(key), str) for key in swept[1:])
+    note = "Top-1 of the moving average where there is one. Seconds: its share of its cohort."
+    return Table("Students, the most accurate first", (*swept, *_HEADS, "state"), rows, note, words)
+
+
+def _costs(costs: Told, cache: Told | None) -> Table:
+    """The ledger of the sweep: what ran, beside the same with the teacher in the loop."""
+    forwards, hours = costs["forwards"], costs.get("hours", {})
+    ways = {
+        "cache": "from the cache: the teacher once",
+        "online": "online: the teacher in each run",
+        "online_cohorts": "online: the teacher once for each batch of a cohort",
+    }
+    rows = [
+        [
+            word,
+            count(forwards[way]),
+            duration(hours[way]) if way in hours else "–",
+            f"{forwards[way] / max(forwards['cache'], 1):,.1f} ×",
+            (size(cache["bytes"]) if cache else "–") if way == "cache" else "0 bytes",
+        ]
+        for way, word in ways.items()
+        if way in forwards
+    ]
+    if imagenet := costs.get("imagenet"):
+        rows += _projected(imagenet)
+    return Table(
+        f"{count(costs['students'])} finished students: the cache beside online distillation",
+        ("", "teacher forwards", "hours", "forwards", "kept"),
+        rows,
+        _formula(costs),
+    )
+
+
+def _projected(imagenet: Told) -> list[list[str]]:
+    """The same on ImageNet: of hours, the teacher's alone."""
+    forwards, hours = imagenet["forwards"], imagenet.get("teacher_hours", {})
+    words = {
+        "cache": "projected to ImageNet-1k, cache",
+        "online": "projected to ImageNet-1k, online",
+    }
+    return [
+        [
+            word,
+            count(forwards[way]),
+            f"{duration(hours[way])} of teacher" if way in hours else "–",
+            f"{forwards[way] / max(forwards['cache'], 1):,.1f} ×",
+            "–",
+        ]
+        for way, word in words.items()
+        if way in forwards
+    ]
+
+
+def _formula(costs: Told) -> str:
+    text = "Forwards: samples × views once, against the views that all students were shown. "
+    if teacher := costs.get("teacher"):
+        each = small(1000 * teacher["seconds_per_view"])
+        text += (
+            f"Hours: {duration(costs['student_hours'])} of students, measured, + forwards × "
+            f"{each} ms (the teacher, measured on {teacher['device']}). "
+        )
+    if imagenet := costs.get("imagenet"):
+        text += (
+            f"ImageNet-1k: {count(imagenet['images'])} images × {count(imagenet['views'])} views "
+            f"once, × {count(imagenet['views_shown'])} views shown online."
+        )
+    return text
+
+
+def _number(value: Any) -> float | None:
+    return value if type(value) in (int, float) and math.isfinite(value) else None
+
+
+def _word(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,65 @@
+"""What `kdcache eval` found, as a table: a row for each data set and network."""
+
+from typing import Any
+
+NAMES = {"student": "student", "student_ema": "student, EMA", "teacher": "teacher"}
+STORED = "teacher, as stored"
+COLUMNS = (
+    ("top1", "top-1", 1),
+    ("top5", "top-5", 1),
+    ("real_top1", "ReaL", 1),
+    ("ece", "ECE", 1),
+    ("agreement", "agrees", 1),
+    ("kl", "KL", 4),
+)
+"""Key, head and decimals."""
+
+
+def table(facts: dict[str, Any]) -> str:
+    """The facts of `measure` in lines of text."""
+    head = ["", "", *(title for _, title, _ in COLUMNS)]
+    rows = [
+        [_of(one), _name(one, name), *(_cell(scores[key], digits) for key, _, digits in COLUMNS)]
+        for one in [*facts["data"], *([facts["cache"]] if facts["cache"] else [])]
+        for name, scores in one["networks"].items()
+    ]
+    shown = [c for c in range(len(head)) if c < 2 or any(row[c] for row in rows)]
+    widths = [max(len(line[c]) for line in [head, *rows]) for c in range(len(head))]
+    lines, last = [], ""
+    for line in [head, *rows]:
+        first = "" if line[0] == last else line[0]
+        last = line[0]
+        cells = [first.ljust(widths[0]), line[1].ljust(widths[1])]
+        cells += [line[c].rjust(widths[c]) for c in shown[2:]]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join([*lines, _legend(facts, [head[c] for c in shown])])
+
+
+def _of(one: dict[str, Any]) -> str:
+    """What a row was measured on."""
+    if "path" in one:
+        return f"{one['views']:,} cached views ({one['parts']} parts)"
+    return f"{one['source']} ({one['networks']['student']['images']:,} images)"
+
+
+def _name(one: dict[str, Any], name: str) -> str:
+    return STORED if name == "teacher" and "path" in one else NAMES[name]
+
+
+def _cell(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _legend(facts: dict[str, Any], shown: list[str]) -> str:
+    lines = [
+        f"% of pictures, the student's {facts['view_size']} px, a centre crop of {facts['crop']:g}"
+    ]
+    if "ReaL" in shown:
+        lines.append("ReaL: top-1 by ReaL labels, over the pictures that have some")
+    if "ECE" in shown:
+        lines.append(
+            f"ECE: expected calibration error, {facts['ece_bins']} bins of equal width, in %"
+        )
+    if "agrees" in shown:
+        lines.append("agrees: the first class is the teacher's; KL: KL(teacher ‖ student) in nats")
+    return "\n".join(lines)

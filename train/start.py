@@ -1,0 +1,108 @@
+"""Weights a student starts from: timm's, the Hub's, or those of an earlier run.
+
+Only safetensors and timm's own loading (`weights_only`) are used: nothing here runs code of a
+checkpoint. Every tensor must be there and have its shape, but for the head: one of another number
+of classes starts at random, which is said.
+"""
+
+import difflib
+import logging
+from pathlib import Path
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from cache_tools.errors import UsageError
+
+log = logging.getLogger("kdcache")
+
+
+def start(student: nn.Module, name: str, init: str) -> None:
+    """Give `student` the weights of `init`.
+
+    Args:
+        student: A network of timm's with random weights.
+        name: What it is called in messages.
+        init: As in `TrainRecipe.init`.
+
+    Raises:
+        UsageError: There are no such weights, or they are those of another network.
+    """
+    own, state = student.state_dict(), _read(init)
+    fresh = [key for key in _head(student, own) if _differs(key, own, state)]
+    state |= {key: own[key] for key in fresh}
+    wrong = [key for key in own if _differs(key, own, state)]
+    if wrong or (strange := sorted(state.keys() - own.keys())):
+        first = wrong[0] if wrong else strange[0]
+        raise UsageError(
+            f"init={init} holds the weights of another network than {name}: "
+            f"{len(wrong)} of its {len(own)} tensors are not there or have another shape, and "
+            f"{len(state.keys() - own.keys())} are strange to it (the first is {first}). Choose "
+            "weights of the same timm name."
+        )
+    student.load_state_dict(state)
+    log.info("the student %s starts from the weights of %s", name, init)
+    if fresh:
+        classes = own[fresh[0]].shape[0]
+        log.info("but its head, %s for %d classes, starts at random", ", ".join(fresh), classes)
+
+
+def _read(init: str) -> dict[str, Tensor]:
+    """The tensors that `init` names, on the CPU."""
+    place = Path(init.removeprefix("local-dir:"))
+    if init.startswith("local-dir:") or place.is_dir():
+        return _read_file(place / "model.safetensors", init)
+    if place.suffix == ".safetensors":
+        return _read_file(place, init)
+    if place.suffix in {".pth", ".pt", ".bin", ".ckpt", ".tar"} and not init.startswith("hf-hub:"):
+        raise UsageError(
+            f"init={init} is a pickle, which can run code when it is opened; it is not loaded. "
+            "Save the network with timm.models.save_for_hf(model, FOLDER, "
+            "safe_serialization=True) and pass init=local-dir:FOLDER."
+        )
+    return _from_timm(init)
+
+
+def _read_file(path: Path, init: str) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UsageError(
+            f"init={init}: {path} cannot be read ({error}). A run of kdcache train keeps its "
+            "student in RUN/model: init=local-dir:RUN/model."
+        ) from None
+
+
+def _from_timm(init: str) -> dict[str, Tensor]:
+    if not init.startswith("hf-hub:") and not timm.is_model(init.partition(".")[0]):
+        near = difflib.get_close_matches(init, timm.list_pretrained(), n=3)
+        raise UsageError(
+            f"timm {timm.__version__} has no weights {init!r} to start from. "
+            + (f"Did you mean {' or '.join(near)}? " if near else "")
+            + "See timm.list_pretrained(); a folder is init=local-dir:FOLDER."
+        )
+    try:
+        with torch.random.fork_rng(devices=[]):  # the student's own start depends on its seed only
+            network: nn.Module = timm.create_model(init, pretrained=True)
+    except Exception as error:  # the hub's client raises many kinds, from sockets to JSON
+        raise UsageError(
+            f"the weights of init={init} cannot be fetched ({type(error).__name__}: "
+            f"{str(error).partition('.')[0]}). Check the network, or pass init=local-dir:FOLDER "
+            "with model.safetensors in it."
+        ) from None
+    return dict(network.state_dict())
+
+
+def _head(student: nn.Module, own: dict[str, Tensor]) -> list[str]:
+    """Keys of the classifier's tensors; networks with a distillation token have two classifiers."""
+    config = getattr(student, "pretrained_cfg", None) or {}
+    named = config.get("classifier") or ()
+    names = (named,) if isinstance(named, str) else tuple(named)
+    return [key for key in own if key.rpartition(".")[0] in names]
+
+
+def _differs(key: str, own: dict[str, Tensor], state: dict[str, Tensor]) -> bool:
+    return key not in state or state[key].shape != own[key].shape

@@ -1,0 +1,218 @@
+"""`kdcache sweep`: a grid of students from one cache."""
+
+import logging
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from cache_tools import summary
+from cache_tools.commands import DataCache, Json, emit
+from cache_tools.errors import UsageError
+from train.cli import Device
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from train.grid import Student
+    from train.sweep import Sweep
+
+log = logging.getLogger("kdcache")
+
+
+def sweep(
+    grid: Annotated[str, typer.Argument(metavar="GRID", help="Grid's name or TOML file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys of all students to override."),
+    ] = None,
+    cache: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CACHE", help="Folder, zip or URL; several are mixed."),
+    ] = None,
+    weight: Annotated[
+        list[float] | None,
+        typer.Option(metavar="W", help="How much each cache counts; default: alike."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="SWEEP", help="Folder of the sweep.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="SRC", help="Its images; default: where the cache was made from."),
+    ] = None,
+    data_cache: DataCache = "",
+    students: Annotated[
+        str,
+        typer.Option(metavar="0-3,7", help="Only these, by their place in the grid from 0 on."),
+    ] = "",
+    together: Annotated[
+        int, typer.Option(metavar="N", min=0, help="At most N students share a batch; 0: any.")
+    ] = 0,
+    memory: Annotated[
+        float, typer.Option(metavar="GB", min=0, help="Memory to plan with; 0: what is free.")
+    ] = 0.0,
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(help="Cohorts one after another here, or as trials of Ray Tune."),
+    ] = "local",
+    asha: Annotated[
+        bool, typer.Option("--asha", help="With ray: stop cohorts that fall behind (ASHA).")
+    ] = False,
+    print_: Annotated[
+        Literal["commands", "slurm"] | None,
+        typer.Option("--print", help="Print a command per cohort, or a Slurm array; do nothing."),
+    ] = None,
+    teacher: Annotated[
+        list[str] | None,
+        typer.Option(help="The teacher, to time what it would cost in the loop; name or folder."),
+    ] = None,
+    log_to: Annotated[
+        list[str] | None,
+        typer.Option("--log", metavar="wandb", help="Log to W&B too; JSONL, TensorBoard always."),
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew what is there.")] = False,
+    device: Device = None,
+    json_: Json = False,
+) -> None:
+    """Train a grid of students; those that see the same views share every batch.
+
+    Run again to go on: finished students are skipped. A table, sweep.csv, sweep.json and sweep.png
+    say what was found and what it cost beside a teacher in the loop.
+    """
+    from train import grid as grids
+
+    named = grids.load(grid, overrides or ())
+    chosen = _chosen(named, students)
+    if not cache or out is None:
+        raise UsageError("from which cache, and where to? Pass --cache CACHE and --out SWEEP.")
+    if asha and engine != "ray":
+        raise UsageError("--asha goes with --engine ray.")
+    if engine == "ray":
+        from train import ray_engine
+
+        ray_engine.check()
+    from timm.utils.distributed import is_distributed_env
+
+    from train import curves, ready, replay, run
+    from train import sweep as sweeps
+    from train.world import pick
+
+    if is_distributed_env():
+        raise UsageError(
+            "a sweep does not share a student between processes, and torchrun or Slurm started "
+            "several. Start one; --engine ray and --print slurm use many GPUs."
+        )
+    also = tuple(log_to or ())
+    curves.check(also)
+    inputs, where = run.open_inputs(cache, data, weight), pick(device)
+    if print_ is None:
+        ready.set_up(inputs, where)
+    everything = sweeps.Sweep(tuple(named), inputs, out, where, also)
+    mine = sweeps.Sweep(tuple(chosen), inputs, out, where, also)
+    if print_ is not None:
+        _print_commands(print_, named, sweeps.plan(mine, fresh, memory, together))
+        return
+    planned = sweeps.prepare(mine, fresh, memory, together)
+    if planned:
+        replay.check_all(inputs.members, inputs.images, inputs.present_N)
+    if engine == "ray":
+        ray_engine.train(mine, planned, asha)
+    else:
+        sweeps.train(mine, planned)
+    _report(everything, teacher or [], json_)
+
+
+def _chosen(named: "Sequence[Student]", numbers: str) -> "list[Student]":
+    if not numbers:
+        return list(named)
+    wanted = summary.numbers(numbers)
+    if wanted is None or wanted[-1] >= len(named):
+        raise UsageError(
+            f"--students {numbers} are no numbers such as 0-3,7, from 0 to {len(named) - 1}."
+        )
+    return [named[number] for number in wanted]
+
+
+def _report(sweep: "Sweep", teacher: list[str], json_: bool) -> None:
+    """Files, picture and table of all students of the grid."""
+    from train import grid as grids
+    from train import ledger, overview, run
+    from train import sweep as sweeps
+
+    rows, swept = sweeps.rows(sweep), grids.swept(sweep.students)
+    there = sweep.out / "sweep.json"
+    known = run.read_json(there).get("ledger", {}).get("teacher") if there.is_file() else None
+    timed = (known["seconds_per_view"], known["device"]) if known and not teacher else None
+    if timed is None:
+        batch = sweep.students[0].recipe.batch_size
+        timed = ledger.time_teacher(sweep.inputs, teacher, sweep.device, batch)
+    costs = ledger.ledger(sweep, rows, *(timed or (None,)))
+    facts = {
+        "cache_fingerprint": sweep.inputs.fingerprint,
+        "swept": swept,
+        "students": rows,
+        "ledger": costs,
+    }
+    run.write_json(there, facts)
+    overview.write_csv(rows, sweep.out / "sweep.csv")
+    title = (
+        f"{len(rows)} students of the teacher {sweep.inputs.store.spec.teacher.architecture}, "
+        f"{len(sweep.inputs.images):,} images"
+    )
+    picture = sweep.out / "sweep.png"
+    drawn = overview.draw(rows, swept, title, picture)
+    if json_:
+        emit(facts)
+        return
+    print(overview.table(rows, swept))
+    print("\n".join(ledger.lines(costs)))
+    if drawn:
+        print(f"picture: {picture}")
+
+
+def _print_commands(
+    form: str, named: "Sequence[Student]", planned: "Sequence[Sequence[Student]]"
+) -> None:
+    """A command for each cohort, which trains its students and no others."""
+    place = {student.name: number for number, student in enumerate(named)}
+    sets = [summary.ranges(sorted(place[one.name] for one in cohort)) for cohort in planned]
+    words = _without(sys.argv[1:], "--print")
+    if form == "commands":
+        for numbers in sets:
+            print(shlex.join(["kdcache", *words, "--students", numbers]))
+        return
+    print(_slurm(words, sets))
+
+
+def _without(words: list[str], option: str) -> list[str]:
+    """A command line but for one option and its value."""
+    kept: list[str] = []
+    skip = False
+    for word in words:
+        if skip or word.startswith(f"{option}="):
+            skip = False
+        elif word == option:
+            skip = True
+        else:
+            kept.append(word)
+    return kept
+
+
+def _slurm(words: list[str], sets: list[str]) -> str:
+    """A job array: a task is killed and requeued as Slurm likes, and goes on."""
+    command = shlex.join(["kdcache", *words])
+    return "\n".join(
+        [
+            "#!/bin/bash",
+            "# sbatch this; run the command without --students afterwards for table and picture",
+            "#SBATCH --job-name=kdcache-sweep",
+            f"#SBATCH --array=0-{len(sets) - 1}",
+            "#SBATCH --gpus-per-task=1",
+            "#SBATCH --ntasks=1",
+            "#SBATCH --requeue",
+            "#SBATCH --signal=TERM@120",
+            f"students=({' '.join(sets)})",
+            f'srun {command} --students "${{students[$SLURM_ARRAY_TASK_ID]}}"',
+        ]
+    )
