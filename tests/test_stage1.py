@@ -315,14 +315,17 @@ def test_a_deleted_image_is_named_with_what_to_do(
             data = tar.extractfile(member)
             assert data is not None
             (folder / f"class{i % 10}" / member.name).write_bytes(data.read())
-    write, gone = Store.write, folder / "class7" / "17.jpg"
+    read, gone, reads = Images.read, folder / "class7" / "17.jpg", []
 
-    def delete(self: Store, *arguments: object) -> bool:
-        written = write(self, *arguments)  # type: ignore[arg-type]
-        gone.unlink(missing_ok=True)
-        return written
+    def delete(self: Images, number: int) -> bytes:
+        if self.names[number] == "class7/17":
+            reads.append(number)
+            if len(reads) > 5:  # of nine views and what opening reads
+                gone.unlink(missing_ok=True)
+        return read(self, number)
 
-    monkeypatch.setattr(Store, "write", delete)
+    monkeypatch.setattr(Images, "read", delete)
+    monkeypatch.setattr(part, "PAUSE_SECONDS", 0.0)
     out, keys = tmp_path / "cache.zarr", ["num_views=9", "views_per_decode=1"]
     result = kdcache("cache", "digits", "--data", folder, "--teacher", teacher, "--out", out, *keys)
     assert result.code == 1  # type: ignore[attr-defined]
