@@ -61,7 +61,7 @@ def _replayed(loader: Any, folder: Path, cache: str, data: Path, repeats: int) -
     images = samples.match(store.table, store.spec.dataset, images)
     schedule = Schedule(store, 1, BATCH, 0, repeats)
     replay = loader(store, images, schedule, 0)
-    return lambda epoch: sum(len(batch.pixels) for batch in replay.epoch(epoch))
+    return lambda epoch: sum(len(batch) for batch in replay.epoch(epoch))
 
 
 class _Pictures:

@@ -74,10 +74,11 @@ def _in_order(store, inputs, view: int) -> Iterator[replay.Batch]:  # type: igno
     none = codec.Targets(*(np.empty((0, 0)) for _ in range(5)))
     for begin in range(0, 100, 32):
         at = slice(begin, begin + 32)
-        other = pixels[mix.partner_B[at]]
-        label = np.zeros(len(other), "i8")
+        pictures = np.concatenate([pixels[at], pixels[mix.partner_B[at]]])
+        count = len(pictures) // 2
+        label, other = np.zeros(count, "i8"), count + np.arange(count)
         lam = mix.lam_B[at].astype("f4")
-        yield replay.Batch(pixels[at], other, lam, mix.cut_B4[at], none, label, label)
+        yield replay.Batch(pictures, other, lam, mix.cut_B4[at], none, label, label)
 
 
 def test_the_command_needs_the_right_teacher(

@@ -242,10 +242,8 @@ class FfcvReplay(Replay):
         """As of `Replay`; `images` are a `.beton`."""
         super().__init__(store, images, schedule, num_threads, world, members, tail, locked, epochs)
         self._check_pictures()
-        share = schedule.batch_size // world.size
-        # Partners stand side by side, but for the two at the ends; with repeats they may not.
-        capacity = 2 * share if schedule.repeats > 1 else min(2 * share, share + 2)
-        self._loader = ReplayLoader(images, store.spec.views.size, capacity, self._threads)
+        side, most = store.spec.views.size, self._most_pictures()
+        self._loader = ReplayLoader(images, side, most, self._threads)
         self._beton = images
 
     @contextmanager

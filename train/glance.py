@@ -138,17 +138,19 @@ def _batch(
     spec, label_N = store.spec, store.table.label_N
     mix = mix_of(store, part.view, row_B)
     if view_params.has_sides(store):
-        own_pixels, partner_pixels = (
+        both = (
             _render(store, images, part.view, row_B, picture_B, renderers, side)
             for side, picture_B in enumerate((row_B, mix.partner_B))
         )
+        pictures, partner_at = np.concatenate([*both]), len(row_B) + np.arange(len(row_B))
     else:
-        rows, place = np.unique(np.concatenate([row_B, mix.partner_B]), return_inverse=True)
-        pixels = _render(store, images, part.view, rows, rows, renderers)
-        own_pixels, partner_pixels = pixels[place[: len(row_B)]], pixels[place[len(row_B) :]]
+        rows = np.concatenate([row_B, np.setdiff1d(mix.partner_B, row_B)])
+        pictures = _render(store, images, part.view, rows, rows, renderers)
+        order = np.argsort(rows)
+        partner_at = order[np.searchsorted(rows, mix.partner_B, sorter=order)]
     return Batch(
-        own_pixels,
-        partner_pixels if spec.views.mixes else None,
+        pictures,
+        partner_at if spec.views.mixes else None,
         mix.lam_B.astype(np.float32),
         mix.cut_B4,
         codec.decode(stored, spec.targets, row_B - spec.rows(part.block).start),

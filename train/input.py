@@ -49,12 +49,14 @@ class Arrived:
 
     def __init__(self, batch: Batch, temperatures: tuple[float, ...], device: torch.device) -> None:
         """Move a batch; `temperatures` are those of its targets."""
-        pixels, lam = upload(batch.pixels, device), to_device(batch.lam_B, device)
-        if batch.partner is not None:
+        pictures, lam = upload(batch.pictures, device), to_device(batch.lam_B, device)
+        pixels = pictures[: len(batch)]
+        if batch.partner_at_B is not None:
+            partner = pictures[to_device(batch.partner_at_B, device)]
             cut = to_device(batch.cut_B4, device)
             side = torch.arange(pixels.shape[-1], device=device)
             outside = None if batch.outside_B is None else to_device(batch.outside_B, device)
-            pixels = mixing.mix(pixels, upload(batch.partner, device), lam, cut, side, outside)
+            pixels = mixing.mix(pixels, partner, lam, cut, side, outside)
         targets = batch.targets
         soft = SoftTargets(
             to_device(targets.index_BK, device).long(),

@@ -58,10 +58,10 @@ _MAX_PROBED_PARTS = 64
 class Batch:
     """One step's data on the host."""
 
-    pixels: U1
-    """[B, S, S, 3] RGB."""
-    partner: U1 | None
-    """Pixels of the mixup partners, or None when the cache has no mixup."""
+    pictures: U1
+    """[U, S, S, 3] RGB: the batch's views, then those mixup partners that are not among them."""
+    partner_at_B: I8 | None
+    """Which of `pictures` the mixup partners are, or None when the cache has no mixup."""
     lam_B: NDArray[np.float32]
     """Share of the view's own sample in 1/65536."""
     cut_B4: NDArray[np.int32]
@@ -74,6 +74,20 @@ class Batch:
     """Labels of the partners."""
     outside_B: NDArray[np.float32] | None = None
     """As `Mix.outside_B`."""
+
+    def __len__(self) -> int:
+        """Views of the batch."""
+        return len(self.lam_B)
+
+    @property
+    def pixels(self) -> U1:
+        """[B, S, S, 3] RGB of the batch's views."""
+        return self.pictures[: len(self)]
+
+    @property
+    def partner(self) -> U1 | None:
+        """[B, S, S, 3] RGB of the mixup partners, copied, or None when the cache has no mixup."""
+        return None if self.partner_at_B is None else self.pictures[self.partner_at_B]
 
 
 class Replay:
@@ -128,8 +142,8 @@ class Replay:
         self._epochs = Epochs(self._members, schedule, images, epochs)
         self._reuse = decode.Reuse()
         self._crc_N = np.zeros(len(store.table), np.uint32)
-        side, share = store.spec.views.size, schedule.batch_size // world.size
-        self._memory = Memory((share, side, side, 3), locked)
+        side = store.spec.views.size
+        self._memory = Memory((self._most_pictures(), side, side, 3), locked)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of one epoch from `first_step` on."""
@@ -163,6 +177,15 @@ class Replay:
         finally:
             renderers.shutdown(cancel_futures=True)
 
+    def _most_pictures(self) -> int:
+        """The most pictures that a batch can have."""
+        share = self._schedule.batch_size // self._world.size
+        if not self._store.spec.views.mixes:
+            return share
+        if self._schedule.repeats > 1 or view_params.has_sides(self._store):
+            return 2 * share
+        return min(2 * share, share + 2)  # partners stand side by side, but for those at the ends
+
     def _share(self, step: int) -> slice:
         """Which views of the plan this process has in a step."""
         share = self._schedule.batch_size // self._world.size
@@ -192,23 +215,17 @@ class Replay:
         part = self._share(step)
         row, slot, partner = plan.row_M[part], plan.slot_M[part], plan.partner_M[part]
         wanted, where = self._wanted(plan, step)
-        pixels = self._memory.take()
-        partner_pixels = self._memory.take() if self._store.spec.views.mixes else None
-        places = [*pixels] if partner_pixels is None else [*pixels, *partner_pixels]
-        first: dict[int, U1] = {}
-        again = [
-            (place, first[view])
-            for view, place in zip(where.tolist(), places, strict=True)
-            if first.setdefault(view, place) is not place
-        ]
-        paint(wanted, [first[view] for view in range(len(wanted))])
-        for place, made in again:  # a partner that is in the batch itself
-            place[:] = made
+        own_B, partner_B = where[: len(row)], where[len(row) :]
+        at_U = _places(own_B, len(wanted))
+        pictures = self._memory.take()[: len(row) + int((at_U >= len(row)).sum())]
+        paint(wanted, [pictures[at] for at in at_U.tolist()])
+        for again in np.flatnonzero(at_U[own_B] != np.arange(len(row))).tolist():
+            pictures[again] = pictures[at_U[own_B[again]]]
         label = self._store.table.label_N
         own, other = label[row].astype(np.int64), label[partner].astype(np.int64)
         return Batch(
-            pixels,
-            partner_pixels,
+            pictures,
+            at_U[partner_B] if self._store.spec.views.mixes else None,
             plan.lam_M[part].astype(np.float32),
             plan.cut_M4[part],
             self._said(loaded, slot, row, np.stack([own, other], axis=1)),
@@ -279,6 +296,15 @@ class Replay:
         if not crc or crc != self._crc_N[picture]:
             samples.check_digest(self._store.table, picture, data)
             self._crc_N[picture] = crc
+
+
+def _places(own_B: I8, count: int) -> I8:
+    """Where each of so many pictures goes: the batch's to their first view, others behind them."""
+    at_U = np.full(count, -1)
+    at_U[own_B[::-1]] = np.arange(len(own_B))[::-1]
+    others = np.flatnonzero(at_U < 0)
+    at_U[others] = len(own_B) + np.arange(len(others))
+    return at_U
 
 
 def check_all(members: Members, images: Images, present_N: NDArray[np.bool_] | None = None) -> None:

@@ -171,7 +171,7 @@ def _loader(replay: Replay) -> tuple[float, Batch]:
         batch = next(batches)  # compiles, opens files, fills the queue
         begin, count = time.perf_counter(), 0
         for batch in islice(batches, _STEPS + replay.ahead):
-            count += len(batch.pixels)
+            count += len(batch)
             if time.perf_counter() - begin > _ENOUGH:
                 break
         took = time.perf_counter() - begin
@@ -210,4 +210,4 @@ def _on_device(feed: Input, call: Callable[[], object], batch: Batch) -> float:
         seconds.append(time.perf_counter() - begin)
         if len(seconds) > _WARMUP and time.perf_counter() - first > _ENOUGH:
             break
-    return statistics.median(seconds[_WARMUP:]) / len(batch.pixels)
+    return statistics.median(seconds[_WARMUP:]) / len(batch)
