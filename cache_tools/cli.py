@@ -125,7 +125,7 @@ def _guarded(command: Command) -> Command:
         except KdcacheError as error:
             _fail(error)
         except KeyboardInterrupt as signal_:
-            safe = "Interrupted. What is committed is safe; run the same command again to go on."
+            safe = "Interrupted. What is finished is safe; run the same command again to go on."
             _say(str(signal_) or safe)
             sys.exit(INTERRUPTED)
         except BrokenPipeError:  # the reader of our stdout went away, as `| head` does

@@ -76,8 +76,7 @@ def train_cohort(  # noqa: PLR0912 - the one long function
 
     Args:
         students: Folder of each run, prepared by `run.begin`, and what to do there; the recipes
-            agree in
-            `TrainRecipe.stream`.
+            agree in `TrainRecipe.stream`.
         inputs: Cache and data, checked by `replay.check`.
         device: Where to train.
         ask: The teacher in the loop, for mode online.
