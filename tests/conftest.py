@@ -46,16 +46,32 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A teacher that knows nothing but is deterministic, saved as timm saves networks."""
-    folder = tmp_path_factory.mktemp("teacher") / "model"
-    torch.manual_seed(3)
-    model = timm.create_model("test_resnet", num_classes=10)
+def saved(folder: Path, architecture: str, num_classes: int, seed: int) -> Path:
+    """A network that knows nothing but is deterministic, saved as timm saves networks."""
+    torch.manual_seed(seed)
+    model = timm.create_model(architecture, num_classes=num_classes)
     with torch.no_grad():
         model.get_classifier().weight.mul_(8.0)  # opinions worth storing
     save_for_hf(model, str(folder), safe_serialization=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher of ten classes."""
+    return saved(tmp_path_factory.mktemp("teacher") / "model", "test_resnet", 10, seed=3)
+
+
+@pytest.fixture(scope="session")
+def second(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another architecture with another mean."""
+    return saved(tmp_path_factory.mktemp("second") / "model", "test_efficientnet", 10, seed=5)
+
+
+@pytest.fixture(scope="session")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A head of 25 classes."""
+    return saved(tmp_path_factory.mktemp("wide") / "model", "test_resnet", 25, seed=5)
 
 
 @pytest.fixture(scope="session")
