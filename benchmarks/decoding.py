@@ -29,6 +29,7 @@ import numpy as np
 
 from benchmarks.machine import machine
 from benchmarks.render import RRC, pictures
+from benchmarks.rounds import ratio
 from cache_tools import decode, render, samples, shrink, views
 from cache_tools.spec import ViewSpec
 
@@ -75,9 +76,7 @@ def measure(kind: str, size: int, repeats: int) -> dict[str, Any]:
     return {
         name: {
             "µs per view": 1e6 * statistics.median(seconds[name]),
-            "over whole": spread(
-                [a / b for a, b in zip(seconds["whole"], seconds[name], strict=True)]
-            ),
+            "over whole": ratio(seconds["whole"], seconds[name]),
             **difference(way.views - wanted),
         }
         for name, way in ways.items()
@@ -89,11 +88,6 @@ def difference(error: np.ndarray) -> dict[str, float | None]:
     square = float(np.square(error).mean())
     psnr = 10 * float(np.log10(255**2 / square)) if square else None
     return {"psnr": psnr, "mean difference": float(np.abs(error).mean())}
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Median and range."""
-    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ import webdataset
 from benchmarks import beside, pipelines
 from benchmarks.machine import machine
 from benchmarks.render import pictures
+from benchmarks.rounds import Figure, ratio, shown, spread
 from benchmarks.seats import Seat, Turn
 from cache_tools import beton, shards
 from pipeline import recipe as recipes
@@ -108,19 +109,20 @@ def compete(folder: Path, seats: dict[str, Seat], repeats: int) -> dict[str, lis
 
 def summary(turns: dict[str, list[Turn]], apart: dict[str, float]) -> dict[str, Any]:
     """Rates, ratios and whether the goals are reached."""
-    per_core = {name: spread([1 / turn.cpu for turn in each]) for name, each in turns.items()}
     view = statistics.median(turn.cpu for turn in turns["native, A2"])
     share = sum(apart.values()) / view
     reached = {
-        f"{ours} at least {least} × {theirs}": (ratio(turns, ours, theirs), least)
+        f"{ours} at least {least} × {theirs}": (per_core(turns, ours, theirs), least)
         for ours, theirs, least in GOALS
     }
     return {
-        "images per second per core": per_core,
-        "images per second": {
-            name: spread([1 / turn.wall for turn in each]) for name, each in turns.items()
+        "images per second per core": {
+            name: spread(1 / turn.cpu for turn in each) for name, each in turns.items()
         },
-        "per core, over FFCV": {name: ratio(turns, name, "FFCV") for name in turns},
+        "images per second": {
+            name: spread(1 / turn.wall for turn in each) for name, each in turns.items()
+        },
+        "per core, over FFCV": {name: per_core(turns, name, "FFCV") for name in turns},
         "beside the pixels": {name: value / view for name, value in apart.items()} | {"all": share},
         "goals": {
             **{goal: {**found, "held": found["median"] >= least}
@@ -130,15 +132,9 @@ def summary(turns: dict[str, list[Turn]], apart: dict[str, float]) -> dict[str, 
     }  # fmt: skip
 
 
-def ratio(turns: dict[str, list[Turn]], ours: str, theirs: str) -> dict[str, float]:
+def per_core(turns: dict[str, list[Turn]], ours: str, theirs: str) -> Figure:
     """How many times as many views one makes in a CPU second, round by round."""
-    both = zip(turns[ours], turns[theirs], strict=True)
-    return spread([theirs.cpu / ours.cpu for ours, theirs in both])
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Median and range."""
-    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
+    return ratio([turn.cpu for turn in turns[theirs]], [turn.cpu for turn in turns[ours]])
 
 
 def table(kind: str, result: dict[str, Any]) -> Iterator[str]:
@@ -147,17 +143,13 @@ def table(kind: str, result: dict[str, Any]) -> Iterator[str]:
     yield "|---|---|---|---|"
     for name, rate in result["images per second per core"].items():
         over, wall = result["per core, over FFCV"][name], result["images per second"][name]
-        yield f"| {name} | {_range(rate, 0)} | {_range(over, 2)} | {_range(wall, 0)} |"
+        yield f"| {name} | {shown(rate, 0)} | {shown(over, 2)} | {shown(wall, 0)} |"
     parts = (f"{name} {share:.2%}" for name, share in result["beside the pixels"].items())
     yield f"\nbeside the pixels: {', '.join(parts)}"
     for goal, found in result["goals"].items():
-        figure = f": {_range(found, 2)}" if "median" in found else ""
+        figure = f": {shown(found, 2)}" if "median" in found else ""
         yield f"{'PASS' if found['held'] else 'FAIL'}  {goal}{figure}"
     yield ""
-
-
-def _range(found: dict[str, float], digits: int) -> str:
-    return "{median:,.{n}f} ({least:,.{n}f} to {most:,.{n}f})".format(**found, n=digits)
 
 
 def main() -> None:

@@ -59,6 +59,7 @@ import torch
 from benchmarks.machine import machine
 from benchmarks.pairs import CPU, GPU, Bench, prepare
 from benchmarks.parts import Parts, wait
+from benchmarks.rounds import Figure, ratio, shown, spread
 from cache_tools import progress
 from train import loop, run
 
@@ -144,12 +145,12 @@ def summary(bench: Bench, turns: dict[str, list[Turn]], alone: dict[str, float])
     clock = "cpu" if bench.device.type == "cpu" else "wall"
     step = statistics.median(getattr(t, clock) for t in turns["cached"]) * bench.pair.batch
     limit = (alone["student"] + alone["teacher"]) / alone["student"]
-    over_labels, over_online = (ratio(turns, other) for other in ("labels", "online"))
+    over_labels, over_online = (speed(turns, other) for other in ("labels", "online"))
     shares = {part: alone[part] / step for part in ("loss", "cross-entropy", "lookup")}
     held = over_labels[clock]["median"]
     return {
         "images per second": {
-            name: spread([1 / t.wall for t in each]) for name, each in turns.items()
+            name: spread(1 / t.wall for t in each) for name, each in turns.items()
         },
         "clock of shares and bars": clock,
         "cached / labels": over_labels,
@@ -167,18 +168,13 @@ def summary(bench: Bench, turns: dict[str, list[Turn]], alone: dict[str, float])
     }
 
 
-def ratio(turns: dict[str, list[Turn]], other: str) -> dict[str, dict[str, float]]:
+def speed(turns: dict[str, list[Turn]], other: str) -> dict[str, Figure]:
     """Speed of cached over another's, turn by turn, in wall and in CPU time."""
-    both = list(zip(turns["cached"], turns[other], strict=True))
-    return {
-        "wall": spread([theirs.wall / ours.wall for ours, theirs in both]),
-        "cpu": spread([theirs.cpu / ours.cpu for ours, theirs in both]),
-    }
 
+    def times(name: str, clock: str) -> list[float]:
+        return [getattr(turn, clock) for turn in turns[name]]
 
-def spread(values: list[float]) -> dict[str, float]:
-    """Median and range."""
-    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
+    return {clock: ratio(times(other, clock), times("cached", clock)) for clock in ("wall", "cpu")}
 
 
 def table(name: str, result: dict[str, Any]) -> Iterator[str]:
@@ -187,8 +183,8 @@ def table(name: str, result: dict[str, Any]) -> Iterator[str]:
     yield "|---|---|---|---|"
     for mode, rate in result["images per second"].items():
         over = result.get(f"cached / {mode}", {})
-        ratios = " | ".join(_range(over[clock], 3) if over else "" for clock in ("wall", "cpu"))
-        yield f"| {mode} | {_range(rate, 1)} | {ratios} |"
+        ratios = " | ".join(shown(over[clock], 3) if over else "" for clock in ("wall", "cpu"))
+        yield f"| {mode} | {shown(rate, 1)} | {ratios} |"
     ms = {key: f"{value:.3g} ms" for key, value in result["ms per step"].items()}
     shares = {key: f"{value:.2%}" for key, value in result["share of a step"].items()}
     limit, reached = result["limit of cached / online"], result["reached"]
@@ -204,10 +200,6 @@ def table(name: str, result: dict[str, Any]) -> Iterator[str]:
     for bar, holds in result["bars"].items():
         yield f"{'PASS' if holds else 'FAIL'}  {bar}"
     yield ""
-
-
-def _range(found: dict[str, float], digits: int) -> str:
-    return "{median:.{n}f} ({least:.{n}f} to {most:.{n}f})".format(**found, n=digits)
 
 
 def main() -> None:

@@ -51,6 +51,7 @@ import torch
 from benchmarks.machine import machine
 from benchmarks.pairs import Pair, write
 from benchmarks.parts import wait
+from benchmarks.rounds import ratio, shown, spread
 from cache_tools import shards, threads
 from cache_tools.teacher_spec import Precision
 from pipeline import opening
@@ -240,7 +241,7 @@ def summary(case: Case, device: torch.device, costs: dict[str, list[Cost]]) -> d
     """Rates and ratios of a case."""
     result: dict[str, Any] = {
         "bound by": case.bound,
-        "views per second": {n: spread([1 / c.wall for c in each]) for n, each in costs.items()},
+        "views per second": {n: spread(1 / c.wall for c in each) for n, each in costs.items()},
     }
     on_gpu = device.type == "cuda"
     for g in case.decodes:
@@ -267,16 +268,6 @@ def summary(case: Case, device: torch.device, costs: dict[str, list[Cost]]) -> d
     return result
 
 
-def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
-    """How often the second's seconds go into the first's, turn by turn."""
-    return spread([a / b for a, b in zip(ours, theirs, strict=True)])
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Median and range."""
-    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
-
-
 def splits(case: Case, repeats: int) -> dict[str, Any]:
     """Views per second of the pipeline on a CPU, by torch threads + render threads."""
     cores, device = threads.available(), torch.device("cpu")
@@ -299,8 +290,8 @@ def splits(case: Case, repeats: int) -> dict[str, Any]:
             worker.close()
     return {
         name: {
-            "views per second": spread([1 / cost.wall for cost in each]),
-            "views per CPU second": spread([1 / cost.cpu for cost in each]),
+            "views per second": spread(1 / cost.wall for cost in each),
+            "views per CPU second": spread(1 / cost.cpu for cost in each),
         }
         for name, each in costs.items()
     }
@@ -351,11 +342,6 @@ def table(name: str, result: dict[str, Any]) -> Iterator[str]:
     for bar, holds in result.get("bars", {}).items():
         yield f"{'PASS' if holds else 'FAIL'}  {bar}"
     yield ""
-
-
-def shown(found: dict[str, float], digits: int) -> str:
-    """Median and range in words."""
-    return "{median:.{n}f} ({least:.{n}f} to {most:.{n}f})".format(**found, n=digits)
 
 
 def main() -> None:

@@ -41,7 +41,8 @@ from torch import Tensor, nn
 
 from benchmarks.machine import machine
 from benchmarks.pairs import Bench, Pair, prepare
-from benchmarks.replay import LIBRARIES, Clock, Turn, spread
+from benchmarks.replay import LIBRARIES, Clock, Turn
+from benchmarks.rounds import shown, spread
 from cache_tools import progress
 from train import loop, run
 
@@ -203,13 +204,9 @@ def table(results: dict[str, Any]) -> Iterator[str]:
         yield "|---|---|---|---|"
         for size in SIZES:
             one, apart = found["cohort / one"][size], found["cohort / separate runs"][size]
-            cells = " | ".join(_range(r) for r in (one["cpu"], one["wall"], apart["cpu"]))
+            cells = " | ".join(shown(r, 2) for r in (one["cpu"], one["wall"], apart["cpu"]))
             yield f"| S = {size} | {cells} |"
         yield ""
-
-
-def _range(found: dict[str, float]) -> str:
-    return "{median:.2f} ({least:.2f} to {most:.2f})".format(**found)
 
 
 def main() -> None:

@@ -22,7 +22,8 @@ import torch
 
 from benchmarks.machine import machine
 from benchmarks.pairs import Pair, write
-from benchmarks.stage1 import A2, LIBRARIES, ratio, spread
+from benchmarks.rounds import ratio, spread
+from benchmarks.stage1 import A2, LIBRARIES
 from cache_tools import threads
 from pipeline import teacher as teachers
 from pipeline.logits import Logits
