@@ -8,7 +8,7 @@ erased rectangle, which is a function of its key.
 Shapes: H, W, 3 = rows, columns, RGB; n operations of 6 arguments.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numba import njit
@@ -28,7 +28,7 @@ _LOW, _16, _32 = np.uint64(0xFFFFFFFF), np.uint64(16), np.uint64(32)
 _LIMB = np.uint64(0xFFFF)
 
 
-def apply(codes_n: I8, arguments_n6: I8, fill: U1, image: U1, scratch: U1) -> None:
+def apply(codes_n: Sequence[int], arguments_n6: I8, fill: U1, image: U1, scratch: U1) -> None:
     """Run operations in order.
 
     The loop is Python's: a compiled one could not be kept on disk, since numba does not see that a
@@ -41,7 +41,7 @@ def apply(codes_n: I8, arguments_n6: I8, fill: U1, image: U1, scratch: U1) -> No
         image: [H, W, 3] pixels, replaced by the result.
         scratch: [H, W, 3], overwritten.
     """
-    for code, arguments in zip(codes_n.tolist(), arguments_n6, strict=True):
+    for code, arguments in zip(codes_n, arguments_n6, strict=True):
         if code in _IN_PLACE:
             _IN_PLACE[code](image)
         elif code in _BY_MAGNITUDE:

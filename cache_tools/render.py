@@ -142,11 +142,10 @@ def render(
     crop_resize(picture, (top, left, height, width), spec.size, filter_, to)
     if flipped:
         cv2.flip(spare, 1, dst=out)
-    codes = params.codes_BL[row]
-    if codes.any():
-        fill = np.array(spec.fill, dtype=np.uint8)
+    codes = params.codes_BL[row].tolist()
+    if any(codes):
         arguments = params.arguments_BL6[row].astype(np.int64)
-        kernels.apply(codes.astype(np.int64), arguments, fill, out, spare)
+        kernels.apply(codes, arguments, np.array(spec.fill, dtype=np.uint8), out, spare)
     for erased, keys in zip(params.erase_BE8[row], params.noise_BE2[row], strict=True):
         top, left, height, width, mode = erased[:5].tolist()
         if height:

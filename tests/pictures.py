@@ -36,7 +36,7 @@ def ours(code: int, picture: np.ndarray, *arguments: int, fill: object = FILL) -
     image, scratch = picture.copy(), np.full_like(picture, 77)
     row = np.zeros((1, 6), np.int64)
     row[0, : len(arguments)] = arguments
-    kernels.apply(np.array([code]), row, np.array(fill, np.uint8), image, scratch)
+    kernels.apply([code], row, np.array(fill, np.uint8), image, scratch)
     return image
 
 

@@ -170,7 +170,7 @@ def test_a_box_has_the_bits_of_its_definition(size: int, dy: int, dx: int, seed:
 
 def test_operations_run_in_order() -> None:
     picture, scratch = PHOTOGRAPHS[2].copy(), np.empty_like(PHOTOGRAPHS[2])
-    codes = np.array([ops.POSTERIZE, ops.SHARPNESS, ops.INVERT, ops.BLUR])
+    codes = [ops.POSTERIZE, ops.SHARPNESS, ops.INVERT, ops.BLUR]
     arguments = np.zeros((4, 6), np.int64)
     arguments[:, 0] = 3, 90000, 0, 70000
     expected = picture
