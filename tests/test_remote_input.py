@@ -50,7 +50,7 @@ def settle(images: Images) -> None:
     """Wait until every shard that was touched has its local copy."""
     streamed = images.remote
     assert streamed is not None
-    end = time.monotonic() + 20
+    end = time.monotonic() + 120
     while len(streamed._local) < len(streamed._asked):
         assert time.monotonic() < end
         time.sleep(0.005)
