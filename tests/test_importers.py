@@ -122,6 +122,14 @@ def test_older_files_of_fkd(kind: str, sizes: Sizes, tmp_path: Path, import_: Co
     assert done.code == 0, done.err
 
 
+def endless() -> list:
+    """A list that is small in a file and whose `repr` has 2^40 numbers."""
+    value: list = [0, 0]
+    for _ in range(39):
+        value = [value, value]
+    return value
+
+
 def rewrite(path: Path, change: Callable[[list], object]) -> None:
     value = torch.load(path, weights_only=False)
     change(value)
@@ -140,6 +148,7 @@ def rewrite(path: Path, change: Callable[[list], object]) -> None:
         (lambda v: v[2].__setitem__((0, 1), 0.9), "more than 1"),
         (lambda v: v[2].__setitem__((0, 1, 0), np.nan), "probability that is none"),
         (lambda v: v.pop(), "no list of coordinates"),
+        (lambda v: v.__setitem__(1, [np.zeros(2)] * 3), "neither true nor false"),
         (lambda v: v.__setitem__(2, v[2][:2]), "FKD's are floats"),
         (lambda v: v.__setitem__(slice(None), [a[:2] for a in v]), "not of one run"),
     ],
@@ -288,6 +297,12 @@ def test_ml_dr_views_are_theirs_within_rounding(
         (lambda v: v[1][0]["prob"][0].__setitem__(0, float("nan")), "probabilities"),
         (lambda v: v[1][0]["prob"][1].__setitem__(0, 99), "outside of 0..2"),
         (lambda v: v.__setitem__(0, 3), "says it is of image 3"),
+        (lambda v: v.__setitem__(0, endless()), "says it is of image"),
+        (lambda v: v[1][0]["params"].__setitem__(0, endless()), "partner is image"),
+        (lambda v: v[1][0]["params"].__setitem__(1, endless()), "for 4 numbers"),
+        (lambda v: v[1][0]["params"].__setitem__(2, endless()), "flip is"),
+        (lambda v: v[1][0].__setitem__("prob", (endless(), [0, 1])), "probabilities"),
+        (lambda v: v[1][0].__setitem__("prob", 3), "not what ml-dr writes"),
     ],
 )
 def test_files_that_ml_dr_does_not_write_are_refused(
@@ -314,6 +329,9 @@ def test_files_that_ml_dr_does_not_write_are_refused(
         (lambda a: a["rand_augment"].__setitem__("num_ops", 99), "cannot be shown"),
         (lambda a: a["rand_augment"].__setitem__("enable", False), "parameters for"),
         (lambda a: a.clear(), "not of others"),
+        (lambda a: a.__setitem__(7, {}), "not of others"),
+        (lambda a: a["random_resized_crop"].__setitem__("size", endless()), "cannot be shown"),
+        (lambda a: a["random_resized_crop"].__setitem__("interpolation", endless()), "bilinear"),
     ],
 )
 def test_configurations_that_are_not_read_say_so(

@@ -208,7 +208,8 @@ def _load(path: Path) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
 def _flips(value: Any, path: Path) -> list[bool]:
     """Flips of today's files (bool array) and of older ones (a list, numbers 0 and 1)."""
     values = value.tolist() if isinstance(value, np.ndarray) else value
-    if type(values) is not list or not all(v in (0, 1) for v in values):
+    numbers = type(values) is list and all(type(v) in (bool, int, float) for v in values)
+    if not numbers or not all(v in (0, 1) for v in values):
         raise DataError(f"{path}: its flips are neither true nor false.")
     return [bool(v) for v in values]
 

@@ -166,6 +166,11 @@ def run(source: Source, images: Images, options: Options, out: Path) -> Store:
     Raises:
         DataError, UsageError: As their texts say; what is committed stays.
     """
+    kept, classes = source.facts.kept, classes_of(images, options)
+    if kept > classes:
+        raise DataError(
+            f"a record has {kept} classes, the teacher {classes}. Pass --classes N if it has more."
+        )
     if source.facts.num_views > MAX_VIEWS:
         raise DataError(f"{source.facts.num_views} views are too many; a cache has {MAX_VIEWS}.")
     store, images = _open(source.facts, images, options, out)

@@ -26,6 +26,7 @@ from cache_tools.imported import Imported
 from cache_tools.imported_spec import MAX_OPERATIONS, ImportedSpec
 from cache_tools.importers import foreign, torch_file, torchvision_ops
 from cache_tools.importers.foreign import Facts, Room, Said
+from cache_tools.importers.pickled import brief
 from cache_tools.samples import SampleTable
 from cache_tools.shards import Images
 from cache_tools.spec import ViewSpec
@@ -79,7 +80,7 @@ class Files:
         config = _config(root)
         self._entries = _entries(config, root)
         first = _load(self._path(0), self._number[0])
-        self._kept = len(first[0]["prob"][0])
+        self._kept = _kept(first[0]["prob"], self._path(0))
         self.facts = Facts(len(first), self._kept, *self._specs(config))
 
     def read(
@@ -104,7 +105,7 @@ class Files:
                 except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
                     raise DataError(
                         f"{path}, view {view}, is not what ml-dr writes with its configuration: "
-                        f"{error}."
+                        f"{str(error)[:200]}."
                     ) from None
 
         with ThreadPoolExecutor(threads.available()) as pool:
@@ -126,8 +127,8 @@ class Files:
         good = type(size) is int and 0 < size <= _MOST_PIXELS and type(layers) is int
         if not good or not 0 <= layers <= MAX_OPERATIONS:
             raise DataError(
-                f"{self._root}/config.pth.tar has views of {size!r:.40} pixels with {layers!r:.40} "
-                "operations, which cannot be shown."
+                f"{self._root}/config.pth.tar has views of {brief(size)} pixels with "
+                f"{brief(layers)} operations, which cannot be shown."
             )
         views = ViewSpec(
             size=size,
@@ -166,8 +167,15 @@ class Files:
 
     def _partner(self, number: Any) -> int:
         if type(number) is not int or not 0 <= number < len(self._row_of):
-            raise ValueError(f"its partner is image {number!r} of {len(self._row_of)}")
+            raise ValueError(f"its partner is image {brief(number)} of {len(self._row_of)}")
         return int(self._row_of[number])
+
+
+def _kept(prob: Any, path: Path) -> int:
+    """K, by the first record."""
+    if type(prob) not in (tuple, list) or not prob or type(prob[0]) is not list:
+        raise DataError(f"{path} has {brief(prob)} for probabilities and classes.")
+    return len(prob[0])
 
 
 def _put_crop(value: Any, columns: Columns, at: Place, _: int) -> None:
@@ -176,7 +184,7 @@ def _put_crop(value: Any, columns: Columns, at: Place, _: int) -> None:
 
 def _put_flip(value: Any, columns: Columns, at: Place, _: int) -> None:
     if type(value) is not bool:
-        raise ValueError(f"its flip is {value!r}")
+        raise ValueError(f"its flip is {brief(value)}")
     columns["flip_BP"][at] = value
 
 
@@ -223,9 +231,9 @@ def _same_on_other_side(columns: Columns, at: Place) -> None:
 
 def _integers(value: Any, count: int) -> list[int]:
     if not isinstance(value, (list, tuple)) or len(value) != count:
-        raise ValueError(f"{value!r:.80} for {count} numbers")
+        raise ValueError(f"{brief(value)} for {count} numbers")
     if not all(type(v) is int and abs(v) < 2**31 for v in value):
-        raise ValueError(f"{value!r:.80} are no integers")
+        raise ValueError(f"{brief(value)} are no integers")
     return list(value)
 
 
@@ -234,7 +242,7 @@ def _target(said: Any, kept: int) -> tuple[list[float], list[int]]:
     if not len(p) == len(ids) == kept:
         raise ValueError(f"{len(p)} probabilities of {len(ids)} classes, the first file has {kept}")
     if not all(type(v) in (float, int) and 0 <= v <= _MOST for v in p):
-        raise ValueError(f"probabilities {p!r:.80}")
+        raise ValueError(f"probabilities {brief(p)}")
     return p, _integers(ids, kept)
 
 
@@ -249,8 +257,8 @@ def _load(path: Path, number: int) -> list[Any]:
         and all(isinstance(v, dict) and {"params", "prob"} <= v.keys() for v in value[1])
     ):
         raise DataError(f"{path} holds no (number, list of views) as ml-dr's files do.")
-    if value[0] != number:
-        raise DataError(f"{path} says it is of image {value[0]!r:.40}, its name says {number}.")
+    if type(value[0]) is not int or value[0] != number:
+        raise DataError(f"{path} says it is of image {brief(value[0])}, its name says {number}.")
     return value[1]
 
 
@@ -277,13 +285,16 @@ def _config(root: Path) -> dict[str, Any]:
     try:
         said = config["reinforce"]
         found = {
-            name: dict(values or {})
+            str(name): dict(values or {})
             for name, values in said["image_augmentation"].items()
             if (values or {}).get("enable", True)
         }
+        compressed = bool(said.get("compress", False))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise DataError(f"{path} is no configuration of ml-dr's reinforce.py ({error}).") from None
-    if not said.get("compress", False):
+        raise DataError(
+            f"{path} is no configuration of ml-dr's reinforce.py ({str(error)[:200]})."
+        ) from None
+    if not compressed:
         raise DataError(f"{path} says compress: false; such parameters are not read.")
     return found
 
@@ -297,6 +308,7 @@ def _entries(config: dict[str, Any], root: Path) -> list[str]:
             f"{path} has the transforms {', '.join(sorted(config))}. Views can be drawn again of a "
             "random_resized_crop with flip, RandAugment, erasing and mixing, not of others."
         )
-    if str(config["random_resized_crop"].get("interpolation", "bilinear")) != "bilinear":
-        raise DataError(f"{path} has a crop that is not bilinear.")
+    how = config["random_resized_crop"].get("interpolation", "bilinear")
+    if type(how) is not str or how != "bilinear":
+        raise DataError(f"{path} has a crop that is {brief(how)}, not bilinear.")
     return [name for name in _ORDER if name in config and name not in _SILENT]

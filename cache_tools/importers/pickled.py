@@ -7,6 +7,7 @@ the names in `_KNOWN` are words of that language here, no function of theirs is 
 other name or opcode ends the reading. Memory is bounded by the limits below whatever a file says.
 """
 
+import reprlib
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -32,6 +33,18 @@ _KNOWN = {
     ("numpy._core.multiarray", "scalar"): _SCALAR,
 }
 _TYPES = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"}
+
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxlevel, _BRIEF.maxother = 3, 60
+
+
+def brief(value: Any) -> str:
+    """A value of a file, for messages: its whole `repr` may have no end.
+
+    Lists that hold one another twice, forty times over, are a file of a few hundred bytes.
+    """
+    return _BRIEF.repr(value)[:80]
 
 
 @dataclass(frozen=True)
