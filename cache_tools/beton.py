@@ -185,7 +185,7 @@ def open_beton(path: Path) -> Beton:
     )
 
 
-def write(images: Images, out: Path, raw: bool, threads: int, done: Callable[[int], None]) -> int:
+def write(images: Images, out: Path, raw: bool, threads: int, done: Callable[[int], None]) -> None:
     """Write a data set; the file appears whole or not at all.
 
     Args:
@@ -194,9 +194,6 @@ def write(images: Images, out: Path, raw: bool, threads: int, done: Callable[[in
         raw: Whether to store pixels instead of JPEG bytes.
         threads: How many images are read and decoded at once.
         done: Called with the number of images written since the last call.
-
-    Returns:
-        How many images lie as pixels.
 
     Raises:
         DataError: An image cannot be decoded, or has a side of more than 65,535 pixels.
@@ -207,7 +204,7 @@ def write(images: Images, out: Path, raw: bool, threads: int, done: Callable[[in
         out.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file, ThreadPoolExecutor(threads) as pool:
             try:
-                pixels = _write(file, images, raw, pool, done)
+                _write(file, images, raw, pool, done)
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
             file.flush()
@@ -220,7 +217,6 @@ def write(images: Images, out: Path, raw: bool, threads: int, done: Callable[[in
         raise files.cannot_write(out, error) from None
     finally:
         temporary.unlink(missing_ok=True)
-    return pixels
 
 
 @dataclass(frozen=True)
@@ -276,7 +272,7 @@ class _Pages:
 
 def _write(
     file: BinaryIO, images: Images, raw: bool, pool: ThreadPoolExecutor, done: Callable[[int], None]
-) -> int:
+) -> None:
     count = len(images)
     metadata = np.zeros(count, _METADATA)
     pages = _Pages(file, _HEADER.itemsize + len(_FIELDS) * _DESCRIPTION.itemsize + metadata.nbytes)
@@ -299,7 +295,6 @@ def _write(
         file.write(part.tobytes())
     file.seek(table)
     file.write(np.array(pages.allocated, _ALLOCATION).tobytes())
-    return int((metadata["f0"]["mode"] == RAW).sum())
 
 
 def _encoded(images: Images, raw: bool, pool: ThreadPoolExecutor) -> Iterator[_Encoded]:

@@ -1,12 +1,16 @@
 """`kdcache beton`: a data set as the container FFCV reads."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cache_tools.commands import Json, emit
 from cache_tools.errors import UsageError
+
+if TYPE_CHECKING:
+    from cache_tools.beton import Beton
+    from cache_tools.shards import Images
 
 
 def beton(
@@ -31,8 +35,7 @@ def beton(
     with --split validation beside it validation.beton, and both are found by either name.
     """
     from cache_tools import beton as container
-    from cache_tools import progress, shards
-    from cache_tools import threads as cores
+    from cache_tools import shards
 
     if split not in shards.SPLITS:
         raise UsageError(f"--split {split} is none of {', '.join(shards.SPLITS)}.")
@@ -40,11 +43,33 @@ def beton(
         raise UsageError(f"{out} does not end in {container.SUFFIX}, by which it would be known.")
     if out.exists() and not fresh:
         raise UsageError(f"{out} exists. Pass --fresh to replace it.")
-    images = shards.open_images(source, split)
-    with progress.bar("write images", len(images), "images") as advance:
-        pixels = container.write(images, out, raw, threads or cores.available(), advance)
-    facts = {"file": str(out), "images": len(images), "bytes": out.stat().st_size}
+    found = facts(write(shards.open_images(source, split), out, raw, threads))
     if json_:
-        emit({**facts, "as_pixels": pixels})
+        emit(found)
     else:
-        print(f"{out}: {len(images):,} images, {pixels:,} of them as pixels, {facts['bytes']:,} B")
+        print(sentence(found))
+
+
+def write(images: "Images", out: Path, raw: bool, threads: int = 0) -> "Beton":
+    """Write one with a progress bar, and open it; `threads` 0 = one per core."""
+    from cache_tools import beton as container
+    from cache_tools import progress
+    from cache_tools import threads as cores
+
+    with progress.bar(f"write {out.name}", len(images), "images") as advance:
+        container.write(images, out, raw, threads or cores.available(), advance)
+    return container.open_beton(out)
+
+
+def facts(written: "Beton") -> dict[str, Any]:
+    """File, images, bytes, and how many images lie as pixels."""
+    from cache_tools import beton as container
+
+    pixels = int((written.rows_N["mode"] == container.RAW).sum())
+    size = written.path.stat().st_size
+    return {"file": str(written.path), "images": len(written), "bytes": size, "as_pixels": pixels}
+
+
+def sentence(facts: dict[str, Any]) -> str:
+    """The facts in words."""
+    return "{file}: {images:,} images, {as_pixels:,} of them as pixels, {bytes:,} B".format(**facts)

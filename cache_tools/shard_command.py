@@ -1,7 +1,7 @@
 """`kdcache shard`: any data set to WebDataset shards."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -42,12 +42,20 @@ def shard(
     skip_broken: Annotated[
         bool, typer.Option("--skip-broken", help="Leave broken images out, and name them.")
     ] = False,
+    beton: Annotated[
+        bool, typer.Option("--beton", help="Also write DST/SPLIT.beton of them, which FFCV reads.")
+    ] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="With --beton: store pixels instead of JPEG bytes.")
+    ] = False,
     data_cache: DataCache = "",
     json_: Json = False,
 ) -> None:
     """Write WebDataset shards that timm reads, too. Run again to go on."""
-    from cache_tools import sharding, shards
+    from cache_tools import beton_command, sharding, shards
 
+    if raw and not beton:
+        raise UsageError("--raw is of the container that --beton writes. Pass both, or neither.")
     splits = (
         [split] if split else [s for s in shards.SPLITS if shards.has_split(source, s)] or ["train"]
     )
@@ -58,6 +66,9 @@ def shard(
         images = _open(source, folder, name, labels)
         options = sharding.Options(name, shard_size, short_side, quality, check, skip_broken)
         facts[name] = sharding.write(images, folder, options)
+        if beton:
+            written = shards.open_images(str(folder), name, containers=False)
+            facts[name]["beton"] = _container(written, folder / f"{name}.beton", raw)
     if json_:
         emit(facts)
         return
@@ -66,6 +77,20 @@ def shard(
             f"{folder}: {said['samples']:,} {name} images in {said['shards']:,} shards, "
             f"{said['bytes']:,} bytes"
         )
+        if beton:
+            print(beton_command.sentence(said["beton"]))
+
+
+def _container(images: "Images", out: Path, raw: bool) -> dict[str, Any]:
+    """Write a `.beton`, unless the one there has these images; its facts."""
+    from cache_tools import beton, beton_command
+
+    if out.exists():
+        there = beton.open_beton(out)
+        same = there.names == images.names and (there.length_N == images.length_N).all()
+        if same and raw == (there.offset_N == 0).all():  # without the encoded images
+            return beton_command.facts(there)
+    return beton_command.facts(beton_command.write(images, out, raw))
 
 
 def _open(source: str, folder: Path, split: str, labels: Path | None) -> "Images":

@@ -141,13 +141,14 @@ class Images:
         )
 
 
-def open_images(source: str, split: str) -> Images:
+def open_images(source: str, split: str, containers: bool = True) -> Images:
     """Open a data set.
 
     Args:
         source: A folder (of tars, of images, or of splits), a tar, a glob or a brace pattern of
             tars; a `.beton`; or a URL of a folder or of tars that fsspec can read.
         split: "train", "validation" or "teacher": the part of a data set that has parts.
+        containers: Whether a `.beton` in a folder stands for what lies beside it.
 
     Raises:
         UsageError: Nothing there, or not all of it.
@@ -157,7 +158,7 @@ def open_images(source: str, split: str) -> Images:
 
     if "://" in source:
         images = _streamed(source, split)
-    elif (file := beton.find(source, split)) is not None:
+    elif containers and (file := beton.find(source, split)) is not None:
         return beton.open_beton(file)
     else:
         place = places.find_local(source, split)

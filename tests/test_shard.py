@@ -22,6 +22,7 @@ from scipy.io import savemat
 from timm.data import create_dataset
 
 from cache_tools import decode, samples, sharding, shards, tars
+from cache_tools.beton import Beton
 from cache_tools.errors import DataError, UsageError
 from cache_tools.shards import Images
 
@@ -162,6 +163,28 @@ def test_a_killed_run_goes_on_and_its_shards_are_whole(
     assert kdcache("shard", folder, undisturbed, *args[2:]).code == 0
     killed = {n: d for n, d in everything(tmp_path / "killed").items() if ".partial" not in n}
     assert killed == everything(undisturbed)
+
+
+def test_beside_shards_a_container_for_ffcv(folder: Path, tmp_path: Path, kdcache: Command) -> None:
+    out = tmp_path / "s"
+    small = ("shard", folder, out, "--short-side", 40, "--split", "train", "--beton", "--json")
+    facts = json.loads(kdcache(*small).out)["train"]
+    file = out / "train.beton"
+    assert facts["beton"] == {
+        "file": str(file), "images": 25, "bytes": file.stat().st_size, "as_pixels": 0
+    }  # fmt: skip
+    there, tars_ = (shards.open_images(str(out), "train", containers=c) for c in (True, False))
+    assert isinstance(there, Beton)
+    assert not isinstance(tars_, Beton)
+    assert contents(there) == contents(tars_)
+    assert there.class_names == tars_.class_names == tuple(sorted(SYNSETS.values()))
+    before = file.stat()
+    assert json.loads(kdcache(*small).out)["train"] == facts
+    assert file.stat().st_mtime_ns == before.st_mtime_ns  # it was there already
+    as_pixels = json.loads(kdcache(*small, "--raw").out)["train"]["beton"]
+    assert as_pixels["as_pixels"] == 25
+    said = kdcache("shard", folder, out, "--raw")
+    assert (said.code, "--beton" in said.err) == (2, True)
 
 
 def test_a_finished_folder_is_left_alone_and_another_is_refused(
