@@ -26,10 +26,11 @@ STUDENT ?=
 GRID    ?= digits
 SWEEP   ?= build/$(notdir $(basename $(GRID)))-sweep
 SWEEP_ARGS ?=
+BENCH   ?=
 CACHE_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install ffcv data cache train sweep test check clean
+.PHONY: help install ffcv data cache train sweep bench test check clean
 
 help:  ## list the targets and variables
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +44,7 @@ help:  ## list the targets and variables
 	@echo "  GRID=$(GRID)       students of make sweep: train/sweeps, or a file; into SWEEP=$(SWEEP)"
 	@echo "  CACHE=$(CACHE)     where the cache lies"
 	@echo "  OUT=$(OUT)         where the run lies"
+	@echo "  BENCH=$(BENCH)            with its arguments, a benchmark for make bench"
 	@echo "  CACHE_ARGS=$(CACHE_ARGS) TRAIN_ARGS=$(TRAIN_ARGS) SWEEP_ARGS=$(SWEEP_ARGS) further arguments"
 
 install: $(VENV)/installed  ## create the environment in .venv
@@ -83,6 +85,10 @@ train: cache  ## stage 2: train students from the cache (makes it first when the
 sweep: cache  ## train a grid of students that share every batch; table, picture, costs
 	$(BIN)/kdcache sweep $(GRID) --cache $(CACHE) --data $(DATA) --out $(SWEEP) \
 	  $(if $(TEACHER),--teacher $(TEACHER)) $(SWEEP_ARGS)
+
+bench: $(if $(BENCH),install,cache)  ## what binds training here; BENCH="render --repeats 11": one of benchmarks/
+	$(if $(BENCH),$(BIN)/python -m benchmarks.$(BENCH),$(BIN)/kdcache bench loader $(RECIPE) \
+	  --cache $(CACHE) --data $(DATA))
 
 test: install  ## run the tests (the slow ones: make test PYTEST_ARGS='-m slow')
 	$(BIN)/pytest -n auto -m 'not slow' $(PYTEST_ARGS)
