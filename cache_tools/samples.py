@@ -25,6 +25,9 @@ from cache_tools.spec import DatasetSpec, KeyKind
 U8 = NDArray[np.uint64]
 Progress = Callable[[int], None]
 _SCAN_CHUNK = 1024
+_MANY_BROKEN = 1000
+"""Broken images after which no more are looked for."""
+_SHOWN = 10
 MAX_KEY = 4096
 """Bytes of the longest key."""
 
@@ -118,7 +121,10 @@ def in_table_order(images: Images, kind: KeyKind | None) -> tuple[KeyKind, list[
 def scan(
     keys: list[str], images: Images, labels: bool, threads: int, done: Progress
 ) -> SampleTable:
-    """Read every image once and make its row of the table.
+    """Read and decode every image once and make its row of the table.
+
+    What cannot be decoded is found here, before a teacher is asked: later it would cost every part
+    that the image is in, and mending it would make another data set.
 
     Args:
         keys: Keys in table order.
@@ -126,25 +132,46 @@ def scan(
         labels: Whether to keep the labels of the data set.
         threads: Reader threads.
         done: Called with the number of samples read since the last call.
-    """
 
-    def row(number: int) -> tuple[int, int, int, int]:
-        data = images.read(number)
-        height, width = decode.size(data, keys[number])
+    Raises:
+        DataError: Images cannot be read or decoded; a number of them are named.
+    """
+    reuse = decode.Reuse()
+
+    def row(number: int) -> tuple[int, int, int, int] | DataError:
+        try:
+            data = images.read(number)
+            height, width = decode.decode(data, keys[number], reuse).shape[:2]
+        except DataError as error:
+            return error
         return digest(data), height, width, len(data)
 
     rows: list[tuple[int, int, int, int]] = []
+    broken: list[DataError] = []
     with ThreadPoolExecutor(threads) as pool:
         for begin in range(0, len(keys), _SCAN_CHUNK):
             numbers = range(begin, min(begin + _SCAN_CHUNK, len(keys)))
-            rows.extend(pool.map(row, numbers))
+            for found in pool.map(row, numbers):
+                broken.append(found) if isinstance(found, DataError) else rows.append(found)
             done(len(numbers))
+            if broken and (len(broken) > _MANY_BROKEN or numbers.stop == len(keys)):
+                raise _broken(broken, numbers.stop, images)
     digests = np.array([r[0] for r in rows], dtype=np.uint64)
     height, width, length = np.array([r[1:] for r in rows], dtype=np.int64).T
     label = images.label_N if labels else np.full(len(keys), NO_LABEL, dtype=np.int32)
     ids = np.array([sample_id(key) for key in keys], dtype=np.uint64)
     sides = height.astype(np.int32), width.astype(np.int32)
     return SampleTable(tuple(keys), ids, digests, label, *sides, length)
+
+
+def _broken(broken: list[DataError], looked_at: int, images: Images) -> DataError:
+    shown = "\n".join(str(error) for error in broken[:_SHOWN])
+    more = f"\n… and {len(broken) - _SHOWN:,} more" if len(broken) > _SHOWN else ""
+    return DataError(
+        f"{len(broken):,} of the first {looked_at:,} images in {images.source} are broken:\n{shown}"
+        f"{more}\nRepair or remove them, or make a data set without them: kdcache shard "
+        f"{images.source} DST --skip-broken"
+    )
 
 
 def of_keys(keys: list[str], label_N: NDArray[np.int32]) -> SampleTable:

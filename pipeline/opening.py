@@ -78,7 +78,7 @@ def _create(
 ) -> None:
     """Make an empty cache from a look at every image."""
     kind, keys, images = samples.in_table_order(images, None)
-    with progress.bar("read images", len(keys), "images") as advance:
+    with progress.bar("look at images", len(keys), "images") as advance:
         table = samples.scan(keys, images, labels[0], threads.available(), advance)
     classes = samples.classes_sha256(images) if labels[0] else ""
     dataset = DatasetSpec(len(table), labels[1], labels[0], kind, table.sha256, classes)

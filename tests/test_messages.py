@@ -7,7 +7,9 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 
+import numpy as np
 import pytest
+import simplejpeg
 from conftest import Outcome
 
 from cache_tools import cli
@@ -97,7 +99,30 @@ def test_a_broken_image_is_named(kdcache: Command, teacher: Path, tmp_path: Path
     (data / "n01440764_10026.jpg").write_bytes(b"\xff\xd8\xff\xe0 not really")
     arguments = ("--data", data, "--teacher", teacher, "--out", tmp_path / "c")
     outcome = kdcache("cache", "digits", *arguments, "dataset.labels=ignore")
-    fails(outcome, 1, "DataError", "n01440764_10026", "cannot be decoded")
+    fails(outcome, 1, "--skip-broken")
+    assert "DataError: 1 of the first 1 images" in outcome.err
+    assert "n01440764_10026" in outcome.err
+
+
+def test_all_broken_images_are_named_before_the_teacher_is_asked(
+    kdcache: Command, teacher: Path, tmp_path: Path
+) -> None:
+    """Their headers are whole: only who decodes them notices."""
+    data, random = tmp_path / "data", np.random.default_rng(0)
+    data.mkdir()
+    for number in range(14):
+        whole = simplejpeg.encode_jpeg(random.integers(0, 256, (40, 60, 3), np.uint8))
+        (data / f"{number}.jpg").write_bytes(whole if number < 2 else whole[:-200])
+    arguments = ("--data", data, "--teacher", teacher, "--out", tmp_path / "c")
+    outcome = kdcache("cache", "digits", *arguments, "dataset.labels=ignore")
+    fails(outcome, 1, f"kdcache shard {data} DST --skip-broken")
+    assert "12 of the first 14 images" in outcome.err
+    assert "and 2 more" in outcome.err
+    assert not (tmp_path / "c").exists()
+    without = tmp_path / "without"
+    assert kdcache("shard", data, without, "--skip-broken").code == 0
+    arguments = ("--data", without, "--teacher", teacher, "--out", tmp_path / "c")
+    assert kdcache("cache", "digits", *arguments, "dataset.labels=ignore", "num_views=1").code == 0
 
 
 def test_incomplete(kdcache: Command, cache: Path) -> None:

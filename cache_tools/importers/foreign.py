@@ -251,7 +251,7 @@ def _check_samples(store: Store, images: Images, out: Path) -> None:
 def _table(keys: list[str], images: Images, labels: bool, scanned: bool) -> SampleTable:
     """The sample table; images are read where views are to be drawn again."""
     if scanned:
-        with progress.bar("read images", len(keys), "images") as advance:
+        with progress.bar("look at images", len(keys), "images") as advance:
             return samples.scan(keys, images, labels, threads.available(), advance)
     label_N = images.label_N if labels else np.full(len(keys), NO_LABEL, dtype=np.int32)
     return samples.of_keys(keys, label_N)
