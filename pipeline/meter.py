@@ -7,6 +7,7 @@ between events on its stream; the thread that asks runs ahead of it.
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -33,6 +34,7 @@ class Meter:
         self._width = {"render": render_threads, "commit": 2}
         self._lock = threading.Lock()
         self._busy = dict.fromkeys(NAMES, 0.0)
+        self._under_way: Counter[tuple[Stage, float]] = Counter()
         self._views = 0
         self.parts = 0
         """Parts that were committed."""
@@ -40,17 +42,26 @@ class Meter:
 
     def start(self) -> None:
         """Begin to count: what was before is nobody's lap."""
-        self._begin = self._lap = self._noted = self._now()
-        self._note = ""
+        with self._lock:
+            self._begin = self._lap = self._noted = self._now()
+            self._note = ""
 
     @contextmanager
     def busy(self, stage: Stage) -> Iterator[None]:
-        """Count the time of the body, on the calling thread's clock on the wall."""
-        begin = time.perf_counter()
+        """Count the time of the body, on the calling thread's clock on the wall.
+
+        A lap that ends meanwhile has what has passed of it, so that no share exceeds one: stages
+        end long after the lap in which they began where a machine is busy with something else.
+        """
+        with self._lock:
+            now = stage, time.perf_counter()
+            self._under_way[now] += 1
         try:
             yield
         finally:
-            self.add(stage, time.perf_counter() - begin)
+            with self._lock:
+                self._busy[stage] += time.perf_counter() - now[1]
+                self._under_way -= Counter([now])
 
     def add(self, stage: Stage, seconds: float) -> None:
         """Count so many seconds."""
@@ -84,7 +95,10 @@ class Meter:
             return f"{self.parts} parts done, {self._note}"
 
     def _now(self) -> tuple[float, int, dict[str, float]]:
-        return time.perf_counter(), self._views, dict(self._busy)
+        now, busy = time.perf_counter(), dict(self._busy)
+        for (stage, begin), count in self._under_way.items():
+            busy[stage] += count * (now - begin)
+        return now, self._views, busy
 
     def _between(
         self, before: tuple[float, int, dict[str, float]], now: tuple[float, int, dict[str, float]]

@@ -11,9 +11,11 @@ All of them go on across the borders of windows, groups and blocks. What is made
 on nothing but the size of batches: not on threads, groups, or what was done before it.
 """
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 from cache_tools.commits import Part
 from cache_tools.shards import Images
@@ -140,12 +142,14 @@ class Worker:
 
     def _waited_for(self, windows: Iterable[Window]) -> Iterator[Window]:
         """The same windows; the time they are waited for is counted."""
-        begin = time.perf_counter()
-        for window in windows:
-            if not self._times_itself:
-                self.meter.add("wait", time.perf_counter() - begin)
+        waiting = contextlib.nullcontext if self._times_itself else partial(self.meter.busy, "wait")
+        there = iter(windows)
+        while True:
+            with waiting():
+                window = next(there, None)
+            if window is None:
+                return
             yield window
-            begin = time.perf_counter()
 
     def _batches(self, window: Window) -> Iterator[int]:
         """Ask about a window; after every batch, how many of its views were asked about."""

@@ -1,13 +1,30 @@
 """A tiny web server on the loopback that knows Range and ETag, and fails when it is told to."""
 
 import threading
-from collections.abc import Callable, Iterator
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 Trouble = Callable[[int, str], str]
-"""(number of the request, path) → what goes wrong: "", "500", "cut", "silence", "flip", "short"."""
+"""(number of the request, path) → what goes wrong: "", "500", "cut", "silence", "flip"."""
+
+
+def per_file(kinds: Mapping[int, str], every: int) -> Trouble:
+    """Trouble that depends on a file and how often it was asked for, and not on who asks first.
+
+    By the number of the request alone, threads could share it so that one of them gets it all.
+    """
+    asked, lock = Counter[str](), threading.Lock()
+
+    def trouble(_: int, path: str) -> str:
+        with lock:
+            asked[path] += 1
+            return kinds.get((zlib.crc32(path.encode()) + asked[path]) % every, "")
+
+    return trouble
 
 
 class RangeServer(ThreadingHTTPServer):

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -22,11 +23,33 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 ORDER = ["epochs=2", "views_per_epoch=2", "batch_size=40", "student=test_vit", "ema_decay=0.9"]
 
 
-def command(processes: int, *arguments: object) -> list[str]:
-    folder = Path(sys.executable).parent
-    words = [folder / "torchrun", "--standalone", f"--nproc-per-node={processes}"]
-    words += ["--no-python", folder / "kdcache", "train", "digits", *arguments]
-    return [*map(str, words)]
+FOLDER = Path(sys.executable).parent
+HALTED = """
+import sys, time
+from cache_tools import cli
+from train import checkpoint
+
+save, left = checkpoint.save, 5
+
+def halted(*arguments):
+    global left
+    save(*arguments)
+    left -= 1
+    while not left:
+        time.sleep(1)
+
+checkpoint.save = halted
+sys.argv[0] = "kdcache"
+cli.console()
+"""
+"""`kdcache` that waits to be killed after its fifth checkpoint."""
+
+
+def command(
+    processes: int, *arguments: object, program: Sequence[object] = (FOLDER / "kdcache",)
+) -> list[str]:
+    words = [FOLDER / "torchrun", "--standalone", f"--nproc-per-node={processes}"]
+    return [*map(str, [*words, "--no-python", *program, "train", "digits", *arguments])]
 
 
 def torchrun(processes: int, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -61,17 +84,17 @@ def test_killed_processes_go_on_as_if_nothing_had_happened(made: Path, tmp_path:
     fixed = ("--cache", made, "--device", "cpu", "student=test_vit", "batch_size=10", "epochs=3")
     fixed += ("views_per_epoch=4", "checkpoint_minutes=0.0", "drop=0.1")
     assert torchrun(2, *fixed, "--out", tmp_path / "undisturbed").returncode == 0
-    killed = subprocess.Popen(
-        command(2, *fixed, "--out", tmp_path / "killed"),
+    with subprocess.Popen(
+        command(2, *fixed, "--out", tmp_path / "killed", program=[sys.executable, "-c", HALTED]),
         env=ENVIRONMENT, start_new_session=True, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    while not (tmp_path / "killed/checkpoint.pt").exists():
-        time.sleep(0.02)
-        assert killed.poll() is None
-    for process in psutil.Process(killed.pid).children(recursive=True):
-        process.kill()
-    killed.kill()
-    killed.wait()
+    ) as killed:  # fmt: skip
+        while not (tmp_path / "killed/checkpoint.pt").exists():
+            time.sleep(0.02)
+            assert killed.poll() is None
+        ranks = psutil.Process(killed.pid).children(recursive=True)
+        killed.kill()  # first: it would end the others in peace
+        for process in ranks:
+            process.kill()
     assert not (tmp_path / "killed/result.json").exists()
     again = torchrun(2, *fixed, "--out", tmp_path / "killed")
     assert "going on at epoch" in again.stderr

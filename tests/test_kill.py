@@ -26,8 +26,12 @@ KILLS, VIEWS, ROWS, WORKERS, TOGETHER = 100, 64, 100, 2, 2
 """Kills, views of the cache, rows of a part, workers, parts of a decode group."""
 PACE, EVENTS = 0.06, 16
 """Seconds that a batch takes longer than it would; batches and commits between kills, at most."""
-IN_HAND = 2 * TOGETHER
-"""Parts that a worker may have begun and not committed: a group, and what is asked ahead."""
+WHOM = ("parent", "worker", "worker")
+"""Who is killed, by chance."""
+IN_HAND = 4
+"""Parts that a worker may have been asked about and not seen committed: one is being written, one
+waits for that, one is asked about, and of one the kill came before it was written down. Runs of the
+zygote let no more wait, so that a slow disk has no say in it."""
 SIZE = [f"num_views={VIEWS}", f"views_per_decode={TOGETHER}", "batch_size=20"]
 
 
@@ -100,8 +104,8 @@ def test_a_hundred_kills_cost_no_more_than_what_was_in_hand(
     told = [*arguments(digits, teacher, out, "--workers", WORKERS), *SIZE]
     dice, hits, now = random.Random(6), Counter[str](), zygote.run(told, said, pace=PACE)
     kept: dict[str, tuple[int, int]] = {}
-    while sum(hits.values()) < KILLS:
-        who = dice.choice(("parent", "worker", "worker"))
+    while sum(hits.values()) < KILLS or min(hits[who] for who in WHOM) < KILLS // 5:
+        who = dice.choice(WHOM)
         wait(zygote, now, dice.randrange(EVENTS))
         time.sleep(dice.uniform(0.0, 2 * PACE))
         workers = now.workers()
@@ -109,7 +113,7 @@ def test_a_hundred_kills_cost_no_more_than_what_was_in_hand(
             hits[who] += killed(dice.choice(workers))
         elif who == "parent":
             hits[who] += killed(now.process)
-            assert gone([process.pid for process in workers])
+            assert gone(workers)
         if not now.alive():
             if ended(now, said) == 0:
                 views += VIEWS // 4
@@ -120,7 +124,6 @@ def test_a_hundred_kills_cost_no_more_than_what_was_in_hand(
     while ended(now, said) != 0:
         now = zygote.run([*told, f"num_views={views}"], said, pace=PACE)
 
-    assert min(hits["parent"], hits["worker"]) >= KILLS // 5, hits
     assert records(out).items() >= kept.items()
     assert verify.verify(Store.open(out)).word == "ok"
     alone = zygote.run([*arguments(digits, teacher, tmp_path / "d.zarr"), *SIZE,

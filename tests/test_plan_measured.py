@@ -36,7 +36,7 @@ def test_hours_are_views_over_the_measured_rate(
     render, ask = facts["render_views_per_s"], facts["teacher_views_per_s"]
     assert min(render, ask) > 0
     assert facts["views_per_s"] == pytest.approx(1 / (1 / render + 1 / ask), rel=0.01)
-    assert facts["hours"] == round(2000 / facts["views_per_s"] / 3600, 4)
+    assert facts["hours"] == pytest.approx(2000 / facts["views_per_s"] / 3600, rel=0.01, abs=1e-4)
     assert facts["bound_by"] == ("teacher" if ask < render else "rendering")
     assert facts["per"].startswith("CPU of ")
     assert facts["kept_classes"] == 10.0

@@ -3,13 +3,11 @@
 import gc
 import io
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 import tarfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -139,24 +137,42 @@ def test_images_are_shrunk_and_never_enlarged(
     assert np.abs(shrunk - mean).mean() < 6  # JPEG, not another picture
 
 
+KILLED = """
+import os, signal, sys
+from cache_tools import cli, files
+
+kind, left, write = sys.argv.pop(1), 3, files.write
+
+def killed(path, data):
+    global left
+    left -= path.suffix == kind
+    if left:
+        return write(path, data)
+    os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)  # before it has its name
+    write(path, data)
+
+files.write = killed
+sys.argv[0] = "kdcache"
+cli.main()
+"""
+"""`kdcache shard` that dies while it writes its third file of a kind."""
+
+
 def test_a_killed_run_goes_on_and_its_shards_are_whole(
     folder: Path, tmp_path: Path, kdcache: Command
 ) -> None:
     for number in range(25, 400):
         (folder / "n01440764" / f"more_{number}.jpg").write_bytes(jpeg(number, 200, 300))
     args = (str(folder), str(tmp_path / "killed"), "--shard-size", "20", "--short-side", "64")
-    script = "import sys; from cache_tools import cli; sys.argv = ['kdcache', *sys.argv[1:]]; "
-    command = [sys.executable, "-c", script + "cli.main()", "shard", *args]
-    for done in (1, 4, 9):
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        while len(list(tmp_path.glob("killed/*.tar"))) < done and process.poll() is None:
-            time.sleep(0.002)
-        os.kill(process.pid, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+    command = [sys.executable, "-c", KILLED]
+    for written in (".tar", ".kdx", ".tar", ".kdx"):
+        killed = subprocess.run([*command, written, "shard", *args], capture_output=True)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
         for path in tmp_path.glob("killed/*.tar"):
             with path.open("rb") as file:
                 assert len(tars.scan(file, "", checksums=False).names) == 20
     before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("killed/*.kdx")}
+    assert 3 < len(before) < 20
     assert kdcache("shard", *args).code == 0
     assert all(p.stat().st_mtime_ns == time for p, time in before.items())
     undisturbed = tmp_path / "undisturbed"

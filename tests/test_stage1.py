@@ -39,7 +39,7 @@ from pipeline.teacher import Teacher
 from pipeline.window import Slab
 
 CPU = torch.device("cpu")
-COUNT, BATCH = 1100, 64
+COUNT, BATCH, PATIENCE = 1100, 64, 120.0
 BLOCKS = ["views.size=16", "block_size=1024", "num_views=2", "views.mixup=0.5"]
 WINDOWS = ["views.size=16", "block_size=2048", "num_views=2", "views.mixup=0.5"]
 
@@ -120,7 +120,9 @@ def opened(photos: Path, network: Teacher, tmp_path: Path) -> Opener:
 def all_threads_end() -> Iterator[None]:
     yield
     ours = ("render", "windows", "encode", "commit")
-    assert not [t.name for t in threading.enumerate() if t.name.startswith(ours)]
+    for thread in [t for t in threading.enumerate() if t.name.startswith(ours)]:
+        thread.join(PATIENCE)
+        assert not thread.is_alive(), thread.name
 
 
 @pytest.fixture(autouse=True)
@@ -423,7 +425,7 @@ def test_a_command_that_gets_a_signal(
     out = tmp_path / "cache.zarr"
     kdcache = str(Path(sys.executable).parent / "kdcache")
     arguments = ["cache", "digits", "--data", photos, "--teacher", teacher, "--out", out]
-    command = [kdcache, *map(str, arguments), *WINDOWS, "num_views=40", "views_per_decode=1"]
+    command = [kdcache, *map(str, arguments), *WINDOWS, "num_views=4000", "views_per_decode=1"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         while not list(out.glob("commits/v*/*.json")) and process.poll() is None:
             time.sleep(0.01)
@@ -432,8 +434,8 @@ def test_a_command_that_gets_a_signal(
     store = Store.open(out)
     done = [p for p in store.parts() if store.present(p)]
     assert process.returncode == 130
-    assert 0 < len(done) < 40
-    assert f"Stopped by {number.name}. {len(done)} of 40 parts of {out} are committed" in told
+    assert 0 < len(done) < 4000
+    assert f"Stopped by {number.name}. {len(done)} of 4000 parts of {out} are committed" in told
     assert f"Go on with: kdcache cache digits --data {photos}" in told
     assert "Traceback" not in told
     assert all(store.fault(p) is None for p in done)
@@ -532,6 +534,25 @@ def test_commit_records_say_how_busy_the_stages_were(opened: Opener) -> None:
         assert said["teacher_busy"] > 0
         assert said["teacher_wait"] >= 0
         assert said["teacher_busy"] + said["teacher_wait"] <= 1.01
+
+
+def test_what_is_under_way_when_a_lap_ends_is_shared_by_both(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A teacher that begins to wait in one lap and ends in the next has waited in both."""
+    now = [0.0]
+    monkeypatch.setattr("pipeline.meter.time.perf_counter", lambda: now[0])
+    meter = Meter(1)
+    now[0] = 3.0
+    with meter.busy("wait"):
+        now[0] = 4.0
+        assert meter.lap()["teacher_wait"] == 0.25
+        now[0] = 5.0
+        assert meter.lap()["teacher_wait"] == 1.0
+        now[0] = 6.0
+    now[0] = 7.0
+    assert meter.lap()["teacher_wait"] == 0.5
+    assert meter.lap()["teacher_wait"] == 0.0
 
 
 def test_the_meter_adds_up_and_forgets() -> None:

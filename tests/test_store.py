@@ -266,7 +266,7 @@ def test_two_processes_race_and_no_part_is_of_both(cache: Path) -> None:
         assert racer.stdin
         racer.stdin.write("go\n")
         racer.stdin.flush()
-    won = [int(racer.communicate(timeout=300)[0]) for racer in racers]
+    won = [int(racer.communicate(timeout=600)[0]) for racer in racers]
     assert sum(won) == 20
     own = [store.read(Part(v, 0))[0].code_E.tobytes() for v in (0, 1)]
     found = [store.read(Part(v, 0))[0].code_E.tobytes() for v in range(4, 24)]

@@ -409,6 +409,28 @@ def sweep_command(folder: Path, made: Path, out: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from cache_tools import cli
+from train import checkpoint
+
+out, count, number = Path(sys.argv.pop(1)), int(sys.argv.pop(1)), int(sys.argv.pop(1))
+save = checkpoint.save
+
+def killed(*arguments):
+    save(*arguments)
+    if len(list(out.glob("*/result.json"))) >= count:
+        checkpoint.save = save
+        os.kill(os.getpid(), number)
+
+checkpoint.save = killed
+sys.argv[0] = "kdcache"
+cli.console()
+"""
+"""A sweep that is killed after a checkpoint, once so many students are finished."""
+
+
 @pytest.mark.slow
 def test_twelve_students_killed_twice_are_each_trained_once(
     undisturbed: Path, made: Path, tmp_path: Path
@@ -416,13 +438,12 @@ def test_twelve_students_killed_twice_are_each_trained_once(
     out = tmp_path / "out"
     command = sweep_command(undisturbed, made, out, "--together", "3")
     finished: dict[str, int] = {}
-    for count, kill in ((3, signal.SIGKILL), (6, signal.SIGINT)):
-        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-            wait_for(lambda count=count: len(results(out)) >= count, process)
-            wait_for(lambda: begun(out), process)
-            process.send_signal(kill)
-        assert process.returncode in (-9, 130)
+    for count, kill, code in ((3, signal.SIGKILL, -9), (7, signal.SIGINT, 130)):
+        script = [sys.executable, "-c", KILLED, str(out), str(count), str(int(kill))]
+        killed = subprocess.run([*script, *command[1:]], stderr=subprocess.PIPE, text=True)
+        assert killed.returncode == code, killed.stderr
         now = results(out)
+        assert len(now) >= count
         assert {name: now[name] for name in finished} == finished
         assert len(now) < 12
         finished = now

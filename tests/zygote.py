@@ -90,11 +90,13 @@ def _patch(pace: float = 0, perturbed: float = 0, locks: bool = True, poison: An
 
     from cache_tools import storage
     from cache_tools.store import Store
+    from pipeline import collect
     from pipeline.engines import local
     from pipeline.forward import Forward
     from pipeline.logits import Logits
 
     local.START = "fork"
+    collect.BATCHES = collect._MOST_PARTS = 1
     ask, say, write = Forward.__call__, Logits.__call__, Store.write
 
     def slowly(self: Forward, pixels: Any, *more: Any) -> Any:

@@ -27,9 +27,9 @@ ADDRESSES = 3 * 2**29
 """Bytes of address space that a reader may ask for on top of what it starts with (1.5 GB)."""
 MEMORY = 2**29
 """Bytes of memory that it may really touch on top of that."""
-PATIENCE = 20.0
+PATIENCE = 100.0
 """Seconds of CPU time after which a reader counts as hanging; a busy machine has no say in it."""
-WAITING = 200.0
+WAITING = 1000.0
 """Seconds after which it does so in any case: it may wait for a pipe."""
 _PARTS = 8
 
