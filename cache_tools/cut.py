@@ -102,14 +102,15 @@ def make(assembly: Assembly, cut: Cut, out: Store, part: Part) -> None:
     made = assembly.gather(part.view, np.zeros_like(row_B), row_B, new_B)
     stored = made.stored
     if cut.keeps is not None:
-        label_BP, pieces = assemble.labels(out, part), []
+        label_BP, pieces = assemble.labels(out, part, made.params), []
         for begin in range(0, len(stored), _ROWS):
             few_B = np.arange(begin, min(begin + _ROWS, len(stored)))
             pieces.append(fewer(codec.take(stored, few_B), cut.keeps, cut.spec, label_BP[few_B]))
         stored = codec.concatenate(pieces)
     probes = made.probes(out.spec, out.spec.rows(part.block))
-    facts = assemble.statistics(out, part, stored)
-    out.write(part, stored, probes, facts, assemble.versions(made.versions, "select"))
+    facts = assemble.statistics(out, part, stored, made.params)
+    versions = assemble.versions(made.versions, "select")
+    out.write(part, stored, probes, facts, versions, made.params)
 
 
 def fewer(stored: Stored, of: TargetSpec, spec: CacheSpec, label_BP: I8) -> Stored:
@@ -166,6 +167,11 @@ def _rows(store: Store, wanted: str) -> I8:
     """Rows of the table that `--samples` names."""
     spec, count = store.spec, store.spec.dataset.num_samples
     mixes = spec.replayable and spec.views.mixes
+    if mixes and spec.imported is not None:
+        raise UsageError(
+            f"views of {store.name} are mixed with others of any of its samples, and need the "
+            "pictures of all. Leave --samples out; --views and --keep make it smaller, too."
+        )
     if re.fullmatch(r"[0-9.eE+-]+", wanted) and not Path(wanted).is_file():
         try:
             share = float(wanted)

@@ -73,8 +73,15 @@ class Imported:
 
     def equals(self, other: "Imported") -> bool:
         """Whether both are of the same views."""
-        pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
-        return all(np.array_equal(a, b) for a, b in pairs)
+        return len(self) == len(other) and bool(self.same(other).all())
+
+    def same(self, other: "Imported") -> NDArray[np.bool_]:
+        """[B] whether both are of the same view."""
+        same_B = np.ones(len(self), dtype=bool)
+        for f in fields(self):
+            ours, theirs = getattr(self, f.name), getattr(other, f.name)
+            same_B &= (ours == theirs).all(axis=tuple(range(1, ours.ndim)))
+        return same_B
 
     @staticmethod
     def concatenate(parts: "Sequence[Imported]") -> "Imported":

@@ -7,7 +7,8 @@ result is what one run over all samples would have written, byte for byte in its
 caches both have is compared, and a difference refused: one teacher says one thing of a view.
 
 Where views are mixed, partners depend on the samples beside a sample in the table. Then caches are
-merged when each window of the whole table is one of a single cache.
+merged when each window of the whole table is one of a single cache. Imported views know their
+partners by name, as it were: they keep them in any table.
 
 Shapes: N samples of the whole.
 """
@@ -158,11 +159,12 @@ class _Rows:
     def __init__(self, stores: Sequence[Store], spec: CacheSpec, table: SampleTable) -> None:
         self._stores, self._table = stores, table
         self._row_SN = np.full((len(stores), len(table)), -1, dtype=np.int64)
-        for row_N, store in zip(self._row_SN, stores, strict=True):
-            row_N[np.searchsorted(table.id_N, store.table.id_N)] = np.arange(len(store.table))
-        if spec.replayable and spec.views.mixes:
+        new_SN = [np.searchsorted(table.id_N, store.table.id_N) for store in stores]
+        for row_N, new_N in zip(self._row_SN, new_SN, strict=True):
+            row_N[new_N] = np.arange(len(new_N))
+        if spec.replayable and spec.views.mixes and spec.imported is None:
             _check_windows(stores, spec, self._row_SN, table)
-        self._assembly = Assembly(stores)
+        self._assembly = Assembly(stores, new_SN)
 
     def make(self, out: Store, part: Part) -> bool:
         """Put a part together; False when no cache has some row of it in this view."""
@@ -180,12 +182,13 @@ class _Rows:
                 self._compare(made, source_B, rows.start, other, i, twice_B, part.view)
                 made = replace(made, known=other.known | made.known)
         if out.fault(part) is None:
-            if not assemble.same(out.read(part)[0], made.stored).all():
+            as_was = made.params is None or out.read_params(part).equals(made.params)
+            if not (as_was and assemble.same(out.read(part)[0], made.stored).all()):
                 raise _conflict(out, self._stores[int(source_B[0])], part)
             return True
-        facts = assemble.statistics(out, part, made.stored)
-        versions = assemble.versions(made.versions, "merge")
-        return out.write(part, made.stored, made.probes(out.spec, rows), facts, versions) or True
+        facts = assemble.statistics(out, part, made.stored, made.params)
+        versions, probes = assemble.versions(made.versions, "merge"), made.probes(out.spec, rows)
+        return out.write(part, made.stored, probes, facts, versions, made.params) or True
 
     def _there(self, i: int, view: int, new_B: I8) -> NDArray[np.bool_]:
         """[B] whether a cache has a row's target in a view."""
@@ -207,6 +210,8 @@ class _Rows:
         differ = ~assemble.same(codec.take(made.stored, twice_B - first), other.stored)
         pixels = ((other.known.get(row), made.known.get(row)) for row in twice_B.tolist())
         differ |= [None not in pair and pair[0] != pair[1] for pair in pixels]
+        if made.params is not None and other.params is not None:
+            differ |= ~made.params.rows(twice_B - first).same(other.params)
         if differ.any():
             row = int(twice_B[np.flatnonzero(differ)[0]])
             a, b = self._stores[int(source_B[row - first])], self._stores[i]
@@ -228,7 +233,10 @@ def _spec(stores: Sequence[Store], table: SampleTable, block_size: int) -> Cache
     sizes = {store.spec.block_size for store in stores if store.spec.num_blocks > 1}
     rows = block_size or max(sizes, default=BLOCK)
     dataset = replace(spec.dataset, num_samples=len(table), table_sha256=table.sha256)
-    return replace(spec, dataset=dataset, block_size=min(rows, len(table)))
+    try:
+        return replace(spec, dataset=dataset, block_size=min(rows, len(table)))
+    except ValueError as error:
+        raise UsageError(f"--block-size {rows} cannot be: {error} Leave it out.") from None
 
 
 def _check_windows(

@@ -221,11 +221,6 @@ class Store:
         Returns:
             Whether the part is ours.
         """
-        if self.spec.imported is not None and params is None:
-            raise UsageError(
-                f"the views of {self.name} were imported, and this command does not carry their "
-                "parameters over. Import them anew as they are wanted."
-            )
         chunks = self._layout.encode_part(part.view, part.block, stored, probes, params)
         return self.commit(
             part, chunks, commits.encode(self.spec, part, chunks, statistics, versions)
@@ -278,7 +273,11 @@ class Store:
         Raises:
             CacheIncomplete, CacheDamaged: As `read`.
         """
-        params = self._decoded(part, self._layout.decode_views, self.load(part, views=True)[1])
+        return self.decode_params(part, self.load(part, views=True)[1])
+
+    def decode_params(self, part: Part, chunks: Mapping[str, bytes]) -> Imported:
+        """Parameters of imported views in the chunks of one part; CacheDamaged as `read`."""
+        params = self._decoded(part, self._layout.decode_views, chunks)
         rows = self.spec.rows(part.block)
         if wrong := imported.check(params, self.spec, self.table, rows):
             raise CacheDamaged(f"{part} of {self.name} holds {wrong}. {REMEDY}")

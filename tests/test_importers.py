@@ -15,7 +15,7 @@ from PIL import Image
 
 from cache_tools import codec, render, samples, shards, view_params
 from cache_tools.commits import Part
-from cache_tools.errors import CacheDamaged, UsageError
+from cache_tools.errors import CacheDamaged
 from cache_tools.importers import foreign
 from cache_tools.store import Store
 from train.replay import Replay
@@ -570,7 +570,7 @@ def test_a_flipped_bit_in_a_box_is_noticed(imported: Store, kdcache: Command) ->
 
 def test_imported_views_need_their_parameters(imported: Store) -> None:
     stored, probes = imported.read(Part(0, 0))
-    with pytest.raises(UsageError, match="does not carry"):
+    with pytest.raises(ValueError, match="belong to imported views"):
         imported.write(Part(0, 0), stored, probes, {}, {})
 
 
