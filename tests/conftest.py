@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 import timm
 import torch
@@ -20,6 +21,11 @@ from pipeline import recipe as recipes
 from pipeline.run import run
 
 torch.set_num_threads(1)
+# hypothesis would call an example that takes 0.2 s a failure, and a machine that is busy a bad test
+hypothesis.settings.register_profile(
+    "unhurried", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("unhurried")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from cache_tools import progress
 from cache_tools.stop import StopRequest
-from train import checkpoint, log, loop, run
+from train import checkpoint, curves, log, loop, run
 from train import recipe as recipes
 from train.world import ALONE, World
 
@@ -55,6 +55,31 @@ def begin(made: Path, out: Path, *also: str) -> None:
     recipe, inputs = recipes.load("digits", FAST), opened(made)
     run.begin(out, recipe, inputs, fresh=False)
     loop.train(recipe, inputs, out, torch.device("cpu"), also=also)
+
+
+@pytest.fixture(autouse=True)
+def seconds(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock on which every file of TensorBoard's has a second of its own, without waiting."""
+    now = [1e9]
+
+    def tick(seconds: float = 1.0) -> float:
+        now[0] += seconds
+        return now[0]
+
+    clock = SimpleNamespace(time=lambda: now[0], sleep=tick)
+    monkeypatch.setattr(curves, "time", clock)
+    monkeypatch.setattr("tensorboard.summary.writer.event_file_writer.time", clock)
+    return now
+
+
+def test_two_files_of_tensorboard_are_never_of_one_second(
+    tmp_path: Path, seconds: list[float]
+) -> None:
+    """Their names end with a counter: 10 would be read before 9."""
+    (tmp_path / "events.out.tfevents.1000000000.zzz.9.9").touch()
+    with curves.tensorboard(tmp_path, 3):
+        assert seconds[0] >= 1e9 + 1
+    assert sorted(p.name[20:30] for p in tmp_path.iterdir()) == ["1000000000", "1000000001"]
 
 
 @pytest.fixture(autouse=True)

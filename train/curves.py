@@ -5,6 +5,7 @@ Neither is the truth about a run: its JSONL files are. Both can take up a run th
 
 import json
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,8 +59,18 @@ def tensorboard(folder: Path, step: int) -> Iterator[_Board]:
     from torch.utils.tensorboard import SummaryWriter
 
     again = folder.is_dir()
+    _wait_for_another_second(folder)
     with SummaryWriter(str(folder), purge_step=step if again else None) as writer:
         yield _Board(writer)
+
+
+def _wait_for_another_second(folder: Path) -> None:
+    """TensorBoard reads files in the order of their names, which begin with seconds.
+
+    A second file of the same second may come before the first, and would be hidden by it.
+    """
+    while any(folder.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
+        time.sleep(0.05)
 
 
 class _Wandb:
