@@ -24,7 +24,7 @@ def log_odds(mass: np.ndarray) -> np.ndarray:
     return np.log(mass / (1 - mass))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 10**6),
     classes=st.one_of(st.integers(2, 40), st.integers(2, 22_000)),

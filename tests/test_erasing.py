@@ -8,7 +8,7 @@ from pictures import PHOTOGRAPHS
 from cache_tools import kernels, rng
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(*[st.integers(0, 2**64 - 1)] * 3)
 def test_noise_is_drawn_from_the_philox_of_the_views(counter: int, seed0: int, seed1: int) -> None:
     zero = np.zeros(1, np.uint64)

@@ -61,7 +61,7 @@ def test_autocontrast_has_pillows_rounding_for_every_lowest_and_highest_value() 
         assert distance(ours(ops.AUTOCONTRAST, picture), theirs) == 0, three
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 40), st.integers(1, 255))
 def test_histograms_of_any_picture(seed: int, height: int, width: int, spread: int) -> None:
     draw = np.random.default_rng(seed)
@@ -151,7 +151,7 @@ def test_blur_of_no_radius_changes_nothing() -> None:
     assert (ours(ops.BLUR, PHOTOGRAPHS[0], 0) == PHOTOGRAPHS[0]).all()
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.integers(1, 50), st.integers(0, 200), st.integers(0, 200), st.integers(0, 2**32 - 1))
 def test_a_box_has_the_bits_of_its_definition(size: int, dy: int, dx: int, seed: int) -> None:
     """Rows first, to 8 bits of fraction, then columns; the weights are `resample.taps`."""

@@ -23,7 +23,7 @@ def sizes(height: int, width: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     return np.full(count, height, np.int32), np.full(count, width, np.int32)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(1, 3000),
     st.integers(1, 3000),

@@ -123,7 +123,7 @@ MATRIX = st.one_of(
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(MATRIX, st.integers(1, 30), st.integers(1, 30), st.integers(0, 2**32 - 1))
 def test_any_map_of_any_size(matrix: tuple[int, ...], height: int, width: int, seed: int) -> None:
     """Bilinear is its definition to the bit, bicubic within 1 of it; one colour stays."""
