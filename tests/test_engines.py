@@ -95,8 +95,7 @@ def test_two_workers_make_the_cache_of_one(
     assert done.code == 0, done.err
     assert "4 of 4 parts" in done.out
     assert "2 workers: cpu, cpu" in done.err
-    assert "worker 0: forward pass: fp32" in done.err  # what it chose, and one of them says it
-    assert "worker 1: forward pass" not in done.err
+    assert done.err.count(": forward pass: fp32") == 1  # what they choose, whoever is first says
     assert files(tmp_path / "c.zarr") == files(made)
     left = set(psutil.Process().children(recursive=True)) - before
     assert all("resource_tracker" in " ".join(child.cmdline()) for child in left)

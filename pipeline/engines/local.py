@@ -132,6 +132,7 @@ class _Crew:
         self._cores = max(1, threads.available() // len(jobs))
         self._members: dict[Connection, _Member] = {}
         self._parts, self._note = 0, ""
+        self._said: set[str] = set()
         self.failures: list[Failure] = []
         """Parts that were left out."""
         for number in range(len(jobs)):
@@ -185,7 +186,7 @@ class _Crew:
         ours, theirs = context.Pipe()
         process = context.Process(
             target=worker.main,
-            args=(self._cores, number == 0, theirs),
+            args=(self._cores, theirs),
             name=f"kdcache worker {number}",
         )
         process.start()
@@ -209,7 +210,9 @@ class _Crew:
             return
         match message:
             case Said(level, text):
-                log.log(level, f"worker {member.number}: {text}")
+                if level > logging.INFO or text not in self._said:  # they choose the same
+                    log.log(level, f"worker {member.number}: {text}")
+                self._said.add(text)
             case Did(views, parts, note):
                 member.views += views
                 member.parts = parts

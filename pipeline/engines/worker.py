@@ -63,12 +63,11 @@ class Failed:
 Message = Said | Did | Made | Failed
 
 
-def main(cores: int, talks: bool, pipe: Connection) -> None:
+def main(cores: int, pipe: Connection) -> None:
     """Take a job from the pipe, then lots, and make them until it says None.
 
     Args:
         cores: Processor cores it may use.
-        talks: Whether it tells what it chose and why, as the first one does.
         pipe: Lots in, messages out.
     """
     # Ctrl-C and Slurm's warning reach every process: one that was told twice would not finish what
@@ -78,7 +77,7 @@ def main(cores: int, talks: bool, pipe: Connection) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     tell = _Voice(pipe)
     log.handlers[:] = [tell]
-    log.setLevel(logging.INFO if talks else logging.WARNING)
+    log.setLevel(logging.INFO)
     log.propagate = False
     progress.bars = False
     warnings.simplefilter("ignore", UserWarning)
