@@ -1,18 +1,21 @@
 """Sweeps: what stands in a grid, who trains with whom, and what is never done twice."""
 
 import csv
+import inspect
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -445,6 +448,45 @@ def test_fit_is_one_run_and_a_tuner_may_stop_it(made: Path, tmp_path: Path) -> N
     assert fit("digits", **call) == result
     with pytest.raises(KdcacheError, match="unknown key 'tmperature'"):
         fit("digits", **call | {"values": {"tmperature": 1}})
+
+
+@pytest.mark.parametrize("library", ["optuna", "wandb"])
+def test_what_the_page_on_sweeps_shows_of_others(
+    library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its programs run as they are printed, as far as is ours: `fit` takes what they say."""
+    page = (Path(__file__).parent.parent / "docs/sweeps.md").read_text()
+    [program] = re.findall(rf"```python\n(import {library}\n.*?)```", page, re.S)
+    told: list[Any] = []
+
+    def recorded(*arguments: Any, **named: Any) -> Any:
+        bound = inspect.signature(fit).bind(*arguments, **named).arguments
+        recipe = recipes.load(bound["recipe"])
+        recipes.build({**asdict(recipe), **bound["values"]}, "docs")
+        bound["on_epoch"]({"epoch": 0, "loss": 1.0, "top1": 50.0})
+        told.append(bound["out"])
+        return SimpleNamespace(top1=50.0)
+
+    monkeypatch.setattr("train.fit.fit", recorded)
+    if library == "optuna":
+        fake: Any = MagicMock()
+        trial = MagicMock(number=3)
+        trial.suggest_float.side_effect = lambda name, low, high, **_: low
+        trial.suggest_categorical.side_effect = lambda name, choices: choices[0]
+        trial.should_prune.return_value = False
+        fake.create_study.return_value.optimize = lambda objective, n_trials: objective(trial)
+        monkeypatch.setitem(sys.modules, "optuna", fake)
+        exec(program, {})
+        trial.report.assert_called_once_with(50.0, 0)
+        assert told == ["build/optuna/3"]
+        return
+    fake = MagicMock()
+    each = fake.init.return_value.__enter__.return_value
+    each.id, each.config, each.summary = "abc", {"temperature": 2.0, "loss": "dkd"}, {}
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    exec(program, {})
+    each.log.assert_called_once_with({"epoch": 0, "loss": 1.0, "top1": 50.0})
+    assert (told, each.summary) == (["build/wandb-sweep/abc"], {"top1": 50.0})
 
 
 def test_what_nothing_beats() -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from cache_tools import shards, threads
+from cache_tools import ray_cluster, shards, threads
 from cache_tools.errors import KdcacheError, UsageError
 from train import sweep as sweeps
 from train.grid import Student
@@ -96,14 +96,7 @@ def _cluster(ray: Any) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        first = str(error).strip().partition("\n")[0]
-        raise UsageError(
-            f"there is no cluster of Ray ({first}). Start one with ray start --head, or unset "
-            "RAY_ADDRESS to use this machine."
-        ) from None
+    ray_cluster.join(ray, quiet=True)
     try:
         yield
     finally:
