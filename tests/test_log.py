@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -237,6 +238,9 @@ class Fake(ModuleType):
         return options
 
     def init(self, **options: Any) -> FakeRun:
+        active = [run for run in self.runs if run.exit_code is None]
+        if active and options["settings"].get("reinit") != "create_new":
+            return active[-1]  # as W&B does
         self.runs.append(FakeRun(options))
         return self.runs[-1]
 
@@ -260,6 +264,24 @@ def test_wandb_sees_one_run_however_often_it_is_stopped(
     losses = [(step, v["train/loss"]) for step, v in second.logged if "train/loss" in v]
     assert losses == [(row["step"], row["loss"]) for row in rows(out)]
     assert [step for step, v in second.logged if "epoch/top1" in v] == [10, 20]
+
+
+def test_every_student_of_a_cohort_is_a_run_of_its_own(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb = Fake("offline", known=False)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    inputs = run.open_inputs(made, None)
+    recipe = recipes.load("digits", ["epochs=1", "views_per_epoch=1", "batch_size=50"])
+    students = [(tmp_path / f"T{t}", replace(recipe, temperature=t)) for t in (1.0, 4.0)]
+    for out, each in students:
+        run.begin(out, each, inputs, fresh=False)
+    loop.train_cohort(students, inputs, torch.device("cpu"), also=("wandb",))
+    assert [one.options["config"]["temperature"] for one in wandb.runs] == [1.0, 4.0]
+    assert [one.exit_code for one in wandb.runs] == [0, 0]
+    for (out, _), one in zip(students, wandb.runs, strict=True):
+        losses = [v["train/loss"] for _, v in one.logged if "train/loss" in v]
+        assert losses == [row["loss"] for row in rows(out)]
 
 
 def test_without_wandb_a_message_says_how_to_get_it(

@@ -4,10 +4,12 @@ import builtins
 import logging
 import os
 import random
+import socket
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -15,7 +17,7 @@ import pytest
 from conftest import Outcome
 from test_engines import KDCACHE, arguments, files
 
-from cache_tools import threads, verify
+from cache_tools import ray_cluster, threads, verify
 from cache_tools.errors import UsageError
 from cache_tools.store import Store
 from pipeline.engines import ray as engine
@@ -81,6 +83,27 @@ def test_without_ray_the_extra_is_named(
     assert not (tmp_path / "c.zarr").exists()
     local = kdcache(*arguments(digits, teacher, tmp_path / "c.zarr", "--address=a:1"))
     assert "pass --engine ray, too" in local.err
+
+
+def test_a_cluster_that_is_not_there_is_missed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, ...]] = []
+    ray = SimpleNamespace(init=lambda *args, **_: asked.append(args))
+    with socket.socket() as taken:  # bound, and nobody listens
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        for place in (address, f"ray://{address}"):
+            with pytest.raises(UsageError, match=f"no cluster of Ray at {place} .*refused"):
+                ray_cluster.join(ray, place)
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(UsageError, match="by --address or RAY_ADDRESS"):
+            ray_cluster.join(ray)
+        assert not asked
+        taken.listen()
+        ray_cluster.join(ray)
+    monkeypatch.delenv("RAY_ADDRESS")
+    ray_cluster.join(ray)
+    ray_cluster.join(ray, "auto")
+    assert asked == [(address,), (None,), ("auto",)]
 
 
 def makers() -> list[psutil.Process]:

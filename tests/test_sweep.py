@@ -1,17 +1,21 @@
 """Sweeps: what stands in a grid, who trains with whom, and what is never done twice."""
 
 import csv
+import inspect
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -20,9 +24,10 @@ from safetensors.torch import load_file
 
 from cache_tools import cli, summary
 from cache_tools.errors import KdcacheError, RecipeError, UsageError
-from train import cohorts, grid, loop, overview, run
+from train import cohorts, grid, ledger, loop, overview, ray_engine, run
 from train import recipe as recipes
 from train import sweep as sweeps
+from train import sweep_command as command
 from train.cohorts import Need
 from train.fit import fit
 from train.grid import Student
@@ -264,13 +269,67 @@ def test_commands_for_other_machines(
     assert [line.rpartition(" ")[2] for line in lines] == ["0-2", "3"]
     assert lines[0].startswith(f"kdcache sweep {tmp_path}/grid.toml --cache")
     assert "--print" not in lines[0]
-    script = kdcache(*arguments, "--print=slurm").out
-    assert "#SBATCH --array=0-1" in script
-    assert "students=(0-2 3)" in script
-    assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
+    for more, words in {
+        ("--fresh",): "not for --fresh",
+        ("--engine", "ray"): "other machines than --engine ray's",
+    }.items():
+        refused = kdcache(*arguments, *more, "--print", "slurm")
+        assert (refused.code, refused.out) == (2, "")
+        assert words in refused.err
     assert not out.exists()
     assert summary.numbers("0-2,5") == [0, 1, 2, 5]
     assert summary.numbers("a") is None
+
+
+def test_the_tasks_of_a_slurm_array_finish_the_grid(
+    kdcache: Command, made: Path, written: Callable[[str], Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "a sweep"
+    sweep = ("sweep", written(SMALL), "--cache", made, "--out", out, "--together", 3)
+    script = kdcache(*sweep, "--print=slurm", "--students", "0-3").out
+    for line in ("#SBATCH --array=0-1", "#SBATCH --gpus-per-task=1", "#SBATCH --cpus-per-task=8"):
+        assert line in script
+    assert f"--out '{out}'" in script
+    on_cpus = kdcache(*sweep, "--print=slurm", "--device", "cpu", "threads=2").out
+    assert "--gpus" not in on_cpus
+    assert "--cpus-per-task=2" in on_cpus
+    assert not out.exists()
+    asked = 'srun() { shift; for word; do printf "%s\\n" "$word"; done; }\n'
+    for task in ("0", "1"):
+        said = subprocess.run(
+            ["bash", "-euc", asked + script],
+            env={"SLURM_ARRAY_TASK_ID": task, "SLURM_CPUS_PER_TASK": "8"},
+            check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        outcome = kdcache(*said.stdout.splitlines())
+        assert outcome.code == 0, outcome.err
+        assert outcome.out.count("begun") + outcome.out.count("  new") == (1, 0)[int(task)]
+    facts = json.loads((out / "sweep.json").read_text())
+    assert [row["state"] for row in facts["students"]] == ["finished"] * 4
+    nothing = kdcache(*sweep, "--print", "slurm")
+    assert (nothing.code, nothing.out) == (2, "")
+    assert "nothing is left to train" in nothing.err
+
+
+def test_a_table_is_whole_though_another_task_ends_meanwhile(
+    swept: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(swept, tmp_path / "again")
+    sweep = opened(made, folder / "grid.toml", folder / "out")
+    late = folder / "out" / sweep.students[0].name / "result.json"
+    late.rename(folder / "kept.json")
+    write = command._write
+
+    def write_and_end(*told: Any) -> bool:
+        drawn = write(*told)
+        if not late.exists():
+            shutil.copy(folder / "kept.json", late)
+        return drawn
+
+    monkeypatch.setattr(command, "_write", write_and_end)
+    command._report(sweep, [], json_=False)
+    rows = json.loads((folder / "out/sweep.json").read_text())["students"]
+    assert [row["state"] for row in rows] == ["finished", "finished", "diverged", "diverged"]
 
 
 def test_out_of_memory_halves_the_cohort(
@@ -317,6 +376,56 @@ def test_ray_is_asked_for_by_name(
     assert "pip install 'kdcache[ray]'" in outcome.err
 
 
+def test_what_a_trial_tells_ray(
+    made: Path, written: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray may stop a trial at any report: before the last one the results are there."""
+    text = SMALL.replace("epochs = 1", "epochs = 2").replace('"test_efficientnet", ', "")
+    sweep = opened(made, written(text), tmp_path / "sweep", asha=True)
+    cohort, *_ = sweeps.prepare(sweep)
+    told: list[tuple[int, float, list[str]]] = []
+
+    def report(row: dict[str, float]) -> None:
+        told.append((row["epoch"], row["merit"], [sweep.state(one) for one in sweep.students]))
+
+    ray = SimpleNamespace(tune=SimpleNamespace(report=report))
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    where = {"caches": [str(made)], "weights": [1.0], "data": sweep.inputs.source}
+    where |= {"out": str(sweep.out), "device": "cpu", "cores": 1, "also": []}
+    ray_engine._trial({"cohort": 0}, where, [[ray_engine._plain(one) for one in cohort]])
+    best = max(row["top1_best"] for row in sweeps.rows(sweep))
+    assert [(epoch, states) for epoch, _, states in told] == [
+        (1, ["begun", "begun"]),
+        (2, ["finished", "finished"]),
+    ]
+    assert best in [merit for _, merit, _ in told]
+    ray_engine._trial({"cohort": 0}, where, [[ray_engine._plain(one) for one in cohort]])
+    assert told[2:] == [(2, float("-inf"), ["finished", "finished"])]  # its worker had died
+
+
+def test_what_asha_has_stopped_goes_on_without_it(
+    made: Path, written: Callable[[str], Path], tmp_path: Path
+) -> None:
+    sweep = opened(made, written(SMALL), tmp_path / "sweep", asha=True)
+    assert len(sweeps.prepare(sweep)) == 1
+    for student in sweep.students[:3]:
+        sweeps.stop(sweep, student)
+    assert [sweep.state(one) for one in sweep.students] == ["stopped"] * 3 + ["begun"]
+    assert sweep.todo == [*sweep.students[3:]]
+    assert len(replace(sweep, asha=False).todo) == 4
+    facts = ledger.ledger(sweep, sweeps.rows(sweep), None)
+    assert ledger.lines(facts) == ["No student is finished yet: there is no cost to compare."]
+    assert "stopped" in overview.table(sweeps.rows(sweep), ["student", "temperature"])
+
+
+def test_the_cores_of_a_trial() -> None:
+    small, large = {"CPU": 16.0, "GPU": 4.0}, {"CPU": 128.0, "GPU": 8.0}
+    assert ray_engine.cores([small, large, {"CPU": 2.0}], 12, gpu=True) == 4
+    assert ray_engine.cores([{"CPU": 2.0}], 12, gpu=False) == 1
+    assert ray_engine.cores([{"CPU": 8.0}, {"CPU": 4.0}, {}], 2, gpu=False) == 4
+    assert ray_engine.cores([{}], 3, gpu=True) == ray_engine.cores([{}], 3, gpu=False) == 1
+
+
 def test_fit_is_one_run_and_a_tuner_may_stop_it(made: Path, tmp_path: Path) -> None:
     class Pruned(Exception):
         pass
@@ -339,6 +448,45 @@ def test_fit_is_one_run_and_a_tuner_may_stop_it(made: Path, tmp_path: Path) -> N
     assert fit("digits", **call) == result
     with pytest.raises(KdcacheError, match="unknown key 'tmperature'"):
         fit("digits", **call | {"values": {"tmperature": 1}})
+
+
+@pytest.mark.parametrize("library", ["optuna", "wandb"])
+def test_what_the_page_on_sweeps_shows_of_others(
+    library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its programs run as they are printed, as far as is ours: `fit` takes what they say."""
+    page = (Path(__file__).parent.parent / "docs/sweeps.md").read_text()
+    [program] = re.findall(rf"```python\n(import {library}\n.*?)```", page, re.S)
+    told: list[Any] = []
+
+    def recorded(*arguments: Any, **named: Any) -> Any:
+        bound = inspect.signature(fit).bind(*arguments, **named).arguments
+        recipe = recipes.load(bound["recipe"])
+        recipes.build({**asdict(recipe), **bound["values"]}, "docs")
+        bound["on_epoch"]({"epoch": 0, "loss": 1.0, "top1": 50.0})
+        told.append(bound["out"])
+        return SimpleNamespace(top1=50.0)
+
+    monkeypatch.setattr("train.fit.fit", recorded)
+    if library == "optuna":
+        fake: Any = MagicMock()
+        trial = MagicMock(number=3)
+        trial.suggest_float.side_effect = lambda name, low, high, **_: low
+        trial.suggest_categorical.side_effect = lambda name, choices: choices[0]
+        trial.should_prune.return_value = False
+        fake.create_study.return_value.optimize = lambda objective, n_trials: objective(trial)
+        monkeypatch.setitem(sys.modules, "optuna", fake)
+        exec(program, {})
+        trial.report.assert_called_once_with(50.0, 0)
+        assert told == ["build/optuna/3"]
+        return
+    fake = MagicMock()
+    each = fake.init.return_value.__enter__.return_value
+    each.id, each.config, each.summary = "abc", {"temperature": 2.0, "loss": "dkd"}, {}
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    exec(program, {})
+    each.log.assert_called_once_with({"epoch": 0, "loss": 1.0, "top1": 50.0})
+    assert (told, each.summary) == (["build/wandb-sweep/abc"], {"top1": 50.0})
 
 
 def test_what_nothing_beats() -> None:

@@ -95,7 +95,8 @@ def wandb(folder: Path, config: dict[str, Any]) -> Iterator[_Wandb]:
             name="/".join(folder.resolve().parts[-2:]),
             dir=str(folder),
             config=config,
-            settings=library.Settings(console="off"),
+            # a cohort has a run for each student, at the same time
+            settings=library.Settings(console="off", reinit="create_new"),
         )
     except (library.Error, ValueError, KeyError) as error:
         raise UsageError(

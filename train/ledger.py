@@ -82,6 +82,8 @@ def ledger(
 
 def lines(facts: dict[str, Any]) -> list[str]:
     """The ledger in lines of text, formulas included."""
+    if not facts["students"]:
+        return ["No student is finished yet: there is no cost to compare."]
     forwards, imagenet = facts["forwards"], facts["imagenet"]
     text = [
         f"teacher forwards  {forwards['cache']:,} once, for the cache; with the teacher in the "

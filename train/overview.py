@@ -107,8 +107,10 @@ def draw(rows: Sequence[Row], swept: Sequence[str], title: str, path: Path) -> b
     if len(handles) > 1:
         figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
     figure.suptitle(title)
-    figure.savefig(path, dpi=110)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=110)
     plt.close(figure)
+    files.write(path, picture.getvalue())
     return True
 
 

@@ -3,6 +3,7 @@
     SWEEP/test_vit,temperature=4/   a run as of `kdcache train`, with two files more:
         need.json                   what the student takes of its device, measured
         failed.json                 why it has left, if its loss became NaN or Inf
+        stopped.json                that ASHA has stopped it; without ASHA it goes on
     SWEEP/sweep.json, sweep.csv     a row for each student, and what it all cost
     SWEEP/sweep.png                 the same to look at
 
@@ -29,7 +30,7 @@ from train.loop import Told
 from train.run import Inputs
 
 log = logging.getLogger("kdcache")
-NEED, FAILED = "need.json", "failed.json"
+NEED, FAILED, STOPPED = "need.json", "failed.json", "stopped.json"
 
 
 @dataclass(frozen=True)
@@ -42,24 +43,29 @@ class Sweep:
     device: torch.device
     also: tuple[str, ...] = ()
     """Where to log beside JSONL and TensorBoard."""
+    asha: bool = False
+    """Whether students that fall behind are stopped early, and stay so."""
 
     def folder(self, student: Student) -> Path:
         """Folder of its run."""
         return self.out / student.name
 
     def state(self, student: Student) -> str:
-        """How far it is: finished, diverged, begun or new."""
+        """How far it is: finished, diverged, stopped, begun or new."""
         folder = self.folder(student)
         if (folder / "result.json").is_file():
             return "finished"
         if (folder / FAILED).is_file():
             return "diverged"
+        if (folder / STOPPED).is_file():
+            return "stopped"
         return "begun" if (folder / "config.json").is_file() else "new"
 
     @property
     def todo(self) -> list[Student]:
         """Whom there is still to train."""
-        return [one for one in self.students if self.state(one) in ("begun", "new")]
+        due = ("begun", "new") if self.asha else ("begun", "new", "stopped")
+        return [one for one in self.students if self.state(one) in due]
 
 
 def plan(
@@ -132,7 +138,8 @@ def train_cohort(
     stop: StopRequest | None = None,
 ) -> None:
     """Train those of a cohort that are not finished; in halves where memory does not suffice."""
-    todo = [one for one in cohort if sweep.state(one) in ("begun", "new")]
+    due = sweep.todo
+    todo = [one for one in cohort if one in due]
     if not todo:
         return
     runs = [(sweep.folder(student), student.recipe) for student in todo]
@@ -161,6 +168,12 @@ def train_cohort(
             run.write_json(
                 sweep.folder(student) / FAILED, {"kind": result.kind, "error": str(result)}
             )
+
+
+def stop(sweep: Sweep, student: Student) -> None:
+    """Note that a student is not to go on as long as the others are compared with it."""
+    why = "it fell behind at an epoch where ASHA compares students"
+    run.write_json(sweep.folder(student) / STOPPED, {"kind": "Stopped", "error": why})
 
 
 def rows(sweep: Sweep) -> list[dict[str, Any]]:
@@ -215,6 +228,8 @@ def _say(sweep: Sweep, planned: Sequence[Sequence[Student]]) -> None:
                 student.name,
                 sweep.folder(student) / FAILED,
             )
+    if sweep.asha and "stopped" in states:
+        log.info("%d stay stopped; without --asha they go on", states.count("stopped"))
     log.info(
         "%d students, %d of them finished; %d cohorts: %s",
         len(states),

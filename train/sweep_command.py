@@ -1,10 +1,10 @@
 """`kdcache sweep`: a grid of students from one cache."""
 
 import logging
-import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -88,6 +88,11 @@ def sweep(
         raise UsageError("from which cache, and where to? Pass --cache CACHE and --out SWEEP.")
     if asha and engine != "ray":
         raise UsageError("--asha goes with --engine ray.")
+    if print_ is not None and (engine == "ray" or fresh):
+        raise UsageError(
+            "--print is for other machines than --engine ray's, and not for --fresh: a task that "
+            "is started again would begin anew. Leave that out, or remove what is to begin anew."
+        )
     if engine == "ray":
         from train import ray_engine
 
@@ -108,16 +113,19 @@ def sweep(
     inputs, where = run.open_inputs(cache, data, weight), pick(device)
     if print_ is None:
         ready.set_up(inputs, where)
-    everything = sweeps.Sweep(tuple(named), inputs, out, where, also)
-    mine = sweeps.Sweep(tuple(chosen), inputs, out, where, also)
+    everything = sweeps.Sweep(tuple(named), inputs, out, where, also, asha)
+    mine = replace(everything, students=tuple(chosen))
     if print_ is not None:
-        _print_commands(print_, named, sweeps.plan(mine, fresh, memory, together))
+        from train import sweep_scripts
+
+        cohorts = sweeps.plan(mine, fresh, memory, together)
+        print(sweep_scripts.script(print_, sys.argv[1:], named, cohorts, gpu=device != "cpu"))
         return
     planned = sweeps.prepare(mine, fresh, memory, together)
     if planned:
         replay.check_all(inputs.members, inputs.images, inputs.present_N)
     if engine == "ray":
-        ray_engine.train(mine, planned, asha)
+        ray_engine.train(mine, planned)
     else:
         sweeps.train(mine, planned)
     _report(everything, teacher or [], json_)
@@ -140,79 +148,41 @@ def _report(sweep: "Sweep", teacher: list[str], json_: bool) -> None:
     from train import ledger, overview, run
     from train import sweep as sweeps
 
-    rows, swept = sweeps.rows(sweep), grids.swept(sweep.students)
     there = sweep.out / "sweep.json"
     known = run.read_json(there).get("ledger", {}).get("teacher") if there.is_file() else None
     timed = (known["seconds_per_view"], known["device"]) if known and not teacher else None
     if timed is None:
         batch = sweep.students[0].recipe.batch_size
         timed = ledger.time_teacher(sweep.inputs, teacher, sweep.device, batch)
-    costs = ledger.ledger(sweep, rows, *(timed or (None,)))
-    facts = {
-        "cache_fingerprint": sweep.inputs.fingerprint,
-        "swept": swept,
-        "students": rows,
-        "ledger": costs,
-    }
-    run.write_json(there, facts)
-    overview.write_csv(rows, sweep.out / "sweep.csv")
-    title = (
-        f"{len(rows)} students of the teacher {sweep.inputs.store.spec.teacher.architecture}, "
-        f"{len(sweep.inputs.images):,} images"
-    )
-    picture = sweep.out / "sweep.png"
-    drawn = overview.draw(rows, swept, title, picture)
+    swept, states = grids.swept(sweep.students), None
+    facts: dict[str, Any] = {}
+    while states != (states := [sweep.state(one) for one in sweep.students]):
+        # again where another task of an array has finished meanwhile, and has seen us unfinished
+        rows = sweeps.rows(sweep)
+        facts = {
+            "cache_fingerprint": sweep.inputs.fingerprint,
+            "swept": swept,
+            "students": rows,
+            "ledger": ledger.ledger(sweep, rows, *(timed or (None,))),
+        }
+        drawn = _write(sweep, facts)
     if json_:
         emit(facts)
         return
-    print(overview.table(rows, swept))
-    print("\n".join(ledger.lines(costs)))
+    print(overview.table(facts["students"], swept))
+    print("\n".join(ledger.lines(facts["ledger"])))
     if drawn:
-        print(f"picture: {picture}")
+        print(f"picture: {sweep.out / 'sweep.png'}")
 
 
-def _print_commands(
-    form: str, named: "Sequence[Student]", planned: "Sequence[Sequence[Student]]"
-) -> None:
-    """A command for each cohort, which trains its students and no others."""
-    place = {student.name: number for number, student in enumerate(named)}
-    sets = [summary.ranges(sorted(place[one.name] for one in cohort)) for cohort in planned]
-    words = _without(sys.argv[1:], "--print")
-    if form == "commands":
-        for numbers in sets:
-            print(shlex.join(["kdcache", *words, "--students", numbers]))
-        return
-    print(_slurm(words, sets))
+def _write(sweep: "Sweep", facts: dict[str, Any]) -> bool:
+    """Write sweep.json, sweep.csv and, where there is something to draw, sweep.png."""
+    from train import overview, run
 
-
-def _without(words: list[str], option: str) -> list[str]:
-    """A command line but for one option and its value."""
-    kept: list[str] = []
-    skip = False
-    for word in words:
-        if skip or word.startswith(f"{option}="):
-            skip = False
-        elif word == option:
-            skip = True
-        else:
-            kept.append(word)
-    return kept
-
-
-def _slurm(words: list[str], sets: list[str]) -> str:
-    """A job array: a task is killed and requeued as Slurm likes, and goes on."""
-    command = shlex.join(["kdcache", *words])
-    return "\n".join(
-        [
-            "#!/bin/bash",
-            "# sbatch this; run the command without --students afterwards for table and picture",
-            "#SBATCH --job-name=kdcache-sweep",
-            f"#SBATCH --array=0-{len(sets) - 1}",
-            "#SBATCH --gpus-per-task=1",
-            "#SBATCH --ntasks=1",
-            "#SBATCH --requeue",
-            "#SBATCH --signal=TERM@120",
-            f"students=({' '.join(sets)})",
-            f'srun {command} --students "${{students[$SLURM_ARRAY_TASK_ID]}}"',
-        ]
+    run.write_json(sweep.out / "sweep.json", facts)
+    overview.write_csv(facts["students"], sweep.out / "sweep.csv")
+    title = (
+        f"{len(facts['students'])} students of the teacher "
+        f"{sweep.inputs.store.spec.teacher.architecture}, {len(sweep.inputs.images):,} images"
     )
+    return overview.draw(facts["students"], facts["swept"], title, sweep.out / "sweep.png")

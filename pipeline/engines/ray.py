@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cache_tools import shards, storage, threads
+from cache_tools import ray_cluster, shards, storage, threads
 from cache_tools.errors import KdcacheError, UsageError
 from cache_tools.stop import StopRequest
 from pipeline import opening
@@ -96,7 +96,7 @@ class Actors:
         self._ray = _import()
         self._joined = not self._ray.is_initialized()
         if self._joined:
-            _join(self._ray, address)
+            ray_cluster.join(self._ray, address)
         self._job = _anywhere(job)
         facts = self._job.recipe, self._job.data, self._job.sources, self._job.out
         self.store = opening.prepare(*facts, job.random_weights)
@@ -195,19 +195,6 @@ def _import() -> Any:
     except ImportError:
         raise UsageError("--engine ray needs Ray. Run: pip install 'kdcache[ray]'.") from None
     return ray
-
-
-def _join(ray: Any, address: str | None) -> None:
-    """Join the cluster at an address, or the one that runs here, else start one here."""
-    options: dict[str, Any] = {} if address else {"include_dashboard": False}
-    try:
-        ray.init(address=address, logging_level=logging.WARNING, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        first = str(error).strip().partition("\n")[0]
-        raise UsageError(
-            f"there is no cluster of Ray at {address or 'this machine'} ({first}). Start one with "
-            "ray start --head and pass --address with what it prints, or leave --address out."
-        ) from None
 
 
 def _share(
