@@ -18,6 +18,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 from cache_tools.errors import UsageError
+from cache_tools.printable import printable
+from cache_tools.report.wording import brief
 
 INK, PALE, GRID = "#010101", "#010102", "#010103"
 SERIES = tuple(f"#02020{i}" for i in range(8))
@@ -212,7 +214,8 @@ def matrix(
     axes.add_collection(PatchCollection(boxes, facecolors=tints, edgecolors="none"))
     if count <= 12:
         for row, column in cells:
-            text = f"{100 * shares[row, column]:.0f}"
+            percent = 100 * shares[row, column]
+            text = f"{percent:.0f}" if percent >= 0.5 else ""
             axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8.5)
     places = [i + 0.5 for i in range(count)]
     few = count <= 12
@@ -240,19 +243,33 @@ def whole(axes: Any) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
 
 
+def spread(axes: Any, values: Sequence[float]) -> None:
+    """Short numbers on the x axis, which is logarithmic where values are far apart."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    if min(values) > 0 and max(values) > 8 * min(values):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(lambda value, _: brief(value))
+
+
 def rows(count: int) -> tuple[float, float]:
     """Size of a chart that has a line of text for each of its rows."""
     return SIZE[0], max(1.3, 0.75 + 0.21 * count)
 
 
-def colour(number: int) -> str:
-    """Colour of a series."""
-    return SERIES[number % len(SERIES)]
+def colour(number: int, of: int = 0) -> str:
+    """Colour of a series; all have one where there are more than colours."""
+    return SERIES[number % len(SERIES) if of <= len(SERIES) else 0]
 
 
 def short(text: str, most: int = 26) -> str:
-    """A name that fits beside a chart."""
-    return text if len(text) <= most else text[: most - 1] + "…"
+    """A name that fits beside a chart: its beginning and its end, where names differ."""
+    if len(text := printable(text)) <= most:
+        return text
+    tail = most // 3
+    return f"{text[: most - 1 - tail]}…{text[-tail:]}"
 
 
 def _narrow(names: Sequence[str]) -> bool:

@@ -58,7 +58,7 @@ def report(
     """
     if out is None and not json_:
         raise UsageError("where to? Pass --out report.html, or --json for the facts.")
-    from cache_tools import files, progress
+    from cache_tools import files, printable, progress
     from cache_tools.report import charts, page
     from train.networks import Wish
     from train.report.subjects import find
@@ -77,10 +77,10 @@ def report(
             facts, pictures = _look(subject, data, no_images or out is None, limit, views, wish)
             told.append(facts)
             if out is not None:
-                sections.append(_section(subject, facts, pictures))
+                sections.append(_section(subject, printable.all_of(facts), pictures))
             advance(1, Path(subject.where).name)
     if out is not None:
-        files.write(out, page.render(_compared(named, told, sections)).encode())
+        files.write(out, page.render(_compared(named, printable.all_of(told), sections)).encode())
     if json_:
         emit({"subjects": told})
     elif out is not None:

@@ -50,7 +50,9 @@ def _lead(facts: Told) -> str:
         f"{count(config['recipe']['epochs'])} epochs"
     )
     if result is None:
-        return f"{words}: not finished, after {len(facts['epochs'])} of them."
+        done = 1 + int(facts["epochs"][-1].get("epoch", 0)) if facts["epochs"] else 0
+        why = "" if facts["state"] == "begun" else f" ({facts['state']})"
+        return f"{words}: not finished, after {count(done)} of them{why}."
     top1 = "not measured" if result["top1"] is None else share(result["top1"])
     ema = "" if result["top1_ema"] is None else f", its moving average {share(result['top1_ema'])}"
     return f"{words}: top-1 {top1}{ema}."

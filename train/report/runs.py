@@ -11,7 +11,7 @@ from typing import Any
 
 from cache_tools.errors import KdcacheError
 from cache_tools.shown import Names
-from train import measure, run
+from train import measure, run, sweep
 from train.confusion import Confusions, Pairs
 from train.measure import Question
 from train.networks import Wish
@@ -20,7 +20,8 @@ from train.report import history
 log = logging.getLogger("kdcache")
 MATRIX = 50
 """Classes up to which all pairs are told."""
-_WORST = 20
+_WORST = 24
+"""Of so many classes, all; else the worst."""
 _PAIRS = 12
 
 
@@ -39,7 +40,7 @@ def facts(folder: Path, names: Names, wish: Wish, views: int) -> dict[str, Any]:
     found: dict[str, Any] = {
         "kind": "run",
         "name": str(folder),
-        "state": "finished" if result else "begun",
+        "state": _state(folder, result),
         "config": config,
         "result": result,
         "epochs": history.read(folder / "log.jsonl"),
@@ -59,11 +60,22 @@ def facts(folder: Path, names: Names, wish: Wish, views: int) -> dict[str, Any]:
     return found | {"measured": measured, "answers": _answers(measured, saw, names)}
 
 
+def _state(folder: Path, result: dict[str, Any] | None) -> str:
+    """finished, begun, or that and why it did not go on, as a sweep notes it."""
+    if result is not None:
+        return "finished"
+    ends = {sweep.FAILED: "diverged", sweep.STOPPED: "stopped"}
+    for name, word in ends.items():
+        if (folder / name).is_file():
+            return f"{word}: {run.read_json(folder / name).get('error', '')}".removesuffix(": ")
+    return "begun"
+
+
 def _answers(measured: dict[str, Any], saw: Confusions, names: Names) -> list[dict[str, Any]]:
     """Classes and confusions of each set of pictures, of the last of the run's students."""
     cached = measured["cache"]["path"] if measured["cache"] else ""
     told: list[dict[str, Any]] = []
-    for place in dict.fromkeys(place for place, _ in saw.pairs):
+    for place in dict.fromkeys(place for (place, _), pairs in saw.pairs.items() if pairs):
         network = [name for where, name in saw.pairs if where == place][-1]
         pairs, due = saw.pairs[place, network], "teacher" if place == cached else "label"
         told.append({"on": place, "due": due, "network": network, **classes(pairs, names)})

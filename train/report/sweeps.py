@@ -10,7 +10,7 @@ from cache_tools.errors import KdcacheError, UsageError
 from cache_tools.report import charts
 from cache_tools.report.charts import Chart, chart
 from cache_tools.report.page import Block, Group, Note, Section, Table
-from cache_tools.report.wording import brief, count, duration, share, size, small
+from cache_tools.report.wording import brief, count, duration, listed, share, size, small
 from cache_tools.store import Store
 from train import run
 from train.overview import front
@@ -30,6 +30,8 @@ _COLUMNS = {
     "images_per_second": count,
     "cost_seconds": small,
 }
+_TICKS = 8
+"""Numbers of a swept key that are written one by one; more are an axis."""
 _HEADS = ("top-1", "loss", "parameters", "images/s", "seconds")
 
 
@@ -54,7 +56,7 @@ def section(told: Told) -> Section:
     groups = [Group("Accuracy against what it takes", _fronts(measured, keys))]
     along = [_along(measured, key, keys[0]) for key in keys]
     if along:
-        lead = "Every point is a student; the line joins the means over all other keys."
+        lead = "Every point is a student; diamonds are means over all other keys."
         groups.append(Group("Along each swept key", along, lead))
     groups.append(Group("All students", [_table(students, swept or ["name"])]))
     if costs := told.get("ledger"):
@@ -104,7 +106,7 @@ def _against(rows: list[Told], key: str, by: str) -> Chart:
     name, label, more = _AGAINST[key]
     best = front(rows, key, more)
     groups = list(dict.fromkeys(_word(one.get(by)) for one in rows))
-    words = "; ".join(f"{share(one['accuracy'])} at {brief(one[key])}" for one in best)
+    words = listed([f"{share(one['accuracy'])} at {brief(one[key])}" for one in best])
 
     def draw(axes: Any) -> None:
         axes.plot(
@@ -113,9 +115,9 @@ def _against(rows: list[Told], key: str, by: str) -> Chart:
         )  # fmt: skip
         for one in rows:
             number = groups.index(_word(one.get(by)))
-            axes.plot(one[key], one["accuracy"], "o", color=charts.colour(number), markersize=6)
+            axes.plot(one[key], one["accuracy"], "o", color=charts.colour(number, len(groups)))
         axes.set(xlabel=label, ylabel="top-1, %")
-        axes.xaxis.set_major_formatter(lambda value, _: brief(value))
+        charts.spread(axes, [one[key] for one in rows])
         if 1 < len(groups) <= len(charts.SERIES):
             charts.legend(axes, {g: i for i, g in enumerate(groups)}, "o", by)
 
@@ -128,26 +130,39 @@ def _against(rows: list[Told], key: str, by: str) -> Chart:
 
 
 def _along(rows: list[Told], key: str, by: str) -> Chart:
-    values = list(dict.fromkeys(one.get(key) for one in rows))
-    if all(_number(value) is not None for value in values):
+    """Accuracy along the values of a key: numbers from left to right, words from top to bottom."""
+    values: list[Any] = list(dict.fromkeys(one.get(key) for one in rows))
+    numbers = all(_number(value) is not None for value in values)
+    if numbers:
         values.sort()
     groups = list(dict.fromkeys(_word(one.get(by)) for one in rows))
     of = [[one["accuracy"] for one in rows if one.get(key) == value] for value in values]
     means = [math.fsum(each) / len(each) for each in of]
-    words = "; ".join(f"{_word(v)}: {m:.1f} %" for v, m in zip(values, means, strict=True))
+    words = listed([f"{_word(v)}: {m:.1f} %" for v, m in zip(values, means, strict=True)])
+    many = len(values) > _TICKS
+    at = values if numbers and many else [*range(len(values))]
 
     def draw(axes: Any) -> None:
         for one in rows:
-            number = groups.index(_word(one.get(by)))
-            axes.plot(values.index(one.get(key)), one["accuracy"], "o",
-                      color=charts.colour(number), alpha=0.75)  # fmt: skip
-        axes.plot(range(len(values)), means, color=charts.INK, marker="D", markersize=5)
-        axes.set_xticks(range(len(values)), [charts.short(_word(v), 20) for v in values])
-        axes.set(xlim=(-0.5, len(values) - 0.5), xlabel=key, ylabel="top-1, %")
-        if max(len(_word(value)) for value in values) * len(values) > 40:
-            axes.tick_params(axis="x", rotation=20)
+            colour = charts.colour(groups.index(_word(one.get(by))), len(groups))
+            place = at[values.index(one.get(key))], one["accuracy"]
+            axes.plot(*(place if numbers else place[::-1]), "o", color=colour, alpha=0.75)
+        style = {"color": charts.INK, "marker": "D", "markersize": 5}
+        if not numbers:
+            axes.plot(means, at, linestyle="", **style)
+            axes.set_yticks(at, [charts.short(_word(value)) for value in values])
+            axes.set(ylim=(len(values) - 0.5, -0.5), xlabel="top-1, %")
+            return
+        axes.plot(at, means, **style)
+        axes.set(xlabel=key, ylabel="top-1, %")
+        if many:
+            charts.spread(axes, values)
+        else:
+            axes.set_xticks(at, [_word(value) for value in values])
+            axes.set_xlim(-0.5, len(values) - 0.5)
 
-    return chart(f"Along {key}", f"Means by {key}: {words}.", draw)
+    size = charts.SIZE if numbers else charts.rows(len(values))
+    return chart(f"Along {key}", f"Means by {key}: {words}.", draw, size)
 
 
 def _table(students: list[Told], swept: list[str]) -> Table:
@@ -191,7 +206,7 @@ def _costs(costs: Told, cache: Told | None) -> Table:
         rows += _projected(imagenet)
     return Table(
         f"{count(costs['students'])} finished students: the cache beside online distillation",
-        ("", "teacher forwards", "hours", "forwards", "kept"),
+        ("", "teacher forwards", "hours", "beside the cache", "stored"),
         rows,
         _formula(costs),
     )
