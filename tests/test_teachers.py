@@ -52,6 +52,19 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved(tmp_path_factory.mktemp("wide") / "model", "test_resnet", 25)
 
 
+@pytest.mark.parametrize("num_classes", [0, 1])
+def test_a_network_without_classes_teaches_nothing(
+    kdcache: Command, digits: Path, tmp_path: Path, num_classes: int
+) -> None:
+    model = timm.create_model("test_resnet", num_classes=num_classes)
+    save_for_hf(model, str(tmp_path / "t"), safe_serialization=True)
+    words = ("digits", "--data", digits, "--teacher", tmp_path / "t", "--out", tmp_path / "c.zarr")
+    outcome = kdcache("cache", *words)
+    assert outcome.code == 2
+    assert f"knows classes: {num_classes}, and there is nothing to learn" in outcome.err
+    assert not (tmp_path / "c.zarr").exists()
+
+
 def saved(folder: Path, architecture: str, num_classes: int) -> Path:
     torch.manual_seed(5)
     model = timm.create_model(architecture, num_classes=num_classes)

@@ -7,7 +7,7 @@ from cache_tools.report import charts
 from cache_tools.report.caches import BINS
 from cache_tools.report.charts import Chart, chart
 from cache_tools.report.page import Block, Facts, Group, Note, Section, Table
-from cache_tools.report.wording import count, share, size, small
+from cache_tools.report.wording import brief, count, share, size, small
 
 Told = dict[str, Any]
 STRENGTHS = {
@@ -83,12 +83,13 @@ def _of(facts: Told) -> str:
 
 def _says(facts: Told) -> list[Block]:
     entropy, kept, classes = facts["entropy"], facts["kept_mass"], facts["kept_classes"]
+    alike = brief(math.exp(entropy["mean"]))
     found: list[Block] = [
         chart(
             "Entropy of the teacher's words",
             f"{entropy['mean']:.2f} nats on average, half of the views above "
             f"{entropy['median']:.2f}, of at most {entropy['most']:.2f} "
-            f"(e^{entropy['mean']:.2f} = {math.exp(entropy['mean']):.1f} equally likely classes).",
+            f"(e^{entropy['mean']:.2f} = {alike} equally likely classes).",
             lambda axes: charts.histogram(
                 axes, entropy["edges"], entropy["counts"], "entropy at T = 1, nats"
             ),
@@ -120,7 +121,7 @@ def _says(facts: Told) -> list[Block]:
 
 
 def _labels(facts: Told) -> str:
-    if not facts["mixed"]:
+    if not facts["mixed"] or facts["calibration"] is None:
         return ""
     return (
         "Views are mixed of two pictures: the label is that of the larger share, which a teacher "
@@ -233,7 +234,8 @@ def _lost(facts: Told) -> list[Block]:
 
 def _tails(tails: dict[str, Told]) -> Chart:
     words = "; ".join(
-        f"{100 * t['mean']:.2g} % at T = {name} (99 % of the views: under {100 * t['p99']:.2g} %)"
+        f"{small(100 * t['mean'])} % at T = {name} (99 % of the views: at most "
+        f"{small(100 * t['p99'])} %)"
         for name, t in tails.items()
     )
 
