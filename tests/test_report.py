@@ -104,7 +104,9 @@ def swept(folder: Path) -> Path:
             ("<b>bad", 300_000, 600.0, 25.0, 4.0, 60.0),
         )
     ]  # fmt: skip
-    students.append({"name": "gone", "state": "diverged", "student": "gone", "temperature": 9.0})
+    students.append(
+        {"name": "x,temperature=9", "state": "diverged", "student": "x", "temperature": 9.0}
+    )
     ledger = {
         "students": 5,
         "forwards": {"cache": 2000, "online": 28_800, "online_cohorts": 5760},
@@ -507,3 +509,9 @@ def test_groups_of_a_value_that_hardly_varies() -> None:
     values = np.array([1.0] * 95 + [0.5] * 5)
     groups = caches._groups(values, np.arange(100) < 95)
     assert sum(group["views"] for group in groups) == 100
+
+
+def test_few_views_are_no_certainty() -> None:
+    assert caches._top1(np.ones(4, bool))["error"] > 15
+    assert caches._top1(np.arange(1000) < 900)["error"] == pytest.approx(0.95, abs=0.01)
+    assert len(caches._groups(np.arange(60.0), np.ones(60, bool))) == 2

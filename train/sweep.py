@@ -23,14 +23,15 @@ import torch
 from cache_tools import progress
 from cache_tools.errors import NonFinite, UsageError
 from cache_tools.stop import StopRequest
-from train import cohorts, grid, loop, ready, run
+from train import cohorts, grid, loop, ready, run, state
 from train.cohorts import Need
 from train.grid import Student
 from train.loop import Told
 from train.run import Inputs
+from train.state import FAILED, STOPPED, State
 
 log = logging.getLogger("kdcache")
-NEED, FAILED, STOPPED = "need.json", "failed.json", "stopped.json"
+NEED = "need.json"
 
 
 @dataclass(frozen=True)
@@ -50,16 +51,9 @@ class Sweep:
         """Folder of its run."""
         return self.out / student.name
 
-    def state(self, student: Student) -> str:
-        """How far it is: finished, diverged, stopped, begun or new."""
-        folder = self.folder(student)
-        if (folder / "result.json").is_file():
-            return "finished"
-        if (folder / FAILED).is_file():
-            return "diverged"
-        if (folder / STOPPED).is_file():
-            return "stopped"
-        return "begun" if (folder / "config.json").is_file() else "new"
+    def state(self, student: Student) -> State:
+        """How far it is."""
+        return state.of(self.folder(student))
 
     @property
     def todo(self) -> list[Student]:
@@ -221,8 +215,8 @@ def _needs(sweep: Sweep, students: Sequence[Student]) -> dict[str, Need]:
 
 def _say(sweep: Sweep, planned: Sequence[Sequence[Student]]) -> None:
     states = [sweep.state(student) for student in sweep.students]
-    for student, state in zip(sweep.students, states, strict=True):
-        if state == "diverged":
+    for student, now in zip(sweep.students, states, strict=True):
+        if now == "diverged":
             log.info(
                 "%s diverged (%s); --fresh, or without its folder, it is trained anew",
                 student.name,

@@ -168,10 +168,9 @@ def _by_view(told: Told) -> Chart:
     views, top1 = told["view"], told["top1"]
     worst, best = min(top1), max(top1)
     of = "all views" if told["all_views"] else f"a sample of {count(sum(told['views']))} views"
-    errors = [math.sqrt(p * (100 - p) / n) for p, n in zip(top1, told["views"], strict=True)]
 
     def draw(axes: Any) -> None:
-        charts.points(axes, views, top1, errors, "view number", "right, %")
+        charts.points(axes, views, top1, told["error"], "view number", "right, %")
         charts.whole(axes)
 
     return chart(

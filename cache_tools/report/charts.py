@@ -57,6 +57,8 @@ _STYLE: Any = {
     "legend.fontsize": 8.5,
     "lines.linewidth": 1.6,
 }
+EPOCH, STEP = "epoch", "step"
+"""Axes of whole numbers."""
 Draw = Callable[[Any], None]
 """Draws into matplotlib's axes."""
 Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
@@ -145,6 +147,8 @@ def lines(
         axes.plot(x, y, dash, color=colour(i), marker=marker, markersize=3.5)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
+    if x_label in (EPOCH, STEP):
+        whole(axes)
     if len(known) > 1:
         legend(axes, {name: i for i, name in enumerate(known)})
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from cache_tools.report import charts
-from cache_tools.report.charts import SIZE, Chart, chart
+from cache_tools.report.charts import EPOCH, SIZE, STEP, Chart, chart
 from cache_tools.report.page import Block, Facts, Group, Note, Section, Table
 from cache_tools.report.wording import count, share, small
 from train.report import history
@@ -51,7 +51,7 @@ def _lead(facts: Told) -> str:
     )
     if result is None:
         done = 1 + int(facts["epochs"][-1].get("epoch", 0)) if facts["epochs"] else 0
-        why = "" if facts["state"] == "begun" else f" ({facts['state']})"
+        why = f" ({facts['state']}: {facts['why']})" if facts["why"] else ""
         return f"{words}: not finished, after {count(done)} of them{why}."
     top1 = "not measured" if result["top1"] is None else share(result["top1"])
     ema = "" if result["top1_ema"] is None else f", its moving average {share(result['top1_ema'])}"
@@ -94,7 +94,7 @@ def _losses(steps: list[Row]) -> Chart | None:
     return chart(
         "Loss",
         f"From first to last of {count(next(iter(series.values()))[0][-1])} steps: {words}.",
-        lambda axes: charts.lines(axes, series, "step", "loss"),
+        lambda axes: charts.lines(axes, series, STEP, "loss"),
     )
 
 
@@ -114,8 +114,7 @@ def _accuracy(epochs: list[Row]) -> Chart | None:
     )
 
     def draw(axes: Any) -> None:
-        charts.lines(axes, series, "epoch", "top-1, %")
-        charts.whole(axes)
+        charts.lines(axes, series, EPOCH, "top-1, %")
 
     return chart(
         "Accuracy on the validation split",
@@ -131,7 +130,7 @@ def _rate(steps: list[Row]) -> Chart | None:
     return chart(
         "Learning rate",
         f"{small(max(y))} at most, at step {x[y.index(max(y))]:.0f}; {small(y[-1])} at the end.",
-        lambda axes: charts.lines(axes, {"lr": (x, y)}, "step", "learning rate"),
+        lambda axes: charts.lines(axes, {"lr": (x, y)}, STEP, "learning rate"),
     )
 
 
@@ -144,7 +143,7 @@ def _waiting(steps: list[Row]) -> Chart | None:
     middle = sorted(percent)[len(percent) // 2]
 
     def draw(axes: Any) -> None:
-        charts.lines(axes, {"wait": (x, percent)}, "step", "share of time, %")
+        charts.lines(axes, {"wait": (x, percent)}, STEP, "share of time, %")
         axes.set_ylim(0, max(5.0, 1.1 * max(percent)))
 
     images = f" at {count(sorted(speed)[len(speed) // 2])} images/s" if speed else ""

@@ -11,7 +11,7 @@ from typing import Any
 
 from cache_tools.errors import KdcacheError
 from cache_tools.shown import Names
-from train import measure, run, sweep
+from train import measure, run, state
 from train.confusion import Confusions, Pairs
 from train.measure import Question
 from train.networks import Wish
@@ -40,7 +40,8 @@ def facts(folder: Path, names: Names, wish: Wish, views: int) -> dict[str, Any]:
     found: dict[str, Any] = {
         "kind": "run",
         "name": str(folder),
-        "state": _state(folder, result),
+        "state": state.of(folder),
+        "why": state.why(folder),
         "config": config,
         "result": result,
         "epochs": history.read(folder / "log.jsonl"),
@@ -58,17 +59,6 @@ def facts(folder: Path, names: Names, wish: Wish, views: int) -> dict[str, Any]:
         log.info("%s: %s", folder, error)
         return found | {"left_out": f"Its answers are left out: {error}"}
     return found | {"measured": measured, "answers": _answers(measured, saw, names)}
-
-
-def _state(folder: Path, result: dict[str, Any] | None) -> str:
-    """finished, begun, or that and why it did not go on, as a sweep notes it."""
-    if result is not None:
-        return "finished"
-    ends = {sweep.FAILED: "diverged", sweep.STOPPED: "stopped"}
-    for name, word in ends.items():
-        if (folder / name).is_file():
-            return f"{word}: {run.read_json(folder / name).get('error', '')}".removesuffix(": ")
-    return "begun"
 
 
 def _answers(measured: dict[str, Any], saw: Confusions, names: Names) -> list[dict[str, Any]]:

@@ -104,7 +104,7 @@ def _row(name: str, told: Told) -> list[str]:
         *(share(result.get(key)) for key in ("top1", "top1_ema", "top1_best")),
         share(of["agreement"]),
         "–" if of["kl"] is None else f"{of['kl']:.4f}",
-        count(result["images_per_second"]) if result else told["state"].partition(":")[0],
+        count(result["images_per_second"]) if result else told["state"],
         share(100 * result["data_wait"]) if result else "–",
     ]
 
@@ -159,8 +159,7 @@ def _curves(named: dict[str, Told]) -> Chart | None:
     ordered = sorted(series, key=lambda name: arms.index(groups[name]))
 
     def draw(axes: Any) -> None:
-        charts.lines(axes, {n: series[n] for n in ordered}, "epoch", "top-1, %", groups)
-        charts.whole(axes)
+        charts.lines(axes, {n: series[n] for n in ordered}, charts.EPOCH, "top-1, %", groups)
 
     each = [f"{name} {series[name][1][0]:.1f} to {series[name][1][-1]:.1f} %" for name in best]
     size = charts.SIZE[0], charts.SIZE[1] + 0.15 * len(arms)  # the legend has a line for each

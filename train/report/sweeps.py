@@ -13,7 +13,7 @@ from cache_tools.report.page import Block, Group, Note, Section, Table
 from cache_tools.report.wording import brief, count, duration, listed, share, size, small
 from cache_tools.store import Store
 from train import run
-from train.overview import front
+from train.overview import front, heads
 
 Told = dict[str, Any]
 NAME = "sweep.json"
@@ -58,7 +58,7 @@ def section(told: Told) -> Section:
     if along:
         lead = "Every point is a student; diamonds are means over all other keys."
         groups.append(Group("Along each swept key", along, lead))
-    groups.append(Group("All students", [_table(students, swept or ["name"])]))
+    groups.append(Group("All students", [_table(students, heads(students, swept))]))
     if costs := told.get("ledger"):
         groups.append(Group("What it cost", [_costs(costs, told["cache"])]))
     return Section(told["name"], "sweep", _lead(students, measured, swept), groups)
