@@ -389,6 +389,23 @@ def test_what_is_not_for_the_eye_is_marked(text: str, shown: str) -> None:
     assert printable.all_of({text: [text, 1.5, None]}) == {shown: [shown, 1.5, None]}
 
 
+def test_a_sweep_of_strange_values_is_shown_as_it_is(kdcache: Command, tmp_path: Path) -> None:
+    strange: dict[str, Any] = {
+        "students": [
+            {"name": "a", "accuracy": 50, "parameters": [1], "lr": {"x": 1}},
+            {"name": ["b"], "accuracy": 51.5, "parameters": "many", "lr": [1, 2]},
+        ],
+        "swept": ["lr", ["odd"]],
+        "ledger": {"x": 1},
+    }
+    (tmp_path / "sweep.json").write_text(json.dumps(strange))
+    out = tmp_path / "report.html"
+    assert kdcache("report", tmp_path, "--out", out).code == 0
+    assert "{'x': 1}" in Page(out.read_text()).text
+    (tmp_path / "sweep.json").write_text('{"students": []}')
+    assert kdcache("report", tmp_path, "--out", out).code == 0
+
+
 def test_a_run_says_why_it_did_not_go_on(kdcache: Command, finished: Path, tmp_path: Path) -> None:
     begun = shutil.copytree(finished, tmp_path / "begun")
     shutil.rmtree(begun / "model")
@@ -459,6 +476,7 @@ def test_logits_that_were_imported_have_no_views_to_look_at(
         (["{cache}", "--out", "{tmp}"], 2, ["is a folder"]),
         (["{tmp}/odd", "--out", "{tmp}/r.html"], 2, ["lists no students"]),
         (["{tmp}/broken", "--out", "{tmp}/r.html"], 2, ["sweep.json cannot be read"]),
+        (["{tmp}/old", "--out", "{tmp}/r.html"], 1, ["made by an earlier kdcache"]),
         (["{cache}", "--data", "{tmp}/no", "--out", "{tmp}/r.html"], 2, ["there is no data set"]),
     ],
 )
@@ -468,6 +486,8 @@ def test_mistakes_are_explained(
     for name, text in (("odd", '{"students": 3}'), ("broken", "{")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "sweep.json").write_text(text)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "config.json").write_text('{"recipe": {}}')
     outcome = kdcache("report", *(a.format(cache=made, tmp=tmp_path) for a in arguments))
     assert outcome.code == code
     assert "Traceback" not in outcome.err

@@ -141,6 +141,16 @@ def test_errors_come_before_anything_is_written(
         assert words in outcome.err
         assert outcome.out == ""
         assert not out.exists()
+    for folder, what in {made: "a cache", there: "a file"}.items():
+        outcome = kdcache("sweep", there, "--cache", made, "--out", folder)
+        assert outcome.code == 2
+        assert f"{folder} is {what}. Choose another --out" in outcome.err
+    half = shutil.copytree(made, tmp_path / "half.zarr")
+    shutil.rmtree(half / "commits" / "v0001")
+    outcome = kdcache("sweep", there, "--cache", half, "--data", source(made), "--out", out)
+    assert outcome.code == 1
+    assert "view 1, block 0" in outcome.err
+    assert not out.exists()
     monkeypatch.setenv("WORLD_SIZE", "2")
     outcome = kdcache("sweep", there, *command)
     assert outcome.code == 2
@@ -151,6 +161,10 @@ def test_errors_come_before_anything_is_written(
     assert outcome.code == 2
     assert "no network 'resnet5o'" in outcome.err
     assert not out.exists()
+
+
+def source(cache: Path) -> str:
+    return Path(f"{cache}.source").read_text().strip()
 
 
 def student(name: str, **values: Any) -> Student:

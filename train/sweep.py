@@ -23,7 +23,7 @@ import torch
 from cache_tools import progress
 from cache_tools.errors import NonFinite, UsageError
 from cache_tools.stop import StopRequest
-from train import cohorts, grid, loop, ready, run, state
+from train import cohorts, grid, loop, ready, replay, run, state
 from train.cohorts import Need
 from train.grid import Student
 from train.loop import Told
@@ -82,12 +82,15 @@ def plan(
 def prepare(
     sweep: Sweep, fresh: bool = False, gigabytes: float = 0.0, most: int = 0
 ) -> list[list[Student]]:
-    """As `plan`, and prepares the folders.
+    """As `plan`, and prepares the folders, once cache and images are found whole.
 
     Raises:
         UsageError: Also when another run lies in the folder of a student.
+        CacheIncomplete, CacheDamaged, CacheMismatch: The cache is not whole, or of other images.
     """
     planned, needs = _plan(sweep, fresh, gigabytes, most)
+    if planned:
+        replay.check_all(sweep.inputs.members, sweep.inputs.images, sweep.inputs.present_N)
     for student in sweep.students:
         run.begin(sweep.folder(student), student.recipe, sweep.inputs, fresh)
         if student.name in needs:
@@ -104,11 +107,20 @@ def _plan(
             f"a sweep learns from the cache, and {online[0]} has mode=online, a teacher in the "
             "loop. Train it by itself: kdcache train … mode=online."
         )
+    _refuse_other(sweep.out)
     ready.check([student.recipe for student in sweep.students], sweep.inputs)
     todo = list(sweep.students) if fresh else sweep.todo
     needs = _needs(sweep, todo)
     room, size = cohorts.budget(sweep.device, gigabytes), sweep.inputs.store.spec.views.size
     return cohorts.group(todo, needs, room, size, most), needs
+
+
+def _refuse_other(out: Path) -> None:
+    """UsageError where something lies that is no sweep."""
+    other = {"config.json": "a run", "zarr.json": "a cache"}
+    found = [what for name, what in other.items() if (out / name).is_file()]
+    if found or (out.exists() and not out.is_dir()):
+        raise UsageError(f"{out} is {(found or ['a file'])[0]}. Choose another --out for a sweep.")
 
 
 def train(sweep: Sweep, planned: Sequence[Sequence[Student]]) -> None:

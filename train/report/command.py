@@ -102,7 +102,7 @@ def _look(
         store = Store.open(subject.where)
         return caches.facts(store, limit), [] if no_images else _sheet(store, data)
     if subject.kind == "run":
-        return runs.facts(where, _names(run.read_config(where)), wish, views), []
+        return runs.facts(where, _names, wish, views), []
     if subject.kind == "sweep":
         return sweeps.facts(where), []
     comparison = run.read_json(where / "comparison.json")

@@ -45,7 +45,10 @@ def facts(folder: Path) -> Told:
     students = told.get("students") if isinstance(told, dict) else None
     if not isinstance(students, list) or not all(isinstance(s, dict) for s in students):
         raise UsageError(f"{folder / NAME} lists no students. Run kdcache sweep again to write it.")
-    return {"kind": "sweep", "name": str(folder), **told, "cache": _cache(folder, students)}
+    plain = [{key: _plain(value) for key, value in one.items()} for one in students]
+    swept = [key for key in told.get("swept", []) if isinstance(key, str)]
+    told = {**told, "students": plain, "swept": swept, "cache": _cache(folder, students)}
+    return {"kind": "sweep", "name": str(folder), **told}
 
 
 def section(told: Told) -> Section:
@@ -59,7 +62,7 @@ def section(told: Told) -> Section:
         lead = "Every point is a student; diamonds are means over all other keys."
         groups.append(Group("Along each swept key", along, lead))
     groups.append(Group("All students", [_table(students, heads(students, swept))]))
-    if costs := told.get("ledger"):
+    if (costs := told.get("ledger")) and costs.get("students"):
         groups.append(Group("What it cost", [_costs(costs, told["cache"])]))
     return Section(told["name"], "sweep", _lead(students, measured, swept), groups)
 
@@ -246,6 +249,11 @@ def _formula(costs: Told) -> str:
             f"once, × {count(imagenet['views_shown'])} views shown online."
         )
     return text
+
+
+def _plain(value: Any) -> Any:
+    """A value of a swept key; what is no such value, as text."""
+    return value if isinstance(value, str | int | float | None) else str(value)
 
 
 def _number(value: Any) -> float | None:
