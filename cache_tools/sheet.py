@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from cache_tools import decode, mixing, ops, render, view_params, views
+from cache_tools.printable import printable
 from cache_tools.shards import Images
 from cache_tools.spec import ViewSpec
 from cache_tools.store import Store
@@ -205,7 +206,7 @@ def _bars(pen: ImageDraw.ImageDraw, classes: list[tuple[str, float]], at: tuple[
 def _text(
     pen: ImageDraw.ImageDraw, at: tuple[int, int], text: str, colour: tuple[int, int, int]
 ) -> None:
-    font = ImageFont.load_default(11)
+    font, text = ImageFont.load_default(11), printable(text)[:CELL]
     while len(text) > 1 and pen.textlength(text, font=font) > CELL - 4:
         text = text[:-2] + "…"
     pen.text(at, text, fill=colour, font=font)

@@ -74,11 +74,17 @@ def load(
             "it the same views at its own size."
         )
     mapped = classes.load(class_map, model) if class_map else None
+    num_classes = len(mapped.sources) if mapped else cast(int, model.num_classes)
+    if num_classes < 2:
+        raise UsageError(
+            f"the teacher {name} knows classes: {num_classes}, and there is nothing to learn from "
+            "fewer than two. Choose a network with a head for classification."
+        )
     spec = TeacherSpec(
         name=known_as,
         architecture=config.get("architecture", known_as),
         weights_sha256=weights_sha256(model),
-        num_classes=len(mapped.sources) if mapped else cast(int, model.num_classes),
+        num_classes=num_classes,
         mean=tuple(float(v) for v in config["mean"]),  # type: ignore[arg-type]
         std=tuple(float(v) for v in config["std"]),  # type: ignore[arg-type]
         precision=precision,

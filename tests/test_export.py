@@ -130,7 +130,7 @@ def test_what_cannot_be_exported(finished: Path, kdcache: Command, tmp_path: Pat
     (half / "result.json").unlink()
     refused = kdcache("export", half, *out)
     assert refused.code == 1
-    assert "is not finished. Run its kdcache train command again" in refused.err
+    assert "is not finished. Run its command again" in refused.err
     shutil.copytree(finished, tmp_path / "runs" / "kd-seed0")
     refused = kdcache("export", tmp_path / "runs", *out)
     assert refused.code == 2

@@ -18,8 +18,8 @@ import torch
 from conftest import Outcome
 from timm.models import save_for_hf
 
-from cache_tools import codec, dense, views
-from cache_tools.report import caches, charts, said
+from cache_tools import codec, dense, printable, views
+from cache_tools.report import caches, charts, said, svg
 from cache_tools.spec import TargetSpec
 from cache_tools.store import Store
 from pipeline import recipe as stage1
@@ -31,7 +31,7 @@ from train.report import history, runs
 Command = Callable[..., Outcome]
 HOSTILE = (
     "<img src=x onerror=alert(1)>", "<script>alert(2)", "a & b", "\"'><b>bold", "$\\frac{1}{",
-    "{{ 7*7 }}", "漢字 ♥", "cat", "x" * 120, "'-alert(3)-'",
+    "{{ 7*7 }}", "漢字 ♥", "cat", "x" * 120, "'-alert(3)-'\n\x1b[31m\x01\u202e",
 )  # fmt: skip
 
 
@@ -104,7 +104,9 @@ def swept(folder: Path) -> Path:
             ("<b>bad", 300_000, 600.0, 25.0, 4.0, 60.0),
         )
     ]  # fmt: skip
-    students.append({"name": "gone", "state": "diverged", "student": "gone", "temperature": 9.0})
+    students.append(
+        {"name": "x,temperature=9", "state": "diverged", "student": "x", "temperature": 9.0}
+    )
     ledger = {
         "students": 5,
         "forwards": {"cache": 2000, "online": 28_800, "online_cohorts": 5760},
@@ -267,6 +269,7 @@ def test_names_of_strangers_stay_text(kdcache: Command, hostile: Path, tmp_path:
     assert "{{ 7*7 }}" in page.text
     for name in HOSTILE[:8]:
         assert name in page.text, name
+    assert not set(text) & set("\x1b\x01\u202e")
 
 
 def test_a_run_is_told_by_class(
@@ -299,7 +302,7 @@ def test_confusions_of_many_classes_are_the_worst_ones() -> None:
         "due": "class 7", "answer": "class 3", "times": 50, "share": pytest.approx(100 * 50 / 59),
     }  # fmt: skip
     assert found["worst"][0]["name"] == "class 7"
-    assert len(found["worst"]) == 20
+    assert len(found["worst"]) == 24
     assert found["agreement"] == pytest.approx(100 * 9000 / (9000 + 500 + 50))
 
 
@@ -342,6 +345,77 @@ def test_a_sweep_has_its_front_and_its_cost(kdcache: Command, tmp_path: Path) ->
     assert "28,800" in page.text
     assert "14.4 ×" in page.text
     assert "<b>bad" in page.text
+
+
+def test_sixty_runs_and_students_stay_legible(
+    kdcache: Command, finished: Path, tmp_path: Path
+) -> None:
+    """No legend over its chart (matplotlib warns, an error here), no caption of a page."""
+    for i in range(60):
+        ours = ("tensorboard", "model*", "steps.jsonl")
+        folder = tmp_path / "runs" / f"arm{i // 2}-of-a-rather-long-name-seed{i % 2}"
+        shutil.copytree(finished, folder, ignore=shutil.ignore_patterns(*ours))
+    sweep = swept(tmp_path / "sweep") / "sweep.json"
+    facts = json.loads(sweep.read_text())
+    facts["students"] = [
+        facts["students"][0] | {"student": f"student number {i}", "temperature": 1 + i / 10,
+                                "parameters": 1000 * 1.2**i, "state": "finished\x1b"}
+        for i in range(60)
+    ]  # fmt: skip
+    sweep.write_text(json.dumps(facts))
+    out = tmp_path / "report.html"
+    outcome = kdcache("report", tmp_path / "runs", sweep.parent, "--views", 0, "--out", out)
+    assert outcome.code == 0, outcome.err
+    page = Page(out.read_text())
+    labels = [one["aria-label"] or "" for one in page.having("svg")]
+    assert max(map(len, labels)) < 1200
+    assert "Accuracy at the end, the best 40. Of 60 runs" in " ".join(labels)
+    assert "arm10-of-a-rather…me-seed1" in page.text
+    assert "others" in page.text
+    assert "student number 59" in page.text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a b\N{NO-BREAK SPACE}% 漢字 ♥ é", "a b\N{NO-BREAK SPACE}% 漢字 ♥ é"),
+        ("\N{ZERO WIDTH NON-JOINER}می", "\N{ZERO WIDTH NON-JOINER}می"),
+        ("two\nlines\tof", "two lines of"),
+        ("\x1b[31m\x00\x85\u2028\u202egnp\udcff", "�[31m����gnp�"),
+    ],
+)
+def test_what_is_not_for_the_eye_is_marked(text: str, shown: str) -> None:
+    assert printable.printable(text) == shown
+    assert printable.all_of({text: [text, 1.5, None]}) == {shown: [shown, 1.5, None]}
+
+
+def test_a_sweep_of_strange_values_is_shown_as_it_is(kdcache: Command, tmp_path: Path) -> None:
+    strange: dict[str, Any] = {
+        "students": [
+            {"name": "a", "accuracy": 50, "parameters": [1], "lr": {"x": 1}},
+            {"name": ["b"], "accuracy": 51.5, "parameters": "many", "lr": [1, 2]},
+        ],
+        "swept": ["lr", ["odd"]],
+        "ledger": {"x": 1},
+    }
+    (tmp_path / "sweep.json").write_text(json.dumps(strange))
+    out = tmp_path / "report.html"
+    assert kdcache("report", tmp_path, "--out", out).code == 0
+    assert "{'x': 1}" in Page(out.read_text()).text
+    (tmp_path / "sweep.json").write_text('{"students": []}')
+    assert kdcache("report", tmp_path, "--out", out).code == 0
+
+
+def test_a_run_says_why_it_did_not_go_on(kdcache: Command, finished: Path, tmp_path: Path) -> None:
+    begun = shutil.copytree(finished, tmp_path / "begun")
+    shutil.rmtree(begun / "model")
+    (begun / "result.json").unlink()
+    rows = [json.dumps({"epoch": epoch, "loss": 1.0}) for epoch in range(900)]
+    (begun / "log.jsonl").write_text("\n".join(rows) + "\n")
+    (begun / "failed.json").write_text('{"kind": "NonFinite", "error": "the loss is nan"}')
+    out = tmp_path / "report.html"
+    assert kdcache("report", begun, "--out", out).code == 0
+    assert "not finished, after 900 of them (diverged: the loss is nan)" in out.read_text()
 
 
 def test_a_long_history_is_read_in_bounded_memory(tmp_path: Path) -> None:
@@ -402,6 +476,7 @@ def test_logits_that_were_imported_have_no_views_to_look_at(
         (["{cache}", "--out", "{tmp}"], 2, ["is a folder"]),
         (["{tmp}/odd", "--out", "{tmp}/r.html"], 2, ["lists no students"]),
         (["{tmp}/broken", "--out", "{tmp}/r.html"], 2, ["sweep.json cannot be read"]),
+        (["{tmp}/old", "--out", "{tmp}/r.html"], 1, ["made by an earlier kdcache"]),
         (["{cache}", "--data", "{tmp}/no", "--out", "{tmp}/r.html"], 2, ["there is no data set"]),
     ],
 )
@@ -411,6 +486,8 @@ def test_mistakes_are_explained(
     for name, text in (("odd", '{"students": 3}'), ("broken", "{")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "sweep.json").write_text(text)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "config.json").write_text('{"recipe": {}}')
     outcome = kdcache("report", *(a.format(cache=made, tmp=tmp_path) for a in arguments))
     assert outcome.code == code
     assert "Traceback" not in outcome.err
@@ -442,8 +519,8 @@ def test_a_chart_takes_any_name_and_is_the_same_every_time() -> None:
     def draw(axes: Any) -> None:
         charts.bars(axes, names, [1.0] * len(names), [], "x")
 
-    drawn = charts.chart("t", "1 finding", draw)
-    assert drawn == charts.chart("t", "1 finding", draw)
+    drawn = svg.chart("t", "1 finding", draw)
+    assert drawn == svg.chart("t", "1 finding", draw)
     text = Page(drawn.svg).text
     assert all(charts.short(name) in text for name in names)
 
@@ -452,3 +529,9 @@ def test_groups_of_a_value_that_hardly_varies() -> None:
     values = np.array([1.0] * 95 + [0.5] * 5)
     groups = caches._groups(values, np.arange(100) < 95)
     assert sum(group["views"] for group in groups) == 100
+
+
+def test_few_views_are_no_certainty() -> None:
+    assert caches._top1(np.ones(4, bool))["error"] > 15
+    assert caches._top1(np.arange(1000) < 900)["error"] == pytest.approx(0.95, abs=0.01)
+    assert len(caches._groups(np.arange(60.0), np.ones(60, bool))) == 2

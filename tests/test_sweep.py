@@ -141,6 +141,16 @@ def test_errors_come_before_anything_is_written(
         assert words in outcome.err
         assert outcome.out == ""
         assert not out.exists()
+    for folder, what in {made: "a cache", there: "a file"}.items():
+        outcome = kdcache("sweep", there, "--cache", made, "--out", folder)
+        assert outcome.code == 2
+        assert f"{folder} is {what}. Choose another --out" in outcome.err
+    half = shutil.copytree(made, tmp_path / "half.zarr")
+    shutil.rmtree(half / "commits" / "v0001")
+    outcome = kdcache("sweep", there, "--cache", half, "--data", source(made), "--out", out)
+    assert outcome.code == 1
+    assert "view 1, block 0" in outcome.err
+    assert not out.exists()
     monkeypatch.setenv("WORLD_SIZE", "2")
     outcome = kdcache("sweep", there, *command)
     assert outcome.code == 2
@@ -151,6 +161,10 @@ def test_errors_come_before_anything_is_written(
     assert outcome.code == 2
     assert "no network 'resnet5o'" in outcome.err
     assert not out.exists()
+
+
+def source(cache: Path) -> str:
+    return Path(f"{cache}.source").read_text().strip()
 
 
 def student(name: str, **values: Any) -> Student:
@@ -250,7 +264,7 @@ def test_a_second_time_nothing_is_trained(
     assert "diverged (" in outcome.err
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*.safetensors")} == before
     first, *_ = outcome.out.splitlines()
-    assert first.split()[:5] == ["temperature", "opt", "lr", "parameters", "top-1"]
+    assert first.split()[:5] == ["name", "temperature", "opt", "lr", "parameters"]
     assert "teacher forwards  400 once, for the cache" in outcome.out
     assert "ms (measured, cpu)" in outcome.out
     known = json.loads((folder / "out/sweep.json").read_text())["ledger"]["teacher"]
@@ -416,6 +430,27 @@ def test_what_asha_has_stopped_goes_on_without_it(
     facts = ledger.ledger(sweep, sweeps.rows(sweep), None)
     assert ledger.lines(facts) == ["No student is finished yet: there is no cost to compare."]
     assert "stopped" in overview.table(sweeps.rows(sweep), ["student", "temperature"])
+
+
+def test_students_are_called_by_what_tells_them_apart() -> None:
+    rows = [{"name": "net,lr=0.1", "student": "net", "lr": 0.1}, {"name": "net,lr=1", "lr": 1.0}]
+    assert overview.heads(rows, ["student", "lr"]) == ["student", "lr"]
+    assert overview.heads(rows, ["student", "lr", "opt"]) == ["student", "lr", "opt"]
+    assert overview.heads([{"name": "bold", "lr": 0.1}], ["lr"]) == ["name", "lr"]
+    assert overview.heads(rows, []) == ["name"]
+
+
+def test_a_student_that_left_says_why(swept: Path, kdcache: Command) -> None:
+    wild = swept / "out" / "wild,test_resnet,temperature=1"
+    for verb in ("eval", "export"):
+        outcome = kdcache(verb, wild, *(["--out", swept / "e"] if verb == "export" else []))
+        assert outcome.code == 1
+        assert f"the run {wild} has diverged (the loss is nan" in outcome.err
+    shutil.copytree(wild, swept / "stopped")
+    (swept / "stopped" / "failed.json").rename(swept / "stopped" / "stopped.json")
+    assert "was stopped (the loss" in kdcache("eval", swept / "stopped").err
+    (swept / "stopped" / "stopped.json").write_text("[")
+    assert "was stopped (nobody knows why)" in kdcache("eval", swept / "stopped").err
 
 
 def test_the_cores_of_a_trial() -> None:

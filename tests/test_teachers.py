@@ -15,6 +15,7 @@ import timm
 import torch
 from conftest import Outcome
 from safetensors.torch import save_file
+from timm.models import save_for_hf
 from torch import nn
 
 from cache_tools import spec as specs
@@ -63,6 +64,19 @@ def containers(folder: Path, out: Path) -> dict[str, Path]:
         torch.save(what, out / name)
     save_file(backwards, out / "weights.safetensors")
     return {name: out / name for name in (*held, "weights.safetensors")}
+
+
+@pytest.mark.parametrize("num_classes", [0, 1])
+def test_a_network_without_classes_teaches_nothing(
+    kdcache: Command, digits: Path, tmp_path: Path, num_classes: int
+) -> None:
+    model = timm.create_model("test_resnet", num_classes=num_classes)
+    save_for_hf(model, str(tmp_path / "t"), safe_serialization=True)
+    words = ("digits", "--data", digits, "--teacher", tmp_path / "t", "--out", tmp_path / "c.zarr")
+    outcome = kdcache("cache", *words)
+    assert outcome.code == 2
+    assert f"knows classes: {num_classes}, and there is nothing to learn" in outcome.err
+    assert not (tmp_path / "c.zarr").exists()
 
 
 def test_the_same_weights_have_one_hash_in_every_container(teacher: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from torch import nn
 
 from cache_tools import __version__, files
 from cache_tools.errors import CacheIncomplete, KdcacheError, UsageError
-from train import card, run
+from train import card, run, state
 
 Weights = Literal["model", "model-ema", "model-best"]
 
@@ -50,10 +50,7 @@ def read(folder: Path, weights: Weights) -> Student:
     """
     config = run.read_config(folder)
     if not (folder / "result.json").is_file():
-        raise CacheIncomplete(
-            f"the run {folder} is not finished. Run its kdcache train command again: it goes on "
-            "where it is; then export."
-        )
+        raise state.unfinished(folder)
     if "teacher" not in config:
         raise CacheIncomplete(
             f"the run {folder} was made by an earlier kdcache and does not say all that a model "

@@ -85,9 +85,10 @@ def lines(facts: dict[str, Any]) -> list[str]:
     if not facts["students"]:
         return ["No student is finished yet: there is no cost to compare."]
     forwards, imagenet = facts["forwards"], facts["imagenet"]
+    runs = f"{facts['students']} run{'s' if facts['students'] != 1 else ''}"
     text = [
         f"teacher forwards  {forwards['cache']:,} once, for the cache; with the teacher in the "
-        f"loop {forwards['online']:,} in {facts['students']} runs, or "
+        f"loop {forwards['online']:,} in {runs}, or "
         f"{forwards['online_cohorts']:,} in cohorts that ask it once per batch"
     ]
     if "hours" in facts:

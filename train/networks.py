@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from cache_tools.errors import CacheIncomplete, CacheNotFound, UsageError
+from cache_tools.errors import CacheNotFound, UsageError
 from cache_tools.teacher_spec import Precision
 from train import recipe as recipes
-from train import run
+from train import run, state
 from train.crops import Frame
 from train.evaluate import Network
 from train.input import Input
@@ -83,7 +83,7 @@ def open_teacher(name: str, size: int, crop: float, precision: Precision, wish: 
 
 def _of_run(folder: Path, config: dict[str, Any], wish: Wish) -> Subject:
     if not (folder / "model" / "model.safetensors").is_file():
-        raise CacheIncomplete(f"the run {folder} is not finished. Run its command again to go on.")
+        raise state.unfinished(folder)
     way = _way(config, folder)
     there = [
         _network(name, str(folder / place), wish, way)

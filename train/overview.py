@@ -30,20 +30,20 @@ _COLUMNS = (
 
 def table(rows: Sequence[Row], swept: Sequence[str]) -> str:
     """The students in lines of text, the most accurate first."""
-    ordered = sorted(rows, key=_merit, reverse=True)
+    ordered, swept = sorted(rows, key=_merit, reverse=True), heads(rows, swept)
     columns = [(key, title, form) for key, title, form in _COLUMNS if any(key in r for r in rows)]
     columns = [c for c in columns if any(r.get(c[0]) is not None for r in rows)]
-    head = [*(swept or ["name"]), *(title for _, title, _ in columns), ""]
+    head = [*swept, *(title for _, title, _ in columns), ""]
     body = [
         [
-            *(_word(row.get(key)) for key in (swept or ["name"])),
+            *(_word(row.get(key)) for key in swept),
             *(_cell(row.get(key), form) for key, _, form in columns),
             "" if row["state"] == "finished" else str(row["state"]),
         ]
         for row in ordered
     ]
     widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
-    left = len(swept or ["name"])
+    left = len(swept)
     lines = [
         "  ".join(
             cell.ljust(width) if i < left else cell.rjust(width)
@@ -52,6 +52,15 @@ def table(rows: Sequence[Row], swept: Sequence[str]) -> str:
         for line in [head, *body]
     ]
     return "\n".join(lines)
+
+
+def heads(rows: Sequence[Row], swept: Sequence[str]) -> list[str]:
+    """Keys by which students are told apart: those swept, after names that say something else."""
+    told = (
+        (str(row.get("name")), key, _word(row[key])) for row in rows for key in swept if key in row
+    )
+    own = any(f"{key}={value}" not in name and value not in name for name, key, value in told)
+    return [*swept] if swept and not own else ["name", *swept]
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:

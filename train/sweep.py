@@ -23,14 +23,15 @@ import torch
 from cache_tools import progress
 from cache_tools.errors import NonFinite, UsageError
 from cache_tools.stop import StopRequest
-from train import cohorts, grid, loop, ready, run
+from train import cohorts, grid, loop, ready, replay, run, state
 from train.cohorts import Need
 from train.grid import Student
 from train.loop import Told
 from train.run import Inputs
+from train.state import FAILED, STOPPED, State
 
 log = logging.getLogger("kdcache")
-NEED, FAILED, STOPPED = "need.json", "failed.json", "stopped.json"
+NEED = "need.json"
 
 
 @dataclass(frozen=True)
@@ -50,16 +51,9 @@ class Sweep:
         """Folder of its run."""
         return self.out / student.name
 
-    def state(self, student: Student) -> str:
-        """How far it is: finished, diverged, stopped, begun or new."""
-        folder = self.folder(student)
-        if (folder / "result.json").is_file():
-            return "finished"
-        if (folder / FAILED).is_file():
-            return "diverged"
-        if (folder / STOPPED).is_file():
-            return "stopped"
-        return "begun" if (folder / "config.json").is_file() else "new"
+    def state(self, student: Student) -> State:
+        """How far it is."""
+        return state.of(self.folder(student))
 
     @property
     def todo(self) -> list[Student]:
@@ -88,12 +82,15 @@ def plan(
 def prepare(
     sweep: Sweep, fresh: bool = False, gigabytes: float = 0.0, most: int = 0
 ) -> list[list[Student]]:
-    """As `plan`, and prepares the folders.
+    """As `plan`, and prepares the folders, once cache and images are found whole.
 
     Raises:
         UsageError: Also when another run lies in the folder of a student.
+        CacheIncomplete, CacheDamaged, CacheMismatch: The cache is not whole, or of other images.
     """
     planned, needs = _plan(sweep, fresh, gigabytes, most)
+    if planned:
+        replay.check_all(sweep.inputs.members, sweep.inputs.images, sweep.inputs.present_N)
     for student in sweep.students:
         run.begin(sweep.folder(student), student.recipe, sweep.inputs, fresh)
         if student.name in needs:
@@ -110,11 +107,20 @@ def _plan(
             f"a sweep learns from the cache, and {online[0]} has mode=online, a teacher in the "
             "loop. Train it by itself: kdcache train … mode=online."
         )
+    _refuse_other(sweep.out)
     ready.check([student.recipe for student in sweep.students], sweep.inputs)
     todo = list(sweep.students) if fresh else sweep.todo
     needs = _needs(sweep, todo)
     room, size = cohorts.budget(sweep.device, gigabytes), sweep.inputs.store.spec.views.size
     return cohorts.group(todo, needs, room, size, most), needs
+
+
+def _refuse_other(out: Path) -> None:
+    """UsageError where something lies that is no sweep."""
+    other = {"config.json": "a run", "zarr.json": "a cache"}
+    found = [what for name, what in other.items() if (out / name).is_file()]
+    if found or (out.exists() and not out.is_dir()):
+        raise UsageError(f"{out} is {(found or ['a file'])[0]}. Choose another --out for a sweep.")
 
 
 def train(sweep: Sweep, planned: Sequence[Sequence[Student]]) -> None:
@@ -221,8 +227,8 @@ def _needs(sweep: Sweep, students: Sequence[Student]) -> dict[str, Need]:
 
 def _say(sweep: Sweep, planned: Sequence[Sequence[Student]]) -> None:
     states = [sweep.state(student) for student in sweep.students]
-    for student, state in zip(sweep.students, states, strict=True):
-        if state == "diverged":
+    for student, now in zip(sweep.students, states, strict=True):
+        if now == "diverged":
             log.info(
                 "%s diverged (%s); --fresh, or without its folder, it is trained anew",
                 student.name,

@@ -99,7 +99,7 @@ def sweep(
         ray_engine.check()
     from timm.utils.distributed import is_distributed_env
 
-    from train import curves, ready, replay, run
+    from train import curves, ready, run
     from train import sweep as sweeps
     from train.world import pick
 
@@ -122,8 +122,6 @@ def sweep(
         print(sweep_scripts.script(print_, sys.argv[1:], named, cohorts, gpu=device != "cpu"))
         return
     planned = sweeps.prepare(mine, fresh, memory, together)
-    if planned:
-        replay.check_all(inputs.members, inputs.images, inputs.present_N)
     if engine == "ray":
         ray_engine.train(mine, planned)
     else:

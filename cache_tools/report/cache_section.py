@@ -3,11 +3,11 @@
 import math
 from typing import Any
 
-from cache_tools.report import charts
+from cache_tools.report import charts, svg
 from cache_tools.report.caches import BINS
-from cache_tools.report.charts import Chart, chart
 from cache_tools.report.page import Block, Facts, Group, Note, Section, Table
-from cache_tools.report.wording import count, share, size, small
+from cache_tools.report.svg import Chart, chart
+from cache_tools.report.wording import brief, count, share, size, small
 
 Told = dict[str, Any]
 STRENGTHS = {
@@ -83,12 +83,13 @@ def _of(facts: Told) -> str:
 
 def _says(facts: Told) -> list[Block]:
     entropy, kept, classes = facts["entropy"], facts["kept_mass"], facts["kept_classes"]
+    alike = brief(math.exp(entropy["mean"]))
     found: list[Block] = [
         chart(
             "Entropy of the teacher's words",
             f"{entropy['mean']:.2f} nats on average, half of the views above "
             f"{entropy['median']:.2f}, of at most {entropy['most']:.2f} "
-            f"(e^{entropy['mean']:.2f} = {math.exp(entropy['mean']):.1f} equally likely classes).",
+            f"(e^{entropy['mean']:.2f} = {alike} equally likely classes).",
             lambda axes: charts.histogram(
                 axes, entropy["edges"], entropy["counts"], "entropy at T = 1, nats"
             ),
@@ -120,7 +121,7 @@ def _says(facts: Told) -> list[Block]:
 
 
 def _labels(facts: Told) -> str:
-    if not facts["mixed"]:
+    if not facts["mixed"] or facts["calibration"] is None:
         return ""
     return (
         "Views are mixed of two pictures: the label is that of the larger share, which a teacher "
@@ -148,9 +149,9 @@ def _calibration(told: Told) -> Chart:
     word = "too sure" if gap > 0 else "not sure enough"
 
     def draw(axes: Any) -> None:
-        axes.plot([0, 100], [0, 100], "--", color=charts.PALE, linewidth=1)
+        axes.plot([0, 100], [0, 100], "--", color=svg.PALE, linewidth=1)
         areas = [6 + 120 * one["views"] / most for one in told["bins"]]
-        axes.scatter(x, y, areas, color=charts.SERIES[0], zorder=3, clip_on=False)
+        axes.scatter(x, y, areas, color=svg.SERIES[0], zorder=3, clip_on=False)
         axes.set(xlim=(0, 102), ylim=(0, 102), ylabel="right, %")
         axes.set_xlabel("probability of the first class, % (area: views)")
 
@@ -167,10 +168,9 @@ def _by_view(told: Told) -> Chart:
     views, top1 = told["view"], told["top1"]
     worst, best = min(top1), max(top1)
     of = "all views" if told["all_views"] else f"a sample of {count(sum(told['views']))} views"
-    errors = [math.sqrt(p * (100 - p) / n) for p, n in zip(top1, told["views"], strict=True)]
 
     def draw(axes: Any) -> None:
-        charts.points(axes, views, top1, errors, "view number", "right, %")
+        charts.points(axes, views, top1, told["error"], "view number", "right, %")
         charts.whole(axes)
 
     return chart(
@@ -233,7 +233,8 @@ def _lost(facts: Told) -> list[Block]:
 
 def _tails(tails: dict[str, Told]) -> Chart:
     words = "; ".join(
-        f"{100 * t['mean']:.2g} % at T = {name} (99 % of the views: under {100 * t['p99']:.2g} %)"
+        f"{small(100 * t['mean'])} % at T = {name} (99 % of the views: at most "
+        f"{small(100 * t['p99'])} %)"
         for name, t in tails.items()
     )
 

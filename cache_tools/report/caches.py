@@ -24,7 +24,8 @@ F8 = NDArray[np.float64]
 LIMIT = 100_000
 BINS = 15
 """Of the calibration, as in `train.metrics`."""
-_GROUPS = 8
+_GROUPS, _LEAST = 8, 25
+"""Groups of views by strength, and the least views of one."""
 _PIECE = 2**22
 """Slots that are decoded at a time."""
 _PERCENTS = np.arange(0, 101)
@@ -172,18 +173,22 @@ def _by_view(
     of_view = np.bincount(number, weight, store.num_views)
     right = np.bincount(number, hits, store.num_views)
     seen = np.flatnonzero(of_view)
+    errors = [_error(r, n) for r, n in zip(right[seen], of_view[seen], strict=True)]
     return {
         "all_views": number is not view_B,
         "view": seen.tolist(),
         "views": of_view[seen].astype(int).tolist(),
         "top1": (100 * right[seen] / of_view[seen]).tolist(),
+        "error": errors,
     }
 
 
 def _by_strength(
     how: Strength, known_B: NDArray[np.bool_], hit_B: NDArray[np.bool_]
 ) -> dict[str, Any]:
-    """Accuracy in groups of equal size of each kind of strength that varies."""
+    """Accuracy in groups of equal size of each kind of strength that varies; of few views none."""
+    if len(hit_B) < 2 * _LEAST:
+        return {}
     kinds = {
         "crop_area": how.area_B,
         "turn_degrees": how.turn_B,
@@ -195,7 +200,8 @@ def _by_strength(
 
 
 def _groups(values_B: F8, hit_B: NDArray[np.bool_]) -> list[dict[str, float]]:
-    edges = np.unique(np.quantile(values_B, np.linspace(0, 1, _GROUPS + 1)))
+    count = min(_GROUPS, len(values_B) // _LEAST)
+    edges = np.unique(np.quantile(values_B, np.linspace(0, 1, count + 1)))
     group_B = np.clip(np.searchsorted(edges, values_B, side="right") - 1, 0, len(edges) - 2)
     members = [(group_B == g) for g in range(len(edges) - 1)]
     return [{"mean": float(values_B[m].mean()), **_top1(hit_B[m])} for m in members if m.any()]
@@ -215,6 +221,11 @@ def _by_operation(
 
 def _top1(hit_B: NDArray[np.bool_]) -> dict[str, float]:
     """Accuracy and its standard error in percent."""
-    share = float(hit_B.mean())
-    error = math.sqrt(share * (1 - share) / len(hit_B))
-    return {"views": len(hit_B), "top1": 100 * share, "error": 100 * error}
+    error = _error(float(hit_B.sum()), len(hit_B))
+    return {"views": len(hit_B), "top1": 100 * float(hit_B.mean()), "error": error}
+
+
+def _error(hits: float, count: float) -> float:
+    """Standard error of a share, in percent; a few hits of a few are not taken for certainty."""
+    share = (hits + 1) / (count + 2)
+    return 100 * math.sqrt(share * (1 - share) / count)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cache_tools import __version__
-from cache_tools.report.charts import Chart
+from cache_tools.printable import printable
+from cache_tools.report.svg import Chart
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ def render(sections: Sequence[Section]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_printable,
     )
     names: dict[type[Any], str] = {
         Chart: "chart", Picture: "picture", Table: "table", Facts: "facts", Note: "note",
@@ -106,3 +108,8 @@ def render(sections: Sequence[Section]) -> str:
     environment.filters["kind"] = lambda block: names[type(block)]
     page = environment.get_template("page.html.jinja")
     return page.render(sections=sections, version=__version__)
+
+
+def _printable(value: Any) -> Any:
+    """Text as it may stand in a page; charts, which are markup, and numbers as they are."""
+    return printable(value) if type(value) is str else value

@@ -1,6 +1,7 @@
 """Numbers as a page writes them."""
 
 import math
+from collections.abc import Sequence
 
 
 def count(number: float) -> str:
@@ -11,6 +12,12 @@ def count(number: float) -> str:
 def share(percent: float | None) -> str:
     """A share in percent; a dash where it is not known."""
     return "–" if percent is None else f"{percent:.1f} %"
+
+
+def listed(words: Sequence[str], most: int = 8) -> str:
+    """Words in a row, the first of many."""
+    more = len(words) - most
+    return "; ".join(words[:most]) + (f"; and {count(more)} more" if more > 0 else "")
 
 
 def small(value: float) -> str:

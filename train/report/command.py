@@ -58,14 +58,14 @@ def report(
     """
     if out is None and not json_:
         raise UsageError("where to? Pass --out report.html, or --json for the facts.")
-    from cache_tools import files, progress
-    from cache_tools.report import charts, page
+    from cache_tools import files, printable, progress
+    from cache_tools.report import page, svg
     from train.networks import Wish
     from train.report.subjects import find
     from train.world import pick
 
     if out is not None:
-        charts.check()
+        svg.check()
         if out.is_dir():
             raise UsageError(f"{out} is a folder. Pass --out with the name of a file.")
     named = find(subjects)
@@ -77,10 +77,10 @@ def report(
             facts, pictures = _look(subject, data, no_images or out is None, limit, views, wish)
             told.append(facts)
             if out is not None:
-                sections.append(_section(subject, facts, pictures))
+                sections.append(_section(subject, printable.all_of(facts), pictures))
             advance(1, Path(subject.where).name)
     if out is not None:
-        files.write(out, page.render(_compared(named, told, sections)).encode())
+        files.write(out, page.render(_compared(named, printable.all_of(told), sections)).encode())
     if json_:
         emit({"subjects": told})
     elif out is not None:
@@ -102,7 +102,7 @@ def _look(
         store = Store.open(subject.where)
         return caches.facts(store, limit), [] if no_images else _sheet(store, data)
     if subject.kind == "run":
-        return runs.facts(where, _names(run.read_config(where)), wish, views), []
+        return runs.facts(where, _names, wish, views), []
     if subject.kind == "sweep":
         return sweeps.facts(where), []
     comparison = run.read_json(where / "comparison.json")

@@ -6,12 +6,13 @@ validation split; of a run with a moving average, the average's answers are told
 
 import logging
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cache_tools.errors import KdcacheError
+from cache_tools.errors import CacheIncomplete, KdcacheError
 from cache_tools.shown import Names
-from train import measure, run
+from train import measure, run, state
 from train.confusion import Confusions, Pairs
 from train.measure import Question
 from train.networks import Wish
@@ -20,26 +21,35 @@ from train.report import history
 log = logging.getLogger("kdcache")
 MATRIX = 50
 """Classes up to which all pairs are told."""
-_WORST = 20
+_WORST = 24
+"""Of so many classes, all; else the worst."""
 _PAIRS = 12
 
 
-def facts(folder: Path, names: Names, wish: Wish, views: int) -> dict[str, Any]:
+def facts(
+    folder: Path, names: Callable[[dict[str, Any]], Names], wish: Wish, views: int
+) -> dict[str, Any]:
     """What is known of a run.
 
     Args:
         folder: The run.
-        names: Names of its classes.
+        names: Its config → names of its classes.
         wish: Where its students are run.
         views: How many cached views they are shown; 0: none, and no validation picture either.
     """
     config = run.read_config(folder)
+    if "teacher" not in config:
+        raise CacheIncomplete(
+            f"the run {folder} was made by an earlier kdcache and does not say who its teacher "
+            "was. Run its kdcache train command again: it trains nothing and adds it."
+        )
     there = folder / "result.json"
     result = run.read_json(there) if there.is_file() else None
     found: dict[str, Any] = {
         "kind": "run",
         "name": str(folder),
-        "state": "finished" if result else "begun",
+        "state": state.of(folder),
+        "why": state.why(folder),
         "config": config,
         "result": result,
         "epochs": history.read(folder / "log.jsonl"),
@@ -56,14 +66,14 @@ def facts(folder: Path, names: Names, wish: Wish, views: int) -> dict[str, Any]:
     except (KdcacheError, OSError) as error:
         log.info("%s: %s", folder, error)
         return found | {"left_out": f"Its answers are left out: {error}"}
-    return found | {"measured": measured, "answers": _answers(measured, saw, names)}
+    return found | {"measured": measured, "answers": _answers(measured, saw, names(config))}
 
 
 def _answers(measured: dict[str, Any], saw: Confusions, names: Names) -> list[dict[str, Any]]:
     """Classes and confusions of each set of pictures, of the last of the run's students."""
     cached = measured["cache"]["path"] if measured["cache"] else ""
     told: list[dict[str, Any]] = []
-    for place in dict.fromkeys(place for place, _ in saw.pairs):
+    for place in dict.fromkeys(place for (place, _), pairs in saw.pairs.items() if pairs):
         network = [name for where, name in saw.pairs if where == place][-1]
         pairs, due = saw.pairs[place, network], "teacher" if place == cached else "label"
         told.append({"on": place, "due": due, "network": network, **classes(pairs, names)})

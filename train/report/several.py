@@ -6,23 +6,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cache_tools.report import charts
-from cache_tools.report.charts import Chart, chart
+from cache_tools.printable import printable
+from cache_tools.report import charts, svg
 from cache_tools.report.page import Block, Group, Section, Table
-from cache_tools.report.wording import count, share
+from cache_tools.report.svg import Chart, chart
+from cache_tools.report.wording import count, listed, share
 from train.report import history
 from train.report.run_section import way
 
 Told = dict[str, Any]
+MOST = 40
+"""Runs that a chart names."""
+_OTHERS = "others"
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
     """Names of runs without what all of them have in common."""
     whole = [folder.resolve() for folder in folders]
     if len(whole) < 2:
-        return ["/".join(folder.parts[-2:]) for folder in whole]
+        return [printable("/".join(folder.parts[-2:])) for folder in whole]
     common = os.path.commonpath([folder.parent for folder in whole])
-    return [str(folder.relative_to(common)) for folder in whole]
+    return [printable(str(folder.relative_to(common))) for folder in whole]
 
 
 def section(runs: Sequence[Told], names: Sequence[str]) -> Section:
@@ -51,7 +55,7 @@ def against_labels(told: Told, name: str) -> Section:
 
     def draw(axes: Any) -> None:
         for pair in zip(*(arm["top1"] for arm in arms), strict=True):
-            axes.plot([0, 1], pair, color=charts.PALE, linewidth=1, alpha=0.6)
+            axes.plot([0, 1], pair, color=svg.PALE, linewidth=1, alpha=0.6)
         for x, arm in enumerate(arms):
             axes.scatter([x] * len(arm["top1"]), arm["top1"], color=charts.colour(x), zorder=3)
             axes.plot([x - 0.14, x + 0.14], [arm["mean"]] * 2, color=charts.colour(x), linewidth=3)
@@ -110,24 +114,30 @@ def _results(named: dict[str, Told]) -> Chart | None:
     if len(found) < 2:
         return None
     ordered = sorted(found, key=lambda name: -found[name])
-    low = max(0.0, min(found.values()) - 5)
+    shown, arms = ordered[:MOST], list(dict.fromkeys(_arm(name) for name in named))
+    if len(arms) > len(svg.SERIES):
+        arms = [*dict.fromkeys(_arm(name) for name in ordered)]
+    values = [found[name] for name in shown]
 
     def draw(axes: Any) -> None:
-        rows = range(len(ordered))
-        for row, name in zip(rows, ordered, strict=True):
-            axes.plot(found[name], row, "o", color=charts.colour(_arms(named).index(_arm(name))))
+        rows = range(len(shown))
+        for row, name in zip(rows, shown, strict=True):
+            number = arms.index(_arm(name))
+            colour = charts.colour(number) if number < len(svg.SERIES) else svg.PALE
+            axes.plot(found[name], row, "o", color=colour)
             axes.annotate(f"{found[name]:.1f}", (found[name], row), (6, -3), fontsize=8.5,
                           textcoords="offset points")  # fmt: skip
-        axes.set_yticks(rows, [charts.short(name) for name in ordered])
-        axes.invert_yaxis()
-        axes.set(xlim=(low, max(found.values()) + 3), xlabel="top-1 at the end, %")
+        axes.set_yticks(rows, [charts.short(name) for name in shown])
+        axes.set(ylim=(len(shown) - 0.5, -0.5), xlabel="top-1 at the end, %")
+        axes.set_xlim(max(0.0, min(values) - 5), max(values) + 3)
 
+    best, last = ordered[0], ordered[-1]
     return chart(
-        "Accuracy at the end",
-        f"{ordered[0]} is the best with {found[ordered[0]]:.1f} %, {ordered[-1]} the last with "
-        f"{found[ordered[-1]]:.1f} %.",
+        "Accuracy at the end" + (f", the best {MOST}" if len(ordered) > MOST else ""),
+        f"Of {count(len(ordered))} runs {best} is the best with {found[best]:.1f} %, {last} the "
+        f"last with {found[last]:.1f} %.",
         draw,
-        charts.rows(len(ordered)),
+        charts.rows(len(shown)),
     )
 
 
@@ -140,23 +150,22 @@ def _curves(named: dict[str, Told]) -> Chart | None:
             series[name] = ([epoch + 1 for epoch in x], y)
     if len(series) < 2:
         return None
+    best = sorted(series, key=lambda name: -series[name][1][-1])
+    arms = list(dict.fromkeys(_arm(name) for name in series))
+    if len(arms) > len(svg.SERIES):
+        leading = list(dict.fromkeys(_arm(name) for name in best))[: len(svg.SERIES) - 1]
+        arms = [*leading, _OTHERS]
+    groups = {name: _arm(name) if _arm(name) in arms else _OTHERS for name in series}
+    ordered = sorted(series, key=lambda name: arms.index(groups[name]))
 
     def draw(axes: Any) -> None:
-        charts.lines(axes, series, "epoch", "top-1, %", {name: _arm(name) for name in series})
-        charts.whole(axes)
+        charts.lines(axes, {n: series[n] for n in ordered}, charts.EPOCH, "top-1, %", groups)
 
-    words = "; ".join(f"{name} {y[0]:.1f} to {y[-1]:.1f} %" for name, (_, y) in series.items())
-    return chart(
-        "Accuracy over the epochs",
-        f"{words}.",
-        draw,
-    )
+    each = [f"{name} {series[name][1][0]:.1f} to {series[name][1][-1]:.1f} %" for name in best]
+    size = svg.SIZE[0], svg.SIZE[1] + 0.15 * len(arms)  # the legend has a line for each
+    return chart("Accuracy over the epochs", f"{listed(each)}.", draw, size)
 
 
 def _arm(name: str) -> str:
     """A run's name without its seed: runs of one arm have one colour."""
     return re.sub(r"[-,_]?seed=?\d+$", "", name) or name
-
-
-def _arms(named: dict[str, Told]) -> list[str]:
-    return list(dict.fromkeys(_arm(name) for name in named))

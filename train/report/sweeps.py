@@ -1,4 +1,4 @@
-"""What a sweep found and what it cost: accuracy against size, speed and time, and the ledger."""
+"""What a sweep found: accuracy against size, speed and time, along each key, and its table."""
 
 import math
 from collections.abc import Sequence
@@ -7,13 +7,14 @@ from typing import Any
 
 from cache_tools import summary
 from cache_tools.errors import KdcacheError, UsageError
-from cache_tools.report import charts
-from cache_tools.report.charts import Chart, chart
+from cache_tools.report import charts, svg
 from cache_tools.report.page import Block, Group, Note, Section, Table
-from cache_tools.report.wording import brief, count, duration, share, size, small
+from cache_tools.report.svg import Chart, chart
+from cache_tools.report.wording import brief, count, listed, share, small
 from cache_tools.store import Store
 from train import run
-from train.overview import front
+from train.overview import front, heads
+from train.report.costs import table
 
 Told = dict[str, Any]
 NAME = "sweep.json"
@@ -30,6 +31,8 @@ _COLUMNS = {
     "images_per_second": count,
     "cost_seconds": small,
 }
+_TICKS = 8
+"""Numbers of a swept key that are written one by one; more are an axis."""
 _HEADS = ("top-1", "loss", "parameters", "images/s", "seconds")
 
 
@@ -43,7 +46,10 @@ def facts(folder: Path) -> Told:
     students = told.get("students") if isinstance(told, dict) else None
     if not isinstance(students, list) or not all(isinstance(s, dict) for s in students):
         raise UsageError(f"{folder / NAME} lists no students. Run kdcache sweep again to write it.")
-    return {"kind": "sweep", "name": str(folder), **told, "cache": _cache(folder, students)}
+    plain = [{key: _plain(value) for key, value in one.items()} for one in students]
+    swept = [key for key in told.get("swept", []) if isinstance(key, str)]
+    told = {**told, "students": plain, "swept": swept, "cache": _cache(folder, students)}
+    return {"kind": "sweep", "name": str(folder), **told}
 
 
 def section(told: Told) -> Section:
@@ -54,11 +60,11 @@ def section(told: Told) -> Section:
     groups = [Group("Accuracy against what it takes", _fronts(measured, keys))]
     along = [_along(measured, key, keys[0]) for key in keys]
     if along:
-        lead = "Every point is a student; the line joins the means over all other keys."
+        lead = "Every point is a student; diamonds are means over all other keys."
         groups.append(Group("Along each swept key", along, lead))
-    groups.append(Group("All students", [_table(students, swept or ["name"])]))
-    if costs := told.get("ledger"):
-        groups.append(Group("What it cost", [_costs(costs, told["cache"])]))
+    groups.append(Group("All students", [_table(students, heads(students, swept))]))
+    if (costs := told.get("ledger")) and costs.get("students"):
+        groups.append(Group("What it cost", [table(costs, told["cache"])]))
     return Section(told["name"], "sweep", _lead(students, measured, swept), groups)
 
 
@@ -104,50 +110,63 @@ def _against(rows: list[Told], key: str, by: str) -> Chart:
     name, label, more = _AGAINST[key]
     best = front(rows, key, more)
     groups = list(dict.fromkeys(_word(one.get(by)) for one in rows))
-    words = "; ".join(f"{share(one['accuracy'])} at {brief(one[key])}" for one in best)
+    words = listed([f"{share(one['accuracy'])} at {brief(one[key])}" for one in best])
 
     def draw(axes: Any) -> None:
         axes.plot(
             [one[key] for one in best], [one["accuracy"] for one in best],
-            color=charts.PALE, linewidth=1, drawstyle="steps-pre" if more else "steps-post",
+            color=svg.PALE, linewidth=1, drawstyle="steps-pre" if more else "steps-post",
         )  # fmt: skip
         for one in rows:
             number = groups.index(_word(one.get(by)))
-            axes.plot(one[key], one["accuracy"], "o", color=charts.colour(number), markersize=6)
+            axes.plot(one[key], one["accuracy"], "o", color=charts.colour(number, len(groups)))
         axes.set(xlabel=label, ylabel="top-1, %")
-        axes.xaxis.set_major_formatter(lambda value, _: brief(value))
-        if 1 < len(groups) <= len(charts.SERIES):
+        charts.spread(axes, [one[key] for one in rows])
+        if 1 < len(groups) <= len(svg.SERIES):
             charts.legend(axes, {g: i for i, g in enumerate(groups)}, "o", by)
 
     return chart(
         f"Accuracy against {name}",
         f"{len(best)} of {len(rows)} students are beaten by no other in both: {words} ({label}).",
         draw,
-        (charts.SIZE[0], charts.SIZE[1] + 0.3),
+        (svg.SIZE[0], svg.SIZE[1] + 0.3),
     )
 
 
 def _along(rows: list[Told], key: str, by: str) -> Chart:
-    values = list(dict.fromkeys(one.get(key) for one in rows))
-    if all(_number(value) is not None for value in values):
+    """Accuracy along the values of a key: numbers from left to right, words from top to bottom."""
+    values: list[Any] = list(dict.fromkeys(one.get(key) for one in rows))
+    numbers = all(_number(value) is not None for value in values)
+    if numbers:
         values.sort()
     groups = list(dict.fromkeys(_word(one.get(by)) for one in rows))
     of = [[one["accuracy"] for one in rows if one.get(key) == value] for value in values]
     means = [math.fsum(each) / len(each) for each in of]
-    words = "; ".join(f"{_word(v)}: {m:.1f} %" for v, m in zip(values, means, strict=True))
+    words = listed([f"{_word(v)}: {m:.1f} %" for v, m in zip(values, means, strict=True)])
+    many = len(values) > _TICKS
+    at = values if numbers and many else [*range(len(values))]
 
     def draw(axes: Any) -> None:
         for one in rows:
-            number = groups.index(_word(one.get(by)))
-            axes.plot(values.index(one.get(key)), one["accuracy"], "o",
-                      color=charts.colour(number), alpha=0.75)  # fmt: skip
-        axes.plot(range(len(values)), means, color=charts.INK, marker="D", markersize=5)
-        axes.set_xticks(range(len(values)), [charts.short(_word(v), 20) for v in values])
-        axes.set(xlim=(-0.5, len(values) - 0.5), xlabel=key, ylabel="top-1, %")
-        if max(len(_word(value)) for value in values) * len(values) > 40:
-            axes.tick_params(axis="x", rotation=20)
+            colour = charts.colour(groups.index(_word(one.get(by))), len(groups))
+            place = at[values.index(one.get(key))], one["accuracy"]
+            axes.plot(*(place if numbers else place[::-1]), "o", color=colour, alpha=0.75)
+        style = {"color": svg.INK, "marker": "D", "markersize": 5}
+        if not numbers:
+            axes.plot(means, at, linestyle="", **style)
+            axes.set_yticks(at, [charts.short(_word(value)) for value in values])
+            axes.set(ylim=(len(values) - 0.5, -0.5), xlabel="top-1, %")
+            return
+        axes.plot(at, means, **style)
+        axes.set(xlabel=key, ylabel="top-1, %")
+        if many:
+            charts.spread(axes, values)
+        else:
+            axes.set_xticks(at, [_word(value) for value in values])
+            axes.set_xlim(-0.5, len(values) - 0.5)
 
-    return chart(f"Along {key}", f"Means by {key}: {words}.", draw)
+    size = svg.SIZE if numbers else charts.rows(len(values))
+    return chart(f"Along {key}", f"Means by {key}: {words}.", draw, size)
 
 
 def _table(students: list[Told], swept: list[str]) -> Table:
@@ -168,69 +187,9 @@ def _table(students: list[Told], swept: list[str]) -> Table:
     return Table("Students, the most accurate first", (*swept, *_HEADS, "state"), rows, note, words)
 
 
-def _costs(costs: Told, cache: Told | None) -> Table:
-    """The ledger of the sweep: what ran, beside the same with the teacher in the loop."""
-    forwards, hours = costs["forwards"], costs.get("hours", {})
-    ways = {
-        "cache": "from the cache: the teacher once",
-        "online": "online: the teacher in each run",
-        "online_cohorts": "online: the teacher once for each batch of a cohort",
-    }
-    rows = [
-        [
-            word,
-            count(forwards[way]),
-            duration(hours[way]) if way in hours else "–",
-            f"{forwards[way] / max(forwards['cache'], 1):,.1f} ×",
-            (size(cache["bytes"]) if cache else "–") if way == "cache" else "0 bytes",
-        ]
-        for way, word in ways.items()
-        if way in forwards
-    ]
-    if imagenet := costs.get("imagenet"):
-        rows += _projected(imagenet)
-    return Table(
-        f"{count(costs['students'])} finished students: the cache beside online distillation",
-        ("", "teacher forwards", "hours", "forwards", "kept"),
-        rows,
-        _formula(costs),
-    )
-
-
-def _projected(imagenet: Told) -> list[list[str]]:
-    """The same on ImageNet: of hours, the teacher's alone."""
-    forwards, hours = imagenet["forwards"], imagenet.get("teacher_hours", {})
-    words = {
-        "cache": "projected to ImageNet-1k, cache",
-        "online": "projected to ImageNet-1k, online",
-    }
-    return [
-        [
-            word,
-            count(forwards[way]),
-            f"{duration(hours[way])} of teacher" if way in hours else "–",
-            f"{forwards[way] / max(forwards['cache'], 1):,.1f} ×",
-            "–",
-        ]
-        for way, word in words.items()
-        if way in forwards
-    ]
-
-
-def _formula(costs: Told) -> str:
-    text = "Forwards: samples × views once, against the views that all students were shown. "
-    if teacher := costs.get("teacher"):
-        each = small(1000 * teacher["seconds_per_view"])
-        text += (
-            f"Hours: {duration(costs['student_hours'])} of students, measured, + forwards × "
-            f"{each} ms (the teacher, measured on {teacher['device']}). "
-        )
-    if imagenet := costs.get("imagenet"):
-        text += (
-            f"ImageNet-1k: {count(imagenet['images'])} images × {count(imagenet['views'])} views "
-            f"once, × {count(imagenet['views_shown'])} views shown online."
-        )
-    return text
+def _plain(value: Any) -> Any:
+    """A value of a swept key; what is no such value, as text."""
+    return value if isinstance(value, str | int | float | None) else str(value)
 
 
 def _number(value: Any) -> float | None:
