@@ -4,14 +4,15 @@ A cache that was cut by samples, or merged from caches of several samples, has o
 those it is made of. Its parts are put together from the stored codes, which are neither decoded nor
 rounded again, so that they are the bytes the teacher's own run over these samples would have
 written. Fingerprints of pixels come along where the view is a probe in both; the others are 0:
-nobody has rendered them.
+nobody has rendered them. Parameters of imported views come along; partners become rows of the new
+table.
 
 Shapes: N samples of the new cache, B rows of a part.
 """
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from cache_tools import __version__, codec, flight, view_params
 from cache_tools.codec import Stored
 from cache_tools.commits import Part
+from cache_tools.imported import Imported
 from cache_tools.shards import NO_LABEL
 from cache_tools.spec import CacheSpec
 from cache_tools.store import Store, probe_numbers
@@ -39,6 +41,8 @@ class Made:
     """Row of the new table → fingerprint of its pixels, where an old part has one."""
     versions: dict[str, str]
     """What made the old parts."""
+    params: Imported | None
+    """Parameters of its views, where these were imported."""
 
     def probes(self, spec: CacheSpec, rows: range) -> U8:
         """Fingerprints of the pixels of the new part's probes; 0 where none is known."""
@@ -46,13 +50,30 @@ class Made:
         return np.array([self.known.get(number, 0) for number in numbers], dtype=np.uint64)
 
 
+@dataclass(frozen=True)
+class _Old:
+    """An old part as it was read."""
+
+    stored: Stored
+    probes: U8
+    versions: dict[str, str]
+    params: Imported | None
+
+
 class Assembly:
     """Reads rows of caches, view by view."""
 
-    def __init__(self, stores: Sequence[Store]) -> None:
-        self._stores = stores
+    def __init__(self, stores: Sequence[Store], new_row_of: Sequence[I8] = ()) -> None:
+        """Read rows of `stores`.
+
+        Args:
+            stores: The caches.
+            new_row_of: For each of them, the row of the new table that each of its rows becomes;
+                nothing: all tables are the same.
+        """
+        self._stores, self._new_row_of = stores, new_row_of
         self._view = -1
-        self._read: dict[tuple[int, int], tuple[Stored, U8, dict[str, str]]] = {}
+        self._read: dict[tuple[int, int], _Old] = {}
         self.records: dict[tuple[int, Part], dict[str, Any]] = {}
         """Records that are known already, by cache and part: they need not be read again."""
         self.moved = 0
@@ -77,19 +98,28 @@ class Assembly:
         """
         pairs, block_B = self.sources(view, source_B, row_B), self._blocks(source_B, row_B)
         self._fetch(view, pairs)
-        pieces, places = [], []
+        pieces, views, places = [], [], []
         known: dict[int, int] = {}
         versions: dict[str, str] = {}
         for source, old in pairs:
             here = np.flatnonzero((source_B == source) & (block_B == old.block))
             rows = self._stores[source].spec.rows(old.block)
-            stored, probes, made_with = self._read[source, old.block]
-            pieces.append(codec.take(stored, row_B[here] - rows.start))
+            read, at = self._read[source, old.block], row_B[here] - rows.start
+            pieces.append(codec.take(read.stored, at))
+            views += [self._moved(read.params.rows(at), source)] if read.params else []
             places.append(here)
-            known |= _probes(rows, probes, row_B[here], new_B[here])
-            versions = made_with | versions
+            known |= _probes(rows, read.probes, row_B[here], new_B[here])
+            versions = read.versions | versions
         order = np.argsort(np.concatenate(places))
-        return Made(codec.take(codec.concatenate(pieces), order), known, versions)
+        params = Imported.concatenate(views).rows(order) if views else None
+        return Made(codec.take(codec.concatenate(pieces), order), known, versions, params)
+
+    def _moved(self, params: Imported, source: int) -> Imported:
+        """Parameters whose partners are rows of the new table."""
+        if not (self._new_row_of and self._stores[source].spec.views.mixes):
+            return params
+        new_B = self._new_row_of[source][params.partner_B.astype(np.int64)]
+        return replace(params, partner_B=new_B.astype(np.uint32))
 
     def _blocks(self, source_B: I8, row_B: I8) -> I8:
         size_S = np.array([store.spec.block_size for store in self._stores])
@@ -107,11 +137,12 @@ class Assembly:
             for (s, old), found in zip(missing, pool.map(self._load, missing), strict=True):
                 self._read[s, old.block] = found
 
-    def _load(self, pair: tuple[int, Part]) -> tuple[Stored, U8, dict[str, str]]:
+    def _load(self, pair: tuple[int, Part]) -> _Old:
         store, part = self._stores[pair[0]], pair[1]
         record, chunks = store.load(part, self.records.pop(pair, None))
         self.moved += sum(map(len, chunks.values()))
-        return *store.decode(part, chunks), record["versions"]
+        params = store.decode_params(part, chunks) if store.spec.imported else None
+        return _Old(*store.decode(part, chunks), record["versions"], params)
 
 
 def same(a: Stored, b: Stored) -> NDArray[np.bool_]:
@@ -136,7 +167,9 @@ def versions(of_source: dict[str, str], tool: str) -> dict[str, str]:
     return {**of_source, tool: f"kdcache {__version__}"}
 
 
-def statistics(store: Store, part: Part, stored: Stored) -> dict[str, float]:
+def statistics(
+    store: Store, part: Part, stored: Stored, params: Imported | None = None
+) -> dict[str, float]:
     """What a commit record says of targets, from what is stored of them."""
     top_B, most_sum = np.empty(len(stored), dtype=np.int64), 0.0
     for begin in range(0, len(stored), _ROWS):
@@ -151,7 +184,7 @@ def statistics(store: Store, part: Part, stored: Stored) -> dict[str, float]:
         "tail_mass": float(tail_B.mean(dtype=np.float64)),
         "max_probability": most_sum / len(stored),
     }
-    label_BP = labels(store, part)
+    label_BP = labels(store, part, params)
     if label_BP.shape[1] == 1 and NO_LABEL not in label_BP:
         facts["teacher_top1"] = 100.0 * float((top_B == label_BP[:, 0]).mean())
     return {name: round(value, 6) for name, value in facts.items()}
@@ -162,13 +195,22 @@ def windows(spec: CacheSpec, count: int) -> list[slice]:
     return [slice(b, min(b + spec.window, count)) for b in range(0, count, spec.window)]
 
 
-def labels(store: Store, part: Part) -> I8:
-    """[B, P] labels of a part's views, and their partners' where views are mixed."""
+def labels(store: Store, part: Part, params: Imported | None = None) -> I8:
+    """[B, P] labels of a part's views, and their partners' where views are mixed.
+
+    Args:
+        store: The cache.
+        part: Which part.
+        params: Parameters of its views when it is not committed yet, where they were imported.
+    """
     rows, label_N = store.spec.rows(part.block), store.table.label_N.astype(np.int64)
     own_B = label_N[rows.start : rows.stop]
     if not (store.spec.replayable and store.spec.views.mixes):
         return own_B[:, None]
-    partner_B = view_params.mixing(store, part.view, rows.start, rows.stop).partner_B
+    if params is not None:
+        partner_B = params.partner_B.astype(np.int64)
+    else:
+        partner_B = view_params.mixing(store, part.view, rows.start, rows.stop).partner_B
     return np.stack([own_B, label_N[partner_B]], axis=1)
 
 

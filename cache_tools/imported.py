@@ -73,8 +73,13 @@ class Imported:
 
     def equals(self, other: "Imported") -> bool:
         """Whether both are of the same views."""
+        return len(self) == len(other) and not self.differ(other).any()
+
+    def differ(self, other: "Imported") -> NDArray[np.bool_]:
+        """[B] which views are not those of `other`, one by one."""
         pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
-        return all(np.array_equal(a, b) for a, b in pairs)
+        unequal = [(a != b).reshape(len(self), -1).any(axis=1) for a, b in pairs]
+        return np.asarray(np.any(unequal, axis=0))
 
     @staticmethod
     def concatenate(parts: "Sequence[Imported]") -> "Imported":

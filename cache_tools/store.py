@@ -278,7 +278,11 @@ class Store:
         Raises:
             CacheIncomplete, CacheDamaged: As `read`.
         """
-        params = self._decoded(part, self._layout.decode_views, self.load(part, views=True)[1])
+        return self.decode_params(part, self.load(part, views=True)[1])
+
+    def decode_params(self, part: Part, chunks: Mapping[str, bytes]) -> Imported:
+        """Parameters of imported views in the chunks of one part; CacheDamaged as `read`."""
+        params = self._decoded(part, self._layout.decode_views, chunks)
         rows = self.spec.rows(part.block)
         if wrong := imported.check(params, self.spec, self.table, rows):
             raise CacheDamaged(f"{part} of {self.name} holds {wrong}. {REMEDY}")
