@@ -3,8 +3,9 @@
 A cache that was cut by samples, or merged from caches of several samples, has other blocks than
 those it is made of. Its parts are put together from the stored codes, which are neither decoded nor
 rounded again, so that they are the bytes the teacher's own run over these samples would have
-written. Parameters of imported views come along, their partners by their new rows. Fingerprints of
-pixels come along where the view is a probe in both; the others are 0: nobody has rendered them.
+written. Fingerprints of pixels come along where the view is a probe in both; the others are 0:
+nobody has rendered them. Parameters of imported views come along; partners become rows of the new
+table.
 
 Shapes: N samples of the new cache, B rows of a part.
 """
@@ -41,7 +42,7 @@ class Made:
     versions: dict[str, str]
     """What made the old parts."""
     params: Imported | None
-    """Parameters of imported views, else None."""
+    """Parameters of its views, where these were imported."""
 
     def probes(self, spec: CacheSpec, rows: range) -> U8:
         """Fingerprints of the pixels of the new part's probes; 0 where none is known."""
@@ -51,7 +52,7 @@ class Made:
 
 @dataclass(frozen=True)
 class _Old:
-    """What is read of an old part."""
+    """An old part as it was read."""
 
     stored: Stored
     probes: U8
@@ -62,9 +63,15 @@ class _Old:
 class Assembly:
     """Reads rows of caches, view by view."""
 
-    def __init__(self, stores: Sequence[Store], new_SN: Sequence[I8] | None = None) -> None:
-        """Of `stores`; `new_SN` are the new rows of each one's samples, None: they keep theirs."""
-        self._stores, self._new_SN = stores, new_SN
+    def __init__(self, stores: Sequence[Store], new_row_of: Sequence[I8] = ()) -> None:
+        """Read rows of `stores`.
+
+        Args:
+            stores: The caches.
+            new_row_of: For each of them, the row of the new table that each of its rows becomes;
+                nothing: all tables are the same.
+        """
+        self._stores, self._new_row_of = stores, new_row_of
         self._view = -1
         self._read: dict[tuple[int, int], _Old] = {}
         self.records: dict[tuple[int, Part], dict[str, Any]] = {}
@@ -91,31 +98,28 @@ class Assembly:
         """
         pairs, block_B = self.sources(view, source_B, row_B), self._blocks(source_B, row_B)
         self._fetch(view, pairs)
-        pieces, places = [], []
-        params: list[Imported] = []
+        pieces, views, places = [], [], []
         known: dict[int, int] = {}
         versions: dict[str, str] = {}
         for source, old in pairs:
             here = np.flatnonzero((source_B == source) & (block_B == old.block))
             rows = self._stores[source].spec.rows(old.block)
-            read, at_B = self._read[source, old.block], row_B[here] - rows.start
-            pieces.append(codec.take(read.stored, at_B))
-            if read.params is not None:
-                params.append(self._moved(source, read.params.rows(at_B)))
+            read, at = self._read[source, old.block], row_B[here] - rows.start
+            pieces.append(codec.take(read.stored, at))
+            views += [self._moved(read.params.rows(at), source)] if read.params else []
             places.append(here)
             known |= _probes(rows, read.probes, row_B[here], new_B[here])
             versions = read.versions | versions
         order = np.argsort(np.concatenate(places))
-        stored = codec.take(codec.concatenate(pieces), order)
-        moved = Imported.concatenate(params).rows(order) if params else None
-        return Made(stored, known, versions, moved)
+        params = Imported.concatenate(views).rows(order) if views else None
+        return Made(codec.take(codec.concatenate(pieces), order), known, versions, params)
 
-    def _moved(self, source: int, params: Imported) -> Imported:
-        """Parameters with their partners' rows in the new table."""
-        if self._new_SN is None or not self._stores[source].spec.views.mixes:
+    def _moved(self, params: Imported, source: int) -> Imported:
+        """Parameters whose partners are rows of the new table."""
+        if not (self._new_row_of and self._stores[source].spec.views.mixes):
             return params
-        partner_B = self._new_SN[source][params.partner_B.astype(np.int64)]
-        return replace(params, partner_B=partner_B.astype(np.uint32))
+        new_B = self._new_row_of[source][params.partner_B.astype(np.int64)]
+        return replace(params, partner_B=new_B.astype(np.uint32))
 
     def _blocks(self, source_B: I8, row_B: I8) -> I8:
         size_S = np.array([store.spec.block_size for store in self._stores])
@@ -194,16 +198,19 @@ def windows(spec: CacheSpec, count: int) -> list[slice]:
 def labels(store: Store, part: Part, params: Imported | None = None) -> I8:
     """[B, P] labels of a part's views, and their partners' where views are mixed.
 
-    `params` are those of imported views; None: as they lie in the cache.
+    Args:
+        store: The cache.
+        part: Which part.
+        params: Parameters of its views when it is not committed yet, where they were imported.
     """
     rows, label_N = store.spec.rows(part.block), store.table.label_N.astype(np.int64)
     own_B = label_N[rows.start : rows.stop]
     if not (store.spec.replayable and store.spec.views.mixes):
         return own_B[:, None]
-    if params is None:
-        partner_B = view_params.mixing(store, part.view, rows.start, rows.stop).partner_B
-    else:
+    if params is not None:
         partner_B = params.partner_B.astype(np.int64)
+    else:
+        partner_B = view_params.mixing(store, part.view, rows.start, rows.stop).partner_B
     return np.stack([own_B, label_N[partner_B]], axis=1)
 
 

@@ -7,6 +7,7 @@
   teacher would have written of these samples alone, and the targets are its bytes. A share such as
   0.1 is the beginning of the table, which is as good as drawn, ids being hashes. Where views are
   mixed, a sample and its partner stay together: whole windows of the table are taken.
+  Imported views that are mixed have partners anywhere in the table: nothing can be left out.
 * **Classes**: of each view the most probable ones; what is left out joins the stored masses. Codes
   stay as they are, so nothing is rounded twice but those masses, and `cut_from` in the spec says of
   what it was cut.
@@ -100,17 +101,16 @@ def make(assembly: Assembly, cut: Cut, out: Store, part: Part) -> None:
     """Make and commit one part of a cut that is not verbatim."""
     row_B, new_B = places(cut, part)
     made = assembly.gather(part.view, np.zeros_like(row_B), row_B, new_B)
-    stored = made.stored
+    stored, params = made.stored, made.params
     if cut.keeps is not None:
-        label_BP, pieces = assemble.labels(out, part, made.params), []
+        label_BP, pieces = assemble.labels(out, part, params), []
         for begin in range(0, len(stored), _ROWS):
             few_B = np.arange(begin, min(begin + _ROWS, len(stored)))
             pieces.append(fewer(codec.take(stored, few_B), cut.keeps, cut.spec, label_BP[few_B]))
         stored = codec.concatenate(pieces)
     probes = made.probes(out.spec, out.spec.rows(part.block))
-    facts = assemble.statistics(out, part, stored, made.params)
-    versions = assemble.versions(made.versions, "select")
-    out.write(part, stored, probes, facts, versions, made.params)
+    facts = assemble.statistics(out, part, stored, params)
+    out.write(part, stored, probes, facts, assemble.versions(made.versions, "select"), params)
 
 
 def fewer(stored: Stored, of: TargetSpec, spec: CacheSpec, label_BP: I8) -> Stored:
@@ -169,8 +169,9 @@ def _rows(store: Store, wanted: str) -> I8:
     mixes = spec.replayable and spec.views.mixes
     if mixes and spec.imported is not None:
         raise UsageError(
-            f"views of {store.name} are mixed with others of any of its samples, and need the "
-            "pictures of all. Leave --samples out; --views and --keep make it smaller, too."
+            f"the views of {store.name} came from {spec.imported.origin} and are mixed with "
+            "samples from anywhere in it: of fewer samples, partners would be missing. Leave "
+            "--samples out; --views and --keep can cut it."
         )
     if re.fullmatch(r"[0-9.eE+-]+", wanted) and not Path(wanted).is_file():
         try:

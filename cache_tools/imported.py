@@ -73,15 +73,13 @@ class Imported:
 
     def equals(self, other: "Imported") -> bool:
         """Whether both are of the same views."""
-        return len(self) == len(other) and bool(self.same(other).all())
+        return len(self) == len(other) and not self.differ(other).any()
 
-    def same(self, other: "Imported") -> NDArray[np.bool_]:
-        """[B] whether both are of the same view."""
-        same_B = np.ones(len(self), dtype=bool)
-        for f in fields(self):
-            ours, theirs = getattr(self, f.name), getattr(other, f.name)
-            same_B &= (ours == theirs).all(axis=tuple(range(1, ours.ndim)))
-        return same_B
+    def differ(self, other: "Imported") -> NDArray[np.bool_]:
+        """[B] which views are not those of `other`, one by one."""
+        pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+        unequal = [(a != b).reshape(len(self), -1).any(axis=1) for a, b in pairs]
+        return np.asarray(np.any(unequal, axis=0))
 
     @staticmethod
     def concatenate(parts: "Sequence[Imported]") -> "Imported":

@@ -1,14 +1,10 @@
 """`kdcache merge`: caches of several labs as one, with more views, more samples, or both.
 
-They are of one family when their specs differ in nothing but the samples: the same teacher, views,
-classes and data set. Of equal samples, parts are copied as they are. Of several sets of samples a
-new table is made of all of them, and parts are put together from stored codes (`assemble`); the
-result is what one run over all samples would have written, byte for byte in its targets. What two
-caches both have is compared, and a difference refused: one teacher says one thing of a view.
-
-Where views are mixed, partners depend on the samples beside a sample in the table. Then caches are
-merged when each window of the whole table is one of a single cache. Imported views know their
-partners by name, as it were: they keep them in any table.
+They must be of one `family`. Of equal samples, parts are copied as they are. Of several sets of
+samples a new table is made of all of them, and parts are put together from stored codes
+(`assemble`); the result is what one run over all samples would have written, byte for byte in its
+targets. What two caches both have is compared, and a difference refused: one teacher says one thing
+of a view.
 
 Shapes: N samples of the whole.
 """
@@ -23,11 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools import assemble, codec, commits, progress
+from cache_tools import assemble, codec, commits, family, progress
 from cache_tools.assemble import Assembly, Made
-from cache_tools.canonical import difference
 from cache_tools.commits import Part
-from cache_tools.errors import CacheDamaged, CacheMismatch, UsageError
+from cache_tools.errors import CacheDamaged, CacheMismatch
 from cache_tools.samples import SampleTable
 from cache_tools.spec import CacheSpec
 from cache_tools.stop import StopRequest
@@ -35,9 +30,6 @@ from cache_tools.store import Store
 
 log = logging.getLogger("kdcache")
 I8 = NDArray[np.int64]
-_OF_SAMPLES = ("num_samples", "table_sha256")
-BLOCK = 65_536
-"""Rows of a block when no cache that is merged has more than one."""
 
 
 def run(stores: Sequence[Store], out: Path, block_size: int = 0) -> Store:
@@ -53,15 +45,15 @@ def run(stores: Sequence[Store], out: Path, block_size: int = 0) -> Store:
         UsageError: Another cache lies at `out`.
         KeyboardInterrupt: A signal came; what is committed stays.
     """
-    check_family(stores)
+    family.check(stores)
     views = max(store.num_views for store in stores)
     alike = len({store.spec.fingerprint for store in stores}) == 1
     if alike and block_size in (0, stores[0].spec.block_size):
         spec, table = stores[0].spec, stores[0].table
         maker: _Same | _Rows = _Same(stores)
     else:
-        table = union([store.table for store in stores], [store.name for store in stores])
-        spec = _spec(stores, table, block_size)
+        table = family.union([store.table for store in stores], [store.name for store in stores])
+        spec = family.spec_of(stores, table, block_size)
         maker = _Rows(stores, spec, table)
     result = Store.at(out, spec, lambda: table, views)
     for store in stores:
@@ -85,47 +77,6 @@ def run(stores: Sequence[Store], out: Path, block_size: int = 0) -> Store:
             unknown[0],
         )
     return result
-
-
-def check_family(stores: Sequence[Store]) -> None:
-    """CacheMismatch unless specs differ in nothing but samples and blocks.
-
-    Raises:
-        UsageError: There are fewer than two.
-    """
-    if len(stores) < 2:
-        raise UsageError("a merge is of two caches or more. Name all of them.")
-    for a, b in pairwise(stores):
-        if found := difference(_family(a.spec), _family(b.spec)):
-            raise CacheMismatch(
-                f"{a.name} and {b.name} cannot be merged: {found}. Caches of one teacher, the same "
-                "views and the same classes can; those of other teachers make an ensemble "
-                "(`kdcache ensemble`)."
-            )
-
-
-def union(tables: Sequence[SampleTable], names: Sequence[str]) -> SampleTable:
-    """The table of all samples; CacheMismatch when two tables say different things of one."""
-    keys = [key for table in tables for key in table.keys]
-    columns = {
-        c: np.concatenate([getattr(t, f"{c}_N") for t in tables]) for c in SampleTable.COLUMNS
-    }
-    order = np.argsort(columns["id"], kind="stable")
-    sorted_ = {name: column[order] for name, column in columns.items()}
-    again = np.flatnonzero(np.diff(sorted_["id"]) == 0)
-    which = np.repeat(np.arange(len(tables)), [len(table) for table in tables])[order]
-    for name, column in sorted_.items():
-        differ = again[column[again] != column[again + 1]]
-        if len(differ):
-            at = int(differ[0])
-            raise CacheMismatch(
-                f"{names[which[at]]} and {names[which[at + 1]]} cannot be merged: the {name} of "
-                f"{keys[order[at]]!r} is {column[at]} in the first and {column[at + 1]} in the "
-                "second. They are of other images."
-            )
-    first = np.setdiff1d(np.arange(len(order)), again + 1)
-    kept = (column[first] for column in sorted_.values())
-    return SampleTable(tuple(keys[i] for i in order[first].tolist()), *kept)
 
 
 class _Same:
@@ -159,12 +110,12 @@ class _Rows:
     def __init__(self, stores: Sequence[Store], spec: CacheSpec, table: SampleTable) -> None:
         self._stores, self._table = stores, table
         self._row_SN = np.full((len(stores), len(table)), -1, dtype=np.int64)
-        new_SN = [np.searchsorted(table.id_N, store.table.id_N) for store in stores]
-        for row_N, new_N in zip(self._row_SN, new_SN, strict=True):
-            row_N[new_N] = np.arange(len(new_N))
+        for row_N, store in zip(self._row_SN, stores, strict=True):
+            row_N[np.searchsorted(table.id_N, store.table.id_N)] = np.arange(len(store.table))
         if spec.replayable and spec.views.mixes and spec.imported is None:
-            _check_windows(stores, spec, self._row_SN, table)
-        self._assembly = Assembly(stores, new_SN)
+            family.check_windows(stores, spec, self._row_SN, table)
+        new_row_of = [np.searchsorted(table.id_N, store.table.id_N) for store in stores]
+        self._assembly = Assembly(stores, new_row_of)
 
     def make(self, out: Store, part: Part) -> bool:
         """Put a part together; False when no cache has some row of it in this view."""
@@ -182,12 +133,14 @@ class _Rows:
                 self._compare(made, source_B, rows.start, other, i, twice_B, part.view)
                 made = replace(made, known=other.known | made.known)
         if out.fault(part) is None:
-            as_was = made.params is None or out.read_params(part).equals(made.params)
-            if not (as_was and assemble.same(out.read(part)[0], made.stored).all()):
+            if not (
+                assemble.same(out.read(part)[0], made.stored).all() and _alike(out, part, made)
+            ):
                 raise _conflict(out, self._stores[int(source_B[0])], part)
             return True
         facts = assemble.statistics(out, part, made.stored, made.params)
-        versions, probes = assemble.versions(made.versions, "merge"), made.probes(out.spec, rows)
+        versions = assemble.versions(made.versions, "merge")
+        probes = made.probes(out.spec, rows)
         return out.write(part, made.stored, probes, facts, versions, made.params) or True
 
     def _there(self, i: int, view: int, new_B: I8) -> NDArray[np.bool_]:
@@ -210,8 +163,8 @@ class _Rows:
         differ = ~assemble.same(codec.take(made.stored, twice_B - first), other.stored)
         pixels = ((other.known.get(row), made.known.get(row)) for row in twice_B.tolist())
         differ |= [None not in pair and pair[0] != pair[1] for pair in pixels]
-        if made.params is not None and other.params is not None:
-            differ |= ~made.params.rows(twice_B - first).same(other.params)
+        if made.params and other.params:
+            differ |= made.params.rows(twice_B - first).differ(other.params)
         if differ.any():
             row = int(twice_B[np.flatnonzero(differ)[0]])
             a, b = self._stores[int(source_B[row - first])], self._stores[i]
@@ -219,45 +172,9 @@ class _Rows:
             raise _conflict(a, b, Part(view, block), self._table.keys[row])
 
 
-def _family(spec: CacheSpec) -> dict[str, Any]:
-    """What all caches that are merged have in common."""
-    mapping = spec.mapping
-    dataset = {k: v for k, v in mapping["dataset"].items() if k not in _OF_SAMPLES}
-    family = {**mapping, "dataset": dataset}
-    del family["block_size"]  # may differ: parts are put together row by row
-    return family
-
-
-def _spec(stores: Sequence[Store], table: SampleTable, block_size: int) -> CacheSpec:
-    spec = stores[0].spec
-    sizes = {store.spec.block_size for store in stores if store.spec.num_blocks > 1}
-    rows = block_size or max(sizes, default=BLOCK)
-    dataset = replace(spec.dataset, num_samples=len(table), table_sha256=table.sha256)
-    try:
-        return replace(spec, dataset=dataset, block_size=min(rows, len(table)))
-    except ValueError as error:
-        raise UsageError(f"--block-size {rows} cannot be: {error} Leave it out.") from None
-
-
-def _check_windows(
-    stores: Sequence[Store], spec: CacheSpec, row_SN: NDArray[np.int64], table: SampleTable
-) -> None:
-    """CacheMismatch unless partners stay what they were."""
-    for at in assemble.windows(spec, len(table)):
-        for row_N, store in zip(row_SN, stores, strict=True):
-            first, last = int(row_N[at][0]), int(row_N[at][-1])
-            length, whole = at.stop - at.start, len(store.table)
-            aligned = first >= 0 and first % spec.window == 0
-            full = last - first == length - 1 and min(first + spec.window, whole) == last + 1
-            if aligned and full and (row_N[at] >= 0).all():
-                break
-        else:
-            raise CacheMismatch(
-                f"these caches cannot be merged: their views are mixed within windows of "
-                f"{spec.window} samples, and that of {table.keys[at.start]!r} would have samples "
-                "of several caches: partners, and so the pixels, would be others. Caches that were "
-                "cut by shares of one sample table can be merged."
-            )
+def _alike(out: Store, part: Part, made: Made) -> bool:
+    """Whether a committed part has the imported views that were put together for it."""
+    return made.params is None or out.read_params(part).equals(made.params)
 
 
 def _record(store: Store, part: Part) -> dict[str, Any] | None:
@@ -292,7 +209,8 @@ def _known(store: Store, part: Part, loaded: tuple[dict[str, Any], dict[str, byt
 def _conflict(a: Store, b: Store, part: Part, key: str = "") -> CacheMismatch:
     of = f" of {key!r}" if key else ""
     return CacheMismatch(
-        f"{part} of {b.name} is not as in {a.name}: the targets{of} or the pixels differ. A cache "
-        "has one target of a view; other devices or libraries give other last bits. Cut that part "
-        "away with `kdcache select --views …`, or merge without one of the caches."
+        f"{part} of {b.name} is not as in {a.name}: the targets{of}, the views or the pixels "
+        "differ. A cache has one target of a view; other devices or libraries give other last "
+        "bits. Cut that part away with `kdcache select --views …`, or merge without one of the "
+        "caches."
     )

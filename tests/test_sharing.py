@@ -311,6 +311,8 @@ def test_other_teachers_and_images_are_refused(tmp_path: Path, kdcache: Command)
     assert (said.code, "targets.k_max: 16 against 12" in said.err) == (1, True)
     said = kdcache("merge", tmp_path / "no.zarr", a.path)
     assert (said.code, "two caches or more" in said.err) == (2, True)
+    said = kdcache("merge", tmp_path / "no.zarr", a.path, a.path, "--block-size", 7)
+    assert (said.code, "multiple of 16" in said.err) == (2, True)
     other = lab.table(lab.keys(21))
     other.label_N[3] += 1
     c = Store.create(tmp_path / "c.zarr", lab.spec(other), other, 1)
