@@ -95,6 +95,22 @@ def made(tmp_path_factory: pytest.TempPathFactory, digits: Path, teacher: Path) 
     return out
 
 
+@pytest.fixture(scope="session")
+def other_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same architecture with other weights."""
+    return saved(tmp_path_factory.mktemp("other") / "model", "test_resnet", 10, seed=4)
+
+
+@pytest.fixture(scope="session")
+def sibling(tmp_path_factory: pytest.TempPathFactory, digits: Path, other_teacher: Path) -> Path:
+    """The views of `made`, by another teacher that keeps less."""
+    out = tmp_path_factory.mktemp("cache") / "sibling.zarr"
+    small = ["num_views=4", "views.mixup=0.5"]
+    small += ["targets.k_max=6", "targets.k_min=2", "targets.tau=0.01"]
+    run(recipes.load("digits", small), str(digits), str(other_teacher), out, "cpu")
+    return out
+
+
 @pytest.fixture
 def cache(made: Path, tmp_path: Path) -> Path:
     """A copy of the cache that a test may damage."""

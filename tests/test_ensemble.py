@@ -1,4 +1,4 @@
-"""Several teachers as one: the mixture against dense arithmetic, aligned caches or a refusal."""
+"""`kdcache ensemble`: aligned caches as one, or a refusal."""
 
 import json
 import shutil
@@ -11,198 +11,21 @@ import pytest
 import timm
 import torch
 from conftest import Outcome
+from test_mixture import WEIGHTS, B, logits, mean
 from timm.models import save_for_hf
 
-from cache_tools import codec, compare, dense, ensemble, mixture, spec
-from cache_tools.codec import Targets
+from cache_tools import codec, compare, ensemble, spec
 from cache_tools.commits import Part
 from cache_tools.errors import CacheMismatch
 from cache_tools.importers import dense as importer
 from cache_tools.members import check_aligned, open_members
-from cache_tools.mixture import Mixture
-from cache_tools.shards import Images
-from cache_tools.spec import TargetSpec
 from cache_tools.store import Store
 from cache_tools.teacher_spec import MemberSpec
 from pipeline import recipe as recipes
 from pipeline.run import run
-from train.replay import Replay
-from train.schedule import Schedule
 
 Command = Callable[..., Outcome]
-B, C = 300, 50
-WEIGHTS = (0.7, 0.3)
 SMALL = ["num_views=4", "views.mixup=0.5"]
-
-
-def logits(seed: int, classes: int = C, flat_from: int | None = None) -> np.ndarray:
-    """Opinions of a teacher; classes behind the best `flat_from` all alike."""
-    values = np.random.default_rng(seed).standard_normal((B, classes)) * 2.5
-    if flat_from is not None:
-        order = np.argsort(-values, axis=1)
-        np.put_along_axis(values, order[:, flat_from:], -6.0, axis=1)
-    return values.astype("f4")
-
-
-def exact(values: np.ndarray, targets: TargetSpec, label_BP: np.ndarray | None = None) -> Targets:
-    """What is kept of logits, unrounded."""
-    kept = dense.sparsify(values, targets, label_BP)
-    order = np.argsort(np.where(kept.index_BK < 0, C + 1, kept.index_BK), axis=1)
-    index, p = (np.take_along_axis(x, order, 1) for x in (kept.index_BK, kept.probability_BK))
-    single = (x.astype("f4") for x in (p, kept.tail_BT, kept.true_BP, kept.square_BQ))
-    return Targets(np.maximum(index, 0).astype("i4"), *single)
-
-
-def mixed(*values: np.ndarray, weights: tuple[float, ...] = WEIGHTS, **kept: object) -> Targets:
-    targets = TargetSpec(**kept)  # type: ignore[arg-type]
-    mix = Mixture(weights, [targets] * len(values), values[0].shape[1])
-    return mix([exact(v, targets) for v in values])
-
-
-def mean(*distributions: np.ndarray, weights: tuple[float, ...] = WEIGHTS) -> np.ndarray:
-    return sum(w * p for w, p in zip(weights, distributions, strict=True))  # type: ignore[return-value]
-
-
-def tempered(q: np.ndarray, temperature: float) -> np.ndarray:
-    powers = q ** (1 / temperature)
-    return powers / powers.sum(axis=1, keepdims=True)
-
-
-@pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0, 3.0])
-def test_of_all_classes_the_mixture_is_that_of_the_dense(temperature: float) -> None:
-    a, b = logits(1), logits(2)
-    kept = TargetSpec(k_max=C, k_min=C, temperatures=(1.0, 4.0, 2.0))
-    found = mixed(a, b, k_max=C, k_min=C, temperatures=(1.0, 4.0, 2.0))
-    truth = tempered(mean(dense.softmax(a), dense.softmax(b)), temperature)
-    assert np.abs(dense.restore(found, kept, C, temperature) - truth).max() < 1e-6
-
-
-@pytest.mark.parametrize("flat_from", [None, 4])
-def test_of_kept_classes_it_is_the_mean_of_what_each_restores(flat_from: int | None) -> None:
-    """Also where one keeps a class and the other does not: that one's flat share enters."""
-    a, b = logits(1, flat_from=flat_from), logits(2, flat_from=flat_from)
-    kept = TargetSpec(k_max=4, tau=0.0)
-    found = mixed(a, b, k_max=4, tau=0.0)
-    truth = mean(*(dense.restore(exact(v, kept), kept, C) for v in (a, b)))
-    assert np.abs(dense.restore(found, kept, C) - truth).max() < 1e-7
-    assert np.allclose(found.probability_BK.sum(1) + found.tail_BT[:, 0], 1, atol=1e-6)
-    assert (np.diff(np.where(found.probability_BK > 0, found.index_BK, C + 1), axis=1) >= 0).all()
-    if flat_from is not None:  # then nothing is lost of the teachers either
-        teachers = mean(dense.softmax(a), dense.softmax(b))
-        assert np.abs(dense.restore(found, kept, C) - teachers).max() < 1e-6
-        for t in (2.0, 5.0):  # declared or not: a flat tail stays flat
-            q = dense.restore(found, kept, C, t)
-            assert np.abs(q - tempered(teachers, t)).max() < 1e-5
-
-
-def test_the_error_of_a_sparse_mixture_is_bounded_by_the_tails() -> None:
-    a, b = logits(1), logits(2)
-    kept = TargetSpec(k_max=10, tau=0.001)
-    found = dense.restore(mixed(a, b, k_max=10, tau=0.001), kept, C)
-    truth = mean(dense.softmax(a), dense.softmax(b))
-    tails = mean(*(exact(v, kept).tail_BT[:, :1] for v in (a, b)))[:, 0]
-    distance = np.abs(found - truth).sum(axis=1)
-    assert (distance <= 2 * tails + 1e-6).all()
-    assert 0 < distance.mean() < 0.2
-
-
-@pytest.mark.parametrize(("shared", "share"), [(0.0, 0.7), (0.7, 0.2)])
-@pytest.mark.parametrize("temperature", [2.0, 4.0])
-def test_masses_at_a_temperature_are_better_than_flat(
-    temperature: float, shared: float, share: float
-) -> None:
-    """Teachers that have nothing in common, and some that agree as real ones do."""
-    both = [shared**0.5 * logits(9, 1000) + (1 - shared) ** 0.5 * logits(i, 1000) for i in (1, 2)]
-    a, b = (v.astype("f4") for v in both)
-    found = mixed(a, b, k_max=20, tau=0.0, temperatures=(1.0, temperature))
-    q = tempered(mean(dense.softmax(a), dense.softmax(b)), temperature)
-    used, others = found.probability_BK > 0, 1000 - (found.probability_BK > 0).sum(1)
-    truth = 1 - np.where(used, q[np.arange(B)[:, None], found.index_BK], 0).sum(1)
-    flat = others * (found.tail_BT[:, 0] / others) ** (1 / temperature)
-    powers = np.where(used, found.probability_BK.astype("f8"), 0) ** (1 / temperature)
-    errors = [
-        np.abs(m - truth).mean() for m in (found.tail_BT[:, 1], flat / (flat + powers.sum(1)))
-    ]
-    assert 0 < errors[0] < share * errors[1]
-    assert errors[0] < 0.05
-
-
-def test_one_teacher_or_twice_the_same_is_that_teacher() -> None:
-    a, kept = logits(1, 1000), {"k_max": 20, "tau": 0.0, "temperatures": (1.0, 2.0, 4.0)}
-    alone = exact(a, TargetSpec(**kept))  # type: ignore[arg-type]
-    for same in (mixed(a, weights=(1.0,), **kept), mixed(a, a, **kept)):
-        assert np.allclose(same.tail_BT, alone.tail_BT, rtol=1e-5)
-        assert np.allclose(same.probability_BK[:, :20], alone.probability_BK, rtol=1e-5)
-        assert not same.probability_BK[:, 20:].any()
-
-
-def test_without_tails_each_member_is_renormalised() -> None:
-    kept = TargetSpec(k_max=4, tau=0.0)
-    said = [exact(logits(seed), kept) for seed in (1, 2)]
-    found = Mixture(WEIGHTS, [kept, kept], C, "zero")(said)
-    p = [np.zeros((B, C)) for _ in said]
-    for full, one in zip(p, said, strict=True):
-        share = one.probability_BK / one.probability_BK.sum(1, keepdims=True)
-        np.put_along_axis(full, one.index_BK.astype(int), share, axis=1)
-    assert not found.tail_BT.any()
-    assert np.abs(dense.restore(found, kept, C) - mean(*p)).max() < 1e-6
-
-
-def test_the_order_of_members_does_not_matter() -> None:
-    ab = mixed(logits(1), logits(2), k_max=10, tau=0.001)
-    ba = mixed(logits(2), logits(1), weights=WEIGHTS[::-1], k_max=10, tau=0.001)
-    assert (ab.index_BK == ba.index_BK).all()
-    assert np.allclose(ab.probability_BK, ba.probability_BK, rtol=1e-6)
-    assert np.allclose(ab.tail_BT, ba.tail_BT, rtol=1e-6)
-
-
-def test_members_may_keep_differently() -> None:
-    """Another K, other temperatures, another threshold; what both declare is declared."""
-    specs = [TargetSpec(k_max=C, k_min=C), TargetSpec(k_max=3, tau=0.01, temperatures=(1.0, 4.0))]
-    said = [exact(logits(i), s) for i, s in enumerate(specs)]
-    mix = Mixture(WEIGHTS, specs, C)
-    truth = mean(*(dense.restore(t, s, C) for t, s in zip(said, specs, strict=True)))
-    assert mix.temperatures == (1.0,)
-    assert np.abs(dense.restore(mix(said), specs[0], C) - truth).max() < 1e-6
-    specs[0] = replace(specs[0], temperatures=(1.0, 4.0, 2.0))
-    assert Mixture(WEIGHTS, specs, C).temperatures == (1.0, 4.0)
-
-
-def test_a_stored_true_class_is_exact_and_its_tail_the_rest() -> None:
-    """Both labels of a mixed view, also when they are one class or there is none."""
-    a, b = logits(1), logits(2)
-    kept = TargetSpec(k_max=3, tau=0.0, true_class=True)
-    labels = np.random.default_rng(0).integers(0, C, (B, 2))
-    labels[:20, 1], labels[20:30] = labels[:20, 0], -1
-    found = Mixture(WEIGHTS, [kept, kept], C)([exact(v, kept, labels) for v in (a, b)], labels)
-    restored = dense.restore(found, kept, C)
-    truth = mean(dense.softmax(a), dense.softmax(b))
-    known = labels >= 0
-    at = np.arange(B)[:, None]
-    assert np.abs(restored - truth)[at, labels][known].max() < 1e-6
-    assert np.allclose(restored.sum(1), 1, atol=1e-6)
-    sparse = mixture.sparsify(found, replace(kept, k_max=2), labels)
-    dropped = ~(sparse.index_BK[:, None, :] == labels[:, :, None]).any(2) & known
-    assert dropped.sum() > B
-    assert np.abs(sparse.true_BP - truth[at, labels])[dropped].max() < 1e-6
-    assert not sparse.true_BP[~dropped].any()
-
-
-def test_what_is_dropped_again_goes_to_the_tail() -> None:
-    found = mixed(logits(1), logits(2), k_max=20, tau=0.0, temperatures=(1.0, 2.0))
-    full = TargetSpec(k_max=40, temperatures=(1.0, 2.0))
-    spec_ = TargetSpec(k_max=5, tau=0.02, k_min=2)
-    sparse = mixture.sparsify(found, spec_)
-    for t, temperature in enumerate((1.0, 2.0)):
-        q = dense.restore(found, full, C, temperature)
-        used = sparse.index_BK >= 0
-        kept = np.where(used, q[np.arange(B)[:, None], np.maximum(sparse.index_BK, 0)], 0).sum(1)
-        assert np.allclose(kept + sparse.tail_BT[:, t], 1, atol=1e-6)
-    counts = (sparse.index_BK >= 0).sum(1)
-    assert counts.min() >= 2
-    assert counts.max() == 5
-    stored = codec.encode(sparse, spec_, C)
-    assert codec.check(stored, spec_, C) is None
 
 
 def test_the_identity_of_an_ensemble_is_pinned() -> None:
@@ -218,26 +41,6 @@ def test_the_identity_of_an_ensemble_is_pinned() -> None:
 
 
 # --- caches
-
-
-@pytest.fixture(scope="module")
-def other_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("teacher") / "other"
-    torch.manual_seed(4)
-    model = timm.create_model("test_resnet", num_classes=10)
-    with torch.no_grad():
-        model.get_classifier().weight.mul_(8.0)
-    save_for_hf(model, str(folder), safe_serialization=True)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def sibling(tmp_path_factory: pytest.TempPathFactory, digits: Path, other_teacher: Path) -> Path:
-    """The views of `made`, by another teacher that keeps less."""
-    out = tmp_path_factory.mktemp("cache") / "sibling.zarr"
-    small = [*SMALL, "targets.k_max=6", "targets.k_min=2", "targets.tau=0.01"]
-    run(recipes.load("digits", small), str(digits), str(other_teacher), out, "cpu")
-    return out
 
 
 def another(out: Path, data: Path, teacher: Path, *changes: str, name: str = "digits") -> Path:
@@ -427,80 +230,3 @@ def test_weights_that_cannot_be(
 
 
 # --- training
-
-
-FAST = ["epochs=1", "batch_size=50", "views_per_epoch=1"]  # two steps
-
-
-def test_two_steps_from_two_caches(
-    made: Path, sibling: Path, tmp_path: Path, kdcache: Command
-) -> None:
-    both = ("--cache", made, "--cache", sibling)
-    arguments = ("train", "digits", *both, "--out", tmp_path / "run", *FAST)
-    done = kdcache(*arguments, "--weight", "0.7", "--weight", "0.3")
-    assert done.code == 0, done.err
-    config = json.loads((tmp_path / "run/config.json").read_text())
-    fingerprints = [Store.open(p).spec.fingerprint for p in (made, sibling)]
-    assert config["weights"] == dict(zip(fingerprints, WEIGHTS, strict=True))
-    assert "is finished" in kdcache(*arguments, "--weight", "70", "--weight", "30").err
-    other = kdcache(*arguments, "--weight", "0.5", "--weight", "0.5")
-    assert other.code == 2
-    assert f"weights.{min(fingerprints)}: " in other.err
-    assert "another run" in other.err
-    single = kdcache("train", "digits", *both[:2], "--out", tmp_path / "run", *FAST)
-    assert single.code == 2
-    measured = kdcache("eval", tmp_path / "run", "--json")
-    result = json.loads((tmp_path / "run/result.json").read_text())
-    assert json.loads(measured.out)["top1"] == result["top1"]
-    swapped = ("--cache", sibling, "--cache", made, "--weight", "0.3", "--weight", "0.7")
-    kdcache("train", "digits", *swapped, "--out", tmp_path / "swapped", *FAST)
-    assert result["loss"] == json.loads((tmp_path / "swapped/result.json").read_text())["loss"]
-    online = kdcache("train", "digits", *both, "--out", tmp_path / "o", *FAST, "mode=online")
-    assert "mode=online runs the teacher of one cache" in online.err
-
-
-@pytest.mark.parametrize("views_per_epoch", [1, 2])
-def test_batches_hold_the_mean_of_what_each_cache_says(
-    views_per_epoch: int, made: Path, sibling: Path, images: Images
-) -> None:
-    members = open_members([made, sibling], WEIGHTS)
-    schedule = Schedule(members.first, views_per_epoch, 40, seed=5)
-    epochs = [Replay(store, images, schedule, 1).epoch(1) for store in members.stores]
-    epochs.append(Replay(members.first, images, schedule, 1, members=members).epoch(1))
-    for a, b, both in zip(*epochs, strict=True):
-        p = [
-            dense.restore(batch.targets, store.spec.targets, 10)
-            for batch, store in zip((a, b), members.stores, strict=True)
-        ]
-        q = dense.restore(both.targets, members.first.spec.targets, 10)
-        assert np.abs(q - mean(*p, weights=members.weights)).max() < 1e-6
-        assert (a.pixels == both.pixels).all()
-        assert (a.label_B == both.label_B).all()
-
-
-@pytest.mark.parametrize("loss", ["kd", "bkd", "dkd", "dist"])
-def test_every_loss_takes_two_caches_or_their_ensemble(
-    loss: str, made: Path, sibling: Path, tmp_path: Path, kdcache: Command
-) -> None:
-    """Near each other: a code's rounding and what a step of training makes of it."""
-    keep = "tau=0.0,max=10,min=6,levels=254"
-    assert kdcache("ensemble", made, sibling, "--out", tmp_path / "e", "--keep", keep).code == 0
-    found = []
-    for name, caches in {"two": (made, sibling), "one": (tmp_path / "e",)}.items():
-        named = [word for path in caches for word in ("--cache", path)]
-        arguments = ("--out", tmp_path / name, *FAST, f"loss={loss}", "temperature=1.0")
-        outcome = kdcache("train", "digits", *named, *arguments)
-        assert outcome.code == 0, outcome.err
-        found.append(json.loads((tmp_path / name / "result.json").read_text())["loss"])
-        said = "takes the tail of a mixture as flat" in outcome.err
-        assert said == (loss == "dist" and name == "two")
-    assert found[0] == pytest.approx(found[1], rel=0.03)
-
-
-@pytest.mark.parametrize("tail", ["bucket", "zero"])
-def test_other_tails_train_too(
-    tail: str, made: Path, sibling: Path, tmp_path: Path, kdcache: Command
-) -> None:
-    both = ("--cache", made, "--cache", sibling)
-    done = kdcache("train", "digits", *both, "--out", tmp_path / "r", *FAST, f"tail={tail}")
-    assert done.code == 0, done.err
