@@ -3,10 +3,10 @@
 import math
 from typing import Any
 
-from cache_tools.report import charts
+from cache_tools.report import charts, svg
 from cache_tools.report.caches import BINS
-from cache_tools.report.charts import Chart, chart
 from cache_tools.report.page import Block, Facts, Group, Note, Section, Table
+from cache_tools.report.svg import Chart, chart
 from cache_tools.report.wording import brief, count, share, size, small
 
 Told = dict[str, Any]
@@ -149,9 +149,9 @@ def _calibration(told: Told) -> Chart:
     word = "too sure" if gap > 0 else "not sure enough"
 
     def draw(axes: Any) -> None:
-        axes.plot([0, 100], [0, 100], "--", color=charts.PALE, linewidth=1)
+        axes.plot([0, 100], [0, 100], "--", color=svg.PALE, linewidth=1)
         areas = [6 + 120 * one["views"] / most for one in told["bins"]]
-        axes.scatter(x, y, areas, color=charts.SERIES[0], zorder=3, clip_on=False)
+        axes.scatter(x, y, areas, color=svg.SERIES[0], zorder=3, clip_on=False)
         axes.set(xlim=(0, 102), ylim=(0, 102), ylabel="right, %")
         axes.set_xlabel("probability of the first class, % (area: views)")
 

@@ -1,124 +1,17 @@
-"""Facts to SVG: drawn by matplotlib, coloured by the page.
+"""Kinds of charts, drawn into matplotlib's axes in the colours of `svg`."""
 
-Text stays text, so that it can be read aloud, searched and scaled; colours are variables of the
-page's style (`var(--ink)`), so that one chart is legible in light and dark. What a chart is called
-and what it shows, in numbers, are its label for those who do not see it.
-
-Names of classes and keys are a stranger's: matplotlib writes them as text, never as markup or
-mathematics.
-"""
-
-import io
-import re
-import warnings
-import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
-from xml.etree import ElementTree
 
-from cache_tools.errors import UsageError
 from cache_tools.printable import printable
+from cache_tools.report.svg import PALE, SERIES, SIZE
 from cache_tools.report.wording import brief
 
-INK, PALE, GRID = "#010101", "#010102", "#010103"
-SERIES = tuple(f"#02020{i}" for i in range(8))
-"""Colours in the order of use; beyond them they come again with another dash."""
-_VARIABLES = {INK: "ink", PALE: "pale", GRID: "grid"} | {
-    colour: f"series-{i}" for i, colour in enumerate(SERIES)
-}
 _DASHES: Any = ("-", "--", ":", "-.")
-_SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
-SIZE = (4.4, 2.8)
-"""Inches of 72 units: as wide as a phone, where text then has the size it is given here."""
-_STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "kdcache",
-    "text.parse_math": False,
-    "font.family": "DejaVu Sans",
-    "font.size": 9.5,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": PALE,
-    "axes.titlesize": 9.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.formatter.use_mathtext": False,
-    "axes.unicode_minus": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "xtick.color": PALE,
-    "ytick.color": PALE,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "lines.linewidth": 1.6,
-}
 EPOCH, STEP = "epoch", "step"
 """Axes of whole numbers."""
-Draw = Callable[[Any], None]
-"""Draws into matplotlib's axes."""
 Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 """Name → x and y."""
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A picture of numbers."""
-
-    title: str
-    """What is drawn."""
-    finding: str
-    """What it shows, in numbers: the caption, and the text in place of the picture."""
-    svg: str
-    """Markup that may stand in a page as it is."""
-    wide: bool = False
-    """Whether it wants the whole width of a page."""
-
-
-def check() -> None:
-    """UsageError where there is nothing to draw and write with."""
-    try:
-        import jinja2  # noqa: F401
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise UsageError(
-            f"a report is drawn by matplotlib and written by jinja2 ({error}). Run: "
-            "pip install 'kdcache[report]'."
-        ) from None
-
-
-def chart(
-    title: str, finding: str, draw: Draw, size: tuple[float, float] = SIZE, wide: bool = False
-) -> Chart:
-    """Draw a chart.
-
-    Args:
-        title: What is drawn.
-        finding: What it shows, in numbers.
-        draw: Draws into the axes it is given.
-        size: Width and height in inches.
-        wide: Whether it wants the whole width of a page.
-    """
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    out = io.BytesIO()
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-        # the browser has the glyphs that matplotlib's font lacks
-        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-        figure = Figure(figsize=size, layout="constrained")
-        draw(figure.subplots())
-        layout = figure.get_layout_engine()
-        if layout is not None:  # now, once: savefig would draw everything twice for it
-            layout.execute(figure)
-            figure.set_layout_engine("none")
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(out, format="svg", transparent=True, metadata=nothing)
-    return Chart(title, finding, _inline(out.getvalue(), f"{title}. {finding}"), wide)
 
 
 def histogram(
@@ -285,41 +178,3 @@ def _tint(of: str, share: float) -> tuple[float, float, float, float]:
 
     red, green, blue = to_rgb(of)
     return red, green, blue, 0.12 + 0.76 * min(share, 1.0) ** 0.6
-
-
-def _inline(data: bytes, label: str) -> str:
-    """An SVG file as an element of a page: labelled, scalable, in the page's colours."""
-    root = ElementTree.fromstring(data)  # matplotlib wrote it
-    own = f"c{zlib.crc32(label.encode()):08x}-"  # ids are of the whole page
-    for element in root.iter():
-        for child in [c for c in element if c.tag in (f"{{{_SVG}}}style", f"{{{_SVG}}}metadata")]:
-            element.remove(child)
-        if link := element.attrib.pop(f"{{{_XLINK}}}href", None):
-            element.set("href", link.replace("#", f"#{own}"))
-        if clip := element.get("clip-path"):
-            element.set("clip-path", clip.replace("#", f"#{own}"))
-        if name := element.get("id"):
-            element.set("id", own + name)
-        if style := element.get("style"):
-            element.set("style", _themed(style))
-        if element.tag != f"{{{_SVG}}}text":
-            element.text = None
-        element.tail = None
-    used = re.findall(r"#([\w-]+)", " ".join(v for e in root.iter() for v in e.attrib.values()))
-    for element in root.iter():
-        if element.get("id") not in used:
-            element.attrib.pop("id", None)
-    del root.attrib["height"], root.attrib["width"]
-    root.attrib |= {"role": "img", "aria-label": label}
-    ElementTree.register_namespace("", _SVG)
-    return ElementTree.tostring(root, encoding="unicode")
-
-
-def _themed(style: str) -> str:
-    """A style with the page's colours and its font."""
-    kept = [part for part in style.split("; ") if not part.startswith("font-family")]
-    return re.sub(
-        r"#[0-9a-f]{6}",
-        lambda found: f"var(--{_VARIABLES[found[0]]})" if found[0] in _VARIABLES else found[0],
-        "; ".join(kept),
-    )

@@ -12,7 +12,7 @@ from typing import Any
 
 from cache_tools import __version__
 from cache_tools.printable import printable
-from cache_tools.report.charts import Chart
+from cache_tools.report.svg import Chart
 
 
 @dataclass(frozen=True)

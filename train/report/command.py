@@ -59,13 +59,13 @@ def report(
     if out is None and not json_:
         raise UsageError("where to? Pass --out report.html, or --json for the facts.")
     from cache_tools import files, printable, progress
-    from cache_tools.report import charts, page
+    from cache_tools.report import page, svg
     from train.networks import Wish
     from train.report.subjects import find
     from train.world import pick
 
     if out is not None:
-        charts.check()
+        svg.check()
         if out.is_dir():
             raise UsageError(f"{out} is a folder. Pass --out with the name of a file.")
     named = find(subjects)

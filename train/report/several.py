@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from cache_tools.printable import printable
-from cache_tools.report import charts
-from cache_tools.report.charts import Chart, chart
+from cache_tools.report import charts, svg
 from cache_tools.report.page import Block, Group, Section, Table
+from cache_tools.report.svg import Chart, chart
 from cache_tools.report.wording import count, listed, share
 from train.report import history
 from train.report.run_section import way
@@ -55,7 +55,7 @@ def against_labels(told: Told, name: str) -> Section:
 
     def draw(axes: Any) -> None:
         for pair in zip(*(arm["top1"] for arm in arms), strict=True):
-            axes.plot([0, 1], pair, color=charts.PALE, linewidth=1, alpha=0.6)
+            axes.plot([0, 1], pair, color=svg.PALE, linewidth=1, alpha=0.6)
         for x, arm in enumerate(arms):
             axes.scatter([x] * len(arm["top1"]), arm["top1"], color=charts.colour(x), zorder=3)
             axes.plot([x - 0.14, x + 0.14], [arm["mean"]] * 2, color=charts.colour(x), linewidth=3)
@@ -115,7 +115,7 @@ def _results(named: dict[str, Told]) -> Chart | None:
         return None
     ordered = sorted(found, key=lambda name: -found[name])
     shown, arms = ordered[:MOST], list(dict.fromkeys(_arm(name) for name in named))
-    if len(arms) > len(charts.SERIES):
+    if len(arms) > len(svg.SERIES):
         arms = [*dict.fromkeys(_arm(name) for name in ordered)]
     values = [found[name] for name in shown]
 
@@ -123,7 +123,7 @@ def _results(named: dict[str, Told]) -> Chart | None:
         rows = range(len(shown))
         for row, name in zip(rows, shown, strict=True):
             number = arms.index(_arm(name))
-            colour = charts.colour(number) if number < len(charts.SERIES) else charts.PALE
+            colour = charts.colour(number) if number < len(svg.SERIES) else svg.PALE
             axes.plot(found[name], row, "o", color=colour)
             axes.annotate(f"{found[name]:.1f}", (found[name], row), (6, -3), fontsize=8.5,
                           textcoords="offset points")  # fmt: skip
@@ -152,8 +152,8 @@ def _curves(named: dict[str, Told]) -> Chart | None:
         return None
     best = sorted(series, key=lambda name: -series[name][1][-1])
     arms = list(dict.fromkeys(_arm(name) for name in series))
-    if len(arms) > len(charts.SERIES):
-        leading = list(dict.fromkeys(_arm(name) for name in best))[: len(charts.SERIES) - 1]
+    if len(arms) > len(svg.SERIES):
+        leading = list(dict.fromkeys(_arm(name) for name in best))[: len(svg.SERIES) - 1]
         arms = [*leading, _OTHERS]
     groups = {name: _arm(name) if _arm(name) in arms else _OTHERS for name in series}
     ordered = sorted(series, key=lambda name: arms.index(groups[name]))
@@ -162,7 +162,7 @@ def _curves(named: dict[str, Told]) -> Chart | None:
         charts.lines(axes, {n: series[n] for n in ordered}, charts.EPOCH, "top-1, %", groups)
 
     each = [f"{name} {series[name][1][0]:.1f} to {series[name][1][-1]:.1f} %" for name in best]
-    size = charts.SIZE[0], charts.SIZE[1] + 0.15 * len(arms)  # the legend has a line for each
+    size = svg.SIZE[0], svg.SIZE[1] + 0.15 * len(arms)  # the legend has a line for each
     return chart("Accuracy over the epochs", f"{listed(each)}.", draw, size)
 
 

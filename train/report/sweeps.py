@@ -1,4 +1,4 @@
-"""What a sweep found and what it cost: accuracy against size, speed and time, and the ledger."""
+"""What a sweep found: accuracy against size, speed and time, along each key, and its table."""
 
 import math
 from collections.abc import Sequence
@@ -7,13 +7,14 @@ from typing import Any
 
 from cache_tools import summary
 from cache_tools.errors import KdcacheError, UsageError
-from cache_tools.report import charts
-from cache_tools.report.charts import Chart, chart
+from cache_tools.report import charts, svg
 from cache_tools.report.page import Block, Group, Note, Section, Table
-from cache_tools.report.wording import brief, count, duration, listed, share, size, small
+from cache_tools.report.svg import Chart, chart
+from cache_tools.report.wording import brief, count, listed, share, small
 from cache_tools.store import Store
 from train import run
 from train.overview import front, heads
+from train.report.costs import table
 
 Told = dict[str, Any]
 NAME = "sweep.json"
@@ -63,7 +64,7 @@ def section(told: Told) -> Section:
         groups.append(Group("Along each swept key", along, lead))
     groups.append(Group("All students", [_table(students, heads(students, swept))]))
     if (costs := told.get("ledger")) and costs.get("students"):
-        groups.append(Group("What it cost", [_costs(costs, told["cache"])]))
+        groups.append(Group("What it cost", [table(costs, told["cache"])]))
     return Section(told["name"], "sweep", _lead(students, measured, swept), groups)
 
 
@@ -114,21 +115,21 @@ def _against(rows: list[Told], key: str, by: str) -> Chart:
     def draw(axes: Any) -> None:
         axes.plot(
             [one[key] for one in best], [one["accuracy"] for one in best],
-            color=charts.PALE, linewidth=1, drawstyle="steps-pre" if more else "steps-post",
+            color=svg.PALE, linewidth=1, drawstyle="steps-pre" if more else "steps-post",
         )  # fmt: skip
         for one in rows:
             number = groups.index(_word(one.get(by)))
             axes.plot(one[key], one["accuracy"], "o", color=charts.colour(number, len(groups)))
         axes.set(xlabel=label, ylabel="top-1, %")
         charts.spread(axes, [one[key] for one in rows])
-        if 1 < len(groups) <= len(charts.SERIES):
+        if 1 < len(groups) <= len(svg.SERIES):
             charts.legend(axes, {g: i for i, g in enumerate(groups)}, "o", by)
 
     return chart(
         f"Accuracy against {name}",
         f"{len(best)} of {len(rows)} students are beaten by no other in both: {words} ({label}).",
         draw,
-        (charts.SIZE[0], charts.SIZE[1] + 0.3),
+        (svg.SIZE[0], svg.SIZE[1] + 0.3),
     )
 
 
@@ -150,7 +151,7 @@ def _along(rows: list[Told], key: str, by: str) -> Chart:
             colour = charts.colour(groups.index(_word(one.get(by))), len(groups))
             place = at[values.index(one.get(key))], one["accuracy"]
             axes.plot(*(place if numbers else place[::-1]), "o", color=colour, alpha=0.75)
-        style = {"color": charts.INK, "marker": "D", "markersize": 5}
+        style = {"color": svg.INK, "marker": "D", "markersize": 5}
         if not numbers:
             axes.plot(means, at, linestyle="", **style)
             axes.set_yticks(at, [charts.short(_word(value)) for value in values])
@@ -164,7 +165,7 @@ def _along(rows: list[Told], key: str, by: str) -> Chart:
             axes.set_xticks(at, [_word(value) for value in values])
             axes.set_xlim(-0.5, len(values) - 0.5)
 
-    size = charts.SIZE if numbers else charts.rows(len(values))
+    size = svg.SIZE if numbers else charts.rows(len(values))
     return chart(f"Along {key}", f"Means by {key}: {words}.", draw, size)
 
 
@@ -184,71 +185,6 @@ def _table(students: list[Told], swept: list[str]) -> Table:
     words = 1 + sum(isinstance(students[0].get(key), str) for key in swept[1:])
     note = "Top-1 of the moving average where there is one. Seconds: its share of its cohort."
     return Table("Students, the most accurate first", (*swept, *_HEADS, "state"), rows, note, words)
-
-
-def _costs(costs: Told, cache: Told | None) -> Table:
-    """The ledger of the sweep: what ran, beside the same with the teacher in the loop."""
-    forwards, hours = costs["forwards"], costs.get("hours", {})
-    ways = {
-        "cache": "from the cache: the teacher once",
-        "online": "online: the teacher in each run",
-        "online_cohorts": "online: the teacher once for each batch of a cohort",
-    }
-    rows = [
-        [
-            word,
-            count(forwards[way]),
-            duration(hours[way]) if way in hours else "–",
-            f"{forwards[way] / max(forwards['cache'], 1):,.1f} ×",
-            (size(cache["bytes"]) if cache else "–") if way == "cache" else "0 bytes",
-        ]
-        for way, word in ways.items()
-        if way in forwards
-    ]
-    if imagenet := costs.get("imagenet"):
-        rows += _projected(imagenet)
-    return Table(
-        f"{count(costs['students'])} finished students: the cache beside online distillation",
-        ("", "teacher forwards", "hours", "beside the cache", "stored"),
-        rows,
-        _formula(costs),
-    )
-
-
-def _projected(imagenet: Told) -> list[list[str]]:
-    """The same on ImageNet: of hours, the teacher's alone."""
-    forwards, hours = imagenet["forwards"], imagenet.get("teacher_hours", {})
-    words = {
-        "cache": "projected to ImageNet-1k, cache",
-        "online": "projected to ImageNet-1k, online",
-    }
-    return [
-        [
-            word,
-            count(forwards[way]),
-            f"{duration(hours[way])} of teacher" if way in hours else "–",
-            f"{forwards[way] / max(forwards['cache'], 1):,.1f} ×",
-            "–",
-        ]
-        for way, word in words.items()
-        if way in forwards
-    ]
-
-
-def _formula(costs: Told) -> str:
-    text = "Forwards: samples × views once, against the views that all students were shown. "
-    if teacher := costs.get("teacher"):
-        each = small(1000 * teacher["seconds_per_view"])
-        text += (
-            f"Hours: {duration(costs['student_hours'])} of students, measured, + forwards × "
-            f"{each} ms (the teacher, measured on {teacher['device']}). "
-        )
-    if imagenet := costs.get("imagenet"):
-        text += (
-            f"ImageNet-1k: {count(imagenet['images'])} images × {count(imagenet['views'])} views "
-            f"once, × {count(imagenet['views_shown'])} views shown online."
-        )
-    return text
 
 
 def _plain(value: Any) -> Any:
