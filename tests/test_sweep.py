@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 
 from cache_tools import cli, summary
 from cache_tools.errors import KdcacheError, RecipeError, UsageError
-from train import cohorts, grid, ledger, loop, overview, ray_engine, run
+from train import cohorts, grid, ledger, loop, overview, ray_engine, run, sweep_picture
 from train import recipe as recipes
 from train import sweep as sweeps
 from train import sweep_command as command
@@ -531,6 +531,24 @@ def test_what_nothing_beats() -> None:
     ]
     assert [r["name"] for r in overview.front(rows, "cost", more=False)] == ["0", "2"]
     assert [r["name"] for r in overview.front(rows, "cost", more=True)] == ["4"]
+
+
+def test_a_picture_of_many_students(tmp_path: Path) -> None:
+    """What does not fit is left out: matplotlib would warn, which is an error here."""
+    rows = [
+        {
+            "name": f"s{i}", "student": f"a_network_of_a_long_name_{i % 30}.a1_in1k",
+            "lr": 1e-5 * 1.1**i, "bold": i % 2 == 0, "state": "finished",
+            "accuracy": 50.0 + i % 7, "parameters": 10**5 * (i + 1),
+            "images_per_second": 100.0 + i, "cost_seconds": 0.0,
+        }
+        for i in range(120)
+    ]  # fmt: skip
+    for count in (2, 3, 120):
+        path = tmp_path / f"{count}.png"
+        assert sweep_picture.draw(rows[:count], ["student", "lr", "bold"], "$x_", path)
+        assert path.read_bytes()[:4] == b"\x89PNG"
+    assert not sweep_picture.draw(rows[:1], ["lr"], "t", path)
 
 
 TWELVE = """

@@ -175,7 +175,7 @@ def _report(sweep: "Sweep", teacher: list[str], json_: bool) -> None:
 
 def _write(sweep: "Sweep", facts: dict[str, Any]) -> bool:
     """Write sweep.json, sweep.csv and, where there is something to draw, sweep.png."""
-    from train import overview, run
+    from train import overview, run, sweep_picture
 
     run.write_json(sweep.out / "sweep.json", facts)
     overview.write_csv(facts["students"], sweep.out / "sweep.csv")
@@ -183,4 +183,4 @@ def _write(sweep: "Sweep", facts: dict[str, Any]) -> bool:
         f"{len(facts['students'])} students of the teacher "
         f"{sweep.inputs.store.spec.teacher.architecture}, {len(sweep.inputs.images):,} images"
     )
-    return overview.draw(facts["students"], facts["swept"], title, sweep.out / "sweep.png")
+    return sweep_picture.draw(facts["students"], facts["swept"], title, sweep.out / "sweep.png")
