@@ -546,7 +546,7 @@ def test_a_picture_of_many_students(tmp_path: Path) -> None:
     ]  # fmt: skip
     for count in (2, 3, 120):
         path = tmp_path / f"{count}.png"
-        assert sweep_picture.draw(rows[:count], ["student", "lr", "bold"], "$x_", path)
+        assert sweep_picture.draw(rows[:count], ["student", "lr", "bold"], r"$\frac$", path)
         assert path.read_bytes()[:4] == b"\x89PNG"
     assert not sweep_picture.draw(rows[:1], ["lr"], "t", path)
 
