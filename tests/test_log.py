@@ -19,6 +19,8 @@ import pytest
 import torch
 from conftest import Outcome
 from safetensors.torch import load_file
+from tensorboard.summary.writer import event_file_writer
+from tensorboard.summary.writer.event_file_writer import AtomicCounter
 
 from cache_tools import progress
 from cache_tools.stop import StopRequest
@@ -86,6 +88,8 @@ def test_two_files_of_tensorboard_are_never_of_one_second(
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "LOOK", 4)
+    # TensorBoard sorts files by name, and those of one second by a number without leading zeros
+    monkeypatch.setattr(event_file_writer, "_global_uid", AtomicCounter(10_000))
 
 
 @pytest.fixture(scope="module")

@@ -546,7 +546,7 @@ def test_a_picture_of_many_students(tmp_path: Path) -> None:
     ]  # fmt: skip
     for count in (2, 3, 120):
         path = tmp_path / f"{count}.png"
-        assert sweep_picture.draw(rows[:count], ["student", "lr", "bold"], "$x_", path)
+        assert sweep_picture.draw(rows[:count], ["student", "lr", "bold"], r"$\frac$", path)
         assert path.read_bytes()[:4] == b"\x89PNG"
     assert not sweep_picture.draw(rows[:1], ["lr"], "t", path)
 
@@ -648,10 +648,11 @@ def test_twelve_students_killed_twice_are_each_trained_once(
         assert {name: now[name] for name in finished} == finished
         assert len(now) < 12
         finished = now
+    begun = any(out.glob("*/checkpoint.pt"))  # not if its cohort was ready before it was killed
     last = subprocess.run(command, capture_output=True, text=True)
     assert last.returncode == 0, last.stderr
     assert f"12 students, {len(finished)} of them finished" in last.stderr
-    assert "going on at epoch" in last.stderr
+    assert ("going on at epoch" in last.stderr) == begun
     assert {name: results(out)[name] for name in finished} == finished
     assert len(results(out)) == 12
     assert steps(out) == steps(undisturbed / "out")

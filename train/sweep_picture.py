@@ -36,6 +36,7 @@ def draw(rows: Sequence[Row], swept: Sequence[str], title: str, path: Path) -> b
         log.info("no picture without matplotlib: pip install 'kdcache[demo]'")
         return False
     matplotlib.use("Agg")
+    matplotlib.rcParams["text.parse_math"] = False  # names are text, whatever they contain
     from matplotlib import pyplot as plt
     from matplotlib.lines import Line2D
 
