@@ -26,6 +26,7 @@ _VERSIONS = ("ETag", "etag", "md5", "blob_id", "Last-Modified", "LastModified", 
 _NOT_FOUND = (404, 410)
 _OBJECTS = frozenset({"s3", "gs", "az", "hf", "memory"})
 """What has no folders: asking s3fs for one makes the bucket, and a typo would, too."""
+_WRONG_TLS = ("WRONG_VERSION_NUMBER", "CERTIFICATE_VERIFY_FAILED")
 _WORTH_ANOTHER_TRY = (408, 425, 429)
 T = TypeVar("T")
 
@@ -40,6 +41,10 @@ class Remote:
             UsageError: No installed package knows such URLs.
         """
         self.url = url.rstrip("/")
+        if self.url.endswith(
+            ":"
+        ):  # all that is left of s3://, which fsspec takes for a file's name
+            self.url = f"{self.url}//"
         options = _http_options() if url.startswith(("http://", "https://")) else {}
         try:
             import fsspec
@@ -51,7 +56,16 @@ class Remote:
                 "Run: pip install 'kdcache[remote]'" + _more(url) + "."
             ) from None
         except ValueError as error:
-            raise UsageError(f"{url} cannot be opened: {error}.") from None
+            raise UsageError(
+                f"{url} cannot be opened: {error}. It is such as https://host/folder, "
+                "hf://datasets/USER/NAME, s3://bucket/folder or file:///folder."
+            ) from None
+        except Exception as error:  # some file systems connect at once
+            raise DataError(f"{url} cannot be reached: {error}. Check the URL.") from None
+        if self._has_no_folders and not self._root.strip("/") and "memory" not in self._protocols:
+            raise UsageError(
+                f"{url} names no bucket or repository. It is such as {self.url}NAME/folder."
+            )
 
     def stat(self, name: str) -> tuple[int, str] | None:
         """Size in bytes and version (etag, date) of a file below the URL; None: not there.
@@ -164,8 +178,12 @@ class Remote:
 
     @property
     def _has_no_folders(self) -> bool:
+        return not _OBJECTS.isdisjoint(self._protocols)
+
+    @property
+    def _protocols(self) -> list[str]:
         known_as = self._fs.protocol
-        return not _OBJECTS.isdisjoint([known_as] if isinstance(known_as, str) else known_as)
+        return [known_as] if isinstance(known_as, str) else list(known_as)
 
     def _path(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}" if name else self._root
@@ -186,8 +204,8 @@ class Remote:
             said = str(failure) or type(failure).__name__
             if _is_final(failure) or attempt == TRIES:
                 raise DataError(
-                    f"cannot {verb} {self._name(name)}: {said}, at try {attempt} of {TRIES}. Check "
-                    "the URL, the network and your credentials, and run the same command again."
+                    f"cannot {verb} {self._name(name)}: {said}, at try {attempt} of {TRIES}. "
+                    f"{_advice(failure)}"
                 )
             log.info("%s: %s; trying again in %.1f s", self._name(name), said, pause)
             time.sleep(pause)
@@ -198,7 +216,7 @@ class Remote:
 def _behind(error: Exception) -> Exception:
     """What failed: fsspec calls a file "not found" when a server has a bad moment, too."""
     cause = error.__cause__
-    if not isinstance(error, FileNotFoundError) or getattr(cause, "status", None) in _NOT_FOUND:
+    if not isinstance(error, FileNotFoundError) or _status(cause) in _NOT_FOUND:
         return error
     return cause if isinstance(cause, Exception) else error
 
@@ -207,9 +225,43 @@ def _is_final(error: Exception) -> bool:
     """Whether asking again would change nothing."""
     if isinstance(error, (PermissionError, NotImplementedError, ImportError)):
         return True
+    if _lacks_credentials(error) or _reason(error) in _WRONG_TLS:
+        return True
+    status = _status(error)
+    return status is not None and 400 <= status < 500 and status not in _WORTH_ANOTHER_TRY
+
+
+def _status(error: BaseException | None) -> int | None:
+    """The HTTP status behind an error of aiohttp, huggingface_hub or botocore."""
     response = getattr(error, "response", None)
-    status = getattr(error, "status", None) or getattr(response, "status_code", None)
-    return isinstance(status, int) and 400 <= status < 500 and status not in _WORTH_ANOTHER_TRY
+    if isinstance(response, dict):  # botocore's; a time-out of its own is a 400
+        if response.get("Error", {}).get("Code") == "RequestTimeout":
+            return 408
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    else:
+        status = getattr(error, "status", None) or getattr(response, "status_code", None)
+    return status if isinstance(status, int) else None
+
+
+def _reason(error: Exception) -> str:
+    """OpenSSL's word for what failed, or ""."""
+    return getattr(getattr(error, "os_error", error), "reason", None) or ""
+
+
+def _lacks_credentials(error: Exception) -> bool:
+    return type(error).__name__ == "NoCredentialsError"
+
+
+def _advice(error: Exception) -> str:
+    """What a user can do now."""
+    if _lacks_credentials(error):
+        return (
+            "Log in (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile of the AWS CLI); of "
+            "a public bucket, set FSSPEC_S3_ANON=true."
+        )
+    if _reason(error) == "WRONG_VERSION_NUMBER":
+        return "The server does not speak TLS: is it http:// and not https://?"
+    return "Check the URL, the network and your credentials, and run the same command again."
 
 
 def _http_options() -> dict[str, Any]:

@@ -90,7 +90,9 @@ def locked(path: Path, waiting: str = "") -> Iterator[None]:
         _make_folder(path.parent)
         lock = os.open(path, flags, 0o644)
     except OSError as error:
-        raise KdcacheError(f"cannot lock {path}: {error.strerror}. Remove it.") from None
+        if error.errno == errno.ELOOP:
+            raise KdcacheError(f"cannot lock {path}: it is a link. Remove it.") from None
+        raise cannot_write(path, error) from None
     try:
         with contextlib.suppress(OSError):
             try:

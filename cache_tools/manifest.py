@@ -53,12 +53,16 @@ def read(storage: Storage) -> Manifest:
     try:
         group = files.parse_json(storage.read(NAME, files.MAX_JSON), path)
     except FileNotFoundError:
-        raise CacheNotFound(f"there is no cache at {storage} ({NAME} is missing).") from None
+        raise CacheNotFound(
+            f"there is no cache at {storage} ({NAME} is missing). Its path or URL ends with the "
+            f"folder that has {NAME}, such as {_folder(str(storage))}."
+        ) from None
     attributes = group.get("attributes")
     manifest = attributes.get("kdcache") if isinstance(attributes, dict) else None
     if not isinstance(manifest, dict):
         raise CacheNotFound(
-            f"{storage} is a Zarr group but not a kdcache cache (no attributes.kdcache)."
+            f"{storage} is a Zarr group but not a kdcache cache (no attributes.kdcache). Check the "
+            "path or URL."
         )
     _check_version(manifest, storage)
     digest = manifest.pop("sha256", None)
@@ -93,3 +97,8 @@ def _check_version(manifest: Mapping[str, Any], storage: Storage) -> None:
 def _require(holds: bool, path: str, what: str) -> None:
     if not holds:
         raise CacheDamaged(f"{path} was changed ({what}). {_REMEDY}")
+
+
+def _folder(where: str) -> str:
+    """What somebody may have meant by a path or URL at which there is no cache."""
+    return where.removesuffix(f"/{NAME}") if where.endswith(f"/{NAME}") else f"{where}/cache.zarr"

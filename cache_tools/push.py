@@ -9,6 +9,7 @@ new views to the one that is there. Another cache in the place, or another part,
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cache_tools import commits, files, flight, manifest, progress, whole
@@ -40,7 +41,12 @@ class Sent:
 
 
 def is_public(url: str) -> bool:
-    """Whether others may read what lies at a URL, so that it needs a licence."""
+    """Whether others may read what lies at a URL, so that it needs a licence.
+
+    Raises:
+        UsageError: It is none that can be written.
+    """
+    _check_url(url)
     return _OWN.match(url) is None
 
 
@@ -86,14 +92,19 @@ def run(store: Store, url: str, card: bytes | None, jobs: int = flight.JOBS) -> 
 
 
 def _open(url: str) -> Storage:
+    _check_url(url)
+    return Hub(url) if url.startswith("hf://") else place(url)
+
+
+def _check_url(url: str) -> None:
     if "://" not in url:
-        raise UsageError(f"{url} is no URL. A folder of this machine is file:///path.")
+        here = Path(url).resolve().as_uri()
+        raise UsageError(f"{url} is no URL. As a folder of this machine it is {here}.")
     if url.startswith(("http://", "https://")):
         raise UsageError(
             f"{url} can be read and not written. Copy the folder to the web server, or push to "
             "hf://datasets/USER/NAME, s3://…, gs://…."
         )
-    return Hub(url) if url.startswith("hf://") else place(url)
 
 
 def _manifest(target: Storage) -> Manifest | None:

@@ -7,6 +7,7 @@ import typer
 
 from cache_tools.commands import CachePath, Json, emit
 from cache_tools.errors import UsageError
+from cache_tools.storage import Folder
 from cache_tools.store import Store
 
 Views = Annotated[
@@ -72,6 +73,8 @@ def _cut(source: Store, out: Path, wanted: tuple[str, str, str], jobs: int, json
     from cache_tools import cut
     from cache_tools import pull as puller
 
+    if isinstance(source.storage, Folder) and source.path.resolve() == out.resolve():
+        raise UsageError(f"{out} is the cache itself, which stays as it is. Choose another DST.")
     plan = cut.plan(source, *wanted)
     store, moved = puller.run(source, out, plan, jobs)
     if json_:

@@ -313,10 +313,19 @@ def checked(storage: Storage, ask: Callable[[], T], *names: str) -> T:
 
 
 def place(where: str | Path) -> Storage:
-    """The storage at a path or URL, whether there is a cache or not."""
+    """The storage at a path or URL, whether there is a cache or not.
+
+    Raises:
+        UsageError: There can be none.
+    """
     text = str(where)
     if text.startswith(_HERE):  # a folder has atomic writes and a lock, fsspec's has neither
         text = text.removeprefix(_HERE)
+        if not text.startswith("/"):
+            raise UsageError(
+                f"{where} names another machine, {text.partition('/')[0]!r}. A folder of this one "
+                f"has three slashes: {Path(text).resolve().as_uri()}."
+            )
     if "://" in text:
         return Remote(text)
     path = Path(text)
@@ -332,8 +341,8 @@ def locate(where: str | Path) -> Storage:
     found = place(where)
     if isinstance(found, Folder) and not (found.path / MANIFEST).is_file():
         raise CacheNotFound(
-            f"there is no cache at {found}. Make one with: kdcache cache RECIPE --data DATA "
-            f"--teacher TEACHER --out {found}"
+            f"there is no cache at {found}. Check the path, or make one with: kdcache cache RECIPE "
+            f"--data DATA --teacher TEACHER --out {found}"
         )
     return found
 
