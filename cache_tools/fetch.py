@@ -26,7 +26,8 @@ _VERSIONS = ("ETag", "etag", "md5", "blob_id", "Last-Modified", "LastModified", 
 _NOT_FOUND = (404, 410)
 _OBJECTS = frozenset({"s3", "gs", "az", "hf", "memory"})
 """What has no folders: asking s3fs for one makes the bucket, and a typo would, too."""
-_WRONG_TLS = ("WRONG_VERSION_NUMBER", "CERTIFICATE_VERIFY_FAILED")
+_NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
+_WRONG_TLS = (*_NO_TLS, "CERTIFICATE_VERIFY_FAILED")
 _WORTH_ANOTHER_TRY = (408, 425, 429)
 T = TypeVar("T")
 
@@ -41,9 +42,7 @@ class Remote:
             UsageError: No installed package knows such URLs.
         """
         self.url = url.rstrip("/")
-        if self.url.endswith(
-            ":"
-        ):  # all that is left of s3://, which fsspec takes for a file's name
+        if self.url.endswith(":"):  # what is left of s3://, which fsspec takes for a file's name
             self.url = f"{self.url}//"
         options = _http_options() if url.startswith(("http://", "https://")) else {}
         try:
@@ -259,7 +258,7 @@ def _advice(error: Exception) -> str:
             "Log in (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile of the AWS CLI); of "
             "a public bucket, set FSSPEC_S3_ANON=true."
         )
-    if _reason(error) == "WRONG_VERSION_NUMBER":
+    if _reason(error) in _NO_TLS:
         return "The server does not speak TLS: is it http:// and not https://?"
     return "Check the URL, the network and your credentials, and run the same command again."
 

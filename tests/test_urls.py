@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import bucket
 import fsspec
@@ -27,7 +28,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tries(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     """The pauses that were made before another try."""
     pauses: list[float] = []
-    monkeypatch.setattr("time.sleep", pauses.append)
+    monkeypatch.setattr(fetch, "time", SimpleNamespace(sleep=pauses.append))
     yield pauses
 
 
