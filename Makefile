@@ -41,7 +41,7 @@ help:  ## list the targets and variables
 	@echo "  STUDENT=$(STUDENT) timm name (none: the recipe's)"
 	@echo "  RECIPE=$(RECIPE)   name or path of a recipe: those of train/recipes"
 	@echo "  CACHE_RECIPE=$(CACHE_RECIPE) its recipe of stage 1: those of pipeline/recipes"
-	@echo "  GRID=$(GRID)       students of make sweep: train/sweeps, or a file; into SWEEP=$(SWEEP)"
+	@echo "  GRID=$(GRID)       students of make sweep: train/grids, or a file; into SWEEP=$(SWEEP)"
 	@echo "  CACHE=$(CACHE)     where the cache lies"
 	@echo "  OUT=$(OUT)         where the run lies"
 	@echo "  BENCH=$(BENCH)            with its arguments, a benchmark for make bench"

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import scale
-from cache_tools import views
-from cache_tools.spec import TargetSpec, ViewSpec
-from train.replay import Replay, View
-from train.schedule import Schedule
+from cache_tools.spec.cache import TargetSpec, ViewSpec
+from cache_tools.views import draw
+from train.data.native_loader import Replay, View
+from train.data.schedule import Schedule
 
 BATCH, BLOCK = 256, 65_536
 A2 = ViewSpec(size=224, interpolation="box", auto_augment="rand-m7-mstd0.5", mixup=0.1, cutmix=1.0)
@@ -29,7 +29,7 @@ def seconds(folder: Path) -> dict[str, float]:
     schedule = Schedule(store, 1, BATCH, 0)
     replay = Replay(store, None, schedule, 1)  # type: ignore[arg-type]
     stored, plan = store.read_view(0), schedule.plan(0)
-    drawn = views.draw(spec.views, table.id_N, table.height_N, table.width_N, 0)
+    drawn = draw.draw(spec.views, table.id_N, table.height_N, table.width_N, 0)
     loaded, steps = [View(0, (stored,), drawn)], iter(range(10**9))
     label = table.label_N[: 2 * BATCH].astype(np.int64).reshape(-1, 2)
 
@@ -40,7 +40,7 @@ def seconds(folder: Path) -> dict[str, float]:
 
     columns = table.id_N, table.height_N, table.width_N
     return {
-        "parameters": _each(lambda: views.draw(spec.views, *columns, 1), len(table)),
+        "parameters": _each(lambda: draw.draw(spec.views, *columns, 1), len(table)),
         "order and pairs": _each(lambda: schedule.plan(1), len(table)),
         "reading targets": _each(lambda: store.read_view(1), len(table)),
         "target lookup": _each(look_up, BATCH, 200),

@@ -44,14 +44,14 @@ from benchmarks import datasets
 from benchmarks.datasets import DATASETS
 from benchmarks.machine import machine
 from benchmarks.online import CPU, SETTINGS, stored, train
-from cache_tools import shards
-from cache_tools.codec import Targets
+from cache_tools.data import images
+from cache_tools.targets.codec import Targets
 from pipeline import recipe as recipes
-from pipeline.online import Ask, online
 from pipeline.run import run as make
+from pipeline.teacher.online import Ask, online
 from train import recipe as training
-from train import run
-from train.run import Inputs
+from train import run_dir
+from train.run_dir import Inputs
 
 RATES = (2e-3, 4e-3, 8e-3)
 CHOOSING_SEEDS = (100, 101)
@@ -120,7 +120,7 @@ def trial(
     def cache(file: str, changes: tuple[str, ...]) -> Inputs:
         recipe = recipes.load("digits", (*shared, *changes))
         make(recipe, str(data), str(teacher), work / file, "cpu")
-        return run.open_inputs(work / file, None)
+        return run_dir.open_inputs(work / file, None)
 
     inputs, clean = cache("views.zarr", changes), cache("clean.zarr", ("num_views=1", *CLEAN))
     words = stored(inputs.store)
@@ -132,7 +132,7 @@ def trial(
         "next image": Arm("kd", rolled(words, 1)),
         "clean image": Arm("kd", repeated(stored(clean.store), inputs.store.num_views)),
     }
-    choose = shards.open_images(f"{data}/{name}-choose-*.tar", "validation")
+    choose = images.open_images(f"{data}/{name}-choose-*.tar", "validation")
     ask = online(inputs.store, str(teacher), CPU)
     temperatures = DATASETS[name].temperatures
     return Trial(inputs, replace(inputs, validation=choose), ask, arms, temperatures)

@@ -30,8 +30,10 @@ import numpy as np
 from benchmarks.machine import machine
 from benchmarks.render import RRC, pictures
 from benchmarks.rounds import ratio
-from cache_tools import decode, render, samples, shrink, views
-from cache_tools.spec import ViewSpec
+from cache_tools.data import reencode, scan
+from cache_tools.render import decode, view
+from cache_tools.spec.cache import ViewSpec
+from cache_tools.views import draw
 
 LIBRARIES = ("simplejpeg", "opencv-python-headless", "numba", "numpy")
 CASES = (("imagenet", 224), ("imagenet", 128), ("large", 224), ("large", 128))
@@ -43,8 +45,8 @@ class Way:
 
     def __init__(self, spec: ViewSpec, encoded: list[bytes]) -> None:
         sides = np.array([decode.size(data, "k") for data in encoded], np.int32)
-        ids = np.array([samples.sample_id(f"k{i}") for i in range(len(encoded))], np.uint64)
-        self._params = views.draw(spec, ids, sides[:, 0], sides[:, 1], 0)
+        ids = np.array([scan.sample_id(f"k{i}") for i in range(len(encoded))], np.uint64)
+        self._params = draw.draw(spec, ids, sides[:, 0], sides[:, 1], 0)
         self._spec, self._encoded, self._reuse = spec, encoded, decode.Reuse()
         self.views = np.empty((len(encoded), spec.size, spec.size, 3), np.uint8)
 
@@ -53,14 +55,14 @@ class Way:
         begin = time.process_time()
         for row, (data, out) in enumerate(zip(self._encoded, self.views, strict=True)):
             wanted = [(self._params, row, out)]
-            render.views_of(data, "k", self._spec, wanted, self._reuse, seen=True)
+            view.views_of(data, "k", self._spec, wanted, self._reuse, seen=True)
         return (time.process_time() - begin) / len(self._encoded)
 
 
 def measure(kind: str, size: int, repeats: int) -> dict[str, Any]:
     """Speed and pixels of all ways at one size of pictures and views."""
     encoded, spec = pictures(kind), replace(RRC, size=size)
-    small = [shrink.shrink(data, "k", 256, 90, decode.Reuse()) for data in encoded]
+    small = [reencode.shrink(data, "k", 256, 90, decode.Reuse()) for data in encoded]
     ways = {
         "whole": Way(spec, encoded),
         "scaled": Way(replace(spec, scaled_decode=True), encoded),

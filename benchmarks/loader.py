@@ -30,7 +30,8 @@ from benchmarks.machine import machine
 from benchmarks.render import pictures
 from benchmarks.rounds import Figure, ratio, shown, spread
 from benchmarks.seats import Seat, Turn
-from cache_tools import beton, shards
+from cache_tools.data import beton
+from cache_tools.data import images as shards
 from pipeline import recipe as recipes
 from pipeline.run import run
 

@@ -50,21 +50,25 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.machine import machine
-from cache_tools import codec, render, views
-from cache_tools.codec import Targets
-from cache_tools.store import Store
+from cache_tools.render import view as render
+from cache_tools.store.cache import Store
+from cache_tools.targets import codec
+from cache_tools.targets.codec import Targets
+from cache_tools.views import draw as views
 from pipeline import demo
 from pipeline import recipe as recipes
-from pipeline.online import Ask, online
 from pipeline.run import run as make
-from pipeline.work import CPU_BATCH
-from train import factory, learner, loop, replay, run
+from pipeline.teacher.online import Ask, online
+from pipeline.worker.job import CPU_BATCH
 from train import recipe as training
-from train.evaluate import evaluate
-from train.input import Input
+from train import run_dir
+from train.data import native_loader
+from train.data.device_batch import Input
+from train.evaluate.accuracy import evaluate
+from train.loss.task import CachedDistillationTask, Supervision
 from train.recipe import TrainRecipe
-from train.run import Inputs
-from train.task import CachedDistillationTask, Supervision
+from train.run_dir import Inputs
+from train.trainer import factory, loop, student
 
 F8 = NDArray[np.float64]
 CPU = torch.device("cpu")
@@ -100,12 +104,12 @@ def train(
     with ExitStack() as stack:
         out = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         put = mock.patch.object
-        stack.enter_context(put(learner, "CachedDistillationTask", recording(losses)))
+        stack.enter_context(put(student, "CachedDistillationTask", recording(losses)))
         if words is not None:
-            stack.enter_context(put(replay.Replay, "_targets", saying(words)))
+            stack.enter_context(put(native_loader.Replay, "_targets", saying(words)))
         if nudge:
-            stack.enter_context(put(learner, "create_student", nudged))
-        run.begin(out, recipe, silent, fresh=False)
+            stack.enter_context(put(student, "create_student", nudged))
+        run_dir.begin(out, recipe, silent, fresh=False)
         loop.train(recipe, silent, out, CPU, ask)
         return Student(torch.stack(losses).double().numpy(), accuracy(out, recipe, inputs))
 
@@ -208,7 +212,7 @@ def study(
     for number, (arm, small) in enumerate(CACHED.items()):
         path = work / f"{number}.zarr"
         make(recipes.load("digits", [*changes, *small]), str(data), str(teacher), path, "cpu")
-        opened[arm] = run.open_inputs(path, None)
+        opened[arm] = run_dir.open_inputs(path, None)
     inputs = opened["cached"]
     ask = online(inputs.store, str(teacher), CPU)
     words = exact(inputs.store, inputs.images, ask)

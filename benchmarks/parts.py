@@ -13,14 +13,15 @@ import numpy as np
 import torch
 
 from benchmarks.pairs import Bench
-from cache_tools import codec, threads
-from cache_tools.views import Mix
-from train import losses
-from train.factory import create_optimizer, create_student
-from train.input import Input
-from train.replay import Batch, Replay
-from train.schedule import Schedule
-from train.task import CachedDistillationTask
+from cache_tools.runtime import threads
+from cache_tools.targets import codec
+from cache_tools.views.draw import Mix
+from train.data.device_batch import Input
+from train.data.native_loader import Batch, Replay
+from train.data.schedule import Schedule
+from train.loss import losses
+from train.loss.task import CachedDistillationTask
+from train.trainer.factory import create_optimizer, create_student
 
 FEW, MANY, ENOUGH = 3, 40, 1.0
 """Calls of a part, of which the median is taken: at least, at most, and the seconds between."""

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from cache_tools import threads
+from cache_tools.runtime import threads
 
 BATCH, SIZE = 64, 224
 A2 = "rand-m7-mstd0.5"
@@ -38,27 +38,28 @@ Make = Callable[[Path], Epoch]
 
 def native(folder: Path, cache: str = "rrc", repeats: int = 1) -> Epoch:
     """Our native loader."""
-    from train.replay import Replay
+    from train.data.native_loader import Replay
 
     return _replayed(Replay, folder, cache, folder / "tars", repeats)
 
 
 def ffcv_replay(folder: Path, cache: str = "rrc", raw: bool = False, repeats: int = 1) -> Epoch:
     """Our loader in FFCV's pipeline."""
-    from train.ffcv_loader import FfcvReplay
+    from train.data.ffcv_loader import FfcvReplay
 
     data = folder / ("raw.beton" if raw else "jpeg.beton")
     return _replayed(FfcvReplay, folder, cache, data, repeats)
 
 
 def _replayed(loader: Any, folder: Path, cache: str, data: Path, repeats: int) -> Epoch:
-    from cache_tools import samples, shards
-    from cache_tools.store import Store
-    from train.schedule import Schedule
+    from cache_tools.data import images as shards
+    from cache_tools.data import scan
+    from cache_tools.store.cache import Store
+    from train.data.schedule import Schedule
 
     store = Store.open(folder / f"{cache}.zarr")
     images = shards.open_images(str(data), "train")
-    images = samples.match(store.table, store.spec.dataset, images)
+    images = scan.match(store.table, store.spec.dataset, images)
     schedule = Schedule(store, 1, BATCH, 0, repeats)
     replay = loader(store, images, schedule, 0)
     return lambda epoch: sum(len(batch) for batch in replay.epoch(epoch))
@@ -68,7 +69,7 @@ class _Pictures:
     """Images for FFCV's writer: JPEG bytes, or pixels."""
 
     def __init__(self, folder: Path, raw: bool) -> None:
-        from cache_tools import shards
+        from cache_tools.data import images as shards
 
         self._images, self._raw = shards.open_images(str(folder / "tars"), "train"), raw
 
@@ -76,7 +77,7 @@ class _Pictures:
         return len(self._images)
 
     def __getitem__(self, number: int) -> tuple[Any, int]:
-        from cache_tools import decode
+        from cache_tools.render import decode
 
         data = self._images.read(number)
         picture = decode.decode(data, "k") if self._raw else data
@@ -85,7 +86,7 @@ class _Pictures:
 
 def _as_they_are(field: Any, destination: Any, data: bytes, malloc: Any) -> None:
     """Stands for RGBImageField.encode, which would compress pixels: stores a JPEG's bytes."""
-    from cache_tools import decode
+    from cache_tools.render import decode
 
     destination["mode"] = 0
     destination["height"], destination["width"] = decode.size(data, "k")

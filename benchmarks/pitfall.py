@@ -38,12 +38,12 @@ from benchmarks import datasets
 from benchmarks.controls import gain
 from benchmarks.machine import machine
 from benchmarks.online import MIXING, train
-from cache_tools import shards
+from cache_tools.data import images
 from pipeline import recipe as recipes
 from pipeline.run import run as make
 from train import recipe as training
-from train import run
-from train.run import Inputs
+from train import run_dir
+from train.run_dir import Inputs
 
 NAME = "fashion"
 SIZES = (96, 960, 9600)
@@ -94,8 +94,8 @@ def cell(size: int, kind: str, teacher: Path, work: Path, source: Path | None) -
         *VIEWS[kind],
     )
     make(recipes.load("digits", changes), str(data), str(teacher), cache, "cpu")
-    inputs = run.open_inputs(cache, None)
-    choose = shards.open_images(f"{data}/{NAME}-choose-*.tar", "validation")
+    inputs = run_dir.open_inputs(cache, None)
+    choose = images.open_images(f"{data}/{NAME}-choose-*.tar", "validation")
     return Cell(inputs, replace(inputs, validation=choose), size)
 
 

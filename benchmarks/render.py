@@ -50,8 +50,11 @@ from timm.data import create_transform
 from torchvision import transforms
 
 from benchmarks.machine import machine
-from cache_tools import decode, render, samples, views
-from cache_tools.spec import ViewSpec
+from cache_tools.data import scan
+from cache_tools.render import decode
+from cache_tools.render import view as render
+from cache_tools.spec.cache import ViewSpec
+from cache_tools.views import draw
 
 RRC = ViewSpec(size=224, interpolation="box")
 A2 = replace(RRC, auto_augment="rand-m7-mstd0.5", mixup=0.1, cutmix=1.0)
@@ -86,7 +89,7 @@ def pictures(kind: str) -> list[bytes]:
 
 def table(encoded: list[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Id, height and width of the samples of a block, whose pictures are these again and again."""
-    ids = np.array([samples.sample_id(f"k{i}") for i in range(BLOCK)], np.uint64)
+    ids = np.array([scan.sample_id(f"k{i}") for i in range(BLOCK)], np.uint64)
     sides = np.array([decode.size(data, "k") for data in encoded], np.int32)
     height, width = np.resize(sides, (BLOCK, 2)).T.copy()
     return ids, height, width
@@ -95,7 +98,7 @@ def table(encoded: list[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def ours(spec: ViewSpec, encoded: list[bytes], count: int = 1, seen: bool = True) -> Contestant:
     """`count` views of each picture, which is decoded once, as stage 2 does it or as stage 1."""
     first = [column[: len(encoded)] for column in table(encoded)]
-    params = [views.draw(spec, *first, view) for view in range(count)]
+    params = [draw.draw(spec, *first, view) for view in range(count)]
     out = np.empty((count, spec.size, spec.size, 3), np.uint8)
     reuse = decode.Reuse()
 
@@ -110,7 +113,7 @@ def ours(spec: ViewSpec, encoded: list[bytes], count: int = 1, seen: bool = True
 def drawing(spec: ViewSpec, encoded: list[bytes]) -> Contestant:
     """The parameters of a block's views in one call."""
     columns = table(encoded)
-    return lambda: views.draw(spec, *columns, 0), BLOCK / len(encoded)
+    return lambda: draw.draw(spec, *columns, 0), BLOCK / len(encoded)
 
 
 def of_pil(
@@ -138,7 +141,7 @@ def decode_only(encoded: list[bytes]) -> Contestant:
 
 def decode_our_rows(encoded: list[bytes]) -> Contestant:
     """simplejpeg as our stage 2 uses it: into the same memory, no rows below the crop."""
-    drawn = views.draw(A2, *(column[: len(encoded)] for column in table(encoded)), 0)
+    drawn = draw.draw(A2, *(column[: len(encoded)] for column in table(encoded)), 0)
     bottom, reuse = (drawn.box_B4[:, 0] + drawn.box_B4[:, 2]).tolist(), decode.Reuse()
 
     def run() -> None:

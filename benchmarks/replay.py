@@ -3,8 +3,8 @@
     python -m benchmarks.replay [--repeats 7] [--json FILE]
 
 Views are crops of JPEGs made from photographs (`benchmarks.render`), with mixup. Each pair of a
-student and a teacher has one cache; the contestants are `train.loop` itself on that cache, in
-turns, each time from another contestant on, so that a noisy machine hits all alike:
+student and a teacher has one cache; the contestants are `train.trainer.loop` itself on that cache,
+in turns, each time from another contestant on, so that a noisy machine hits all alike:
 
 * "labels": cross-entropy; the loader is the same, targets included, so that only the loss differs.
 * "cached": kd from the stored targets.
@@ -60,8 +60,9 @@ from benchmarks.machine import machine
 from benchmarks.pairs import CPU, GPU, Bench, prepare
 from benchmarks.parts import Parts, wait
 from benchmarks.rounds import Figure, ratio, shown, spread
-from cache_tools import progress
-from train import loop, run
+from cache_tools.runtime import progress
+from train import run_dir
+from train.trainer import loop
 
 MODES = {"labels": "labels", "cached": "kd", "online": "online"}
 LIBRARIES = ("torch", "timm", "numpy", "numba", "zarr", "simplejpeg", "opencv-python-headless")
@@ -87,7 +88,7 @@ def turn(bench: Bench, contestant: str) -> Turn:
     recipe = replace(bench.recipe, mode=MODES[contestant])
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
-        run.begin(out, recipe, bench.inputs, fresh=False)
+        run_dir.begin(out, recipe, bench.inputs, fresh=False)
         ask = bench.ask if contestant == "online" else None
         with mock.patch.object(progress, "bar", clock.bar):
             result = loop.train(recipe, bench.inputs, out, bench.device, ask)

@@ -21,12 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from cache_tools import codec, commits, dense, samples
-from cache_tools.layout import Layout
-from cache_tools.samples import SampleTable
-from cache_tools.spec import CacheSpec, DatasetSpec, TargetSpec, ViewSpec
-from cache_tools.store import Store
-from cache_tools.teacher_spec import TeacherSpec
+from cache_tools.data import scan
+from cache_tools.data.scan import SampleTable
+from cache_tools.spec.cache import CacheSpec, DatasetSpec, TargetSpec, ViewSpec
+from cache_tools.spec.teacher import TeacherSpec
+from cache_tools.store import commits
+from cache_tools.store.cache import Store
+from cache_tools.store.layout import Layout
+from cache_tools.targets import codec, dense
 
 CLASSES, HUB_FILES, HUB_ENTRIES = 1000, 100_000, 10_000
 VIEWS, TARGETS = ViewSpec(size=224), TargetSpec()
@@ -36,15 +38,15 @@ import atexit, sys
 peak = lambda: open("/proc/self/status").read().split("VmHWM:")[1].split()[0]
 atexit.register(lambda: print(peak(), file=sys.stderr))
 """
-_NOTHING = _PEAK + "import cache_tools.store"
-_OPEN = _PEAK + "from cache_tools.store import Store; Store.open(sys.argv[1])"
-_COMMAND = _PEAK + "from cache_tools import cli; sys.argv[0] = 'kdcache'; cli.main()"
+_NOTHING = _PEAK + "import cache_tools.store.cache"
+_OPEN = _PEAK + "from cache_tools.store.cache import Store; Store.open(sys.argv[1])"
+_COMMAND = _PEAK + "from cache_tools.cli import main as cli; sys.argv[0] = 'kdcache'; cli.main()"
 
 
 def table(count: int) -> SampleTable:
     """A sample table with keys like ImageNet's."""
     names = [f"n{1440764 + i % 1000:08d}_{i}" for i in range(count)]
-    ids = np.array([samples.sample_id(name) for name in names], dtype=np.uint64)
+    ids = np.array([scan.sample_id(name) for name in names], dtype=np.uint64)
     order = np.argsort(ids)
     random = np.random.default_rng(0)
     return SampleTable(

@@ -12,7 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from cache_tools import samples, shards
+from cache_tools.data import images as shards
+from cache_tools.data import scan
 
 
 def main() -> None:
@@ -32,7 +33,7 @@ def main() -> None:
                 f"{which} opening: {len(images):,} samples, {time.perf_counter() - begin_s:.2f} s"
             )
         begin_s = time.perf_counter()
-        samples.in_table_order(images, None)
+        scan.in_table_order(images, None)
         print(f"in the order of the table: {time.perf_counter() - begin_s:.2f} s")
 
 

@@ -8,7 +8,7 @@ noisy machine hits all alike:
 
 * "bare": the network alone on a random batch that lies on its device; no top-k, nothing comes back.
 * "render G": the first stage alone with all cores, G views of each decode. No teacher.
-* "pipeline G": `pipeline.part.Worker` itself: images to committed parts on disk.
+* "pipeline G": `pipeline.worker.stage1.Worker` itself: images to committed parts on disk.
 
 Ratios are taken within a turn; medians and ranges are over the turns. On a GPU the pipeline can be
 as fast as the slower one of both; on a CPU both want the same cores, and no order of work makes
@@ -52,15 +52,16 @@ from benchmarks.machine import machine
 from benchmarks.pairs import Pair, write
 from benchmarks.parts import wait
 from benchmarks.rounds import ratio, shown, spread
-from cache_tools import shards, threads
-from cache_tools.teacher_spec import Precision
-from pipeline import opening
+from cache_tools.data import images as shards
+from cache_tools.runtime import threads
+from cache_tools.spec.teacher import Precision
 from pipeline import recipe as recipes
-from pipeline import teacher as teachers
-from pipeline.forward import Forward
-from pipeline.groups import Group, groups
-from pipeline.logits import Execution, Logits
-from pipeline.part import Worker
+from pipeline.teacher import teacher as teachers
+from pipeline.teacher.forward import Forward
+from pipeline.teacher.logits import Execution, Logits
+from pipeline.worker import open_cache
+from pipeline.worker.groups import Group, groups
+from pipeline.worker.stage1 import Worker
 
 LIBRARIES = ("torch", "timm", "numpy", "numba", "zarr", "simplejpeg", "opencv-python-headless")
 GOAL = 0.97
@@ -139,7 +140,7 @@ class Bench:
         torch.manual_seed(0)
         teacher = teachers.load(case.teacher, case.size, case.precision, random_weights=True)
         images = shards.open_images(str(folder / "data"), "train")
-        self.store, self.images = opening.open_or_create(
+        self.store, self.images = open_cache.open_or_create(
             recipe, images, teacher, folder / "cache.zarr"
         )
         execution = Execution(recipe.memory_format, recipe.compile)

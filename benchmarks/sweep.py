@@ -2,10 +2,10 @@
 
     python -m benchmarks.sweep [--repeats 5] [--json FILE]
 
-Cohorts of 1, 2, 4 and 8 students are `train.loop.train_cohort` itself, in turns, each time from
-another size on, so that a noisy machine hits all alike; the first steps of a turn, in which the
-loader fills and libraries warm up, are not counted. S separate runs cost S times a cohort of one;
-ratios are taken within a turn, and their median and range over the turns are reported.
+Cohorts of 1, 2, 4 and 8 students are `train.trainer.loop.train_cohort` itself, in turns, each time
+from another size on, so that a noisy machine hits all alike; the first steps of a turn, in which
+the loader fills and libraries warm up, are not counted. S separate runs cost S times a cohort of
+one; ratios are taken within a turn, and their median and range over the turns are reported.
 
 * "loader-bound": views of 224 px with RandAugment, mixup and cutmix (recipe vanillakd-a2) of JPEGs
   of 500×375, and a student that is next to nothing: a convolution of 16×16 patches and a linear
@@ -43,8 +43,9 @@ from benchmarks.machine import machine
 from benchmarks.pairs import Bench, Pair, prepare
 from benchmarks.replay import LIBRARIES, Clock, Turn
 from benchmarks.rounds import shown, spread
-from cache_tools import progress
-from train import loop, run
+from cache_tools.runtime import progress
+from train import run_dir
+from train.trainer import loop
 
 SIZES = (1, 2, 4, 8)
 BAR = 1.5
@@ -107,7 +108,7 @@ def turn(bench: Bench, count: int, ask: Any = None) -> Turn:
             for i in range(count)
         ]
         for out, recipe in students:
-            run.begin(out, recipe, bench.inputs, fresh=False)
+            run_dir.begin(out, recipe, bench.inputs, fresh=False)
         with mock.patch.object(progress, "bar", clock.bar):
             results = loop.train_cohort(students, bench.inputs, bench.device, ask)
     result = results[0]

@@ -24,9 +24,9 @@ from benchmarks.machine import machine
 from benchmarks.pairs import Pair, write
 from benchmarks.rounds import ratio, spread
 from benchmarks.stage1 import A2, LIBRARIES
-from cache_tools import threads
-from pipeline import teacher as teachers
-from pipeline.logits import Logits
+from cache_tools.runtime import threads
+from pipeline.teacher import teacher as teachers
+from pipeline.teacher.logits import Logits
 
 GOAL = 1.8
 """Least speed of two workers over one."""
@@ -46,7 +46,7 @@ def pipeline(folder: Path, count: int, turn: int) -> float:
         *(
             sys.executable,
             "-c",
-            "from cache_tools.cli import console; console()",
+            "from cache_tools.cli.main import console; console()",
             "cache",
             "photos",
         ),

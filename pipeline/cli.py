@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cache_tools.commands import DataCache, Json, emit, table
+from cache_tools.cli.cache import DataCache, Json, emit, table
 from cache_tools.errors import UsageError
 
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe, or a TOML file.")]
@@ -91,9 +91,9 @@ def plan(
     With --data and --teacher a few real batches are rendered and shown to the teacher: that tells
     the hours on this machine, what binds, and the bytes.
     """
-    from cache_tools import shards
-    from pipeline import plan as planner
+    from cache_tools.data import images as shards
     from pipeline import recipe as recipes
+    from pipeline.planning import plan as planner
 
     loaded = recipes.load(recipe, overrides or ())
     images = shards.open_images(data, loaded.dataset.split) if data else None
@@ -127,9 +127,9 @@ def views(
     json_: Json = False,
 ) -> None:
     """Draw a contact sheet of views; works on a recipe before there is a cache."""
-    from cache_tools import sheet
-    from cache_tools.shown import spread
-    from pipeline import preview
+    from cache_tools.report import contact_sheet
+    from cache_tools.report.sheet_source import spread
+    from pipeline.planning import preview
 
     if out is None and not json_:
         raise UsageError("where to draw? Pass --out sheet.png, or --json for the parameters.")
@@ -137,11 +137,17 @@ def views(
     numbers = spread(len(shown.source.keys), samples)
     view_numbers = list(range(min(columns, shown.num_views)))
     if out is not None:
-        sheet.draw(shown.source, numbers, view_numbers, shown.says).save(out)
+        contact_sheet.draw(shown.source, numbers, view_numbers, shown.says).save(out)
         if not json_:
             print(f"{out}: {len(view_numbers)} views of {len(numbers)} samples")
     if json_:
-        emit({"views": [sheet.facts(shown.source, n, v) for n in numbers for v in view_numbers]})
+        emit(
+            {
+                "views": [
+                    contact_sheet.facts(shown.source, n, v) for n in numbers for v in view_numbers
+                ]
+            }
+        )
 
 
 def cache(
@@ -204,8 +210,9 @@ def cache(
         raise UsageError("which images? Pass --data with a folder of shards or images, or a URL.")
     named = teacher or (), teacher_weight or (), architecture or (), class_map or ()
     sources = recipes.sources(loaded, *named)
-    from cache_tools import summary
-    from pipeline import launch, run
+    from cache_tools.store import info
+    from pipeline import run
+    from pipeline.engines import launch
 
     numbers = _numbers(parts)
     mine = launch.choose(task, tasks, by_number=bool(numbers))
@@ -214,7 +221,7 @@ def cache(
     store = run.run(loaded, data, sources, out, device, random_weights, share, makers)
     if not mine.speaks:
         return
-    facts = summary.info(store)
+    facts = info.info(store)
     print(
         f"{out}: {facts['parts']['done']} of {facts['parts']['total']} parts, "
         f"{facts['targets']:,} views, {facts['bytes_per_view']} bytes each"
@@ -225,9 +232,9 @@ def _numbers(parts: str) -> frozenset[int]:
     """What --parts says."""
     if not parts:
         return frozenset()
-    from cache_tools import summary
+    from cache_tools.store import info
 
-    if (found := summary.numbers(parts)) is not None:
+    if (found := info.numbers(parts)) is not None:
         return frozenset(found)
     raise UsageError(
         f"--parts {parts} are no numbers such as 0-3,7. For a share of all, pass --task and "

@@ -24,10 +24,15 @@ from timm.models import save_for_hf
 from torch import nn
 from torch.nn import functional as F
 
-from cache_tools import decode, files, mixing, progress, render, samples, shards, threads, views
+from cache_tools.data import images as shards
+from cache_tools.data import scan
+from cache_tools.data.images import Images
 from cache_tools.errors import KdcacheError
-from cache_tools.shards import Images
-from cache_tools.spec import ViewSpec
+from cache_tools.render import decode, mixing, view
+from cache_tools.runtime import progress, threads
+from cache_tools.spec.cache import ViewSpec
+from cache_tools.storage import atomic
+from cache_tools.views import draw
 
 log = logging.getLogger("kdcache")
 
@@ -67,7 +72,7 @@ def write_shards(folder: Path) -> None:
             "shard_lengths": lengths,
         }
     info = json.dumps({"name": "digits", "splits": splits}, indent=2) + "\n"
-    files.write(folder / "_info.json", info.encode())
+    atomic.write(folder / "_info.json", info.encode())
 
 
 def train_teacher(folder: Path, out: Path, at_least: float = 90.0) -> float:
@@ -90,7 +95,7 @@ def train_teacher(folder: Path, out: Path, at_least: float = 90.0) -> float:
             "test_resnet", num_classes=10, pretrained_cfg_overlay=PREPROCESSING
         )
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=0.05)
-    _, _, images = samples.in_table_order(shards.open_images(str(folder), "teacher"), None)
+    _, _, images = scan.in_table_order(shards.open_images(str(folder), "teacher"), None)
     steps = EPOCHS * (len(images) // BATCH_SIZE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
     with progress.bar("train the teacher", EPOCHS, "epochs") as advance:
@@ -130,7 +135,7 @@ def _write_shard(
                     "cls": str(labels[number]).encode(),
                 }
             )
-    files.write(path, buffer.getvalue())
+    atomic.write(path, buffer.getvalue())
     return len(numbers)
 
 
@@ -146,12 +151,12 @@ def _png(picture: NDArray[np.float64]) -> bytes:
 def _epoch(images: Images, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """One epoch of augmented batches in a fresh order: view `epoch` of every image."""
     n = len(images)
-    ids = np.array([samples.sample_id(name) for name in images.names], dtype=np.uint64)
+    ids = np.array([scan.sample_id(name) for name in images.names], dtype=np.uint64)
     sizes = np.full(n, 32, dtype=np.int32)
-    params = views.draw(AUGMENTATION, ids, sizes, sizes, epoch)
+    params = draw.draw(AUGMENTATION, ids, sizes, sizes, epoch)
     pixels = np.empty((n, 32, 32, 3), dtype=np.uint8)
     for i in range(n):
-        render.views_of(images.read(i), images.names[i], AUGMENTATION, [(params, i, pixels[i])])
+        view.views_of(images.read(i), images.names[i], AUGMENTATION, [(params, i, pixels[i])])
     order = np.argsort(np.random.Philox(key=epoch).random_raw(n), kind="stable")
     for begin in range(0, n - n % BATCH_SIZE, BATCH_SIZE):
         batch = order[begin : begin + BATCH_SIZE]

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from cache_tools import recipe
+from cache_tools import config
 from cache_tools.errors import UsageError
-from cache_tools.spec import TargetSpec, ViewSpec
-from cache_tools.teacher_spec import Precision
+from cache_tools.spec.cache import TargetSpec, ViewSpec
+from cache_tools.spec.teacher import Precision
 
 MemoryFormat = Literal["auto", "channels_last", "contiguous"]
 
@@ -96,7 +96,7 @@ class CacheRecipe:
 
 def load(name: str, overrides: Iterable[str] = ()) -> CacheRecipe:
     """Read a recipe by its name or path; `overrides` are key=value strings."""
-    return recipe.load(CacheRecipe, name, "pipeline", overrides)
+    return config.load(CacheRecipe, name, "pipeline", overrides)
 
 
 def sources(

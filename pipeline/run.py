@@ -12,17 +12,20 @@ from typing import Any
 
 import torch
 
-from cache_tools import progress, threads
-from cache_tools.commits import Part
-from cache_tools.shards import Images
-from cache_tools.store import Store
-from pipeline import engines, estimate, opening, outcome
-from pipeline import teacher as teachers
-from pipeline.engines import Engine
-from pipeline.forward import Forward, choose_device
-from pipeline.logits import Execution
+from cache_tools.data.images import Images
+from cache_tools.runtime import progress, threads
+from cache_tools.store.cache import Store
+from cache_tools.store.commits import Part
+from pipeline.engines import base
+from pipeline.engines.base import Engine
+from pipeline.planning import estimate
 from pipeline.recipe import CacheRecipe, TeacherSource
-from pipeline.work import Failure, Job, Work, batch_size, groups, missing
+from pipeline.teacher import teacher as teachers
+from pipeline.teacher.forward import Forward, choose_device
+from pipeline.teacher.logits import Execution
+from pipeline.worker import failures as outcome
+from pipeline.worker import open_cache
+from pipeline.worker.job import Failure, Job, Work, batch_size, groups, missing
 
 log = logging.getLogger("kdcache")
 
@@ -63,7 +66,7 @@ def run(
     device: str | None = None,
     random_weights: bool = False,
     share: Share = Share(),
-    engine: engines.Open = Work,
+    engine: base.Open = Work,
 ) -> Store:
     """Make a cache, or what is missing of it.
 
@@ -110,7 +113,7 @@ def measure(
     if where.type == "cpu":
         torch.set_num_threads(threads.for_torch(size)[0])
     teacher = teachers.load_all(sources, size, recipe.precision, random_weights)
-    opening.check_labels(recipe, images, teacher)
+    open_cache.check_labels(recipe, images, teacher)
     classes = teacher.spec.num_classes
     how = Execution(recipe.memory_format, recipe.compile)
     forward = Forward(teacher, recipe.targets_of(classes), where, how)

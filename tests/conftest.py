@@ -13,9 +13,11 @@ import timm
 import torch
 from timm.models import save_for_hf
 
-from cache_tools import cli, samples, shards
-from cache_tools.shards import Images
-from cache_tools.store import Store
+from cache_tools.cli import main
+from cache_tools.data import images as shards
+from cache_tools.data import scan
+from cache_tools.data.images import Images
+from cache_tools.store.cache import Store
 from pipeline import demo
 from pipeline import recipe as recipes
 from pipeline.run import run
@@ -125,7 +127,7 @@ def images(made: Path, digits: Path) -> Images:
     """The transfer images in the order of the cache's table."""
     store = Store.open(made)
     opened = shards.open_images(str(digits), "train")
-    return samples.match(store.table, store.spec.dataset, opened)
+    return scan.match(store.table, store.spec.dataset, opened)
 
 
 @pytest.fixture
@@ -138,7 +140,7 @@ def kdcache(
         monkeypatch.setattr(sys, "argv", ["kdcache", *map(str, arguments)])
         capfd.readouterr()
         with pytest.raises(SystemExit) as exit_:
-            cli.main()
+            main.main()
             raise SystemExit(0)
         code = exit_.value.code
         return Outcome(code if isinstance(code, int) else 1, *capfd.readouterr())

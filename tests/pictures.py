@@ -6,7 +6,7 @@ import skimage.data
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from cache_tools import kernels
+from cache_tools.render import kernels
 
 FILL = (10, 20, 30)
 random = np.random.default_rng(0)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import Outcome
 
-from train import bench
-from train.stages import Stages
+from train.cli import bench
+from train.trainer.stage_profile import Stages
 
 EVEN = Stages(
     read=1e-5, decode=1e-3, resize=4e-4, operations=2e-4, loader=4e-4, transfer=1e-5, student=1e-4

@@ -11,15 +11,15 @@ import torch
 from conftest import Outcome
 from timm.data import ImageNetInfo
 
-from cache_tools import summary
-from cache_tools.canonical import sha256
 from cache_tools.errors import CacheMismatch, UsageError
-from cache_tools.spec import TargetSpec
-from cache_tools.store import Store
-from pipeline import again, classes, fetch
-from pipeline import teacher as teachers
-from pipeline.forward import Forward
-from pipeline.logits import Logits
+from cache_tools.spec.cache import TargetSpec
+from cache_tools.spec.canonical import sha256
+from cache_tools.store import info
+from cache_tools.store.cache import Store
+from pipeline.teacher import class_map, create, reload
+from pipeline.teacher import teacher as teachers
+from pipeline.teacher.forward import Forward
+from pipeline.teacher.logits import Logits
 
 Command = Callable[..., Outcome]
 
@@ -70,13 +70,13 @@ def test_several_sources_are_summed_at_every_temperature(
 
 
 def test_a_map_is_known_by_what_it_means(wide: Path, tmp_path: Path) -> None:
-    model = fetch.create(str(wide))[1]
+    model = create.create(str(wide))[1]
     files = (
         written(tmp_path, "a.json", "[3, [5, 4], 0]"),
         written(tmp_path, "b.txt", "3\n4 5\n0\n"),
         written(tmp_path, "c.csv", "3\n5,4\n0"),
     )
-    digests = {classes.load(path, model).sha256 for path in files}
+    digests = {class_map.load(path, model).sha256 for path in files}
     assert digests == {sha256(b"[[3],[4,5],[0]]")}
     with_map = teachers.load(str(wide), 32, "fp32", class_map=files[0]).spec
     assert with_map.class_map_sha256 in digests
@@ -88,7 +88,7 @@ def test_a_map_is_known_by_what_it_means(wide: Path, tmp_path: Path) -> None:
 def test_synsets_are_found_in_the_head() -> None:
     model = timm.create_model("test_resnet", num_classes=21841)
     names = ImageNetInfo("imagenet-22k").label_names()  # type: ignore[no-untyped-call]
-    assert classes._names(model)["n01440764"] == names.index("n01440764")
+    assert class_map._names(model)["n01440764"] == names.index("n01440764")
 
 
 @pytest.mark.parametrize(
@@ -108,9 +108,9 @@ def test_synsets_are_found_in_the_head() -> None:
 def test_impossible_maps_are_refused(wide: Path, tmp_path: Path, text: str, words: str) -> None:
     path = written(tmp_path, "map.json", text)
     with pytest.raises(UsageError, match=words):
-        classes.load(path, fetch.create(str(wide))[1])
+        class_map.load(path, create.create(str(wide))[1])
     with pytest.raises(UsageError, match=r"class 1 .* is empty"):
-        classes.load(written(tmp_path, "m.txt", "1\n\n2\n"), fetch.create(str(wide))[1])
+        class_map.load(written(tmp_path, "m.txt", "1\n\n2\n"), create.create(str(wide))[1])
 
 
 def test_a_cache_through_a_class_map(
@@ -128,7 +128,7 @@ def test_a_cache_through_a_class_map(
     both = ("--teacher", wide, "--teacher", teacher, "--class-map", path, "--class-map", "")
     made = kdcache(*make, *both, "--teacher-weight", 1, "--teacher-weight", 3)
     assert made.code == 0, made
-    members = summary.info(Store.open(out))["teacher"]["members"]
+    members = info.info(Store.open(out))["teacher"]["members"]
     mapped = [m for m in members if "class_map_sha256" in m]
     assert [m["weight"] for m in mapped] == [0.25]
     verify = ("verify", out, "--data", digits, "--recompute", 3, *both[:4])
@@ -138,4 +138,4 @@ def test_a_cache_through_a_class_map(
     assert "Pass --class-map with the original file" in without.out
     with pytest.raises(CacheMismatch, match="another is given"):
         wrong = written(tmp_path, "wrong.json", json.dumps(list(range(10))))
-        again.load(Store.open(out).spec.teacher, 32, [str(wide), str(teacher)], [wrong])
+        reload.load(Store.open(out).spec.teacher, 32, [str(wide), str(teacher)], [wrong])

@@ -4,9 +4,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache_tools import codec, dense
-from cache_tools.spec import TargetSpec
-from pipeline.forward import sparsify
+from cache_tools.spec.cache import TargetSpec
+from cache_tools.targets import codec, dense
+from pipeline.teacher.forward import sparsify
 
 STEP = 18 / 253
 """Log-odds between two codes of a tail."""

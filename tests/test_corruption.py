@@ -20,10 +20,11 @@ import numpy as np
 import pytest
 import zarr
 
-from cache_tools import codec, dense, verify
 from cache_tools.errors import KdcacheError
-from cache_tools.spec import TargetSpec
-from cache_tools.store import Store
+from cache_tools.spec.cache import TargetSpec
+from cache_tools.store.cache import Store
+from cache_tools.targets import codec, dense
+from cache_tools.verify import verify
 from pipeline import recipe as recipes
 from pipeline.run import run
 

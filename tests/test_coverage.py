@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from conftest import Outcome
 
-from cache_tools import coverage, shards, views
+from cache_tools.data import images as shards
+from cache_tools.data import match
+from cache_tools.data.images import Images
 from cache_tools.errors import CacheMismatch
-from cache_tools.shards import Images
-from cache_tools.store import Store
+from cache_tools.store.cache import Store
+from cache_tools.views import draw
 from pipeline import recipe as recipes
 from pipeline.run import run
-from train.schedule import Schedule
+from train.data.schedule import Schedule
 
 Command = Callable[..., Outcome]
 SHORT = ("epochs=1", "views_per_epoch=2", "batch_size=16")
@@ -48,7 +50,7 @@ def test_renamed_images_are_found_by_their_bytes(
     assert said.code == 0, said.err
     assert "100 of 100 samples are there, 3 of them under other names" in said.out
     store = Store.open(made)
-    joined, covered = coverage.join(
+    joined, covered = match.join(
         store.table, store.spec.dataset, shards.open_images(source, "train")
     )
     assert covered.facts == {"samples": 100, "by_key": 97, "by_digest": 3, "missing": 0, "extra": 0}
@@ -64,7 +66,7 @@ def test_names_that_stand_for_two_images_are_told_apart(
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{len(list(folder.iterdir()))}.png").write_bytes(images.read(number))
     store = Store.open(made)
-    covered = coverage.find(
+    covered = match.find(
         store.table, store.spec.dataset, shards.open_images(str(tmp_path / "copy"), "train")
     )
     assert covered.facts["by_digest"] == 100
@@ -86,12 +88,12 @@ def test_digests_are_kept_until_a_file_changes(
     found = []
     for _ in range(2):
         opened = shards.open_images(source, "train")
-        found.append(coverage.find(store.table, store.spec.dataset, opened).by_digest)
+        found.append(match.find(store.table, store.spec.dataset, opened).by_digest)
     first = len(reads)
     changed = next((tmp_path / "copy").rglob("copy-3.png"))
     changed.write_bytes(changed.read_bytes()[:-1] + b"x")
     opened = shards.open_images(source, "train")
-    found.append(coverage.find(store.table, store.spec.dataset, opened).by_digest)
+    found.append(match.find(store.table, store.spec.dataset, opened).by_digest)
     assert found == [2, 2, 1]
     assert len(reads) > first > 0
 
@@ -105,7 +107,7 @@ def test_another_data_set_is_refused_after_a_few_reads(
         path.write_bytes(path.read_bytes()[:-1] + b"x")
     opened = shards.open_images(source, "train")
     with pytest.raises(CacheMismatch, match=r"has 100, of which 0 are shared") as refusal:
-        coverage.join(store.table, store.spec.dataset, opened, partial=True)
+        match.join(store.table, store.spec.dataset, opened, partial=True)
     assert "allow-partial" not in str(refusal.value)
 
 
@@ -143,7 +145,7 @@ def test_views_of_missing_partners_are_left_out(images: Images, made: Path) -> N
         assert present[plan.partner_M].all()
         pairs = set(zip(plan.row_M.tolist(), plan.slot_M.tolist(), strict=True))
         for row, slot, partner in zip(plan.row_M, plan.slot_M, plan.partner_M, strict=True):
-            mixed = views.mix(store.spec.views, store.table.id_N, plan.views[slot])
+            mixed = draw.mix(store.spec.views, store.table.id_N, plan.views[slot])
             assert mixed.partner_B[row] == partner
         assert len(pairs) == len(plan.row_M)
     every = Schedule(store, 2, 10, seed=0)

@@ -17,8 +17,8 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from cache_tools import decode
 from cache_tools.errors import DataError
+from cache_tools.render import decode
 
 U1 = NDArray[np.uint8]
 KEY = "n01440764_10026"

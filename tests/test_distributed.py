@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 from cache_tools.errors import UsageError
-from cache_tools.store import Store
-from train.replay import Replay
-from train.schedule import Schedule
-from train.world import World
+from cache_tools.store.cache import Store
+from train.data.native_loader import Replay
+from train.data.schedule import Schedule
+from train.distributed import World
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 ORDER = ["epochs=2", "views_per_epoch=2", "batch_size=40", "student=test_vit", "ema_decay=0.9"]
@@ -26,8 +26,8 @@ ORDER = ["epochs=2", "views_per_epoch=2", "batch_size=40", "student=test_vit", "
 FOLDER = Path(sys.executable).parent
 HALTED = """
 import sys, time
-from cache_tools import cli
-from train import checkpoint
+from cache_tools.cli import main as cli
+from train.trainer import checkpoint
 
 save, left = checkpoint.save, 5
 

@@ -13,12 +13,12 @@ import psutil
 import pytest
 from conftest import Outcome
 
-from cache_tools import progress
-from cache_tools.progress import Advance
-from cache_tools.store import Store
+from cache_tools.runtime import progress
+from cache_tools.runtime.progress import Advance
+from cache_tools.store.cache import Store
 from pipeline.engines import local
-from pipeline.engines.lots import TRIES, Lots, names, uncommitted
-from pipeline.work import Group
+from pipeline.engines.work_queue import TRIES, Lots, names, uncommitted
+from pipeline.worker.job import Group
 
 KDCACHE = str(Path(sys.executable).parent / "kdcache")
 PATIENCE = 300.0

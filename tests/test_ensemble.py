@@ -14,13 +14,15 @@ from conftest import Outcome
 from test_mixture import WEIGHTS, B, logits, mean
 from timm.models import save_for_hf
 
-from cache_tools import codec, compare, ensemble, spec
-from cache_tools.commits import Part
+from cache_tools.combine import diff, ensemble
 from cache_tools.errors import CacheMismatch
 from cache_tools.importers import dense as importer
-from cache_tools.members import check_aligned, open_members
-from cache_tools.store import Store
-from cache_tools.teacher_spec import MemberSpec
+from cache_tools.spec import cache as spec
+from cache_tools.spec.teacher import MemberSpec
+from cache_tools.store.aligned import check_aligned, open_members
+from cache_tools.store.cache import Store
+from cache_tools.store.commits import Part
+from cache_tools.targets import codec
 from pipeline import recipe as recipes
 from pipeline.run import run
 
@@ -61,7 +63,7 @@ def test_the_ensemble_of_two_caches_is_a_cache(
     assert "0.7 of" in kdcache("info", out).out
     verdict = json.loads(kdcache("verify", out, "--data", digits, "--json").out)
     assert (verdict["verdict"], verdict["parts"], verdict["images"]) == ("ok", 4, 100)
-    sides = [compare.OfCache(Store.open(p)) for p in (made, sibling, out)]
+    sides = [diff.OfCache(Store.open(p)) for p in (made, sibling, out)]
     for view in (0, 3):
         p, q, e = (side.distributions(view, np.arange(100), 1.0) for side in sides)
         assert np.abs(e - mean(p, q)).max() < 0.02  # a code's step at most

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import PHOTOGRAPHS
 
-from cache_tools import kernels, rng
+from cache_tools.numerics import rng
+from cache_tools.render import kernels
 
 
 @settings(max_examples=100)

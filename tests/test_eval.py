@@ -16,16 +16,19 @@ from PIL import Image
 from timm.models import save_for_hf
 from torch.nn import functional as F
 
-from cache_tools import dense, mixing
-from cache_tools.chosen import spread
+from cache_tools.data.images import Images
 from cache_tools.errors import CacheMismatch
-from cache_tools.shards import Images
-from cache_tools.store import Store
-from train import glance, loop, networks, run
+from cache_tools.render import mixing
+from cache_tools.store.cache import Store
+from cache_tools.store.sampling import spread
+from cache_tools.targets import dense
 from train import recipe as recipes
-from train.networks import Wish
-from train.replay import Replay
-from train.schedule import Schedule
+from train import run_dir
+from train.data.native_loader import Replay
+from train.data.schedule import Schedule
+from train.evaluate import agreement, models
+from train.evaluate.models import Wish
+from train.trainer import loop
 
 Command = Callable[..., Outcome]
 FAST = ["epochs=1", "views_per_epoch=2", "batch_size=40"]
@@ -36,8 +39,8 @@ CPU = torch.device("cpu")
 def finished(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A student of the mixed cache, and its moving average."""
     out = tmp_path_factory.mktemp("run") / "run"
-    recipe, inputs = recipes.load("digits", FAST), run.open_inputs(made, None)
-    run.begin(out, recipe, inputs, fresh=False)
+    recipe, inputs = recipes.load("digits", FAST), run_dir.open_inputs(made, None)
+    run_dir.begin(out, recipe, inputs, fresh=False)
     loop.train(recipe, inputs, out, CPU)
     return out
 
@@ -111,7 +114,7 @@ def test_cached_views_against_replay_and_dense_computation(
 ) -> None:
     """All 400 mixed views, as the training loop replays them, and dense distributions."""
     store = Store.open(made)
-    network = networks.open_subject(str(finished), Wish(CPU)).students[0]
+    network = models.open_subject(str(finished), Wish(CPU)).students[0]
     schedule = Schedule(store, 4, 100, seed=0)
     kl, agreed, right = [], [], []
     for batch in Replay(store, images, schedule, 2).epoch(0):
@@ -127,7 +130,7 @@ def test_cached_views_against_replay_and_dense_computation(
         agreed.extend(stored[np.arange(100), first] == stored.max(1))
         label = np.where(batch.lam_B >= 32768, batch.label_B, batch.partner_label_B)
         right.extend(first == label)
-    seen = glance.look([network], store, images, 400)
+    seen = agreement.look([network], store, images, 400)
     assert (seen.views, seen.parts) == (400, len(list(store.parts())))
     scores = seen.scores["student"]
     assert scores.kl == pytest.approx(np.mean(kl), rel=1e-4)
@@ -258,18 +261,18 @@ def test_a_cache_that_is_gone_or_another_is_left_out_unless_asked_for(
 def test_other_pixels_are_refused(
     finished: Path, made: Path, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cache_tools import render
+    from cache_tools.render import view
 
-    network = networks.open_subject(str(finished), Wish(CPU)).students[0]
-    real = render.crop_resize
+    network = models.open_subject(str(finished), Wish(CPU)).students[0]
+    real = view.crop_resize
 
     def other(*arguments: object) -> None:
         real(*arguments)
         arguments[-1][:] ^= 1  # type: ignore[index]
 
-    monkeypatch.setattr(render, "crop_resize", other)
+    monkeypatch.setattr(view, "crop_resize", other)
     with pytest.raises(CacheMismatch, match="other pixels"):
-        glance.look([network], Store.open(made), images, 10)
+        agreement.look([network], Store.open(made), images, 10)
 
 
 def test_mistakes_are_explained(

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_tools import exact
+from cache_tools.numerics import exact
 
 
 def value(function, x: float) -> float:

@@ -13,9 +13,12 @@ from conftest import Outcome
 from huggingface_hub import constants
 from PIL import Image
 
-from cache_tools import decode, shards
-from train import export, loop, run
+from cache_tools.data import images as shards
+from cache_tools.render import decode
 from train import recipe as recipes
+from train import run_dir
+from train.export import export
+from train.trainer import loop
 
 FAST = ["epochs=2", "views_per_epoch=2", "batch_size=40"]
 Command = Callable[..., Outcome]
@@ -24,8 +27,8 @@ Command = Callable[..., Outcome]
 @pytest.fixture(scope="module")
 def finished(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run") / "run"
-    recipe, inputs = recipes.load("digits", FAST), run.open_inputs(made, None)
-    run.begin(out, recipe, inputs, fresh=False)
+    recipe, inputs = recipes.load("digits", FAST), run_dir.open_inputs(made, None)
+    run_dir.begin(out, recipe, inputs, fresh=False)
     loop.train(recipe, inputs, out, torch.device("cpu"))
     return out
 

@@ -15,9 +15,10 @@ import webdataset as wds
 from conftest import Outcome
 
 from benchmarks.peers import TinyViTReader
-from cache_tools import codec, view_params
-from cache_tools.commits import Part
-from cache_tools.store import Store
+from cache_tools.store import view_params
+from cache_tools.store.cache import Store
+from cache_tools.store.commits import Part
+from cache_tools.targets import codec
 
 Command = Callable[..., Outcome]
 

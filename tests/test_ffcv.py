@@ -17,15 +17,18 @@ from PIL import Image
 from range_server import serve
 from skimage.data import astronaut, chelsea
 
-from cache_tools import beton, files, render, samples, sharding, shards
+from cache_tools.data import beton, scan, shard_writer
+from cache_tools.data import images as shards
 from cache_tools.errors import DataError, UsageError
-from cache_tools.store import Store
+from cache_tools.render import view
+from cache_tools.storage import atomic
+from cache_tools.store.cache import Store
 from pipeline import recipe as recipes
 from pipeline.run import run
-from train import loaders
 from train import recipe as train_recipes
-from train.replay import Batch, Replay
-from train.schedule import Schedule
+from train.data import create_loader
+from train.data.native_loader import Batch, Replay
+from train.data.schedule import Schedule
 
 A2 = ["views.auto_augment=rand-m7-mstd0.5", "views.re_prob=0.5", "views.cutmix=1.0"]
 PLAIN = ["views.mixup=0.0"]
@@ -67,7 +70,7 @@ def container(photos: Path, out: Path, raw: bool = False) -> Path:
 
 def opened(store: Store, source: Path) -> Any:
     images = shards.open_images(str(source), "train")
-    return samples.match(store.table, store.spec.dataset, images)
+    return scan.match(store.table, store.spec.dataset, images)
 
 
 def left_running() -> list[str]:
@@ -103,7 +106,7 @@ def test_a_broken_image_is_named_and_leaves_nothing(photos: Path, tmp_path: Path
     with pytest.raises(DataError, match="bad"):
         container(tmp_path / "src", tmp_path / "x.beton")
     assert not list(tmp_path.glob("x.beton*"))
-    assert not list(tmp_path.glob(f"*{files.PARTIAL}"))
+    assert not list(tmp_path.glob(f"*{atomic.PARTIAL}"))
 
 
 def test_damage_and_other_images_are_refused(
@@ -130,10 +133,10 @@ def test_the_choice_of_a_loader_says_why(
     spec = stores["plain"].spec
     auto, forced = (train_recipes.load("digits", [f"loader={n}"]) for n in ("auto", "ffcv"))
     folder = shards.open_images(str(photos), "train")
-    assert loaders.choose(auto, folder, spec, 10**9)[0] == "native"
-    assert "kdcache beton" in loaders.choose(auto, folder, spec, 10**9)[1]
+    assert create_loader.choose(auto, folder, spec, 10**9)[0] == "native"
+    assert "kdcache beton" in create_loader.choose(auto, folder, spec, 10**9)[1]
     with pytest.raises(UsageError, match="kdcache beton"):
-        loaders.choose(forced, folder, spec, 1)
+        create_loader.choose(forced, folder, spec, 1)
 
 
 def shown(replay: Replay) -> list[str]:
@@ -148,7 +151,7 @@ def shown(replay: Replay) -> list[str]:
 def sources(photos: Path, tmp_path: Path) -> Iterator[dict[str, Any]]:
     """The photographs in every form that can be trained from."""
     images = shards.open_images(str(photos), "train")
-    sharding.write(images, tmp_path / "tars", sharding.Options("train", shard_size=5))
+    shard_writer.write(images, tmp_path / "tars", shard_writer.Options("train", shard_size=5))
     jpeg, raw = (container(photos, tmp_path / f"{raw}.beton", raw) for raw in (False, True))
     with serve(tmp_path / "tars") as server:
         yield {"folder": photos, "tars": tmp_path / "tars", "url": server.url} | {
@@ -176,7 +179,7 @@ def test_every_form_of_the_images_and_any_threads_give_the_same_views(
 def test_ffcv_gives_the_native_batches(
     name: str, threads: int, photos: Path, stores: dict[str, Store], tmp_path: Path
 ) -> None:
-    loader = pytest.importorskip("train.ffcv_loader", exc_type=ImportError)
+    loader = pytest.importorskip("train.data.ffcv_loader", exc_type=ImportError)
     before = torch.get_num_threads(), numba.get_num_threads()
     store = stores[name]
     schedules = [Schedule(store, 2, 4, 0), Schedule(store, 1, 4, 0, repeats=3)]
@@ -200,7 +203,7 @@ def test_ffcv_gives_the_native_batches(
 def test_what_the_compiled_code_cannot_make_is_made_or_told(
     photos: Path, stores: dict[str, Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loader = pytest.importorskip("train.ffcv_loader", exc_type=ImportError)
+    loader = pytest.importorskip("train.data.ffcv_loader", exc_type=ImportError)
     store = stores["plain"]
     out = container(photos, tmp_path / "x.beton")
     schedule = Schedule(store, 1, 6, 0)
@@ -227,7 +230,7 @@ def test_what_the_compiled_code_cannot_make_is_made_or_told(
 def test_an_error_in_ffcvs_thread_arrives_and_leaving_early_stops_it(
     photos: Path, stores: dict[str, Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loader = pytest.importorskip("train.ffcv_loader", exc_type=ImportError)
+    loader = pytest.importorskip("train.data.ffcv_loader", exc_type=ImportError)
     store = stores["plain"]
     images = opened(store, container(photos, tmp_path / "x.beton"))
     replay = loader.FfcvReplay(store, images, Schedule(store, 1, 2, 0), 1)
@@ -249,7 +252,7 @@ def test_an_error_in_ffcvs_thread_arrives_and_leaving_early_stops_it(
 def test_other_caches_need_no_compiling(
     photos: Path, stores: dict[str, Store], tmp_path: Path
 ) -> None:
-    loader = pytest.importorskip("train.ffcv_loader", exc_type=ImportError)
+    loader = pytest.importorskip("train.data.ffcv_loader", exc_type=ImportError)
     out = container(photos, tmp_path / "x.beton")
 
     def run(name: str) -> None:
@@ -268,7 +271,7 @@ def test_other_caches_need_no_compiling(
 def test_two_at_once_more_threads_than_cores_and_no_scratch_memory(
     photos: Path, stores: dict[str, Store], tmp_path: Path
 ) -> None:
-    loader = pytest.importorskip("train.ffcv_loader", exc_type=ImportError)
+    loader = pytest.importorskip("train.data.ffcv_loader", exc_type=ImportError)
     store, out = stores["plain"], container(photos, tmp_path / "x.beton")
     schedule = Schedule(store, 1, 4, 0)
     both = [loader.FfcvReplay(store, opened(store, out), schedule, 64) for _ in range(2)]
@@ -283,7 +286,7 @@ def test_two_at_once_more_threads_than_cores_and_no_scratch_memory(
 
 def test_an_image_larger_than_a_page(teacher: Path, tmp_path: Path) -> None:
     """FFCV's writer waits for ever when a sample has more bytes than a page of 8 MiB."""
-    loader = pytest.importorskip("train.ffcv_loader", exc_type=ImportError)
+    loader = pytest.importorskip("train.data.ffcv_loader", exc_type=ImportError)
     (tmp_path / "src").mkdir()
     for i, size in enumerate(((2000, 1500), (80, 60), (2000, 1500), (90, 70))):
         Image.fromarray(cv2.resize(chelsea(), size)).save(tmp_path / f"src/p{i}.jpg")
@@ -308,7 +311,7 @@ def test_a_thread_that_fails_ends_all_of_them(
     store = stores["plain"]
     images, cls = opened(store, photos), Replay
     if kind == "ffcv":
-        loader = pytest.importorskip("train.ffcv_loader", exc_type=ImportError)
+        loader = pytest.importorskip("train.data.ffcv_loader", exc_type=ImportError)
         images, cls = opened(store, container(photos, tmp_path / "x.beton")), loader.FfcvReplay
         monkeypatch.setattr(loader.Epoch, "run", lambda _: None)
     else:
@@ -316,7 +319,7 @@ def test_a_thread_that_fails_ends_all_of_them(
         def fails(*_: Any, **__: Any) -> None:
             raise RuntimeError("this thread ended without a word")
 
-        monkeypatch.setattr(render, "views_of", fails)
+        monkeypatch.setattr(view, "views_of", fails)
     with pytest.raises(RuntimeError, match="ended without a word"):
         list(cls(store, images, Schedule(store, 1, 2, 0), 2).epoch(0))
     assert not left_running()

@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache_tools import codec, dense, layout, spec
-from cache_tools.canonical import canonical_json, sha256
-from cache_tools.commits import Part
-from cache_tools.spec import TargetSpec
-from cache_tools.store import Store
+from cache_tools.spec import cache as spec
+from cache_tools.spec.cache import TargetSpec
+from cache_tools.spec.canonical import canonical_json, sha256
+from cache_tools.store import layout
+from cache_tools.store.cache import Store
+from cache_tools.store.commits import Part
+from cache_tools.targets import codec, dense
 
 HERE = Path(__file__).parent
 FORMAT = (HERE.parent / "cache_tools/FORMAT.md").read_text("utf-8")

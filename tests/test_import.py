@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from cache_tools import compare, dense
-from cache_tools.commits import Part
+from cache_tools.combine import diff
 from cache_tools.errors import CacheMismatch, DataError, NonFinite, UsageError
 from cache_tools.importers import dense as importer
-from cache_tools.store import Store
+from cache_tools.store.cache import Store
+from cache_tools.store.commits import Part
+from cache_tools.targets import dense
 
 N, C = 3000, 50
 
@@ -61,7 +62,7 @@ def test_keys_labels_and_every_view_are_taken(tmp_path: Path) -> None:
     assert (store.num_views, store.spec.teacher.name, len(store.table)) == (3, "mine", N)
     row = store.table.keys.index("k7")
     assert store.table.label_N[row] == 7
-    side = compare.OfCache(store)
+    side = diff.OfCache(store)
     for view in range(3):
         restored = side.distributions(view, np.array([row]), 1.0)
         assert np.abs(restored - dense.softmax(values[view, 7:8])).max() < 0.01
@@ -118,16 +119,16 @@ def test_what_to_keep_is_explained(keep: str) -> None:
 def test_other_samples_or_classes_cannot_be_compared(folder: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "other.npy", np.zeros((5, C + 1), "f4"))
     np.savez(tmp_path / "keys.npz", logits=np.zeros((1, C)), keys=np.array(["x"]))
-    cache = compare.open_side(str(folder / "a.zarr"))
+    cache = diff.open_side(str(folder / "a.zarr"))
     with pytest.raises(CacheMismatch, match="51 classes"):
-        compare.diff(compare.open_side(str(tmp_path / "other.npy")), cache)
+        diff.diff(diff.open_side(str(tmp_path / "other.npy")), cache)
     with pytest.raises(CacheMismatch, match="share no sample"):
-        compare.diff(compare.open_side(str(tmp_path / "keys.npz")), cache)
+        diff.diff(diff.open_side(str(tmp_path / "keys.npz")), cache)
 
 
 def test_a_limit_compares_some_and_says_so(folder: Path) -> None:
-    sides = [compare.open_side(str(folder / name)) for name in ("a.npz", "a.zarr")]
-    assert compare.diff(*sides, limit=500)["compared"] == 500
+    sides = [diff.open_side(str(folder / name)) for name in ("a.npz", "a.zarr")]
+    assert diff.diff(*sides, limit=500)["compared"] == 500
 
 
 def test_nobody_can_replay_imported_logits(

@@ -10,10 +10,12 @@ import pytest
 from conftest import Outcome
 from foreign_files import Sizes
 
-from cache_tools import codec, imported, verify
-from cache_tools.commits import Part
-from cache_tools.imported import Imported
-from cache_tools.store import Store
+from cache_tools.store.cache import Store
+from cache_tools.store.commits import Part
+from cache_tools.targets import codec
+from cache_tools.verify import verify
+from cache_tools.views import imported
+from cache_tools.views.imported import Imported
 
 Command = Callable[..., Outcome]
 

@@ -13,13 +13,17 @@ from conftest import Outcome
 from foreign_files import CLASSES, Sizes
 from PIL import Image
 
-from cache_tools import codec, render, samples, shards, view_params
-from cache_tools.commits import Part
+from cache_tools.data import images as shards
+from cache_tools.data import scan
 from cache_tools.errors import CacheDamaged
-from cache_tools.importers import foreign
-from cache_tools.store import Store
-from train.replay import Replay
-from train.schedule import Schedule
+from cache_tools.importers import base
+from cache_tools.render import view as render
+from cache_tools.store import view_params
+from cache_tools.store.cache import Store
+from cache_tools.store.commits import Part
+from cache_tools.targets import codec
+from train.data.native_loader import Replay
+from train.data.schedule import Schedule
 
 Command = Callable[..., Outcome]
 
@@ -46,7 +50,7 @@ def import_(folder: Path, sizes: Sizes, kdcache: Command) -> Callable[..., Outco
 def opened(out: Path, folder: Path) -> tuple[Store, shards.Images]:
     store = Store.open(out)
     images = shards.open_images(str(folder / "photos"), "train")
-    return store, samples.match(store.table, store.spec.dataset, images)
+    return store, scan.match(store.table, store.spec.dataset, images)
 
 
 def told(store: Store, key: str, view: int) -> tuple[dict[int, float], float]:
@@ -246,7 +250,7 @@ def test_ml_dr_views_are_theirs_within_rounding(
     folder: Path, sizes: Sizes, tmp_path: Path, import_: Command
 ) -> None:
     """Replay, mixed as for the network, against torchvision's operations on tensors."""
-    from cache_tools import mixing
+    from cache_tools.render import mixing
 
     files = writers.ml_dr(tmp_path / "dr", sizes, views=4)
     assert import_("ml-dr", tmp_path / "dr", tmp_path / "c.zarr").code == 0
@@ -640,8 +644,8 @@ def test_partners_stand_in_any_block(
         path.write_bytes(data)
         sizes[name] = size
     files = writers.ml_dr(tmp_path / "dr", sizes := dict(sorted(sizes.items())), views=1)
-    monkeypatch.setattr(foreign, "BLOCK", 1024)
-    monkeypatch.setattr(foreign, "_MEMORY", 10_000)  # as of a million pictures
+    monkeypatch.setattr(base, "BLOCK", 1024)
+    monkeypatch.setattr(base, "_MEMORY", 10_000)  # as of a million pictures
     out = ("--data", tmp_path / "photos", "--out", tmp_path / "c")
     assert kdcache("import", "ml-dr", tmp_path / "dr", *out).code == 0
     store = Store.open(tmp_path / "c")
@@ -653,7 +657,7 @@ def test_partners_stand_in_any_block(
     assert partners == [names[said[0]["params"][0]] for said in files]
     backwards = view_params.parameters(store, 0, rows, side=1).box_B4
     assert backwards.tolist() == [list(said[0]["params"][1][1]) for said in files]
-    images = samples.match(
+    images = scan.match(
         store.table,
         store.spec.dataset,
         shards.open_images(str(tmp_path / "photos"), "train"),

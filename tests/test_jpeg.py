@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from skimage.data import astronaut
 
-from cache_tools import decode, jpeg
 from cache_tools.errors import DataError
+from cache_tools.render import decode, jpeg
 
 PHOTO = Image.fromarray(cv2.resize(astronaut(), (203, 151), interpolation=cv2.INTER_AREA))
 KINDS = {f"4:{name}": {"subsampling": f"4:{name}"} for name in ("4:4", "2:2", "2:0", "1:1")}

@@ -12,7 +12,8 @@ from PIL import Image, ImageFilter, ImageOps
 from timm.data import auto_augment as timm_ops
 from torchvision.transforms import functional
 
-from cache_tools import kernels, ops, resample
+from cache_tools.render import kernels, resample
+from cache_tools.views import ops
 
 FACTORS = [0.0, 0.1, 0.37, 0.5, 0.9, 1.0, 1.1, 1.45, 1.9, 2.5, 3.0]
 

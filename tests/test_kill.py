@@ -17,8 +17,8 @@ import pytest
 from test_engines import arguments, files, gone
 from zygote import Run, Zygote
 
-from cache_tools import verify
-from cache_tools.store import Store
+from cache_tools.store.cache import Store
+from cache_tools.verify import verify
 from pipeline import recipe as recipes
 from pipeline.run import run
 

@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 from conftest import Outcome
 
-from cache_tools import threads
 from cache_tools.errors import UsageError
-from cache_tools.store import Store
-from pipeline import launch
-from pipeline.engines import local
-from pipeline.launch import Task
+from cache_tools.runtime import threads
+from cache_tools.store.cache import Store
+from pipeline.engines import launch, local
+from pipeline.engines.launch import Task
 from pipeline.run import Share
 
 Environ = dict[str, str]

@@ -12,10 +12,11 @@ import torch
 from conftest import Outcome
 from sklearn.datasets import load_sample_images
 
-from cache_tools import render, views
-from cache_tools.spec import TargetSpec
-from pipeline import lite, teacher
-from pipeline.forward import Forward
+from cache_tools.render import view
+from cache_tools.spec.cache import TargetSpec
+from cache_tools.views import draw
+from pipeline.teacher import lite, teacher
+from pipeline.teacher.forward import Forward
 
 TIGER_CAT, EGYPTIAN_CAT, TABBY = 282, 285, 281
 
@@ -39,8 +40,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_teacher_knows_a_cat() -> None:
     cat = skimage.data.chelsea()
-    box = views.center(*cat.shape[:2], 0.875)
-    pixels = render.crop_resize(cat, box, 224)[None]
+    box = draw.center(*cat.shape[:2], 0.875)
+    pixels = view.crop_resize(cat, box, 224)[None]
     loaded = teacher.load(lite.NAME, 224, "fp32")
     assert loaded.spec.architecture == "tf_efficientnet_lite0"
     forward = Forward(loaded, TargetSpec(k_max=3, tau=0.0), torch.device("cpu"))

@@ -15,16 +15,17 @@ import pytest
 import torch
 from conftest import Outcome
 
-from cache_tools import beton, samples, shards
+from cache_tools.data import beton, scan
+from cache_tools.data import images as shards
+from cache_tools.data.images import Images
 from cache_tools.errors import CacheMismatch
-from cache_tools.members import Members
-from cache_tools.shards import Images
-from cache_tools.store import Store
-from train import loaders
-from train.epochs import Epochs
-from train.memory import Memory
-from train.replay import Replay
-from train.schedule import Schedule
+from cache_tools.store.aligned import Members
+from cache_tools.store.cache import Store
+from train.data import create_loader
+from train.data.buffer_pool import Memory
+from train.data.native_loader import Replay
+from train.data.prefetch import Epochs
+from train.data.schedule import Schedule
 
 KINDS = ["native", "ffcv"]
 
@@ -38,9 +39,9 @@ def replay(kind: str, store: Store, images: Images, digits: Path, tmp_path: Path
     schedule = Schedule(store, 1, 20, 0)
     if kind == "native":
         return Replay(store, images, schedule, 2)
-    loader = pytest.importorskip("train.ffcv_loader", exc_type=ImportError)
+    loader = pytest.importorskip("train.data.ffcv_loader", exc_type=ImportError)
     there = shards.open_images(str(container(digits, tmp_path / "x.beton")), "train")
-    matched = samples.match(store.table, store.spec.dataset, there)
+    matched = scan.match(store.table, store.spec.dataset, there)
     made: Replay = loader.FfcvReplay(store, matched, schedule, 2)
     return made
 
@@ -99,9 +100,9 @@ def test_every_read_is_checked_and_digests_are_compared_once(
     made: Path, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, compared = Store.open(made), list[int]()
-    real = samples.check_digest
+    real = scan.check_digest
     monkeypatch.setattr(
-        samples, "check_digest", lambda t, row, d: compared.append(row) or real(t, row, d)
+        scan, "check_digest", lambda t, row, d: compared.append(row) or real(t, row, d)
     )
     loader = Replay(store, images, Schedule(store, 1, 20, 0), 2)
     for epoch in range(3):
@@ -122,7 +123,7 @@ def test_every_read_is_checked_and_digests_are_compared_once(
 def test_the_choice_is_logged_once_in_a_command(
     kdcache: Callable[..., Outcome], made: Path, tmp_path: Path
 ) -> None:
-    loaders._tell.cache_clear()
+    create_loader._tell.cache_clear()
     arguments = ("--cache", made, "--out", tmp_path / "r", "--seeds", "2", "--device", "cpu")
     done = kdcache("train", "digits", *arguments, "epochs=1", "views_per_epoch=1")
     assert done.code == 0, done.err
@@ -157,7 +158,7 @@ def test_a_training_process_leaves_nothing(
 ) -> None:
     data = digits
     if kind == "ffcv":
-        pytest.importorskip("train.ffcv_loader", exc_type=ImportError)
+        pytest.importorskip("train.data.ffcv_loader", exc_type=ImportError)
         data = container(digits, tmp_path / "x.beton")
     run = tmp_path / "run"
     command = [str(Path(sys.executable).parent / "kdcache"), "train", "digits", f"loader={kind}"]

@@ -22,11 +22,12 @@ from safetensors.torch import load_file
 from tensorboard.summary.writer import event_file_writer
 from tensorboard.summary.writer.event_file_writer import AtomicCounter
 
-from cache_tools import progress
-from cache_tools.stop import StopRequest
-from train import checkpoint, curves, log, loop, run
+from cache_tools.runtime import progress
+from cache_tools.runtime.signals import StopRequest
 from train import recipe as recipes
-from train.world import ALONE, World
+from train import run_dir
+from train.distributed import ALONE, World
+from train.trainer import checkpoint, log, loop, trackers
 
 FAST = ["epochs=2", "views_per_epoch=2", "batch_size=20", "task_loss_weight=0.5"]
 CLOCK = ("images_per_second", "data_wait")
@@ -49,14 +50,14 @@ def board(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 @functools.cache
-def opened(made: Path) -> run.Inputs:
-    return run.open_inputs(made, None)
+def opened(made: Path) -> run_dir.Inputs:
+    return run_dir.open_inputs(made, None)
 
 
 def begin(made: Path, out: Path, *also: str) -> None:
     """Train, or go on, in this process; KeyboardInterrupt where the run is stopped."""
     recipe, inputs = recipes.load("digits", FAST), opened(made)
-    run.begin(out, recipe, inputs, fresh=False)
+    run_dir.begin(out, recipe, inputs, fresh=False)
     loop.train(recipe, inputs, out, torch.device("cpu"), also=also)
 
 
@@ -70,7 +71,7 @@ def seconds(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         return now[0]
 
     clock = SimpleNamespace(time=lambda: now[0], sleep=tick)
-    monkeypatch.setattr(curves, "time", clock)
+    monkeypatch.setattr(trackers, "time", clock)
     monkeypatch.setattr("tensorboard.summary.writer.event_file_writer.time", clock)
     return now
 
@@ -80,7 +81,7 @@ def test_two_files_of_tensorboard_are_never_of_one_second(
 ) -> None:
     """Their names end with a counter: 10 would be read before 9."""
     (tmp_path / "events.out.tfevents.1000000000.zzz.9.9").touch()
-    with curves.tensorboard(tmp_path, 3):
+    with trackers.tensorboard(tmp_path, 3):
         assert seconds[0] >= 1e9 + 1
     assert sorted(p.name[20:30] for p in tmp_path.iterdir()) == ["1000000000", "1000000001"]
 
@@ -275,11 +276,11 @@ def test_every_student_of_a_cohort_is_a_run_of_its_own(
 ) -> None:
     wandb = Fake("offline", known=False)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    inputs = run.open_inputs(made, None)
+    inputs = run_dir.open_inputs(made, None)
     recipe = recipes.load("digits", ["epochs=1", "views_per_epoch=1", "batch_size=50"])
     students = [(tmp_path / f"T{t}", replace(recipe, temperature=t)) for t in (1.0, 4.0)]
     for out, each in students:
-        run.begin(out, each, inputs, fresh=False)
+        run_dir.begin(out, each, inputs, fresh=False)
     loop.train_cohort(students, inputs, torch.device("cpu"), also=("wandb",))
     assert [one.options["config"]["temperature"] for one in wandb.runs] == [1.0, 4.0]
     assert [one.exit_code for one in wandb.runs] == [0, 0]

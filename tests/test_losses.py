@@ -9,8 +9,8 @@ from timm.loss import BinaryCrossEntropy
 from torch import Tensor
 from torch.nn import functional as F
 
-from train import losses
-from train.targets import SoftTargets
+from train.loss import losses
+from train.loss.targets import SoftTargets
 
 SIZES = [(40, 1), (40, 7), (40, 40), (1000, 20), (21_841, 50)]
 Loss = Callable[[Tensor], Tensor]

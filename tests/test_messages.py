@@ -12,7 +12,7 @@ import pytest
 import simplejpeg
 from conftest import Outcome
 
-from cache_tools import cli
+from cache_tools.cli import main
 
 Command = Callable[..., Outcome]
 
@@ -167,7 +167,7 @@ def test_facts_are_printed_for_people_and_programs(kdcache: Command, made: Path)
 
 def test_every_command_has_its_line_of_help_and_its_place_in_the_readme() -> None:
     ours = {e.name for e in entry_points(group="kdcache.commands")}
-    assert ours == set(cli.HELP)
+    assert ours == set(main.HELP)
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     assert all(f"kdcache {name}" in readme for name in ours)
 
@@ -175,7 +175,7 @@ def test_every_command_has_its_line_of_help_and_its_place_in_the_readme() -> Non
 def test_help_imports_nothing_heavy() -> None:
     script = (
         "import sys; sys.argv = ['kdcache', '--help']\n"
-        "from cache_tools import cli\n"
+        "from cache_tools.cli import main as cli\n"
         "try: cli.main()\n"
         "except SystemExit: pass\n"
         "print(sorted({'torch', 'zarr', 'numba', 'cv2', 'timm'} & set(sys.modules)))"
@@ -187,7 +187,13 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_a_strangers_train_py_does_not_shadow_ours(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text("print('months of GPU time, gone')")
-    command = [sys.executable, "-c", "from cache_tools import cli; cli.main()", "train", "digits"]
+    command = [
+        sys.executable,
+        "-c",
+        "from cache_tools.cli import main as cli; cli.main()",
+        "train",
+        "digits",
+    ]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 2
     assert str(tmp_path / "train.py") in result.stderr

@@ -8,10 +8,10 @@ import pytest
 import torch
 from timm.data import RealLabelsImagenet
 
+from cache_tools.data.images import NO_LABEL, Images
 from cache_tools.errors import CacheMismatch, UsageError
-from cache_tools.shards import NO_LABEL, Images
-from train import metrics, real
-from train.metrics import Calibration, Tally
+from train.evaluate import metrics, real_labels
+from train.evaluate.metrics import Calibration, Tally
 
 IMAGENET = [f"ILSVRC2012_val_{i + 1:08d}" for i in range(4)]
 REAL = [[], [0, 3], [5], [2]]
@@ -75,7 +75,9 @@ def test_real_accuracy_is_timms(tmp_path: Path, suffix: str) -> None:
     by_name = {name + suffix: labels for name, labels in zip(IMAGENET, REAL, strict=True)}
     (tmp_path / "named.json").write_text(json.dumps(by_name))
     for source in (file, tmp_path / "named.json"):
-        allowed = real.of(real.load(str(source)), pictures([f"val/{n}" for n in IMAGENET]), 10)
+        allowed = real_labels.of(
+            real_labels.load(str(source)), pictures([f"val/{n}" for n in IMAGENET]), 10
+        )
         tally = Tally()
         tally.add_real(logits, allowed)
         scores = tally.scores()
@@ -87,12 +89,12 @@ def test_real_accuracy_is_timms(tmp_path: Path, suffix: str) -> None:
 def test_pictures_are_found_by_name_in_any_order_and_as_the_hub_names_them() -> None:
     labels = dict(zip(IMAGENET, map(frozenset, REAL), strict=True))
     some = pictures([f"{IMAGENET[2]}_n01751748", IMAGENET[1]])
-    assert real.of(labels, some, 10) == [{5}, {0, 3}]
-    assert real.of(labels, pictures(["0a1b2c"]), 10) is None
+    assert real_labels.of(labels, some, 10) == [{5}, {0, 3}]
+    assert real_labels.of(labels, pictures(["0a1b2c"]), 10) is None
 
 
 def test_the_published_labels_come_with_timm() -> None:
-    labels = real.load("timm")
+    labels = real_labels.load("timm")
     assert len(labels) == 50_000
     assert sum(not classes for classes in labels.values()) == 3_163
     assert labels["ILSVRC2012_val_00000002"] == {970, 795}
@@ -101,16 +103,16 @@ def test_the_published_labels_come_with_timm() -> None:
 def test_real_labels_that_do_not_fit_are_explained(tmp_path: Path) -> None:
     labels = dict(zip(IMAGENET, map(frozenset, REAL), strict=True))
     with pytest.raises(CacheMismatch, match=r"lack 1 of the 2 pictures .*ILSVRC2012_val_00000009"):
-        real.of(labels, pictures([IMAGENET[0], "ILSVRC2012_val_00000009"]), 10)
+        real_labels.of(labels, pictures([IMAGENET[0], "ILSVRC2012_val_00000009"]), 10)
     with pytest.raises(UsageError, match="name class 5, the networks have 5"):
-        real.of(labels, pictures(IMAGENET), 5)
+        real_labels.of(labels, pictures(IMAGENET), 5)
     for text in ("[1, 2]", '{"a": [true]}', '{"a": [-1]}', '"x"', "[[1.5]]"):
         (tmp_path / "odd.json").write_text(text)
         with pytest.raises(UsageError, match="holds no ReaL labels"):
-            real.load(str(tmp_path / "odd.json"))
+            real_labels.load(str(tmp_path / "odd.json"))
     for text in ("{", "[" * 100_000):
         (tmp_path / "odd.json").write_text(text)
         with pytest.raises(UsageError, match="cannot be read"):
-            real.load(str(tmp_path / "odd.json"))
+            real_labels.load(str(tmp_path / "odd.json"))
     with pytest.raises(UsageError, match=r"No such file.*--real timm"):
-        real.load(str(tmp_path / "none.json"))
+        real_labels.load(str(tmp_path / "none.json"))

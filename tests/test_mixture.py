@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cache_tools import codec, dense, mixture
-from cache_tools.codec import Targets
-from cache_tools.mixture import Mixture
-from cache_tools.spec import TargetSpec
+from cache_tools.spec.cache import TargetSpec
+from cache_tools.targets import codec, dense, mixture
+from cache_tools.targets.codec import Targets
+from cache_tools.targets.mixture import Mixture
 
 B = 300
 

@@ -18,10 +18,12 @@ import fsspec
 import pytest
 from conftest import Outcome
 
-from cache_tools import fetch, storage, store, verify
+from cache_tools.data.images import Images
 from cache_tools.errors import CacheMismatch, UsageError
-from cache_tools.shards import Images
-from cache_tools.store import Store
+from cache_tools.storage import backends, fsspec_client
+from cache_tools.store import cache as store
+from cache_tools.store.cache import Store
+from cache_tools.verify import verify
 from pipeline import recipe as recipes
 from pipeline.run import run
 
@@ -31,7 +33,7 @@ SMALL = ["num_views=4", "views.mixup=0.5"]
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is damaged is read again after pauses; a hundredth of them is enough in memory."""
-    monkeypatch.setattr(fetch, "FIRST_PAUSE", 0.005)
+    monkeypatch.setattr(fsspec_client, "FIRST_PAUSE", 0.005)
 
 
 @pytest.fixture
@@ -87,8 +89,10 @@ def test_chunks_come_before_records_and_the_manifest_last(
     digits: Path, teacher: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[str] = []
-    put = fetch.Remote.put
-    monkeypatch.setattr(fetch.Remote, "put", lambda r, n, d: written.append(n) or put(r, n, d))
+    put = fsspec_client.Remote.put
+    monkeypatch.setattr(
+        fsspec_client.Remote, "put", lambda r, n, d: written.append(n) or put(r, n, d)
+    )
     make(digits, teacher, bucket, "num_views=1")
     manifest, record = written.index("zarr.json"), written.index("commits/v0000/b0000.json")
     assert not [n for n in written[:manifest] if n.startswith(("targets/code/c", "commits/v"))]
@@ -149,13 +153,13 @@ def test_racing_writers_leave_no_part_of_both(
     opened, url = Store.open(made), f"memory://{uuid.uuid4().hex}/raced.zarr"
     Store.create(url, opened.spec, opened.table, 20)
     own = [opened.read(part) for part in list(opened.parts())[:2]]
-    put, beat = fetch.Remote.put, iter(range(10**9))
+    put, beat = fsspec_client.Remote.put, iter(range(10**9))
 
-    def slowly(remote: fetch.Remote, name: str, data: bytes) -> None:
+    def slowly(remote: fsspec_client.Remote, name: str, data: bytes) -> None:
         time.sleep((next(beat) * 7 + seed * 3) % 5 / 2000)
         put(remote, name, data)
 
-    monkeypatch.setattr(fetch.Remote, "put", slowly)
+    monkeypatch.setattr(fsspec_client.Remote, "put", slowly)
     monkeypatch.setattr(store, "_PAUSE_MS", 20)
     monkeypatch.setattr(store, "_TRIES", 10)  # the pauses of a busy machine are no shorter
     errors: list[BaseException] = []
@@ -215,7 +219,13 @@ def test_an_s3_bucket_is_written_by_two_processes(
         monkeypatch.setenv(name, value)
     fs = fsspec.filesystem("s3")
     fs.mkdir("caches")
-    command = [sys.executable, "-c", "from cache_tools import cli; cli.main()", "cache", "digits"]
+    command = [
+        sys.executable,
+        "-c",
+        "from cache_tools.cli import main as cli; cli.main()",
+        "cache",
+        "digits",
+    ]
     command += [
         "--data",
         str(digits),
@@ -235,7 +245,7 @@ def test_an_s3_bucket_is_written_by_two_processes(
     fs.invalidate_cache()
     assert objects("s3://caches/a/cache.zarr") == files(made)
     assert verify.verify(Store.open("s3://caches/a/cache.zarr")).word == "ok"
-    monkeypatch.setattr(fetch, "TRIES", 2)
+    monkeypatch.setattr(fsspec_client, "TRIES", 2)
     with pytest.raises(Exception, match="no-such-bucket"):  # and it is not made by asking
         make(digits, teacher, "s3://no-such-bucket/cache.zarr")
     assert [path.partition("/")[0] for path in fs.ls("")] == ["caches"]
@@ -244,7 +254,7 @@ def test_an_s3_bucket_is_written_by_two_processes(
 def test_without_a_lock_two_runs_still_make_one_folder(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage.Folder, "creating", lambda self: nullcontext())
+    monkeypatch.setattr(backends.Folder, "creating", lambda self: nullcontext())
     opened = Store.open(made)
     stores = [Store.create(tmp_path / "c.zarr", opened.spec, opened.table, 4) for _ in range(2)]
     assert [one.num_views for one in stores] == [4, 4]

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from cache_tools import codec
+from cache_tools.targets import codec
 from pipeline import recipe as recipes
-from pipeline.online import online
 from pipeline.run import run as make
-from train import loop, replay, run
+from pipeline.teacher.online import online
 from train import recipe as training
-from train.input import said_now
+from train import run_dir
+from train.data import native_loader
+from train.data.device_batch import said_now
+from train.trainer import loop
 
 FAST = ["epochs=2", "views_per_epoch=2", "batch_size=40", "ema_decay=0.0"]
 MIXED = ["num_views=4", "views.mixup=0.5", "views.cutmix=1.0", "targets.temperatures=[1.0, 4.0]"]
@@ -27,20 +29,22 @@ def test_the_curves_agree_to_rounding(
     """With the teacher's exact words of stage 1 in place of codes, batches of 32 against 40."""
     store = make(recipes.load("digits", MIXED), str(digits), str(teacher), tmp_path / "c", "cpu")
     ask = online(store, str(teacher), torch.device("cpu"))
-    inputs = run.open_inputs(tmp_path / "c", None)
+    inputs = run_dir.open_inputs(tmp_path / "c", None)
     curves = {}
     for mode in ("online", "kd"):
         recipe = training.load("digits", [*FAST, f"mode={mode}"])
         out = tmp_path / mode
-        run.begin(out, recipe, inputs, fresh=False)
+        run_dir.begin(out, recipe, inputs, fresh=False)
         if mode == "kd":
-            monkeypatch.setattr(replay.Replay, "_targets", exact_targets(store, inputs, ask))
+            monkeypatch.setattr(native_loader.Replay, "_targets", exact_targets(store, inputs, ask))
         loop.train(recipe, inputs, out, torch.device("cpu"), ask if mode == "online" else None)
         curves[mode] = [json.loads(x)["loss"] for x in (out / "log.jsonl").read_text().splitlines()]
     assert curves["kd"] == pytest.approx(curves["online"], rel=1e-4)
 
 
-def exact_targets(store: object, inputs: run.Inputs, ask: object) -> Callable[..., codec.Targets]:
+def exact_targets(
+    store: object, inputs: run_dir.Inputs, ask: object
+) -> Callable[..., codec.Targets]:
     """What the teacher says of every view, in the table's order, not rounded."""
     said = {view: words(store, inputs, ask, view) for view in range(4)}
 
@@ -60,17 +64,18 @@ def words(store, inputs, ask, view: int) -> list[np.ndarray]:  # type: ignore[no
     return [*(np.concatenate([getattr(p, n).numpy() for p in parts]) for n in names), none, none]
 
 
-def _in_order(store, inputs, view: int) -> Iterator[replay.Batch]:  # type: ignore[no-untyped-def]
+def _in_order(store, inputs, view: int) -> Iterator[native_loader.Batch]:  # type: ignore[no-untyped-def]
     """Batches of 32 rows of the table, as stage 1 has them."""
-    from cache_tools import render, views
+    from cache_tools.render import view as render
+    from cache_tools.views import draw
 
     table, spec = store.table, store.spec.views
-    params = views.draw(spec, table.id_N, table.height_N, table.width_N, view)
+    params = draw.draw(spec, table.id_N, table.height_N, table.width_N, view)
     pixels = np.empty((100, 32, 32, 3), "u1")
     for row in range(100):
         data = inputs.images.read(row)
         render.views_of(data, table.keys[row], spec, [(params, row, pixels[row])])
-    mix = views.mix(spec, table.id_N, view)
+    mix = draw.mix(spec, table.id_N, view)
     none = codec.Targets(*(np.empty((0, 0)) for _ in range(5)))
     for begin in range(0, 100, 32):
         at = slice(begin, begin + 32)
@@ -78,7 +83,7 @@ def _in_order(store, inputs, view: int) -> Iterator[replay.Batch]:  # type: igno
         count = len(pictures) // 2
         label, other = np.zeros(count, "i8"), count + np.arange(count)
         lam = mix.lam_B[at].astype("f4")
-        yield replay.Batch(pictures, other, lam, mix.cut_B4[at], none, label, label)
+        yield native_loader.Batch(pictures, other, lam, mix.cut_B4[at], none, label, label)
 
 
 def test_the_command_needs_the_right_teacher(
@@ -96,7 +101,7 @@ def test_the_command_needs_the_right_teacher(
 
 def test_a_teacher_of_its_own_size_is_refused(made: Path, teacher: Path) -> None:
     from cache_tools.errors import UsageError
-    from cache_tools.store import Store
+    from cache_tools.store.cache import Store
 
     store = Store.open(made)
     store.spec = replace(store.spec, views=replace(store.spec.views, teacher_size=64))

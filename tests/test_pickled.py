@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from cache_tools.errors import DataError
-from cache_tools.importers import pickled, torch_file
+from cache_tools.importers import safe_pickle, torch_file
 
 VALUES = [
     (3, [{"params": [None, (1, 2, 3, 4), True, [(5, -0.5)]], "prob": ([0.5, 1e-9], [7, -2])}]),
@@ -35,7 +35,7 @@ def same(a: object, b: object) -> bool:
 @pytest.mark.parametrize("protocol", [2, 3, 4])
 def test_data_comes_back(value: object, protocol: int) -> None:
     data = pickle.dumps(value, protocol)
-    found, end = pickled.loads(data + b"more", "here")
+    found, end = safe_pickle.loads(data + b"more", "here")
     assert same(value, found)
     assert end == len(data)
 
@@ -114,10 +114,10 @@ def array(shape: tuple[int, ...], data: bytes) -> bytes:
 )
 def test_forged_numbers_take_no_memory(data: bytes, message: str) -> None:
     if not message:  # a memo is a dictionary: a far place costs what a near one does
-        assert pickled.loads(data, "here")[0] is None
+        assert safe_pickle.loads(data, "here")[0] is None
         return
     with pytest.raises(DataError, match=message):
-        pickled.loads(data, "here")
+        safe_pickle.loads(data, "here")
 
 
 def test_text_does_not_multiply() -> None:
@@ -126,11 +126,11 @@ def test_text_does_not_multiply() -> None:
     codec = b"X\x06\x00\x00\x00latin1q\x02"
     again = b"c_codecs\nencode\nh\x01h\x02\x86R"
     with pytest.raises(DataError, match="expands to more than"):
-        pickled.loads(b"\x80\x02(" + text + codec + again * 1000 + b"t.", "here")
+        safe_pickle.loads(b"\x80\x02(" + text + codec + again * 1000 + b"t.", "here")
 
 
 def test_bombs_of_zip_and_zlib(tmp_path: Path) -> None:
-    bomb = bytes(pickled.MAX_BYTES + 1)
+    bomb = bytes(safe_pickle.MAX_BYTES + 1)
     with zipfile.ZipFile(tmp_path / "a.tar", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bomb)
     (tmp_path / "b.tar").write_bytes(zlib.compress(bomb))

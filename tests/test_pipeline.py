@@ -12,19 +12,19 @@ import timm
 import torch
 from timm.models import save_for_hf
 
-from cache_tools import verify
-from cache_tools.commits import Part
+from cache_tools.data.images import Images
 from cache_tools.errors import CacheMismatch, TeacherError, UsageError
-from cache_tools.shards import Images
-from cache_tools.spec import TargetSpec
-from cache_tools.store import Store
+from cache_tools.spec.cache import TargetSpec
+from cache_tools.store.cache import Store
+from cache_tools.store.commits import Part
+from cache_tools.verify import verify
 from pipeline import recipe as recipes
-from pipeline import teacher as teachers
-from pipeline.forward import Forward
-from pipeline.groups import Group
-from pipeline.meter import TIMINGS
-from pipeline.part import Worker
 from pipeline.run import Share, run
+from pipeline.teacher import teacher as teachers
+from pipeline.teacher.forward import Forward
+from pipeline.worker.groups import Group
+from pipeline.worker.meter import TIMINGS
+from pipeline.worker.stage1 import Worker
 
 SMALL = ["num_views=4", "views.mixup=0.5"]
 
@@ -171,7 +171,7 @@ def test_nan_is_never_stored(cache: Path, images: Images, teacher: Path) -> None
 
 
 def test_nan_logits_show_in_the_tail() -> None:
-    from pipeline.forward import sparsify
+    from pipeline.teacher.forward import sparsify
 
     logits = torch.randn(4, 20)
     logits[1, 3], logits[2, 5] = float("nan"), float("inf")

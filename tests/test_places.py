@@ -9,11 +9,11 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from cache_tools import verify
-from cache_tools.commits import Part
+from cache_tools.data.images import Images
 from cache_tools.errors import CacheNotFound, UsageError
-from cache_tools.shards import Images
-from cache_tools.store import Store
+from cache_tools.store.cache import Store
+from cache_tools.store.commits import Part
+from cache_tools.verify import verify
 
 
 def zipped(cache: Path, tmp_path: Path, base: str | None) -> Path:

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from conftest import Outcome
 
-from cache_tools.members import Members
-from cache_tools.shards import Images
-from cache_tools.store import Store
-from train import plan
+from cache_tools.data.images import Images
+from cache_tools.store.aligned import Members
+from cache_tools.store.cache import Store
 from train import recipe as recipes
-from train.epochs import Epochs
-from train.schedule import Schedule
+from train.data.prefetch import Epochs
+from train.data.schedule import Schedule
+from train.trainer import plan
 
 Command = Callable[..., Outcome]
 

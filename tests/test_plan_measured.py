@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from conftest import Outcome
 
-from cache_tools import codec, shards
+from cache_tools.data import images as shards
 from cache_tools.errors import DataError
-from cache_tools.store import Store
-from pipeline import estimate, plan
+from cache_tools.store.cache import Store
+from cache_tools.targets import codec
 from pipeline import recipe as recipes
 from pipeline import run as running
-from pipeline.forward import Forward
+from pipeline.planning import estimate, plan
 from pipeline.recipe import TeacherSource
+from pipeline.teacher.forward import Forward
 
 Command = Callable[..., Outcome]
 

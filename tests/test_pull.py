@@ -13,10 +13,11 @@ import pytest
 from conftest import Outcome
 from range_server import RangeServer, per_file, serve
 
-from cache_tools import fetch, storage, verify
-from cache_tools.commits import Part
-from cache_tools.spec import TargetSpec
-from cache_tools.store import Store
+from cache_tools.spec.cache import TargetSpec
+from cache_tools.storage import backends, fsspec_client
+from cache_tools.store.cache import Store
+from cache_tools.store.commits import Part
+from cache_tools.verify import verify
 
 Command = Callable[..., Outcome]
 
@@ -26,7 +27,7 @@ def quick() -> Iterator[None]:
     """Tests wait for no disk and hardly for a server."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("os.fsync", lambda descriptor: None)
-        patch.setattr(fetch, "FIRST_PAUSE", 0.001)
+        patch.setattr(fsspec_client, "FIRST_PAUSE", 0.001)
         yield
 
 
@@ -124,7 +125,7 @@ def test_a_cut_is_made_on_arrival(
 def test_a_killed_pull_goes_on(server: RangeServer, served: Path, tmp_path: Path) -> None:
     """Ten times, with SIGKILL; what is lost is what was in flight."""
     url, out = f"{server.url}/cache.zarr", tmp_path / "all.zarr"
-    command = [sys.executable, "-c", "from cache_tools.cli import console; console()"]
+    command = [sys.executable, "-c", "from cache_tools.cli.main import console; console()"]
     command += ["pull", url, str(out), "--jobs", "2"]
     slow = threading.Event()
     flips = per_file({7: "flip"}, 31)
@@ -166,5 +167,5 @@ def test_nothing_there_is_explained(server: RangeServer, tmp_path: Path, kdcache
 def test_bytes_are_asked_for_a_few_times_only(server: RangeServer) -> None:
     store = Store.open(f"{server.url}/cache.zarr")
     server.trouble = lambda number, path: "flip" if "tail" in path else ""
-    assert isinstance(store.fault(Part(0, 0)), storage.CacheDamaged)
+    assert isinstance(store.fault(Part(0, 0)), backends.CacheDamaged)
     assert len([name for name, _ in server.asked if "tail" in name]) < 10

@@ -16,9 +16,12 @@ import yaml
 from bucket import Bucket
 from conftest import Outcome
 
-from cache_tools import card, codec, fetch, hub, push, storage, verify
-from cache_tools.commits import Part
-from cache_tools.store import Store
+from cache_tools.share import card, hub, push
+from cache_tools.storage import backends, fsspec_client
+from cache_tools.store.cache import Store
+from cache_tools.store.commits import Part
+from cache_tools.targets import codec
+from cache_tools.verify import verify
 
 Command = Callable[..., Outcome]
 
@@ -28,7 +31,7 @@ def quick() -> Iterator[None]:
     """Tests wait for no disk and hardly for a server."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("os.fsync", lambda descriptor: None)
-        patch.setattr(fetch, "FIRST_PAUSE", 0.001)
+        patch.setattr(fsspec_client, "FIRST_PAUSE", 0.001)
         yield
 
 
@@ -68,15 +71,15 @@ def test_the_manifest_comes_last_and_a_killed_push_goes_on(
     cache: Path, memory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, order = f"file://{tmp_path}/there", []
-    write = storage.Folder.write
+    write = backends.Folder.write
 
-    def dying(folder: storage.Folder, name: str, data: bytes) -> None:
+    def dying(folder: backends.Folder, name: str, data: bytes) -> None:
         order.append(name)
         if len(order) == 20:
             raise KeyboardInterrupt
         write(folder, name, data)
 
-    monkeypatch.setattr(storage.Folder, "write", dying)
+    monkeypatch.setattr(backends.Folder, "write", dying)
     with pytest.raises(KeyboardInterrupt):
         push.run(Store.open(cache), url, None, jobs=1)
     assert not (tmp_path / "there/zarr.json").exists()
@@ -154,12 +157,12 @@ def test_the_hub_gets_few_commits_the_manifest_after_the_parts(
     FakeHub.commits = []
     monkeypatch.setattr(huggingface_hub, "HfApi", FakeHub)
     monkeypatch.setattr(hub, "MOST_FILES", 10)
-    remote = fetch.Remote
+    remote = fsspec_client.Remote
     to_memory = {
         "hf://datasets/me/soft/c.zarr": "memory://c.zarr",
         "hf://datasets/me/soft": "memory://",
     }
-    monkeypatch.setattr(fetch, "Remote", lambda url: remote(to_memory[url]))
+    monkeypatch.setattr(fsspec_client, "Remote", lambda url: remote(to_memory[url]))
     store = Store.open(cache)
     push.run(store, "hf://datasets/me/soft/c.zarr", card.text(store, card.Terms("other")).encode())
     parts, described = FakeHub.commits[:2], FakeHub.commits[2:-1]
@@ -249,7 +252,9 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
 def test_a_bucket_that_fails_loses_only_time(
     s3: Bucket, cache: Path, tmp_path: Path, kdcache: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch, "TRIES", 20)  # by chance one thread could have all the trouble
+    monkeypatch.setattr(
+        fsspec_client, "TRIES", 20
+    )  # by chance one thread could have all the trouble
     s3.trouble = lambda number, what: {3: "500", 5: "cut", 8: "slow"}.get(number % 11, "")
     said = kdcache("push", cache, "s3://caches/c.zarr", "--license", "other", "--jobs", 2)
     assert said.code == 0, said.err

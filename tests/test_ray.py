@@ -17,13 +17,14 @@ import pytest
 from conftest import Outcome
 from test_engines import KDCACHE, arguments, files
 
-from cache_tools import ray_cluster, threads, verify
 from cache_tools.errors import UsageError
-from cache_tools.store import Store
+from cache_tools.runtime import ray_cluster, threads
+from cache_tools.store.cache import Store
+from cache_tools.verify import verify
 from pipeline.engines import ray as engine
 from pipeline.engines.ray import Maker
 from pipeline.recipe import TeacherSource
-from pipeline.work import Group, Job
+from pipeline.worker.job import Group, Job
 
 KILLS = 5
 

@@ -3,13 +3,13 @@ from pathlib import Path
 
 import pytest
 
-from cache_tools import spec
-from cache_tools.canonical import difference
 from cache_tools.errors import CacheDamaged, RecipeError
-from cache_tools.spec import CacheSpec, DatasetSpec, TargetSpec, ViewSpec
-from cache_tools.teacher_spec import TeacherSpec
-from pipeline import plan
+from cache_tools.spec import cache
+from cache_tools.spec.cache import CacheSpec, DatasetSpec, TargetSpec, ViewSpec
+from cache_tools.spec.canonical import difference
+from cache_tools.spec.teacher import TeacherSpec
 from pipeline import recipe as caching
+from pipeline.planning import plan
 from train import recipe as training
 
 SPEC = CacheSpec(
@@ -96,7 +96,7 @@ def test_a_recipe_of_the_other_stage_is_pointed_out() -> None:
 
 
 def test_the_spec_survives_its_json() -> None:
-    assert spec.from_mapping(SPEC.mapping, "here") == SPEC
+    assert cache.from_mapping(SPEC.mapping, "here") == SPEC
 
 
 def test_the_fingerprint_is_that_of_the_format() -> None:
@@ -126,4 +126,4 @@ def test_a_part_that_would_exhaust_memory_is_refused() -> None:
     mapping["dataset"]["num_samples"] = mapping["block_size"] = 2**20
     mapping["teacher"]["num_classes"] = mapping["targets"]["k_max"] = 60_000
     with pytest.raises(CacheDamaged, match="too large for memory"):
-        spec.from_mapping(mapping, "manifest")
+        cache.from_mapping(mapping, "manifest")

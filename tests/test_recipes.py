@@ -13,17 +13,18 @@ import timm
 import torch
 from PIL import Image
 
-from cache_tools import recipe as reading
-from cache_tools.stop import StopRequest
-from cache_tools.store import Store
-from pipeline import plan as planning
+from cache_tools import config as reading
+from cache_tools.runtime.signals import StopRequest
+from cache_tools.store.cache import Store
 from pipeline import recipe as caching
+from pipeline.planning import plan as planning
 from pipeline.run import run as make_cache
-from train import checkpoint, factory, loop, run
-from train import plan as sizing
 from train import recipe as training
+from train import run_dir
+from train.loss.task import CachedDistillationTask
 from train.recipe import TrainRecipe
-from train.task import CachedDistillationTask
+from train.trainer import checkpoint, factory, loop
+from train.trainer import plan as sizing
 
 CACHES, STUDENTS = reading.names("pipeline"), reading.names("train")
 DEMOS = {"digits", "photos"}  # no paper has them
@@ -237,7 +238,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, pictures: Path, teacher: Pat
 
 def two_updates(recipe: TrainRecipe, cache: Path, out: Path, keep: bool) -> list[float]:
     """The losses of the first two updates of a recipe, all of its epochs being still to come."""
-    inputs, losses = run.open_inputs(cache, None), []
+    inputs, losses = run_dir.open_inputs(cache, None), []
     forward = CachedDistillationTask.forward
 
     def watched(task: CachedDistillationTask, *batch: object) -> dict[str, torch.Tensor]:
@@ -253,7 +254,7 @@ def two_updates(recipe: TrainRecipe, cache: Path, out: Path, keep: bool) -> list
         if not keep:
             patch.setattr(checkpoint, "save", lambda *_: None)
         factory.check(recipe, inputs.num_classes, inputs.store.spec.views.size)
-        run.begin(out, recipe, inputs, fresh=False)
+        run_dir.begin(out, recipe, inputs, fresh=False)
         with pytest.raises(KeyboardInterrupt):
             loop.train(recipe, inputs, out, torch.device("cpu"))
     return losses

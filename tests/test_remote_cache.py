@@ -10,10 +10,11 @@ import pytest
 from conftest import Outcome
 from range_server import RangeServer, per_file, serve
 
-from cache_tools import fetch, kept, push
-from cache_tools.commits import Part
-from cache_tools.data_folder import DataFolder
-from cache_tools.store import Store
+from cache_tools.share import push
+from cache_tools.storage import cached, fsspec_client
+from cache_tools.storage.disk_cache import DataFolder
+from cache_tools.store.cache import Store
+from cache_tools.store.commits import Part
 
 Command = Callable[..., Outcome]
 SHORT = ("epochs=2", "views_per_epoch=1", "batch_size=32")
@@ -23,7 +24,7 @@ SHORT = ("epochs=2", "views_per_epoch=1", "batch_size=32")
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty data folder, and no long waiting."""
     monkeypatch.setenv("KDCACHE_CACHE", str(tmp_path / "kept"))
-    monkeypatch.setattr(fetch, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(fsspec_client, "FIRST_PAUSE", 0.001)
     return tmp_path / "kept"
 
 
@@ -58,7 +59,7 @@ def test_the_student_is_the_same_and_only_its_views_are_fetched(
     assert {name[-3:] for name in fetched} == {"0/0", "1/0"}
     sent = server.sent
     server.trouble = lambda number, path: ""
-    store = kept.open_cache(url)
+    store = cached.open_cache(url)
     assert len(store.table) == len(store.read_view(1))
     assert server.sent - sent < 5000  # the manifest
 
@@ -66,13 +67,13 @@ def test_the_student_is_the_same_and_only_its_views_are_fetched(
 def test_what_is_kept_is_not_believed(server: RangeServer, made: Path, folder: Path) -> None:
     url = f"{server.url}/{made.name}"
     expected = Store.open(made).read(Part(0, 0))[0].code_E.tolist()
-    store = kept.open_cache(url)
+    store = cached.open_cache(url)
     assert store.read(Part(0, 0))[0].code_E.tolist() == expected
     assert store.table.sha256 == Store.open(made).table.sha256
     for path in (p for p in folder.rglob("*") if p.is_file() and ".locks" not in p.parts):
         data = path.read_bytes()
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    again = kept.open_cache(url)
+    again = cached.open_cache(url)
     assert again.read(Part(0, 0))[0].code_E.tolist() == expected
     assert again.table.sha256 == store.table.sha256
 
@@ -81,8 +82,8 @@ def test_a_full_folder_is_said_and_others_make_room(
     server: RangeServer, made: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warned: list[str] = []
-    monkeypatch.setattr(kept.log, "warning", lambda text, *words: warned.append(text % words))
-    store = kept.open_cache(f"{server.url}/{made.name}")
+    monkeypatch.setattr(cached.log, "warning", lambda text, *words: warned.append(text % words))
+    store = cached.open_cache(f"{server.url}/{made.name}")
     monkeypatch.setenv("KDCACHE_CACHE_LIMIT", "4K")
     others = [folder / f"caches/another/{i}" for i in range(3)]
     for path in others:
@@ -117,7 +118,9 @@ def test_training_from_a_bucket_that_fails(
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setattr(fetch, "TRIES", 20)  # by chance one thread could have all the trouble
+    monkeypatch.setattr(
+        fsspec_client, "TRIES", 20
+    )  # by chance one thread could have all the trouble
     with bucket.serve() as s3:
         monkeypatch.setenv("AWS_ENDPOINT_URL", s3.url)
         fsspec.filesystem("s3", skip_instance_cache=True).mkdir("caches")

@@ -13,11 +13,13 @@ import pytest
 from conftest import Outcome
 from range_server import RangeServer, serve
 
-from cache_tools import ahead, data_folder, fetch, sharding, shards
-from cache_tools.data_folder import DataFolder
+from cache_tools.data import images as shards
+from cache_tools.data import readahead, shard_writer
+from cache_tools.data.images import Images
 from cache_tools.errors import DataError, UsageError
-from cache_tools.shards import Images
-from cache_tools.store import Store
+from cache_tools.storage import disk_cache, fsspec_client
+from cache_tools.storage.disk_cache import DataFolder
+from cache_tools.store.cache import Store
 
 Command = Callable[..., Outcome]
 
@@ -26,7 +28,7 @@ Command = Callable[..., Outcome]
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty local data folder."""
     monkeypatch.setenv("KDCACHE_CACHE", str(tmp_path / "kept"))
-    monkeypatch.setattr(fetch, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(fsspec_client, "FIRST_PAUSE", 0.001)
     return tmp_path / "kept"
 
 
@@ -37,7 +39,7 @@ def server(digits: Path, tmp_path: Path, kept: Path) -> Iterator[RangeServer]:
     shutil.copytree(digits, root / "plain", ignore=shutil.ignore_patterns("teacher-model"))
     for split in ("train", "validation"):
         images = shards.open_images(str(digits), split)
-        sharding.write(images, root / "ours", sharding.Options(split, shard_size=40))
+        shard_writer.write(images, root / "ours", shard_writer.Options(split, shard_size=40))
     with serve(root) as running:
         yield running
 
@@ -107,7 +109,7 @@ def test_reading_ahead_gives_the_bytes_that_are_there() -> None:
         asked.append(end - begin)
         return data[begin:end]
 
-    reader = ahead.ReadAhead(part)
+    reader = readahead.ReadAhead(part)
     places = [i * 50_000 for i in range(160)]
     places[::7], places[1::7] = places[1:155:7] + places[154:155], places[:160:7]
     for begin in places:
@@ -143,7 +145,9 @@ def test_failures_cost_time_and_nothing_else(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("KDCACHE_CACHE_LIMIT", limit)
-    monkeypatch.setattr(fetch, "TRIES", 30)  # by chance one thread could have all the trouble
+    monkeypatch.setattr(
+        fsspec_client, "TRIES", 30
+    )  # by chance one thread could have all the trouble
     kinds = ("500", "cut", "", "", "cut", "")
     server.trouble = lambda number, path: kinds[number % 6]
     images = shards.open_images(f"{server.url}/{what}", "train")
@@ -153,7 +157,7 @@ def test_failures_cost_time_and_nothing_else(
 def test_a_silent_server_is_asked_again(
     server: RangeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch, "_SILENCE", 1.0)
+    monkeypatch.setattr(fsspec_client, "_SILENCE", 1.0)
     server.trouble = lambda number, path: "silence" if number in (2, 4) else ""
     assert len(shards.open_images(f"{server.url}/plain", "train")) == 100
 
@@ -214,7 +218,7 @@ def test_a_limit_is_kept_and_old_shards_make_room(
     server: RangeServer, kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = (server.folder / "plain/digits-train-0000.tar").stat().st_size
-    old = kept / "shards" / data_folder.key("old")
+    old = kept / "shards" / disk_cache.key("old")
     old.parent.mkdir(parents=True)
     old.write_bytes(bytes(size))
     os.utime(old, (0, 0))
@@ -233,7 +237,7 @@ def test_a_limit_is_kept_and_old_shards_make_room(
 
 
 def test_sizes_are_read_as_people_write_them() -> None:
-    sizes = [data_folder.parse_size(s) for s in ("0", "512", "20kB", "1.5T", "3 GB")]
+    sizes = [disk_cache.parse_size(s) for s in ("0", "512", "20kB", "1.5T", "3 GB")]
     assert sizes == [0, 512, 20_000, 1_500_000_000_000, 3_000_000_000]
 
 
@@ -326,7 +330,7 @@ def test_mistakes_with_shards_are_explained(server: RangeServer, remote: bool) -
 def test_a_server_that_stays_broken_is_named(
     server: RangeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch, "TRIES", 3)
+    monkeypatch.setattr(fsspec_client, "TRIES", 3)
     server.trouble = lambda number, path: "500"
     with pytest.raises(DataError, match=r"503.*at try 3 of 3"):
         shards.open_images(f"{server.url}/plain", "train")
@@ -360,7 +364,7 @@ def test_more_shards_than_open_files(
 ) -> None:
     monkeypatch.setattr("resource.getrlimit", lambda _: (6, 6))
     images = shards.open_images(str(digits), "train")
-    sharding.write(images, tmp_path / "s", sharding.Options(shard_size=10))
+    shard_writer.write(images, tmp_path / "s", shard_writer.Options(shard_size=10))
     made = shards.open_images(str(tmp_path / "s"), "train")
     assert contents(made) == contents(images)
     assert len(made._descriptors._open) == 3

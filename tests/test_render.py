@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from cache_tools import decode, mixing, render, views
-from cache_tools.spec import ViewSpec
+from cache_tools.render import decode, mixing, view
+from cache_tools.spec.cache import ViewSpec
+from cache_tools.views import draw
 
 
 def photo(height: int = 120, width: int = 160) -> np.ndarray:
@@ -23,11 +24,11 @@ def test_flip_comes_after_the_resize() -> None:
         np.arange(2, dtype=np.uint64),
         (np.full(2, 120, np.int32), np.full(2, 160, np.int32)),
     )
-    drawn = views.draw(plain, ids, *sides, 0)
+    drawn = draw.draw(plain, ids, *sides, 0)
     params = replace(drawn, box_B4=box, flip_B=np.array([False, True]))
     out = np.empty((2, 64, 64, 3), np.uint8)
     for row in range(2):
-        render.render(photo(), ViewSpec(size=64), params, row, out[row])
+        view.render(photo(), ViewSpec(size=64), params, row, out[row])
     assert (out[1] == out[0][:, ::-1]).all()
 
 
@@ -58,8 +59,8 @@ def test_box_is_the_mean_over_the_area(size: int) -> None:
     """Within 1 of the exact mean and of OpenCV's; where an axis grows it is OpenCV's."""
     picture = photo(300, 400)
     for box in ((0, 0, 300, 400), (13, 57, 250, 233), (7, 9, 224, 224), (5, 5, 60, 300)):
-        ours = render.crop_resize(picture, box, size, views.BOX).astype(int)
-        area = render.crop_resize(picture, box, size, views.AREA)
+        ours = view.crop_resize(picture, box, size, draw.BOX).astype(int)
+        area = view.crop_resize(picture, box, size, draw.AREA)
         top, left, height, width = box
         if min(height, width) < size:
             assert (ours == area).all()
@@ -77,9 +78,9 @@ def test_box_is_the_mean_over_the_area(size: int) -> None:
 
 
 def test_one_colour_stays_that_colour() -> None:
-    for filter_ in (views.AREA, views.BOX, views.BILINEAR, views.BICUBIC):
+    for filter_ in (draw.AREA, draw.BOX, draw.BILINEAR, draw.BICUBIC):
         plain = np.full((301, 403, 3), (3, 128, 255), np.uint8)
-        assert (render.crop_resize(plain, (1, 2, 299, 400), 97, filter_) == plain[0, 0]).all()
+        assert (view.crop_resize(plain, (1, 2, 299, 400), 97, filter_) == plain[0, 0]).all()
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
@@ -90,16 +91,16 @@ def test_scaled_decoding_is_close_and_each_view_has_its_own_scale(kind: str) -> 
     Image.fromarray(smooth).save(buffer, kind)
     spec = ViewSpec(size=64, scale=(0.005, 1.0), scaled_decode=True)
     ids = np.arange(200, dtype=np.uint64)
-    params = views.draw(spec, ids, np.full(200, 1201, np.int32), np.full(200, 903, np.int32), 0)
-    scales = {render.halvings(spec, *box[2:]) for box in params.box_B4.tolist()}
+    params = draw.draw(spec, ids, np.full(200, 1201, np.int32), np.full(200, 903, np.int32), 0)
+    scales = {view.halvings(spec, *box[2:]) for box in params.box_B4.tolist()}
     assert scales == {0, 1, 2, 3}
     together, alone = np.empty((2, 200, 64, 64, 3), np.uint8)
     wanted = [(params, row, together[row]) for row in range(200)]
-    render.views_of(buffer.getvalue(), "k", spec, wanted, decode.Reuse())
+    view.views_of(buffer.getvalue(), "k", spec, wanted, decode.Reuse())
     whole = decode.decode(buffer.getvalue(), "k")
     for row in range(200):
-        render.views_of(buffer.getvalue(), "k", spec, [(params, row, alone[row])])
+        view.views_of(buffer.getvalue(), "k", spec, [(params, row, alone[row])])
         full = np.empty((64, 64, 3), np.uint8)
-        render.render(whole, spec, params, row, full)
+        view.render(whole, spec, params, row, full)
         assert np.abs(full.astype(int) - alone[row]).mean() < 4
     assert (together == alone).all()

@@ -7,14 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cache_tools import codec, decode
-from cache_tools.commits import Part
+from cache_tools.data.images import Images
 from cache_tools.errors import CacheDamaged, CacheIncomplete, CacheMismatch, UsageError
-from cache_tools.shards import Images
-from cache_tools.store import Store
-from train import replay
-from train.replay import Replay
-from train.schedule import Schedule
+from cache_tools.render import decode
+from cache_tools.store.cache import Store
+from cache_tools.store.commits import Part
+from cache_tools.targets import codec
+from train.data import native_loader
+from train.data.native_loader import Replay
+from train.data.schedule import Schedule
 
 
 def test_targets_belong_to_their_views(made: Path, images: Images) -> None:
@@ -92,18 +93,18 @@ def test_other_pixels_are_refused_naming_both_sides(
     cache: Path, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Store.open(cache)
-    replay.check(store, images)
-    from cache_tools import render
+    native_loader.check(store, images)
+    from cache_tools.render import view
 
-    real = render.crop_resize
+    real = view.crop_resize
 
     def other(*arguments: Any) -> None:
         real(*arguments)
         arguments[-1][:] ^= 1
 
-    monkeypatch.setattr(render, "crop_resize", other)
+    monkeypatch.setattr(view, "crop_resize", other)
     with pytest.raises(CacheMismatch, match=r"other pixels.*simplejpeg.*here are.*simplejpeg"):
-        replay.check(store, images)
+        native_loader.check(store, images)
 
 
 def test_a_cache_that_is_not_whole_is_refused(cache: Path, images: Images) -> None:
@@ -112,10 +113,10 @@ def test_a_cache_that_is_not_whole_is_refused(cache: Path, images: Images) -> No
     data = chunk.read_bytes()
     chunk.write_bytes(data[:-1] + bytes([data[-1] ^ 128]))
     with pytest.raises(CacheDamaged, match="targets/tail/c/0/3/0"):
-        replay.check(store, images)
+        native_loader.check(store, images)
     chunk.unlink()
     with pytest.raises(CacheIncomplete, match="targets/tail/c/0/3/0"):
-        replay.check(store, images)
+        native_loader.check(store, images)
 
 
 def test_the_order_of_views_is_drawn_anew_each_time_all_were_shown(made: Path) -> None:

@@ -18,15 +18,18 @@ import torch
 from conftest import Outcome
 from timm.models import save_for_hf
 
-from cache_tools import codec, dense, printable, views
-from cache_tools.report import caches, charts, said, svg
-from cache_tools.spec import TargetSpec
-from cache_tools.store import Store
+from cache_tools.report import cache_facts, charts, svg, target_stats
+from cache_tools.runtime import text as printable
+from cache_tools.spec.cache import TargetSpec
+from cache_tools.store.cache import Store
+from cache_tools.targets import codec, dense
+from cache_tools.views import draw as views
 from pipeline import recipe as stage1
 from pipeline.run import run as make_cache
-from train import loop, run
 from train import recipe as recipes
-from train.report import history, runs
+from train import run_dir
+from train.report import history, run_facts
+from train.trainer import loop
 
 Command = Callable[..., Outcome]
 HOSTILE = (
@@ -56,8 +59,8 @@ class Page(HTMLParser):
 
 def student(cache: Path, out: Path) -> Path:
     recipe = recipes.load("digits", ["epochs=2", "views_per_epoch=2", "batch_size=20"])
-    inputs = run.open_inputs(cache, None)
-    run.begin(out, recipe, inputs, fresh=False)
+    inputs = run_dir.open_inputs(cache, None)
+    run_dir.begin(out, recipe, inputs, fresh=False)
     loop.train(recipe, inputs, out, torch.device("cpu"))
     return out
 
@@ -146,7 +149,7 @@ def test_what_was_lost_is_within_its_bounds(spec: TargetSpec, scale: float) -> N
     p = dense.softmax(logits)
     sparse = dense.sparsify(logits, spec)
     targets = codec.decode(codec.encode(sparse, spec, 100), spec)
-    found = said.measure(targets, spec, 100)
+    found = target_stats.measure(targets, spec, 100)
     lost = dense.divergence(p, dense.restore(targets, spec, 100))
     slack = 20 * found.rounded_B + 2e-3 + 0.02 * found.tail_BT[:, 0]  # the codes round, too
     assert (lost <= found.dropped_B + slack).all()
@@ -167,8 +170,8 @@ def test_the_bound_is_reached_by_the_least_even_tail() -> None:
     p[0, 0], p[0, 1:11] = 0.901, 0.0099
     targets = codec.decode(codec.encode(dense.sparsify(np.log(p), spec), spec, 1000), spec)
     lost = dense.divergence(p / p.sum(), dense.restore(targets, spec, 1000))[0]
-    assert 0.95 * said.measure(targets, spec, 1000).dropped_B[0] < lost
-    assert lost < 1.05 * said.measure(targets, spec, 1000).dropped_B[0]
+    assert 0.95 * target_stats.measure(targets, spec, 1000).dropped_B[0] < lost
+    assert lost < 1.05 * target_stats.measure(targets, spec, 1000).dropped_B[0]
 
 
 def test_the_sum_of_squares_tightens_the_bound() -> None:
@@ -176,7 +179,7 @@ def test_the_sum_of_squares_tightens_the_bound() -> None:
     logits = np.random.default_rng(1).normal(size=(50, 100))
     targets = codec.decode(codec.encode(dense.sparsify(logits, spec), spec, 100), spec)
     blind = codec.Targets(*(vars(targets) | {"square_BQ": targets.square_BQ[:, :0]}).values())
-    known, unknown = (said.measure(t, spec, 100).dropped_B for t in (targets, blind))
+    known, unknown = (target_stats.measure(t, spec, 100).dropped_B for t in (targets, blind))
     assert (known < 0.6 * unknown).all()
 
 
@@ -296,7 +299,7 @@ def test_a_run_is_told_by_class(
 def test_confusions_of_many_classes_are_the_worst_ones() -> None:
     pairs = Counter({(c, c): 9 for c in range(1000)} | {(c, c + 1): 1 for c in range(0, 999, 2)})
     pairs[7, 3] = 50
-    found = runs.classes(pairs, lambda number: f"class {number}")
+    found = run_facts.classes(pairs, lambda number: f"class {number}")
     assert "matrix" not in found
     assert found["confusions"][0] == {
         "due": "class 7", "answer": "class 3", "times": 50, "share": pytest.approx(100 * 50 / 59),
@@ -527,11 +530,11 @@ def test_a_chart_takes_any_name_and_is_the_same_every_time() -> None:
 
 def test_groups_of_a_value_that_hardly_varies() -> None:
     values = np.array([1.0] * 95 + [0.5] * 5)
-    groups = caches._groups(values, np.arange(100) < 95)
+    groups = cache_facts._groups(values, np.arange(100) < 95)
     assert sum(group["views"] for group in groups) == 100
 
 
 def test_few_views_are_no_certainty() -> None:
-    assert caches._top1(np.ones(4, bool))["error"] > 15
-    assert caches._top1(np.arange(1000) < 900)["error"] == pytest.approx(0.95, abs=0.01)
-    assert len(caches._groups(np.arange(60.0), np.ones(60, bool))) == 2
+    assert cache_facts._top1(np.ones(4, bool))["error"] > 15
+    assert cache_facts._top1(np.arange(1000) < 900)["error"] == pytest.approx(0.95, abs=0.01)
+    assert len(cache_facts._groups(np.arange(60.0), np.ones(60, bool))) == 2

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from test_report import Page, student, swept
 
-from train.report import command
+from train.cli import report as command
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)

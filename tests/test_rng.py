@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cache_tools import rng
+from cache_tools.numerics import rng
 
 ONES = (1 << 64) - 1
 

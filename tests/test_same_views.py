@@ -10,19 +10,23 @@ import pytest
 import torch
 from PIL import Image
 
-from cache_tools import decode, mixing, render, samples, shards, verify
-from cache_tools.commits import Part
+from cache_tools.data import images as shards
+from cache_tools.data import scan
+from cache_tools.data.images import Images
 from cache_tools.errors import CacheMismatch
-from cache_tools.shards import Images
-from cache_tools.store import Store
+from cache_tools.render import decode, mixing
+from cache_tools.render import view as render
+from cache_tools.store.cache import Store
+from cache_tools.store.commits import Part
+from cache_tools.verify import verify
 from pipeline import recipe as recipes
-from pipeline import teacher as teachers
-from pipeline.forward import Forward
-from pipeline.groups import Group
-from pipeline.part import Worker
 from pipeline.run import run
-from train.replay import Replay
-from train.schedule import Schedule
+from pipeline.teacher import teacher as teachers
+from pipeline.teacher.forward import Forward
+from pipeline.worker.groups import Group
+from pipeline.worker.stage1 import Worker
+from train.data.native_loader import Replay
+from train.data.schedule import Schedule
 
 Hashes = dict[tuple[int, int], str]
 A2 = [
@@ -87,7 +91,7 @@ def seen_by_teacher(cache: Path, digits: Path, teacher: Path) -> Hashes:
 
 def opened(store: Store, source: Path) -> Images:
     images = shards.open_images(str(source), "train")
-    return samples.match(store.table, store.spec.dataset, images)
+    return scan.match(store.table, store.spec.dataset, images)
 
 
 def seen_by_student(

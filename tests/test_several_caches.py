@@ -9,12 +9,12 @@ import pytest
 from conftest import Outcome
 from test_mixture import WEIGHTS, mean
 
-from cache_tools import dense
-from cache_tools.members import open_members
-from cache_tools.shards import Images
-from cache_tools.store import Store
-from train.replay import Replay
-from train.schedule import Schedule
+from cache_tools.data.images import Images
+from cache_tools.store.aligned import open_members
+from cache_tools.store.cache import Store
+from cache_tools.targets import dense
+from train.data.native_loader import Replay
+from train.data.schedule import Schedule
 
 Command = Callable[..., Outcome]
 

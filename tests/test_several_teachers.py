@@ -10,19 +10,19 @@ import pytest
 import torch
 from conftest import Outcome
 
-from cache_tools import spec as specs
 from cache_tools.errors import RecipeError, UsageError
-from cache_tools.spec import TargetSpec
-from cache_tools.store import Store
-from cache_tools.teacher_spec import ENSEMBLE
-from pipeline import again, fetch
+from cache_tools.spec import cache as specs
+from cache_tools.spec.cache import TargetSpec
+from cache_tools.spec.teacher import ENSEMBLE
+from cache_tools.store.cache import Store
 from pipeline import recipe as recipes
-from pipeline import teacher as teachers
-from pipeline.forward import Forward
-from pipeline.logits import Logits
-from pipeline.online import online
 from pipeline.recipe import TeacherSource
 from pipeline.run import run
+from pipeline.teacher import create, reload
+from pipeline.teacher import teacher as teachers
+from pipeline.teacher.forward import Forward
+from pipeline.teacher.logits import Logits
+from pipeline.teacher.online import online
 
 Command = Callable[..., Outcome]
 
@@ -89,7 +89,7 @@ def test_several_that_cannot_be_are_refused(
     teacher: Path, second: Path, wide: Path, tmp_path: Path
 ) -> None:
     copy = tmp_path / "copy.pth"
-    torch.save(fetch.create(str(teacher))[1].state_dict(), copy)
+    torch.save(create.create(str(teacher))[1].state_dict(), copy)
     same = [TeacherSource(str(teacher)), TeacherSource(str(copy), architecture="test_resnet")]
     with pytest.raises(UsageError, match="are the same network"):
         teachers.load_all(same, 32, "fp32")
@@ -163,7 +163,7 @@ def test_one_pass_says_what_the_mixture_of_two_caches_says(
     assert diff["l1_mean"] < 0.02, diff
     assert Store.open(together).spec.fingerprint != Store.open(tmp_path / "m").spec.fingerprint
     with pytest.raises(UsageError, match="mixed from their caches"):
-        again.load(Store.open(tmp_path / "m").spec.teacher, 32)
+        reload.load(Store.open(tmp_path / "m").spec.teacher, 32)
 
 
 def test_online_asks_all_of_them(together: Path, teacher: Path, second: Path) -> None:

@@ -19,10 +19,12 @@ from PIL import Image
 from scipy.io import savemat
 from timm.data import create_dataset
 
-from cache_tools import decode, samples, sharding, shards, tars
-from cache_tools.beton import Beton
+from cache_tools.data import images as shards
+from cache_tools.data import scan, shard_writer, tar_index
+from cache_tools.data.beton import Beton
+from cache_tools.data.images import Images
 from cache_tools.errors import DataError, UsageError
-from cache_tools.shards import Images
+from cache_tools.render import decode
 
 Command = Callable[..., Outcome]
 # kit fox is ILSVRC's first class and the 279th synset; here: the last of three
@@ -82,7 +84,7 @@ def test_a_folder_becomes_shards_that_hold_the_same(
         "filenames": [f"train-{i:04d}.tar" for i in range(3)],
     }  # fmt: skip
     # stage 1 goes through the shards from front to back
-    order = samples.in_table_order(made, None)[2].names
+    order = scan.in_table_order(made, None)[2].names
     assert order == made.names
 
 
@@ -108,7 +110,7 @@ def test_the_same_input_gives_the_same_bytes(
 ) -> None:
     small = ("--shard-size", 7, "--short-side", 32)
     assert kdcache("shard", folder, tmp_path / "a", *small).code == 0
-    monkeypatch.setattr("cache_tools.threads.available", lambda: 5)
+    monkeypatch.setattr("cache_tools.runtime.threads.available", lambda: 5)
     moved = folder.rename(tmp_path / "moved")
     assert kdcache("shard", moved, tmp_path / "b", *small).code == 0
     assert everything(tmp_path / "a") == everything(tmp_path / "b")
@@ -139,7 +141,8 @@ def test_images_are_shrunk_and_never_enlarged(
 
 KILLED = """
 import os, signal, sys
-from cache_tools import cli, files
+from cache_tools.cli import main as cli
+from cache_tools.storage import atomic as files
 
 kind, left, write = sys.argv.pop(1), 3, files.write
 
@@ -170,7 +173,7 @@ def test_a_killed_run_goes_on_and_its_shards_are_whole(
         assert killed.returncode == -signal.SIGKILL, killed.stderr
         for path in tmp_path.glob("killed/*.tar"):
             with path.open("rb") as file:
-                assert len(tars.scan(file, "", checksums=False).names) == 20
+                assert len(tar_index.scan(file, "", checksums=False).names) == 20
     before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("killed/*.kdx")}
     assert 3 < len(before) < 20
     assert kdcache("shard", *args).code == 0
@@ -271,7 +274,7 @@ def test_a_name_that_webdataset_would_cut_is_refused(folder: Path, tmp_path: Pat
     (folder / "n01440764" / "a.b.jpg").write_bytes(jpeg(5))
     images = shards.open_images(str(folder), "train")
     with pytest.raises(DataError, match=r"'n01440764/a\.b' has a dot"):
-        sharding.write(images, tmp_path / "s", sharding.Options())
+        shard_writer.write(images, tmp_path / "s", shard_writer.Options())
 
 
 @pytest.fixture
@@ -362,12 +365,12 @@ def test_ilsvrcs_own_numbers_are_never_taken_for_classes(ilsvrc: Path, kdcache: 
 
 def test_an_index_is_read_back_and_a_damaged_one_is_not(folder: Path, tmp_path: Path) -> None:
     images = shards.open_images(str(folder), "train")
-    sharding.write(images, tmp_path / "s", sharding.Options())
+    shard_writer.write(images, tmp_path / "s", shard_writer.Options())
     path = tmp_path / "s" / "train-0000.tar.kdx"
-    index = tars.unpack(path.read_bytes(), "x")
+    index = tar_index.unpack(path.read_bytes(), "x")
     assert index.pack() == path.read_bytes()
     for i in range(0, len(path.read_bytes()), 37):
         data = bytearray(path.read_bytes())
         data[i] ^= 4
         with pytest.raises(DataError, match=re.escape("no index of a shard")):
-            tars.unpack(bytes(data), "x")
+            tar_index.unpack(bytes(data), "x")

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache_tools import samples, shards
+from cache_tools.data import images as shards
+from cache_tools.data import scan
+from cache_tools.data.images import NO_LABEL, Images
 from cache_tools.errors import CacheMismatch, DataError, UsageError
-from cache_tools.shards import NO_LABEL, Images
-from cache_tools.spec import DatasetSpec
+from cache_tools.spec.cache import DatasetSpec
 
 
 def unpack(tar: Path, root: Path) -> None:
@@ -23,9 +24,9 @@ def unpack(tar: Path, root: Path) -> None:
             (folder / name).write_bytes(data)
 
 
-def table(images: Images) -> tuple[DatasetSpec, samples.SampleTable]:
-    kind, keys, ordered = samples.in_table_order(images, None)
-    made = samples.scan(keys, ordered, True, 2, lambda _: None)
+def table(images: Images) -> tuple[DatasetSpec, scan.SampleTable]:
+    kind, keys, ordered = scan.in_table_order(images, None)
+    made = scan.scan(keys, ordered, True, 2, lambda _: None)
     return DatasetSpec(len(made), 10, True, kind, made.sha256), made
 
 
@@ -101,7 +102,7 @@ def test_another_data_set_is_refused_with_the_first_difference(digits: Path) -> 
     dataset, made = table(shards.open_images(str(digits), "train"))
     other = shards.open_images(str(digits), "validation")
     with pytest.raises(CacheMismatch, match=r"from 100 samples, .* has 797, of which 0 are shared"):
-        samples.match(made, dataset, other)
+        scan.match(made, dataset, other)
 
 
 def test_a_changed_label_or_size_is_refused(digits: Path) -> None:
@@ -109,22 +110,22 @@ def test_a_changed_label_or_size_is_refused(digits: Path) -> None:
     images = shards.open_images(str(digits), "train")
     images.label_N[5] = (images.label_N[5] + 1) % 10
     with pytest.raises(CacheMismatch, match=f"1 of 100 labels .*{images.names[5]}"):
-        samples.match(made, dataset, images)
+        scan.match(made, dataset, images)
     images = shards.open_images(str(digits), "train")
     images.length_N[7] += 1
     with pytest.raises(CacheMismatch, match=f"1 of 100 images .*{images.names[7]}"):
-        samples.match(made, dataset, images)
+        scan.match(made, dataset, images)
 
 
 def test_a_changed_image_of_the_same_size_is_refused(digits: Path) -> None:
     _, made = table(shards.open_images(str(digits), "train"))
     images = shards.open_images(str(digits), "train")
-    _, _, ordered = samples.in_table_order(images, None)
+    _, _, ordered = scan.in_table_order(images, None)
     data = bytearray(ordered.read(4))
-    samples.check_digest(made, 4, bytes(data))
+    scan.check_digest(made, 4, bytes(data))
     data[40] ^= 1
     with pytest.raises(CacheMismatch, match=made.keys[4]):
-        samples.check_digest(made, 4, bytes(data))
+        scan.check_digest(made, 4, bytes(data))
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 from conftest import Outcome
 
-from cache_tools import codec, cut, dense, merge, pull, verify
-from cache_tools.commits import Part
+from cache_tools.combine import merge, select
 from cache_tools.errors import CacheIncomplete, CacheMismatch, UsageError
-from cache_tools.spec import TargetSpec
-from cache_tools.store import Store
+from cache_tools.share import pull
+from cache_tools.spec.cache import TargetSpec
+from cache_tools.store.cache import Store
+from cache_tools.store.commits import Part
+from cache_tools.targets import codec, dense
+from cache_tools.verify import verify
 
 Command = Callable[..., Outcome]
 N = 100
@@ -204,13 +207,13 @@ def test_unknown_keys_are_named(whole: Path, tmp_path: Path, kdcache: Command) -
 
 def test_another_cut_in_the_same_place_is_refused(whole: Path, tmp_path: Path) -> None:
     source = Store.open(whole)
-    pull.run(source, tmp_path / "x.zarr", cut.plan(source, keep="k=4"))
+    pull.run(source, tmp_path / "x.zarr", select.plan(source, keep="k=4"))
     with pytest.raises(UsageError, match=r"k_max.*Choose another folder"):
-        pull.run(source, tmp_path / "x.zarr", cut.plan(source, keep="k=5"))
-    store, moved = pull.run(source, tmp_path / "x.zarr", cut.plan(source, keep="k=4"))
+        pull.run(source, tmp_path / "x.zarr", select.plan(source, keep="k=5"))
+    store, moved = pull.run(source, tmp_path / "x.zarr", select.plan(source, keep="k=4"))
     assert (moved.made, moved.there, moved.bytes) == (0, 20, 0)
     (store.path / Part(2, 3).record).unlink()
-    assert pull.run(source, store.path, cut.plan(source, keep="k=4"))[1].made == 1
+    assert pull.run(source, store.path, select.plan(source, keep="k=4"))[1].made == 1
 
 
 def test_a_source_that_lacks_a_part_gives_the_others(whole: Path, tmp_path: Path) -> None:
@@ -220,7 +223,7 @@ def test_a_source_that_lacks_a_part_gives_the_others(whole: Path, tmp_path: Path
     for keep, parts in (("", 19), ("k=4", 19)):
         out = tmp_path / f"out{keep}.zarr"
         with pytest.raises(CacheIncomplete, match=r"lacks 1 of the 20 .*view 1, block 2"):
-            pull.run(source, out, cut.plan(source, keep=keep))
+            pull.run(source, out, select.plan(source, keep=keep))
         assert sum(Store.open(out).present(p) for p in source.parts()) == parts
 
 
@@ -294,7 +297,7 @@ def test_other_pixels_are_a_conflict_and_unknown_ones_are_not(tmp_path: Path) ->
     more = lab.build(tmp_path / "more.zarr", lab.keys(30), range(2))
     (tmp_path / "keys").write_text("\n".join(known))
     few = tmp_path / "few.zarr"
-    pull.run(more, few, cut.plan(more, wanted=str(tmp_path / "keys")))
+    pull.run(more, few, select.plan(more, wanted=str(tmp_path / "keys")))
     out = merge.run([Store.open(few), a], tmp_path / "all.zarr")
     assert out.read(Part(1, 0))[1].all()  # those that are known
     stored, probes = b.read(Part(1, 0))

@@ -20,23 +20,28 @@ import pytest
 import torch
 from PIL import Image
 
-from cache_tools import codec, files, mixing, render, samples, shards, views
-from cache_tools.commits import Part
+from cache_tools.data import images as shards
+from cache_tools.data import scan
+from cache_tools.data.images import Images
 from cache_tools.errors import CacheIncomplete, DataError, KdcacheError, NonFinite, TeacherError
-from cache_tools.layout import Layout
-from cache_tools.shards import Images
-from cache_tools.stop import StopRequest
-from cache_tools.store import Store, probe_numbers
-from pipeline import opening, part
+from cache_tools.render import mixing, view
+from cache_tools.runtime.signals import StopRequest
+from cache_tools.storage import atomic
+from cache_tools.store.cache import Store, probe_numbers
+from cache_tools.store.commits import Part
+from cache_tools.store.layout import Layout
+from cache_tools.targets import codec
+from cache_tools.views import draw
 from pipeline import recipe as recipes
-from pipeline import teacher as teachers
-from pipeline.forward import Forward, mix_in_place
-from pipeline.groups import Group, groups
-from pipeline.meter import TIMINGS, Meter
-from pipeline.part import Worker
 from pipeline.run import run
-from pipeline.teacher import Teacher
-from pipeline.window import Slab
+from pipeline.teacher import teacher as teachers
+from pipeline.teacher.forward import Forward, mix_in_place
+from pipeline.teacher.teacher import Teacher
+from pipeline.worker import open_cache, stage1
+from pipeline.worker.groups import Group, groups
+from pipeline.worker.meter import TIMINGS, Meter
+from pipeline.worker.stage1 import Worker
+from pipeline.worker.window import Slab
 
 CPU = torch.device("cpu")
 COUNT, BATCH, PATIENCE = 1100, 64, 120.0
@@ -80,7 +85,7 @@ class Bench:
         batch: int = BATCH,
         threads: int = 2,
         done: Callable[[int], None] = lambda _: None,
-    ) -> list[part.Failure]:
+    ) -> list[stage1.Failure]:
         worker = Worker(self.store, self.images, forward or self.ask(), batch, threads)
         try:
             return worker.make(wanted or self.groups(2), done)
@@ -111,7 +116,7 @@ def opened(photos: Path, network: Teacher, tmp_path: Path) -> Opener:
     def open_(overrides: list[str]) -> Bench:
         recipe = recipes.load("digits", overrides)
         images = shards.open_images(str(photos), "train")
-        return Bench(*opening.open_or_create(recipe, images, network, tmp_path / "c"), network)
+        return Bench(*open_cache.open_or_create(recipe, images, network, tmp_path / "c"), network)
 
     return open_
 
@@ -127,7 +132,7 @@ def all_threads_end() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(part, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(stage1, "PAUSE_SECONDS", 0.0)
 
 
 def one_after_another(bench: Bench, batch: int) -> dict[str, bytes]:
@@ -141,20 +146,20 @@ def one_after_another(bench: Bench, batch: int) -> dict[str, bytes]:
         for begin in range(rows.start, rows.stop, spec.window):
             window = range(begin, min(begin + spec.window, rows.stop))
             of = slice(window.start, window.stop)
-            params = views.draw(
+            params = draw.draw(
                 spec.views, table.id_N[of], table.height_N[of], table.width_N[of], made.view
             )
             pixels = np.empty((len(window), 16, 16, 3), np.uint8)
             for i, row in enumerate(window):
                 wanted = [(params, i, pixels[i])]
-                render.views_of(bench.images.read(row), table.keys[row], spec.views, wanted)
-                fingerprints[row] = render.fingerprint(pixels[i])
-            mix = views.mix(spec.views, table.id_N[of], made.view)
+                view.views_of(bench.images.read(row), table.keys[row], spec.views, wanted)
+                fingerprints[row] = view.fingerprint(pixels[i])
+            mix = draw.mix(spec.views, table.id_N[of], made.view)
             own = table.label_N[of].astype(np.int64)
             labels = np.stack([own, own[mix.partner_B]], axis=1)
             for first in range(0, len(window), batch):
                 at = slice(first, first + batch)
-                part_of = views.Mix(mix.partner_B[at], mix.lam_B[at], mix.cut_B4[at])
+                part_of = draw.Mix(mix.partner_B[at], mix.lam_B[at], mix.cut_B4[at])
                 said = forward(pixels[at], pixels[part_of.partner_B], part_of, labels[at])
                 sparse = codec.Sparse(*(t.numpy() for t in said))
                 stored.append(codec.encode(sparse, spec.targets, 10))
@@ -183,12 +188,12 @@ def test_stages_at_the_same_time_make_the_bytes_of_one_after_another(
 def test_mixing_in_place_has_the_bits_of_mixing() -> None:
     random, count, size = np.random.default_rng(1), 40, 12
     own, other = random.integers(0, 256, (2, count, 3, size, size), np.uint8)
-    lam = random.integers(0, views.LAM_ONE + 1, count, np.int32)
-    lam[:2] = 0, views.LAM_ONE
+    lam = random.integers(0, draw.LAM_ONE + 1, count, np.int32)
+    lam[:2] = 0, draw.LAM_ONE
     cut = random.integers(0, size // 2, (count, 4), np.int32)
     cut[::2] = 0
     x = torch.from_numpy(own.astype(np.float32))
-    mix_in_place(x, torch.from_numpy(other), views.Mix(np.arange(count), lam, cut))
+    mix_in_place(x, torch.from_numpy(other), draw.Mix(np.arange(count), lam, cut))
     floats = own.astype(np.float32), other.astype(np.float32), lam.astype(np.float32)
     expected = mixing.mix(*floats, cut, np.arange(size))
     assert np.array_equal(x.numpy(), expected)
@@ -213,7 +218,7 @@ def test_what_another_worker_commits_meanwhile_is_not_asked_for(opened: Opener) 
 
 
 class Counting(Forward):
-    views = 0
+    draw = 0
 
     def __call__(self, pixels, partner, mix, label=None):  # type: ignore[no-untyped-def]
         self.views += len(pixels)
@@ -272,7 +277,7 @@ def test_reading_that_recovers_costs_another_try(
     opened: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = opened([*WINDOWS, "num_views=1"])
-    broken_reads(bench, monkeypatch, part.TRIES - 1)
+    broken_reads(bench, monkeypatch, stage1.TRIES - 1)
     done: list[int] = []
     assert bench.make(done=done.append) == []
     assert all(bench.store.fault(part) is None for part in bench.store.parts())
@@ -327,7 +332,7 @@ def test_a_deleted_image_is_named_with_what_to_do(
         return read(self, number)
 
     monkeypatch.setattr(Images, "read", delete)
-    monkeypatch.setattr(part, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(stage1, "PAUSE_SECONDS", 0.0)
     out, keys = tmp_path / "cache.zarr", ["num_views=9", "views_per_decode=1"]
     result = kdcache("cache", "digits", "--data", folder, "--teacher", teacher, "--out", out, *keys)
     assert result.code == 1  # type: ignore[attr-defined]
@@ -376,16 +381,16 @@ def test_a_signal_keeps_what_is_committed_and_says_how_to_go_on(
     grace: float,
 ) -> None:
     """It comes while the second group's first window is asked about."""
-    monkeypatch.setattr(part, "GRACE_SECONDS", grace)
+    monkeypatch.setattr(stage1, "GRACE_SECONDS", grace)
     recipe = recipes.load("digits", [*WINDOWS, "num_views=3", "views_per_decode=1"])
-    out, ask = tmp_path / "cache.zarr", part.Asker.ask
+    out, ask = tmp_path / "cache.zarr", stage1.Asker.ask
 
-    def signalled(self: part.Asker, window: part.Window, place: int) -> Iterator[object]:
+    def signalled(self: stage1.Asker, window: stage1.Window, place: int) -> Iterator[object]:
         if window.group.views == (1,) and window.rows.start == 0:
             os.kill(os.getpid(), number)
         return ask(self, window, place)
 
-    monkeypatch.setattr(part.Asker, "ask", signalled)
+    monkeypatch.setattr(stage1.Asker, "ask", signalled)
     with pytest.raises(KeyboardInterrupt) as stopped:
         run(recipe, str(photos), str(teacher), out, "cpu")
     kept = 2 if grace else 1
@@ -393,7 +398,7 @@ def test_a_signal_keeps_what_is_committed_and_says_how_to_go_on(
     monkeypatch.undo()
     store = Store.open(out)
     assert [store.fault(p) is None for p in store.parts()] == [v < kept for v in range(3)]
-    assert not list(out.rglob(f"*{files.PARTIAL}"))
+    assert not list(out.rglob(f"*{atomic.PARTIAL}"))
     run(recipe, str(photos), str(teacher), out, "cpu")
     assert all(store.fault(p) is None for p in store.parts())
 
@@ -401,13 +406,13 @@ def test_a_signal_keeps_what_is_committed_and_says_how_to_go_on(
 def test_a_second_signal_stops_at_once(opened: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
     bench, asked = opened(BLOCKS), []
 
-    def signalled(self: part.Asker, window: part.Window, place: int) -> Iterator[object]:
+    def signalled(self: stage1.Asker, window: stage1.Window, place: int) -> Iterator[object]:
         asked.append(place)
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
         yield from ()
 
-    monkeypatch.setattr(part.Asker, "ask", signalled)
+    monkeypatch.setattr(stage1.Asker, "ask", signalled)
     worker = Worker(bench.store, bench.images, bench.ask(), BATCH, 2)
     with StopRequest() as stop, pytest.raises(KeyboardInterrupt):
         worker.make(bench.groups(2), lambda _: None, stop)
@@ -493,7 +498,7 @@ def test_what_cannot_be_written_ends_the_run_and_costs_nothing_else(
     there = [p for p in bench.store.parts() if bench.store.storage.size(p.record) is not None]
     assert there == [Part(0, 0)]
     assert bench.store.fault(Part(0, 0)) is None
-    assert not list(bench.store.path.rglob(f"*{files.PARTIAL}"))
+    assert not list(bench.store.path.rglob(f"*{atomic.PARTIAL}"))
 
 
 @pytest.fixture
@@ -517,7 +522,7 @@ def test_a_disk_that_fills_up(disk: Path, photos: Path, teacher: Path) -> None:
     there = [p for p in store.parts() if store.storage.size(p.record) is not None]
     assert there
     assert all(store.fault(p) is None for p in there)
-    assert not list(disk.rglob(f"*{files.PARTIAL}"))
+    assert not list(disk.rglob(f"*{atomic.PARTIAL}"))
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     with pytest.raises(KdcacheError, match=r"cannot (write|lock).*Read-only file system"):
         run(recipe, str(photos), str(teacher), out, "cpu")
@@ -541,7 +546,7 @@ def test_what_is_under_way_when_a_lap_ends_is_shared_by_both(
 ) -> None:
     """A teacher that begins to wait in one lap and ends in the next has waited in both."""
     now = [0.0]
-    monkeypatch.setattr("pipeline.meter.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("pipeline.worker.meter.time.perf_counter", lambda: now[0])
     meter = Meter(1)
     now[0] = 3.0
     with meter.busy("wait"):
@@ -569,7 +574,7 @@ def test_the_meter_adds_up_and_forgets() -> None:
 
 
 def test_failures_are_listed_with_the_next_step(opened: Opener) -> None:
-    from pipeline import outcome
+    from pipeline.worker import failures as outcome
 
     store = opened(BLOCKS).store
     outcome.refuse_failures(store, [])
@@ -588,15 +593,15 @@ def test_an_image_that_changed_is_not_read_twice(
     opened: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench, tries = opened(BLOCKS), []
-    check = samples.check_digest
+    check = scan.check_digest
 
-    def changed(table: samples.SampleTable, row: int, data: bytes) -> None:
+    def changed(table: scan.SampleTable, row: int, data: bytes) -> None:
         if row == COUNT - 1:
             tries.append(row)
             data += b"\0"
         check(table, row, data)
 
-    monkeypatch.setattr(samples, "check_digest", changed)
+    monkeypatch.setattr(scan, "check_digest", changed)
     failures = bench.make()
     assert {(f.kind, f.part.block) for f in failures} == {("CacheMismatch", 1)}
     assert "Restore the original file" in failures[0].error

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 
 from cache_tools.errors import UsageError
-from train import factory
 from train import recipe as recipes
 from train.recipe import TrainRecipe
+from train.trainer import factory
 
 Command = Callable[..., Outcome]
 
@@ -75,8 +75,8 @@ def test_weights_of_timm_by_name(monkeypatch: pytest.MonkeyPatch, pretrained: Pa
 
     torch.manual_seed(0)
     student = factory.create_student(recipe(""), 10)
-    monkeypatch.setattr("train.start.timm.create_model", from_hub)
-    from train.start import start
+    monkeypatch.setattr("train.trainer.init_weights.timm.create_model", from_hub)
+    from train.trainer.init_weights import start
 
     before = torch.get_rng_state()
     start(student, "test_efficientnet", "test_efficientnet.r160_in1k")

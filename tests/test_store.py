@@ -11,9 +11,7 @@ import numpy as np
 import pytest
 import zarr
 
-from cache_tools import codec, files, storage, verify
-from cache_tools.canonical import canonical_json, sha256
-from cache_tools.commits import Part
+from cache_tools.data.images import Images
 from cache_tools.errors import (
     CacheDamaged,
     CacheIncomplete,
@@ -22,8 +20,12 @@ from cache_tools.errors import (
     KdcacheError,
     UsageError,
 )
-from cache_tools.shards import Images
-from cache_tools.store import Store
+from cache_tools.spec.canonical import canonical_json, sha256
+from cache_tools.storage import atomic, backends
+from cache_tools.store.cache import Store
+from cache_tools.store.commits import Part
+from cache_tools.targets import codec
+from cache_tools.verify import verify
 
 CODE = "targets/code/c/2/0"
 
@@ -220,21 +222,21 @@ def test_without_locks_two_writers_leave_one_that_holds(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on an object store: the other's chunks land between our chunks and our look at them."""
-    monkeypatch.setattr(storage.Folder, "locked", lambda self: contextlib.nullcontext())
+    monkeypatch.setattr(backends.Folder, "locked", lambda self: contextlib.nullcontext())
     store = Store.open(cache)
     ours, probes = store.read(Part(0, 0))
     theirs = Store.open(cache).read(Part(1, 0))[0]
     chunks = store._layout.encode_part(2, 0, theirs, probes)
     (cache / Part(2, 0).record).unlink()
-    write, races = storage.Folder.write, []
+    write, races = backends.Folder.write, []
 
-    def racing(folder: storage.Folder, name: str, data: bytes) -> None:
+    def racing(folder: backends.Folder, name: str, data: bytes) -> None:
         write(folder, name, data)
         if name == Part(2, 0).record and not races:
             races.append(name)
             write(folder, CODE, chunks[CODE])
 
-    monkeypatch.setattr(storage.Folder, "write", racing)
+    monkeypatch.setattr(backends.Folder, "write", racing)
     assert store.write(Part(2, 0), ours, probes, {}, {}) is True
     assert races
     assert (store.read(Part(2, 0))[0].code_E == ours.code_E).all()
@@ -242,8 +244,8 @@ def test_without_locks_two_writers_leave_one_that_holds(
 
 _RACER = """
 import sys
-from cache_tools.commits import Part
-from cache_tools.store import Store
+from cache_tools.store.commits import Part
+from cache_tools.store.cache import Store
 store = Store.open(sys.argv[1])
 targets, _ = store.read(Part(int(sys.argv[2]), 0))
 _, probes = store.read(Part(0, 0))
@@ -281,7 +283,7 @@ def test_what_killed_writers_left_is_swept_after_an_hour(cache: Path) -> None:
     new.write_bytes(b"another process is at it")
     for path in old:
         os.utime(path, (0, 0))
-    assert files.sweep(cache) == 2
+    assert atomic.sweep(cache) == 2
     assert [path.exists() for path in (*old, new)] == [False, False, True]
 
 

@@ -22,15 +22,18 @@ import torch
 from conftest import Outcome
 from safetensors.torch import load_file
 
-from cache_tools import cli, summary
+from cache_tools.cli import main
 from cache_tools.errors import KdcacheError, RecipeError, UsageError
-from train import cohorts, grid, ledger, loop, overview, ray_engine, run, sweep_picture
+from cache_tools.store import info
 from train import recipe as recipes
-from train import sweep as sweeps
-from train import sweep_command as command
-from train.cohorts import Need
-from train.fit import fit
-from train.grid import Student
+from train import run_dir
+from train.api import fit
+from train.cli import sweep as command
+from train.sweep import cohorts, cost, grid, plot, ray_tune, table
+from train.sweep import runner as sweeps
+from train.sweep.cohorts import Need
+from train.sweep.grid import Student
+from train.trainer import loop
 
 Command = Callable[..., Outcome]
 CPU = torch.device("cpu")
@@ -205,7 +208,7 @@ def test_what_a_student_takes_is_measured() -> None:
 
 
 def opened(made: Path, text: Path, out: Path, **more: Any) -> sweeps.Sweep:
-    inputs = run.open_inputs(made, None)
+    inputs = run_dir.open_inputs(made, None)
     return sweeps.Sweep(tuple(grid.load(str(text))), inputs, out, CPU, **more)
 
 
@@ -220,7 +223,7 @@ def swept(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ["kdcache", "sweep", folder / "grid.toml", "--cache", made, "--out", folder / "out"]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
         patch.setattr(sys, "argv", [*map(str, words)])
-        cli.main()
+        main.main()
         raise SystemExit(0)
     assert not end.value.code
     return folder
@@ -291,8 +294,8 @@ def test_commands_for_other_machines(
         assert (refused.code, refused.out) == (2, "")
         assert words in refused.err
     assert not out.exists()
-    assert summary.numbers("0-2,5") == [0, 1, 2, 5]
-    assert summary.numbers("a") is None
+    assert info.numbers("0-2,5") == [0, 1, 2, 5]
+    assert info.numbers("a") is None
 
 
 def test_the_tasks_of_a_slurm_array_finish_the_grid(
@@ -406,14 +409,14 @@ def test_what_a_trial_tells_ray(
     monkeypatch.setitem(sys.modules, "ray", ray)
     where = {"caches": [str(made)], "weights": [1.0], "data": sweep.inputs.source}
     where |= {"out": str(sweep.out), "device": "cpu", "cores": 1, "also": []}
-    ray_engine._trial({"cohort": 0}, where, [[ray_engine._plain(one) for one in cohort]])
+    ray_tune._trial({"cohort": 0}, where, [[ray_tune._plain(one) for one in cohort]])
     best = max(row["top1_best"] for row in sweeps.rows(sweep))
     assert [(epoch, states) for epoch, _, states in told] == [
         (1, ["begun", "begun"]),
         (2, ["finished", "finished"]),
     ]
     assert best in [merit for _, merit, _ in told]
-    ray_engine._trial({"cohort": 0}, where, [[ray_engine._plain(one) for one in cohort]])
+    ray_tune._trial({"cohort": 0}, where, [[ray_tune._plain(one) for one in cohort]])
     assert told[2:] == [(2, float("-inf"), ["finished", "finished"])]  # its worker had died
 
 
@@ -427,17 +430,17 @@ def test_what_asha_has_stopped_goes_on_without_it(
     assert [sweep.state(one) for one in sweep.students] == ["stopped"] * 3 + ["begun"]
     assert sweep.todo == [*sweep.students[3:]]
     assert len(replace(sweep, asha=False).todo) == 4
-    facts = ledger.ledger(sweep, sweeps.rows(sweep), None)
-    assert ledger.lines(facts) == ["No student is finished yet: there is no cost to compare."]
-    assert "stopped" in overview.table(sweeps.rows(sweep), ["student", "temperature"])
+    facts = cost.ledger(sweep, sweeps.rows(sweep), None)
+    assert cost.lines(facts) == ["No student is finished yet: there is no cost to compare."]
+    assert "stopped" in table.table(sweeps.rows(sweep), ["student", "temperature"])
 
 
 def test_students_are_called_by_what_tells_them_apart() -> None:
     rows = [{"name": "net,lr=0.1", "student": "net", "lr": 0.1}, {"name": "net,lr=1", "lr": 1.0}]
-    assert overview.heads(rows, ["student", "lr"]) == ["student", "lr"]
-    assert overview.heads(rows, ["student", "lr", "opt"]) == ["student", "lr", "opt"]
-    assert overview.heads([{"name": "bold", "lr": 0.1}], ["lr"]) == ["name", "lr"]
-    assert overview.heads(rows, []) == ["name"]
+    assert table.heads(rows, ["student", "lr"]) == ["student", "lr"]
+    assert table.heads(rows, ["student", "lr", "opt"]) == ["student", "lr", "opt"]
+    assert table.heads([{"name": "bold", "lr": 0.1}], ["lr"]) == ["name", "lr"]
+    assert table.heads(rows, []) == ["name"]
 
 
 def test_a_student_that_left_says_why(swept: Path, kdcache: Command) -> None:
@@ -455,10 +458,10 @@ def test_a_student_that_left_says_why(swept: Path, kdcache: Command) -> None:
 
 def test_the_cores_of_a_trial() -> None:
     small, large = {"CPU": 16.0, "GPU": 4.0}, {"CPU": 128.0, "GPU": 8.0}
-    assert ray_engine.cores([small, large, {"CPU": 2.0}], 12, gpu=True) == 4
-    assert ray_engine.cores([{"CPU": 2.0}], 12, gpu=False) == 1
-    assert ray_engine.cores([{"CPU": 8.0}, {"CPU": 4.0}, {}], 2, gpu=False) == 4
-    assert ray_engine.cores([{}], 3, gpu=True) == ray_engine.cores([{}], 3, gpu=False) == 1
+    assert ray_tune.cores([small, large, {"CPU": 2.0}], 12, gpu=True) == 4
+    assert ray_tune.cores([{"CPU": 2.0}], 12, gpu=False) == 1
+    assert ray_tune.cores([{"CPU": 8.0}, {"CPU": 4.0}, {}], 2, gpu=False) == 4
+    assert ray_tune.cores([{}], 3, gpu=True) == ray_tune.cores([{}], 3, gpu=False) == 1
 
 
 def test_fit_is_one_run_and_a_tuner_may_stop_it(made: Path, tmp_path: Path) -> None:
@@ -502,7 +505,7 @@ def test_what_the_page_on_sweeps_shows_of_others(
         told.append(bound["out"])
         return SimpleNamespace(top1=50.0)
 
-    monkeypatch.setattr("train.fit.fit", recorded)
+    monkeypatch.setattr("train.api.fit", recorded)
     if library == "optuna":
         fake: Any = MagicMock()
         trial = MagicMock(number=3)
@@ -529,8 +532,8 @@ def test_what_nothing_beats() -> None:
         {"name": str(i), "state": "finished", "cost": c, "accuracy": a}
         for i, (c, a) in enumerate([(1, 50.0), (2, 40.0), (3, 70.0), (3, 60.0), (4, 70.0)])
     ]
-    assert [r["name"] for r in overview.front(rows, "cost", more=False)] == ["0", "2"]
-    assert [r["name"] for r in overview.front(rows, "cost", more=True)] == ["4"]
+    assert [r["name"] for r in table.front(rows, "cost", more=False)] == ["0", "2"]
+    assert [r["name"] for r in table.front(rows, "cost", more=True)] == ["4"]
 
 
 def test_a_picture_of_many_students(tmp_path: Path) -> None:
@@ -546,9 +549,9 @@ def test_a_picture_of_many_students(tmp_path: Path) -> None:
     ]  # fmt: skip
     for count in (2, 3, 120):
         path = tmp_path / f"{count}.png"
-        assert sweep_picture.draw(rows[:count], ["student", "lr", "bold"], r"$\frac$", path)
+        assert plot.draw(rows[:count], ["student", "lr", "bold"], r"$\frac$", path)
         assert path.read_bytes()[:4] == b"\x89PNG"
-    assert not sweep_picture.draw(rows[:1], ["lr"], "t", path)
+    assert not plot.draw(rows[:1], ["lr"], "t", path)
 
 
 TWELVE = """
@@ -613,8 +616,8 @@ def sweep_command(folder: Path, made: Path, out: Path, *more: str) -> list[str]:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from cache_tools import cli
-from train import checkpoint
+from cache_tools.cli import main as cli
+from train.trainer import checkpoint
 
 out, count, number = Path(sys.argv.pop(1)), int(sys.argv.pop(1)), int(sys.argv.pop(1))
 save = checkpoint.save

@@ -18,16 +18,16 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import nn
 
-from cache_tools import spec as specs
 from cache_tools.errors import TeacherError, UsageError
-from cache_tools.spec import TargetSpec
-from cache_tools.store import Store
-from pipeline import fetch
+from cache_tools.spec import cache as specs
+from cache_tools.spec.cache import TargetSpec
+from cache_tools.store.cache import Store
 from pipeline import recipe as recipes
-from pipeline import teacher as teachers
-from pipeline.forward import Forward
-from pipeline.logits import Execution, Logits
 from pipeline.run import run
+from pipeline.teacher import create
+from pipeline.teacher import teacher as teachers
+from pipeline.teacher.forward import Forward
+from pipeline.teacher.logits import Execution, Logits
 
 Command = Callable[..., Outcome]
 CPU = torch.device("cpu")
@@ -40,7 +40,7 @@ def pixels() -> np.ndarray:
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    return fetch.create(str(folder))[1].state_dict()
+    return create.create(str(folder))[1].state_dict()
 
 
 def containers(folder: Path, out: Path) -> dict[str, Path]:

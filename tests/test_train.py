@@ -12,8 +12,8 @@ import torch
 from conftest import Outcome
 from safetensors.torch import load_file
 
-from cache_tools.store import Store
-from train.schedule import Schedule
+from cache_tools.store.cache import Store
+from train.data.schedule import Schedule
 
 FAST = ["epochs=2", "views_per_epoch=2", "batch_size=40"]
 RESULT = (
@@ -86,8 +86,8 @@ def test_a_second_time_trains_nothing_until_asked(
 
 INTERRUPTED = """
 import os, signal, sys
-from cache_tools import cli
-from train.learner import Learner
+from cache_tools.cli import main as cli
+from train.trainer.student import Learner
 
 name, left = sys.argv.pop(1), int(sys.argv.pop(1))
 real = getattr(Learner, name)
@@ -129,15 +129,16 @@ def test_a_checkpoint_in_the_middle_of_an_epoch_is_exact(
     finished: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stops after every step, and still ends with the same student."""
-    from cache_tools.stop import StopRequest
-    from train import loop, run
+    from cache_tools.runtime.signals import StopRequest
     from train import recipe as recipes
+    from train import run_dir
+    from train.trainer import loop
 
     monkeypatch.setattr(StopRequest, "asked", True, raising=False)
     monkeypatch.setattr(StopRequest, "__init__", lambda self: setattr(self, "_before", {}))
-    recipe, inputs = recipes.load("digits", FAST), run.open_inputs(made, None)
+    recipe, inputs = recipes.load("digits", FAST), run_dir.open_inputs(made, None)
     out, stops = tmp_path / "run", 0
-    run.begin(out, recipe, inputs, fresh=False)
+    run_dir.begin(out, recipe, inputs, fresh=False)
     while not (out / "result.json").exists():
         try:
             loop.train(recipe, inputs, out, torch.device("cpu"))
@@ -291,17 +292,21 @@ def test_stopped_between_updates_and_with_a_broken_last_checkpoint_it_is_still_e
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With accumulation a stop waits for the update; the checkpoint before the last one serves."""
-    from cache_tools.stop import StopRequest
-    from train import checkpoint, loop, run
+    from cache_tools.runtime.signals import StopRequest
     from train import recipe as recipes
+    from train import run_dir
+    from train.trainer import checkpoint, loop
 
-    recipe, inputs = recipes.load("digits", [*FAST, "accumulate=2"]), run.open_inputs(made, None)
-    run.begin(tmp_path / "undisturbed", recipe, inputs, fresh=False)
+    recipe, inputs = (
+        recipes.load("digits", [*FAST, "accumulate=2"]),
+        run_dir.open_inputs(made, None),
+    )
+    run_dir.begin(tmp_path / "undisturbed", recipe, inputs, fresh=False)
     loop.train(recipe, inputs, tmp_path / "undisturbed", torch.device("cpu"))
     monkeypatch.setattr(StopRequest, "asked", True, raising=False)
     monkeypatch.setattr(StopRequest, "__init__", lambda self: setattr(self, "_before", {}))
     out, stops = tmp_path / "run", 0
-    run.begin(out, recipe, inputs, fresh=False)
+    run_dir.begin(out, recipe, inputs, fresh=False)
     while not (out / "result.json").exists():
         try:
             loop.train(recipe, inputs, out, torch.device("cpu"))

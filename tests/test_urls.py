@@ -13,8 +13,8 @@ from conftest import Outcome
 from range_server import serve
 from s3fs import S3FileSystem
 
-from cache_tools import fetch
-from cache_tools.store import Store
+from cache_tools.storage import fsspec_client
+from cache_tools.store.cache import Store
 
 Command = Callable[..., Outcome]
 
@@ -28,7 +28,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tries(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     """The pauses that were made before another try."""
     pauses: list[float] = []
-    monkeypatch.setattr(fetch, "time", SimpleNamespace(sleep=pauses.append))
+    monkeypatch.setattr(fsspec_client, "time", SimpleNamespace(sleep=pauses.append))
     yield pauses
 
 
@@ -113,9 +113,9 @@ def test_buckets_are_not_asked_in_vain(
         said = kdcache("push", cache, "s3://caches/c.zarr", "--license", "other")
         assert (said.code, "bucket does not exist" in said.err) == (1, True), said.err
         fsspec.filesystem("s3", skip_instance_cache=True).mkdir("caches")
-        assert fetch.Remote("s3://caches/c.zarr").stat("zarr.json") is None
+        assert fsspec_client.Remote("s3://caches/c.zarr").stat("zarr.json") is None
         with pytest.raises(FileNotFoundError):
-            fetch.Remote("s3://caches/c.zarr").sized("zarr.json", 9)
+            fsspec_client.Remote("s3://caches/c.zarr").sized("zarr.json", 9)
         assert kdcache("push", cache, "s3://caches/c.zarr", "--license", "other").code == 0
         assert Store.open("s3://caches/c.zarr").content_id() == Store.open(cache).content_id()
     assert tries == []

@@ -11,25 +11,25 @@ from conftest import Outcome
 from PIL import Image
 from timm.models import save_for_hf
 
-from cache_tools import shards
+from cache_tools.data import images
 from cache_tools.errors import CacheMismatch
-from train import run
+from train import run_dir
 
 Command = Callable[..., Outcome]
 
 
-def folder(root: Path, split: str, *names: str) -> shards.Images:
+def folder(root: Path, split: str, *names: str) -> images.Images:
     for name in names:
         (root / split / name).mkdir(parents=True)
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(root / split / name / f"{name}.png")
-    return shards.open_images(str(root), "train" if split == "train" else "validation")
+    return images.open_images(str(root), "train" if split == "train" else "validation")
 
 
 def test_a_split_without_pictures_of_a_class_keeps_its_numbers(tmp_path: Path) -> None:
     train = folder(tmp_path, "train", "ant", "bee", "cow")
     validation = folder(tmp_path, "val", "ant", "cow")
     assert validation.label_N.tolist() == [0, 1]
-    alike = run.numbered_alike(validation, train.class_names)
+    alike = run_dir.numbered_alike(validation, train.class_names)
     assert alike.label_N.tolist() == [0, 2]
     assert alike.class_names == ("ant", "bee", "cow")
     assert alike.read(1) == validation.read(1)
@@ -38,7 +38,7 @@ def test_a_split_without_pictures_of_a_class_keeps_its_numbers(tmp_path: Path) -
 def test_a_class_that_was_never_trained_is_refused(tmp_path: Path) -> None:
     train = folder(tmp_path, "train", "ant", "cow")
     with pytest.raises(CacheMismatch, match="class folder 'bee'"):
-        run.numbered_alike(folder(tmp_path, "val", "ant", "bee"), train.class_names)
+        run_dir.numbered_alike(folder(tmp_path, "val", "ant", "bee"), train.class_names)
 
 
 def test_train_and_eval_number_the_validation_split_alike(tmp_path: Path, kdcache: Command) -> None:

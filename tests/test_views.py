@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cache_tools import render, samples, views
-from cache_tools.spec import ViewSpec
+from cache_tools.data import scan
+from cache_tools.render import view as render
+from cache_tools.spec.cache import ViewSpec
+from cache_tools.views import draw
 
 KEYS = [f"n{i:08d}_{i * 7}" for i in range(2000)]
-IDS = np.array([samples.sample_id(key) for key in KEYS], dtype=np.uint64)
+IDS = np.array([scan.sample_id(key) for key in KEYS], dtype=np.uint64)
 
 
 def sizes(height: int, width: int, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -33,7 +35,7 @@ def sizes(height: int, width: int, count: int) -> tuple[np.ndarray, np.ndarray]:
 )
 def test_boxes_lie_within_the_picture(h: int, w: int, low: float, ratio: float, view: int) -> None:
     spec = ViewSpec(size=32, scale=(low, 1.0), ratio=(ratio, 1 / ratio))
-    box = views.draw(spec, IDS[:64], *sizes(h, w, 64), view).box_B4
+    box = draw.draw(spec, IDS[:64], *sizes(h, w, 64), view).box_B4
     top, left, height, width = box.T
     assert (height >= 1).all()
     assert (width >= 1).all()
@@ -45,7 +47,7 @@ def test_boxes_lie_within_the_picture(h: int, w: int, low: float, ratio: float, 
 
 def test_crop_follows_the_distribution_of_timm() -> None:
     spec = ViewSpec(size=224, scale=(0.2, 0.8))
-    box = views.draw(spec, IDS, *sizes(1000, 1000, len(IDS)), 0).box_B4.astype(float)
+    box = draw.draw(spec, IDS, *sizes(1000, 1000, len(IDS)), 0).box_B4.astype(float)
     area = box[:, 2] * box[:, 3] / 1e6
     ratio = np.log(box[:, 3] / box[:, 2])
     assert area.min() > 0.195
@@ -57,16 +59,16 @@ def test_crop_follows_the_distribution_of_timm() -> None:
 
 def test_a_view_does_not_depend_on_who_is_drawn_with_it() -> None:
     spec = ViewSpec(size=32, degrees=20, translate=0.1)
-    together = views.draw(spec, IDS, *sizes(300, 400, len(IDS)), 5)
-    alone = views.draw(spec, IDS[99:100], *sizes(300, 400, 1), 5)
+    together = draw.draw(spec, IDS, *sizes(300, 400, len(IDS)), 5)
+    alone = draw.draw(spec, IDS[99:100], *sizes(300, 400, 1), 5)
     assert (together.box_B4[99] == alone.box_B4[0]).all()
     assert together.flip_B[99] == alone.flip_B[0]
     assert (together.arguments_BL6[99] == alone.arguments_BL6[0]).all()
 
 
 def test_adding_an_operation_shifts_no_other() -> None:
-    plain = views.draw(ViewSpec(size=32), IDS, *sizes(300, 400, len(IDS)), 5)
-    rotated = views.draw(ViewSpec(size=32, degrees=9), IDS, *sizes(300, 400, len(IDS)), 5)
+    plain = draw.draw(ViewSpec(size=32), IDS, *sizes(300, 400, len(IDS)), 5)
+    rotated = draw.draw(ViewSpec(size=32, degrees=9), IDS, *sizes(300, 400, len(IDS)), 5)
     assert (plain.box_B4 == rotated.box_B4).all()
     assert (plain.flip_B == rotated.flip_B).all()
     assert plain.codes_BL.shape[1] == 0
@@ -74,13 +76,13 @@ def test_adding_an_operation_shifts_no_other() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 7, 1024])
 def test_partners_are_mutual_and_share_lambda(count: int) -> None:
-    mixed = views.mix(ViewSpec(size=32, mixup=0.3, cutmix=1.0), IDS[:count], 4)
+    mixed = draw.mix(ViewSpec(size=32, mixup=0.3, cutmix=1.0), IDS[:count], 4)
     partner, lam, cut = mixed.partner_B, mixed.lam_B, mixed.cut_B4
     assert (cut == cut[partner]).all()
     assert (partner[partner] == np.arange(count)).all()
     assert (lam == lam[partner]).all()
     assert (partner == np.arange(count)).sum() == count % 2
-    assert (lam[partner == np.arange(count)] == views.LAM_ONE).all()
+    assert (lam[partner == np.arange(count)] == draw.LAM_ONE).all()
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.2, 1.0, 4.0])
@@ -88,8 +90,8 @@ def test_lambda_is_beta_distributed(alpha: float) -> None:
     spec = ViewSpec(size=32, mixup=alpha)
     lams = []
     for view in range(20):
-        mixed = views.mix(spec, IDS, view)
-        lams.append(mixed.lam_B[mixed.partner_B > np.arange(len(IDS))] / views.LAM_ONE)
+        mixed = draw.mix(spec, IDS, view)
+        lams.append(mixed.lam_B[mixed.partner_B > np.arange(len(IDS))] / draw.LAM_ONE)
     ours = np.sort(np.concatenate(lams))
     theirs = np.sort(np.random.default_rng(0).beta(alpha, alpha, 200_000))
     grid = np.linspace(0.01, 0.99, 99)
@@ -102,7 +104,7 @@ def test_golden_views_of_the_format() -> None:
     assert len(vectors.in_format()) == 4
     assert vectors.table() == vectors.in_format()
     for row in vectors.in_format():
-        assert int(row.split()[2], 16) == samples.sample_id(row.split()[1])
+        assert int(row.split()[2], 16) == scan.sample_id(row.split()[1])
 
 
 @pytest.mark.slow
@@ -150,20 +152,20 @@ def seen(spec: ViewSpec, view: int = 0, first: int = 0) -> str:
     Image.fromarray(noise).save(buffer, "JPEG")
     digest = hashlib.sha256()
     for size in (spec, spec.for_teacher()):
-        params = views.draw(size, IDS[first : first + 64], *sizes(160, 200, 64), view)
+        params = draw.draw(size, IDS[first : first + 64], *sizes(160, 200, 64), view)
         out = np.empty((size.size, size.size, 3), np.uint8)
         for row in range(64):
             render.views_of(buffer.getvalue(), "k", size, [(params, row, out)])
             digest.update(out.tobytes())
-        mixed = views.mix(size, IDS[first : first + 64], view)
+        mixed = draw.mix(size, IDS[first : first + 64], view)
         digest.update(mixed.lam_B.tobytes() + mixed.cut_B4.tobytes())
-        digest.update(views.mix(size, IDS[first : first + 64], view + 1).partner_B.tobytes())
+        digest.update(draw.mix(size, IDS[first : first + 64], view + 1).partner_B.tobytes())
     return digest.hexdigest()
 
 
 def test_partners_stay_for_as_many_views_as_the_spec_says() -> None:
     spec = replace(BASE, pair_views=3)
-    mixed = [views.mix(spec, IDS[:200], view) for view in range(6)]
+    mixed = [draw.mix(spec, IDS[:200], view) for view in range(6)]
     pairs = [m.partner_B.tolist() for m in mixed]
     assert pairs[0] == pairs[1] == pairs[2] != pairs[3] == pairs[4] == pairs[5]
     assert len({m.lam_B.tobytes() for m in mixed}) == 6
@@ -172,12 +174,12 @@ def test_partners_stay_for_as_many_views_as_the_spec_says() -> None:
 def test_the_teacher_sees_the_same_view_at_its_own_size() -> None:
     spec = replace(BASE, size=64, teacher_size=192, re_prob=0.0)
     small, large = (
-        views.draw(s, IDS[:200], *sizes(300, 400, 200), 0) for s in (spec, spec.for_teacher())
+        draw.draw(s, IDS[:200], *sizes(300, 400, 200), 0) for s in (spec, spec.for_teacher())
     )
     assert (small.box_B4 == large.box_B4).all()
     assert (small.flip_B == large.flip_B).all()
     assert (small.codes_BL == large.codes_BL).all()
-    cuts = [views.mix(s, IDS[:200], 0).cut_B4 for s in (spec, spec.for_teacher())]
+    cuts = [draw.mix(s, IDS[:200], 0).cut_B4 for s in (spec, spec.for_teacher())]
     assert np.abs(cuts[0] * 3 - cuts[1]).max() <= 6
 
 
@@ -190,4 +192,4 @@ def test_the_teacher_sees_the_same_view_at_its_own_size() -> None:
     ],
 )
 def test_centre_crop(height: int, width: int, crop: float, box: tuple[int, ...]) -> None:
-    assert views.center(height, width, crop) == box
+    assert draw.center(height, width, crop) == box

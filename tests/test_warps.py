@@ -11,7 +11,7 @@ from pictures import FILL, PHOTOGRAPHS, PICTURES, distance, fixed, ours
 from PIL import Image
 from timm.data import auto_augment as timm_ops
 
-from cache_tools import ops
+from cache_tools.views import ops
 
 
 def shear_x(share: float, width: int, height: int) -> list[float]:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cache_tools import ops, views
-from cache_tools.spec import ViewSpec
+from cache_tools.spec.cache import ViewSpec
+from cache_tools.views import draw, ops
 
 FORMAT = Path(__file__).parent.parent / "cache_tools/FORMAT.md"
 FULL = ViewSpec(
@@ -36,12 +36,12 @@ def table() -> list[str]:
     """The rows as they are computed here and now."""
     ids = {row.split()[1]: int(row.split()[2], 16) for row in in_format()}
     id_N = np.array(list(ids.values()), np.uint64)
-    drawn = views.draw(FULL, id_N, np.full(4, 375, np.int32), np.full(4, 500, np.int32), 3)
-    mixed = views.mix(FULL, id_N, 3)
+    drawn = draw.draw(FULL, id_N, np.full(4, 375, np.int32), np.full(4, 500, np.int32), 3)
+    mixed = draw.mix(FULL, id_N, 3)
     return [_row(key, i, drawn, mixed, id_N) for i, key in enumerate(ids)]
 
 
-def _row(key: str, i: int, drawn: views.Views, mixed: views.Mix, id_N: np.ndarray) -> str:
+def _row(key: str, i: int, drawn: draw.Views, mixed: draw.Mix, id_N: np.ndarray) -> str:
     steps = [
         f"{ops.NAMES[code]} {' '.join(map(str, values if code in AFFINES else values[:1]))}"
         for code, values in zip(

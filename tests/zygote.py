@@ -88,12 +88,12 @@ def _write_down(*event: Any) -> None:
 def _patch(pace: float = 0, perturbed: float = 0, locks: bool = True, poison: Any = None) -> None:
     import contextlib
 
-    from cache_tools import storage
-    from cache_tools.store import Store
-    from pipeline import collect
+    from cache_tools.storage import backends
+    from cache_tools.store.cache import Store
     from pipeline.engines import local
-    from pipeline.forward import Forward
-    from pipeline.logits import Logits
+    from pipeline.teacher.forward import Forward
+    from pipeline.teacher.logits import Logits
+    from pipeline.worker import write as collect
 
     local.START = "fork"
     collect.BATCHES = collect._MOST_PARTS = 1
@@ -119,7 +119,7 @@ def _patch(pace: float = 0, perturbed: float = 0, locks: bool = True, poison: An
     Logits.__call__ = otherwise  # type: ignore[method-assign]
     Store.write = committed  # type: ignore[method-assign]
     if not locks:
-        storage.Folder.locked = lambda self: contextlib.nullcontext()  # type: ignore[method-assign]
+        backends.Folder.locked = lambda self: contextlib.nullcontext()  # type: ignore[method-assign]
 
 
 def _child(question: dict[str, Any]) -> None:
@@ -130,20 +130,20 @@ def _child(question: dict[str, Any]) -> None:
     os.open(os.devnull, os.O_RDONLY)
     log = os.open(question["stderr"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 2)
-    from cache_tools import cli
+    from cache_tools.cli import main
 
     arguments, _ = question.pop("run"), question.pop("stderr")
     _patch(**question)
     sys.argv = ["kdcache", *arguments]
-    cli.main()
+    main.main()
 
 
 def _serve() -> None:
     import torch
 
-    from cache_tools import cli, views  # noqa: F401 - imported once for all runs
+    from cache_tools.views import draw  # noqa: F401 - imported once for all runs
     from pipeline import cli as commands  # noqa: F401
-    from pipeline import launch  # noqa: F401
+    from pipeline.engines import launch  # noqa: F401
 
     torch.set_num_threads(1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from cache_tools import recipe
-from cache_tools.teacher_spec import Precision
+from cache_tools import config
+from cache_tools.spec.teacher import Precision
 
 Mode = Literal["kd", "labels", "online"]
 _STREAM = (
@@ -53,7 +53,7 @@ class TrainRecipe:
     """"cycle" shows the views of the cache in their order and then again; "shuffle" draws the order
     anew each time all have been shown."""
     loss: Literal["kd", "bkd", "dkd", "dist"] = "kd"
-    """Loss on the soft targets: KL, BCE per class, decoupled, correlation (`train.losses`)."""
+    """Loss on the soft targets: KL, BCE per class, decoupled, correlation (`train.loss.losses`)."""
     tail: Literal["uniform", "bucket", "zero"] = "uniform"
     """What kd takes the classes to be that were not kept."""
     kept: int = 0
@@ -175,9 +175,9 @@ class TrainRecipe:
 
 def build(mapping: Mapping[str, Any], where: str) -> TrainRecipe:
     """A recipe from the mapping that `dataclasses.asdict` makes of one; `where` names its file."""
-    return recipe.build(TrainRecipe, mapping, where)
+    return config.build(TrainRecipe, mapping, where)
 
 
 def load(name: str, overrides: Iterable[str] = ()) -> TrainRecipe:
     """Read a recipe by its name or path; `overrides` are key=value strings."""
-    return recipe.load(TrainRecipe, name, "train", overrides)
+    return config.load(TrainRecipe, name, "train", overrides)

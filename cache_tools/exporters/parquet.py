@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools import files
 from cache_tools.errors import UsageError
-from cache_tools.exporters import taking
-from cache_tools.store import Store
+from cache_tools.exporters import base
+from cache_tools.storage import atomic
+from cache_tools.store.cache import Store
 
 
 def names(store: Store, per_shard: int) -> dict[str, range]:
@@ -30,17 +30,17 @@ def names(store: Store, per_shard: int) -> dict[str, range]:
         raise UsageError(
             "Parquet is written by pyarrow, which is not installed: pip install 'kdcache[parquet]'."
         ) from None
-    return taking.pieces(store, per_shard, ".parquet")
+    return base.pieces(store, per_shard, ".parquet")
 
 
 def write(store: Store, out: Path, todo: dict[str, range]) -> Iterator[int]:
     """Write files; yields how many samples each has."""
-    for block, name in taking.each(store, todo):
-        files.write(out / name, _file(block, todo[name]))
+    for block, name in base.each(store, todo):
+        atomic.write(out / name, _file(block, todo[name]))
         yield len(todo[name])
 
 
-def _file(block: taking.Block, rows: range) -> bytes:
+def _file(block: base.Block, rows: range) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 

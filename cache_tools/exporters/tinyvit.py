@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools import files
 from cache_tools.errors import UsageError
-from cache_tools.exporters import taking
+from cache_tools.exporters import base
 from cache_tools.importers.tinyvit import MOST_CLASSES, record
-from cache_tools.store import Store
+from cache_tools.storage import atomic
+from cache_tools.store.cache import Store
 
 VALUES, KEYS = "rank0-values.bin", "rank0-keys.txt"
 
@@ -59,13 +59,13 @@ def write(store: Store, out: Path, todo: dict[str, range], keys: Sequence[str]) 
         view = int(name.partition("/")[0].rpartition("epoch")[2])
         parts = []
         for number in range(store.spec.num_blocks):
-            parts.append(_records(taking.one(store, number, view), store))
-        files.write((out / name).with_name(KEYS), lines)
-        files.write(out / name, np.concatenate(parts).tobytes())
+            parts.append(_records(base.one(store, number, view), store))
+        atomic.write((out / name).with_name(KEYS), lines)
+        atomic.write(out / name, np.concatenate(parts).tobytes())
         yield len(keys)
 
 
-def _records(said: taking.Arrays, store: Store) -> NDArray[np.void]:
+def _records(said: base.Arrays, store: Store) -> NDArray[np.void]:
     kept, classes = store.spec.targets.k_max, store.spec.teacher.num_classes
     index_RK, p_RK = said["index"].astype(np.int64), said["probability"].astype(np.float64)
     _fill(index_RK, p_RK, said["count"], said["tail"][:, 0].astype(np.float64), classes)

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cache_tools import files, sharding
+from cache_tools.data import shard_writer
 from cache_tools.errors import DataError
-from cache_tools.exporters import taking
-from cache_tools.store import Store
+from cache_tools.exporters import base
+from cache_tools.storage import atomic
+from cache_tools.store.cache import Store
 
 SUFFIX = "kd.npz"
 
@@ -32,17 +33,17 @@ def names(store: Store, per_shard: int) -> dict[str, range]:
             raise DataError(
                 f"the key {key!r} has a dot, where WebDataset would end it. Use --to parquet."
             )
-    return taking.pieces(store, per_shard, ".tar")
+    return base.pieces(store, per_shard, ".tar")
 
 
 def write(store: Store, out: Path, todo: dict[str, range]) -> Iterator[int]:
     """Write shards; yields how many samples each has."""
-    for block, name in taking.each(store, todo):
-        files.write(out / name, _shard(block, todo[name]))
+    for block, name in base.each(store, todo):
+        atomic.write(out / name, _shard(block, todo[name]))
         yield len(todo[name])
 
 
-def _shard(block: taking.Block, rows: range) -> bytes:
+def _shard(block: base.Block, rows: range) -> bytes:
     each = [
         block.targets(view, rows) | block.views(view, rows) for view in range(block.store.num_views)
     ]
@@ -53,5 +54,5 @@ def _shard(block: taking.Block, rows: range) -> bytes:
             data = io.BytesIO()
             columns = {name: values[:, at] for name, values in stacked.items()}
             np.savez(data, allow_pickle=False, **columns)
-            sharding.add(tar, f"{block.store.table.keys[row]}.{SUFFIX}", data.getvalue())
+            shard_writer.add(tar, f"{block.store.table.keys[row]}.{SUFFIX}", data.getvalue())
     return buffer.getvalue()

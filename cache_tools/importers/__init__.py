@@ -1,1 +1,5 @@
-"""Logits that somebody already has, into the format: one module per kind of source."""
+"""Stored logits of other systems as caches, one module per kind of source.
+
+In: files of TinyViT, FKD, ml-dr or dense logits, read as data alone (no pickled code runs). Out: a
+cache, written by `base`. Imports `data`, `store` and below.
+"""

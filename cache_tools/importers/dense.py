@@ -16,15 +16,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools import codec, dense, progress, samples
-from cache_tools.codec import Stored
-from cache_tools.commits import Part
+from cache_tools.data import scan
+from cache_tools.data.images import NO_LABEL
+from cache_tools.data.scan import SampleTable
 from cache_tools.errors import DataError, NonFinite, UsageError
-from cache_tools.samples import SampleTable
-from cache_tools.shards import NO_LABEL
-from cache_tools.spec import UNKNOWN_VIEWS, CacheSpec, DatasetSpec, TargetSpec
-from cache_tools.store import Store
-from cache_tools.teacher_spec import TeacherSpec
+from cache_tools.runtime import progress
+from cache_tools.spec.cache import UNKNOWN_VIEWS, CacheSpec, DatasetSpec, TargetSpec
+from cache_tools.spec.teacher import TeacherSpec
+from cache_tools.store.cache import Store
+from cache_tools.store.commits import Part
+from cache_tools.targets import codec, dense
+from cache_tools.targets.codec import Stored
 
 SUFFIXES = (".npy", ".npz", ".safetensors")
 BLOCK = 65_536
@@ -171,13 +173,13 @@ def _spec(logits: Logits, table: SampleTable, targets: TargetSpec, teacher: str)
 
 def _table(logits: Logits, path: Path) -> tuple[NDArray[np.int64], SampleTable]:
     """Order of the rows by sample id, and the sample table: no image is known."""
-    ids = np.array([samples.sample_id(key) for key in logits.keys], dtype=np.uint64)
+    ids = np.array([scan.sample_id(key) for key in logits.keys], dtype=np.uint64)
     order = np.argsort(ids, kind="stable")
     if (np.diff(ids[order]) == 0).any():
         raise DataError(f"a key stands twice in {path}. Every row needs a name of its own.")
     keys = [logits.keys[i] for i in order]
-    samples.check_keys(keys)
-    return order, samples.of_keys(keys, logits.label_N[order])
+    scan.check_keys(keys)
+    return order, scan.of_keys(keys, logits.label_N[order])
 
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:

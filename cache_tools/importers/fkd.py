@@ -20,15 +20,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools import imported, threads
+from cache_tools.data.images import Images
+from cache_tools.data.scan import SampleTable
 from cache_tools.errors import DataError
-from cache_tools.imported import Imported
-from cache_tools.imported_spec import ImportedSpec
-from cache_tools.importers import foreign, torch_file
-from cache_tools.importers.foreign import Facts, Room, Said
-from cache_tools.samples import SampleTable
-from cache_tools.shards import Images
-from cache_tools.spec import ViewSpec
+from cache_tools.importers import base, torch_file
+from cache_tools.importers.base import Facts, Room, Said
+from cache_tools.runtime import threads
+from cache_tools.spec.cache import ViewSpec
+from cache_tools.spec.imported import ImportedSpec
+from cache_tools.views import imported
+from cache_tools.views.imported import Imported
 
 F8 = NDArray[np.float64]
 _WHOLE = 0.05
@@ -90,7 +91,7 @@ class Files:
         for g in range(len(view_numbers)):
             ids_BK, p_BK = labels[g, :, 0].astype(np.float64), labels[g, :, 1].astype(np.float32)
             index_BK = _whole_ids(ids_BK, names)
-            foreign.refuse_records(index_BK, p_BK, self._num_classes, names)
+            base.refuse_records(index_BK, p_BK, self._num_classes, names)
             columns = imported.blank(len(rows), room.spec)
             box_B4 = boxes(coords[g].astype(np.float64), *sides, self._narrow, names)
             columns["box_BP4"], columns["flip_BP"] = box_B4[:, None], flip[g][:, None]

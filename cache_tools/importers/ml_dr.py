@@ -20,17 +20,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools import threads
+from cache_tools.data.images import Images
+from cache_tools.data.scan import SampleTable
 from cache_tools.errors import DataError
-from cache_tools.imported import Imported
-from cache_tools.imported_spec import MAX_OPERATIONS, ImportedSpec
-from cache_tools.importers import foreign, torch_file, torchvision_ops
-from cache_tools.importers.foreign import Facts, Room, Said
-from cache_tools.importers.pickled import brief
-from cache_tools.samples import SampleTable
-from cache_tools.shards import Images
-from cache_tools.spec import ViewSpec
-from cache_tools.views import LAM_ONE
+from cache_tools.importers import base, torch_file, torchvision_ops
+from cache_tools.importers.base import Facts, Room, Said
+from cache_tools.importers.safe_pickle import brief
+from cache_tools.runtime import threads
+from cache_tools.spec.cache import ViewSpec
+from cache_tools.spec.imported import MAX_OPERATIONS, ImportedSpec
+from cache_tools.views.draw import LAM_ONE
+from cache_tools.views.imported import Imported
 
 _ORDER = (
     "uint8", "resize", "center_crop", "random_crop", "random_resized_crop",
@@ -114,7 +114,7 @@ class Files:
         names = [str(self._path(row)) for row in rows]
         for g in range(len(view_numbers)):
             index_BK, p_BK = index[g].astype(np.int64), np.array(p[g])
-            foreign.refuse_records(index_BK, p_BK, self._num_classes, names)
+            base.refuse_records(index_BK, p_BK, self._num_classes, names)
             yield Said(index_BK, p_BK, Imported(**{n: np.array(c[g]) for n, c in columns.items()}))
 
     def _path(self, row: int) -> Path:

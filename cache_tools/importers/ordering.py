@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from cache_tools.data.images import Images
 from cache_tools.errors import DataError, UsageError
-from cache_tools.shards import Images
 
 
 def by_number(images: Images, index: Path | None) -> list[str]:

@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools import imported
+from cache_tools.data.images import Images
+from cache_tools.data.scan import SampleTable
 from cache_tools.errors import DataError
-from cache_tools.imported import Imported
-from cache_tools.imported_spec import ImportedSpec
-from cache_tools.importers import foreign
-from cache_tools.importers.foreign import Facts, Room, Said
-from cache_tools.samples import SampleTable
-from cache_tools.shards import Images
+from cache_tools.importers import base
+from cache_tools.importers.base import Facts, Room, Said
+from cache_tools.spec.imported import ImportedSpec
+from cache_tools.views import imported
+from cache_tools.views.imported import Imported
 
 _EPOCH = re.compile(r"logits_top(\d{1,5})_epoch(\d{1,5})")
 _RANK = re.compile(r"rank(\d{1,5})-values\.bin")
@@ -81,7 +81,7 @@ class Files:
             records = self._of_epoch(view)[rows.start : rows.stop]
             index_BK, p_BK = records["index"].astype(np.int64), records["p"].astype(np.float32)
             names = [f"epoch {self._epochs[view].name}, key {self._keys[row]!r}" for row in rows]
-            foreign.refuse_records(index_BK, p_BK, self._num_classes, names)
+            base.refuse_records(index_BK, p_BK, self._num_classes, names)
             _check_order(p_BK, names)
             if (records["seed"] < 0).any():
                 at = int(np.flatnonzero(records["seed"] < 0)[0])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cache_tools.errors import DataError
-from cache_tools.importers import pickled
+from cache_tools.importers import safe_pickle
 
 MAX_FILE = 2**26
 """Bytes of the largest file that is read."""
@@ -35,9 +35,9 @@ def load(path: Path) -> Any:
     """
     data = _read(path)
     if data.startswith(_ZIP):
-        return pickled.loads(_member(data, path), str(path))[0]
+        return safe_pickle.loads(_member(data, path), str(path))[0]
     if data.startswith(_ZLIB):
-        return pickled.loads(_inflated(data, path), str(path))[0]
+        return safe_pickle.loads(_inflated(data, path), str(path))[0]
     if data.startswith(_PICKLE):
         return _legacy(data, str(path))
     packed = next((name for head, name in _PACKED.items() if data.startswith(head)), "")
@@ -81,11 +81,13 @@ def _member(data: bytes, path: Path) -> bytes:
 def _inflated(data: bytes, path: Path) -> bytes:
     stream = zlib.decompressobj()
     try:
-        pickle = stream.decompress(data, pickled.MAX_BYTES + 1)
+        pickle = stream.decompress(data, safe_pickle.MAX_BYTES + 1)
     except zlib.error as error:
         raise DataError(f"{path} is a damaged zlib stream: {error}. Fetch it again.") from None
-    if len(pickle) > pickled.MAX_BYTES:
-        raise DataError(f"{path} is refused: it unpacks to more than {pickled.MAX_BYTES:,} bytes.")
+    if len(pickle) > safe_pickle.MAX_BYTES:
+        raise DataError(
+            f"{path} is refused: it unpacks to more than {safe_pickle.MAX_BYTES:,} bytes."
+        )
     if not stream.eof:
         raise DataError(f"{path} is cut short. Fetch it again.")
     return pickle
@@ -93,9 +95,9 @@ def _inflated(data: bytes, path: Path) -> bytes:
 
 def _legacy(data: bytes, name: str) -> Any:
     """The fourth pickle of torch before 1.6, behind a magic number, a version and system facts."""
-    value, at = pickled.loads(data, name)
+    value, at = safe_pickle.loads(data, name)
     if value != _MAGIC:
         return value  # a plain pickle, as joblib writes without compression
     for _ in range(3):
-        value, at = pickled.loads(data, name, at)
+        value, at = safe_pickle.loads(data, name, at)
     return value

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from cache_tools import ops, randaugment
+from cache_tools.views import ops, randaugment
 
 ONE = 65_536
 NAMES = (

@@ -1,10 +1,11 @@
-"""`kdcache report`: one page of HTML that says what is in a cache, without a network or a script.
+"""The HTML page of `kdcache report` and contact sheets, without a network or a script.
 
-    said.py      numbers of a sample of targets: entropy, kept mass, calibration, what was lost
-    strength.py  how hard the augmentation of each view was
-    caches.py    both of them as facts, and the facts as a section of the page
-    svg.py       facts to SVG in the reader's light or dark mode; charts.py has kinds of charts
-    page.py      sections to HTML, everything escaped
+target_stats.py   numbers of a sample of targets: entropy, kept mass, calibration, loss
+augment_stats.py  strength of the augmentation of each view
+cache_facts.py    both of them as facts, and the facts as a section of the page
+svg.py, charts.py facts to SVG in the reader's light or dark mode
+page.py           sections to HTML, everything escaped
 
-Runs and sweeps have theirs in `train.report`; they draw and write with the same two modules.
+In: opened caches. Out: HTML and PNG. Imports `data`, `store` and below; `train.report` adds the
+sections of runs and sweeps with the same modules.
 """

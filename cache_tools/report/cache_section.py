@@ -4,10 +4,10 @@ import math
 from typing import Any
 
 from cache_tools.report import charts, svg
-from cache_tools.report.caches import BINS
+from cache_tools.report.cache_facts import BINS
+from cache_tools.report.formatting import brief, count, share, size, small
 from cache_tools.report.page import Block, Facts, Group, Note, Section, Table
 from cache_tools.report.svg import Chart, chart
-from cache_tools.report.wording import brief, count, share, size, small
 
 Told = dict[str, Any]
 STRENGTHS = {

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cache_tools.printable import printable
+from cache_tools.report.formatting import brief
 from cache_tools.report.svg import PALE, SERIES, SIZE
-from cache_tools.report.wording import brief
+from cache_tools.runtime.text import printable
 
 _DASHES: Any = ("-", "--", ":", "-.")
 EPOCH, STEP = "epoch", "step"

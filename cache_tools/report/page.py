@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cache_tools import __version__
-from cache_tools.printable import printable
 from cache_tools.report.svg import Chart
+from cache_tools.runtime.text import printable
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,11 @@
 
 import io
 
-from cache_tools import sheet
 from cache_tools.errors import KdcacheError
+from cache_tools.report import contact_sheet as sheet
+from cache_tools.report.formatting import count
 from cache_tools.report.page import Note, Picture
-from cache_tools.report.wording import count
-from cache_tools.shown import Shown, spread
+from cache_tools.report.sheet_source import Shown, spread
 
 ROWS, COLUMNS = 4, 5
 

@@ -1,50 +1,6 @@
-"""Engines: who is asked for which parts. Each is a `Work` to its caller, and made of `Work`s.
+"""Engines: which process makes which parts.
 
-`Work` itself makes parts in this process; `local` has a process for each GPU of this machine, and
-`ray` an actor for each that a cluster lends. None of them knows how a part is made, and none needs
-to be told what is done: the commit records say it.
+In: a job and its parts. Out: commit records. `base` has the interface, `local` a process for each
+GPU of this machine, `ray` an actor for each GPU of a cluster; `launch` chooses. Imports `worker`
+and what lies below, never `run`.
 """
-
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
-
-if TYPE_CHECKING:  # a worker process watches its parent before it imports anything heavy
-    from cache_tools.store import Store
-    from pipeline.work import Failure, Group, Job
-
-
-class Engine(Protocol):
-    """What a run needs of whoever does the work."""
-
-    @property
-    def store(self) -> "Store":
-        """The cache, opened."""
-        ...
-
-    def make(self, groups: "Sequence[Group]", done: Callable[[int], None]) -> "list[Failure]":
-        """Make and commit parts.
-
-        Args:
-            groups: Which ones; the first ones are begun first.
-            done: Called with the number of views finished, negative when they are lost again.
-
-        Returns:
-            Parts that were left out, each with the reason.
-
-        Raises:
-            KdcacheError: What concerns more than a part; what is committed stays.
-            KeyboardInterrupt: A signal came.
-        """
-        ...
-
-    def note(self) -> str:
-        """How far it is and how busy, in a few words."""
-        ...
-
-    def close(self) -> None:
-        """Stop everything that was started."""
-        ...
-
-
-Open = Callable[["Job"], Engine]
-"""Opens an engine for a job."""

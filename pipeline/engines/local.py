@@ -19,16 +19,17 @@ from typing import Any
 
 import torch
 
-from cache_tools import threads
 from cache_tools.errors import KdcacheError, UsageError
-from cache_tools.stop import StopRequest
-from cache_tools.store import Store
-from pipeline import opening
-from pipeline.engines import lots, worker
-from pipeline.engines.lots import TRIES, Lots
-from pipeline.engines.worker import Did, Failed, Made, Said
-from pipeline.outcome import Failure
-from pipeline.work import Group, Job
+from cache_tools.runtime import threads
+from cache_tools.runtime.signals import StopRequest
+from cache_tools.store.cache import Store
+from pipeline.engines import process as worker
+from pipeline.engines import work_queue
+from pipeline.engines.process import Did, Failed, Made, Said
+from pipeline.engines.work_queue import TRIES, Lots
+from pipeline.worker import open_cache
+from pipeline.worker.failures import Failure
+from pipeline.worker.job import Group, Job
 
 log = logging.getLogger("kdcache")
 START = "spawn"
@@ -75,7 +76,7 @@ class Processes:
             KdcacheError: Any of its kinds.
         """
         facts = job.recipe, job.data, job.sources, job.out, job.random_weights
-        self.store = opening.prepare(*facts)
+        self.store = open_cache.prepare(*facts)
         self._jobs = [replace(job, device=device) for device in devices]
         self._crew: _Crew | None = None
 
@@ -232,13 +233,15 @@ class _Crew:
         self._parts += lost.parts
         lost.pipe.close()
         lost.process.join()
-        left = lots.uncommitted(self._store, lost.lot)
-        self._done(lots.rows(self._store, lost.lot) - lots.rows(self._store, left) - lost.views)
+        left = work_queue.uncommitted(self._store, lost.lot)
+        self._done(
+            work_queue.rows(self._store, lost.lot) - work_queue.rows(self._store, left) - lost.views
+        )
         self._lots.give_back(left)
         self._lost[lost.number] = 1 + (self._lost[lost.number] if left == lost.lot else 0)
         log.warning(
             f"worker {lost.number} (process {lost.process.pid}) {_how(lost.process.exitcode)}"
-            + (f" with {lots.names(left)} in hand" if left else "")
+            + (f" with {work_queue.names(left)} in hand" if left else "")
         )
         if self._lost[lost.number] < TRIES:
             self._start(lost.number)

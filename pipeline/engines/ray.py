@@ -15,14 +15,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cache_tools import ray_cluster, shards, storage, threads
+from cache_tools.data import images
 from cache_tools.errors import KdcacheError, UsageError
-from cache_tools.stop import StopRequest
-from pipeline import opening
-from pipeline.engines import lots
-from pipeline.engines.lots import TRIES, Lots
-from pipeline.outcome import Failure
-from pipeline.work import Group, Job, Work
+from cache_tools.runtime import ray_cluster, threads
+from cache_tools.runtime.signals import StopRequest
+from cache_tools.storage import backends
+from pipeline.engines import work_queue
+from pipeline.engines.work_queue import TRIES, Lots
+from pipeline.worker import open_cache
+from pipeline.worker.failures import Failure
+from pipeline.worker.job import Group, Job, Work
 
 log = logging.getLogger("kdcache")
 _POLL = 1.0
@@ -75,7 +77,7 @@ class Maker:
 
 
 def _open(job: Job) -> Work:
-    if storage.place(job.out).size(storage.MANIFEST) is None:
+    if backends.place(job.out).size(backends.MANIFEST) is None:
         raise UsageError(
             f"the node {socket.gethostname()} does not see the cache {job.out}. Pass --out with a "
             "folder that all nodes share, or a URL such as s3://…"
@@ -99,7 +101,7 @@ class Actors:
             ray_cluster.join(self._ray, address)
         self._job = _anywhere(job)
         facts = self._job.recipe, self._job.data, self._job.sources, self._job.out
-        self.store = opening.prepare(*facts, job.random_weights)
+        self.store = open_cache.prepare(*facts, job.random_weights)
         self._share = _share(self._ray.nodes(), self._job.device, workers)
         self._aside = contextlib.ExitStack()
         # What Ray prints of its actors is no result.
@@ -147,7 +149,7 @@ class Actors:
                 maker, of, lot = at_work.pop(answer)
                 left = self._heed(answer, lot, failures)
                 waiting.give_back(left)
-                made = lots.rows(self.store, lot) - lots.rows(self.store, left)
+                made = work_queue.rows(self.store, lot) - work_queue.rows(self.store, left)
                 done(made - counted[of])
                 counted[of] = made
                 self._done_parts += sum(len(group.views) for group in lot)
@@ -163,9 +165,11 @@ class Actors:
         try:
             made: Made = self._ray.get(answer)
         except self._ray.exceptions.RayError as error:
-            left = lots.uncommitted(self.store, lot)
+            left = work_queue.uncommitted(self.store, lot)
             first = str(error).partition("\n")[0]
-            log.warning(f"an actor was lost {TRIES} times with {lots.names(left)} in hand: {first}")
+            log.warning(
+                f"an actor was lost {TRIES} times with {work_queue.names(left)} in hand: {first}"
+            )
             return left
         if made.error is not None:
             raise made.error
@@ -222,8 +226,8 @@ def _anywhere(job: Job) -> Job:
     sources = tuple(
         replace(s, name=_absolute(s.name), class_map=_absolute(s.class_map)) for s in job.sources
     )
-    data = shards.resolve(job.data)
-    return replace(job, data=data, sources=sources, out=shards.resolve(job.out))
+    data = images.resolve(job.data)
+    return replace(job, data=data, sources=sources, out=images.resolve(job.out))
 
 
 def _absolute(name: str) -> str:

@@ -17,14 +17,16 @@ import google_crc32c
 import numcodecs
 import numpy as np
 
-from cache_tools import codec, dense, samples, spec
-from cache_tools.canonical import canonical_json, sha256
-from cache_tools.codec import Stored
-from cache_tools.commits import Part
-from cache_tools.samples import SampleTable
-from cache_tools.spec import CacheSpec
-from cache_tools.store import Store
-from cache_tools.teacher_spec import TeacherSpec
+from cache_tools.data import scan
+from cache_tools.data.scan import SampleTable
+from cache_tools.spec import cache as spec
+from cache_tools.spec.cache import CacheSpec
+from cache_tools.spec.canonical import canonical_json, sha256
+from cache_tools.spec.teacher import TeacherSpec
+from cache_tools.store.cache import Store
+from cache_tools.store.commits import Part
+from cache_tools.targets import codec, dense
+from cache_tools.targets.codec import Stored
 
 Json = dict[str, Any]
 ROWS, CLASSES, VIEWS = 96, 20, 2
@@ -60,8 +62,8 @@ def honest(path: Path) -> Path:
 
 
 def _table(keys: list[str]) -> SampleTable:
-    keys = sorted(keys, key=samples.sample_id)
-    ids = np.array([samples.sample_id(k) for k in keys], dtype=np.uint64)
+    keys = sorted(keys, key=scan.sample_id)
+    ids = np.array([scan.sample_id(k) for k in keys], dtype=np.uint64)
     number = np.arange(len(keys))
     sides = (number.astype(np.int32) + 32, number.astype(np.int32) + 40)
     label = (number % CLASSES).astype(np.int32)

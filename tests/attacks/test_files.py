@@ -10,10 +10,10 @@ import attacker
 import pytest
 from attacker import CODE, PART
 
-from cache_tools import files
-from cache_tools.commits import Part
 from cache_tools.errors import KdcacheError
-from cache_tools.store import Store
+from cache_tools.storage import atomic
+from cache_tools.store.cache import Store
+from cache_tools.store.commits import Part
 
 Refused = Callable[..., str]
 METADATA = "targets/code/zarr.json"
@@ -140,7 +140,7 @@ def test_sweeping_survives_links_and_removes_nothing_outside(forged: Path) -> No
     (forged / "dangling.partial").symlink_to(forged / "nothing")
     (forged / "folder.partial").symlink_to(outside, target_is_directory=True)
     (forged / "deep").symlink_to(outside, target_is_directory=True)
-    files.sweep(forged)
+    atomic.sweep(forged)
     assert (outside / "old.partial").read_text() == "not ours"
 
 

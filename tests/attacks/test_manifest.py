@@ -11,8 +11,8 @@ import pytest
 from attacker import CODE, PART, Json
 from victim import Outcome, Victim
 
-from cache_tools.layout import Layout
-from cache_tools.store import Store
+from cache_tools.store.cache import Store
+from cache_tools.store.layout import Layout
 
 Refused = Callable[..., str]
 Harmless = Callable[[Path], None]

@@ -11,7 +11,7 @@ import pytest
 from attacker import CODE, COUNT, DELTA, ITEMSIZES, PART, TAIL
 from victim import Outcome, Victim
 
-from cache_tools.store import Store
+from cache_tools.store.cache import Store
 
 Refused = Callable[..., str]
 THE_PART = "view 1, block 0"

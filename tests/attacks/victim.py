@@ -103,8 +103,8 @@ def _line(stream: IO[str], reader: psutil.Process) -> str | None:
 
 def examine(path: str) -> Outcome:
     """Every way to open a cache, one after another; none may raise but a KdcacheError."""
-    from cache_tools import verify
-    from cache_tools.store import Store
+    from cache_tools.store.cache import Store
+    from cache_tools.verify import verify
 
     outcome = Outcome()
     store: Any = _step(outcome, "open", lambda: Store.open(path))
@@ -135,7 +135,7 @@ def _step(outcome: Outcome, name: str, work: Callable[[], Any]) -> Any:
 
 def _digest(store: Any) -> str:
     """Digest of the targets of the first parts, decoded."""
-    from cache_tools import codec
+    from cache_tools.targets import codec
 
     digest = hashlib.sha256()
     for part in islice(store.parts(), _PARTS):
@@ -148,11 +148,11 @@ def _digest(store: Any) -> str:
 
 def _printed(path: str, name: str) -> str:
     """What a command of `kdcache` prints to a terminal that knows UTF-8."""
-    from cache_tools import commands
+    from cache_tools.cli import cache
 
     out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     with contextlib.redirect_stdout(out):
-        getattr(commands, name)(path)
+        getattr(cache, name)(path)
     out.seek(0)
     return out.read()
 

@@ -4,12 +4,12 @@ from typing import Any
 
 from cache_tools.report import charts
 from cache_tools.report.charts import EPOCH, STEP
+from cache_tools.report.formatting import count, share, small
 from cache_tools.report.page import Block, Facts, Group, Note, Section, Table
 from cache_tools.report.svg import Chart, chart
-from cache_tools.report.wording import count, share, small
-from train.report import answers, history
+from train.evaluate.table import NAMES
+from train.report import confusion, history
 from train.report.history import Row
-from train.scoreboard import NAMES
 
 Told = dict[str, Any]
 _TERMS = {"loss": "loss", "kd_loss": "on the teacher", "task_loss": "on labels"}
@@ -24,7 +24,7 @@ def section(facts: Told) -> Section:
         groups.append(Group("What it answers", [Note(facts["left_out"])]))
         return Section(facts["name"], "run", _lead(facts), groups)
     groups.append(Group("What it answers", [_scores(facts["measured"])]))
-    groups += [answers.group(one) for one in facts["answers"]]
+    groups += [confusion.group(one) for one in facts["answers"]]
     return Section(facts["name"], "run", _lead(facts), groups)
 
 
@@ -151,7 +151,7 @@ def _waiting(steps: list[Row]) -> Chart | None:
 
 def _scores(measured: Told) -> Table:
     """What `kdcache eval` prints of it."""
-    sets = [(answers.last_part(one["source"]), one["networks"]) for one in measured["data"]]
+    sets = [(confusion.last_part(one["source"]), one["networks"]) for one in measured["data"]]
     if seen := measured["cache"]:
         words = f"{count(seen['views'])} cached views ({count(seen['parts'])} parts)"
         sets.append((words, seen["networks"]))

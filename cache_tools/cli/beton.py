@@ -1,0 +1,75 @@
+"""`kdcache beton`: a data set as the container FFCV reads."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cache_tools.cli.cache import Json, emit
+from cache_tools.errors import UsageError
+
+if TYPE_CHECKING:
+    from cache_tools.data.beton import Beton
+    from cache_tools.data.images import Images
+
+
+def beton(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Folder of shards or images.")],
+    out: Annotated[Path, typer.Argument(metavar="FILE", help="The .beton to write.")],
+    split: Annotated[
+        str, typer.Option(help="Which part of SRC: train, validation or teacher.")
+    ] = "train",
+    raw: Annotated[
+        bool,
+        typer.Option("--raw", help="Store pixels: ten times the room, and nothing to decode."),
+    ] = False,
+    threads: Annotated[
+        int, typer.Option(min=0, help="Images decoded at once; 0 = one per core.")
+    ] = 0,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Replace the file there.")] = False,
+    json_: Json = False,
+) -> None:
+    """Write a data set as one .beton, the container FFCV reads: JPEG bytes as they are, or pixels.
+
+    Train from it with: kdcache train RECIPE --cache CACHE --data FILE. Name it train.beton and one
+    with --split validation beside it validation.beton, and both are found by either name.
+    """
+    from cache_tools.data import beton as container
+    from cache_tools.data import images as shards
+
+    if split not in shards.SPLITS:
+        raise UsageError(f"--split {split} is none of {', '.join(shards.SPLITS)}.")
+    if out.suffix != container.SUFFIX:
+        raise UsageError(f"{out} does not end in {container.SUFFIX}, by which it would be known.")
+    if out.exists() and not fresh:
+        raise UsageError(f"{out} exists. Pass --fresh to replace it.")
+    found = facts(write(shards.open_images(source, split), out, raw, threads))
+    if json_:
+        emit(found)
+    else:
+        print(sentence(found))
+
+
+def write(images: "Images", out: Path, raw: bool, threads: int = 0) -> "Beton":
+    """Write one with a progress bar, and open it; `threads` 0 = one per core."""
+    from cache_tools.data import beton as container
+    from cache_tools.runtime import progress
+    from cache_tools.runtime import threads as cores
+
+    with progress.bar(f"write {out.name}", len(images), "images") as advance:
+        container.write(images, out, raw, threads or cores.available(), advance)
+    return container.open_beton(out)
+
+
+def facts(written: "Beton") -> dict[str, Any]:
+    """File, images, bytes, and how many images lie as pixels."""
+    from cache_tools.data import beton as container
+
+    pixels = int((written.rows_N["mode"] == container.RAW).sum())
+    size = written.path.stat().st_size
+    return {"file": str(written.path), "images": len(written), "bytes": size, "as_pixels": pixels}
+
+
+def sentence(facts: dict[str, Any]) -> str:
+    """The facts in words."""
+    return "{file}: {images:,} images, {as_pixels:,} of them as pixels, {bytes:,} B".format(**facts)

@@ -1,0 +1,262 @@
+"""Commands on a cache: `verify`, `info`, `status`, `ensemble`, `diff`."""
+
+import json
+import os
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from cache_tools.errors import CacheIncomplete, UsageError
+from cache_tools.storage import disk_cache
+from cache_tools.store.cache import Store
+
+CachePath = Annotated[str, typer.Argument(metavar="CACHE", help="Folder, zip or URL of the cache.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")]
+
+
+def _keep_data_in(folder: str) -> str:
+    """Tell everybody in this run, and the processes it starts, where to keep what is fetched."""
+    if folder:
+        os.environ[disk_cache.FOLDER] = folder
+    return folder
+
+
+DataCache = Annotated[
+    str,
+    typer.Option(
+        metavar="DIR",
+        callback=_keep_data_in,
+        help="Where shards from URLs and indices are kept; default: $KDCACHE_CACHE or "
+        "~/.cache/kdcache, up to $KDCACHE_CACHE_LIMIT.",
+    ),
+]
+
+
+def verify(
+    cache: CachePath,
+    data: Annotated[str | None, typer.Option(metavar="SRC", help="Also check its images.")] = None,
+    recompute: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Ask the teacher again about N views.")
+    ] = 0,
+    teacher: Annotated[
+        list[str] | None,
+        typer.Option(help="The teacher to ask, where its name alone does not find it; repeatable."),
+    ] = None,
+    class_map: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="The teacher's class map, if it has one; repeatable."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Where it runs: cuda, cpu.")] = None,
+    data_cache: DataCache = "",
+    content_id: Annotated[
+        str, typer.Option(metavar="ID", help="Also compare the content id, as somebody signed it.")
+    ] = "",
+    allow_partial: Annotated[
+        bool, typer.Option("--allow-partial", help="SRC may lack samples and have others.")
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Check every byte of a cache; with --data its images and pixels too. Exit 1 on a problem."""
+    from cache_tools.data import images as shards
+    from cache_tools.verify import verify as verifier
+
+    store = Store.open(cache)
+    if recompute and data is None:
+        raise UsageError("--recompute renders views: pass --data with the images, too.")
+    images = None if data is None else shards.open_images(data, "train")
+    verdict = verifier.verify(store, images, allow_partial)
+    if recompute and images is not None and verdict.word == "ok":
+        check = _check("recompute")
+        verdict.recomputed = recompute
+        verdict.problems.extend(
+            check(store, images, teacher or [], device, recompute, class_map or [])
+        )
+    if content_id and verdict.word in ("ok", "incomplete"):
+        verdict.compare_content(store, content_id)
+    if json_:
+        emit(verdict.as_dict())
+    else:
+        for problem in verdict.problems:
+            print(f"{problem.kind}: {problem}")
+        if verdict.coverage is not None and not verdict.coverage.by_name:
+            print(f"{data}: {verdict.coverage}")
+        print(f"{verdict.word}: {_looked(verdict, cache, store)}")
+    raise typer.Exit(0 if verdict.word == "ok" else 1)
+
+
+def info(
+    cache: CachePath,
+    content_id: Annotated[
+        bool, typer.Option("--content-id", help="Print the content id alone, to sign it.")
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Print what a cache is: teacher, views, targets, sizes."""
+    from cache_tools.store import info as summary
+
+    if content_id:
+        print(Store.open(cache).content_id())
+        return
+    facts = summary.info(Store.open(cache))
+    if json_:
+        emit(facts)
+        return
+    spec = facts.pop("spec")
+    members = facts["teacher"].pop("members")
+    for name, value in facts.items():
+        lines = value.items() if isinstance(value, dict) else [("", value)]
+        for key, one in lines:
+            print(f"{' '.join((name, key)).strip():22} {f'{one:,}' if type(one) is int else one}")
+    for member in members:
+        of = f"{member['weight']:.4g} of {member['name']}"
+        where = f" in {member['cache'][:19]}…" if member["cache"] else ""
+        print(f"{'member':22} {of} {member['weights_sha256'][:19]}…{where}")
+    for section in ("dataset", "views", "targets"):
+        if spec[section] is not None:
+            said = ", ".join(f"{k}={_short(v)}" for k, v in spec[section].items())
+            print(f"{section:22} {said}")
+    if (imported := spec.get("imported")) is not None:
+        print(f"{'imported from':22} {imported['origin']}. {imported['note']}")
+
+
+def status(
+    cache: CachePath,
+    missing: Annotated[bool, typer.Option("--missing", help="Print the missing parts.")] = False,
+    form: Annotated[
+        Literal["list", "slurm"],
+        typer.Option("--format", help="Numbers of parts, a line each or as a Slurm array."),
+    ] = "list",
+    json_: Json = False,
+) -> None:
+    """Print which parts are committed; exit 1 unless all are."""
+    from cache_tools.store import info as summary
+    from cache_tools.store.commits import Part
+
+    store = Store.open(cache)
+    facts = summary.status(store)
+    numbers = [summary.part_number(store, Part(**part)) for part in facts["missing"]]
+    if json_:
+        emit(facts)
+    elif missing:
+        print(summary.ranges(numbers) if form == "slurm" else "\n".join(map(str, numbers)))
+    else:
+        done, total = facts["parts"]["done"], facts["parts"]["total"]
+        print(f"{done} of {total} parts of {cache} are committed")
+    if not facts["complete"]:
+        if json_ or missing:
+            raise typer.Exit(1)
+        first = facts["missing"][0]
+        raise CacheIncomplete(
+            f"{cache} is not complete: first missing part is view {first['view']}, block "
+            f"{first['block']}. Run the command that made it (`kdcache cache`, `kdcache ensemble`) "
+            "again to go on."
+        )
+
+
+def ensemble(
+    caches: Annotated[list[str], typer.Argument(metavar="CACHE…", help="Two or more caches.")],
+    out: Annotated[Path, typer.Option(metavar="CACHE", help="Where their mixture lies.")],
+    weights: Annotated[
+        str,
+        typer.Option(metavar="W,W…", help="A weight for each: 0.7,0.3; default: equal."),
+    ] = "",
+    keep: Annotated[
+        str,
+        typer.Option(help="tau=1e-3,max=64 (also min=, levels=) or k=20; default: as they do."),
+    ] = "",
+    json_: Json = False,
+) -> None:
+    """Mix caches of several teachers over the same views into one. Run again to go on.
+
+    Its targets are the weighted mean of the teachers' probabilities, of which a class that one of
+    them did not keep gets that one's flat share of its tail.
+    """
+    from cache_tools.combine import ensemble as mixer
+    from cache_tools.store import aligned
+    from cache_tools.store import info as summary
+
+    if len(caches) < 2:
+        raise UsageError("an ensemble has two members or more. Name the caches of all teachers.")
+    opened = aligned.open_members(caches, _numbers(weights), blocks=True)
+    facts = summary.info(mixer.run(opened, out, mixer.keep(keep)))
+    if json_:
+        emit(facts)
+        return
+    print(f"teacher {facts['teacher']['name']}")
+    print(
+        f"{out}: {facts['parts']['done']} of {facts['parts']['total']} parts, "
+        f"{facts['targets']:,} views, {facts['bytes_per_view']} bytes each, "
+        f"{facts['kept_classes_mean']} classes kept"
+    )
+
+
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="A cache or a file of logits.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="What is held against it.")],
+    limit: Annotated[
+        int, typer.Option(min=0, help="Compare at most this many views; 0: all.")
+    ] = 50_000,
+    json_: Json = False,
+) -> None:
+    """Compare two caches, or logits and a cache: KL(A ‖ B), L1, agreement, bytes per view."""
+    from cache_tools.combine import diff as compare
+
+    facts = compare.diff(compare.open_side(a), compare.open_side(b), limit)
+    if json_:
+        emit(facts)
+        return
+    sizes = facts.pop("bytes_per_view")
+    for name, value in facts.items():
+        print(f"{name:16} {f'{value:.6g}' if isinstance(value, float) else value}")
+    print(f"{'bytes_per_view':16} {sizes['a']:.2f} and {sizes['b']:.2f}")
+
+
+def emit(facts: dict[str, Any]) -> None:
+    """Print facts as JSON on stdout."""
+    json.dump(facts, sys.stdout, indent=2)
+    print()
+
+
+def _numbers(text: str) -> list[float]:
+    """Numbers that commas separate."""
+    try:
+        return [float(number) for number in text.split(",")] if text else []
+    except ValueError:
+        raise UsageError(f"--weights {text} are not numbers such as 0.7,0.3.") from None
+
+
+def table(facts: dict[str, Any]) -> None:
+    """Print numbers and words by name for people."""
+    width = max([16, *map(len, facts)])
+    for name, value in facts.items():
+        print(f"{name:{width}} {value if isinstance(value, str) else f'{value:,}':>16}")
+
+
+def _check(name: str) -> Any:
+    """A check that another package offers."""
+    found = entry_points(group="kdcache.checks", name=name)
+    if not found:
+        raise UsageError(f"nothing is installed that can {name}. Install kdcache as a whole.")
+    return next(iter(found)).load()
+
+
+def _looked(verdict: Any, cache: str, store: Store) -> str:
+    """What was looked at, in words."""
+    words = [f"{verdict.parts} parts"]
+    if verdict.images:
+        words += [f"{verdict.images:,} images", f"{verdict.probes} rendered views"]
+    if verdict.recomputed:
+        words += [f"{verdict.recomputed} views of the teacher"]
+    end = f"of {cache} ({store.spec.fingerprint[:19]}…)"
+    if verdict.word == "ok":
+        return f"{', '.join(words)} {end} are as they were written"
+    count = len(verdict.problems)
+    return f"{count} problem{'s' if count > 1 else ''} found in {', '.join(words)} {end}"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:26] + "…"

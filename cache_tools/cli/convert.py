@@ -1,0 +1,114 @@
+"""The command `convert`: a cache in a format that others read."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from cache_tools.cli.cache import CachePath, Json, emit
+from cache_tools.errors import UsageError
+from cache_tools.storage import atomic
+from cache_tools.store.cache import Store
+
+Kind = Literal["webdataset", "parquet", "tinyvit"]
+NOTE = "_kdcache.json"
+
+
+def convert(
+    cache: CachePath,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write to.")],
+    to: Annotated[Kind, typer.Option("--to", help="webdataset, parquet or tinyvit.")],
+    per_file: Annotated[
+        int, typer.Option(min=1, help="Most samples of a shard or file; not of tinyvit.")
+    ] = 10_000,
+    dataset_index: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="tinyvit: keys are numbers, those of the lines of this file, which name images.",
+        ),
+    ] = None,
+    without_seeds: Annotated[
+        bool,
+        typer.Option("--without-seeds", help="tinyvit: write seeds of 0 for a reader of your own."),
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Write the targets and views of a cache for other programs. Run again to go on."""
+    from cache_tools.exporters import base, parquet, tinyvit, webdataset
+    from cache_tools.runtime import progress
+
+    store = Store.open(cache)
+    base.check_whole(store)
+    keys = store.table.keys
+    if to == "tinyvit":
+        wanted = tinyvit.names(store, without_seeds)
+        keys = _numbers(store, dataset_index) if dataset_index else keys
+    else:
+        wanted = (webdataset if to == "webdataset" else parquet).names(store, per_file)
+    _claim(out, store, {"kind": to, "files": len(wanted), "keys": _digest(keys)})
+    todo = {name: rows for name, rows in wanted.items() if not (out / name).is_file()}
+    written: Iterator[int]
+    if to == "tinyvit":
+        written = tinyvit.write(store, out, todo, keys)
+    else:
+        written = (webdataset if to == "webdataset" else parquet).write(store, out, todo)
+    total, left = (sum(map(len, some.values())) for some in (wanted, todo))
+    with progress.bar(f"convert to {to}", total, "samples", total - left) as advance:
+        for count in written:
+            advance(count)
+    facts = {
+        "files": len(wanted),
+        "bytes": sum((out / name).stat().st_size for name in wanted),
+        "samples": len(keys),
+        "views": store.num_views,
+        "content_id": store.content_id(),
+    }
+    if json_:
+        emit(facts)
+    else:
+        print(
+            f"{out}: {facts['files']:,} files of {to}, {facts['bytes']:,} bytes, "
+            f"{facts['samples']:,} samples, {facts['views']} views"
+        )
+
+
+def _claim(out: Path, store: Store, plan: dict[str, Any]) -> None:
+    """Note which cache the folder is of; UsageError when it is of another."""
+    spec = store.spec
+    plan |= {
+        "cache": spec.fingerprint,
+        "content_id": store.content_id(),
+        "views": store.num_views,
+        "spec": json.loads(json.dumps(spec.mapping)),
+    }
+    note = out / NOTE
+    if note.is_file():
+        there = atomic.parse_json(note.read_bytes(), str(note))
+        if differing := [name for name in plan if there.get(name) != plan[name]]:
+            raise UsageError(
+                f"{out} holds something else ({', '.join(differing)} differ). Choose another "
+                "folder, or repeat the command that began this one."
+            )
+        atomic.sweep(out)
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} exists and is not an empty folder. Choose another.")
+    atomic.write(note, json.dumps(plan, indent=2).encode() + b"\n")
+
+
+def _digest(keys: tuple[str, ...]) -> str:
+    from cache_tools.spec.canonical import sha256
+
+    return sha256("\n".join(keys).encode())
+
+
+def _numbers(store: Store, index: Path) -> tuple[str, ...]:
+    """The number of each key, as decimal text: the line of the file that names it."""
+    from cache_tools.importers import ordering
+
+    counted = ordering.lines(index, store.table.keys, store.name)
+    number = {key: str(i) for i, key in enumerate(counted)}
+    return tuple(number[key] for key in store.table.keys)

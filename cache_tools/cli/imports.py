@@ -1,0 +1,121 @@
+"""The command `import`: targets that exist, into the format."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from cache_tools.cli.cache import DataCache, Json, emit
+from cache_tools.errors import UsageError
+from cache_tools.store.cache import Store
+
+if TYPE_CHECKING:
+    from cache_tools.importers.base import Options
+
+Kind = Literal["dense", "tinyvit", "fkd", "ml-dr"]
+
+
+def import_(
+    kind: Annotated[Kind, typer.Argument(metavar="KIND", help="dense, tinyvit, fkd or ml-dr.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SRC",
+            help="dense: an .npy, .npz or .safetensors of all logits. Others: the folder of "
+            "TinyViT's saved logits, FKD's soft labels or ml-dr's reinforced data.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="CACHE", help="Where the cache lies.")],
+    data: Annotated[
+        str, typer.Option(metavar="DATA", help="The data set they are of; not for dense.")
+    ] = "",
+    keep: Annotated[
+        str,
+        typer.Option(
+            help="tau=1e-3,max=64 (also min=, levels=, of dense t2=) or k=20; default: "
+            "tau=1e-3,max=64 of dense, all that is there of others."
+        ),
+    ] = "",
+    teacher: Annotated[str, typer.Option(help="Name of the network that said this.")] = "unknown",
+    classes: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Its classes; 0: those of the data set.")
+    ] = 0,
+    labels: Annotated[
+        bool, typer.Option(help="Whether the labels of the data set are its classes.")
+    ] = True,
+    dataset_index: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A line per image in the order in which files count them; default: that of "
+            "torchvision's ImageFolder.",
+        ),
+    ] = None,
+    size: Annotated[
+        int,
+        typer.Option(metavar="PIXELS", min=1, max=4096, help="Of FKD's views, for the student."),
+    ] = 224,
+    data_cache: DataCache = "",
+    json_: Json = False,
+) -> None:
+    """Write targets that exist as a cache: logits, or another system's files. Run again to go on.
+
+    Of FKD and ml-dr the boxes, flips, operations and mixing come along and students replay them; of
+    logits and of TinyViT nobody can draw the views again. Nothing in a file is ever run.
+    """
+    from cache_tools.store import info
+
+    if kind == "dense":
+        from cache_tools.importers import dense
+
+        if data:
+            raise UsageError("logits name their samples themselves: leave --data out.")
+        store = dense.run(source, out, dense.keep(keep or "tau=1e-3,max=64"), teacher)
+    else:
+        from cache_tools.importers.base import Options
+
+        options = Options(classes, labels, keep, teacher)
+        store = _foreign(kind, source, data, out, options, dataset_index, size)
+    facts = info.info(store)
+    if json_:
+        emit(facts)
+        return
+    if store.spec.imported:
+        print(f"from {store.spec.imported.origin}: {store.spec.imported.note}")
+    print(
+        f"{out}: {facts['samples']:,} samples, {facts['views']} views, "
+        f"{facts['bytes_per_view']} bytes each, {facts['kept_classes_mean']} classes kept"
+    )
+
+
+def _foreign(
+    kind: Kind,
+    source: Path,
+    data: str,
+    out: Path,
+    options: "Options",
+    dataset_index: Path | None,
+    size: int,
+) -> Store:
+    """Open data set and files, and write the cache."""
+    from cache_tools.data import images as shards
+    from cache_tools.data import scan
+    from cache_tools.importers import base, fkd, ml_dr, ordering, tinyvit
+
+    if not data:
+        raise UsageError(f"whose targets are these? Pass --data with the data set {source} is of.")
+    if not source.is_dir():
+        raise UsageError(f"{source} is no folder. Unpack what came packed, and name the folder.")
+    opened = shards.open_images(data, "train")
+    _, _, images = scan.in_table_order(opened, None)
+    num_classes = base.classes_of(images, options)
+    files: base.Source
+    if kind == "fkd":
+        files = fkd.Files(source, images, num_classes, size)
+    elif kind == "ml-dr":
+        counted = ordering.by_number(opened, dataset_index)
+        files = ml_dr.Files(source, images, counted, num_classes)
+    else:
+        numbers = ordering.by_number(opened, dataset_index) if tinyvit.numbered(source) else None
+        files = tinyvit.Files(source, images, numbers, num_classes)
+    return base.run(files, images, options, out)

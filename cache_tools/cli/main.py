@@ -1,0 +1,165 @@
+"""The one command `kdcache`, put together from the entry points of the group `kdcache.commands`.
+
+Only the command that is called gets imported, so `kdcache --help` answers at once and `cache_tools`
+needs to know nothing of the packages above it. An error a user can make ends as one paragraph on
+stderr and its exit code; KDCACHE_DEBUG=1 shows the traceback as well.
+"""
+
+import functools
+import logging
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from cache_tools import __version__
+from cache_tools.errors import KdcacheError, UsageError
+
+HELP = {
+    "demo": "Write the embedded real data set as WebDataset shards and train its teacher.",
+    "shard": "Write any data set as WebDataset shards that timm reads, too.",
+    "beton": "Write a data set as one .beton, the container FFCV reads.",
+    "plan": "Print samples, parts, bytes and forwards of a recipe; write nothing.",
+    "views": "Draw a contact sheet of views; works on a recipe before there is a cache.",
+    "cache": "Stage 1: run the teacher once and store what it said.",
+    "status": "Print which parts are committed; exit 1 unless all are.",
+    "info": "Print what a cache is: teacher, views, targets, sizes.",
+    "verify": "Check every byte of a cache; with --data its images and pixels too.",
+    "import": "Write targets that exist as a cache: logits, TinyViT's, FKD's, ml-dr's files.",
+    "convert": "Write a cache as WebDataset shards, Parquet or TinyViT's logits.",
+    "ensemble": "Mix caches of several teachers over the same views into one.",
+    "pull": "Fetch a cache from a URL, or some of its views and samples.",
+    "push": "Put a cache where others can pull it.",
+    "card": "Write a dataset card for a cache.",
+    "select": "Cut a cache: some views, some samples, fewer classes.",
+    "merge": "Join caches of one teacher: more views, more samples.",
+    "diff": "Compare two caches, or logits and a cache.",
+    "train": "Stage 2: train students on the very views the teacher saw.",
+    "sweep": "Train a grid of students that share every batch.",
+    "eval": "Measure a student on validation sets, beside its teacher.",
+    "export": "Write a trained student for timm and the Hub.",
+    "report": "Draw caches, runs and sweeps: one page of charts, without a network.",
+    "bench": "Measure what binds a training run: disk, decode, resize, operations, student.",
+}
+"""One line for each of our commands in the order of a day's work; --help imports none of them."""
+INTERRUPTED = 130
+Command = Callable[..., Any]
+
+
+def console() -> None:
+    """Entry point of the console script."""
+    try:
+        main()
+    finally:  # only the interpreter's own end is left: no Ctrl-C there is worth a traceback
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def main() -> None:
+    """Run the command that `sys.argv` names."""
+    arguments = sys.argv[1:]
+    called = next((a for a in arguments if not a.startswith("-")), None)
+    try:
+        _application(called)(prog_name="kdcache")
+    except KdcacheError as error:
+        _fail(error)
+    except KeyboardInterrupt:  # while a command was being imported
+        sys.exit(INTERRUPTED)
+
+
+def _application(called: str | None) -> typer.Typer:
+    """All commands: the called one for real, the others as names with a line of help."""
+    app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+    app.callback()(_options)
+    found = {entry.name: entry for entry in entry_points(group="kdcache.commands")}
+    for name in sorted(found, key=lambda n: (list(HELP).index(n) if n in HELP else len(HELP), n)):
+        entry = found[name]
+        command = _guarded(_load(entry)) if name == called else _not_called
+        line = HELP.get(name, f"From {entry.value.partition(':')[0]}.")
+        app.command(name, help=None if name == called else line)(command)
+    return app
+
+
+def _options(
+    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="Log warnings only."),
+) -> None:
+    """Run the teacher once, keep what it said, train any number of students from it."""
+    if version:
+        print(f"kdcache {__version__}")
+        raise typer.Exit
+    _set_up_logging(logging.WARNING if quiet else logging.INFO)
+
+
+def _load(entry: EntryPoint) -> Command:
+    """Import a command, after making sure that no stranger's file stands in its place."""
+    package = entry.module.partition(".")[0]
+    if package in ("cache_tools", "pipeline", "train"):
+        spec = find_spec(package)
+        here = Path(__file__).resolve().parents[2]
+        origin = Path(spec.origin).resolve() if spec and spec.origin else None
+        if origin is None or origin.parent.parent != here:
+            raise UsageError(
+                f"kdcache needs its package {package!r}, but Python finds "
+                f"{origin or 'nothing'} first. Run from another folder, or rename that file."
+            )
+    command: Command = entry.load()
+    return command
+
+
+def _guarded(command: Command) -> Command:
+    """The command with every expected error turned into a message and an exit code."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except KdcacheError as error:
+            _fail(error)
+        except KeyboardInterrupt as signal_:
+            safe = "Interrupted. What is finished is safe; run the same command again to go on."
+            _say(str(signal_) or safe)
+            sys.exit(INTERRUPTED)
+        except BrokenPipeError:  # the reader of our stdout went away, as `| head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    return run
+
+
+def _not_called() -> None:
+    """Stand in for a command in the list of commands."""
+
+
+def _fail(error: KdcacheError) -> None:
+    if os.environ.get("KDCACHE_DEBUG"):
+        raise error
+    _say(f"{error.kind}: {error}")
+    sys.exit(error.exit_code)
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
+def _set_up_logging(level: int) -> None:
+    """Log to stderr: with colours and times on a terminal, plain lines elsewhere."""
+    if sys.stderr.isatty():
+        handler: logging.Handler = RichHandler(
+            console=Console(stderr=True), show_path=False, show_level=False, markup=False
+        )
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+    logger = logging.getLogger("kdcache")
+    logger.handlers[:] = [handler]
+    logger.setLevel(level)
+    logger.propagate = False
+    if not os.environ.get("KDCACHE_DEBUG"):
+        warnings.filterwarnings("ignore", category=UserWarning, module="torch|timm|huggingface_hub")

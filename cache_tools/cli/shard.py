@@ -1,0 +1,112 @@
+"""`kdcache shard`: any data set to WebDataset shards."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cache_tools.cli.cache import DataCache, Json, emit
+from cache_tools.errors import UsageError
+
+if TYPE_CHECKING:
+    from cache_tools.data.images import Images
+
+
+def shard(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SRC",
+            help="ImageFolder, shards (folder, pattern, URL), or ILSVRC's train or val tar.",
+        ),
+    ],
+    folder: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write shards to.")],
+    split: Annotated[
+        str, typer.Option(help="train, validation or teacher; default: all that SRC has, or train.")
+    ] = "",
+    shard_size: Annotated[int, typer.Option(min=1, help="Samples per shard.")] = 1000,
+    short_side: Annotated[
+        int,
+        typer.Option(min=0, help="Shrink larger images to this short side in pixels; 0: copy all."),
+    ] = 0,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality when shrunk.")] = 90,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Labels of ILSVRC's val tar: its devkit, or a synset per line."
+        ),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Decode every image to find broken ones.")
+    ] = True,
+    skip_broken: Annotated[
+        bool, typer.Option("--skip-broken", help="Leave broken images out, and name them.")
+    ] = False,
+    beton: Annotated[
+        bool, typer.Option("--beton", help="Also write DST/SPLIT.beton of them, which FFCV reads.")
+    ] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="With --beton: store pixels instead of JPEG bytes.")
+    ] = False,
+    data_cache: DataCache = "",
+    json_: Json = False,
+) -> None:
+    """Write WebDataset shards that timm reads, too. Run again to go on."""
+    from cache_tools.cli import beton as beton_command
+    from cache_tools.data import images as shards
+    from cache_tools.data import shard_writer
+
+    if raw and not beton:
+        raise UsageError("--raw is of the container that --beton writes. Pass both, or neither.")
+    splits = (
+        [split] if split else [s for s in shards.SPLITS if shards.has_split(source, s)] or ["train"]
+    )
+    facts = {}
+    for name in splits:
+        if name not in shards.SPLITS:
+            raise UsageError(f"--split {name} is none of {', '.join(shards.SPLITS)}.")
+        images = _open(source, folder, name, labels)
+        options = shard_writer.Options(name, shard_size, short_side, quality, check, skip_broken)
+        facts[name] = shard_writer.write(images, folder, options)
+        if beton:
+            written = shards.open_images(str(folder), name, containers=False)
+            facts[name]["beton"] = _container(written, folder / f"{name}.beton", raw)
+    if json_:
+        emit(facts)
+        return
+    for name, said in facts.items():
+        print(
+            f"{folder}: {said['samples']:,} {name} images in {said['shards']:,} shards, "
+            f"{said['bytes']:,} bytes"
+        )
+        if beton:
+            print(beton_command.sentence(said["beton"]))
+
+
+def _container(images: "Images", out: Path, raw: bool) -> dict[str, Any]:
+    """Write a `.beton`, unless the one there has these images; its facts."""
+    from cache_tools.cli import beton as beton_command
+    from cache_tools.data import beton
+
+    if out.exists():
+        there = beton.open_beton(out)
+        same = there.names == images.names and (there.length_N == images.length_N).all()
+        if same and raw == (there.offset_N == 0).all():  # without the encoded images
+            return beton_command.facts(there)
+    return beton_command.facts(beton_command.write(images, out, raw))
+
+
+def _open(source: str, folder: Path, split: str, labels: Path | None) -> "Images":
+    """The data set to write, ILSVRC's tars among them, with its labels."""
+    from cache_tools.data import ilsvrc
+    from cache_tools.data import images as shards
+
+    if Path(source).is_file() and ilsvrc.is_tar_of_tars(Path(source)):
+        return ilsvrc.train(Path(source))
+    images = shards.open_images(source, split)
+    if labels is None:
+        return images
+    if not labels.is_file():
+        raise UsageError(f"there is no file of labels at {labels}.")
+    there = shards.describe(str(folder))
+    return ilsvrc.with_labels(images, labels, there.class_names if there else ())

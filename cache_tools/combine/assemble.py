@@ -1,0 +1,226 @@
+"""Parts of a new cache from the parts of others: rows by their keys, code by code.
+
+A cache that was cut by samples, or merged from caches of several samples, has other blocks than
+those it is made of. Its parts are put together from the stored codes, which are neither decoded nor
+rounded again, so that they are the bytes the teacher's own run over these samples would have
+written. Fingerprints of pixels come along where the view is a probe in both; the others are 0:
+nobody has rendered them. Parameters of imported views come along; partners become rows of the new
+table.
+
+Shapes: N samples of the new cache, B rows of a part.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_tools import __version__
+from cache_tools.data.images import NO_LABEL
+from cache_tools.runtime import concurrency
+from cache_tools.spec.cache import CacheSpec
+from cache_tools.store import view_params
+from cache_tools.store.cache import Store, probe_numbers
+from cache_tools.store.commits import Part
+from cache_tools.targets import codec
+from cache_tools.targets.codec import Stored
+from cache_tools.views.imported import Imported
+
+I8 = NDArray[np.int64]
+U8 = NDArray[np.uint64]
+_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Made:
+    """A part of a new cache."""
+
+    stored: Stored
+    """Its targets."""
+    known: dict[int, int]
+    """Row of the new table → fingerprint of its pixels, where an old part has one."""
+    versions: dict[str, str]
+    """What made the old parts."""
+    params: Imported | None
+    """Parameters of its views, where these were imported."""
+
+    def probes(self, spec: CacheSpec, rows: range) -> U8:
+        """Fingerprints of the pixels of the new part's probes; 0 where none is known."""
+        numbers = probe_numbers(rows) if spec.replayable else []
+        return np.array([self.known.get(number, 0) for number in numbers], dtype=np.uint64)
+
+
+@dataclass(frozen=True)
+class _Old:
+    """An old part as it was read."""
+
+    stored: Stored
+    probes: U8
+    versions: dict[str, str]
+    params: Imported | None
+
+
+class Assembly:
+    """Reads rows of caches, view by view."""
+
+    def __init__(self, stores: Sequence[Store], new_row_of: Sequence[I8] = ()) -> None:
+        """Read rows of `stores`.
+
+        Args:
+            stores: The caches.
+            new_row_of: For each of them, the row of the new table that each of its rows becomes;
+                nothing: all tables are the same.
+        """
+        self._stores, self._new_row_of = stores, new_row_of
+        self._view = -1
+        self._read: dict[tuple[int, int], _Old] = {}
+        self.records: dict[tuple[int, Part], dict[str, Any]] = {}
+        """Records that are known already, by cache and part: they need not be read again."""
+        self.moved = 0
+        """Bytes of chunks that were read."""
+
+    def sources(self, view: int, source_B: I8, row_B: I8) -> list[tuple[int, Part]]:
+        """Which cache and which of its parts hold rows of a view."""
+        pairs = np.stack([source_B, self._blocks(source_B, row_B)], axis=1)
+        return [(int(s), Part(view, int(b))) for s, b in np.unique(pairs, axis=0)]
+
+    def gather(self, view: int, source_B: I8, row_B: I8, new_B: I8) -> Made:
+        """The targets of some rows of a view.
+
+        Args:
+            view: The view number.
+            source_B: Which cache has the row.
+            row_B: The row of its sample table.
+            new_B: The row of the new sample table.
+
+        Raises:
+            CacheIncomplete, CacheDamaged: A part that has them is not there, or damaged.
+        """
+        pairs, block_B = self.sources(view, source_B, row_B), self._blocks(source_B, row_B)
+        self._fetch(view, pairs)
+        pieces, views, places = [], [], []
+        known: dict[int, int] = {}
+        versions: dict[str, str] = {}
+        for source, old in pairs:
+            here = np.flatnonzero((source_B == source) & (block_B == old.block))
+            rows = self._stores[source].spec.rows(old.block)
+            read, at = self._read[source, old.block], row_B[here] - rows.start
+            pieces.append(codec.take(read.stored, at))
+            views += [self._moved(read.params.rows(at), source)] if read.params else []
+            places.append(here)
+            known |= _probes(rows, read.probes, row_B[here], new_B[here])
+            versions = read.versions | versions
+        order = np.argsort(np.concatenate(places))
+        params = Imported.concatenate(views).rows(order) if views else None
+        return Made(codec.take(codec.concatenate(pieces), order), known, versions, params)
+
+    def _moved(self, params: Imported, source: int) -> Imported:
+        """Parameters whose partners are rows of the new table."""
+        if not (self._new_row_of and self._stores[source].spec.views.mixes):
+            return params
+        new_B = self._new_row_of[source][params.partner_B.astype(np.int64)]
+        return replace(params, partner_B=new_B.astype(np.uint32))
+
+    def _blocks(self, source_B: I8, row_B: I8) -> I8:
+        size_S = np.array([store.spec.block_size for store in self._stores])
+        return np.asarray(row_B // size_S[source_B])
+
+    def _fetch(self, view: int, pairs: list[tuple[int, Part]]) -> None:
+        """Read what is not there; a view's parts stay, since its next block may want them, too."""
+        if view != self._view:
+            self._view, self._read = view, {}
+        missing = [(s, old) for s, old in pairs if (s, old.block) not in self._read]
+        if not missing:
+            return
+        most = max(self._stores[s].spec.part_bytes for s, _ in missing)
+        with ThreadPoolExecutor(concurrency.fitting(concurrency.JOBS, most)) as pool:
+            for (s, old), found in zip(missing, pool.map(self._load, missing), strict=True):
+                self._read[s, old.block] = found
+
+    def _load(self, pair: tuple[int, Part]) -> _Old:
+        store, part = self._stores[pair[0]], pair[1]
+        record, chunks = store.load(part, self.records.pop(pair, None))
+        self.moved += sum(map(len, chunks.values()))
+        params = store.decode_params(part, chunks) if store.spec.imported else None
+        return _Old(*store.decode(part, chunks), record["versions"], params)
+
+
+def same(a: Stored, b: Stored) -> NDArray[np.bool_]:
+    """[B] whether two targets are the same, code by code."""
+    same_B = a.count_B == b.count_B
+    for ours, theirs in (
+        (a.tail_TB, b.tail_TB),
+        (a.true_PB, b.true_PB),
+        (a.square_QB, b.square_QB),
+    ):
+        same_B &= (ours == theirs).all(axis=0)
+    rows = np.flatnonzero(same_B)
+    few_a, few_b = codec.take(a, rows), codec.take(b, rows)
+    differ_E = (few_a.index_delta_E != few_b.index_delta_E) | (few_a.code_E != few_b.code_E)
+    of_entry = np.repeat(rows, few_a.count_B)
+    same_B[of_entry[differ_E]] = False
+    return np.asarray(same_B)
+
+
+def versions(of_source: dict[str, str], tool: str) -> dict[str, str]:
+    """Versions of a part that `tool` made of another one."""
+    return {**of_source, tool: f"kdcache {__version__}"}
+
+
+def statistics(
+    store: Store, part: Part, stored: Stored, params: Imported | None = None
+) -> dict[str, float]:
+    """What a commit record says of targets, from what is stored of them."""
+    top_B, most_sum = np.empty(len(stored), dtype=np.int64), 0.0
+    for begin in range(0, len(stored), _ROWS):
+        row_B = np.arange(begin, min(begin + _ROWS, len(stored)))
+        said = codec.decode(stored, store.spec.targets, row_B)
+        slot_B1 = said.probability_BK.argmax(axis=1)[:, None]
+        top_B[row_B] = np.take_along_axis(said.index_BK, slot_B1, axis=1)[:, 0]
+        most_sum += float(said.probability_BK.max(axis=1).sum(dtype=np.float64))
+    tail_B = codec.tail_levels()[stored.tail_TB[0]]
+    facts = {
+        "kept_classes": len(stored.code_E) / len(stored),
+        "tail_mass": float(tail_B.mean(dtype=np.float64)),
+        "max_probability": most_sum / len(stored),
+    }
+    label_BP = labels(store, part, params)
+    if label_BP.shape[1] == 1 and NO_LABEL not in label_BP:
+        facts["teacher_top1"] = 100.0 * float((top_B == label_BP[:, 0]).mean())
+    return {name: round(value, 6) for name, value in facts.items()}
+
+
+def windows(spec: CacheSpec, count: int) -> list[slice]:
+    """The windows within which samples of a table of `count` rows are paired."""
+    return [slice(b, min(b + spec.window, count)) for b in range(0, count, spec.window)]
+
+
+def labels(store: Store, part: Part, params: Imported | None = None) -> I8:
+    """[B, P] labels of a part's views, and their partners' where views are mixed.
+
+    Args:
+        store: The cache.
+        part: Which part.
+        params: Parameters of its views when it is not committed yet, where they were imported.
+    """
+    rows, label_N = store.spec.rows(part.block), store.table.label_N.astype(np.int64)
+    own_B = label_N[rows.start : rows.stop]
+    if not (store.spec.replayable and store.spec.views.mixes):
+        return own_B[:, None]
+    if params is not None:
+        partner_B = params.partner_B.astype(np.int64)
+    else:
+        partner_B = view_params.mixing(store, part.view, rows.start, rows.stop).partner_B
+    return np.stack([own_B, label_N[partner_B]], axis=1)
+
+
+def _probes(rows: range, probes: U8, row_B: I8, new_B: I8) -> dict[int, int]:
+    """New row → fingerprint of its pixels, where an old part of `rows` has one."""
+    if not len(probes):
+        return {}
+    of_old = dict(zip(probe_numbers(rows), probes.tolist(), strict=True))
+    pairs = zip(row_B.tolist(), new_B.tolist(), strict=True)
+    return {new: of_old[row] for row, new in pairs if of_old.get(row)}

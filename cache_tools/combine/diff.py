@@ -1,0 +1,166 @@
+"""`kdcache diff`: how far apart are two caches, or a cache and the logits it was made from?
+
+Both sides are brought back to distributions over all classes and joined by key: mean and 99th
+percentile of KL(A ‖ B) at T = 1 and 2, mean L1 distance, how often the best class is the same, and
+bytes per view of each. Logits on the left against a cache on the right give what its codec lost.
+
+Shapes: N samples, B rows, C classes.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_tools.errors import CacheMismatch
+from cache_tools.importers import dense as files
+from cache_tools.runtime import progress
+from cache_tools.store.cache import Store
+from cache_tools.store.commits import Part
+from cache_tools.targets import codec, dense
+from cache_tools.targets.codec import Stored
+
+F8 = NDArray[np.float64]
+TEMPERATURES = (1.0, 2.0)
+LIMIT = 50_000
+_ROWS = 1024
+
+
+class Side(Protocol):
+    """One of the two things that are compared."""
+
+    name: str
+    keys: tuple[str, ...]
+    num_views: int
+    num_classes: int
+
+    def distributions(self, view: int, row_B: NDArray[np.int64], temperature: float) -> F8:
+        """[B, C] distributions of some samples in one view."""
+        ...
+
+    def bytes_per_view(self) -> float:
+        """What a view costs on disk, without the sample table."""
+        ...
+
+
+class OfCache:
+    """A cache; blocks are read one after the other and the last one is kept."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.name, self.keys = store.name, store.table.keys
+        self.num_views, self.num_classes = store.num_views, store.spec.teacher.num_classes
+        self._last: tuple[Part, Stored] | None = None
+
+    def distributions(  # noqa: D102 - Side
+        self, view: int, row_B: NDArray[np.int64], temperature: float
+    ) -> F8:
+        spec, out = self._store.spec, np.empty((len(row_B), self.num_classes))
+        for block in np.unique(row_B // spec.block_size).tolist():
+            here = row_B // spec.block_size == block
+            stored = self._read(Part(view, block))
+            targets = codec.decode(stored, spec.targets, row_B[here] - block * spec.block_size)
+            out[here] = dense.restore(targets, spec.targets, self.num_classes, temperature)
+        return out
+
+    def bytes_per_view(self) -> float:  # noqa: D102 - Side
+        from cache_tools.store import info
+
+        return float(info.info(self._store)["bytes_per_view"] or 0.0)
+
+    def _read(self, part: Part) -> Stored:
+        if self._last is None or self._last[0] != part:
+            self._last = part, self._store.read(part)[0]
+        return self._last[1]
+
+
+class OfLogits:
+    """A file of dense logits."""
+
+    def __init__(self, path: Path) -> None:
+        self._logits = files.read(path)
+        self.name, self.keys = str(path), self._logits.keys
+        self.num_views, self.num_classes = len(self._logits.values_VNC), self._logits.num_classes
+
+    def distributions(  # noqa: D102 - Side
+        self, view: int, row_B: NDArray[np.int64], temperature: float
+    ) -> F8:
+        return dense.softmax(self._logits.values_VNC[view, row_B], temperature)
+
+    def bytes_per_view(self) -> float:  # noqa: D102 - Side
+        return float(self.num_classes * self._logits.values_VNC.itemsize)
+
+
+def open_side(where: str) -> Side:
+    """A cache, or a file of logits by its name's ending."""
+    if where.endswith(files.SUFFIXES):
+        return OfLogits(Path(where))
+    return OfCache(Store.open(where))
+
+
+def diff(a: Side, b: Side, limit: int = LIMIT) -> dict[str, Any]:
+    """Compare two sides on the views they share.
+
+    Args:
+        a: The reference.
+        b: What is held against it.
+        limit: The most views that are compared, spread evenly; 0 compares all.
+
+    Raises:
+        CacheMismatch: They have no sample in common, or other classes.
+    """
+    rows = _shared(a, b)
+    views = min(a.num_views, b.num_views)
+    every = max(1, -(-len(rows[0]) * views // limit)) if limit else 1
+    rows = rows[:, ::every]
+    measured: dict[str, list[F8]] = {}
+    with progress.bar("compare", views * rows.shape[1], "views") as advance:
+        for view, begin in _places(views, rows.shape[1]):
+            row_a, row_b = rows[:, begin : begin + _ROWS]
+            for name, values in _distances(a, b, view, row_a, row_b).items():
+                measured.setdefault(name, []).append(values)
+            advance(len(row_a))
+    columns = {name: np.concatenate(values) for name, values in measured.items()}
+    facts: dict[str, Any] = {"a": a.name, "b": b.name, "compared": len(columns["l1"])}
+    facts |= {"samples_shared": len(rows[0]) if every == 1 else len(_shared(a, b)[0])}
+    for t in TEMPERATURES:
+        values = columns[f"kl_t{t:g}"]
+        facts |= {f"kl_t{t:g}_mean": float(values.mean())}
+        facts |= {f"kl_t{t:g}_p99": float(np.percentile(values, 99))}
+    facts |= {"l1_mean": float(columns["l1"].mean())}
+    facts |= {"top1_agreement": 100.0 * float(columns["agree"].mean())}
+    return facts | {"bytes_per_view": {"a": a.bytes_per_view(), "b": b.bytes_per_view()}}
+
+
+def _places(views: int, count: int) -> Iterator[tuple[int, int]]:
+    return ((view, begin) for view in range(views) for begin in range(0, count, _ROWS))
+
+
+def _shared(a: Side, b: Side) -> NDArray[np.int64]:
+    """[2, N] rows of both sides that have the same key, in the order of b's."""
+    if a.num_classes != b.num_classes:
+        raise CacheMismatch(
+            f"{a.name} speaks of {a.num_classes} classes, {b.name} of {b.num_classes}."
+        )
+    place = {key: i for i, key in enumerate(a.keys)}
+    pairs = [(place[key], i) for i, key in enumerate(b.keys) if key in place]
+    if not pairs:
+        raise CacheMismatch(
+            f"{a.name} and {b.name} share no sample (keys such as {a.keys[0]!r} and {b.keys[0]!r})."
+        )
+    return np.array(pairs, dtype=np.int64).T
+
+
+def _distances(
+    a: Side, b: Side, view: int, row_a: NDArray[np.int64], row_b: NDArray[np.int64]
+) -> dict[str, F8]:
+    found = {}
+    for t in TEMPERATURES:
+        p, q = a.distributions(view, row_a, t), b.distributions(view, row_b, t)
+        found[f"kl_t{t:g}"] = dense.divergence(p, q)
+        if t == 1:
+            found["l1"] = np.abs(p - q).sum(axis=1)
+            found["agree"] = (p.argmax(axis=1) == q.argmax(axis=1)).astype(np.float64)
+    return found

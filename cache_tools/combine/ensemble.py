@@ -1,0 +1,172 @@
+"""`kdcache ensemble`: aligned caches of several teachers become the cache of their mixture.
+
+No teacher and no image is needed. Each part is read from every member, mixed (`mixture`), rounded
+to codes again and committed, so a killed run goes on with the parts that are missing. The pixels'
+fingerprints are taken over from the members, after a look whether all saw the same.
+
+Shapes: B views, P labels of a view.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_tools import __version__
+from cache_tools.combine import assemble
+from cache_tools.data.images import NO_LABEL
+from cache_tools.errors import CacheIncomplete, CacheMismatch, UsageError
+from cache_tools.importers import dense
+from cache_tools.runtime import progress
+from cache_tools.spec.cache import CacheSpec, TargetSpec
+from cache_tools.spec.canonical import canonical_json, sha256
+from cache_tools.spec.teacher import ENSEMBLE, TeacherSpec
+from cache_tools.store.aligned import Members
+from cache_tools.store.cache import Store
+from cache_tools.store.commits import Part
+from cache_tools.targets import codec, mixture
+from cache_tools.targets.codec import Sparse, Stored
+
+I8 = NDArray[np.int64]
+_ROWS = 4096
+"""Rows that are mixed at once: a few ten megabytes at 64 kept classes."""
+
+
+def run(members: Members, out: Path, targets: TargetSpec | None = None) -> Store:
+    """Write the cache of a mixture, or what is missing of it.
+
+    Args:
+        members: Two or more aligned caches whose parts hold the same rows.
+        out: Where the cache lies.
+        targets: Which classes are kept; None: as the members do (`default_targets`).
+
+    Raises:
+        UsageError: Another cache lies at `out`, or more is to be kept than the members know.
+        CacheIncomplete, CacheDamaged, CacheMismatch: A part of a member is not there, is damaged,
+            or is of other pixels; what is committed stays.
+    """
+    cache_spec = _spec(members, targets)
+    _check_whole(members)
+    store = Store.at(out, cache_spec, lambda: members.first.table, members.num_views)
+    if members.source:
+        store.note_source(members.source)
+    todo = [part for part in store.parts() if store.fault(part) is not None]
+    total, left = (
+        sum(len(cache_spec.rows(part.block)) for part in parts) for parts in (store.parts(), todo)
+    )
+    with progress.bar("ensemble", total, "views", total - left) as advance:
+        for part in todo:
+            _make(members, store, part)
+            advance(len(cache_spec.rows(part.block)))
+    return store
+
+
+def keep(text: str) -> TargetSpec | None:
+    """What `--keep` says, as for imported logits; "" is None: as the members keep.
+
+    Raises:
+        UsageError: Something that cannot be read, or temperatures, which the members decide.
+    """
+    if "t2" in text:
+        raise UsageError(
+            f"--keep {text}: a mixture knows the temperatures that all its members declare, and "
+            "stores those. Leave t2= out."
+        )
+    return dense.keep(text) if text else None
+
+
+def default_targets(members: Members) -> TargetSpec:
+    """What is kept of a mixture when nothing is said: as much as the member that keeps most.
+
+    The threshold is the highest of the members': a class that no member kept is below it in every
+    member, and so in the mixture. Temperatures and true classes are stored when all members do.
+    """
+    each = [store.spec.targets for store in members.stores]
+    return TargetSpec(
+        k_max=max(t.k_max for t in each),
+        tau=max(t.tau for t in each),
+        k_min=max(t.k_min for t in each),
+        levels=max(t.levels for t in each),
+        temperatures=members.temperatures,
+        true_class=all(t.true_class for t in each),
+    )
+
+
+def _spec(members: Members, wanted: TargetSpec | None) -> CacheSpec:
+    first, targets = members.first.spec, default_targets(members)
+    if wanted is not None:
+        classes = first.teacher.num_classes
+        k_max, k_min = min(wanted.k_max, classes), min(wanted.k_min, classes)
+        targets = replace(targets, k_max=k_max, k_min=k_min, tau=wanted.tau, levels=wanted.levels)
+    known = max(
+        t.k_max if t.tau == 0 else t.k_min for t in (s.spec.targets for s in members.stores)
+    )
+    if targets.k_min > known:
+        raise UsageError(
+            f"{targets.k_min} classes of every view cannot be kept: of some, the members know "
+            f"{known}. Ask for at most min={known}, such as --keep tau=1e-3,max=64,min={known}."
+        )
+    sizes = {store.spec.views.teacher_size for store in members.stores}
+    seen = replace(first.views, teacher_size=sizes.pop() if len(sizes) == 1 else 0)
+    return replace(first, teacher=_teacher(members), views=seen, targets=targets)
+
+
+def _teacher(members: Members) -> TeacherSpec:
+    """The ensemble as a teacher: its weights are those of its members, by name and share."""
+    named = members.specs
+    name = " + ".join(f"{member.weight:.4g}*({member.name})" for member in named)
+    digest = sha256(canonical_json([[m.weights_sha256, m.weight] for m in named]))
+    classes, no_mean, no_std = members.first.spec.teacher.num_classes, (0.0,) * 3, (1.0,) * 3
+    return TeacherSpec(name, ENSEMBLE, digest, classes, no_mean, no_std, members=named)
+
+
+def _check_whole(members: Members) -> None:
+    """A quick look whether every part is there, before hours are spent on the first ones."""
+    for store in members.stores:
+        for part in store.parts():
+            if part.view < members.num_views and not store.present(part):
+                raise store.fault(part) or CacheIncomplete(f"{part} of {store.name} is missing.")
+
+
+def _make(members: Members, store: Store, part: Part) -> None:
+    """Mix and commit one part."""
+    read = [member.read(part) for member in members.stores]
+    probes = read[0][1]
+    for member, (_, theirs) in zip(members.stores[1:], read[1:], strict=True):
+        if not np.array_equal(probes, theirs):
+            a, b = (s.record(part)["versions"] for s in (members.first, member))
+            raise CacheMismatch(
+                f"{part} of {members.first.name} and of {member.name} are of other pixels: the "
+                f"first was made with {a}, the second with {b}. Make one of them anew with the "
+                "libraries of the other."
+            )
+    label_NP = assemble.labels(members.first, part)
+    pieces, top_N = [], np.empty(len(label_NP), dtype=np.int64)
+    top_sum, mix = 0.0, members.mixture()
+    for begin in range(0, len(label_NP), _ROWS):
+        row_B = np.arange(begin, min(begin + _ROWS, len(label_NP)))
+        said = mix(members.decode([stored for stored, _ in read], row_B), label_NP[row_B])
+        sparse = mixture.sparsify(said, store.spec.targets, label_NP[row_B])
+        pieces.append(codec.encode(sparse, store.spec.targets, store.spec.teacher.num_classes))
+        top_N[row_B] = _best(sparse)
+        top_sum += float(sparse.probability_BK.max(axis=1).sum())
+    stored = codec.concatenate(pieces)
+    statistics = _statistics(stored) | {"max_probability": top_sum / len(stored)}
+    if not store.spec.views.mixes and NO_LABEL not in label_NP:
+        statistics["teacher_top1"] = 100.0 * float((top_N == label_NP[:, 0]).mean())
+    rounded = {name: round(value, 6) for name, value in statistics.items()}
+    versions = {**members.first.record(part)["versions"], "ensemble": f"kdcache {__version__}"}
+    store.write(part, stored, probes, rounded, versions, members.params(part))
+
+
+def _best(sparse: Sparse) -> I8:
+    """The most probable class of each view."""
+    slot_B1 = sparse.probability_BK.argmax(axis=1)[:, None]
+    return np.asarray(np.take_along_axis(sparse.index_BK, slot_B1, axis=1)[:, 0])
+
+
+def _statistics(stored: Stored) -> dict[str, float]:
+    tail_B = codec.tail_levels()[stored.tail_TB[0]]
+    kept = len(stored.code_E) / len(stored)
+    return {"kept_classes": kept, "tail_mass": float(tail_B.mean(dtype=np.float64))}

@@ -1,0 +1,221 @@
+"""`kdcache merge`: caches of several labs as one, with more views, more samples, or both.
+
+They must be of one `family`. Of equal samples, parts are copied as they are. Of several sets of
+samples a new table is made of all of them, and parts are put together from stored codes
+(`assemble`); the result is what one run over all samples would have written, byte for byte in its
+targets. What two caches both have is compared, and a difference refused: one teacher says one thing
+of a view.
+
+Shapes: N samples of the whole.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_tools.combine import assemble, compatibility
+from cache_tools.combine.assemble import Assembly, Made
+from cache_tools.data.scan import SampleTable
+from cache_tools.errors import CacheDamaged, CacheMismatch
+from cache_tools.runtime import progress
+from cache_tools.runtime.signals import StopRequest
+from cache_tools.spec.cache import CacheSpec
+from cache_tools.store import commits
+from cache_tools.store.cache import Store
+from cache_tools.store.commits import Part
+from cache_tools.targets import codec
+
+log = logging.getLogger("kdcache")
+I8 = NDArray[np.int64]
+
+
+def run(stores: Sequence[Store], out: Path, block_size: int = 0) -> Store:
+    """Write the union of caches, or what is missing of it.
+
+    Args:
+        stores: Two or more caches of one family.
+        out: Where it lies.
+        block_size: Rows of a block; 0: as the caches have it.
+
+    Raises:
+        CacheMismatch: They are not of one family, or two have another part in one place.
+        UsageError: Another cache lies at `out`.
+        KeyboardInterrupt: A signal came; what is committed stays.
+    """
+    compatibility.check(stores)
+    views = max(store.num_views for store in stores)
+    alike = len({store.spec.fingerprint for store in stores}) == 1
+    if alike and block_size in (0, stores[0].spec.block_size):
+        spec, table = stores[0].spec, stores[0].table
+        maker: _Same | _Rows = _Same(stores)
+    else:
+        table = compatibility.union(
+            [store.table for store in stores], [store.name for store in stores]
+        )
+        spec = compatibility.spec_of(stores, table, block_size)
+        maker = _Rows(stores, spec, table)
+    result = Store.at(out, spec, lambda: table, views)
+    for store in stores:
+        if store.source and not result.source:
+            result.note_source(store.source)
+    parts = list(result.parts())
+    unknown = []
+    with StopRequest() as stop, progress.bar("merge", len(parts), "parts") as advance:
+        for part in parts:
+            if stop.asked:
+                raise KeyboardInterrupt
+            if not maker.make(result, part):
+                unknown.append(part)
+            advance(1)
+    if unknown:
+        log.warning(
+            "%d of %d parts are in none of the caches as a whole (first: %s); merge again with one "
+            "that has them",
+            len(unknown),
+            len(parts),
+            unknown[0],
+        )
+    return result
+
+
+class _Same:
+    """Parts of caches of the same samples: copied as they are."""
+
+    def __init__(self, stores: Sequence[Store]) -> None:
+        self._stores = stores
+
+    def make(self, out: Store, part: Part) -> bool:
+        """Copy a part from a cache that has it, after a look at what the others have."""
+        having = [(store, r) for store in self._stores if (r := _record(store, part)) is not None]
+        for (a, ours), (b, theirs) in pairwise(having):
+            _check_same(a, ours, b, theirs, part)
+        if not having:
+            return False
+        if out.fault(part) is None:
+            _check_same(out, out.record(part), *having[0], part)
+            return True
+        whole = [store for store, _ in having if store.fault(part) is None]
+        if not whole:
+            raise having[0][0].fault(part) or CacheDamaged(f"{part} of {having[0][0].name}.")
+        # of parts that were cut or not, the one with most fingerprints of pixels
+        record, chunks = max((s.load(part) for s in whole), key=lambda p: _known(whole[0], part, p))
+        out.commit(part, chunks, commits.sealed(record))
+        return True
+
+
+class _Rows:
+    """Parts of caches of several sets of samples: put together row by row."""
+
+    def __init__(self, stores: Sequence[Store], spec: CacheSpec, table: SampleTable) -> None:
+        self._stores, self._table = stores, table
+        self._row_SN = np.full((len(stores), len(table)), -1, dtype=np.int64)
+        for row_N, store in zip(self._row_SN, stores, strict=True):
+            row_N[np.searchsorted(table.id_N, store.table.id_N)] = np.arange(len(store.table))
+        if spec.replayable and spec.views.mixes and spec.imported is None:
+            compatibility.check_windows(stores, spec, self._row_SN, table)
+        new_row_of = [np.searchsorted(table.id_N, store.table.id_N) for store in stores]
+        self._assembly = Assembly(stores, new_row_of)
+
+    def make(self, out: Store, part: Part) -> bool:
+        """Put a part together; False when no cache has some row of it in this view."""
+        rows = out.spec.rows(part.block)
+        new_B = np.arange(rows.start, rows.stop)
+        there_SB = np.stack([self._there(i, part.view, new_B) for i in range(len(self._stores))])
+        if not there_SB.any(axis=0).all():
+            return False
+        source_B = there_SB.argmax(axis=0)
+        made = self._gather(part.view, source_B, new_B)
+        for i in range(len(self._stores)):
+            twice_B = new_B[there_SB[i] & (source_B != i)]
+            if len(twice_B):
+                other = self._gather(part.view, np.full(len(twice_B), i), twice_B)
+                self._compare(made, source_B, rows.start, other, i, twice_B, part.view)
+                made = replace(made, known=other.known | made.known)
+        if out.fault(part) is None:
+            if not (
+                assemble.same(out.read(part)[0], made.stored).all() and _alike(out, part, made)
+            ):
+                raise _conflict(out, self._stores[int(source_B[0])], part)
+            return True
+        facts = assemble.statistics(out, part, made.stored, made.params)
+        versions = assemble.versions(made.versions, "merge")
+        probes = made.probes(out.spec, rows)
+        return out.write(part, made.stored, probes, facts, versions, made.params) or True
+
+    def _there(self, i: int, view: int, new_B: I8) -> NDArray[np.bool_]:
+        """[B] whether a cache has a row's target in a view."""
+        store, row_B = self._stores[i], self._row_SN[i, new_B]
+        if view >= store.num_views:
+            return np.zeros(len(row_B), dtype=bool)
+        block_B = row_B // store.spec.block_size
+        blocks = np.unique(block_B[row_B >= 0]).tolist()
+        committed = [b for b in blocks if _record(store, Part(view, b)) is not None]
+        return np.asarray((row_B >= 0) & np.isin(block_B, committed))
+
+    def _gather(self, view: int, source_B: I8, new_B: I8) -> Made:
+        return self._assembly.gather(view, source_B, self._row_SN[source_B, new_B], new_B)
+
+    def _compare(
+        self, made: Made, source_B: I8, first: int, other: Made, i: int, twice_B: I8, view: int
+    ) -> None:
+        """CacheMismatch when two caches say different things of one sample."""
+        differ = ~assemble.same(codec.take(made.stored, twice_B - first), other.stored)
+        pixels = ((other.known.get(row), made.known.get(row)) for row in twice_B.tolist())
+        differ |= [None not in pair and pair[0] != pair[1] for pair in pixels]
+        if made.params and other.params:
+            differ |= made.params.rows(twice_B - first).differ(other.params)
+        if differ.any():
+            row = int(twice_B[np.flatnonzero(differ)[0]])
+            a, b = self._stores[int(source_B[row - first])], self._stores[i]
+            block = int(self._row_SN[i, row]) // b.spec.block_size
+            raise _conflict(a, b, Part(view, block), self._table.keys[row])
+
+
+def _alike(out: Store, part: Part, made: Made) -> bool:
+    """Whether a committed part has the imported views that were put together for it."""
+    return made.params is None or out.read_params(part).equals(made.params)
+
+
+def _record(store: Store, part: Part) -> dict[str, Any] | None:
+    """The record of a part, or None where it is not committed."""
+    if part.view >= store.num_views or store.storage.size(part.record) is None:
+        return None
+    return store.record(part)
+
+
+def _targets(record: dict[str, Any]) -> dict[str, str]:
+    """Digests of the chunks of a part but for the fingerprints of pixels."""
+    chunks = record["chunks"].items()
+    return {n: c["sha256"] for n, c in chunks if not n.startswith("probes/")}
+
+
+def _check_same(
+    a: Store, ours: dict[str, Any], b: Store, theirs: dict[str, Any], part: Part
+) -> None:
+    """CacheMismatch when two caches have different targets, or are of different pixels."""
+    if _targets(ours) != _targets(theirs):
+        raise _conflict(a, b, part)
+    if ours["chunks"] != theirs["chunks"]:
+        pixels_a, pixels_b = a.read(part)[1], b.read(part)[1]
+        if ((pixels_a != pixels_b) & (pixels_a > 0) & (pixels_b > 0)).any():
+            raise _conflict(a, b, part)
+
+
+def _known(store: Store, part: Part, loaded: tuple[dict[str, Any], dict[str, bytes]]) -> int:
+    return int((store.decode(part, loaded[1])[1] > 0).sum())
+
+
+def _conflict(a: Store, b: Store, part: Part, key: str = "") -> CacheMismatch:
+    of = f" of {key!r}" if key else ""
+    return CacheMismatch(
+        f"{part} of {b.name} is not as in {a.name}: the targets{of}, the views or the pixels "
+        "differ. A cache has one target of a view; other devices or libraries give other last "
+        "bits. Cut that part away with `kdcache select --views …`, or merge without one of the "
+        "caches."
+    )

@@ -1,0 +1,178 @@
+"""ILSVRC 2012 as it is distributed: a training tar of tars, a validation tar without labels.
+
+A class is its synset (n01440764), and the class *number* is the synset's place among all synsets in
+sorted order: what an ImageFolder gives, and what timm's and torchvision's networks say. ILSVRC has
+another number of its own, ILSVRC2012_ID 1..1000, in which kit fox (n02119789) is 1 and tench
+(n01440764) is not; `ILSVRC2012_validation_ground_truth.txt` is written in it. What turns one into
+the other is `meta.mat` of the development kit, so that this file is only read beside it.
+"""
+
+import io
+import re
+import tarfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from cache_tools.data import images as shards
+from cache_tools.data import tar_index
+from cache_tools.data.images import Images
+from cache_tools.errors import DataError, UsageError
+from cache_tools.runtime import progress
+
+GROUND_TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
+_SYNSET = re.compile(r"n\d{8}")
+_NAMED = re.compile(r"([^\s,]+?)(?:\.[A-Za-z]+)?[\s,]+(n\d{8})\b.*")
+_DEVKIT = "the development kit (ILSVRC2012_devkit_t12.tar.gz)"
+
+
+def is_tar_of_tars(path: Path) -> bool:
+    """Whether the first file in a tar is a tar."""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            first = next((member for member in tar if member.isfile()), None)
+    except (OSError, tarfile.TarError):
+        return False
+    return first is not None and first.name.endswith(".tar")
+
+
+def train(path: Path) -> Images:
+    """Open a tar that holds a tar of images for each class; nothing is unpacked.
+
+    Raises:
+        DataError: It, or one of the tars in it, cannot be read.
+    """
+    try:
+        with tarfile.open(path, "r:") as tar, path.open("rb") as file:
+            inner = {m.name: (m.offset_data, m.size) for m in tar if m.isfile()}
+            classes = sorted(Path(name).name.removesuffix(".tar") for name in inner)
+            if len(set(classes)) != len(classes):
+                raise ValueError("two of its tars have one name")
+            names, rows = _classes(file, inner, classes)
+    except (OSError, tarfile.TarError, ValueError) as error:
+        raise DataError(f"cannot read {path}: {error}. Fetch it again.") from None
+    offset, length, label = np.array(rows, dtype=np.int64).reshape(-1, 3).T
+    where = np.zeros(len(names), dtype=np.int32)
+    return Images(
+        str(path), [path], names, where, offset, length, label.astype(np.int32), tuple(classes)
+    )
+
+
+def _classes(
+    file: BinaryIO, inner: dict[str, tuple[int, int]], classes: list[str]
+) -> tuple[list[str], list[tuple[int, int, int]]]:
+    """Names, and rows (offset, length, label) of the images of all classes."""
+    number = {name: i for i, name in enumerate(classes)}
+    names, rows = [], []
+    with progress.bar("read the headers", len(inner), "classes") as advance:
+        for name, (begin, size) in inner.items():
+            synset = Path(name).name.removesuffix(".tar")
+            file.seek(begin)  # tarfile counts from where the file stands: offsets are of the whole
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                for member in tar:
+                    if member.offset_data + member.size > begin + size:
+                        raise ValueError(f"{name} in it ends before its last image does")
+                    sample, extension = tar_index.split_name(member.name)
+                    if member.isfile() and extension in shards.IMAGES:
+                        names.append(f"{synset}/{sample}")
+                        rows.append((member.offset_data, member.size, number[synset]))
+            advance(1)
+    return names, rows
+
+
+def with_labels(images: Images, labels: Path, classes: Sequence[str]) -> Images:
+    """Images without labels, labelled from a file of synsets or ILSVRC's ground truth.
+
+    Args:
+        images: The validation images.
+        labels: A synset per line, in the order of the images' names; lines of a name and a synset;
+            ILSVRC's ground truth with `meta.mat` beside it; or the development kit.
+        classes: All synsets, when they are known from the training split; else those in `labels`
+            are taken for all.
+
+    Raises:
+        UsageError: Not such a file, or not of these images.
+    """
+    synsets, known = _read(labels, [name.rpartition("/")[2] for name in images.names])
+    names = tuple(classes) or tuple(sorted(known))
+    number = {name: i for i, name in enumerate(names)}
+    if unknown := sorted(set(synsets) - set(names)):
+        raise UsageError(
+            f"{labels} has the class {unknown[0]}, which is not among the {len(names):,} classes "
+            "of the training split. Take the labels of the same data set."
+        )
+    label = np.array([number[synset] for synset in synsets], dtype=np.int32)
+    return replace(images, label_N=label, class_names=names)
+
+
+def _read(path: Path, stems: list[str]) -> tuple[list[str], set[str]]:
+    """The synset of each image, and all synsets."""
+    files = _devkit(path) if tarfile.is_tarfile(path) else _beside(path)
+    lines = files[GROUND_TRUTH].decode("utf-8", "replace").split("\n")
+    lines = [line.strip() for line in lines if line.strip()]
+    if named := [found for line in lines if (found := _NAMED.fullmatch(line))]:
+        return _by_name(path, {found[1]: found[2] for found in named}, stems)
+    if len(lines) != len(stems):
+        raise UsageError(f"{path} labels {len(lines):,} images, there are {len(stems):,}.")
+    if all(_SYNSET.fullmatch(line) for line in lines):
+        in_order, known = lines, set(lines)
+    elif all(line.isdecimal() for line in lines):
+        synset_of = _meta(path, files)
+        if wrong := [line for line in lines if int(line) not in synset_of]:
+            raise UsageError(f"{path}: there is no class {wrong[0]} in {META}.")
+        in_order, known = [synset_of[int(line)] for line in lines], set(synset_of.values())
+    else:
+        raise UsageError(
+            f"{path} has neither a synset (n01440764) in each line nor ILSVRC's numbers. Pass such "
+            f"a file, or {_DEVKIT}."
+        )
+    synset = dict(zip(sorted(stems), in_order, strict=True))
+    return [synset[stem] for stem in stems], known
+
+
+def _by_name(path: Path, synset: dict[str, str], stems: list[str]) -> tuple[list[str], set[str]]:
+    if absent := [stem for stem in stems if stem not in synset]:
+        raise UsageError(f"{path} has no label for {len(absent):,} images, first {absent[0]}.")
+    return [synset[stem] for stem in stems], set(synset.values())
+
+
+def _beside(path: Path) -> dict[str, bytes]:
+    files = {GROUND_TRUTH: path.read_bytes()}
+    if (meta := path.with_name(META)).is_file():
+        files[META] = meta.read_bytes()
+    return files
+
+
+def _devkit(path: Path) -> dict[str, bytes]:
+    files: dict[str, bytes] = {}
+    with tarfile.open(path) as tar:
+        for member in tar:
+            name = member.name.rpartition("/")[2]
+            if name in (GROUND_TRUTH, META) and (file := tar.extractfile(member)) is not None:
+                files[name] = file.read()
+    if len(files) < 2:
+        raise UsageError(f"{path} does not hold {GROUND_TRUTH} and {META}. Pass {_DEVKIT}.")
+    return files
+
+
+def _meta(path: Path, files: dict[str, bytes]) -> dict[int, str]:
+    """Synsets by ILSVRC's own numbers, of the classes that images have (those without children)."""
+    if META not in files:
+        raise UsageError(
+            f"{path} has ILSVRC's own class numbers, not the places of the sorted synsets that "
+            f"networks mean; {META} of the development kit says which is which. Pass {_DEVKIT}, or "
+            "a file with a synset per line."
+        )
+    try:
+        from scipy.io import loadmat
+    except ImportError:
+        raise UsageError(f"reading {META} needs scipy: pip install 'kdcache[ilsvrc]'.") from None
+    try:
+        table = loadmat(io.BytesIO(files[META]), squeeze_me=True)["synsets"]
+        leaves = table[table["num_children"].astype(int) == 0]
+        return {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in leaves}
+    except Exception as error:  # loadmat raises many kinds
+        raise UsageError(f"{META} of {path} cannot be read ({error}). Fetch it again.") from None

@@ -1,0 +1,255 @@
+"""Which images of a foreign copy of the data set are a cache's samples: by key, then by digest.
+
+Other shards, another order, an ImageFolder: keys say it, and cost no read. Where samples are
+missing and the copy has images of other names, their bytes are compared: a renamed image has the
+digest that the sample table has. Only images whose encoded size is that of a missing sample are
+read, and a few of them first, since a copy of which none fits is another data set. Digests are kept
+in the data folder.
+
+Shapes: N samples of the table, M images of the copy.
+"""
+
+import contextlib
+import hashlib
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_tools.data import scan, sources
+from cache_tools.data.images import Images
+from cache_tools.data.scan import SampleTable
+from cache_tools.errors import CacheMismatch
+from cache_tools.runtime import progress, threads
+from cache_tools.spec.cache import DatasetSpec
+from cache_tools.storage import disk_cache
+from cache_tools.storage.disk_cache import DataFolder
+
+log = logging.getLogger("kdcache")
+I8 = NDArray[np.int64]
+U8 = NDArray[np.uint64]
+_FIRST = 256
+"""Images that are read before all that may be renamed are."""
+_AHEAD = 1024
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Where a cache's samples are in a data set."""
+
+    number_N: I8
+    """Number of the image in the data set; -1 where there is none."""
+    by_digest: int
+    """How many were found by their bytes, under other keys."""
+    extra: int
+    """Images that are no sample of the cache."""
+    first_missing: str
+    """Key of the first sample that is not there, or ""."""
+    first_extra: str
+    """Key of the first image that is no sample, or ""."""
+
+    @property
+    def present_N(self) -> NDArray[np.bool_]:
+        """[N] which samples are there."""
+        return np.asarray(self.number_N >= 0)
+
+    @property
+    def found(self) -> int:
+        """How many are."""
+        return int(self.present_N.sum())
+
+    @property
+    def missing(self) -> int:
+        """How many are not."""
+        return len(self.number_N) - self.found
+
+    @property
+    def by_name(self) -> bool:
+        """Whether all were found by their keys, and nothing else is there."""
+        return not (self.by_digest or self.missing or self.extra)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The counts, for `--json` and result.json."""
+        return {
+            "samples": len(self.number_N),
+            "by_key": self.found - self.by_digest,
+            "by_digest": self.by_digest,
+            "missing": self.missing,
+            "extra": self.extra,
+        }
+
+    def __str__(self) -> str:
+        words = f"{self.found:,} of {len(self.number_N):,} samples are there"
+        words += f", {self.by_digest:,} of them under other names" * bool(self.by_digest)
+        words += f"; first missing: {self.first_missing!r}" * bool(self.missing)
+        return words + f"; {self.extra:,} other images" * bool(self.extra)
+
+
+def find(table: SampleTable, dataset: DatasetSpec, images: Images) -> Coverage:
+    """Look for the samples of `table` among `images`."""
+    _, keys = images.keys(dataset.key)
+    id_M = np.array([scan.sample_id(key) for key in keys], dtype=np.uint64)
+    _, first, count = np.unique(id_M, return_index=True, return_counts=True)
+    alone = first[count == 1]  # images that share a name are told apart by their bytes
+    row = np.searchsorted(table.id_N, id_M[alone]).clip(max=len(table) - 1)
+    hit = table.id_N[row] == id_M[alone]
+    number_N = np.full(len(table), -1, dtype=np.int64)
+    number_N[row[hit]] = alone[hit]
+    missing, strange = np.flatnonzero(number_N < 0), np.setdiff1d(np.arange(len(keys)), alone[hit])
+    renamed = _renamed(table, missing, images, strange)
+    number_N[list(renamed)] = list(renamed.values())
+    missing, extra = np.flatnonzero(number_N < 0), np.setdiff1d(strange, list(renamed.values()))
+    return Coverage(
+        number_N,
+        len(renamed),
+        len(extra),
+        min((table.keys[i] for i in missing), default=""),
+        min((keys[i] for i in extra), default=""),
+    )
+
+
+def join(
+    table: SampleTable,
+    dataset: DatasetSpec,
+    images: Images,
+    partial: bool = False,
+    covered: Coverage | None = None,
+) -> tuple[Images, Coverage]:
+    """The data set in the order of `table`, after checking that it is the one the cache is of.
+
+    Keys, labels and encoded sizes are compared here, which costs no read where no image was
+    renamed; the bytes themselves are compared with their digests by whoever reads them.
+
+    Args:
+        table: The cache's samples.
+        dataset: What the cache says of them.
+        images: A copy of the data set.
+        partial: Whether some samples may be missing and others be there. In place of a missing
+            sample stands some other image, which nobody must show.
+        covered: What `find` found, if it was asked.
+
+    Raises:
+        CacheMismatch: Samples are missing or too many, or a label or the size of an image differs.
+    """
+    covered = covered or find(table, dataset, images)
+    if not covered.found or (not partial and (covered.missing or covered.extra)):
+        raise _mismatch(covered, images, partial)
+    if not covered.by_name:
+        log.info("%s: %s", images.source, covered)
+    rows = np.flatnonzero(covered.present_N)
+    ordered = images.subset(
+        np.where(covered.present_N, covered.number_N, covered.number_N[rows[0]])
+    )
+    _check_sizes(table, rows, ordered)
+    if dataset.labels:
+        _check_labels(table, dataset, rows, ordered)
+    return ordered, covered
+
+
+def _renamed(table: SampleTable, missing: I8, images: Images, strange: I8) -> dict[int, int]:
+    """Missing row → number of the image that has its bytes, and its label if that is known."""
+    strange = strange[np.isin(images.length_N[strange], table.bytes_N[missing])]
+    if not len(strange) or not len(missing):
+        return {}
+    digest_M = _digests(images, strange, table.digest_N[missing])
+    rows_of: dict[int, list[int]] = {}
+    for row in missing.tolist():
+        rows_of.setdefault(int(table.digest_N[row]), []).append(row)
+    found = {}
+    for number, digest in zip(strange.tolist(), digest_M.tolist(), strict=True):
+        rows = rows_of.get(digest, [])
+        alike = [r for r in rows if table.label_N[r] == images.label_N[number]] or rows
+        if alike:  # an image that is there twice has two rows, which may differ in their labels
+            rows.remove(alike[0])
+            found[alike[0]] = number
+    return found
+
+
+def _digests(images: Images, numbers: I8, wanted: U8) -> U8:
+    """Digests of some images; all 0 when none of a few that are tried first is wanted."""
+    kept, name = DataFolder(), disk_cache.key("digests", _copy(images, numbers))
+    if (data := kept.index(name)) is not None and len(data) == 8 * len(numbers):
+        return np.frombuffer(data, dtype="<u8").astype(np.uint64)
+    tried = numbers[:: max(1, len(numbers) // _FIRST)]
+    log.info("%s: other names; images are looked for by their bytes", images.source)
+    if not np.isin(_read(images, tried), wanted).any():
+        return np.zeros(len(numbers), dtype=np.uint64)
+    found = _read(images, numbers)
+    kept.keep_index(name, found.astype("<u8").tobytes())
+    return found
+
+
+def _read(images: Images, numbers: I8) -> U8:
+    """Digests of the bytes of images."""
+    digests: list[int] = []
+    with (
+        progress.bar("compare images", len(numbers), "images") as advance,
+        ThreadPoolExecutor(threads.available()) as pool,
+    ):
+        for begin in range(0, len(numbers), _AHEAD):
+            few = numbers[begin : begin + _AHEAD].tolist()
+            digests.extend(pool.map(lambda number: scan.digest(images.read(number)), few))
+            advance(len(few))
+    return np.array(digests, dtype=np.uint64)
+
+
+def _copy(images: Images, numbers: I8) -> str:
+    """What tells some images of a copy from those of another, without reading them."""
+    told = hashlib.sha256(sources.resolve(images.source).encode())
+    for path in images.paths:
+        with contextlib.suppress(OSError):
+            found = path.stat()
+            told.update(f"{path}\n{found.st_size} {found.st_mtime_ns}\n".encode())
+    names = "\n".join(images.names[i] for i in numbers.tolist())
+    told.update(names.encode("utf-8", "surrogateescape"))
+    for column in (images.length_N, images.offset_N):
+        told.update(column[numbers].astype("<i8").tobytes())
+    return told.hexdigest()
+
+
+def _check_sizes(table: SampleTable, rows: I8, images: Images) -> None:
+    changed = rows[images.length_N[rows] != table.bytes_N[rows]]
+    if len(changed):
+        first = int(changed[0])
+        raise CacheMismatch(
+            f"{len(changed)} of {len(table)} images in {images.source} are not those the "
+            f"teacher saw (first: {table.keys[first]!r}, {images.length_N[first]} bytes against "
+            f"{table.bytes_N[first]}). "
+            "Point --data at the original images; a re-encoded copy gives other pixels."
+        )
+
+
+def _check_labels(table: SampleTable, dataset: DatasetSpec, rows: I8, images: Images) -> None:
+    named = dataset.classes_sha256 and images.class_names
+    if named and scan.classes_sha256(images) != dataset.classes_sha256:
+        raise CacheMismatch(
+            f"the {len(images.class_names)} class folders of {images.source} are not those of "
+            "the cache: labels would mean other classes. Point --data at the original folder."
+        )
+    changed = rows[images.label_N[rows] != table.label_N[rows]]
+    if len(changed):
+        first = int(changed[0])
+        raise CacheMismatch(
+            f"{len(changed)} of {len(table)} labels in {images.source} differ from those in "
+            f"the cache (first: {table.keys[first]!r}, {images.label_N[first]} against "
+            f"{table.label_N[first]}). "
+            "Point --data at the original data set."
+        )
+
+
+def _mismatch(covered: Coverage, images: Images, partial: bool) -> CacheMismatch:
+    first = f"first unknown key: {covered.first_extra}"
+    if covered.missing:
+        first = f"first missing key: {covered.first_missing}"
+    way = "make a cache of this one" + ", or pass --allow-partial to train on the shared ones" * (
+        not partial and covered.found > 0
+    )
+    return CacheMismatch(
+        f"this cache was made from {len(covered.number_N):,} samples, the data set at "
+        f"{images.source} has {covered.found + covered.extra:,}, of which {covered.found:,} are "
+        f"shared ({first}). Point --data at the data set the cache was made from, {way}."
+    )

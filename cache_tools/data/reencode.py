@@ -1,0 +1,57 @@
+"""One image on its way into a shard: looked at, or made smaller; and what kind of file it is."""
+
+import re
+from importlib.metadata import version
+
+import cv2
+import numpy as np
+import simplejpeg
+
+from cache_tools.errors import DataError
+from cache_tools.render import decode
+
+KINDS = (
+    (rb"\xff\xd8\xff", "jpg"),
+    (rb"\x89PNG", "png"),
+    (rb"RIFF.{4}WEBP", "webp"),
+    (rb"BM", "bmp"),
+    (rb"II[*+]\0|MM\0[*+]", "tiff"),
+    (rb"P[1-6]\s", "ppm"),
+)
+"""How a file of each kind begins (a regular expression), and its extension in a shard."""
+
+
+def extension(data: bytes, key: str) -> str:
+    """The extension of an encoded image, by its first bytes: names are wrong now and then.
+
+    Raises:
+        DataError: It is none of the known kinds; `key` names it.
+    """
+    for beginning, kind in KINDS:
+        if re.match(beginning, data, re.DOTALL):
+            return kind
+    raise DataError(f"sample {key!r} is not an image of a known kind. Repair or remove it.")
+
+
+def shrink(data: bytes, key: str, short_side: int, quality: int, reuse: decode.Reuse) -> bytes:
+    """The image with its short side at `short_side` pixels, as JPEG; untouched if no larger.
+
+    Shrunk by INTER_AREA, which averages all pixels, and encoded with the accurate DCT and colours
+    at half resolution (4:2:0). EXIF data are dropped: no decoder here turns pictures by them.
+
+    Raises:
+        DataError: It cannot be decoded; `key` names it.
+    """
+    picture = decode.decode(data, key, reuse)
+    height, width = picture.shape[:2]
+    short = min(height, width)
+    if short <= short_side:
+        return data
+    size = round(width * short_side / short), round(height * short_side / short)
+    small = np.ascontiguousarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA))
+    return bytes(simplejpeg.encode_jpeg(small, quality, "RGB", "420", fastdct=False))
+
+
+def encoder() -> str:
+    """What the bytes of a shrunk image depend on beside the options."""
+    return f"simplejpeg {version('simplejpeg')}, opencv {cv2.__version__}"

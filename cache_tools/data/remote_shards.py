@@ -1,0 +1,230 @@
+"""Shards behind a URL, with random access: an index of each, and reads that are checked.
+
+Opening needs an index of every shard: from the local data folder, from beside the shard (`kdcache
+shard` writes it there), or, once, by reading the shard through. A sample is then read from the
+shard's local copy when there is one, else by a range request, while a few threads fetch the shards
+that were touched. Every image is compared with its CRC-32, wherever it came from: a local copy that
+fails is dropped, a reply that fails is asked for again, and a shard that changed is an error.
+"""
+
+import logging
+import queue
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cache_tools.data import info_json, tar_index
+from cache_tools.data.file_pool import Descriptors
+from cache_tools.data.readahead import ReadAhead
+from cache_tools.data.tar_index import TarIndex
+from cache_tools.errors import DataError
+from cache_tools.runtime import progress
+from cache_tools.storage import disk_cache
+from cache_tools.storage.disk_cache import DataFolder
+from cache_tools.storage.fsspec_client import Remote
+
+log = logging.getLogger("kdcache")
+_ASKERS, _FETCHERS = 16, 4
+_MB = 10**6
+_MAX_INDEX = 2**30
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard behind a URL."""
+
+    name: str
+    """Its name below the URL."""
+    size: int
+    """Its bytes."""
+    version: str
+    """Its etag or date, as the server has it; "" when it has none."""
+    key: str
+    """Its name in the local data folder."""
+
+
+class Streamed:
+    """The shards of one data set."""
+
+    def __init__(self, remote: Remote, names: Sequence[str], pattern: str) -> None:
+        """Shards `names` below a URL; UsageError when one is not there."""
+        self._remote, self._folder = remote, DataFolder()
+        with ThreadPoolExecutor(_ASKERS) as pool:
+            stats = list(pool.map(remote.stat, names))
+        absent = [name for name, stat in zip(names, stats, strict=True) if stat is None]
+        if absent:
+            raise info_json.missing(pattern, names, absent)
+        self.shards = [
+            Shard(name, *stat, disk_cache.key(remote.url, name, *stat))
+            for name, stat in zip(names, stats, strict=True)
+            if stat is not None
+        ]
+        self._fit = self._folder.make_room({s.key: s.size for s in self.shards})
+        self._local: dict[int, Path] = {}
+        self._descriptors = Descriptors()
+        self._ahead = ReadAhead(self._part)
+        self._wanted: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._asked: set[int] = set()
+        self._lock = threading.Lock()
+        self._fetchers: list[threading.Thread] = []
+
+    def indices(self, beside: bool) -> list[TarIndex]:
+        """The index of every shard, fetching what must be fetched for it.
+
+        Args:
+            beside: Whether an index lies beside each shard.
+
+        Raises:
+            DataError, UsageError: A shard or index cannot be read.
+        """
+        with ThreadPoolExecutor(_ASKERS) as pool:
+            known = list(pool.map(lambda s: self._known(s, beside), self.shards))
+        lacking = [i for i, index in enumerate(known) if index is None]
+        total = sum(self.shards[i].size for i in lacking)
+        label = "read shards once for their index"
+        with _megabytes(label, total) as done, ThreadPoolExecutor(_FETCHERS) as pool:
+            made = pool.map(lambda i: self._scan(self.shards[i], done), lacking)
+            found = dict(zip(lacking, made, strict=True))
+        return [found[i] if index is None else index for i, index in enumerate(known)]
+
+    def read(self, where: int, offset: int, length: int, crc: int) -> bytes:
+        """Bytes of one image.
+
+        Args:
+            where: Number of its shard.
+            offset: Where it begins.
+            length: Its bytes.
+            crc: Its CRC-32.
+
+        Raises:
+            DataError: It cannot be read, or the shard is not the one that was opened.
+        """
+        shard = self.shards[where]
+        data = self._read_local(where, offset, length)
+        if data is not None:
+            if len(data) == length and zlib.crc32(data) == crc:
+                return data
+            self._drop(where)
+        ahead = shard.key not in self._fit  # what is being fetched whole is not read twice
+        for attempt in range(3):
+            if ahead and attempt == 0:
+                data = self._ahead.read(where, offset, offset + length, shard.size)
+            else:
+                data = self._part(where, offset, offset + length)
+            if zlib.crc32(data) == crc:
+                return data
+        now = self._remote.stat(shard.name)
+        if now != (shard.size, shard.version):
+            raise DataError(
+                f"{self._remote.url}/{shard.name} has changed since this run opened it. Run the "
+                "same command again: it will look at the new shard, and say whether it fits."
+            )
+        raise DataError(
+            f"{self._remote.url}/{shard.name}: the bytes at {offset:,} are not those of its index. "
+            f"Remove the index ({shard.name}{tar_index.SUFFIX} there and "
+            f"{self._folder.path} here), or write the shard again."
+        )
+
+    def _part(self, where: int, begin: int, end: int) -> bytes:
+        shard = self.shards[where]
+        return self._remote.part(shard.name, begin, end, shard.size)
+
+    def _known(self, shard: Shard, beside: bool) -> TarIndex | None:
+        if (data := self._folder.index(shard.key)) is not None:
+            try:
+                return tar_index.unpack(data, shard.name)
+            except DataError:
+                log.warning("the kept index of %s is damaged; it is made again", shard.name)
+        if not beside:
+            return None
+        name = shard.name + tar_index.SUFFIX
+        if (data := self._remote.read(name, _MAX_INDEX)) is None:
+            return None
+        index = tar_index.unpack(data, f"{self._remote.url}/{name}")
+        if index.tar_bytes != shard.size or index.crc_N is None:
+            log.warning("%s is of another shard than the one beside it; not used", name)
+            return None
+        self._folder.keep_index(shard.key, data)
+        return index
+
+    def _scan(self, shard: Shard, done: Callable[[int], None]) -> TarIndex:
+        """Read a shard through, keeping it if there is room."""
+        with self._folder.writing(shard.key, temporary=shard.key not in self._fit) as partial:
+            if (path := self._folder.shard(shard.key, shard.size)) is None:
+                self._remote.download(shard.name, shard.size, partial, done)
+                path = partial
+            with path.open("rb") as file:
+                index = tar_index.scan(file, f"{self._remote.url}/{shard.name}", checksums=True)
+        self._folder.keep_index(shard.key, index.pack())
+        return index
+
+    def _read_local(self, where: int, offset: int, length: int) -> bytes | None:
+        """Bytes of the local copy, or None; asks for a copy when there is none and may be one."""
+        shard = self.shards[where]
+        path = self._local.get(where)
+        if path is None and shard.key in self._fit:
+            path = self._folder.shard(shard.key, shard.size) if where not in self._asked else None
+            if path is None:
+                self._ask(where)
+                return None
+            self._local[where] = path
+        try:
+            return None if path is None else self._descriptors.read(path, offset, length)
+        except OSError:  # somebody emptied the folder
+            self._local.pop(where, None)
+            return None
+
+    def _drop(self, where: int) -> None:
+        """A local copy is damaged: this run reads its shard by ranges, the next one fetches it."""
+        shard = self.shards[where]
+        log.warning("the local copy of %s is damaged and was removed", shard.name)
+        self._folder.forget(shard.key)
+        with self._lock:
+            self._asked.add(where)
+            self._local.pop(where, None)
+
+    def _ask(self, where: int) -> None:
+        with self._lock:
+            if where in self._asked:
+                return
+            self._asked.add(where)
+            self._wanted.put(where)
+            if len(self._fetchers) < _FETCHERS:  # daemons: the end of a run need not wait for them
+                thread = threading.Thread(target=self._fetch, name="fetch", daemon=True)
+                self._fetchers.append(thread)
+                thread.start()
+
+    def _fetch(self) -> None:
+        while True:
+            where = self._wanted.get()
+            shard = self.shards[where]
+            try:
+                with self._folder.writing(shard.key) as partial:
+                    if self._folder.shard(shard.key, shard.size) is None:
+                        self._remote.download(shard.name, shard.size, partial, lambda _: None)
+                if (path := self._folder.shard(shard.key, shard.size)) is not None:
+                    self._local[where] = path
+            except Exception as error:
+                log.warning("%s is read by ranges, for it could not be kept: %s", shard.name, error)
+
+
+@contextmanager
+def _megabytes(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar in MB, told in bytes from many threads; none when there is nothing to do."""
+    if not total:
+        yield lambda _: None
+        return
+    lock, so_far = threading.Lock(), 0
+    with progress.bar(label, -(-total // _MB), "MB") as advance:
+
+        def done(count: int) -> None:
+            nonlocal so_far
+            with lock:
+                before, so_far = so_far, so_far + count
+                advance(so_far // _MB - before // _MB)
+
+        yield done

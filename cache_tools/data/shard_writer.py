@@ -1,0 +1,283 @@
+"""Any data set to WebDataset shards that timm's `wds/…` reader, WebDataset and we open.
+
+Samples lie in the shards in the order of the sample table (by the hash of their key): every shard
+holds all classes, as training from a stream wants it, and stage 1, which works in that order, reads
+one shard after the other. Order and bytes depend on the samples and the options alone. A shard
+appears whole, then its index beside it, `_info.json` last; running the same command again writes
+what is missing. `_shards-SPLIT.json` says what the folder is being filled with, so that nothing
+else is mixed in.
+
+Shapes: N samples.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import tarfile
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cache_tools.data import images as shards
+from cache_tools.data import info_json, reencode, scan, tar_index
+from cache_tools.data.images import NO_LABEL, Images
+from cache_tools.data.info_json import Description
+from cache_tools.data.tar_index import TarIndex
+from cache_tools.errors import DataError, UsageError
+from cache_tools.render import decode
+from cache_tools.runtime import progress, threads
+from cache_tools.storage import atomic
+
+log = logging.getLogger("kdcache")
+TIMM_READS = ("jpg", "png", "webp")
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Options:
+    """How shards are written."""
+
+    split: str = "train"
+    """Name of the split: train, validation or teacher."""
+    shard_size: int = 1000
+    """Samples per shard; the last one may have fewer."""
+    short_side: int = 0
+    """Pixels to shrink larger images to; 0 copies all bytes as they are."""
+    quality: int = 90
+    """JPEG quality of what is shrunk."""
+    check: bool = True
+    """Whether every image is decoded, so that broken ones are found now."""
+    skip_broken: bool = False
+    """Whether to leave broken images out; otherwise they are an error."""
+
+
+def write(images: Images, target: Path, options: Options) -> dict[str, Any]:
+    """Write the shards of one split, or those that are missing.
+
+    Returns:
+        Facts: samples, shards, bytes, and the names of what was left out.
+
+    Raises:
+        UsageError: The folder holds, or is being filled with, something else.
+        DataError: Images are broken; all other shards were written.
+    """
+    _, _, images = scan.in_table_order(images, None)
+    _check_names(images)
+    info = shards.describe(str(target)) or Description(str(target / info_json.NAME))
+    _claim(images, target, options, info)
+    count = -(-len(images) // options.shard_size)
+    digits = max(4, len(str(count - 1)))
+    names = [f"{options.split}-{i:0{digits}d}.tar" for i in range(count)]
+    size = options.shard_size
+    rows = [range(i * size, min((i + 1) * size, len(images))) for i in range(count)]
+    found = [_written(target / n, images, r, options) for n, r in zip(names, rows, strict=True)]
+    broken = _Writer(images, target, options).write(names, rows, found)
+    if broken and not options.skip_broken:
+        raise _broken(broken, images)
+    indices = [index for index in found if index is not None]
+    _describe(target, info, options.split, names, indices, images.class_names)
+    left_out = sorted(set(images.names).difference(*(index.names for index in indices)))
+    for name in left_out:
+        log.warning("left out, for it is broken: %s", name)
+    facts = {"samples": len(images) - len(left_out), "shards": count}
+    return facts | {"bytes": sum(i.tar_bytes for i in indices), "left_out": left_out}
+
+
+class _Writer:
+    """Reads, looks at and shrinks images on all cores, and writes them shard by shard."""
+
+    def __init__(self, images: Images, target: Path, options: Options) -> None:
+        self._images, self._target, self._options = images, target, options
+        self._reuse = decode.Reuse()
+        self._kinds: set[str] = set()
+
+    def write(
+        self, names: list[str], rows: list[range], found: list[TarIndex | None]
+    ) -> dict[str, str]:
+        """Write every shard that is not in `found`, and fill it in; broken images by name."""
+        total = len(self._images)
+        missing = [i for i, index in enumerate(found) if index is None]
+        done = total - sum(len(rows[i]) for i in missing)
+        broken: dict[str, str] = {}
+        with (
+            ThreadPoolExecutor(threads.available()) as pool,
+            progress.bar(f"write {self._options.split} shards", total, "images", done) as advance,
+        ):
+            ahead: deque[tuple[int, list[Future[bytes | DataError]]]] = deque()
+            for i in [*missing, None]:
+                if i is not None:
+                    ahead.append((i, [pool.submit(self._load, row) for row in rows[i]]))
+                if len(ahead) > 1 or (i is None and ahead):  # one shard is written, the next made
+                    number, futures = ahead.popleft()
+                    loaded = []
+                    for future in futures:
+                        loaded.append(future.result())
+                        advance(1)
+                    found[number] = self._finish(names[number], rows[number], loaded, broken)
+        if odd := sorted(self._kinds.difference(TIMM_READS)):
+            log.warning(
+                "timm's reader takes jpg, png and webp only, and there are %s: give it "
+                "--input-key, or shrink them (--short-side), which makes JPEGs.",
+                ", ".join(odd),
+            )
+        return broken
+
+    def _load(self, row: int) -> bytes | DataError:
+        """The bytes of a sample as they go into the shard, or what is wrong with it."""
+        name, options = self._images.names[row], self._options
+        try:
+            data = self._images.read(row)
+            reencode.extension(data, name)
+            if options.short_side:
+                return reencode.shrink(data, name, options.short_side, options.quality, self._reuse)
+            if options.check:
+                decode.decode(data, name, self._reuse)
+            return data
+        except DataError as error:
+            return error
+
+    def _finish(
+        self, name: str, rows: range, loaded: list[bytes | DataError], broken: dict[str, str]
+    ) -> TarIndex | None:
+        """Write one shard, then its index; not when something in it is broken and must not be."""
+        good = [(row, d) for row, d in zip(rows, loaded, strict=True) if isinstance(d, bytes)]
+        bad = {
+            self._images.names[row]: str(d)
+            for row, d in zip(rows, loaded, strict=True)
+            if isinstance(d, DataError)
+        }
+        broken.update(bad)
+        if bad and not self._options.skip_broken:
+            return None
+        data = self._tar(good)
+        atomic.write(self._target / name, data)
+        index = tar_index.scan(io.BytesIO(data), name, checksums=True)
+        atomic.write(self._target / (name + tar_index.SUFFIX), index.pack())
+        return index
+
+    def _tar(self, content: Sequence[tuple[int, bytes]]) -> bytes:
+        """A shard: for each sample its image and, if it has a label, that as .cls."""
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+            for row, data in content:
+                name, label = self._images.names[row], int(self._images.label_N[row])
+                kind = reencode.extension(data, name)
+                self._kinds.add(kind)
+                if label != NO_LABEL:
+                    add(tar, f"{name}.cls", str(label).encode())
+                add(tar, f"{name}.{kind}", data)
+        return buffer.getvalue()
+
+
+def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Add a member whose bytes depend on its name and data alone."""
+    member = tarfile.TarInfo(name)  # owner, mode and date are constants
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def _check_names(images: Images) -> None:
+    """DataError when WebDataset would cut a name elsewhere than we do."""
+    for name in images.names:
+        if "." in name.rpartition("/")[2] or name.startswith("/"):
+            raise DataError(
+                f"sample {name!r} has a dot in its name, where WebDataset would end its key. "
+                "Rename it."
+            )
+
+
+def _claim(images: Images, target: Path, options: Options, info: Description) -> None:
+    """Note what the folder is being filled with; UsageError when it is something else."""
+    note = target / f"_shards-{options.split}.json"
+    hashed = hashlib.sha256()
+    for i, name in enumerate(images.names):
+        hashed.update(f"{name}\n{images.label_N[i]}\n".encode("utf-8", "surrogateescape"))
+    hashed.update("\n".join(images.class_names).encode("utf-8", "surrogateescape"))
+    plan: dict[str, Any] = {"kind": "kdcache shards 1", "split": options.split}
+    plan |= {"samples": len(images), "names_sha256": hashed.hexdigest()}
+    plan |= {"shard_size": options.shard_size, "short_side": options.short_side}
+    if options.short_side:
+        plan |= {"quality": options.quality, "encoder": reencode.encoder()}
+    if note.is_file():
+        there = atomic.parse_json(note.read_bytes(), str(note))
+        if differing := [k for k in plan if there.get(k) != plan[k]]:
+            raise UsageError(
+                f"{target} holds {options.split} shards of "
+                + ", ".join(f"{k} {there.get(k)}, not {plan[k]}" for k in differing)
+                + ". Write to another folder, or repeat the command that began this one."
+            )
+    elif options.split in info.splits or any(target.glob(f"{options.split}-*.tar")):
+        raise UsageError(
+            f"{target} holds {options.split} shards that kdcache shard did not write. Write to "
+            "another folder."
+        )
+    named = images.class_names and info.class_names
+    if named and images.class_names != info.class_names:
+        other = sorted(set(images.class_names) ^ set(info.class_names))
+        raise UsageError(
+            f"{images.source} has {len(images.class_names):,} classes, the splits in {target} "
+            f"{len(info.class_names):,}: {(other or ['their order'])[0]} differs, and class "
+            "numbers would not mean the same. All splits need the same class folders."
+        )
+    if NO_LABEL in images.label_N:
+        log.warning("not every image has a label: timm's reader needs one, stage 1 does not")
+    atomic.write(note, json.dumps(plan, indent=2).encode() + b"\n")
+
+
+def _written(path: Path, images: Images, rows: range, options: Options) -> TarIndex | None:
+    """The index of a shard that is whole already and of these samples, or None."""
+    try:
+        index = tar_index.unpack(
+            path.with_name(path.name + tar_index.SUFFIX).read_bytes(), path.name
+        )
+        if path.stat().st_size != index.tar_bytes:
+            return None
+    except OSError:  # DataError, too
+        return None
+    place = {images.names[row]: row for row in rows}
+    here = [place.get(name, -1) for name in index.names]
+    if -1 in here or (len(here) < len(rows) and not options.skip_broken):
+        return None
+    same_size = images.length_N[here] == index.length_N  # a repaired image has another size
+    return index if options.short_side or same_size.all() else None
+
+
+def _describe(
+    target: Path,
+    info: Description,
+    split: str,
+    names: list[str],
+    indices: list[TarIndex],
+    classes: tuple[str, ...],
+) -> None:
+    """Put a split into `_info.json`, beside those that are there."""
+    path = target / info_json.NAME
+    value: dict[str, Any] = {"name": target.name}
+    value = json.loads(path.read_bytes()) if path.is_file() else value
+    lengths = [len(index.names) for index in indices]
+    value.setdefault("splits", {})[split] = {
+        "name": split,
+        "num_samples": sum(lengths),
+        "filenames": names,
+        "shard_lengths": lengths,
+        "index": True,
+    }
+    if classes or info.class_names:
+        value["class_names"] = list(classes or info.class_names)
+    data = json.dumps(value, indent=2).encode() + b"\n"
+    if not path.is_file() or path.read_bytes() != data:
+        atomic.write(path, data)
+
+
+def _broken(broken: dict[str, str], images: Images) -> DataError:
+    shown = "\n".join(broken[name] for name in sorted(broken)[:_SHOWN])
+    more = f"\n… and {len(broken) - _SHOWN:,} more" if len(broken) > _SHOWN else ""
+    return DataError(
+        f"{len(broken):,} of {len(images):,} images in {images.source} are broken; shards without "
+        f"them are written, the others not:\n{shown}{more}\nRepair them and run again, or pass "
+        "--skip-broken to leave them out."
+    )

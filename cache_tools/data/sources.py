@@ -1,0 +1,120 @@
+"""Which shards a source names: a folder with timm's `_info.json` or without, a pattern, a URL.
+
+What is found has names only; whether it can be read is up to who opens it (shards.py, streamed.py).
+"""
+
+import glob
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cache_tools.data import info_json
+from cache_tools.data.info_json import SPLITS, Description, Split
+from cache_tools.errors import UsageError
+from cache_tools.storage.fsspec_client import Remote
+
+_MAX_INFO = 2**26
+
+
+def resolve(source: str) -> str:
+    """The same data set, named so that it can be found from another folder."""
+    return source if "://" in source else str(Path(source).resolve())
+
+
+def has_split(source: str, split: str) -> bool:
+    """Whether the data set at `source` has images of its own for `split`."""
+    if (info := describe(source)) is not None:
+        return info.find(split) is not None
+    return "://" not in source and any((Path(source) / name).is_dir() for name in SPLITS[split])
+
+
+def describe(source: str) -> Description | None:
+    """What the `_info.json` of a folder or URL says, or None when there is none."""
+    if "://" in source:
+        if _is_pattern(source) or source.endswith(".tar"):
+            return None
+        data = Remote(source).read(info_json.NAME, _MAX_INFO)
+        where = f"{source.rstrip('/')}/{info_json.NAME}"
+    else:
+        path = Path(source) / info_json.NAME
+        data, where = path.read_bytes() if path.is_file() else None, str(path)
+    return None if data is None else info_json.parse(data, where)
+
+
+@dataclass(frozen=True)
+class Place:
+    """The shards that a source names."""
+
+    root: str
+    """Folder or URL."""
+    names: tuple[str, ...]
+    """Shards, relative to it."""
+    info: Description | None = None
+    """What describes them."""
+    split: Split = field(default_factory=lambda: Split(()))
+    """Its split that was asked for."""
+
+
+def _is_pattern(source: str) -> bool:
+    """Whether a source stands for several names; a question mark in a URL begins its query."""
+    return any(c in source for c in ("*[{" if "://" in source else "*?[{"))
+
+
+def find_local(source: str, split: str) -> Place | None:
+    """The shards of a local source; None when it is a folder of images."""
+    folder = Path(source)
+    if _is_pattern(source):
+        return Place("", tuple(_matches(source)))
+    if folder.is_file():
+        return Place("", (source,))
+    if not folder.is_dir():
+        raise UsageError(f"there is no data set at {source}. DATA is a folder of shards or images.")
+    if (info := describe(source)) is not None:
+        found = info.need(split)
+        absent = [name for name in found.filenames if not (folder / name).is_file()]
+        if absent:
+            raise info_json.missing(info.where, found.filenames, absent)
+        return Place(source, found.filenames, info, found)
+    paths = sorted(split_folder(folder, split).glob("*.tar"))
+    return Place("", tuple(map(str, paths))) if paths else None
+
+
+def _matches(pattern: str) -> list[str]:
+    """Files that a glob or brace pattern names: every one of a brace pattern must be there."""
+    names = info_json.expand(pattern)
+    if not any(c in pattern for c in "*?["):
+        if absent := [name for name in names if not Path(name).is_file()]:
+            raise info_json.missing(pattern, names, absent)
+        return names
+    found = sorted(file for name in names for file in glob.glob(name))  # noqa: PTH207 - absolute
+    if not found:
+        raise UsageError(f"no file matches {pattern}.")
+    return found
+
+
+def split_folder(folder: Path, split: str) -> Path:
+    """The sub-folder of this split, or the folder itself when it has none."""
+    return next((folder / n for n in SPLITS[split] if (folder / n).is_dir()), folder)
+
+
+def find_remote(source: str, split: str) -> Place:
+    """The shards of a URL; UsageError when there are none."""
+    if (info := describe(source)) is not None:
+        found = info.need(split)
+        return Place(source, found.filenames, info, found)
+    root, _, pattern = source.rstrip("/").rpartition("/")
+    if "*" in source:
+        names = Remote(root).find(pattern)
+    elif _is_pattern(source):
+        names = info_json.expand(pattern)
+    elif pattern.endswith(".tar"):
+        names = [pattern]
+    else:
+        root, remote = source, Remote(source)
+        folders = ("", *(f"{name}/" for name in SPLITS[split]))
+        names = next((n for f in folders if (n := remote.find(f"{f}*.tar"))), [])
+    if not names:
+        raise UsageError(
+            f"there are no shards at {source}: no {info_json.NAME}, and no tar that can be "
+            "listed. Name them by a pattern such as URL/train-{0000..0127}.tar."
+        )
+    return Place(root, tuple(names))

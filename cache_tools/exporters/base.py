@@ -1,0 +1,140 @@
+"""What every exporter takes out of a cache: decoded targets and views of some samples.
+
+Shapes: R samples, V views, K classes, T temperatures, L operations, E erased boxes.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_tools.errors import CacheIncomplete
+from cache_tools.store import view_params
+from cache_tools.store.cache import Store
+from cache_tools.store.commits import Part
+from cache_tools.targets import codec
+from cache_tools.targets.codec import Stored
+from cache_tools.views.draw import LAM_ONE, Views
+
+Arrays = dict[str, NDArray[Any]]
+_MEMORY = 2**28
+"""Bytes of decoded views at once."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block of the sample table with all its views as they are stored."""
+
+    store: Store
+    number: int
+    stored: Mapping[int, Stored]
+    """By view."""
+
+    @property
+    def rows(self) -> range:
+        """Rows of the sample table."""
+        return self.store.spec.rows(self.number)
+
+    def targets(self, view: int, rows: range) -> Arrays:
+        """What the teacher said of one view of some samples, classes of falling probability.
+
+        Returns:
+            `count` [R], `index` [R, K], `probability` [R, K] (0 in slots that are not used), and
+            `tail` [R, T].
+        """
+        at = np.arange(rows.start, rows.stop) - self.rows.start
+        found = codec.decode(self.stored[view], self.store.spec.targets, at)
+        order = np.argsort(-found.probability_BK, axis=1, kind="stable")
+        kind = codec.index_dtype(self.store.spec.teacher.num_classes)
+        return {
+            "count": self.stored[view].count_B[at],
+            "index": np.take_along_axis(found.index_BK, order, axis=1).astype(kind),
+            "probability": np.take_along_axis(found.probability_BK, order, axis=1),
+            "tail": found.tail_BT,
+        }
+
+    def views(self, view: int, rows: range) -> Arrays:
+        """How one view of some samples is made.
+
+        Returns:
+            `box` [R, 4] and `flip` [R]; where there are such, `operation` [R, L], `argument`
+            [R, L, 6], `erase` [R, E, 8]; of mixed views `partner` [R] (rows of the sample table),
+            `lam` [R] and `cut` [R, 4], and of imported ones `weight` [R] and what is done to the
+            partner, `partner_box` and so on; `seed` [R] of imported ones, where it is known.
+        """
+        store, spec, row_R = self.store, self.store.spec, np.arange(rows.start, rows.stop)
+        found = _made(view_params.parameters(store, view, row_R)) if spec.replayable else {}
+        if spec.views.mixes:
+            begin = rows.start // spec.window * spec.window
+            mix, at = view_params.mixing(store, view, begin, self.rows.stop), row_R - begin
+            lam = (mix.lam_B[at] / LAM_ONE).astype(np.float32)
+            found |= {"partner": mix.partner_B[at], "lam": lam, "cut": mix.cut_B4[at]}
+            if mix.outside_B is not None:
+                found["weight"] = (mix.outside_B[at] / LAM_ONE).astype(np.float32)
+        if view_params.has_sides(store):
+            other = _made(view_params.parameters(store, view, row_R, side=1))
+            found |= {f"partner_{name}": values for name, values in other.items()}
+        if spec.imported and spec.imported.seeds:
+            params = store.read_params(Part(view, self.number))
+            found["seed"] = params.seed_B[row_R - self.rows.start]
+        return found
+
+
+def _made(params: Views) -> Arrays:
+    """How pictures are made, by name."""
+    found: Arrays = {"box": params.box_B4, "flip": params.flip_B}
+    if params.codes_BL.shape[1]:
+        found |= {"operation": params.codes_BL, "argument": params.arguments_BL6}
+    if params.erase_BE8.shape[1]:
+        found["erase"] = params.erase_BE8
+    return found
+
+
+def each(store: Store, todo: Mapping[str, range]) -> Iterator[tuple[Block, str]]:
+    """Files to write with the block that has their rows; a block is read once.
+
+    Raises:
+        CacheIncomplete, CacheDamaged: A part is not there or damaged.
+    """
+    block = None
+    for name, rows in sorted(todo.items(), key=lambda item: item[1].start):
+        number = rows.start // store.spec.block_size
+        if block is None or block.number != number:
+            parts = [Part(view, number) for view in range(store.num_views)]
+            block = Block(store, number, {part.view: store.read(part)[0] for part in parts})
+        yield block, name
+
+
+def one(store: Store, number: int, view: int) -> Arrays:
+    """Targets and views of one part."""
+    rows, stored = store.spec.rows(number), store.read(Part(view, number))[0]
+    block = Block(store, number, {view: stored})
+    seed = {name: v for name, v in block.views(view, rows).items() if name == "seed"}
+    return block.targets(view, rows) | seed
+
+
+def check_whole(store: Store) -> None:
+    """CacheIncomplete when a part is missing, before hours are spent on the others."""
+    for part in store.parts():
+        if not store.present(part):
+            raise store.fault(part) or CacheIncomplete(f"{part} of {store.name} is missing.")
+
+
+def pieces(store: Store, most: int, suffix: str) -> dict[str, range]:
+    """Names of files and the rows of the table in each: of one block, at most `most` samples.
+
+    Fewer where all views of so many samples would take a quarter of a gigabyte.
+    """
+    per_view = 8 * store.spec.targets.k_max + 128
+    most = max(1, min(most, _MEMORY // (store.num_views * per_view)))
+    found: list[range] = []
+    for block in range(store.spec.num_blocks):
+        rows = store.spec.rows(block)
+        found += [
+            range(begin, min(begin + most, rows.stop))
+            for begin in range(rows.start, rows.stop, most)
+        ]
+    digits = max(4, len(str(len(found) - 1)))
+    return {f"soft-{i:0{digits}d}{suffix}": rows for i, rows in enumerate(found)}

@@ -1,0 +1,379 @@
+"""Soft labels that another system stored, written as a cache: what all such formats share.
+
+A `Source` knows one format: which sample is whose, and what stands in the files of some samples and
+views. Here the samples become a table, boxes are held against pictures, classes against labels, and
+parts are encoded, proven by pixels and committed, so that a killed import goes on where it was.
+
+Shapes: B samples, K classes of a record.
+"""
+
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_tools import __version__
+from cache_tools.data import scan
+from cache_tools.data.images import NO_LABEL, Images
+from cache_tools.data.scan import SampleTable
+from cache_tools.errors import DataError, UsageError
+from cache_tools.importers import dense
+from cache_tools.render import view
+from cache_tools.runtime import progress, threads
+from cache_tools.spec.cache import (
+    UNKNOWN_VIEWS,
+    CacheSpec,
+    DatasetSpec,
+    KeyKind,
+    TargetSpec,
+    ViewSpec,
+)
+from cache_tools.spec.canonical import difference
+from cache_tools.spec.imported import ImportedSpec
+from cache_tools.spec.teacher import TeacherSpec
+from cache_tools.storage import atomic
+from cache_tools.store.cache import Store, probe_numbers
+from cache_tools.store.commits import Part
+from cache_tools.store.manifest import MAX_VIEWS
+from cache_tools.targets import codec
+from cache_tools.targets.codec import Sparse
+from cache_tools.verify import verify
+from cache_tools.views import imported
+from cache_tools.views.imported import Imported
+
+log = logging.getLogger("kdcache")
+BLOCK = 65_536
+_MEMORY = 2**28
+"""Bytes of records of a block from which they lie in a temporary file, not in memory."""
+_WINDOW = 1024
+_ENOUGH = 200
+"""Labelled samples from which their agreement with the teacher says something."""
+_CHANCE = 5.0
+"""Times chance that a teacher of these very images exceeds by far."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the files say of one view of B samples."""
+
+    index_BK: NDArray[np.int64]
+    """Class ids."""
+    probability_BK: NDArray[np.float32]
+    """Their probabilities, in any order."""
+    params: Imported
+    """Boxes and all that."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a format says of itself once its first file was read."""
+
+    num_views: int
+    kept: int
+    """Classes of a record, K."""
+    imported: ImportedSpec | None
+    views: ViewSpec | None
+    """Size, resampling, whether mixed; None when nobody can draw the views again."""
+    by_view: bool = False
+    """Whether a file holds a view of many samples; else it holds all views of a sample."""
+
+
+class Source(Protocol):
+    """An opened folder of one format."""
+
+    @property
+    def facts(self) -> Facts:
+        """What is in it."""
+
+    def read(
+        self, rows: range, view_numbers: Sequence[int], table: SampleTable, room: "Room"
+    ) -> Iterator[Said]:
+        """What it says of some views of the samples in `rows`, in the order of the table.
+
+        Raises:
+            DataError: A file is not what its format says; names file, sample and reason.
+        """
+
+
+class Room:
+    """Arrays for the records of a block: in memory, or in a file beside the cache when it is many.
+
+    Files hold all views of a sample, parts one view of all samples: a block is turned round here,
+    so that each file is read once.
+    """
+
+    def __init__(self, spec: CacheSpec, beside: Path) -> None:
+        self.spec = spec
+        self._beside = beside
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+        """An array of zeros, which the system takes back when it is no longer used."""
+        if int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize < _MEMORY:
+            return np.zeros(shape, dtype)
+        try:
+            with tempfile.TemporaryFile(dir=self._beside) as file:
+                return np.memmap(file, dtype, "w+", shape=shape)
+        except OSError as error:
+            raise atomic.cannot_write(self._beside, error) from None
+
+    def blank(self, views: int, samples_: int) -> dict[str, NDArray[Any]]:
+        """Every attribute of `Imported`, [views, samples, …], with nothing done to the pictures."""
+        found = {}
+        for c in imported.columns(self.spec):
+            found[c.attribute] = self.zeros((views, samples_, *c.shape), c.dtype)
+            if c.default:
+                found[c.attribute][:] = c.default
+        return found
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user says of an import."""
+
+    num_classes: int = 0
+    """Classes of the teacher; 0: those of the data set."""
+    labels: bool = True
+    """Whether the labels of the data set are classes of the teacher."""
+    keep: str = ""
+    """Which classes are kept; "": all that there are."""
+    teacher: str = "unknown"
+    """What to call the teacher."""
+
+
+def classes_of(images: Images, options: Options) -> int:
+    """How many classes the teacher has.
+
+    Raises:
+        UsageError: Nobody says.
+    """
+    if count := options.num_classes or images.num_classes * options.labels:
+        return count
+    raise UsageError("how many classes has this teacher? Pass --classes N.")
+
+
+def run(source: Source, images: Images, options: Options, out: Path) -> Store:
+    """Write the cache; run again to go on.
+
+    Args:
+        source: The opened files.
+        images: The data set, in the order of a sample table.
+        options: What the user says.
+        out: Where the cache lies.
+
+    Raises:
+        DataError, UsageError: As their texts say; what is committed stays.
+    """
+    kept, classes = source.facts.kept, classes_of(images, options)
+    if kept > classes:
+        raise DataError(
+            f"a record has {kept} classes, the teacher {classes}. Pass --classes N if it has more."
+        )
+    if source.facts.num_views > MAX_VIEWS:
+        raise DataError(f"{source.facts.num_views} views are too many; a cache has {MAX_VIEWS}.")
+    store, images = _open(source.facts, images, options, out)
+    todo = [part for part in store.parts() if store.fault(part) is not None]
+    total, left = (sum(len(store.spec.rows(p.block)) for p in ps) for ps in (store.parts(), todo))
+    with progress.bar("import", total, "views", total - left) as advance:
+        for group in _groups(todo, source.facts.by_view):
+            rows, room = store.spec.rows(group[0].block), Room(store.spec, out.absolute().parent)
+            said = source.read(rows, [part.view for part in group], store.table, room)
+            for part, one in zip(group, said, strict=True):
+                _commit(store, images, part, one)
+                advance(len(rows))
+    return store
+
+
+def refuse_records(
+    index_BK: NDArray[np.int64],
+    probability_BK: NDArray[np.floating],
+    num_classes: int,
+    names: Sequence[str],
+) -> None:
+    """DataError when records are no distributions over the classes; names the first.
+
+    Args:
+        index_BK: Class ids.
+        probability_BK: Their probabilities.
+        num_classes: C.
+        names: What each record is called in messages.
+    """
+    ascending = np.sort(index_BK, axis=1)
+    p = probability_BK.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        faults = {
+            f"has a class outside of 0..{num_classes - 1}": (
+                (ascending[:, 0] < 0) | (ascending[:, -1] >= num_classes)
+            ),
+            "names a class twice": (ascending[:, 1:] == ascending[:, :-1]).any(axis=1),
+            "has a probability that is none": ~((p >= 0) & (p <= 1.001)).all(axis=1),
+            "has probabilities that add up to more than 1": p.sum(axis=1) > 1.01,
+            "has no probability above 0": ~(p.max(axis=1) > 0),
+        }
+    for fault, wrong_B in faults.items():
+        if wrong_B.any():
+            at = int(np.flatnonzero(wrong_B)[0])
+            raise DataError(
+                f"{names[at]} {fault} (classes {index_BK[at].tolist()[:8]}, probabilities "
+                f"{p[at].tolist()[:8]}): it is damaged, or read as something it is not."
+            )
+
+
+def _open(facts: Facts, images: Images, options: Options, out: Path) -> tuple[Store, Images]:
+    if (out / "zarr.json").is_file():
+        store = Store.open(out)
+        _check_samples(store, images, out)
+        images = scan.match(store.table, store.spec.dataset, images) if facts.views else images
+        ours = _spec(facts, store.table, store.spec.dataset.key, images, options)
+        if found := difference(store.spec.mapping, ours.mapping):
+            raise UsageError(f"{out} is another cache: {found} now. Choose another --out.")
+        atomic.sweep(out)
+        store.grow(facts.num_views)
+        return store, images
+    kind, keys, images = scan.in_table_order(images, None)
+    table = _table(keys, images, options.labels, scanned=facts.views is not None)
+    spec = _spec(facts, table, kind, images, options)
+    store = Store.create(out, spec, table, facts.num_views)
+    store.note_source(images.source)
+    return store, images
+
+
+def _check_samples(store: Store, images: Images, out: Path) -> None:
+    if tuple(scan.in_table_order(images, store.spec.dataset.key)[1]) != store.table.keys:
+        raise UsageError(
+            f"{out} is another cache: its samples are not those of {images.source}. Choose another "
+            "--out, or pass the --data it was begun with."
+        )
+
+
+def _table(keys: list[str], images: Images, labels: bool, scanned: bool) -> SampleTable:
+    """The sample table; images are read where views are to be drawn again."""
+    if scanned:
+        with progress.bar("look at images", len(keys), "images") as advance:
+            return scan.scan(keys, images, labels, threads.available(), advance)
+    label_N = images.label_N if labels else np.full(len(keys), NO_LABEL, dtype=np.int32)
+    return scan.of_keys(keys, label_N)
+
+
+def _spec(
+    facts: Facts, table: SampleTable, kind: KeyKind, images: Images, options: Options
+) -> CacheSpec:
+    classes = classes_of(images, options)
+    labelled = options.labels and NO_LABEL not in table.label_N
+    if labelled and int(table.label_N.max()) >= classes:
+        raise UsageError(
+            f"the labels of {images.source} go up to {int(table.label_N.max())}, the teacher has "
+            f"{classes} classes. Pass --no-labels if they are not its classes."
+        )
+    names = scan.classes_sha256(images) if labelled else ""
+    counted = max(images.num_classes, 0) if labelled else 0
+    dataset = DatasetSpec(len(table), counted, labelled, kind, table.sha256, names)
+    targets = _targets(options.keep, min(facts.kept, classes))
+    try:
+        return CacheSpec(
+            dataset,
+            TeacherSpec(options.teacher, "", "", classes, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+            facts.views or UNKNOWN_VIEWS,
+            targets,
+            min(_block(targets.k_max), len(table)),
+            renderer="kernels-1" if facts.views else "none",
+            imported=facts.imported,
+        )
+    except ValueError as error:
+        raise UsageError(f"there can be no cache of this: {error}") from None
+
+
+def _block(kept: int) -> int:
+    """Rows of a part: fewer where many classes are kept, so that it stays within memory."""
+    block = BLOCK
+    while block > _WINDOW and 4 * block * kept > _MEMORY:
+        block //= 2
+    return block
+
+
+def _targets(keep: str, kept: int) -> TargetSpec:
+    """What is kept of records of `kept` classes; masses at T ≠ 1 are not in them."""
+    if not keep:
+        return TargetSpec(k_max=kept, k_min=kept, tau=0.0, temperatures=(1.0,))
+    if "t2" in keep:
+        raise UsageError(f"--keep {keep}: these files know T = 1 alone. Leave t2= out.")
+    wanted = dense.keep(keep)
+    k_max, k_min = min(wanted.k_max, kept), min(wanted.k_min, kept)
+    return replace(wanted, k_max=k_max, k_min=k_min, temperatures=(1.0,))
+
+
+def _groups(todo: list[Part], by_view: bool) -> list[list[Part]]:
+    """Parts that are read together: those of a block, or each alone and view by view."""
+    if by_view:
+        return [[part] for part in todo]
+    return [
+        list(parts)
+        for _, parts in groupby(
+            sorted(todo, key=lambda part: (part.block, part.view)), key=lambda part: part.block
+        )
+    ]
+
+
+def _commit(store: Store, images: Images, part: Part, said: Said) -> None:
+    spec, rows = store.spec, store.spec.rows(part.block)
+    label_B = store.table.label_N[rows.start : rows.stop]
+    sparse = _sparse(said, spec.targets)
+    stored = codec.encode(sparse, spec.targets, spec.teacher.num_classes)
+    best_B = said.index_BK[np.arange(len(said.index_BK)), said.probability_BK.argmax(axis=1)]
+    statistics = {
+        "kept_classes": len(stored.code_E) / len(stored),
+        "tail_mass": float(codec.tail_levels()[stored.tail_TB[0]].mean(dtype=np.float64)),
+        "max_probability": float(said.probability_BK.max(axis=1).mean(dtype=np.float64)),
+    }
+    if spec.dataset.labels and not spec.views.mixes:
+        statistics["teacher_top1"] = 100.0 * float((best_B == label_B).mean())
+        _check_agreement(statistics["teacher_top1"], store, part)
+    if spec.imported and (wrong := imported.check(said.params, spec, store.table, rows)):
+        raise DataError(f"{part} has {wrong}. These files are of other images than --data has.")
+    probes = _probes(store, images, part, said.params)
+    rounded = {name: round(value, 6) for name, value in statistics.items()}
+    versions = {**view.versions(), "import": f"kdcache {__version__}"}
+    store.write(part, stored, probes, rounded, versions, said.params if spec.imported else None)
+
+
+def _sparse(said: Said, targets: TargetSpec) -> Sparse:
+    """What is kept of records; the mass of all else is the tail, negative ones being rounding."""
+    p_BK = said.probability_BK.astype(np.float64)
+    order_BK = np.argsort(-p_BK, axis=1, kind="stable")
+    rank_BK = np.argsort(order_BK, axis=1, kind="stable")
+    kept_BK = ((rank_BK < targets.k_max) & (p_BK > targets.tau)) | (rank_BK < targets.k_min)
+    p_BK = np.where(kept_BK, p_BK, 0.0)
+    tail_B1 = np.maximum(1.0 - p_BK.sum(axis=1, keepdims=True), 0.0)
+    none = np.zeros((len(p_BK), 0))
+    return Sparse(np.where(kept_BK, said.index_BK, -1), p_BK, tail_B1, none, none)
+
+
+def _check_agreement(top1: float, store: Store, part: Part) -> None:
+    """A teacher of these images agrees with their labels more often than chance does."""
+    classes, rows = store.spec.teacher.num_classes, len(store.spec.rows(part.block))
+    least = min(100.0 * _CHANCE / classes, 50.0)
+    if rows >= _ENOUGH and top1 < least:
+        raise DataError(
+            f"in {part} the teacher agrees with {top1:.2f} % of the labels, hardly more than "
+            f"chance ({100.0 / classes:.2f} %). Its records are of other images or in another "
+            "order (--dataset-index), or its classes are not those of the labels (--no-labels)."
+        )
+
+
+def _probes(store: Store, images: Images, part: Part, params: Imported) -> NDArray[np.uint64]:
+    """Fingerprints of the probe views' pixels, as stage 1 stores them."""
+    if not store.spec.replayable:
+        return np.empty(0, dtype=np.uint64)
+    rows, shown = store.spec.rows(part.block), params.side(0, store.spec)
+
+    def one(number: int) -> int:
+        return verify.fingerprint(store, images, number, shown, number - rows.start)
+
+    with ThreadPoolExecutor(threads.available()) as pool:
+        return np.array(list(pool.map(one, probe_numbers(rows))), dtype=np.uint64)

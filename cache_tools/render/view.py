@@ -1,0 +1,160 @@
+"""Decoded image → uint8 view: crop and resize, flip, operations, erasing.
+
+One function for both stages. Augmentation is in uint8 RGB and nothing depends on a model's mean or
+std. INTER_AREA's bits have not changed from OpenCV 4.6 to 5.0; Pillow resamples in integers.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from importlib.metadata import version
+
+import cv2
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+from PIL import Image
+
+from cache_tools.render import decode, kernels, resample
+from cache_tools.spec.cache import ViewSpec
+from cache_tools.views import draw
+
+U1 = NDArray[np.uint8]
+
+cv2.setNumThreads(
+    1
+)  # callers render many images in parallel; threads within one only get in the way
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that make pixels, as commit records keep them."""
+    packages = ("simplejpeg", "opencv-python-headless", "pillow", "numba", "numpy")
+    return {name: version(name) for name in packages}
+
+
+def crop_resize(
+    picture: U1,
+    box: tuple[int, int, int, int],
+    side: int,
+    filter_: int = draw.AREA,
+    out: U1 | None = None,
+) -> U1:
+    """Cut top, left, height, width out of [H, W, 3] and resize it to [side, side, 3].
+
+    Args:
+        picture: Decoded image.
+        box: What to cut out, in pixels.
+        side: Height and width of the result in pixels.
+        filter_: AREA is OpenCV's; BOX shrinks in integers and is AREA where an axis grows;
+            BILINEAR and BICUBIC are Pillow's, as timm crops and resizes.
+        out: Where to write it; None makes new memory.
+    """
+    top, left, height, width = box
+    if out is None:
+        out = np.empty((side, side, 3), dtype=np.uint8)
+    if filter_ == draw.BOX and min(height, width) >= side:
+        resample.crop(picture, top, left, height, width, out)
+        return out
+    cut = picture[top : top + height, left : left + width]
+    if filter_ in (draw.AREA, draw.BOX):
+        cv2.resize(cut, (side, side), dst=out, interpolation=cv2.INTER_AREA)
+        return out
+    of_pillow = Image.Resampling.BILINEAR if filter_ == draw.BILINEAR else Image.Resampling.BICUBIC
+    out[:] = np.asarray(Image.fromarray(cut).resize((side, side), of_pillow))
+    return out
+
+
+def views_of(
+    data: bytes,
+    key: str,
+    spec: ViewSpec,
+    wanted: Sequence[tuple[draw.Views, int, U1]],
+    reuse: decode.Reuse | None = None,
+    seen: bool = False,
+) -> None:
+    """Encoded image → views, decoded once (with scaled decoding: once per scale).
+
+    Args:
+        data: The encoded image.
+        key: Name of the sample, for messages.
+        spec: The augmentation.
+        wanted: For each view: parameters of B views, which of them, and [size, size, 3] to write.
+        reuse: Where to decode to.
+        seen: These bytes were decoded as a whole before, so that rows below all boxes need not be.
+
+    Raises:
+        DataError: The image cannot be decoded.
+    """
+    bottom = max(sum(params.box_B4[row, ::2].tolist()) for params, row, _ in wanted)
+    scales = [halvings(spec, *params.box_B4[row, 2:].tolist()) for params, row, _ in wanted]
+    for scale in sorted(set(scales)):
+        picture = decode.decode(data, key, reuse, scale, bottom if seen else None)
+        for (params, row, out), own in zip(wanted, scales, strict=True):
+            if own == scale:
+                render(picture, spec, params, row, out, scale)
+
+
+def halvings(spec: ViewSpec, height: int, width: int) -> int:
+    """How often a picture is halved as it is decoded, 0..3, for a crop of this size in pixels."""
+    return int(scale_of(spec.size, height, width)) if spec.scaled_decode else 0
+
+
+@njit(nogil=True, cache=True)
+def scale_of(size: int, height: int, width: int) -> int:
+    """The most halvings, 0..3, after which a crop has no side below `size` pixels."""
+    scale, shorter = 0, min(height, width)
+    while scale < 3 and shorter >> (scale + 1) >= size:
+        scale += 1
+    return scale
+
+
+@njit(nogil=True, cache=True)
+def scaled_box(
+    box4: NDArray[np.int32], scale: int, rows: int, columns: int
+) -> tuple[int, int, int, int]:
+    """Top, left, height, width of a box in a picture that was halved `scale` times to this size."""
+    top, left = int(box4[0]), int(box4[1])
+    height, width = int(box4[2]), int(box4[3])
+    if scale:
+        half = 1 << scale >> 1
+        top = min(top + half >> scale, rows - 1)
+        left = min(left + half >> scale, columns - 1)
+        height = min(height + half >> scale, rows - top)
+        width = min(width + half >> scale, columns - left)
+    return top, left, height, width
+
+
+def render(
+    picture: U1, spec: ViewSpec, params: draw.Views, row: int, out: U1, scale: int = 0
+) -> None:
+    """Render one view.
+
+    Args:
+        picture: Decoded image, [H, W, 3] RGB.
+        spec: The augmentation.
+        params: Parameters of B views.
+        row: Which of them.
+        out: [size, size, 3], written.
+        scale: How often the picture was halved; boxes count in pixels of the whole one.
+    """
+    top, left, height, width = scaled_box(params.box_B4[row], scale, *picture.shape[:2])
+    spare = np.empty_like(out)
+    flipped = bool(params.flip_B[row])
+    to, filter_ = spare if flipped else out, int(params.filter_B[row])
+    crop_resize(picture, (top, left, height, width), spec.size, filter_, to)
+    if flipped:
+        cv2.flip(spare, 1, dst=out)
+    codes = params.codes_BL[row].tolist()
+    if any(codes):
+        arguments = params.arguments_BL6[row].astype(np.int64)
+        kernels.apply(codes, arguments, np.array(spec.fill, dtype=np.uint8), out, spare)
+    for erased, keys in zip(params.erase_BE8[row], params.noise_BE2[row], strict=True):
+        top, left, height, width, mode = erased[:5].tolist()
+        if height:
+            colour = erased[5:].astype(np.uint8)
+            kernels.erase(out, top, left, height, width, mode, colour, keys[0], keys[1])
+
+
+def fingerprint(view: U1) -> int:
+    """64-bit fingerprint of a view's pixels (before mixing): BLAKE2b-8, little endian."""
+    digest = hashlib.blake2b(np.ascontiguousarray(view).tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")

@@ -1,0 +1,98 @@
+"""What a teacher said, view by view, from the stored targets alone: no image, no network.
+
+    entropy    H = -Σ_kept p ln p - m ln(m / others)          the tail m counted as flat
+    dropped    KL(teacher ‖ restored) of the tail ≤ m ln(cap · others / m)
+    rounded    KL(teacher ‖ restored) of the kept ≈ ⅔ Σ p (1 - p) / q²
+
+`cap` is what no dropped class can exceed: tau where there was room for more classes, else the
+smallest kept probability. A flat tail restores nothing of how m was spread; it was spread least
+evenly when as many classes as m affords had `cap` each, hence the bound. Where Σp² of the dropped
+classes is stored, Jensen's inequality gives a second bound, m ln(others · Σp² / m²), and the lower
+one counts. The true entropy is below H by just the KL of the tail. `rounded` is an estimate: codes
+are q = levels · p^¼, and their rounding errors are taken as uniform, so that δp/p = 4 δq/q has the
+variance 4/3 q².
+
+Shapes: B views, K slots, C classes, T temperatures.
+"""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_tools.spec.cache import TargetSpec
+from cache_tools.targets.codec import Targets
+
+F8 = NDArray[np.float64]
+I8 = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Said:
+    """Numbers of B views."""
+
+    kept_B: I8
+    """How many classes are kept."""
+    tail_BT: F8
+    """Mass of the others at each declared temperature."""
+    entropy_B: F8
+    """Entropy in nats with a flat tail: no less than the teacher's."""
+    dropped_B: F8
+    """The most KL(teacher ‖ restored) that the dropping of classes can have cost, in nats."""
+    rounded_B: F8
+    """Estimate of the KL that the rounding of the kept ones costs, in nats."""
+    first_B: I8
+    """The most probable class."""
+    confidence_B: F8
+    """Its probability."""
+
+
+def measure(targets: Targets, spec: TargetSpec, num_classes: int) -> Said:
+    """Numbers of decoded targets."""
+    p_BK, tail_BT = targets.probability_BK.astype(np.float64), targets.tail_BT.astype(np.float64)
+    kept_BK = p_BK > 0
+    count_B, best_B = kept_BK.sum(axis=1), p_BK.argmax(axis=1)
+    others_B, m_B = num_classes - count_B, tail_BT[:, 0]
+    log_p_BK = np.log(np.where(kept_BK, p_BK, 1.0))
+    of_tail_B = _x_log(m_B, np.maximum(others_B, 1) / np.maximum(m_B, 1e-30))
+    row_B = np.arange(len(p_BK))
+    return Said(
+        count_B,
+        tail_BT,
+        of_tail_B - (p_BK * log_p_BK).sum(axis=1),
+        _dropped(targets, spec, p_BK, others_B),
+        _rounded(p_BK, spec.levels),
+        targets.index_BK[row_B, best_B].astype(np.int64),
+        p_BK[row_B, best_B],
+    )
+
+
+def concatenate(parts: list[Said]) -> Said:
+    """Numbers of several pieces as one."""
+    columns = [[getattr(part, f.name) for part in parts] for f in fields(Said)]
+    return Said(*(np.concatenate(column) for column in columns))
+
+
+def _dropped(targets: Targets, spec: TargetSpec, p_BK: F8, others_B: I8) -> F8:
+    kept_BK, m_B = p_BK > 0, targets.tail_BT[:, 0].astype(np.float64)
+    least_B = np.where(kept_BK, p_BK, np.inf).min(axis=1)
+    code_B = np.maximum(spec.levels * least_B**0.25, 1.0)
+    cap_B = least_B * ((code_B + 0.5) / code_B) ** 4  # it may have been rounded down
+    room_B = kept_BK.sum(axis=1) < spec.k_max
+    cap_B = np.where(room_B, np.minimum(cap_B, spec.tau), cap_B)
+    mass_B = np.maximum(m_B, 1e-30)
+    bound_B = _x_log(m_B, np.maximum(cap_B * others_B / mass_B, 1.0))
+    if targets.square_BQ.shape[1]:
+        ratio_B = targets.square_BQ[:, 0] / np.square(mass_B)
+        bound_B = np.minimum(bound_B, _x_log(m_B, np.maximum(others_B * ratio_B, 1.0)))
+    return bound_B
+
+
+def _rounded(p_BK: F8, levels: int) -> F8:
+    square_BK = np.square(levels * p_BK**0.25)
+    terms_BK = np.divide(p_BK * (1 - p_BK), square_BK, out=np.zeros_like(p_BK), where=p_BK > 0)
+    return np.asarray(terms_BK.sum(axis=1) * 2 / 3)
+
+
+def _x_log(x_B: F8, y_B: F8) -> F8:
+    return np.asarray(np.where(x_B > 0, x_B * np.log(y_B), 0.0))

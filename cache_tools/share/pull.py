@@ -1,0 +1,180 @@
+"""`kdcache pull` and `kdcache select`: parts of a cache, from wherever it lies, to this machine.
+
+What is committed here and holds is not asked for again, so a killed run goes on. Every byte is
+compared with the digest in its commit record before it is written; one that differs is asked for
+again. A cut by views moves the parts it names, the sample table and nothing else. A cut by samples
+or classes moves the parts that hold them and makes smaller ones of them here.
+"""
+
+import contextlib
+import logging
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cache_tools.combine import select
+from cache_tools.combine.assemble import Assembly
+from cache_tools.combine.select import Cut
+from cache_tools.data.scan import SampleTable
+from cache_tools.errors import CacheIncomplete
+from cache_tools.runtime import concurrency, progress
+from cache_tools.runtime.signals import StopRequest
+from cache_tools.store import commits
+from cache_tools.store.cache import Store
+from cache_tools.store.commits import Part
+
+log = logging.getLogger("kdcache")
+
+
+@dataclass
+class Moved:
+    """What a run did."""
+
+    there: int = 0
+    """Parts that were there already."""
+    made: int = 0
+    """Parts that were committed."""
+    bytes: int = 0
+    """Bytes of chunks that were read at the source."""
+    missing: list[Part] = field(default_factory=list)
+    """Parts that the source lacks."""
+
+
+def run(source: Store, out: Path, wanted: Cut, jobs: int = concurrency.JOBS) -> tuple[Store, Moved]:
+    """Write a cut of a cache, or what is missing of it.
+
+    Args:
+        source: The cache.
+        out: Where its cut lies.
+        wanted: Which part of it.
+        jobs: Parts in flight at once.
+
+    Raises:
+        UsageError: Another cache lies at `out`.
+        CacheIncomplete: The source lacks parts; all others are committed.
+        CacheDamaged, DataError: The source cannot be read; what is committed stays.
+        KeyboardInterrupt: A signal came; what is committed stays.
+    """
+    store = Store.at(out, wanted.spec, lambda: _table(source, wanted), wanted.views.stop)
+    parts = [part for part in store.parts() if part.view in wanted.views]
+    todo = faulty(store, parts)
+    moved = Moved(there=len(parts) - len(todo))
+    with StopRequest() as stop:
+        if wanted.verbatim:
+            _copy(source, store, todo, moved, stop, jobs)
+        else:
+            _remake(source, store, wanted, todo, moved, stop)
+    if stop.asked:
+        raise KeyboardInterrupt
+    if moved.missing:
+        raise CacheIncomplete(
+            f"{source.name} lacks {len(moved.missing)} of the {len(parts)} parts that were asked "
+            f"for (first: {min(moved.missing)}). The others are in {out}; run the same command "
+            "again when they are there."
+        )
+    return store, moved
+
+
+def faulty(store: Store, parts: Sequence[Part]) -> list[Part]:
+    """Parts that are not committed or do not hold."""
+    with ThreadPoolExecutor(concurrency.fitting(concurrency.JOBS, store.spec.part_bytes)) as pool:
+        faults = pool.map(store.fault, parts)
+        return [part for part, fault in zip(parts, faults, strict=True) if fault is not None]
+
+
+def _table(source: Store, wanted: Cut) -> SampleTable:
+    if wanted.row_N is None:
+        return source.table
+    return select.table_of(source.table, wanted.row_N)
+
+
+def _copy(
+    source: Store, store: Store, todo: list[Part], moved: Moved, stop: StopRequest, jobs: int
+) -> None:
+    """Parts as they are, with their records, several at once."""
+    records = look(source, todo)
+
+    def fetch(part: Part) -> int:
+        record, chunks = source.load(part, records.pop(part, None))
+        store.commit(part, chunks, commits.sealed(record))
+        return sum(map(len, chunks.values()))
+
+    total = expected_bytes(records, todo)
+    with progress.bar("fetch", total, "bytes") as advance:
+        jobs = concurrency.fitting(jobs, source.spec.part_bytes)
+        for part, future in concurrency.completed(fetch, todo, jobs, stop):
+            try:
+                size = future.result()
+            except CacheIncomplete:
+                moved.missing.append(part)
+                continue
+            moved.made, moved.bytes = moved.made + 1, moved.bytes + size
+            advance(size)
+
+
+def _remake(
+    source: Store, store: Store, wanted: Cut, todo: list[Part], moved: Moved, stop: StopRequest
+) -> None:
+    """Parts made anew from those of the source, view by view."""
+    assembly, olds = Assembly([source]), set[Part]()
+    for part in todo:
+        row_B, _ = select.places(wanted, part)
+        olds |= {old for _, old in assembly.sources(part.view, np.zeros_like(row_B), row_B)}
+    needed = sorted(olds)
+    records = look(source, needed)
+    total = expected_bytes(records, needed)
+    assembly.records = {(0, part): record for part, record in records.items()}
+    _tell_waste(source, wanted, needed)
+    with progress.bar("fetch and cut", total, "bytes") as advance:
+        for part in todo:
+            if stop.asked:
+                return
+            before = assembly.moved
+            try:
+                select.make(assembly, wanted, store, part)
+            except CacheIncomplete:
+                moved.missing.append(part)
+                continue
+            finally:
+                advance(assembly.moved - before)
+            moved.made, moved.bytes = moved.made + 1, assembly.moved
+
+
+def _tell_waste(source: Store, wanted: Cut, needed: Sequence[Part]) -> None:
+    """Say it when more is moved than is wanted."""
+    if wanted.row_N is None or not needed:
+        return
+    blocks = {part.block for part in needed}
+    held = sum(len(source.spec.rows(block)) for block in blocks)
+    if held > len(wanted.row_N):
+        log.info(
+            "%d of %d blocks hold the %s samples, and %s others that are moved with them: a part "
+            "is fetched as a whole",
+            len(blocks),
+            source.spec.num_blocks,
+            f"{len(wanted.row_N):,}",
+            f"{held - len(wanted.row_N):,}",
+        )
+
+
+def look(source: Store, parts: Sequence[Part]) -> dict[Part, dict[str, Any]]:
+    """The records of the first part of each block, where there are any."""
+    first = {part.block: part for part in reversed(parts)}.values()
+    records = {}
+    for part in first:
+        with contextlib.suppress(CacheIncomplete):
+            records[part] = source.record(part)
+    return records
+
+
+def expected_bytes(records: Mapping[Part, dict[str, Any]], parts: Sequence[Part]) -> int:
+    """About how many bytes the chunks of parts have, by the records of one view."""
+    sizes = {
+        part.block: sum(chunk["bytes"] for chunk in record["chunks"].values())
+        for part, record in records.items()
+    }
+    return sum(sizes.get(part.block, 0) for part in parts)

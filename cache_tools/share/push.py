@@ -1,0 +1,201 @@
+"""`kdcache push`: a cache to where others can pull it, so that no reader ever sees half of it.
+
+Parts first, each read here with its digests checked, and compared again where it lies (a commit of
+the Hub takes whole parts); then what describes the arrays; the manifest last. Parts that are there
+as they are here are not sent again, so a killed run goes on. A cache that has grown adds its
+new views to the one that is there. Another cache in the place, or another part, is refused.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cache_tools.errors import CacheIncomplete, CacheMismatch, CacheNotFound, UsageError
+from cache_tools.runtime import concurrency, progress
+from cache_tools.runtime.signals import StopRequest
+from cache_tools.share.hub import Hub
+from cache_tools.storage import atomic
+from cache_tools.storage.backends import Storage, place
+from cache_tools.store import commits, manifest, metadata
+from cache_tools.store.cache import Store
+from cache_tools.store.commits import Part
+from cache_tools.store.manifest import Manifest
+
+_OWN = re.compile(r"(file|local|memory)://")
+"""Places that nobody else reads, as far as the URL tells."""
+CARD = "README.md"
+MARK = b"kdcache card"
+"""Stands in every card of ours: only such a file is ever replaced."""
+
+
+@dataclass
+class Sent:
+    """What a run did."""
+
+    there: int = 0
+    """Parts that were there already."""
+    sent: int = 0
+    """Parts that were sent."""
+    bytes: int = 0
+    """Bytes of their chunks."""
+
+
+def is_public(url: str) -> bool:
+    """Whether others may read what lies at a URL, so that it needs a licence.
+
+    Raises:
+        UsageError: It is none that can be written.
+    """
+    _check_url(url)
+    return _OWN.match(url) is None
+
+
+def run(store: Store, url: str, card: bytes | None, jobs: int = concurrency.JOBS) -> Sent:
+    """Send a cache, or what is missing of it.
+
+    Args:
+        store: The cache; parts that are not committed are left out.
+        url: Where it goes.
+        card: What README.md there is to say; None writes none.
+        jobs: Parts in flight at once.
+
+    Raises:
+        CacheMismatch: Another cache lies there, or has another part.
+        CacheDamaged: A part here is not as it was written.
+        UsageError, DataError: The place cannot be written.
+        KeyboardInterrupt: A signal came; what is committed stays.
+    """
+    target = _open(url)
+    there = _manifest(target)
+    if there is not None and there.spec.fingerprint != store.spec.fingerprint:
+        raise CacheMismatch(
+            f"{url} has another cache ({there.spec.fingerprint[:19]}… against "
+            f"{store.spec.fingerprint[:19]}…). Choose another URL."
+        )
+    stated = Manifest(store.spec, max(store.num_views, there.num_views if there else 0))
+    out, result = Store(target, stated), Sent()
+    sizes = _sizes(store)
+    with StopRequest() as stop:
+        todo = []
+        for part, future in concurrency.completed(
+            lambda p: _is_there(store, out, p), sizes, jobs, stop
+        ):
+            result.there += future.result()
+            todo += [] if future.result() else [part]
+        _send(store, out, sorted(todo), sizes, result, stop, jobs)
+    if stop.asked:
+        raise KeyboardInterrupt
+    if there is None or there.num_views < stated.num_views:
+        _describe(store, target, stated)
+    if card is not None:
+        _write_card(target, card)
+    _flush(target)
+    return result
+
+
+def _open(url: str) -> Storage:
+    _check_url(url)
+    return Hub(url) if url.startswith("hf://") else place(url)
+
+
+def _check_url(url: str) -> None:
+    if "://" not in url:
+        here = Path(url).resolve().as_uri()
+        raise UsageError(f"{url} is no URL. As a folder of this machine it is {here}.")
+    if url.startswith(("http://", "https://")):
+        raise UsageError(
+            f"{url} can be read and not written. Copy the folder to the web server, or push to "
+            "hf://datasets/USER/NAME, s3://…, gs://…."
+        )
+
+
+def _manifest(target: Storage) -> Manifest | None:
+    try:
+        return manifest.read(target)
+    except CacheNotFound:
+        return None
+
+
+def _sizes(store: Store) -> dict[Part, int]:
+    """Bytes of each committed part."""
+    sizes = {
+        part: sum(chunk["bytes"] for chunk in record["chunks"].values())
+        for part, record in store.committed().items()
+    }
+    if not sizes:
+        raise CacheIncomplete(f"{store.name} has no part yet. Make the cache first.")
+    return sizes
+
+
+def _is_there(store: Store, out: Store, part: Part) -> bool:
+    """Whether a part lies at the target as it lies here; CacheMismatch when another one does."""
+    try:
+        theirs = out.record(part)
+    except CacheIncomplete:
+        return False
+    if not out.present(part):
+        return False
+    if theirs["chunks"] != store.record(part)["chunks"]:
+        raise CacheMismatch(
+            f"{part} of {out.name} is another than in {store.name}: their digests differ. What is "
+            "committed is never replaced; choose another URL."
+        )
+    return True
+
+
+def _send(
+    store: Store,
+    out: Store,
+    todo: list[Part],
+    sizes: dict[Part, int],
+    result: Sent,
+    stop: StopRequest,
+    jobs: int,
+) -> None:
+    def send(part: Part) -> int:
+        record, chunks = store.load(part)
+        sealed = commits.sealed(record)
+        if isinstance(out.storage, Hub):
+            out.storage.write_all({**chunks, part.record: sealed})
+        else:
+            out.commit(part, chunks, sealed)
+        return sum(map(len, chunks.values()))
+
+    with progress.bar("send", sum(sizes[part] for part in todo), "bytes") as advance:
+        jobs = concurrency.fitting(jobs, store.spec.part_bytes)
+        for _, future in concurrency.completed(send, todo, jobs, stop):
+            size = future.result()
+            result.sent, result.bytes = result.sent + 1, result.bytes + size
+            advance(size)
+    _flush(out.storage)
+
+
+def _describe(store: Store, target: Storage, stated: Manifest) -> None:
+    """The sample table and the metadata of all arrays; after them, the manifest."""
+    described = metadata.skeleton(store.spec, store.table, stated.num_views)
+    for name, data in described.items():
+        if name != manifest.NAME:
+            target.write(name, data)
+    _flush(target)
+    target.write(manifest.NAME, described[manifest.NAME])
+
+
+def _write_card(target: Storage, card: bytes) -> None:
+    """The card, unless somebody else's text stands there."""
+    write: Callable[[str, bytes], Any] = target.write
+    read = target.read
+    if isinstance(target, Hub):  # the Hub shows that of the repository
+        write, read = target.write_top, target.read_top
+    try:
+        if MARK not in read(CARD, atomic.MAX_JSON):
+            return
+    except FileNotFoundError:
+        pass
+    write(CARD, card)
+
+
+def _flush(target: Storage) -> None:
+    if isinstance(target, Hub):
+        target.flush()

@@ -1,0 +1,215 @@
+"""Several caches of the same views by other teachers: are they aligned, and read as one.
+
+Targets can be mixed only where they are of the same pixels: the same samples in the same order, the
+same draws, the same renderer, the same classes. That is compared field by field and image by image;
+the first difference is named. What may differ is the teacher, its precision and the size at which
+it saw the views, and how and how many classes are kept.
+
+Members are sorted by the fingerprints of their caches: the order in which a user names them enters
+neither an identity nor the last bit of a sum.
+
+Shapes: B views, N samples, P labels of a view.
+"""
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_tools.data.scan import SampleTable
+from cache_tools.errors import CacheMismatch, UsageError
+from cache_tools.spec.cache import CacheSpec
+from cache_tools.spec.canonical import difference
+from cache_tools.spec.teacher import MAX_MEMBERS, MemberSpec
+from cache_tools.storage import cached
+from cache_tools.store.cache import Store
+from cache_tools.store.commits import Part
+from cache_tools.targets import codec
+from cache_tools.targets.codec import Stored, Targets
+from cache_tools.targets.mixture import Mixture, Tail, common_temperatures
+from cache_tools.views.imported import Imported
+
+log = logging.getLogger("kdcache")
+_COLUMNS = ("digest", "label", "height", "width", "bytes")
+
+
+@dataclass(frozen=True)
+class Members:
+    """Aligned caches and their shares; a single one is an ensemble of itself."""
+
+    stores: tuple[Store, ...]
+    """By ascending fingerprint; all questions but that of the targets may go to the first."""
+    weights: tuple[float, ...]
+    """Positive; they add up to 1."""
+
+    @property
+    def first(self) -> Store:
+        """The store to ask about samples and views."""
+        return self.stores[0]
+
+    @property
+    def num_views(self) -> int:
+        """How many views all of them have."""
+        return min(store.num_views for store in self.stores)
+
+    @property
+    def num_labels(self) -> int:
+        """Labels of a view that some member stores the probability of, P."""
+        return max(store.spec.num_labels for store in self.stores)
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """The temperatures at which the mass of the tail is known."""
+        if len(self.stores) == 1:
+            return self.first.spec.targets.temperatures
+        return common_temperatures([store.spec.targets for store in self.stores])
+
+    @property
+    def source(self) -> str:
+        """Where this machine has the images, or ""."""
+        return next((store.source for store in self.stores if store.source), "")
+
+    @property
+    def specs(self) -> tuple[MemberSpec, ...]:
+        """The members as the manifest of their ensemble names them."""
+        return tuple(
+            MemberSpec(t.name, t.architecture, t.weights_sha256, store.spec.fingerprint, weight)
+            for store, weight in zip(self.stores, self.weights, strict=True)
+            for t in [store.spec.teacher]
+        )
+
+    def mixture(self, tail: Tail = "uniform") -> Mixture:
+        """How the targets of these caches become one."""
+        specs = [store.spec.targets for store in self.stores]
+        return Mixture(self.weights, specs, self.first.spec.teacher.num_classes, tail)
+
+    def params(self, part: Part) -> Imported | None:
+        """Parameters of the imported views of a part, None where views are drawn.
+
+        Raises:
+            CacheMismatch: The members have others.
+        """
+        if self.first.spec.imported is None:
+            return None
+        first = self.first.read_params(part)
+        for other in self.stores[1:]:
+            if not first.equals(other.read_params(part)):
+                raise CacheMismatch(
+                    f"{part} of {self.first.name} and of {other.name} are of other views: their "
+                    "boxes differ. Only caches whose boxes are the same can be mixed."
+                )
+        return first
+
+    def decode(self, stored: Sequence[Stored], row_B: NDArray[np.int64]) -> list[Targets]:
+        """Some rows of what lies in each cache."""
+        pairs = zip(stored, self.stores, strict=True)
+        return [codec.decode(one, store.spec.targets, row_B) for one, store in pairs]
+
+
+def open_members(
+    caches: Sequence[str | Path], weights: Sequence[float] | None = None, blocks: bool = False
+) -> Members:
+    """Open caches that are to be mixed.
+
+    Args:
+        caches: Where they lie.
+        weights: A positive number for each; only their ratios count. None weighs all alike.
+        blocks: Whether their parts must hold the same rows.
+
+    Raises:
+        UsageError: Weights that cannot be, or one cache twice.
+        CacheMismatch: They are not of the same views of the same samples, or of other classes.
+    """
+    shares = _shares(caches, weights)
+    opened = [cached.open_cache(cache) for cache in caches]
+    pairs = sorted(zip(opened, shares, strict=True), key=lambda pair: pair[0].spec.fingerprint)
+    for (a, _), (b, _) in pairwise(pairs):
+        if a.spec.fingerprint == b.spec.fingerprint:
+            raise UsageError(
+                f"{a.name} and {b.name} are the same cache ({a.spec.fingerprint[:19]}…). Name each "
+                "teacher's cache once; a weight says how much it counts."
+            )
+    for other in opened[1:]:
+        check_aligned(opened[0], other, blocks)
+    members = Members(tuple(store for store, _ in pairs), tuple(share for _, share in pairs))
+    if len(opened) > 1 and not members.first.spec.replayable:
+        log.warning("these caches were imported: that they are of the same views is your word")
+    if len({store.num_views for store in opened}) > 1:
+        log.info("the first %d views are used: not every cache has more", members.num_views)
+    return members
+
+
+def check_aligned(a: Store, b: Store, blocks: bool = False) -> None:
+    """CacheMismatch when the targets of two caches are not of the same views; names the first."""
+    found = next(_differences(a, b, blocks), None)
+    if found is not None:
+        raise CacheMismatch(
+            f"{a.name} and {b.name} cannot be mixed: {found}. Targets can be mixed only when they "
+            "are of the same views of the same images and of the same classes; make one of the "
+            "caches anew with the recipe and the data of the other, and its own teacher."
+        )
+
+
+def _shares(caches: Sequence[str | Path], weights: Sequence[float] | None) -> list[float]:
+    if not 1 <= len(caches) <= MAX_MEMBERS:
+        raise UsageError(f"{len(caches)} caches cannot be mixed; it can be 1 to {MAX_MEMBERS}.")
+    weights = [1.0] * len(caches) if not weights else list(weights)
+    if len(weights) != len(caches):
+        raise UsageError(
+            f"there are {len(caches)} caches and {len(weights)} weights. Give each cache one, in "
+            "the same order, or none at all."
+        )
+    wrong = [w for w in weights if not (math.isfinite(w) and w > 0)]
+    if wrong:
+        raise UsageError(f"the weight {wrong[0]} cannot be: weights are positive numbers.")
+    total = math.fsum(weights)
+    return [w / total for w in weights]
+
+
+def _differences(a: Store, b: Store, blocks: bool) -> Iterator[str]:
+    """Every difference that forbids a mixture, in words."""
+    if a.spec.dataset.table_sha256 != b.spec.dataset.table_sha256:
+        yield from _table_differences(a.table, b.table)
+    if found := difference(_identity(a.spec), _identity(b.spec)):
+        yield found
+    if blocks and a.spec.block_size != b.spec.block_size:
+        yield f"block_size: {a.spec.block_size} against {b.spec.block_size}"
+
+
+def _identity(spec: CacheSpec) -> dict[str, Any]:
+    """What must be equal: all that says which pixels were seen, and what classes mean.
+
+    Not so `teacher_size`: the student sees the same pixels, whatever size the teacher saw them at.
+    """
+    return {
+        "dataset": asdict(spec.dataset),
+        "views": asdict(replace(spec.views, teacher_size=0)),
+        "window": spec.window,
+        "renderer": spec.renderer,
+        "imported": asdict(spec.imported) if spec.imported else None,
+        "teacher": {"num_classes": spec.teacher.num_classes},
+    }
+
+
+def _table_differences(a: SampleTable, b: SampleTable) -> Iterator[str]:
+    """How two sample tables differ, by name of the first sample."""
+    if a.keys != b.keys:
+        only_a, only_b = sorted(set(a.keys) - set(b.keys)), sorted(set(b.keys) - set(a.keys))
+        first = f"{only_a[0]!r} is not in the second" if only_a else f"{only_b[0]!r} is new in it"
+        yield f"they are of {len(a):,} and {len(b):,} samples, and {first}"
+        return
+    for column in _COLUMNS:
+        ours, theirs = getattr(a, f"{column}_N"), getattr(b, f"{column}_N")
+        differ = np.flatnonzero(ours != theirs)
+        if len(differ):
+            row = int(differ[0])
+            yield (
+                f"the {column} of {len(differ)} of {len(a):,} images differs (first: "
+                f"{a.keys[row]!r}, {ours[row]} against {theirs[row]})"
+            )

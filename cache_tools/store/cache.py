@@ -1,0 +1,407 @@
+"""A cache: create, open, write a part, read a part, and never trust a file name.
+
+A part (one block of the sample table × one view number) is done when its commit record exists and
+the digests in it hold. Chunks are written first, the record last, each whole or not at all. A
+reader checks the record, the SHA-256 of every chunk and the values in it before it uses them: a
+missing chunk can never look like data, and neither a flipped bit nor a stranger's file is trained
+on. FORMAT.md has the layout; `storage` knows folders, zips and object stores.
+
+Shapes: V views, N samples.
+"""
+
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_tools.data.scan import SampleTable
+from cache_tools.errors import (
+    CacheDamaged,
+    CacheIncomplete,
+    CacheMismatch,
+    KdcacheError,
+    UsageError,
+)
+from cache_tools.runtime import concurrency
+from cache_tools.spec import cache
+from cache_tools.spec.cache import CacheSpec
+from cache_tools.spec.canonical import canonical_json, difference, sha256
+from cache_tools.storage import atomic
+from cache_tools.storage.backends import Folder, Storage, checked, locate, place
+from cache_tools.store import commits, manifest, metadata
+from cache_tools.store.commits import REMEDY, Part
+from cache_tools.store.layout import PROBES, Layout
+from cache_tools.store.manifest import Manifest
+from cache_tools.store.metadata import Whole
+from cache_tools.targets import codec
+from cache_tools.targets.codec import Stored
+from cache_tools.views import imported
+from cache_tools.views.imported import Imported
+
+T = TypeVar("T")
+_ASKING = 16
+"""Records that are asked for at once over a network."""
+_TRIES = 5
+_PAUSE_MS = 250
+_ANOTHER = (
+    "Another process writes it at the same time, or the disk fails; check it and run the same "
+    "command again."
+)
+
+
+class Store:
+    """An opened cache."""
+
+    def __init__(self, storage: Storage, stated: Manifest) -> None:
+        self.storage = storage
+        self.spec = stated.spec
+        self._adopt(stated)
+
+    @classmethod
+    def create(
+        cls, where: str | Path, cache_spec: CacheSpec, table: SampleTable, num_views: int
+    ) -> "Store":
+        """Make an empty cache, which appears whole or not at all, and open it.
+
+        Of several processes that do so at once one wins, and all open what that one made. Where
+        the storage cannot put all files in place at once, each looks again at what lies there.
+
+        Raises:
+            UsageError: Something that is not a cache lies there.
+            CacheMismatch: Another process made another cache there just now.
+        """
+        storage = place(where)
+        # 1 and 1.0 are one fingerprint
+        normal = cache.from_mapping(cache_spec.mapping, "the spec")
+        contents = metadata.skeleton(normal, table, num_views)
+        for attempt in range(_TRIES):
+            if attempt:
+                time.sleep(_jitter(attempt))
+            storage.fill(contents)
+            store = cls(storage, manifest.read(storage))
+            if found := difference(store.spec.mapping, normal.mapping):
+                raise CacheMismatch(f"another process made another cache at {storage}: {found}.")
+            if store._is_whole():
+                return store
+        raise KdcacheError(f"{storage} does not read back as it was written. {_ANOTHER}")
+
+    @classmethod
+    def at(
+        cls, out: Path, cache_spec: CacheSpec, table: Callable[[], SampleTable], num_views: int
+    ) -> "Store":
+        """The cache that a command writes to `out`: the one it began there, else a new one.
+
+        Args:
+            out: A folder.
+            cache_spec: What the cache is of.
+            table: Makes its samples; asked for a new one only.
+            num_views: How many views it has room for, at least.
+
+        Raises:
+            UsageError: Another cache, or something else, lies there.
+        """
+        if not (out / manifest.NAME).is_file():
+            return cls.create(out, cache_spec, table(), num_views)
+        store = cls.open(out)
+        if found := difference(store.spec.mapping, cache_spec.mapping):
+            raise UsageError(
+                f"{out} is another cache: {found} now. Choose another folder for the new one, or "
+                "run the command that made the one there."
+            )
+        atomic.sweep(out)
+        store.grow(num_views)
+        return store
+
+    @classmethod
+    def open(cls, where: str | Path) -> "Store":
+        """Open a cache by its manifest: a folder, a zip of one, or a URL that fsspec knows.
+
+        Raises:
+            CacheNotFound, CacheMismatch, CacheDamaged: As `manifest.read`.
+        """
+        return cls.on(locate(where))
+
+    @classmethod
+    def on(cls, storage: Storage) -> "Store":
+        """Open the cache that lies in a storage; raises as `open`."""
+        return cls(storage, checked(storage, lambda: manifest.read(storage), manifest.NAME))
+
+    @property
+    def name(self) -> str:
+        """Where the cache lies, for messages."""
+        return str(self.storage)
+
+    @property
+    def path(self) -> Path:
+        """Its folder on this machine.
+
+        Raises:
+            UsageError: It lies in a zip or an object store.
+        """
+        if not isinstance(self.storage, Folder):
+            raise UsageError(f"{self.name} is not a folder on this machine; copy it to one first.")
+        return self.storage.path
+
+    @property
+    def location(self) -> str:
+        """Where it lies, so that it is found from another folder: a path or a URL."""
+        return self.name if "://" in self.name else str(Path(self.name).resolve())
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether reading it may mean to wait for a network."""
+        return self.storage.tries > 1
+
+    @cached_property
+    def table(self) -> SampleTable:
+        """The sample table, read once and checked against the spec's digest."""
+        return self._whole.table()
+
+    @property
+    def source(self) -> str:
+        """Where this machine has the images, or "": a note beside the cache, never part of it."""
+        if not isinstance(self.storage, Folder):
+            return ""
+        path = _source_note(self.path)
+        return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
+
+    def note_source(self, source: str) -> None:
+        """Remember where the images lie on this machine, when the cache lies there, too."""
+        if isinstance(self.storage, Folder) and self.source != source:
+            atomic.write(_source_note(self.path), f"{source}\n".encode())
+
+    def grow(self, num_views: int) -> None:
+        """Make room for more views; what is committed stays as it is."""
+        for _ in range(_TRIES):  # another process may write its own number over ours
+            with self.storage.locked():
+                self._adopt(manifest.read(self.storage))
+                if num_views <= self.num_views:
+                    return
+                grown = replace(self._manifest, num_views=num_views)
+                for name, data in Layout(self.spec, num_views).metadata().items():
+                    self.storage.write(name, data)
+                self.storage.write(manifest.NAME, grown.encode())
+        raise KdcacheError(f"{self.name} does not grow to {num_views} views. {_ANOTHER}")
+
+    def _adopt(self, stated: Manifest) -> None:
+        """Take over what the manifest says."""
+        self.num_views = stated.num_views
+        self._manifest = stated
+        self._layout = Layout(stated.spec, stated.num_views)
+        self._whole = Whole(self.storage, stated, self._layout)
+
+    def metadata_faults(self) -> Iterator[CacheDamaged]:
+        """Every file outside the parts that is damaged or misleads readers."""
+        return self._whole.faults()
+
+    def parts(self) -> Iterator[Part]:
+        """Every part the cache should have, view by view."""
+        for view in range(self.num_views):
+            for block in range(self.spec.num_blocks):
+                yield Part(view, block)
+
+    def write(
+        self,
+        part: Part,
+        stored: Stored,
+        probes: NDArray[np.uint64],
+        statistics: Mapping[str, float],
+        versions: Mapping[str, str],
+        params: Imported | None = None,
+    ) -> bool:
+        """Write and commit one part, unless it is committed already; `params` of imported views.
+
+        Of two workers that race on a part the second finds it done and yields. Where the storage
+        knows no locks both may write; each looks again at what lies there and, should it find one's
+        bytes under the other's record, waits for the other to finish and writes once more if that
+        did not mend it.
+
+        Returns:
+            Whether the part is ours.
+        """
+        chunks = self._layout.encode_part(part.view, part.block, stored, probes, params)
+        return self.commit(
+            part, chunks, commits.encode(self.spec, part, chunks, statistics, versions)
+        )
+
+    def commit(self, part: Part, chunks: Mapping[str, bytes], record: bytes) -> bool:
+        """Write the chunks of one part and then its record; as `write`."""
+        with self.storage.locked():
+            for attempt in range(_TRIES + 1):
+                fault = self.fault(part)
+                if fault is not None and attempt:
+                    time.sleep(_jitter(attempt))
+                    fault = self.fault(part)
+                if fault is None:
+                    return self.storage.read(part.record) == record
+                if attempt == _TRIES:
+                    break
+                for name, data in chunks.items():
+                    self.storage.write(name, data)
+                self.storage.write(part.record, record)
+        raise KdcacheError(
+            f"{part} of {self.name} does not read back as it was written. {_ANOTHER}"
+        )
+
+    def record(self, part: Part) -> dict[str, Any]:
+        """The commit record of a part, checked; see `commits.read`."""
+        return checked(
+            self.storage, lambda: commits.read(self.storage, self.spec, part), part.record
+        )
+
+    def read(self, part: Part) -> tuple[Stored, NDArray[np.uint64]]:
+        """Targets and probes of one part; digests are checked first, then every value.
+
+        Raises:
+            CacheIncomplete: The part or one of its chunks is not there.
+            CacheDamaged: A chunk differs from its record, or holds what cannot be.
+        """
+        return self.decode(part, self.load(part, views=False)[1])
+
+    def decode(self, part: Part, chunks: Mapping[str, bytes]) -> tuple[Stored, NDArray[np.uint64]]:
+        """Targets and probes in the chunks of one part; CacheDamaged as `read`."""
+        stored, probes = self._decoded(part, self._layout.decode_part, chunks)
+        if wrong := codec.check(stored, self.spec.targets, self.spec.teacher.num_classes):
+            raise CacheDamaged(f"{part} of {self.name} holds {wrong}. {REMEDY}")
+        return stored, probes
+
+    def read_params(self, part: Part) -> Imported:
+        """Parameters of the imported views of one part, checked as targets are.
+
+        Raises:
+            CacheIncomplete, CacheDamaged: As `read`.
+        """
+        return self.decode_params(part, self.load(part, views=True)[1])
+
+    def decode_params(self, part: Part, chunks: Mapping[str, bytes]) -> Imported:
+        """Parameters of imported views in the chunks of one part; CacheDamaged as `read`."""
+        params = self._decoded(part, self._layout.decode_views, chunks)
+        rows = self.spec.rows(part.block)
+        if wrong := imported.check(params, self.spec, self.table, rows):
+            raise CacheDamaged(f"{part} of {self.name} holds {wrong}. {REMEDY}")
+        return params
+
+    def _decoded(self, part: Part, decode: Callable[..., T], chunks: Mapping[str, bytes]) -> T:
+        """What the layout makes of a part's chunks, or why it cannot."""
+        try:
+            return decode(part.view, part.block, chunks)
+        except MemoryError:
+            raise
+        except Exception as error:  # decompressors raise many kinds, SystemError among them
+            raise CacheDamaged(
+                f"{part} of {self.name} does not decode: {error}. {REMEDY}"
+            ) from None
+
+    def read_view(self, view: int) -> Stored:
+        """Targets of one view number of all N samples."""
+        parts = [Part(view, block) for block in range(self.spec.num_blocks)]
+        if not self.is_remote:
+            return codec.concatenate([self.read(part)[0] for part in parts])
+        with ThreadPoolExecutor(
+            concurrency.fitting(concurrency.JOBS, self.spec.part_bytes)
+        ) as pool:
+            return codec.concatenate([stored for stored, _ in pool.map(self.read, parts)])
+
+    def fault(self, part: Part) -> CacheIncomplete | CacheDamaged | None:
+        """What is wrong with a part, by its record and digests; None when nothing is."""
+        try:
+            self.load(part)
+        except (CacheIncomplete, CacheDamaged) as error:
+            return error
+        return None
+
+    def present(self, part: Part) -> bool:
+        """Whether record and chunks are there with their sizes: quick, without a digest."""
+        try:
+            chunks = self.record(part)["chunks"]
+            names = self._layout.part_chunks(part.view, part.block)
+            return all(self.storage.size(n) == chunks[n]["bytes"] for n in names)
+        except (KdcacheError, OSError, KeyError):
+            return False
+
+    def committed(self) -> dict[Part, dict[str, Any]]:
+        """The records of all parts that have one; CacheDamaged when one is not as written."""
+
+        def find(part: Part) -> dict[str, Any] | None:
+            return None if self.storage.size(part.record) is None else self.record(part)
+
+        parts = list(self.parts())
+        with ThreadPoolExecutor(_ASKING if self.is_remote else 1) as pool:
+            found = dict(zip(parts, pool.map(find, parts), strict=True))
+        return {part: record for part, record in found.items() if record is not None}
+
+    def content_id(self) -> str:
+        """Digest of fingerprint and chunk digests of the committed parts: it names the bytes."""
+        chunks = {
+            name: chunk["sha256"]
+            for record in self.committed().values()
+            for name, chunk in record["chunks"].items()
+        }
+        return sha256(canonical_json({"fingerprint": self.spec.fingerprint, "chunks": chunks}))
+
+    def _is_whole(self) -> bool:
+        """Whether all but the parts is as the manifest says it."""
+        try:
+            return len(self.table) > 0 and next(self.metadata_faults(), None) is None
+        except CacheDamaged:
+            return False
+
+    def load(
+        self, part: Part, record: dict[str, Any] | None = None, views: bool | None = None
+    ) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """The record of a part and the chunks that it names, path → bytes; raises as `read`.
+
+        Args:
+            part: Which part.
+            record: Its record, where it is known already.
+            views: None for all chunks, else those of imported views or those of targets alone.
+        """
+        record = record or self.record(part)
+        recorded = record["chunks"]
+        names = self._layout.part_chunks(part.view, part.block)
+        if recorded.keys() != names.keys():
+            raise CacheDamaged(
+                f"the commit record {self.name}/{part.record} does not name the chunks of {part}. "
+                f"{REMEDY}"
+            )
+
+        def read(name: str) -> bytes:
+            ask = partial(self._chunk, part, name, names[name], recorded[name])
+            return checked(self.storage, ask, name)
+
+        wanted = self._layout.part_chunks(part.view, part.block, views)
+        return record, {name: read(name) for name in wanted}
+
+    def _chunk(self, part: Part, name: str, limit: int, expected: Mapping[str, Any]) -> bytes:
+        where, size = f"{self.name}/{name}", expected["bytes"]
+        try:
+            data = self.storage.read_sized(name, size) if size <= limit else b""
+        except FileNotFoundError:
+            raise CacheIncomplete(f"the chunk {where} of {part} is missing. {REMEDY}") from None
+        if sha256(data) != expected["sha256"]:
+            raise CacheDamaged(
+                f"the chunk {where} of {part} is damaged ({self.storage.size(name)} bytes, {size} "
+                f"were written; SHA-256 differs). {REMEDY}"
+            )
+        return data
+
+
+def _jitter(attempt: int) -> float:
+    """Seconds before a part is written again: other ones for each process, longer each time."""
+    return secrets.randbelow(int(_PAUSE_MS * 2**attempt)) / 1000
+
+
+def probe_numbers(rows: range) -> list[int]:
+    """The rows of a block whose pixels are fingerprinted: first, last and two between."""
+    return [rows[i * (len(rows) - 1) // (PROBES - 1)] for i in range(PROBES)]
+
+
+def _source_note(path: Path) -> Path:
+    return path.with_name(f"{path.name}.source")

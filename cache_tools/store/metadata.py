@@ -1,0 +1,168 @@
+"""What a cache has but its parts: the sample table and every array's metadata.
+
+None of it is believed. Metadata must be what the manifest's spec implies, or other readers would
+read something else than we do; the table must have the digest that the spec names.
+
+Shapes: N samples.
+"""
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from cache_tools.data import scan
+from cache_tools.data.scan import SampleTable
+from cache_tools.errors import CacheDamaged, DataError
+from cache_tools.spec.cache import CacheSpec
+from cache_tools.storage import atomic
+from cache_tools.storage.backends import MAX_FILE, Storage, checked
+from cache_tools.store import manifest
+from cache_tools.store.layout import Array, Layout
+from cache_tools.store.manifest import Manifest
+
+_COLUMNS = {
+    "digest": "uint64",
+    "label": "int32",
+    "height": "int32",
+    "width": "int32",
+    "bytes": "int64",
+}
+_FETCH = "Fetch the folder again from where the cache came, or make the cache anew."
+_MOST_EXPANSION = 1000
+"""Keys of real data sets compress three- to tenfold."""
+
+
+class Whole:
+    """Reads the files of an opened cache that are not of a part."""
+
+    def __init__(self, storage: Storage, stated: Manifest, layout: Layout) -> None:
+        self.name = str(storage)
+        self.storage = storage
+        self.spec = stated.spec
+        self._layout = layout
+
+    def table(self) -> SampleTable:
+        """The sample table, checked against its digest, its ids and their order.
+
+        Raises:
+            CacheDamaged: It is not as it was written, or is none.
+        """
+        n = self.spec.dataset.num_samples
+        # Ids are uniform and sorted: even 2^32 of them do not compress below 4 bytes each, so what
+        # claims more is no table, and need not be given memory.
+        if (self.storage.size("samples/id/c/0") or 0) < 4 * n:
+            raise CacheDamaged(f"{self.name}/samples/id/c/0 cannot hold {n} ids. {_FETCH}")
+        keys = self._key_column(n)
+        try:
+            scan.check_keys(keys)
+        except DataError as error:
+            raise CacheDamaged(f"{self.name}/samples/key: {error} {_FETCH}") from None
+        ids = np.array([scan.sample_id(key) for key in keys], dtype=np.uint64)
+        columns = {f"{c}_N": self._column(f"samples/{c}", n, t) for c, t in _COLUMNS.items()}
+        if not np.array_equal(ids, self._column("samples/id", n, "uint64")):
+            raise CacheDamaged(f"{self.name}/samples/id are not the ids of the keys. {_FETCH}")
+        table = SampleTable(keys, ids, **columns)
+        if len(keys) != n or table.sha256 != self.spec.dataset.table_sha256:
+            raise CacheDamaged(
+                f"the sample table {self.name}/samples differs from the manifest's digest. {_FETCH}"
+            )
+        if (ids[1:] <= ids[:-1]).any():
+            raise CacheDamaged(f"the sample table of {self.name} is not sorted by id. {_FETCH}")
+        return table
+
+    def _key_column(self, n: int) -> tuple[str, ...]:
+        column = self._column("samples/key", self._length_of_keys(), "uint8")
+        if int((column == ord("\n")).sum()) != n - 1:
+            raise CacheDamaged(f"{self.name}/samples/key does not hold {n} keys. {_FETCH}")
+        try:
+            return tuple(bytes(column).decode().split("\n"))
+        except UnicodeDecodeError as error:
+            raise CacheDamaged(f"{self.name}/samples/key is not UTF-8: {error}.") from None
+
+    def _length_of_keys(self) -> int:
+        """Bytes of all keys together, as the metadata of their array says it."""
+        name, n = "samples/key/zarr.json", self.spec.dataset.num_samples
+        ask = partial(self._json, name)
+        shape = checked(self.storage, ask, name).get("shape")
+        length = shape[0] if isinstance(shape, list) and len(shape) == 1 else None
+        # Distinct keys differ: they take memory only where their compressed bytes are many.
+        most = min(scan.MAX_KEY * n, _MOST_EXPANSION * (self.storage.size("samples/key/c/0") or 0))
+        if type(length) is not int or not 2 * n - 1 <= length <= most:
+            raise CacheDamaged(
+                f"{self.name}/{name}: {n} keys cannot have {length!r} bytes. {_FETCH}"
+            )
+        return length
+
+    def _column(self, name: str, length: int, dtype: str) -> Array:
+        ask = partial(self._decoded, name, length, dtype)
+        return checked(self.storage, ask, f"{name}/c/0")
+
+    def _decoded(self, name: str, length: int, dtype: str) -> Array:
+        data = self._read(f"{name}/c/0")
+        try:
+            return self._layout.decode_whole(name, length, dtype, data)
+        except MemoryError:
+            raise
+        except Exception as error:  # decompressors raise many kinds
+            raise CacheDamaged(f"{self.name}/{name} does not decode: {error}. {_FETCH}") from None
+
+    def faults(self) -> Iterator[CacheDamaged]:
+        """Every metadata file that is not what the spec implies."""
+        n, layout = self.spec.dataset.num_samples, self._layout
+        for name, expected in layout.metadata().items():
+            yield from self._fault(name, expected)
+        columns = {"id": "uint64", **_COLUMNS}
+        for column, dtype in columns.items():
+            name = f"samples/{column}"
+            yield from self._fault(f"{name}/zarr.json", layout.whole_metadata(name, n, dtype))
+        try:
+            length = self._length_of_keys()
+        except CacheDamaged as error:
+            yield error
+            return
+        name = "samples/key"
+        yield from self._fault(f"{name}/zarr.json", layout.whole_metadata(name, length, "uint8"))
+
+    def _fault(self, name: str, expected: bytes) -> Iterator[CacheDamaged]:
+        """What is wrong with a metadata file: other readers follow it."""
+        try:
+            theirs = checked(self.storage, partial(self._json, name), name)
+        except CacheDamaged as error:
+            yield error
+            return
+        ours = json.loads(expected)
+        for key in sorted(theirs.keys() | ours.keys()):
+            if theirs.get(key) != ours.get(key) or (key in theirs) != (key in ours):
+                yield CacheDamaged(
+                    f"{self.name}/{name}: {key!r} is {theirs.get(key)!r:.99}, not "
+                    f"{ours.get(key)!r}. "
+                    f"{_FETCH}"
+                )
+
+    def _json(self, name: str) -> dict[str, Any]:
+        return atomic.parse_json(self._read(name), f"{self.name}/{name}")
+
+    def _read(self, name: str) -> bytes:
+        """A file outside the parts."""
+        try:
+            return self.storage.read(name, atomic.MAX_JSON if name.endswith(".json") else MAX_FILE)
+        except CacheDamaged:
+            raise
+        except OSError as error:
+            reason = "it is missing" if isinstance(error, FileNotFoundError) else error
+            raise CacheDamaged(f"{self.name}/{name} cannot be read: {reason}. {_FETCH}") from None
+
+
+def skeleton(cache_spec: CacheSpec, table: SampleTable, num_views: int) -> dict[str, bytes]:
+    """Every file of a cache without parts, the manifest last."""
+    layout = Layout(cache_spec, num_views)
+    columns: dict[str, Array] = {
+        "samples/key": np.frombuffer("\n".join(table.keys).encode(), dtype=np.uint8),
+        "samples/id": table.id_N,
+    }
+    columns |= {f"samples/{c}": getattr(table, f"{c}_N").astype(t) for c, t in _COLUMNS.items()}
+    whole = layout.encode_whole(columns) | layout.metadata()
+    return {**whole, manifest.NAME: Manifest(cache_spec, num_views).encode()}

@@ -1,0 +1,52 @@
+"""Which views a look at a cache takes when it cannot take all, and how neighbours are mixed.
+
+Rows of the sample table are in the order of a hash, so neighbours are a random sample of the data
+set; the views that are taken of a part are neighbours, which share partners and one read.
+
+Shapes: B views.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_tools.spec.cache import CacheSpec
+from cache_tools.store import view_params
+from cache_tools.store.cache import Store
+from cache_tools.store.commits import Part
+from cache_tools.views import draw
+
+I8 = NDArray[np.int64]
+PARTS = 64
+"""Parts that are looked at, unless more are needed."""
+
+
+def spread(spec: CacheSpec, parts: Sequence[Part], count: int) -> list[tuple[Part, I8]]:
+    """`count` views, or all: parts far apart, and the rows to look at in each.
+
+    Args:
+        spec: What the cache is of.
+        parts: Those that can be looked at, at least one.
+        count: How many views.
+    """
+    share = -(-count // min(PARTS, len(parts)))
+    golden = np.arange(len(parts)) * 0.6180339887498949 % 1.0  # its least values lie far apart
+    chosen: list[tuple[Part, I8]] = []
+    for i, number in enumerate(np.argsort(golden, kind="stable").tolist()):
+        block = spec.rows(parts[number].block)
+        here = min(share, len(block), count)
+        begin = block.start + int((len(block) - here) * golden[i])
+        chosen.append((parts[number], np.arange(begin, begin + here)))
+        count -= here
+        if count == 0:
+            break
+    return chosen
+
+
+def mix(store: Store, view: int, row_B: I8) -> draw.Mix:
+    """Partners (rows of the table), λ and boxes of neighbouring rows."""
+    window, last = store.spec.window, int(row_B[-1])
+    begin = int(row_B[0]) // window * window
+    end = min((last // window + 1) * window, len(store.table))
+    return view_params.mixing(store, view, begin, end).rows(row_B - begin)

@@ -1,0 +1,86 @@
+"""Dense distributions ↔ sparse ones, in numpy: what is kept of logits, and what that restores.
+
+`sparsify` is the reference for what stage 1 does on the teacher's device; `restore` is what a loss
+on sparse targets takes the teacher's distribution to be, class by class.
+
+Shapes: B views, C classes, K slots, P labels of a view.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_tools.spec.cache import TargetSpec
+from cache_tools.targets.codec import Sparse, Targets
+
+F8 = NDArray[np.float64]
+I8 = NDArray[np.int64]
+
+
+def softmax(logits_BC: NDArray[np.floating], temperature: float = 1.0) -> F8:
+    """Distributions at a temperature, in double precision."""
+    scaled = logits_BC.astype(np.float64) / temperature
+    shifted = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), dtype=np.float64)
+
+
+def sparsify(
+    logits_BC: NDArray[np.floating], spec: TargetSpec, label_BP: I8 | None = None
+) -> Sparse:
+    """Choose the classes to keep: above tau, at least k_min and at most k_max of them.
+
+    Args:
+        logits_BC: Finite logits. Of equal ones the lower class id comes first.
+        spec: What is kept.
+        label_BP: True classes (-1 = none), where the spec wants their probability.
+    """
+    p_BC = softmax(logits_BC)
+    kept_BC = (top(p_BC, spec.k_max) & (p_BC > spec.tau)) | top(p_BC, spec.k_min)
+    row_E, class_E = np.nonzero(kept_BC)
+    slot_E = (np.cumsum(kept_BC, axis=1) - 1)[row_E, class_E]
+    index, p = np.full((len(p_BC), spec.k_max), -1), np.zeros((len(p_BC), spec.k_max))
+    index[row_E, slot_E], p[row_E, slot_E] = class_E, p_BC[row_E, class_E]
+    masses = [p_BC if t == 1 else softmax(logits_BC, t) for t in spec.temperatures]
+    tail = np.stack([np.where(kept_BC, 0.0, m).sum(axis=1) for m in masses], axis=1)
+    rest_BC = np.where(kept_BC, 0.0, p_BC)
+    labels = label_BP if spec.true_class and label_BP is not None else np.zeros((len(p), 0), int)
+    true = np.where(labels < 0, 0.0, np.take_along_axis(rest_BC, np.maximum(labels, 0), axis=1))
+    square = np.square(rest_BC).sum(axis=1, keepdims=True)[:, : int(spec.tail_square)]
+    return Sparse(index, p, tail, true, square)
+
+
+def restore(targets: Targets, spec: TargetSpec, num_classes: int, temperature: float = 1.0) -> F8:
+    """[B, C] distributions at a temperature, the mass of the classes not kept spread evenly.
+
+    At a declared temperature the stored mass is used; at any other, that of T = 1.
+    """
+    p_BK, tail_BT = targets.probability_BK.astype(np.float64), targets.tail_BT.astype(np.float64)
+    others = np.maximum(num_classes - (p_BK > 0).sum(axis=1), 1)
+    kept_BK = p_BK ** (1.0 / temperature)
+    kept_BK[p_BK == 0] = 0.0
+    if temperature in spec.temperatures:
+        tail = tail_BT[:, spec.temperatures.index(temperature)]
+        kept_BK *= ((1.0 - tail) / kept_BK.sum(axis=1))[:, None]
+    else:
+        tail = others * (tail_BT[:, 0] / others) ** (1.0 / temperature)
+        total = kept_BK.sum(axis=1) + tail
+        kept_BK, tail = kept_BK / total[:, None], tail / total
+    dense = np.repeat((tail / others)[:, None], num_classes, axis=1)
+    row, slot = np.nonzero(p_BK)
+    dense[row, targets.index_BK[row, slot]] = kept_BK[row, slot]
+    return dense
+
+
+def divergence(p_BC: F8, q_BC: F8) -> F8:
+    """[B] KL(p ‖ q) in nats; nothing is smaller than 1e-30."""
+    p, q = np.maximum(p_BC, 1e-30), np.maximum(q_BC, 1e-30)
+    return np.asarray((p_BC * np.log(p / q)).sum(axis=1))
+
+
+def top(p_BC: F8, count: int) -> NDArray[np.bool_]:
+    """Which classes are the `count` most probable; ties go to the lower ids."""
+    if count >= p_BC.shape[1]:
+        return np.ones(p_BC.shape, dtype=bool)
+    least = np.partition(p_BC, -count, axis=1)[:, -count, None]
+    above, equal = p_BC > least, p_BC == least
+    room = count - above.sum(axis=1, keepdims=True)
+    return np.asarray(above | (equal & (np.cumsum(equal, axis=1) <= room)))

@@ -1,0 +1,167 @@
+"""How long a cache will take, measured: a few real batches are rendered and shown to the teacher.
+
+Images are drawn over the whole data set (the sample table's order is that of hashes) and rendered
+as stage 1 does it: each decoded once for its group of views, by all cores. The teacher is timed
+from pixels in memory to encoded targets. Rendering and teacher run at the same time in stage 1, so
+on a GPU the slower one binds; on a CPU both want the same cores and their times add up. Images
+come from the page cache here: a slow disk or network is not seen.
+
+Shapes: G views of a group, M images.
+"""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cache_tools.data import scan
+from cache_tools.data.images import Images
+from cache_tools.render import decode
+from cache_tools.render import view as render
+from cache_tools.runtime import progress, threads
+from cache_tools.targets import codec
+from cache_tools.views import draw
+from pipeline.recipe import CacheRecipe
+from pipeline.teacher.forward import Forward
+from pipeline.teacher.teacher import Teacher
+
+SECONDS = 4.0
+"""How long each of both is timed, at least."""
+_IMAGES = 256
+
+U1 = NDArray[np.uint8]
+
+
+class Sample:
+    """A few images of a data set, and their views."""
+
+    def __init__(self, recipe: CacheRecipe, images: Images) -> None:
+        """Read up to `_IMAGES` images."""
+        _, keys, images = scan.in_table_order(images, None)
+        count = min(_IMAGES, len(keys))
+        self._images = images.subset(np.arange(count))
+        self._seen = recipe.views.for_teacher()
+        self._table = scan.scan(
+            keys[:count], self._images, False, threads.available(), lambda _: None
+        )
+        self._group = min(recipe.views_per_decode, recipe.num_views)
+        self._num_views = recipe.num_views
+        self._reuse = decode.Reuse()
+
+    def pixels(self, pool: ThreadPoolExecutor, turn: int, count: int | None = None) -> U1:
+        """A group of views of the first `count` images, [G, M, S, S, 3]; others in every turn."""
+        spec, table = self._seen, self._table
+        rows = slice(0, count or len(table))
+        ids, sizes = table.id_N[rows], (table.height_N[rows], table.width_N[rows])
+        numbers = [(turn * self._group + g) % self._num_views for g in range(self._group)]
+        drawn = [draw.draw(spec, ids, *sizes, view) for view in numbers]
+        out = np.empty((self._group, len(ids), spec.size, spec.size, 3), dtype=np.uint8)
+
+        def one(row: int) -> None:
+            wanted = [(params, row, out[g, row]) for g, params in enumerate(drawn)]
+            data = self._images.read(row)
+            render.views_of(data, table.keys[row], spec, wanted, self._reuse)
+
+        for _ in pool.map(one, range(len(ids))):
+            pass
+        return out
+
+    def mix(self, count: int) -> draw.Mix | None:
+        """How the first `count` images are mixed with each other in view 0."""
+        return draw.mix(self._seen, self._table.id_N[:count], 0) if self._seen.mixes else None
+
+
+def measure(
+    recipe: CacheRecipe, images: Images, teacher: Teacher, forward: Forward, batch: int
+) -> dict[str, Any]:
+    """Views per second of rendering, teacher and both, and what the teacher keeps.
+
+    Args:
+        recipe: What to do.
+        images: The data set.
+        teacher: Who is asked.
+        forward: The same on its device.
+        batch: Views per forward pass.
+
+    Returns:
+        `render_views_per_s`, `teacher_views_per_s`, `views_per_s`, `bound_by`, `per` and
+        `kept_classes`.
+
+    Raises:
+        DataError: An image cannot be read.
+    """
+    sample = Sample(recipe, images)
+    with progress.bar("measure", round(2 * SECONDS), "seconds") as advance:
+        render_rate, pixels = _rendering(sample, advance)
+        teacher_rate, kept = _asking(sample, pixels, teacher, forward, batch, advance)
+    on_gpu = forward.device.type == "cuda"
+    both = min(render_rate, teacher_rate)
+    if not on_gpu:
+        both = 1.0 / (1.0 / render_rate + 1.0 / teacher_rate)
+    return {
+        "render_views_per_s": round(render_rate, 1),
+        "teacher_views_per_s": round(teacher_rate, 1),
+        "views_per_s": round(both, 1),
+        "bound_by": "teacher" if teacher_rate < render_rate else "rendering",
+        "per": torch.cuda.get_device_name(forward.device)
+        if on_gpu
+        else f"CPU of {threads.available()} cores",
+        "kept_classes": round(kept, 2),
+    }
+
+
+def _timed(work: Callable[[int], int], advance: Callable[[int], None]) -> float:
+    """Views per second of `work(turn)`, which returns how many it did, after one turn unseen."""
+    work(0)
+    begin, done, turn, told = time.perf_counter(), 0, 0, 0
+    while (passed := time.perf_counter() - begin) < SECONDS or turn < 2:
+        turn += 1
+        done += work(turn)
+        if told < int(passed) <= SECONDS:
+            advance(int(passed) - told)
+            told = int(passed)
+    advance(round(SECONDS) - told)
+    return done / (time.perf_counter() - begin)
+
+
+def _rendering(sample: Sample, advance: Callable[[int], None]) -> tuple[float, U1]:
+    last: list[U1] = []
+
+    def work(turn: int) -> int:
+        last[:] = [sample.pixels(pool, turn)]
+        group, count = last[0].shape[:2]
+        return int(group * count)
+
+    with ThreadPoolExecutor(threads.available()) as pool:
+        rate = _timed(work, advance)
+    return rate, last[0]
+
+
+def _asking(
+    sample: Sample,
+    pixels: U1,
+    teacher: Teacher,
+    forward: Forward,
+    batch: int,
+    advance: Callable[[int], None],
+) -> tuple[float, float]:
+    """Views per second of the teacher, and classes it keeps of a view."""
+    spec, classes = forward.targets, teacher.spec.num_classes
+    size = min(batch, int(pixels.shape[1]))
+    mix, kept = sample.mix(size), []
+
+    def work(turn: int) -> int:
+        own = pixels[turn % len(pixels), :size]
+        other = None if mix is None else own[mix.partner_B]
+        said = forward(own, other, mix, None)
+        sparse = codec.Sparse(*(tensor.cpu().numpy() for tensor in said))
+        stored = codec.encode(sparse, spec, classes)
+        kept.append(len(stored.code_E) / size)
+        return size
+
+    rate = _timed(work, advance)
+    return rate, float(np.mean(kept))

@@ -1,0 +1,42 @@
+"""What a contact sheet is drawn from: a cache with its targets, or a recipe before there is one."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from cache_tools.data import images as shards
+from cache_tools.data import scan
+from cache_tools.errors import UsageError
+from cache_tools.report import sheet_source
+from cache_tools.report.contact_sheet import Source
+from cache_tools.report.sheet_source import Names, Shown
+from cache_tools.store.cache import Store
+from pipeline import recipe as recipes
+
+WINDOW = 1024
+
+
+def open_source(name: str, data: str, overrides: Iterable[str]) -> Shown:
+    """Open a cache, or a recipe by its name or path.
+
+    Raises:
+        UsageError: No data set was given and none is noted beside the cache.
+    """
+    if (Path(name) / "zarr.json").is_file():
+        return sheet_source.of_cache(Store.open(Path(name)), data, _imagenet)
+    if not data:
+        raise UsageError("whose views? Pass --data with a folder of shards or images.")
+    recipe = recipes.load(name, overrides)
+    images = shards.open_images(data, recipe.dataset.split)
+    _, keys, images = scan.in_table_order(images, None)
+    ids = np.array([scan.sample_id(key) for key in keys], dtype=np.uint64)
+    source = Source(recipe.views.for_teacher(), WINDOW, tuple(keys), ids, images)
+    return Shown(source, recipe.num_views, None)
+
+
+def _imagenet() -> Names:
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo()
+    return lambda index: str(info.index_to_description(index)).partition(",")[0]

@@ -1,0 +1,139 @@
+"""Class maps: from the classes of a teacher's head to those of the data set.
+
+A map says for each class of the data set which classes of the head it is made of. The target's
+probability is the sum of theirs, divided by what all classes of the map have together. Where every
+class has one source that is a softmax over the chosen logits. Both are log Σ exp of the sources'
+logits, taken as the logits of the data set's classes: exact at any temperature that follows.
+
+A file has a list (JSON), or a line for each class (any other name): a number of the head's
+classes or the name of one, or several of them, separated by commas or spaces. Names are those of
+the network's own `label_names`, else the synsets ("n01440764") that timm knows for its head.
+
+Shapes: B views, C classes of the data set, H classes of the head.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from timm.data import ImageNetInfo, infer_imagenet_subset
+from torch import Tensor, nn
+
+from cache_tools.errors import UsageError
+from cache_tools.spec.canonical import canonical_json, sha256
+
+Names = dict[str, int]
+
+
+@dataclass(frozen=True)
+class ClassMap:
+    """Which classes of a head each class of the data set is made of."""
+
+    sources: tuple[tuple[int, ...], ...]
+    """[C] numbers of the head's classes, ascending."""
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the canonical JSON of `sources`: of what is meant, not of the file."""
+        return sha256(canonical_json(self.sources))
+
+
+class Regroup(nn.Module):
+    """Logits of a head's classes [B, H] to logits of the data set's classes [B, C].
+
+    Classes are sorted by how many sources they have, most first, so that the n-th step adds the
+    n-th source of those that have one: no padding, no atomics, the same bits every time.
+    """
+
+    def __init__(self, class_map: ClassMap) -> None:
+        super().__init__()
+        sources = class_map.sources
+        order = sorted(range(len(sources)), key=lambda c: (-len(sources[c]), c))
+        steps = [
+            [sources[c][n] for c in order if len(sources[c]) > n]
+            for n in range(len(sources[order[0]]))
+        ]
+        self._count = len(steps)
+        for n, step in enumerate(steps):
+            self.register_buffer(f"step{n}", torch.tensor(step), persistent=False)
+        self.register_buffer("back", torch.tensor(order).argsort(), persistent=False)
+
+    def forward(self, logits_BH: Tensor) -> Tensor:
+        """Log Σ exp over the sources of each class."""
+        logits_BC = logits_BH[:, self.get_buffer("step0")]
+        for n in range(1, self._count):
+            more = logits_BH[:, self.get_buffer(f"step{n}")]
+            count = more.shape[1]
+            logits_BC[:, :count] = torch.logaddexp(logits_BC[:, :count], more)
+        return logits_BC[:, self.get_buffer("back")]
+
+
+def load(path: str, model: nn.Module) -> ClassMap:
+    """Read a class map for the head of a network.
+
+    Raises:
+        UsageError: The file cannot be read, a class has no source, or a source is none of the
+            head's classes.
+    """
+    wanted = _read(Path(path))
+    if len(wanted) < 2:
+        raise UsageError(f"the class map {path} is of {len(wanted)} classes, expected 2 or more.")
+    num_classes, names = cast(int, model.num_classes), _names(model)
+    rows = []
+    for number, row in enumerate(wanted):
+        where = f"class {number} of the class map {path}"
+        if not row:
+            raise UsageError(f"{where} is empty: name the classes of the teacher it is made of.")
+        sources = [_source(one, num_classes, names, where) for one in row]
+        if len(set(sources)) < len(sources):
+            raise UsageError(f"{where} names a class of the teacher twice: {row}. Name it once.")
+        rows.append(tuple(sorted(sources)))
+    return ClassMap(tuple(rows))
+
+
+def _read(path: Path) -> list[list[int | str]]:
+    """The rows of a file, in which numbers may stand as text."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix != ".json":
+            return [[x for x in re.split(r"[\s,;]+", row) if x] for row in text.splitlines()]
+        rows = json.loads(text)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read the class map {path}: {error}.") from None
+    if not isinstance(rows, list):
+        raise UsageError(f"the class map {path} is a JSON {type(rows).__name__}, expected a list.")
+    return [row if isinstance(row, list) else [row] for row in rows]
+
+
+def _names(model: nn.Module) -> Names:
+    """Names of the head's classes, as far as they are known."""
+    own = cast(dict[str, Any], model.pretrained_cfg).get("label_names")
+    if own and len(own) == model.num_classes:
+        return {str(name): number for number, name in enumerate(own)}
+    subset = infer_imagenet_subset({"num_classes": model.num_classes})
+    if subset is None:
+        return {}
+    info: Any = ImageNetInfo(subset)
+    return {name: number for number, name in enumerate(info.label_names())}
+
+
+def _source(one: Any, num_classes: int, names: Names, where: str) -> int:
+    if isinstance(one, str):
+        if one in names:
+            return names[one]
+        if not re.fullmatch(r"-?\d+", one):
+            known = f"such as {next(iter(names))!r}" if names else "which it has no names for"
+            raise UsageError(
+                f"{where} names {one!r}: that is none of the teacher's {num_classes} classes, "
+                f"{known}. Name another class, or give its number."
+            )
+        one = int(one)
+    if type(one) is not int or not 0 <= one < num_classes:
+        raise UsageError(
+            f"{where} names {one!r}: the teacher's classes are 0 to {num_classes - 1}. Is the map "
+            "for another teacher?"
+        )
+    return one

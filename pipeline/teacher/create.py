@@ -1,0 +1,108 @@
+"""A network by its name: timm's, the Hub's, a folder's, a file's, or the one that needs no hub."""
+
+import difflib
+import json
+import logging
+from pathlib import Path
+
+import timm
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from cache_tools.errors import TeacherError, UsageError
+from pipeline.teacher import checkpoint, lite
+
+log = logging.getLogger("kdcache")
+
+
+def create(
+    name: str, random_weights: bool = False, architecture: str = ""
+) -> tuple[str, nn.Module]:
+    """The network and the name that goes into the cache (never a path of one machine).
+
+    Args:
+        name: As `teacher.load` takes it.
+        random_weights: Make a network of timm's without its weights.
+        architecture: timm's name of the network in a file.
+
+    Raises:
+        UsageError: There is no such network.
+        TeacherError: Its weights cannot be had.
+    """
+    if name == lite.NAME:
+        return name, lite.load()
+    if name.startswith("local:"):
+        raise UsageError(
+            f"the teacher is known as {name}: it came from a folder on the machine that made the "
+            "cache. Pass --teacher with a folder that holds it."
+        )
+    path = Path(name.removeprefix("local-dir:"))
+    if path.suffix in checkpoint.SUFFIXES and not path.is_dir():
+        known_as, model = checkpoint.load(path, architecture)
+        return f"local:{known_as}", model
+    if path.is_dir() or name.startswith("local-dir:"):
+        return _from_folder(path)
+    if "/" in name and not name.startswith(("hf-hub:", "hf_hub:")):
+        raise TeacherError(
+            f"there is no folder {name}. A teacher is a timm name, hf-hub:USER/NAME, a folder with "
+            "config.json and model.safetensors, or a file of weights."
+        )
+    if "/" not in name:
+        _refuse_unknown(name)
+    return name, _from_timm(name, random_weights)
+
+
+def _refuse_unknown(name: str) -> None:
+    """UsageError when timm has no network of this name, or no weights of this tag."""
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        near = near or difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        raise UsageError(
+            f"timm {timm.__version__} has no network {name!r}. "
+            + (f"Did you mean {' or '.join(near)}? " if near else "")
+            + "See timm.list_models() for all."
+        )
+    known = timm.list_pretrained(f"{architecture}.*")
+    if tag and name not in known:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.0)
+        raise UsageError(
+            f"timm {timm.__version__} has no weights {tag!r} of {architecture}. "
+            + (f"Did you mean {' or '.join(near)}? " if near else "")
+            + f"See timm.list_pretrained('{architecture}*') for all."
+        )
+
+
+def _from_folder(folder: Path) -> tuple[str, nn.Module]:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if not (folder / "model.safetensors").is_file():
+            raise FileNotFoundError(f"{folder}/model.safetensors is not there")
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        return f"local:{config['architecture']}", model
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise TeacherError(
+            f"{folder} does not hold a network as timm saves it ({error}). It needs config.json "
+            "and model.safetensors, as timm.models.save_for_hf(model, FOLDER, "
+            "safe_serialization=True) writes them."
+        ) from None
+
+
+def _from_timm(name: str, random_weights: bool) -> nn.Module:
+    if random_weights:
+        log.warning("--random-weights: %s is not trained: measure speed only", name)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model: nn.Module = timm.create_model(name, pretrained=False)
+            return model
+    try:
+        model = timm.create_model(name, pretrained=True)
+    except Exception as error:  # the hub's client raises many kinds, from sockets to JSON
+        raise TeacherError(
+            f"the weights of {name} cannot be fetched ({type(error).__name__}: "
+            f"{str(error).partition('.')[0]}). Check the network, or pass a "
+            "folder with model.safetensors, or --teacher lite0-imagenet, or --random-weights to "
+            "measure speed."
+        ) from None
+    return model

@@ -1,0 +1,111 @@
+"""Ask the teacher again about a few views and hold its words against what the cache says.
+
+Offered to `kdcache verify --recompute N` by the entry point `recompute` of `kdcache.checks`. Two
+runs of a network differ in the last bits, and the codec rounds: a stored view and a fresh one go
+through the same codec and may then differ by a small L1 distance, which another network, other
+weights or another augmentation exceed by far.
+
+Shapes: B views, C classes, S pixels a side.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cache_tools.data import scan
+from cache_tools.data.images import Images
+from cache_tools.errors import CacheMismatch, KdcacheError
+from cache_tools.render import view as render
+from cache_tools.runtime import progress, threads
+from cache_tools.store.cache import Store
+from cache_tools.store.commits import Part
+from cache_tools.targets import codec, dense
+from cache_tools.views import draw
+from pipeline.teacher import reload
+from pipeline.teacher.forward import Forward, choose_device
+
+TOLERANCE = {"fp32": 0.05, "bf16": 0.25, "fp16": 0.1}
+"""L1 distance (0..2) that a view may have, by the precision of the cache's forward passes."""
+
+
+def recompute(
+    store: Store,
+    images: Images,
+    teacher_names: Sequence[str],
+    device: str | None,
+    count: int,
+    class_maps: Sequence[str] = (),
+) -> list[KdcacheError]:
+    """Run the teacher on `count` views spread over the cache; what differs, in words.
+
+    Args:
+        store: A whole cache.
+        images: Its data set, in any order.
+        teacher_names: Names, folders or files of the teachers; none takes the names in the cache.
+        device: Where it runs.
+        count: How many views.
+        class_maps: Files of the class maps, where teachers have some.
+    """
+    spec = store.spec
+    seen = spec.views.for_teacher()
+    try:
+        teacher = reload.load(spec.teacher, seen.size, teacher_names, class_maps)
+    except CacheMismatch as mismatch:
+        return [mismatch]
+    where = choose_device(device)
+    if where.type == "cpu":
+        torch.set_num_threads(threads.for_torch(seen.size)[0])
+    forward = Forward(teacher, spec.targets, where)
+    images = scan.match(store.table, spec.dataset, images)
+    total = spec.dataset.num_samples * store.num_views
+    problems: list[KdcacheError] = []
+    with progress.bar("recompute", count, "views") as advance:
+        for i in range(count):
+            view, row = divmod(i * total // count, spec.dataset.num_samples)
+            problems.extend(_problem(store, images, forward, view, row))
+            advance(1)
+    return problems
+
+
+def _problem(
+    store: Store, images: Images, forward: Forward, view: int, row: int
+) -> Iterator[CacheMismatch]:
+    spec = store.spec
+    again = codec.Sparse(*(t.cpu().numpy() for t in forward(*_shown(store, images, view, row))))
+    fresh = codec.encode(again, spec.targets, spec.teacher.num_classes)
+    block, at = divmod(row, spec.block_size)
+    stored = store.read(Part(view, block))[0]
+    sides = codec.decode(fresh, spec.targets), codec.decode(stored, spec.targets, np.array([at]))
+    p, q = (dense.restore(side, spec.targets, spec.teacher.num_classes) for side in sides)
+    distance, allowed = float(np.abs(p - q).sum()), TOLERANCE[spec.teacher.precision]
+    if not distance <= allowed:
+        yield CacheMismatch(
+            f"view {view} of {store.table.keys[row]!r}: what the teacher says now differs from "
+            f"what is stored by {distance:.3f} (L1; {allowed} is allowed in "
+            f"{spec.teacher.precision}). The cache was made by another teacher or of other pixels."
+        )
+
+
+def _shown(
+    store: Store, images: Images, view: int, row: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None, draw.Mix | None]:
+    """One view as the teacher saw it: pixels, the partner's, and how they are mixed."""
+    spec = store.spec
+    seen, own = spec.views.for_teacher(), _pixels(store, images, view, row)
+    if not seen.mixes:
+        return own, None, None
+    begin = row // spec.window * spec.window
+    ids = store.table.id_N[begin : begin + spec.window]
+    drawn, at = draw.mix(seen, ids, view), slice(row - begin, row - begin + 1)
+    one = draw.Mix(drawn.partner_B[at], drawn.lam_B[at], drawn.cut_B4[at])
+    return own, _pixels(store, images, view, begin + int(one.partner_B[0])), one
+
+
+def _pixels(store: Store, images: Images, view: int, row: int) -> NDArray[np.uint8]:
+    seen, table, one = store.spec.views.for_teacher(), store.table, slice(row, row + 1)
+    params = draw.draw(seen, table.id_N[one], table.height_N[one], table.width_N[one], view)
+    out = np.empty((1, seen.size, seen.size, 3), dtype=np.uint8)
+    render.views_of(images.read(row), table.keys[row], seen, [(params, 0, out[0])])
+    return out

@@ -1,0 +1,134 @@
+"""The teacher of a cache, loaded again and held against what the cache says of it.
+
+A network is known by its weights and its class map, and so is every member of an ensemble that
+spoke in one pass. Which file they come from now and in which order they are named does not matter.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from cache_tools.errors import CacheMismatch, TeacherError, UsageError
+from cache_tools.spec.teacher import MemberSpec, TeacherSpec
+from pipeline.teacher import checkpoint
+from pipeline.teacher import class_map as classes
+from pipeline.teacher import teacher as teachers
+from pipeline.teacher.class_map import ClassMap
+from pipeline.teacher.teacher import Teacher
+
+
+def load(
+    spec: TeacherSpec, view_size: int, names: Sequence[str] = (), class_maps: Sequence[str] = ()
+) -> Teacher:
+    """The teacher that `spec` speaks of.
+
+    Args:
+        spec: What a cache says of its teacher.
+        view_size: Height and width of the views it is shown.
+        names: Names, folders or files of the networks, in any order; none takes the cache's names.
+        class_maps: Class maps of those that have one, in any order.
+
+    Raises:
+        UsageError: It was mixed from caches, or not every network or class map is named.
+        CacheMismatch: These are other networks, or other class maps.
+        TeacherError: Weights cannot be had.
+    """
+    _check_asked(spec)
+    members = spec.members or (_as_member(spec),)
+    names = names or [member.name for member in members]
+    if len(names) != len(members):
+        raise UsageError(
+            f"the teacher of this cache is {len(members)} networks ("
+            f"{', '.join(member.name for member in members)}) and {len(names)} are named. Pass "
+            "--teacher for each of them."
+        )
+    left = list(members)
+    found = [_member(name, left, spec, view_size, class_maps) for name in names]
+    if not spec.members:
+        return found[0][0]
+    return teachers.together([t for t, _ in found], [member.weight for _, member in found])
+
+
+def _check_asked(spec: TeacherSpec) -> None:
+    """UsageError when what spoke was mixed from caches, or imported: no network can be asked."""
+    if not spec.weights_sha256:
+        raise UsageError(
+            f"the targets of this cache were imported: which weights {spec.name!r} had is not "
+            "known, so that nobody can be asked again. verify without --recompute checks the rest; "
+            "train with mode=kd."
+        )
+    if any(member.cache for member in spec.members):
+        names = ", ".join(member.name for member in spec.members)
+        raise UsageError(
+            f"the teacher of this cache is an ensemble ({names}), mixed from their caches: there "
+            "is no one network to ask. Ask each member by its own cache."
+        )
+
+
+def _as_member(spec: TeacherSpec) -> MemberSpec:
+    return MemberSpec(
+        spec.name,
+        spec.architecture,
+        spec.weights_sha256,
+        "",
+        1.0,
+        spec.mean,
+        spec.std,
+        class_map_sha256=spec.class_map_sha256,
+    )
+
+
+def _member(
+    name: str, left: list[MemberSpec], spec: TeacherSpec, view_size: int, maps: Sequence[str]
+) -> tuple[Teacher, MemberSpec]:
+    """A network and which of those that are left it is; that one is taken off the list."""
+    loaded = _opened(name, left, spec, view_size)
+    same = [m for m in left if m.weights_sha256 == loaded.spec.weights_sha256]
+    if not same:
+        wanted = " or ".join(m.weights_sha256 for m in left)
+        raise CacheMismatch(
+            f"the teacher {name} has the weights {loaded.spec.weights_sha256}, that of the cache "
+            f"{wanted}. Pass --teacher with the original weights."
+        )
+    member, class_map = _with_map(same, loaded, maps)
+    left.remove(member)
+    as_then = replace(
+        loaded.spec,
+        mean=member.mean or spec.mean,
+        std=member.std or spec.std,
+        num_classes=spec.num_classes,
+        class_map_sha256=member.class_map_sha256,
+    )
+    return Teacher(loaded.model, as_then, class_map), member
+
+
+def _opened(name: str, left: Sequence[MemberSpec], spec: TeacherSpec, view_size: int) -> Teacher:
+    """A network; the cache knows of which architecture the weights in a file can be."""
+    known = {""}
+    if Path(name).suffix in checkpoint.SUFFIXES:
+        known = {member.name.removeprefix("local:") for member in left}
+    problem: Exception | None = None
+    for architecture in sorted(known):
+        try:
+            return teachers.load(name, view_size, spec.precision, architecture=architecture)
+        except (TeacherError, UsageError) as error:
+            problem = error
+    assert problem is not None
+    raise problem
+
+
+def _with_map(
+    same: Sequence[MemberSpec], loaded: Teacher, maps: Sequence[str]
+) -> tuple[MemberSpec, ClassMap | None]:
+    """The member of these weights whose class map is at hand, and that map."""
+    plain = next((m for m in same if not m.class_map_sha256), None)
+    if plain is not None:
+        return plain, None
+    given = {c.sha256: c for c in (classes.load(path, loaded.model) for path in maps)}
+    for member in same:
+        if member.class_map_sha256 in given:
+            return member, given[member.class_map_sha256]
+    raise CacheMismatch(
+        f"the teacher {same[0].name} spoke through the class map {same[0].class_map_sha256}, and "
+        f"{'another' if maps else 'none'} is given. Pass --class-map with the original file."
+    )

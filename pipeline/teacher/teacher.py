@@ -1,0 +1,201 @@
+"""Any timm network as a teacher: by name, from the Hub, a folder or a file; one, or several as one.
+
+A teacher is known by its weights: the SHA-256 over its state dict in canonical order stands in the
+cache, so that another checkpoint under the same name is noticed, and the same weights are known in
+whatever file they come. Nothing here unpickles code.
+"""
+
+import hashlib
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from cache_tools.errors import UsageError
+from cache_tools.spec.canonical import canonical_json, sha256
+from cache_tools.spec.teacher import ENSEMBLE, MAX_MEMBERS, MemberSpec, Precision, TeacherSpec
+from pipeline.recipe import TeacherSource
+from pipeline.teacher import class_map as classes
+from pipeline.teacher import create
+from pipeline.teacher.class_map import ClassMap
+
+log = logging.getLogger("kdcache")
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A network in evaluation mode, or several that speak as one."""
+
+    model: nn.Module
+    """Normalised pictures to logits of its own head; of several, their `nn.ModuleList`."""
+    spec: TeacherSpec
+    """What it is."""
+    class_map: ClassMap | None = None
+    """How its head's classes become those of `spec`."""
+    members: tuple["Teacher", ...] = ()
+    """The members of an ensemble, in the order of `spec.members`."""
+
+
+def load(
+    name: str,
+    view_size: int,
+    precision: Precision,
+    random_weights: bool = False,
+    architecture: str = "",
+    class_map: str = "",
+) -> Teacher:
+    """Load a teacher.
+
+    Args:
+        name: A timm name ("resnet50.a1_in1k"), "hf-hub:user/model", a folder with `config.json` and
+            `model.safetensors` as timm saves them, a file of weights, or "lite0-imagenet".
+        view_size: Height and width of the views in pixels; a network of fixed size must fit.
+        precision: Autocast type of its forward pass.
+        random_weights: Make a network of this architecture without its weights, to measure speed.
+        architecture: timm's name of the network in a file.
+        class_map: File that says which of its classes are those of the data set (`classes`).
+
+    Raises:
+        UsageError: No such network, or one that does not take views of this size.
+        TeacherError: Its weights cannot be had.
+    """
+    known_as, model = create.create(name, random_weights, architecture)
+    model = model.eval().requires_grad_(False)
+    config = cast(dict[str, Any], model.pretrained_cfg)
+    expected = config.get("input_size", (3, view_size, view_size))[-1]
+    if config.get("fixed_input_size") and expected != view_size:
+        raise UsageError(
+            f"the teacher {name} takes pictures of {expected} px only, the recipe makes views of "
+            f"{view_size} px. Pass views.size={expected}, or views.teacher_size={expected} to show "
+            "it the same views at its own size."
+        )
+    mapped = classes.load(class_map, model) if class_map else None
+    num_classes = len(mapped.sources) if mapped else cast(int, model.num_classes)
+    if num_classes < 2:
+        raise UsageError(
+            f"the teacher {name} knows classes: {num_classes}, and there is nothing to learn from "
+            "fewer than two. Choose a network with a head for classification."
+        )
+    spec = TeacherSpec(
+        name=known_as,
+        architecture=config.get("architecture", known_as),
+        weights_sha256=weights_sha256(model),
+        num_classes=num_classes,
+        mean=tuple(float(v) for v in config["mean"]),  # type: ignore[arg-type]
+        std=tuple(float(v) for v in config["std"]),  # type: ignore[arg-type]
+        precision=precision,
+        input_size=int(expected),
+        interpolation=str(config.get("interpolation") or ""),
+        class_map_sha256=mapped.sha256 if mapped else "",
+    )
+    _tell(name, spec, cast(int, model.num_classes), view_size)
+    return Teacher(model, spec, mapped)
+
+
+def load_all(
+    sources: Sequence[TeacherSource],
+    view_size: int,
+    precision: Precision,
+    random_weights: bool = False,
+) -> Teacher:
+    """Load one teacher, or several whose probabilities are averaged.
+
+    Raises:
+        UsageError, TeacherError: As `load`, or they are not of the same classes, or are the same.
+    """
+    loaded = [
+        load(s.name, view_size, precision, random_weights, s.architecture, s.class_map)
+        for s in sources
+    ]
+    return loaded[0] if len(loaded) == 1 else together(loaded, [s.weight for s in sources])
+
+
+def together(teachers: Sequence[Teacher], weights: Sequence[float]) -> Teacher:
+    """Several teachers as one: the mean of their probabilities, by weights of any sum.
+
+    Raises:
+        UsageError: They are not of the same classes, or one is there twice.
+    """
+    if len(teachers) > MAX_MEMBERS:
+        raise UsageError(f"{len(teachers)} teachers are too many: it can be {MAX_MEMBERS}.")
+    total = math.fsum(weights)
+    pairs = [(t, w / total) for t, w in zip(teachers, weights, strict=True)]
+    pairs.sort(key=lambda pair: _identity(pair[0].spec))
+    members = tuple(t for t, _ in pairs)
+    for a, b in pairwise(members):
+        if _identity(a.spec) == _identity(b.spec):
+            raise UsageError(
+                f"{a.spec.name} and {b.spec.name} are the same network (weights "
+                f"{a.spec.weights_sha256[:19]}…). Name it once; its weight says how much it counts."
+            )
+        if a.spec.num_classes != b.spec.num_classes:
+            raise UsageError(
+                f"the teachers {a.spec.name} and {b.spec.name} are of {a.spec.num_classes} and "
+                f"{b.spec.num_classes} classes, and only the same can be averaged. Pass a "
+                "--class-map for each of them ('' for none), or other teachers."
+            )
+    spec = _ensemble(members, [w for _, w in pairs])
+    log.info("mean of probabilities: %s", spec.name)
+    return Teacher(nn.ModuleList([t.model for t in members]), spec, None, members)
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """SHA-256 over name, type, shape and bytes of every tensor of the state dict, by name."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(model.state_dict().items()):
+        header = f"{key}\0{str(tensor.dtype).removeprefix('torch.')}\0{tuple(tensor.shape)}\0"
+        digest.update(header.encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return "sha256:" + digest.hexdigest()
+
+
+def _identity(spec: TeacherSpec) -> tuple[str, str]:
+    return spec.weights_sha256, spec.class_map_sha256
+
+
+def _tell(name: str, spec: TeacherSpec, head: int, view_size: int) -> None:
+    """Log what the teacher is, and where it is not used as its makers did."""
+    of = f", of {head} by the class map" if spec.class_map_sha256 else ""
+    log.info("teacher %s: %d classes%s, %s…", name, spec.num_classes, of, spec.weights_sha256[:19])
+    if view_size != spec.input_size:
+        log.info(
+            "it was made for %d px and sees %d: the recipe's views.size and views.teacher_size",
+            spec.input_size,
+            view_size,
+        )
+
+
+def _ensemble(members: Sequence[Teacher], weights: Sequence[float]) -> TeacherSpec:
+    specs = [t.spec for t in members]
+    shares = list(zip(specs, weights, strict=True))
+    named = tuple(
+        MemberSpec(
+            s.name,
+            s.architecture,
+            s.weights_sha256,
+            "",
+            w,
+            s.mean,
+            s.std,
+            s.input_size,
+            s.interpolation,
+            s.class_map_sha256,
+        )
+        for s, w in shares
+    )
+    return TeacherSpec(
+        name=" + ".join(f"{w:.4g}*({s.name})" for s, w in shares),
+        architecture=ENSEMBLE,
+        weights_sha256=sha256(canonical_json([[s.weights_sha256, w] for s, w in shares])),
+        num_classes=specs[0].num_classes,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        precision=specs[0].precision,
+        members=named,
+    )

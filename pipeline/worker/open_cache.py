@@ -1,0 +1,132 @@
+"""The cache that a run works on: opened, or created from a look at every image.
+
+A cache of other data, another teacher or other views at the same path is refused, naming the
+field.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from cache_tools.data import images as shards
+from cache_tools.data import scan
+from cache_tools.data.images import NO_LABEL, Images
+from cache_tools.errors import CacheMismatch, UsageError
+from cache_tools.runtime import progress, threads
+from cache_tools.spec.cache import CacheSpec, DatasetSpec
+from cache_tools.spec.canonical import difference
+from cache_tools.storage import atomic, backends
+from cache_tools.store.cache import Store
+from pipeline.recipe import CacheRecipe, TeacherSource
+from pipeline.teacher import teacher as teachers
+from pipeline.teacher.teacher import Teacher
+
+log = logging.getLogger("kdcache")
+
+
+def prepare(
+    recipe: CacheRecipe,
+    data: str,
+    sources: Sequence[TeacherSource],
+    out: str,
+    random_weights: bool = False,
+) -> Store:
+    """The cache that a run works on, opened or made by who hands out work and does none.
+
+    Raises:
+        KdcacheError: Any of its kinds.
+    """
+    images = shards.open_images(data, recipe.dataset.split)
+    size = recipe.views.for_teacher().size
+    teacher = teachers.load_all(sources, size, recipe.precision, random_weights)
+    store, _ = open_or_create(recipe, images, teacher, out)
+    store.note_source(shards.resolve(data))
+    return store
+
+
+def open_or_create(
+    recipe: CacheRecipe, images: Images, teacher: Teacher, out: str | Path
+) -> tuple[Store, Images]:
+    """The cache at `out`, made when there is none, and the images in the order of its table.
+
+    Of several processes that find none, one makes it and the others wait where they can.
+
+    Raises:
+        CacheMismatch: Another cache lies there, or the labels are of other classes.
+        DataError, UsageError: The images cannot be read, or not all have a label.
+    """
+    labels, num_classes = check_labels(recipe, images, teacher)
+    where = backends.place(out)
+    if where.size(backends.MANIFEST) is None:
+        with where.creating():
+            if where.size(backends.MANIFEST) is None:
+                _create(recipe, images, teacher, (labels, num_classes), out)
+    store = Store.open(out)
+    images = scan.match(store.table, store.spec.dataset, images)
+    dataset = replace(store.spec.dataset, labels=labels, num_classes=num_classes)
+    _refuse_other(store, _spec(recipe, dataset, teacher))
+    if isinstance(where, backends.Folder) and (swept := atomic.sweep(where.path)):
+        log.info("removed %d temporary files that killed processes left", swept)
+    store.grow(recipe.num_views)
+    return store, images
+
+
+def _create(
+    recipe: CacheRecipe,
+    images: Images,
+    teacher: Teacher,
+    labels: tuple[bool, int],
+    out: str | Path,
+) -> None:
+    """Make an empty cache from a look at every image."""
+    kind, keys, images = scan.in_table_order(images, None)
+    with progress.bar("look at images", len(keys), "images") as advance:
+        table = scan.scan(keys, images, labels[0], threads.available(), advance)
+    classes = scan.classes_sha256(images) if labels[0] else ""
+    dataset = DatasetSpec(len(table), labels[1], labels[0], kind, table.sha256, classes)
+    Store.create(out, _spec(recipe, dataset, teacher), table, recipe.num_views)
+
+
+def check_labels(recipe: CacheRecipe, images: Images, teacher: Teacher) -> tuple[bool, int]:
+    """Whether labels are kept and of how many classes; refuses labels of other classes."""
+    if recipe.dataset.labels == "ignore":
+        return False, 0
+    classes = recipe.dataset.num_classes or images.num_classes
+    if NO_LABEL in images.label_N:
+        raise UsageError(
+            f"not every image of {images.source} has a label. Pass dataset.labels=ignore to make a "
+            "cache without labels."
+        )
+    highest = int(images.label_N.max())
+    if classes != teacher.spec.num_classes or highest >= classes:
+        raise CacheMismatch(
+            f"the labels of {images.source} speak of {max(classes, highest + 1)} classes, the "
+            f"teacher of {teacher.spec.num_classes}. {_classes_fix(classes, teacher)}"
+        )
+    return True, classes
+
+
+def _classes_fix(classes: int, teacher: Teacher) -> str:
+    """What to do when labels and teacher speak of different numbers of classes."""
+    fix = f"Choose a teacher of {classes} classes; or pass "
+    if classes < teacher.spec.num_classes:
+        fix += (
+            "--class-map FILE, which says which of the teacher's classes those of the data set "
+            "are; or "
+        )
+    return fix + "dataset.labels=ignore when its classes are meant to be others."
+
+
+def _spec(recipe: CacheRecipe, dataset: DatasetSpec, teacher: Teacher) -> CacheSpec:
+    targets = recipe.targets_of(teacher.spec.num_classes)
+    block = min(recipe.block_size, dataset.num_samples)
+    return CacheSpec(dataset, teacher.spec, recipe.views, targets, block)
+
+
+def _refuse_other(store: Store, spec: CacheSpec) -> None:
+    if found := difference(store.spec.mapping, spec.mapping):
+        raise CacheMismatch(
+            f"{store.name} is another cache: {found} in this recipe. Choose another --out for the "
+            "new one, or run the command that made the old one."
+        )

@@ -1,0 +1,174 @@
+"""The teacher's stage: rendered windows in, sparse targets on their way back out.
+
+A view of a window is uploaded as a whole, on a stream of its own, while the teacher is busy with
+the one before; partners of mixup are then picked on the device. Batches never cross the borders of
+a window or a view, so that what is said of a view depends on nothing but the size of batches. What
+comes back is copied to page-locked memory behind the teacher's back. On the CPU the same calls
+copy nothing.
+
+Shapes: B views of a batch, W rows of a window, S pixels a side, P labels of a view.
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cache_tools.errors import TeacherError
+from cache_tools.store.cache import Store
+from cache_tools.store.commits import Part
+from cache_tools.views import draw
+from pipeline.teacher.forward import Forward
+from pipeline.worker.meter import Meter
+from pipeline.worker.window import Window
+
+log = logging.getLogger("kdcache")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Span:
+    """When a device began and finished with a view of a window."""
+
+    begin: torch.cuda.Event
+    end: torch.cuda.Event
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the teacher said of a batch."""
+
+    part: Part
+    """Whose it is."""
+    rows: range
+    """Of which rows of the sample table, B of them."""
+    label_BP: NDArray[np.int64]
+    """Their labels."""
+    mixed: bool
+    """Whether the views were mixed."""
+    sparse: tuple[Tensor, ...]
+    """The fields of `codec.Sparse` in the host's memory, complete when `copied` has come."""
+    copied: torch.cuda.Event | None = None
+    """When they are; None: now."""
+
+
+class Asker:
+    """Asks a teacher, in batches as large as its device can hold."""
+
+    def __init__(self, store: Store, forward: Forward, batch_size: int, meter: Meter) -> None:
+        """Batches have `batch_size` views, until the device says that this is too much."""
+        self.batch_size = batch_size
+        self._store, self._forward, self._meter = store, forward, meter
+        self._seen = store.spec.views.for_teacher()
+        self._device = forward.device
+        self._on_gpu = self._device.type == "cuda"
+        self._copies = torch.cuda.Stream(self._device) if self._on_gpu else None  # type: ignore[no-untyped-call]
+
+    def ask(self, window: Window, place: int) -> Iterator[Said | Span]:
+        """What the teacher says of the view at `place` of the group, batch by batch.
+
+        Raises:
+            TeacherError: Not even a single view fits into the device's memory.
+        """
+        view, rows = window.group.views[place], window.rows
+        mix = None
+        if self._seen.mixes:
+            mix = draw.mix(self._seen, self._store.table.id_N[rows.start : rows.stop], view)
+        label_WP = self._labels(rows, mix)
+        pixels = self._fitting(lambda: self._upload(window, place))
+        begin = self._mark()
+        done = 0
+        while done < len(rows):
+            with self._busy():
+                at, said = self._fitting(partial(self._batch, pixels, mix, label_WP, done))
+            done = at.stop
+            part = Part(view, window.group.block)
+            yield Said(part, rows[at], label_WP[at], mix is not None, *self._fetch(said))
+        if begin is not None and (end := self._mark()) is not None:
+            yield Span(begin, end)
+
+    def _busy(self) -> contextlib.AbstractContextManager[None]:
+        """Counts the time of a forward pass on the CPU; a GPU's is measured there."""
+        return contextlib.nullcontext() if self._on_gpu else self._meter.busy("forward")
+
+    def _batch(
+        self, pixels: Tensor, mix: draw.Mix | None, label_WP: NDArray[np.int64], begin: int
+    ) -> tuple[slice, tuple[Tensor, ...]]:
+        at = slice(begin, min(begin + self.batch_size, len(pixels)))
+        other = part_of = None
+        if mix is not None:
+            part_of = draw.Mix(mix.partner_B[at], mix.lam_B[at], mix.cut_B4[at])
+            chosen = torch.from_numpy(part_of.partner_B.astype(np.int64))
+            other = pixels[chosen.to(self._device)]
+        return at, self._forward(pixels[at], other, part_of, label_WP[at])
+
+    def _labels(self, rows: range, mix: draw.Mix | None) -> NDArray[np.int64]:
+        """[W, 1 or 2] label of each view of a window and, where views are mixed, its partner's."""
+        own = self._store.table.label_N[rows.start : rows.stop].astype(np.int64)
+        return np.stack([own] if mix is None else [own, own[mix.partner_B]], axis=1)
+
+    def _upload(self, window: Window, place: int) -> Tensor:
+        """A view of a window, [W, S, S, 3] on the device; on the CPU the slab itself."""
+        pixels = torch.from_numpy(window.pixels[place])
+        if self._copies is None or window.slab is None:
+            return pixels
+        with torch.cuda.stream(self._copies):
+            there = pixels.to(self._device, non_blocking=True)
+            window.slab.uploaded = self._copies.record_event()
+        teacher = torch.cuda.current_stream(self._device)
+        teacher.wait_event(window.slab.uploaded)
+        there.record_stream(teacher)
+        return there
+
+    def _fetch(
+        self, said: tuple[Tensor, ...]
+    ) -> tuple[tuple[Tensor, ...], torch.cuda.Event | None]:
+        """The same in the host's memory, and when it is there."""
+        if not self._on_gpu:
+            return said, None
+        here = tuple(torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in said)
+        for to, there in zip(here, said, strict=True):
+            to.copy_(there, non_blocking=True)
+        return here, torch.cuda.current_stream(self._device).record_event()
+
+    def _mark(self) -> torch.cuda.Event | None:
+        """A point in the teacher's time."""
+        if not self._on_gpu:
+            return None
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def _fitting(self, work: Callable[[], T]) -> T:
+        """What `work` returns, with batches halved until it fits into the device's memory."""
+        while True:
+            try:
+                return work()
+            except torch.OutOfMemoryError as error:
+                reason = str(error).partition("\n")[0]
+            # outside of the handler: the error holds on to the frames, and they to the memory
+            self._halve(reason)
+
+    def _halve(self, reason: str) -> None:
+        if self.batch_size == 1:
+            raise TeacherError(
+                f"the teacher does not fit into the memory of {self._device} with a single view "
+                f"({reason}). Free the device, or use a smaller precision or teacher."
+            )
+        self.batch_size = (self.batch_size + 1) // 2
+        if self._on_gpu:
+            torch.cuda.empty_cache()
+        log.warning(
+            "out of memory on %s: batches of %d views from now on. Pass batch_size=%d to begin "
+            "with them.",
+            self._device,
+            self.batch_size,
+            self.batch_size,
+        )

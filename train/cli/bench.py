@@ -1,0 +1,164 @@
+"""`kdcache bench loader`: which stage binds a training run, and what to do about it."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from cache_tools.cli.cache import DataCache, Json, emit
+from cache_tools.errors import UsageError
+
+if TYPE_CHECKING:
+    from train.trainer.stage_profile import Stages
+
+log = logging.getLogger("kdcache")
+_SMALLER = (
+    "kdcache beton SRC FILE --raw stores pixels (ten times the room) and keeps this cache; "
+    "kdcache shard SRC DST --short-side 256 makes smaller images, of which a new cache is made"
+)
+ADVICE = {
+    "read": "Copy the images to a faster or a local disk (--data-cache for URLs), or make them "
+    "smaller with kdcache shard SRC DST --short-side 256, of which a new cache is made",
+    "decode": _SMALLER,
+    "resize": "kdcache shard SRC DST --short-side 256 makes smaller images, of which a new cache "
+    "is made; or give the loader more cores",
+    "operations": "Give the loader more cores, or make the next cache with lighter operations",
+    "transfer": "Take a larger batch_size; the way to the device is what its bus allows",
+    "student": "The loader is no hindrance: a faster device, a lower precision, compile=true or a "
+    "smaller student are what is left",
+}
+"""What to do when a stage binds."""
+
+
+def bench(
+    what: Annotated[Literal["loader"], typer.Argument(metavar="loader", help="What to measure.")],
+    recipe: Annotated[
+        str | None,
+        typer.Argument(metavar="[RECIPE]", help="Recipe of a student; without: the loader alone."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to override.")
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(metavar="CACHE", help="Folder of the cache.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="SRC", help="Its images; default: where the cache was made from."),
+    ] = None,
+    data_cache: DataCache = "",
+    device: Annotated[
+        str | None, typer.Option(help="cuda, cuda:1, cpu; default: a GPU if any.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Measure each stage of training on a few hundred views, and say which one binds.
+
+    Trains nothing and writes nothing. Read, decode, resize and operations are the loader's, which
+    works beside the student; transfer and student follow each other.
+    """
+    assert what == "loader"
+    if cache is None:
+        raise UsageError("from which cache? Pass --cache CACHE.")
+    facts = _measure(recipe, overrides or [], cache, data, device)
+    if json_:
+        emit(facts)
+    else:
+        print(table(facts))
+
+
+def _measure(
+    name: str | None, overrides: list[str], cache: Path, data: str | None, device: str | None
+) -> dict[str, Any]:
+    import torch
+
+    from cache_tools.runtime import threads
+    from train import recipe as recipes
+    from train import run_dir
+    from train.data import create_loader
+    from train.data.device_batch import Input
+    from train.data.schedule import Schedule
+    from train.distributed import ALONE, pick
+    from train.trainer import factory, stage_profile
+
+    loaded = recipes.load(name or "photos", overrides)
+    inputs = run_dir.open_inputs(cache, data)
+    where, size = pick(device), inputs.store.spec.views.size
+    if where.type == "cpu":
+        torch.set_num_threads(threads.for_torch(size)[0])
+    if name is not None:
+        factory.check(loaded, inputs.num_classes, size)
+    most = inputs.store.spec.dataset.num_samples * loaded.views_per_epoch
+    batch_size = min(loaded.batch_size, most)
+    schedule = Schedule(
+        inputs.store, loaded.views_per_epoch, batch_size, loaded.seed, loaded.repeats
+    )
+    replay = create_loader.create(loaded, inputs, schedule, ALONE, "uniform", where.type == "cuda")
+    half = (0.5, 0.5, 0.5)
+    feed = Input(where, loaded.precision, half, half)
+    found = stage_profile.measure(inputs, replay, loaded if name is not None else None, feed)
+    cores = loaded.threads or threads.available()
+    return {
+        "device": str(where),
+        "threads": cores,
+        "batch_size": batch_size,
+        "student": loaded.student if name is not None else None,
+        "read_from": stage_profile.read_from(inputs.images),
+        **verdict(found, cores),
+    }
+
+
+def verdict(found: "Stages", cores: int) -> dict[str, Any]:
+    """Rates of all stages, the one that binds, and what to do.
+
+    Args:
+        found: Seconds per view.
+        cores: Threads that decode, resize and operate.
+    """
+    of_loader = {"read": found.read}
+    of_loader |= {n: getattr(found, n) / cores for n in ("decode", "resize", "operations")}
+    of_device = {"transfer": found.transfer}
+    if found.student is not None:
+        of_device["student"] = found.student
+    needed = sum(of_device.values())
+    hindered = found.student is None or found.loader > needed
+    slower = of_loader if hindered else of_device
+    binds = max(slower, key=lambda name: slower[name])
+    return {
+        "seconds_per_view": of_loader | of_device,
+        "loader_images_per_second": round(1 / found.loader, 1),
+        "student_images_per_second": None if found.student is None else round(1 / needed, 1),
+        "binds": binds,
+        "conclusion": _conclusion(found, binds, needed),
+    }
+
+
+def _conclusion(found: "Stages", binds: str, needed: float) -> str:
+    feeds = f"{1 / found.loader:,.0f} images/s"
+    if found.student is None:
+        why = f"the loader makes {feeds}"
+    elif found.loader > needed:
+        why = f"the loader makes {feeds}, the student could take {1 / needed:,.0f}"
+    else:
+        why = f"with its input it takes {1 / needed:,.0f} images/s, the loader could make {feeds}"
+    verb = "bind" if binds.endswith("s") else "binds"
+    return f"{binds} {verb}: {why}. {ADVICE[binds]}."
+
+
+def table(facts: dict[str, Any]) -> str:
+    """The facts for people."""
+    seconds, threads = facts["seconds_per_view"], facts["threads"]
+    lines = [f"{'stage':12} {'µs per view':>12} {'images/s':>10}"]
+    for name, each in seconds.items():
+        rate = f"{1 / each:>10,.0f}" if each else f"{'':>10}"
+        lines.append(f"{name:12} {1e6 * each:>12,.1f} {rate}")
+    lines.append(f"{'loader':12} {'':>12} {facts['loader_images_per_second']:>10,.0f}")
+    if facts["student"]:
+        lines.append(f"{'device':12} {'':>12} {facts['student_images_per_second']:>10,.0f}")
+    lines += [
+        f"read from {facts['read_from']}; decode, resize and operations on {threads} threads; "
+        f"batches of {facts['batch_size']} on {facts['device']}",
+        facts["conclusion"],
+    ]
+    return "\n".join(lines)

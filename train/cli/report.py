@@ -1,0 +1,169 @@
+"""`kdcache report`: caches, runs and sweeps on one page."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cache_tools.cli.cache import DataCache, Json, emit
+from cache_tools.errors import KdcacheError, UsageError
+
+if TYPE_CHECKING:
+    from cache_tools.report.page import Block, Section
+    from cache_tools.report.sheet_source import Names
+    from cache_tools.store.cache import Store
+    from train.evaluate.models import Wish
+    from train.report.inputs import Subject
+
+log = logging.getLogger("kdcache")
+
+
+def report(
+    subjects: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CACHE|RUN|SWEEP…", help="Any number; a folder of runs stands for all of them."
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="HTML", help="Where the page lies; one file, no network.")
+    ] = None,
+    data: Annotated[
+        str,
+        typer.Option(metavar="SRC", help="Images of the caches; default: as noted beside them."),
+    ] = "",
+    data_cache: DataCache = "",
+    no_images: Annotated[
+        bool, typer.Option("--no-images", help="Without contact sheets: to show to strangers.")
+    ] = False,
+    limit: Annotated[
+        int,
+        typer.Option(min=0, help="Read the targets of at most this many views a cache; 0: all."),
+    ] = 100_000,
+    views: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Show a run's student N cached views; 0: none.")
+    ] = 2048,
+    device: Annotated[
+        str | None, typer.Option(help="Where students run: cuda, cpu; default: a GPU if any.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Draw what happened: one page of charts that opens without a network.
+
+    Of a cache: its views, the teacher's entropy, calibration and accuracy, what the codec lost.
+    Of a run: curves, likeness to the teacher, confusions. Of several runs, a comparison; of a
+    sweep, accuracy against what it takes, and its cost beside a teacher in the loop.
+    """
+    if out is None and not json_:
+        raise UsageError("where to? Pass --out report.html, or --json for the facts.")
+    from cache_tools.report import page, svg
+    from cache_tools.runtime import progress, text
+    from cache_tools.storage import atomic
+    from train.distributed import pick
+    from train.evaluate.models import Wish
+    from train.report.inputs import find
+
+    if out is not None:
+        svg.check()
+        if out.is_dir():
+            raise UsageError(f"{out} is a folder. Pass --out with the name of a file.")
+    named = find(subjects)
+    wish = Wish(pick(device))
+    told: list[dict[str, Any]] = []
+    sections: list[Section] = []
+    with progress.bar("report", len(named), "subjects") as advance:
+        for subject in named:
+            facts, pictures = _look(subject, data, no_images or out is None, limit, views, wish)
+            told.append(facts)
+            if out is not None:
+                sections.append(_section(subject, text.all_of(facts), pictures))
+            advance(1, Path(subject.where).name)
+    if out is not None:
+        atomic.write(out, page.render(_compared(named, text.all_of(told), sections)).encode())
+    if json_:
+        emit({"subjects": told})
+    elif out is not None:
+        print(f"{out}: {_listed(named)}, {out.stat().st_size / 1e6:.2f} MB")
+
+
+def _look(
+    subject: "Subject", data: str, no_images: bool, limit: int, views: int, wish: "Wish"
+) -> "tuple[dict[str, Any], list[Block]]":
+    """Facts of a subject, and pictures that are no facts."""
+    from train import run_dir
+    from train.report import run_facts, sweep_section
+
+    where = Path(subject.where)
+    if subject.kind == "cache":
+        from cache_tools.report import cache_facts
+        from cache_tools.store.cache import Store
+
+        store = Store.open(subject.where)
+        return cache_facts.facts(store, limit), [] if no_images else _sheet(store, data)
+    if subject.kind == "run":
+        return run_facts.facts(where, _names, wish, views), []
+    if subject.kind == "sweep":
+        return sweep_section.facts(where), []
+    comparison = run_dir.read_json(where / "comparison.json")
+    return {"kind": "comparison", "name": subject.where, **comparison}, []
+
+
+def _section(subject: "Subject", facts: dict[str, Any], pictures: "list[Block]") -> "Section":
+    from cache_tools.report import cache_section
+    from train.report import comparison as several
+    from train.report import run_section, sweep_section
+
+    if subject.kind == "cache":
+        return cache_section.section(facts, pictures)
+    if subject.kind == "comparison":
+        return several.against_labels(facts, subject.where)
+    return run_section.section(facts) if subject.kind == "run" else sweep_section.section(facts)
+
+
+def _compared(
+    named: "Sequence[Subject]", told: list[dict[str, Any]], sections: "list[Section]"
+) -> "list[Section]":
+    """The sections, with one that compares the runs before the first of several."""
+    from train.report import comparison as several
+
+    runs = [i for i, subject in enumerate(named) if subject.kind == "run"]
+    if len(runs) < 2:
+        return sections
+    names = several.short_names([Path(named[i].where) for i in runs])
+    beside = several.section([told[i] for i in runs], names)
+    return [*sections[: runs[0]], beside, *sections[runs[0] :]]
+
+
+def _sheet(store: "Store", data: str) -> "list[Block]":
+    """The contact sheet of a cache, or a sentence that says why there is none."""
+    from cache_tools.report import pictures, sheet_source
+
+    try:
+        return [pictures.contact_sheet(sheet_source.of_cache(store, data, _imagenet))]
+    except (KdcacheError, OSError) as error:
+        if data:
+            raise
+        return [pictures.absent(error)]
+
+
+def _names(config: dict[str, Any]) -> "Names":
+    """Names of a run's classes."""
+    from cache_tools.report.sheet_source import class_names
+
+    named = tuple(config.get("class_names", ()))
+    return class_names(named, int(config["teacher"]["num_classes"]), _imagenet)
+
+
+def _imagenet() -> "Names":
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo()
+    return lambda index: str(info.index_to_description(index)).partition(",")[0]
+
+
+def _listed(named: "Sequence[Subject]") -> str:
+    kinds = [subject.kind for subject in named]
+    words = [(kind, kinds.count(kind)) for kind in dict.fromkeys(kinds)]
+    return ", ".join(f"{number} {kind}{'s' if number > 1 else ''}" for kind, number in words)

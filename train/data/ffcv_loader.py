@@ -1,0 +1,324 @@
+"""The FFCV loader: the views the teacher saw, made in FFCV's compiled pipeline from a `.beton`.
+
+The same batches as `train.data.native_loader` gives, bit for bit, and behind the same interface;
+FFCV reads the container by memory map and renders a batch in compiled threads. Its epoch iterator
+keeps the metadata it hands to the pipeline; what stands there is replaced by `compiled.Tables`,
+which makes the parameters of an epoch arguments of code that is compiled once.
+
+FFCV is not maintained and has its traps. Closed here: decode errors and boxes outside of their
+picture (a status per view, and `render` makes what is not done); bytes that changed (digests);
+batches that are overwritten (copied at once); an exception in its thread (handed on, where FFCV
+waits for ever); thread counts of torch and numba that it sets for everyone (kept); more workers
+than cores (clamped); numba's unsafe threading layer (refused); scratch memory of the largest
+picture times the batch (none); random draws that ignore seeds (none is made). Its writer is not
+used at all (`cache_tools.data.beton`).
+
+Shapes: N samples, B views of a batch, U those and their partners, each once, S pixels a side.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from functools import cache
+from itertools import pairwise
+from queue import Empty, Full
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cache_tools.data.beton import Beton
+from cache_tools.errors import UsageError
+from cache_tools.runtime import threads
+from cache_tools.store.aligned import Members
+from cache_tools.store.cache import Store
+from cache_tools.targets.mixture import Tail
+from cache_tools.views import draw
+from train.data.native_loader import Paint, Replay
+from train.data.prefetch import View
+from train.data.schedule import Plan, Schedule
+from train.distributed import ALONE, World
+
+# "workqueue" aborts when two loaders run at once.
+setattr(numba.config, "THREADING_LAYER", "threadsafe")  # noqa: B010 - numba makes it at run time
+
+
+@contextmanager
+def _untouched() -> Iterator[None]:
+    """Keep the thread counts that FFCV sets for the whole process, and silence what it warns of."""
+    of_torch, of_numba = torch.get_num_threads(), numba.get_num_threads()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.set_num_threads(of_torch)
+        numba.set_num_threads(of_numba)
+
+
+with _untouched():
+    from ffcv.fields import RGBImageField
+    from ffcv.fields.decoders import SimpleRGBImageDecoder
+    from ffcv.loader.epoch_iterator import EpochIterator
+    from ffcv.pipeline.allocation_query import AllocationQuery
+    from ffcv.pipeline.compiler import Compiler
+    from ffcv.pipeline.graph import Graph
+    from ffcv.pipeline.pipeline_spec import PipelineSpec
+    from ffcv.reader import Reader
+
+    from train.data import ffcv_kernels
+    from train.data.ffcv_kernels import Tables
+
+I8 = NDArray[np.int64]
+U1 = NDArray[np.uint8]
+_BATCHES_AHEAD = 2
+_LOOK_SECONDS = 0.5
+
+
+class ReplayDecoder(SimpleRGBImageDecoder):  # type: ignore[misc]
+    """FFCV's step from stored bytes to views; its "sample numbers" are rows of views."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self._side = side
+
+    def declare_state_and_memory(self, previous_state: Any) -> tuple[Any, AllocationQuery]:
+        """[S, S, 3] uint8 per view."""
+        shape, kind = (self._side, self._side, 3), np.dtype("u1")
+        state = replace(previous_state, jit_mode=True, shape=shape, dtype=kind)
+        return state, AllocationQuery(shape, kind)
+
+    def generate_code(self) -> Callable[..., Any]:
+        """What FFCV compiles: the first view of each picture makes all of that picture."""
+        render_all, each = ffcv_kernels.render_all, Compiler.get_iterator()
+
+        def decode(view_B: I8, out: U1, tables: Tables, file: U1) -> U1:
+            rows = len(tables.ptr_N)
+            for i in each(len(view_B)):
+                row = view_B[i] % rows
+                if i == 0 or view_B[i - 1] % rows != row:
+                    end = i + 1
+                    while end < len(view_B) and view_B[end] % rows == row:
+                        end += 1
+                    begin = tables.ptr_N[row]
+                    data = file[begin : begin + tables.size_N[row]]
+                    render_all(data, row, view_B[i:end], tables, out[i:end])
+            return out[: len(view_B)]
+
+        decode.is_parallel = True  # type: ignore[attr-defined]
+        return decode
+
+
+class _Mapped:
+    """The container by memory map, the kernel's page cache being the cache.
+
+    FFCV's own declares it by making numba's type of all byte arrays read-only, in place: functions
+    compiled before, and all kernels of ours, are not found any more.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.state = np.memmap(path, np.uint8, mode="r")
+
+    def schedule_epoch(self, batches: object) -> "_Mapped":
+        """Nothing is to be prepared."""
+        return self
+
+    def start_batch(self, step: int) -> None:
+        """Nothing is to be read in advance."""
+
+    def __enter__(self) -> None:
+        """Nothing is to be opened."""
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing is to be closed before the map itself goes."""
+
+
+@cache
+def _pipeline(side: int, num_workers: int) -> tuple[Graph, Any]:
+    """FFCV's graph of operations and its code, which are those of any container."""
+    spec = {"image": PipelineSpec("image", None, [ReplayDecoder(side)])}
+    graph = Graph(spec, {"image": RGBImageField()}, {"image": 0}, {"f0": None}, None)
+    return graph, graph.codegen_all(graph.collect_requirements()[1])
+
+
+class ReplayLoader:
+    """What FFCV's epoch iterator needs of a loader: container, compiled pipeline, sizes."""
+
+    def __init__(self, images: Beton, side: int, capacity: int, num_threads: int) -> None:
+        """A loader of views of `side` pixels, at most `capacity` at once."""
+        self.batch_size, self.batches_ahead = capacity, _BATCHES_AHEAD
+        self.num_workers = max(1, min(num_threads, threads.available()))
+        self.memory_manager = _Mapped(str(images.path))
+        with _untouched():
+            Compiler.set_num_threads(self.num_workers)
+            self.reader = Reader(str(images.path))
+            self.graph, self.code = _pipeline(side, self.num_workers)
+
+    def epoch(self, view_numbers: Iterator[I8], tables: Tables) -> "Epoch":
+        """Views of one epoch, batch by batch."""
+        return Epoch(self, view_numbers, tables)
+
+
+class Epoch(EpochIterator):  # type: ignore[misc]
+    """The thread that runs the pipeline ahead; errors in it reach whoever asks for a batch."""
+
+    def __init__(self, loader: ReplayLoader, view_numbers: Iterator[I8], tables: Tables) -> None:
+        self._view_numbers, self._tables = view_numbers, tables
+        with _untouched():
+            super().__init__(loader, [])
+
+    def start(self) -> None:
+        """Begin; FFCV calls this at the end of its constructor."""
+        self.metadata = {"f0": self._tables}
+        super().start()
+
+    def run(self) -> None:
+        """Make batch after batch until there are no more or nobody wants them."""
+        try:
+            numba.set_num_threads(self.loader.num_workers)
+            slots = self.loader.batches_ahead + 2
+            for step, view_B in enumerate(self._view_numbers):
+                if len(view_B) > self.loader.batch_size:  # would be written past the end
+                    raise ValueError(f"{len(view_B)} views, room for {self.loader.batch_size}")
+                if not self._give((view_B, *self.run_pipeline(step, view_B, step % slots, None))):
+                    return
+            self._give(StopIteration())
+        except BaseException as error:  # whatever it is, the reader is to know
+            self._give(error)
+
+    def _give(self, item: object) -> bool:
+        while not self.terminate_event.is_set():
+            try:
+                self.output_queue.put(item, timeout=_LOOK_SECONDS)
+                return True
+            except Full:
+                pass
+        return False
+
+    def __next__(self) -> tuple[I8, U1]:
+        """Rows of the views of one batch, and their pixels, which the next but one overwrites."""
+        while True:
+            try:
+                item = self.output_queue.get(timeout=_LOOK_SECONDS)
+                break
+            except Empty:
+                if not self.is_alive() and self.output_queue.empty():
+                    raise RuntimeError("FFCV's thread ended without a word") from None
+        if isinstance(item, BaseException):
+            raise item
+        made: tuple[I8, U1] = item
+        return made
+
+    def close(self) -> None:
+        """Stop the thread and wait for it."""
+        self.terminate_event.set()
+        if self.is_alive():
+            self.join()
+        super().close()
+        self.closed = True
+
+
+class FfcvReplay(Replay):
+    """Batches of a schedule, as `Replay` gives them, made by FFCV."""
+
+    makers = 1
+    """FFCV gives batches in order."""
+
+    def __init__(
+        self,
+        store: Store,
+        images: Beton,
+        schedule: Schedule,
+        num_threads: int,
+        world: World = ALONE,
+        members: Members | None = None,
+        tail: Tail = "uniform",
+        locked: bool = False,
+        epochs: int | None = None,
+    ) -> None:
+        """As of `Replay`; `images` are a `.beton`."""
+        super().__init__(store, images, schedule, num_threads, world, members, tail, locked, epochs)
+        self._check_pictures()
+        side, most = store.spec.views.size, self._most_pictures()
+        self._loader = ReplayLoader(images, side, most, self._threads)
+        self._beton = images
+
+    @contextmanager
+    def _painter(self, plan: Plan, loaded: list[View], first_step: int) -> Iterator[Paint]:
+        tables = self._tables(loaded)
+        rows = len(self._store.table)
+        steps = range(first_step, self._schedule.steps)
+        numbers = (self._wanted(plan, step)[0] @ np.array([1, rows]) for step in steps)
+        epoch = self._loader.epoch(numbers, tables)
+        checkers = ThreadPoolExecutor(self._threads, thread_name_prefix="check")
+
+        def paint(wanted_U2: I8, out: list[U1]) -> None:
+            view_U, pixels = next(epoch)
+            for _ in checkers.map(self._beton.check, self._beton.unchecked(wanted_U2[:, 0])):
+                pass
+            for place, made in zip(out, pixels, strict=True):  # which are overwritten soon
+                place[:] = made
+            self._make_up(loaded, wanted_U2, tables.status_V[view_U], out)
+
+        try:
+            yield paint
+        finally:
+            epoch.close()
+            checkers.shutdown(cancel_futures=True)
+
+    def _make_up(self, loaded: list[View], wanted_U2: I8, status_U: U1, out: list[U1]) -> None:
+        """Make those views that the compiled code did not, or say why they cannot be made."""
+        left = np.flatnonzero(status_U != ffcv_kernels.DONE)
+        for row, group in _by_row(wanted_U2[left, 0], left):
+            wanted = [(loaded[wanted_U2[i, 1]].params, row, out[i]) for i in group.tolist()]
+            self._render(row, wanted)
+
+    def _tables(self, loaded: list[View]) -> Tables:
+        """All that the compiled code wants to know of an epoch's views."""
+        rows, spec = self._beton.rows_N, self._store.spec.views
+        params = loaded[0].params
+        if len(loaded) > 1:
+            params = draw.concatenate([view.params for view in loaded])
+        columns: dict[str, Any] = {
+            f"{name}_N": np.ascontiguousarray(rows[name])
+            for name in ("ptr", "size", "mode", "height", "width")
+        }
+        for name in (f.name for f in fields(draw.Views)):
+            column = np.ascontiguousarray(getattr(params, name))
+            if column.dtype == bool:
+                column = column.view(np.uint8)
+            columns[name.replace("_B", "_V")] = column
+        return Tables(
+            **columns,
+            fill=np.array(spec.fill, np.uint8),
+            scaled=int(spec.scaled_decode),
+            status_V=np.zeros(len(params), np.uint8),
+        )
+
+    def _check_pictures(self) -> None:
+        """Refuse a container whose pictures have other bytes or sizes than the cache's."""
+        table, images = self._store.table, self._images
+        assert isinstance(images, Beton)
+        rows = images.rows_N
+        for own, theirs in (("digest", "digest_N"), ("height", "height_N"), ("width", "width_N")):
+            differs = (rows[own] != getattr(table, theirs)) & self._schedule.present_N
+            differs = np.flatnonzero(differs)
+            if len(differs):
+                raise UsageError(
+                    f"{len(differs)} images in {images.source} are not those the teacher saw "
+                    f"(first: {table.keys[differs[0]]!r}, another {own}). Write the container from "
+                    "the data set the cache was made from: kdcache beton SRC FILE."
+                )
+
+
+def _by_row(row_L: I8, where_L: I8) -> Iterator[tuple[int, I8]]:
+    """Positions grouped by row, rows ascending."""
+    if len(row_L) == 0:
+        return
+    edges = [0, *(np.flatnonzero(np.diff(row_L)) + 1).tolist(), len(row_L)]
+    for begin, end in pairwise(edges):
+        yield int(row_L[begin]), where_L[begin:end]

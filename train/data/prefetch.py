@@ -1,0 +1,113 @@
+"""What an epoch shows and what the teacher said of it, ready before the epoch begins.
+
+Order, pairs and parameters of an epoch of ImageNet are seconds of work, its targets a few tenths.
+All are made in the background while the epoch before is trained on, and kept as long as they are
+needed: epochs with repeated augmentation share their views.
+
+Shapes: N samples.
+"""
+
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_tools.data.images import Images
+from cache_tools.store import view_params
+from cache_tools.store.aligned import Members
+from cache_tools.store.commits import Part
+from cache_tools.targets.codec import Stored
+from cache_tools.verify import verify
+from cache_tools.views import draw
+from train.data.schedule import Plan, Schedule
+
+
+@dataclass(frozen=True)
+class View:
+    """Everything about one view number of every sample, in RAM."""
+
+    number: int
+    """Which one."""
+    stored: tuple[Stored, ...]
+    """[N, …] targets as they are stored, of each teacher."""
+    params: draw.Views
+    """Parameters of the N views, from one vectorised draw."""
+    partner: draw.Views | None = None
+    """Of what each of the N views is mixed with, where that is no view of its own."""
+    partner_N: NDArray[np.int64] | None = None
+    """Whose pictures these are."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch, ready to be shown."""
+
+    plan: Plan
+    """The order of its views."""
+    loaded: list[View]
+    """Its views, in the order of the plan's slots."""
+
+
+class Epochs:
+    """The epochs of a schedule; the one after the last that was asked for is in the making."""
+
+    def __init__(
+        self,
+        members: Members,
+        schedule: Schedule,
+        images: Images,
+        epochs: int | None = None,
+    ) -> None:
+        """Epochs 0 .. `epochs` of a schedule; None: nobody knows how many there will be."""
+        self._members = members
+        self._schedule = schedule
+        self._images = images
+        self._end = epochs
+        self._views: dict[int, View] = {}
+        self._next: tuple[int, Future[Epoch]] | None = None
+        self._lock = threading.Lock()
+
+    def get(self, epoch: int) -> Epoch:
+        """An epoch; from now on the following one is prepared.
+
+        Raises:
+            CacheIncomplete, CacheDamaged: A part of the cache cannot be read.
+            CacheMismatch: A part of a cache at a URL is of other pixels.
+        """
+        asked, self._next = self._next, None
+        ahead = asked[1] if asked is not None and asked[0] == epoch else None
+        found = ahead.result() if ahead is not None else self._make(epoch)
+        if epoch + 1 == self._end:
+            return found
+        background = ThreadPoolExecutor(1, thread_name_prefix="views")
+        self._next = epoch + 1, background.submit(self._make, epoch + 1)
+        background.shutdown(wait=False)  # the thread ends with its one task
+        return found
+
+    def _make(self, epoch: int) -> Epoch:
+        plan = self._schedule.plan(epoch)
+        with self._lock:
+            loaded = [self._views.get(number) or self._load(number) for number in plan.views]
+            self._views = dict(zip(plan.views, loaded, strict=True))
+        return Epoch(plan, loaded)
+
+    def _load(self, number: int) -> View:
+        store = self._members.first
+        blocks = [np.array(store.spec.rows(block)) for block in range(store.spec.num_blocks)]
+        params = draw.concatenate([view_params.parameters(store, number, rows) for rows in blocks])
+        if len(self._members.stores) > 1:
+            for block in range(store.spec.num_blocks):
+                self._members.params(Part(number, block))
+        stored = tuple(member.read_view(number) for member in self._members.stores)
+        for member in self._members.stores:
+            if member.is_remote:  # others were checked before the first epoch
+                for block in range(member.spec.num_blocks):
+                    part = Part(number, block)
+                    verify.check_probes(member, self._images, part, self._schedule.present_N)
+        if not view_params.has_sides(store):
+            return View(number, stored, params)
+        others = [view_params.parameters(store, number, rows, side=1) for rows in blocks]
+        partner_N = view_params.mixing(store, number).partner_B
+        return View(number, stored, params, draw.concatenate(others), partner_N)

@@ -1,0 +1,189 @@
+"""(epoch, step) → which view of which sample: a pure function, whatever happened before.
+
+Epoch e shows every sample `views_per_epoch` = m times, in views e·m … e·m + m - 1 modulo V, so that
+a cache of V views serves any number of epochs; or in groups of m whose order is drawn anew each
+time all have been shown. Every order is drawn by counter from the run's seed.
+Mixup partners stand side by side in it, and with repeated augmentation all views of both, so that
+a picture is decoded once for all of them.
+
+Shapes: N samples, V views, M = m·N views of an epoch, B views of a batch.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_tools.errors import UsageError
+from cache_tools.numerics import rng
+from cache_tools.store import view_params
+from cache_tools.store.cache import Store
+from cache_tools.views.draw import Mix
+
+I4 = NDArray[np.int32]
+I8 = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One epoch: M views in the order in which they are shown."""
+
+    views: tuple[int, ...]
+    """The view numbers of this epoch."""
+    row_M: I8
+    """Row of the sample table."""
+    slot_M: I8
+    """Which of `views`."""
+    partner_M: I8
+    """Row of the mixup partner (of the same view); the row itself when there is none."""
+    lam_M: I4
+    """Share of the row itself in 1/65536."""
+    cut_M4: I4
+    """Cutmix box; height 0 when the view is not cut."""
+    outside_M: I4 | None = None
+    """As `Mix.outside_B`."""
+
+
+class Schedule:
+    """The order of views of one run."""
+
+    def __init__(
+        self,
+        store: Store,
+        views_per_epoch: int,
+        batch_size: int,
+        seed: int,
+        repeats: int = 1,
+        num_views: int | None = None,
+        shuffle: bool = False,
+        present_N: NDArray[np.bool_] | None = None,
+    ) -> None:
+        """A schedule over `store`.
+
+        Args:
+            store: The cache.
+            views_per_epoch: Views of every sample per epoch, m.
+            batch_size: Views per step.
+            seed: Seed of the order.
+            repeats: Repeated augmentation (Hoffer et al., CVPR 2020): with r > 1 an epoch shows
+                one r-th of the samples in r views each, and r epochs show all of them in the same
+                views: V epochs show every view of every sample once. When partners stay for
+                these views (`pair_views`), pairs are shown whole, so that nothing is decoded for
+                a partner alone.
+            num_views: Views of the cache that are shown, V; None: all.
+            shuffle: Whether the order of views is drawn each time all have been shown.
+            present_N: [N] which samples there are images of; None: all. A view whose partner has
+                none is left out, since its target is of both pictures. How many are left out
+                differs from view to view; an epoch is as long as the shortest one.
+
+        Raises:
+            UsageError: An epoch has not even one batch, or the cache too few views.
+        """
+        if present_N is None or present_N.all():
+            present_N = np.ones(len(store.table), dtype=bool)
+        elif repeats > 1 and store.spec.views.mixes:
+            raise UsageError(
+                f"repeats={repeats} shows pairs of a mixing cache in turns, which cannot be when "
+                "some partners are missing. Pass repeats=1 with --allow-partial."
+            )
+        self.present_N = present_N
+        """[N] which samples can be shown."""
+        self._store = store
+        self._num_shown = num_views or store.num_views
+        self._m = views_per_epoch * repeats
+        self.repeats = repeats
+        self._seed = seed
+        self._shuffle = shuffle
+        self.batch_size = batch_size
+        if self._m > self._num_shown:
+            raise UsageError(
+                f"an epoch wants {self._m} views of a sample, the cache has {self._num_shown} "
+                "views."
+            )
+        self.num_views = self._length()
+        self.steps = self.num_views // batch_size
+        if self.steps == 0:
+            raise UsageError(
+                f"an epoch has {self.num_views} views, fewer than batch_size={batch_size}. "
+                f"Pass batch_size={self.num_views} or less."
+            )
+
+    def view_numbers(self, epoch: int) -> tuple[int, ...]:
+        """The views that `epoch` shows; with repeats r, the same in the r epochs of a turn."""
+        turn = epoch // self.repeats
+        if self._shuffle:
+            groups = self._num_shown // self._m
+            cycle, position = divmod(turn, groups)
+            numbers = np.arange(groups, dtype=np.uint64)
+            keys = rng.bits(self._seed, numbers, cycle, rng.STREAM_VIEWS, 1)[:, 0]
+            turn = int(np.argsort(keys, kind="stable")[position])
+        first = turn * self._m
+        return tuple((first + j) % self._num_shown for j in range(self._m))
+
+    def plan(self, epoch: int) -> Plan:
+        """The whole order of one epoch."""
+        numbers, ids = self.view_numbers(epoch), self._store.table.id_N
+        shown = self._shown(epoch)
+        rows, keys, mixes = [], [], []
+        for j, view in enumerate(numbers):
+            mix = view_params.mixing(self._store, view)
+            leader = self._leaders(mix)
+            counter = epoch * self._m + (j if self.repeats == 1 else 0)
+            drawn = rng.bits(self._seed, ids, counter, rng.STREAM_ORDER, 1)[leader, 0]
+            whole = shown[self.present_N[mix.partner_B[shown]]]
+            rows.append(whole)
+            keys.append(drawn[whole])
+            mixes.append(mix.rows(whole))
+        order = np.argsort(np.concatenate(keys), kind="stable")[: self.num_views]
+        slots = np.repeat(np.arange(len(numbers)), [len(of_view) for of_view in rows])
+        outside = [mix.outside_B for mix in mixes if mix.outside_B is not None]
+        return Plan(
+            numbers,
+            np.concatenate(rows)[order],
+            slots[order],
+            np.concatenate([mix.partner_B for mix in mixes])[order],
+            np.concatenate([mix.lam_B for mix in mixes])[order],
+            np.concatenate([mix.cut_B4 for mix in mixes])[order],
+            np.concatenate(outside)[order] if outside else None,
+        )
+
+    def names(self, epoch: int, step: int) -> list[str]:
+        """The views of one step, as "key (view 3)"."""
+        plan, keys = self.plan(epoch), self._store.table.keys
+        at = slice(step * self.batch_size, (step + 1) * self.batch_size)
+        pairs = zip(plan.row_M[at].tolist(), plan.slot_M[at].tolist(), strict=True)
+        return [f"{keys[row]} (view {plan.views[slot]})" for row, slot in pairs]
+
+    def _shown(self, epoch: int) -> I8:
+        """Rows of the table that an epoch shows, ascending."""
+        ids = self._store.table.id_N
+        if self.repeats == 1:
+            return np.flatnonzero(self.present_N)
+        turn, position = divmod(epoch, self.repeats)
+        keys = rng.bits(self._seed, ids, turn, rng.STREAM_REPEAT, 1)[:, 0]
+        numbers, spec = self.view_numbers(epoch), self._store.spec.views
+        if spec.mixes and len({number // spec.pair_views for number in numbers}) == 1:
+            keys = keys[self._leaders(view_params.mixing(self._store, numbers[0]))]
+        order = np.argsort(keys, kind="stable")
+        order = order[self.present_N[order]]
+        count = len(order) // self.repeats
+        return np.sort(order[position * count : (position + 1) * count])
+
+    def _length(self) -> int:
+        """Views of an epoch; with missing partners, of the shortest."""
+        shown = self._shown(0)
+        if self.present_N.all() or not self._store.spec.views.mixes:
+            return len(shown) * self._m
+        partners = (view_params.mixing(self._store, v).partner_B for v in range(self._num_shown))
+        whole = [self.present_N[partner[shown]].sum() for partner in partners]
+        starts = range(self._num_shown)
+        around = [*whole, *whole]
+        return int(min(sum(around[first : first + self._m]) for first in starts))
+
+    def _leaders(self, mix: Mix) -> I8:
+        """The row whose draw places each row: of partners the first, so that they stand together.
+
+        Imported views mix in a picture of their own each, for which nothing stands together.
+        """
+        own = np.arange(len(mix.partner_B))
+        return own if view_params.has_sides(self._store) else np.minimum(own, mix.partner_B)

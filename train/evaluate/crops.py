@@ -1,0 +1,69 @@
+"""Pictures for an evaluation: a centre crop as timm's, resized like the views.
+
+The crop is cut from the original picture and resized once by INTER_AREA, so that training and
+evaluation see pictures of the same make. Networks that see different sizes share the decoding.
+
+Shapes: B pictures, S pixels a side.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_tools.data.images import Images
+from cache_tools.render import decode, view
+from cache_tools.runtime import threads
+from cache_tools.views import draw
+
+U1 = NDArray[np.uint8]
+BATCH = 64
+INTERPOLATION = "bicubic"
+"""timm's name nearest to the mean over areas: from 512 to 224 pixels the pictures differ by 0.9 of
+255, with bilinear by 1.1, and with box, which splits no pixel, by 1.5."""
+_OF_OTHERS = ("tag", "license", "origin_url", "paper_ids", "paper_name", "notes")
+"""What timm knows of the published weights of the architecture, which are not these."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a network sees of a picture."""
+
+    size: int
+    """S, pixels a side."""
+    crop: float
+    """Share of the shorter side that is kept."""
+
+
+def preprocessing(known: dict[str, Any], frame: Frame) -> dict[str, Any]:
+    """Timm's `pretrained_cfg` of a network that is trained and measured on such pictures."""
+    unknown = (*_OF_OTHERS, "test_input_size", "test_crop_pct", "pool_size", "test_pool_size")
+    return {name: value for name, value in known.items() if name not in unknown} | {
+        "input_size": (3, frame.size, frame.size),
+        "interpolation": INTERPOLATION,
+        "crop_pct": frame.crop,
+        "crop_mode": "center",
+    }
+
+
+def batches(images: Images, frames: Sequence[Frame]) -> Iterator[tuple[slice, list[U1]]]:
+    """Numbers and pixels [B, S, S, 3] for each frame of every batch, one batch ahead."""
+
+    def one(number: int) -> list[U1]:
+        picture = decode.decode(images.read(number), images.names[number])
+        height, width = picture.shape[:2]
+        return [
+            view.crop_resize(picture, draw.center(height, width, frame.crop), frame.size)
+            for frame in frames
+        ]
+
+    numbers = [slice(b, min(b + BATCH, len(images))) for b in range(0, len(images), BATCH)]
+    with ThreadPoolExecutor(threads.available()) as pool:
+        ahead = [pool.submit(one, i) for i in range(len(images))[numbers[0]]] if numbers else []
+        for here, following in zip(numbers, [*numbers[1:], slice(0)], strict=True):
+            batch = ahead
+            ahead = [pool.submit(one, i) for i in range(len(images))[following]]
+            yield here, [np.stack(of) for of in zip(*(f.result() for f in batch), strict=True)]

@@ -1,0 +1,99 @@
+"""ReaL labels: for every picture of ImageNet's validation split the classes people see in it.
+
+Beyer et al., "Are we done with ImageNet?" (arXiv 2006.07159). The published file is a list: entry i
+has the classes of ILSVRC2012_val_{i + 1:08d}, and is empty where people agreed on none. An object
+of such lists by file name serves other data sets.
+
+timm carries that list (`timm.data.RealLabelsImagenet`), and "timm" as a file's name takes it from
+there. timm's scorer itself wants all 50,000 pictures, in one order and under their full names; here
+a picture is found by its key, so that shards, folders and subsets all do.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from timm.data import RealLabelsImagenet
+
+from cache_tools.data.images import IMAGES, Images
+from cache_tools.errors import CacheMismatch, UsageError
+
+BUILT_IN = "timm"
+_OF_TIMM = 50_000
+_IMAGENET = re.compile(r"(ILSVRC2012_val_\d{8})(_n\d{8})?")  # the Hub's files end with the class
+
+RealLabels = Mapping[str, frozenset[int]]
+"""The right classes of a picture by its file name without folder and extension; may be none."""
+
+
+def load(source: str) -> RealLabels:
+    """Read a file of ReaL labels.
+
+    Args:
+        source: The published `real.json`, an object {file name: [class, …]}, or "timm".
+
+    Raises:
+        UsageError: There is no such file, or it holds something else.
+    """
+    if source == BUILT_IN:
+        return _checked(RealLabelsImagenet(range(_OF_TIMM)).real_labels, source)
+    try:
+        value = json.loads(Path(source).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(
+            f"the ReaL labels {source} cannot be read ({error}). Pass --real with the published "
+            f"real.json, or --real {BUILT_IN} for the copy that comes with timm."
+        ) from None
+    if isinstance(value, list):
+        value = {f"ILSVRC2012_val_{i + 1:08d}": labels for i, labels in enumerate(value)}
+    return _checked(value, source)
+
+
+def of(labels: RealLabels, images: Images, num_classes: int) -> list[frozenset[int]] | None:
+    """The right classes of every picture; None when the file speaks of none of them.
+
+    Raises:
+        CacheMismatch: It speaks of some pictures only.
+        UsageError: It names classes that the networks do not know.
+    """
+    stems = [_stem(name) for name in images.names]
+    missing = [stem for stem in stems if stem not in labels]
+    if len(missing) == len(stems):
+        return None
+    if missing:
+        raise CacheMismatch(
+            f"the ReaL labels lack {len(missing):,} of the {len(stems):,} pictures of "
+            f"{images.source} (first: {missing[0]!r}). Pass the whole file, or the data set it is "
+            "of."
+        )
+    highest = max((max(labels[stem], default=0) for stem in stems), default=0)
+    if highest >= num_classes:
+        raise UsageError(
+            f"the ReaL labels name class {highest}, the networks have {num_classes}. They are of "
+            "ImageNet-1k: leave out --real."
+        )
+    return [labels[stem] for stem in stems]
+
+
+def _checked(value: Any, source: str) -> RealLabels:
+    """A mapping of lists of class numbers."""
+    if isinstance(value, Mapping) and all(_are_classes(labels) for labels in value.values()):
+        return {_stem(str(name)): frozenset(labels) for name, labels in value.items()}
+    raise UsageError(
+        f"{source} holds no ReaL labels. Expected a list with a list of classes for every "
+        "validation picture, as published, or an object {file name: [class, …]}."
+    )
+
+
+def _are_classes(labels: Any) -> bool:
+    return isinstance(labels, list) and all(type(c) is int and c >= 0 for c in labels)
+
+
+def _stem(name: str) -> str:
+    """A picture's name without folder and extension; of ImageNet's without the class."""
+    file = PurePosixPath(name)
+    stem = file.stem if file.suffix.lower() in IMAGES else file.name
+    found = _IMAGENET.fullmatch(stem)
+    return found[1] if found else stem

@@ -1,0 +1,185 @@
+"""A finished student as a folder that timm and the Hub open, and that says how it came to be.
+
+    FOLDER/model.safetensors   the weights
+    FOLDER/config.json         timm's config: architecture, classes, preprocessing; under `kdcache`,
+                               what the student was distilled from and how
+    FOLDER/README.md           the model card, as timm writes them
+
+No path of this machine goes into it. The folder appears whole or not at all.
+"""
+
+import copy
+import re
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+from timm.data import ImageNetInfo
+from timm.models import push_to_hf_hub, save_for_hf
+from timm.models._hub import generate_readme
+from torch import nn
+
+from cache_tools import __version__
+from cache_tools.errors import CacheIncomplete, KdcacheError, UsageError
+from cache_tools.storage import atomic
+from train import run_dir, run_state
+from train.export import model_card
+
+Weights = Literal["model", "model-ema", "model-best"]
+
+
+@dataclass(frozen=True)
+class Student:
+    """A student to be exported."""
+
+    model: nn.Module
+    """The network, with the preprocessing it was measured with."""
+    config: dict[str, Any]
+    """What timm's config.json says beyond the network itself."""
+    facts: dict[str, Any]
+    """How it was trained and what it reached; `config["kdcache"]`."""
+
+
+def read(folder: Path, weights: Weights) -> Student:
+    """Read a student of a finished run.
+
+    Raises:
+        CacheNotFound, CacheIncomplete: No run, or one that is not finished.
+        UsageError: It has no such weights.
+    """
+    config = run_dir.read_config(folder)
+    if not (folder / "result.json").is_file():
+        raise run_state.unfinished(folder)
+    if "teacher" not in config:
+        raise CacheIncomplete(
+            f"the run {folder} was made by an earlier kdcache and does not say all that a model "
+            "card needs. Run its kdcache train command again: it trains nothing and adds it."
+        )
+    if not (folder / weights / "model.safetensors").is_file():
+        missing = {"model-ema": "ema_decay is 0", "model-best": "there was nothing to measure on"}
+        raise UsageError(
+            f"the run {folder} has no {weights} ({missing.get(weights, 'it was removed')}). Export "
+            f"one it has: {', '.join(sorted(p.name for p in folder.glob('model*')))}."
+        )
+    model: Any = timm.create_model(f"local-dir:{folder / weights}", pretrained=True)
+    facts = _facts(folder, config, weights)
+    return Student(model, {**_classes(config, model.num_classes), "kdcache": facts}, facts)
+
+
+def write(student: Student, out: Path, license_: str, fresh: bool) -> None:
+    """Write the folder.
+
+    Args:
+        student: What to write.
+        out: The folder.
+        license_: The Hub's name of a licence, "" when none is given.
+        fresh: Whether an export that lies there may be replaced.
+
+    Raises:
+        UsageError: Something lies there, or the licence is no name.
+    """
+    described = _card(student, license_, "local-dir:FOLDER")
+    _refuse_other(out, fresh)
+    building = out.with_name(f"{out.name}.{uuid.uuid4().hex[:12]}{atomic.PARTIAL}")
+    try:
+        save_for_hf(
+            student.model,
+            str(building),
+            model_config=copy.deepcopy(student.config),
+            safe_serialization=True,
+        )
+        text = generate_readme(described, out.resolve().name)
+        atomic.write(building / "README.md", text.encode())
+        if out.exists():
+            shutil.rmtree(out)
+        building.rename(out)
+        atomic.sync_folder(out.resolve().parent)
+    except OSError as error:
+        raise KdcacheError(f"cannot write {out}: {error}.") from None
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def push(student: Student, repo: str, license_: str, private: bool) -> str:
+    """Upload to the Hub; a model card that lies there already is left as it is.
+
+    Returns:
+        Where to find it.
+
+    Raises:
+        KdcacheError: No network, no token, no right, or no such name.
+    """
+    try:
+        push_to_hf_hub(
+            student.model,
+            repo,
+            commit_message=f"Add {student.facts['student']} distilled with kdcache",
+            private=private,
+            model_config=copy.deepcopy(student.config),
+            model_card=_card(student, license_, f"hf-hub:{repo}"),
+            safe_serialization=True,
+        )
+    except Exception as error:  # the Hub's client raises many kinds: network, token, right, name
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise KdcacheError(
+            f"the Hub did not take {repo} ({reason}). Check the network, the name USER/NAME and "
+            "the token (hf auth login, or HF_TOKEN), and export again with --fresh."
+        ) from None
+    return f"hf-hub:{repo}"
+
+
+def _classes(config: dict[str, Any], num_classes: int) -> dict[str, Any]:
+    """Names of the classes where the data set has them; descriptions of ImageNet's synsets."""
+    names = config["class_names"]
+    if len(names) != num_classes:
+        return {}
+    described = ImageNetInfo("imagenet22k").label_descriptions(as_dict=True)
+    if not all(name in described for name in names):
+        return {"label_names": names}
+    return {"label_names": names, "label_descriptions": {n: described[n] for n in names}}
+
+
+def _facts(folder: Path, config: dict[str, Any], weights: Weights) -> dict[str, Any]:
+    result = run_dir.read_json(folder / "result.json")
+    accuracy = run_dir.accuracies(folder)
+    return {
+        "kdcache_version": __version__,
+        "student": result["student"],
+        "weights": weights,
+        **accuracy[weights],
+        "accuracies": accuracy,
+        "validation_images": config["validation_images"],
+        "mode": result["mode"],
+        "teacher": config["teacher"],
+        "cache_fingerprint": result["cache_fingerprint"],
+        "samples": config["samples"],
+        "views_per_sample": config["num_views"],
+        "views": config["views"],
+        "recipe": config["recipe"],
+        "seconds": result["seconds"],
+    }
+
+
+def _card(student: Student, license_: str, where: str) -> dict[str, Any]:
+    if not re.fullmatch(r"[A-Za-z0-9.\-]*", license_):
+        raise UsageError(
+            f"--license {license_!r} is no name of a licence on the Hub, such as apache-2.0 or "
+            "cc-by-nc-4.0."
+        )
+    return model_card.describe(student.facts, license_ or "unknown", where)
+
+
+def _refuse_other(out: Path, fresh: bool) -> None:
+    """Only an export is ever replaced, and only when asked."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    config = run_dir.read_json(out / "config.json") if (out / "config.json").is_file() else {}
+    if "kdcache" not in config:
+        raise UsageError(f"{out} exists and is no exported student. Choose another --out.")
+    if not fresh:
+        raise UsageError(
+            f"{out} holds a student. Choose another --out, or pass --fresh to replace it."
+        )

@@ -1,0 +1,80 @@
+"""The model card of an exported student: what timm's `generate_readme` makes Markdown of."""
+
+from dataclasses import MISSING, fields
+from typing import Any
+
+from cache_tools.spec.cache import ViewSpec
+from train.recipe import TrainRecipe
+
+TAGS = ("image-classification", "timm", "transformers", "knowledge-distillation", "kdcache")
+_LEARNED = {
+    "kd": "distilled from {teacher}: it learned from the teacher's stored soft targets, on the "
+    "very views the teacher saw",
+    "online": "distilled from {teacher}, which ran in the training loop",
+    "labels": "trained on labels, on the views of a cache of {teacher}",
+}
+
+
+def describe(facts: dict[str, Any], license_: str, where: str) -> dict[str, Any]:
+    """The card as timm's functions take it.
+
+    Args:
+        facts: What `train.export.export` writes under `kdcache`.
+        license_: The Hub's name of a licence.
+        where: What `timm.create_model` opens.
+    """
+    teacher = facts["teacher"]
+    learned = _LEARNED[facts["mode"]].format(teacher=f"`{teacher['name']}`")
+    return {
+        "tags": list(TAGS),
+        "library_name": "timm",
+        "license": license_,
+        "description": f"`{facts['student']}`, {learned} (kdcache {facts['kdcache_version']}).",
+        "details": {
+            "Teacher": f"{teacher['name']} ({teacher['architecture']}), weights sha256 "
+            f"`{teacher['weights_sha256']}`",
+            "Cache": f"`{facts['cache_fingerprint']}`, {facts['samples']:,} images × "
+            f"{facts['views_per_sample']} views",
+            "Training": _changed(facts["recipe"], TrainRecipe),
+            "Views": _changed(facts["views"], ViewSpec),
+        },
+        "usage": _USAGE.format(where=where),
+        "comparison": _table(facts),
+    }
+
+
+_USAGE = """```python
+import timm
+import torch
+from PIL import Image
+
+model = timm.create_model("{where}", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
+with torch.inference_mode():
+    logits = model(transform(Image.open("picture.jpg").convert("RGB"))[None])
+```"""
+
+
+def _changed(values: dict[str, Any], kind: type[TrainRecipe] | type[ViewSpec]) -> dict[str, str]:
+    """What is not as it always is, as text."""
+    always = {f.name: _text(f.default) for f in fields(kind) if f.default is not MISSING}
+    texts = {name: _text(value) for name, value in values.items()}
+    machine = ("threads", "checkpoint_minutes")
+    return {n: t for n, t in texts.items() if n not in machine and always.get(n) != t}
+
+
+def _text(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _table(facts: dict[str, Any]) -> str:
+    """Accuracies of all weights of the run; the exported ones are marked."""
+    if facts.get("top1") is None:
+        return "There was no labelled validation split: nothing was measured."
+    lines = ["| weights | top-1 | top-5 |", "|---|---|---|"]
+    for name, accuracy in facts["accuracies"].items():
+        mark = " (these)" if name == facts["weights"] else ""
+        lines.append(f"| {name}{mark} | {accuracy['top1']:.2f} | {accuracy['top5']:.2f} |")
+    pictures = f"{facts['validation_images']:,} validation images"
+    crop = facts["recipe"]["eval_crop"]
+    return "\n".join([*lines, "", f"In percent, {pictures}, centre crop of {crop}."])

@@ -1,0 +1,198 @@
+"""Distillation losses from sparse targets, and losses on labels; all mean over the batch.
+
+With the teacher's kept probabilities p_k, the mass m of the C - K classes not kept, u = m / (C - K)
+for each of them, student logits s and temperature T (Hinton et al., 2015; T² keeps the gradients'
+scale):
+
+    kd    T² · KL(p ‖ q)       Σ_k p_k log p_k + (C - K) u log u + lse(s/T)
+                                 - Σ_k (p_k - u) s_k/T - u Σ_c s_c/T
+    bkd   binary cross-entropy of every class with the teacher's probability (VanillaKD's `bkd`)
+    dkd   decoupled (Zhao et al., CVPR 2022): the true class against the rest, and the rest alone
+    dist  correlation (Huang et al., NeurIPS 2022): of classes within a view, and of views within
+          a class; the latter over the classes some view of the batch keeps, an approximation
+
+The tail is "uniform" (above), a "bucket" of its own, or "zero" (what is kept, renormalised); kd
+knows all three. None but the intra-class term of dist builds the teacher's dense distribution.
+
+Shapes: B views, C classes, K slots.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from train.loss.targets import AtTemperature, SoftTargets, at_temperature, probability_of
+
+_EPS = 1e-8
+
+
+class _SparseKL(torch.autograd.Function):
+    """KL of each view with a flat tail; the gradient is softmax(s) - u - scatter(p - u).
+
+    Fused: of what has the size of the logits only they themselves are kept for the way back.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, scaled_BC: Tensor, index_BK: Tensor, p_BK: Tensor, u_B: Tensor, others_B: Tensor
+    ) -> Tensor:
+        lse_B = scaled_BC.logsumexp(1)
+        excess_BK = torch.where(p_BK > 0, p_BK - u_B[:, None], 0.0)
+        ctx.save_for_backward(scaled_BC, lse_B, index_BK, excess_BK, u_B)
+        cross = lse_B - (excess_BK * scaled_BC.gather(1, index_BK)).sum(1)
+        cross = cross - u_B * scaled_BC.sum(1)
+        return torch.xlogy(p_BK, p_BK).sum(1) + others_B * torch.xlogy(u_B, u_B) + cross
+
+    @staticmethod
+    def backward(ctx: Any, grad_B: Tensor) -> tuple[Tensor, None, None, None, None]:
+        scaled_BC, lse_B, index_BK, excess_BK, u_B = ctx.saved_tensors
+        grad_BC = (scaled_BC - lse_B[:, None]).exp_().sub_(u_B[:, None])
+        grad_BC.scatter_add_(1, index_BK, -excess_BK)
+        return grad_BC.mul_(grad_B[:, None]), None, None, None, None
+
+
+def kd(
+    logits_BC: Tensor, targets: SoftTargets, temperature: float = 1.0, tail: str = "uniform"
+) -> Tensor:
+    """KL(teacher ‖ student) at `temperature`, times its square."""
+    said = at_temperature(targets, temperature, logits_BC.shape[1])
+    scaled = _wide(logits_BC)
+    if temperature != 1.0:  # a division by 1 would copy the logits there and their gradient back
+        scaled = scaled / temperature
+    if tail == "uniform":
+        loss_B = _SparseKL.apply(scaled, targets.index_BK, said.p_BK, said.u_B, said.others_B)
+    else:
+        loss_B = _kl_of_kept(scaled, targets.index_BK, said, tail)
+    return loss_B.mean() * temperature**2
+
+
+def _kl_of_kept(scaled_BC: Tensor, index_BK: Tensor, said: AtTemperature, tail: str) -> Tensor:
+    """KL over the kept classes and, for "bucket", one class of all others."""
+    log_q_BK = scaled_BC.log_softmax(1).gather(1, index_BK)
+    p_BK, kept_BK = said.p_BK, said.p_BK > 0
+    if tail == "zero":
+        p_BK = p_BK / (1.0 - said.tail_B)[:, None]
+    loss_B = (torch.xlogy(p_BK, p_BK) - p_BK * log_q_BK).sum(1)
+    if tail == "bucket":
+        q_B = 1.0 - torch.where(kept_BK, log_q_BK.exp(), 0.0).sum(1)
+        rest_B = torch.xlogy(said.tail_B, said.tail_B)
+        loss_B = loss_B + rest_B - torch.xlogy(said.tail_B, q_B.clamp(min=_EPS))
+    return loss_B
+
+
+def bkd(logits_BC: Tensor, targets: SoftTargets) -> Tensor:
+    """Mean over views and classes of BCE(student's logit, teacher's probability)."""
+    logits = _wide(logits_BC)
+    said = at_temperature(targets, 1.0, logits.shape[1])
+    excess_BK = torch.where(said.p_BK > 0, said.p_BK - said.u_B[:, None], 0.0)
+    hit_B = (excess_BK * logits.gather(1, targets.index_BK)).sum(1) + said.u_B * logits.sum(1)
+    return (F.softplus(logits).sum(1) - hit_B).mean() / logits.shape[1]
+
+
+def dkd(
+    logits_BC: Tensor,
+    targets: SoftTargets,
+    label_B: Tensor,
+    which_B: Tensor,
+    temperature: float = 1.0,
+    alpha: float = 1.0,
+    beta: float = 2.0,
+) -> Tensor:
+    """α T² KL of (true class, rest) + β T² KL within the rest.
+
+    Args:
+        logits_BC: The student's.
+        targets: The teacher's.
+        label_B: The true class of each view; of a mixed one that with the larger share.
+        which_B: 0 where it is the view's own label, 1 where the partner's.
+        temperature: T.
+        alpha: Weight of the first term.
+        beta: Weight of the second.
+    """
+    scaled, column = _wide(logits_BC) / temperature, label_B[:, None]
+    said = at_temperature(targets, temperature, scaled.shape[1])
+    p_y, kept_B = probability_of(targets, said, temperature, label_B, which_B)
+    p_y = p_y.clamp(_EPS, 1.0 - _EPS)
+    own_B = scaled.gather(1, column)[:, 0]
+    rest_lse_B = scaled.scatter(1, column, float("-inf")).logsumexp(1)
+    target_class = _binary_kl(p_y, own_B - rest_lse_B)
+    others_B = (said.others_B - 1.0 * ~kept_B).clamp(min=0)
+    u_B = torch.where(kept_B, said.tail_B, said.tail_B - p_y).clamp(min=0) / others_B.clamp(min=1)
+    p_BK = said.p_BK.masked_fill(targets.index_BK == column, 0.0) / (1.0 - p_y)[:, None]
+    u_B = u_B / (1.0 - p_y)
+    excess_BK = torch.where(p_BK > 0, p_BK - u_B[:, None], 0.0)
+    hit_B = (excess_BK * scaled.gather(1, targets.index_BK)).sum(1)
+    hit_B = hit_B + u_B * (scaled.sum(1) - own_B)
+    negative_entropy = torch.xlogy(p_BK, p_BK).sum(1) + others_B * torch.xlogy(u_B, u_B)
+    rest = negative_entropy - hit_B + rest_lse_B * (p_BK.sum(1) + others_B * u_B)
+    return (alpha * target_class + beta * rest).mean() * temperature**2
+
+
+def _binary_kl(p_B: Tensor, odds_B: Tensor) -> Tensor:
+    """KL([p, 1 - p] ‖ [q, 1 - q]) with q given by its log-odds."""
+    entropy = torch.xlogy(p_B, p_B) + torch.xlogy(1.0 - p_B, 1.0 - p_B)
+    return entropy - p_B * F.logsigmoid(odds_B) - (1.0 - p_B) * F.logsigmoid(-odds_B)
+
+
+def dist(
+    logits_BC: Tensor,
+    targets: SoftTargets,
+    temperature: float = 1.0,
+    beta: float = 1.0,
+    gamma: float = 1.0,
+) -> Tensor:
+    """β T² (1 - correlation of classes within a view) + γ T² (1 - … of views within a class)."""
+    num_classes = logits_BC.shape[1]
+    said = at_temperature(targets, temperature, num_classes)
+    q_BC = (_wide(logits_BC) / temperature).softmax(1)
+    excess_BK = torch.where(said.p_BK > 0, said.p_BK - said.u_B[:, None], 0.0)
+    both_B = (excess_BK * q_BC.gather(1, targets.index_BK)).sum(1) + said.u_B
+    stored = targets.square_B if temperature == 1.0 else None
+    rest_B = said.others_B * said.u_B**2 if stored is None else stored
+    square_B = (said.p_BK**2).sum(1) + rest_B
+    mean = 1.0 / num_classes
+    spread_B = (q_BC.square().sum(1) - mean).clamp(min=0) * (square_B - mean).clamp(min=0)
+    inter = 1.0 - ((both_B - mean) / (spread_B + _EPS**2).sqrt()).mean()
+    intra = _intra(q_BC, targets.index_BK, said) if gamma else 0.0
+    return (beta * inter + gamma * intra) * temperature**2
+
+
+def _intra(q_BC: Tensor, index_BK: Tensor, said: AtTemperature) -> Tensor:
+    """1 - correlation over the batch, mean over the classes that some view keeps."""
+    kept_BK = said.p_BK > 0
+    present, place = index_BK[kept_BK].unique(return_inverse=True)
+    row = kept_BK.nonzero()[:, 0]
+    p_BX = said.u_B[:, None].repeat(1, len(present))
+    p_BX[row, place] = said.p_BK[kept_BK]
+    q_BX = q_BC[:, present]
+    p_BX, q_BX = p_BX - p_BX.mean(0), q_BX - q_BX.mean(0)
+    spread = p_BX.norm(dim=0) * q_BX.norm(dim=0)
+    return 1.0 - ((p_BX * q_BX).sum(0) / (spread + _EPS)).mean()
+
+
+def cross_entropy(
+    logits_BC: Tensor, label_B: Tensor, partner_B: Tensor, lam_B: Tensor, smoothing: float = 0.0
+) -> Tensor:
+    """Cross-entropy with the labels of a mixed view: λ·CE(own) + (1-λ)·CE(partner's)."""
+    logits = _wide(logits_BC)
+    own = F.cross_entropy(logits, label_B, reduction="none", label_smoothing=smoothing)
+    other = F.cross_entropy(logits, partner_B, reduction="none", label_smoothing=smoothing)
+    return (lam_B * own + (1.0 - lam_B) * other).mean()
+
+
+def binary_cross_entropy(
+    logits_BC: Tensor, label_B: Tensor, partner_B: Tensor, lam_B: Tensor, smoothing: float = 0.0
+) -> Tensor:
+    """BCE of every class with the mixed, smoothed labels (Wightman et al., 2021)."""
+    logits, num_classes = _wide(logits_BC), logits_BC.shape[1]
+    own_B, other_B = (logits.gather(1, y[:, None])[:, 0] for y in (label_B, partner_B))
+    hit_B = (1.0 - smoothing) * (lam_B * own_B + (1.0 - lam_B) * other_B)
+    hit_B = hit_B + smoothing / num_classes * logits.sum(1)
+    return (F.softplus(logits).sum(1) - hit_B).mean() / num_classes
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """At least single precision, whatever autocast made of the logits."""
+    return logits if logits.dtype == torch.float64 else logits.float()

@@ -1,0 +1,88 @@
+"""`CachedDistillationTask`: timm's training task with the teacher's words from a cache.
+
+Inherits EMA, evaluation model and state handling from timm; only the forward pass is ours.
+
+Shapes: B views.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.task import TrainingTask
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from train.loss import losses
+from train.loss.targets import SoftTargets
+from train.recipe import TrainRecipe
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """What a batch is to be learned from, on the student's device."""
+
+    soft: SoftTargets
+    label_B: Tensor
+    """int64 labels; NO_LABEL (-1) when the cache has none."""
+    partner_label_B: Tensor
+    """Labels of the mixup partners."""
+    lam_B: Tensor
+    """fp32 share of the view's own sample, 0..1."""
+
+
+class CachedDistillationTask(TrainingTask):
+    """A student and its loss on cached targets or labels."""
+
+    def __init__(self, student: nn.Module, recipe: TrainRecipe, device: torch.device) -> None:
+        super().__init__(device=device, verbose=False)
+        self.trainable_module = student
+        self.recipe = recipe
+        self.progress = 0.0
+        """How much of the run is done, 0..1: weights and temperature may change with it."""
+
+    def prepare_distributed(
+        self, device_ids: list[int] | None = None, **options: Any
+    ) -> "CachedDistillationTask":
+        """Average gradients over all processes from now on."""
+        student = DistributedDataParallel(self.trainable_module, device_ids, **options)
+        self.trainable_module = student
+        return self
+
+    def forward(  # type: ignore[override]
+        self, input: Tensor, target: Supervision
+    ) -> dict[str, Tensor]:
+        """Loss of one batch: keys loss, output and the terms of the loss."""
+        recipe = self.recipe
+        output = self.trainable_module(input)
+        if recipe.mode == "labels":
+            task_loss = self._task_loss(output, target)
+            return {"loss": task_loss, "output": output, "task_loss": task_loss}
+        kd_loss = self._distill_loss(output, target)
+        weight = recipe.now("distill_loss_weight", self.progress)
+        result = {"loss": weight * kd_loss, "output": output, "kd_loss": kd_loss}
+        if weight := recipe.now("task_loss_weight", self.progress):
+            result["task_loss"] = self._task_loss(output, target)
+            result["loss"] = result["loss"] + weight * result["task_loss"]
+        return result
+
+    def _distill_loss(self, output: Tensor, target: Supervision) -> Tensor:
+        recipe = self.recipe
+        temperature = recipe.now("temperature", self.progress)
+        if recipe.loss == "bkd":
+            return losses.bkd(output, target.soft)
+        if recipe.loss == "dist":
+            weights = recipe.dist_beta, recipe.dist_gamma
+            return losses.dist(output, target.soft, temperature, *weights)
+        if recipe.loss == "dkd":
+            own = target.lam_B >= 0.5
+            label = torch.where(own, target.label_B, target.partner_label_B)
+            weights = recipe.dkd_alpha, recipe.dkd_beta
+            return losses.dkd(output, target.soft, label, 1 - own.long(), temperature, *weights)
+        return losses.kd(output, target.soft, temperature, recipe.tail)
+
+    def _task_loss(self, output: Tensor, target: Supervision) -> Tensor:
+        labels = target.label_B, target.partner_label_B, target.lam_B
+        bce = self.recipe.task_loss == "bce"
+        loss = losses.binary_cross_entropy if bce else losses.cross_entropy
+        return loss(output, *labels, self.recipe.smoothing)

@@ -1,0 +1,171 @@
+"""Runs beside each other, and the paired comparison of distillation with labels."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cache_tools.report import charts, svg
+from cache_tools.report.formatting import count, listed, share
+from cache_tools.report.page import Block, Group, Section, Table
+from cache_tools.report.svg import Chart, chart
+from cache_tools.runtime.text import printable
+from train.report import history
+from train.report.run_section import way
+
+Told = dict[str, Any]
+MOST = 40
+"""Runs that a chart names."""
+_OTHERS = "others"
+
+
+def short_names(folders: Sequence[Path]) -> list[str]:
+    """Names of runs without what all of them have in common."""
+    whole = [folder.resolve() for folder in folders]
+    if len(whole) < 2:
+        return [printable("/".join(folder.parts[-2:])) for folder in whole]
+    common = os.path.commonpath([folder.parent for folder in whole])
+    return [printable(str(folder.relative_to(common))) for folder in whole]
+
+
+def section(runs: Sequence[Told], names: Sequence[str]) -> Section:
+    """Several runs in one table and beside each other in charts."""
+    named = dict(zip(names, runs, strict=True))
+    rows = [_row(name, told) for name, told in named.items()]
+    head = ("run", "student", "learns", "top-1", "EMA", "best", "agrees", "KL", "images/s", "waits")
+    found: list[Block] = [one for one in (_results(named), _curves(named)) if one is not None]
+    table = Table(
+        "Runs", head, rows,
+        "Top-1 on the validation split; agreement and KL(teacher ‖ student) on cached views, of "
+        "the moving average where there is one.",
+        words=3,
+    )  # fmt: skip
+    return Section(f"{len(runs)} runs", "comparison", _lead(named), [Group("", [*found, table])])
+
+
+def against_labels(told: Told, name: str) -> Section:
+    """What RUN/comparison.json says: the same starts, views and order, with either target."""
+    gain, arms = told["gain"], (told["labels"], told["kd"])
+    words = (
+        f"{told['student']} on {count(told['transfer_images'])} images: {arms[0]['mean']:.1f} % "
+        f"from labels, {arms[1]['mean']:.1f} % from {told['teacher']}. Gain {gain['mean']:+.1f} ± "
+        f"{gain['standard_error']:.1f} points (standard error over {len(told['seeds'])} seeds)."
+    )
+
+    def draw(axes: Any) -> None:
+        for pair in zip(*(arm["top1"] for arm in arms), strict=True):
+            axes.plot([0, 1], pair, color=svg.PALE, linewidth=1, alpha=0.6)
+        for x, arm in enumerate(arms):
+            axes.scatter([x] * len(arm["top1"]), arm["top1"], color=charts.colour(x), zorder=3)
+            axes.plot([x - 0.14, x + 0.14], [arm["mean"]] * 2, color=charts.colour(x), linewidth=3)
+        axes.set_xticks([0, 1], ["labels", "teacher's cache"])
+        axes.set(xlim=(-0.5, 1.5), ylabel="top-1, %")
+
+    each = ", ".join(f"{value:+.1f}" for value in gain["each"])
+    picture = chart(
+        "Labels against the teacher's cache",
+        f"Gains by seed: {each} points, on average {gain['mean']:+.1f}. Bars are means; lines join "
+        "the runs of one seed, which have the same start, views and order.",
+        draw,
+    )
+    return Section(
+        f"{name}: distillation against labels", "comparison", words, [Group("", [picture])]
+    )
+
+
+def _lead(named: dict[str, Told]) -> str:
+    measured = {name: top for name, told in named.items() if (top := _top1(told)) is not None}
+    if not measured:
+        return "None of them is finished and measured."
+    best = max(measured, key=lambda name: measured[name])
+    worst = min(measured, key=lambda name: measured[name])
+    return (
+        f"{len(measured)} are finished and measured: {share(measured[worst])} ({worst}) to "
+        f"{share(measured[best])} ({best})."
+    )
+
+
+def _top1(told: Told) -> float | None:
+    result = told["result"] or {}
+    ema = result.get("top1_ema")
+    return result.get("top1") if ema is None else ema
+
+
+def _row(name: str, told: Told) -> list[str]:
+    result, recipe = told["result"] or {}, told["config"]["recipe"]
+    seen = (told["measured"] or {}).get("cache") or {"networks": {}}
+    students = [v for k, v in seen["networks"].items() if k != "teacher"]
+    of = students[-1] if students else {"agreement": None, "kl": None}
+    return [
+        name,
+        recipe["student"],
+        way(told["config"]),
+        *(share(result.get(key)) for key in ("top1", "top1_ema", "top1_best")),
+        share(of["agreement"]),
+        "–" if of["kl"] is None else f"{of['kl']:.4f}",
+        count(result["images_per_second"]) if result else told["state"],
+        share(100 * result["data_wait"]) if result else "–",
+    ]
+
+
+def _results(named: dict[str, Told]) -> Chart | None:
+    found = {name: top for name, told in named.items() if (top := _top1(told)) is not None}
+    if len(found) < 2:
+        return None
+    ordered = sorted(found, key=lambda name: -found[name])
+    shown, arms = ordered[:MOST], list(dict.fromkeys(_arm(name) for name in named))
+    if len(arms) > len(svg.SERIES):
+        arms = [*dict.fromkeys(_arm(name) for name in ordered)]
+    values = [found[name] for name in shown]
+
+    def draw(axes: Any) -> None:
+        rows = range(len(shown))
+        for row, name in zip(rows, shown, strict=True):
+            number = arms.index(_arm(name))
+            colour = charts.colour(number) if number < len(svg.SERIES) else svg.PALE
+            axes.plot(found[name], row, "o", color=colour)
+            axes.annotate(f"{found[name]:.1f}", (found[name], row), (6, -3), fontsize=8.5,
+                          textcoords="offset points")  # fmt: skip
+        axes.set_yticks(rows, [charts.short(name) for name in shown])
+        axes.set(ylim=(len(shown) - 0.5, -0.5), xlabel="top-1 at the end, %")
+        axes.set_xlim(max(0.0, min(values) - 5), max(values) + 3)
+
+    best, last = ordered[0], ordered[-1]
+    return chart(
+        "Accuracy at the end" + (f", the best {MOST}" if len(ordered) > MOST else ""),
+        f"Of {count(len(ordered))} runs {best} is the best with {found[best]:.1f} %, {last} the "
+        f"last with {found[last]:.1f} %.",
+        draw,
+        charts.rows(len(shown)),
+    )
+
+
+def _curves(named: dict[str, Told]) -> Chart | None:
+    series = {}
+    for name, told in named.items():
+        key = "top1_ema" if any("top1_ema" in row for row in told["epochs"]) else "top1"
+        x, y = history.column(told["epochs"], "epoch", key)
+        if x:
+            series[name] = ([epoch + 1 for epoch in x], y)
+    if len(series) < 2:
+        return None
+    best = sorted(series, key=lambda name: -series[name][1][-1])
+    arms = list(dict.fromkeys(_arm(name) for name in series))
+    if len(arms) > len(svg.SERIES):
+        leading = list(dict.fromkeys(_arm(name) for name in best))[: len(svg.SERIES) - 1]
+        arms = [*leading, _OTHERS]
+    groups = {name: _arm(name) if _arm(name) in arms else _OTHERS for name in series}
+    ordered = sorted(series, key=lambda name: arms.index(groups[name]))
+
+    def draw(axes: Any) -> None:
+        charts.lines(axes, {n: series[n] for n in ordered}, charts.EPOCH, "top-1, %", groups)
+
+    each = [f"{name} {series[name][1][0]:.1f} to {series[name][1][-1]:.1f} %" for name in best]
+    size = svg.SIZE[0], svg.SIZE[1] + 0.15 * len(arms)  # the legend has a line for each
+    return chart("Accuracy over the epochs", f"{listed(each)}.", draw, size)
+
+
+def _arm(name: str) -> str:
+    """A run's name without its seed: runs of one arm have one colour."""
+    return re.sub(r"[-,_]?seed=?\d+$", "", name) or name

@@ -1,0 +1,100 @@
+"""A student's answers by class, beside the teacher's or the labels, as a group of the page."""
+
+from typing import Any
+
+from cache_tools.report import charts
+from cache_tools.report.formatting import count, share
+from cache_tools.report.page import Block, Group, Table
+from cache_tools.report.svg import SIZE, Chart, chart
+from train.evaluate.table import NAMES
+
+Told = dict[str, Any]
+_FEW = 24
+"""Classes up to which each has a bar."""
+
+
+def last_part(place: str) -> str:
+    """What a folder or URL is called."""
+    return place.rstrip("/").rpartition("/")[2]
+
+
+def group(told: Told) -> Group:
+    """One set of pictures: agreement per class, confusions, and the most frequent ones."""
+    of_teacher = told["due"] == "teacher"
+    title = "Beside the teacher, on cached views" if of_teacher else "Beside the labels"
+    word = "the teacher's first class" if of_teacher else "the label"
+    lead = (
+        f"{count(told['pictures'])} pictures of {last_part(told['on'])}; {NAMES[told['network']]}. "
+        f"It names {word} first on {share(told['agreement'])}."
+    )
+    blocks: list[Block] = [_by_class(told, word)]
+    if "matrix" in told and len(told["matrix"]["names"]) > 1:
+        blocks.append(_matrix(told, "teacher" if of_teacher else "label"))
+    if told["confusions"]:
+        blocks.append(_pairs(told, "teacher" if of_teacher else "label"))
+    return Group(title, blocks, lead)
+
+
+def _by_class(told: Told, word: str) -> Chart:
+    worst, shares = told["worst"], told["shares"]
+    lowest = worst[0]
+    finding = (
+        f"{word[0].upper()}{word[1:]} is named on {share(told['agreement'])}; least of all classes "
+        f"for {lowest['name']}, {share(lowest['agreement'])} of {count(lowest['pictures'])}; "
+        f"{share(shares[-1])} for the best of {count(told['classes'])}."
+    )
+    if told["classes"] <= _FEW:
+        return chart(
+            "Agreement per class",
+            finding,
+            lambda axes: charts.bars(
+                axes, [one["name"] for one in worst], [one["agreement"] for one in worst], [],
+                f"{word} is named first, %",
+            ),
+            charts.rows(len(worst)),
+        )  # fmt: skip
+    edges = [5.0 * i for i in range(21)]
+    counts = [sum(low <= s < low + 5 or s == low + 5 == 100 for s in shares) for low in edges[:-1]]
+    return chart(
+        "Agreement per class",
+        finding,
+        lambda axes: charts.histogram(axes, edges, counts, f"{word} is named first, %", "classes"),
+    )
+
+
+def _matrix(told: Told, due: str) -> Chart:
+    names, counts = told["matrix"]["names"], told["matrix"]["counts"]
+    sums = [max(sum(row), 1) for row in counts]
+    cells = {
+        (r, c): value / sums[r]
+        for r, row in enumerate(counts)
+        for c, value in enumerate(row)
+        if value
+    }
+    wrong = sum(sum(row) - row[i] for i, row in enumerate(counts))
+    first = told["confusions"][0] if told["confusions"] else None
+    most = f"; most often {first['due']} → {first['answer']}" if first else ""
+    few = len(names) <= 12
+    side = 4.0 if few else 7.2
+    return chart(
+        "Confusions",
+        f"{count(wrong)} of {count(sum(sums))} answers are others than the {due}'s{most}. Percent "
+        "of each row; the diagonal is agreement.",
+        lambda axes: charts.matrix(axes, cells, names, "the student says", f"the {due} says"),
+        (SIZE[0] if few else side, side),
+        wide=not few,
+    )
+
+
+def _pairs(told: Told, due: str) -> Table:
+    rows = [
+        [one["due"], one["answer"], count(one["times"]), share(one["share"])]
+        for one in told["confusions"]
+    ]
+    return Table(
+        "What is taken for what most often",
+        (due, "student", "times", "of class"),
+        rows,
+        words=2,
+        wide=False,
+    )

@@ -1,0 +1,122 @@
+"""A run in numbers: its curves, and its student's answers beside the teacher's and the labels.
+
+What is measured is what `kdcache eval` measures, in one pass over some cached views and over the
+validation split; of a run with a moving average, the average's answers are told apart by class.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cache_tools.errors import CacheIncomplete, KdcacheError
+from cache_tools.report.sheet_source import Names
+from train import run_dir, run_state
+from train.evaluate import evaluate
+from train.evaluate.confusion import Confusions, Pairs
+from train.evaluate.evaluate import Question
+from train.evaluate.models import Wish
+from train.report import history
+
+log = logging.getLogger("kdcache")
+MATRIX = 50
+"""Classes up to which all pairs are told."""
+_WORST = 24
+"""Of so many classes, all; else the worst."""
+_PAIRS = 12
+
+
+def facts(
+    folder: Path, names: Callable[[dict[str, Any]], Names], wish: Wish, views: int
+) -> dict[str, Any]:
+    """What is known of a run.
+
+    Args:
+        folder: The run.
+        names: Its config → names of its classes.
+        wish: Where its students are run.
+        views: How many cached views they are shown; 0: none, and no validation picture either.
+    """
+    config = run_dir.read_config(folder)
+    if "teacher" not in config:
+        raise CacheIncomplete(
+            f"the run {folder} was made by an earlier kdcache and does not say who its teacher "
+            "was. Run its kdcache train command again: it trains nothing and adds it."
+        )
+    there = folder / "result.json"
+    result = run_dir.read_json(there) if there.is_file() else None
+    found: dict[str, Any] = {
+        "kind": "run",
+        "name": str(folder),
+        "state": run_state.of(folder),
+        "why": run_state.why(folder),
+        "config": config,
+        "result": result,
+        "epochs": history.read(folder / "log.jsonl"),
+        "steps": history.read(folder / "steps.jsonl"),
+        "measured": None,
+        "left_out": "",
+    }
+    if views == 0:
+        return found | {"left_out": "Its answers were not asked for (--views 0)."}
+    saw = Confusions()
+    question = Question(views=views)
+    try:
+        measured = evaluate.measure(str(folder), question, wish, saw)
+    except (KdcacheError, OSError) as error:
+        log.info("%s: %s", folder, error)
+        return found | {"left_out": f"Its answers are left out: {error}"}
+    return found | {"measured": measured, "answers": _answers(measured, saw, names(config))}
+
+
+def _answers(measured: dict[str, Any], saw: Confusions, names: Names) -> list[dict[str, Any]]:
+    """Classes and confusions of each set of pictures, of the last of the run's students."""
+    cached = measured["cache"]["path"] if measured["cache"] else ""
+    told: list[dict[str, Any]] = []
+    for place in dict.fromkeys(place for (place, _), pairs in saw.pairs.items() if pairs):
+        network = [name for where, name in saw.pairs if where == place][-1]
+        pairs, due = saw.pairs[place, network], "teacher" if place == cached else "label"
+        told.append({"on": place, "due": due, "network": network, **classes(pairs, names)})
+    return told
+
+
+def classes(pairs: Pairs, names: Names) -> dict[str, Any]:
+    """Answers by class: how often the due one was given, and what was given instead.
+
+    Args:
+        pairs: How often each answer was given where each was due.
+        names: Names of the classes.
+    """
+    total: Counter[int] = Counter()
+    for (due, _), times in pairs.items():
+        total[due] += times
+    agreement: list[dict[str, Any]] = [
+        {
+            "class": number,
+            "name": names(number),
+            "pictures": times,
+            "agreement": 100 * pairs[number, number] / times,
+        }
+        for number, times in sorted(total.items())
+    ]
+    worst = sorted(agreement, key=lambda one: (one["agreement"], one["class"]))
+    wrong = Counter({pair: times for pair, times in pairs.items() if pair[0] != pair[1]})
+    used = sorted({number for pair in pairs for number in pair})
+    found: dict[str, Any] = {
+        "pictures": total.total(),
+        "agreement": 100 * sum(pairs[n, n] for n in total) / max(total.total(), 1),
+        "classes": len(total),
+        "shares": [one["agreement"] for one in worst],
+        "worst": worst[:_WORST],
+        "confusions": [
+            {"due": names(a), "answer": names(b), "times": times, "share": 100 * times / total[a]}
+            for (a, b), times in wrong.most_common(_PAIRS)
+        ],
+    }
+    if len(used) <= MATRIX:
+        found["matrix"] = {
+            "names": [names(number) for number in used],
+            "counts": [[pairs[a, b] for b in used] for a in used],
+        }
+    return found

@@ -1,0 +1,5 @@
+"""Grids of students: cohorts that share every batch, Ray Tune, tables, pictures, costs.
+
+In: a grid file and a cache. Out: a folder of runs and `sweep.json`. Imports `trainer`, `evaluate`
+and below.
+"""

@@ -1,0 +1,158 @@
+"""What a sweep trains: a TOML file becomes students, each a name and a recipe.
+
+    base = "digits"                 # a recipe, whose keys all students have in common ...
+    epochs = 5                      # ... with keys of their own over it
+
+    [grid]                          # every combination of these values
+    student = ["test_efficientnet", "test_vit"]
+    temperature = [1.0, 4.0]
+
+    [[runs]]                        # instead of a grid, or each of these with the whole grid
+    name = "bold"
+    lr = 1e-2
+
+Any key of a recipe can be swept. A student is called by its values: `test_vit,temperature=4`.
+"""
+
+import hashlib
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from cache_tools import config as reading
+from cache_tools.errors import RecipeError
+from train import recipe as recipes
+from train.recipe import TrainRecipe
+
+_LONGEST = 120
+"""Characters of a name; longer ones end in a digest of what is left out."""
+
+
+@dataclass(frozen=True)
+class Student:
+    """One run of a sweep."""
+
+    name: str
+    """Its folder in the sweep."""
+    recipe: TrainRecipe
+    """What to do."""
+    values: dict[str, Any]
+    """The keys in which the students of the sweep differ, and its values of them."""
+
+
+def load(grid: str, overrides: Iterable[str] = ()) -> list[Student]:
+    """Read a grid.
+
+    Args:
+        grid: Name of a grid that comes with kdcache, or path of a TOML file.
+        overrides: key=value strings for all students.
+
+    Raises:
+        RecipeError: No such grid, nothing in it, an unknown key or an impossible value, two
+            students of one name.
+    """
+    mapping = reading.read(_path(grid), "train", overrides)
+    where = f"grid {grid!r}"
+    axes, runs = _axes(mapping.pop("grid", {}), where), _runs(mapping.pop("runs", [{}]), where)
+    names = [field.name for field in fields(TrainRecipe)]
+    for key in [*mapping, *axes, *(key for run in runs for key in run if key != "name")]:
+        if key not in names:
+            known = [*names, "grid", "runs"]
+            raise RecipeError(f"{where}: unknown key {key!r}. {reading.nearest(key, known)}")
+    if not axes and runs == [{}]:
+        raise RecipeError(
+            f"{where}: nothing is swept. Give [grid] a key with a list of values, such as "
+            "temperature = [1.0, 4.0], or name students under [[runs]]."
+        )
+    students = [
+        _student(mapping, run, dict(zip(axes, values, strict=True)), where)
+        for run in runs
+        for values in itertools.product(*axes.values())
+    ]
+    _check_names(students, where)
+    return students
+
+
+def swept(students: Iterable[Student]) -> list[str]:
+    """The keys in which students differ, in the order of the grid."""
+    values: dict[str, set[Any]] = {}
+    students = list(students)
+    for key in dict.fromkeys(key for student in students for key in student.values):
+        values[key] = {getattr(student.recipe, key) for student in students}
+    return [key for key, found in values.items() if len(found) > 1]
+
+
+def _path(grid: str) -> str:
+    """The file of a grid, which may be one of ours by its name."""
+    folder = resources.files("train") / "grids"
+    ours = sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".toml"))
+    if grid in ours and not Path(grid).is_file():
+        return str(folder / f"{grid}.toml")
+    if not Path(grid).is_file():
+        raise RecipeError(
+            f"there is no grid {grid!r}. {reading.nearest(grid, ours)} A path is a grid of your "
+            "own; docs/sweeps.md says what stands in it."
+        )
+    return grid
+
+
+def _axes(table: Any, where: str) -> dict[str, list[Any]]:
+    if not isinstance(table, Mapping):
+        raise RecipeError(f"{where}: [grid] is a table of keys with lists, found {table!r}.")
+    for key, values in table.items():
+        if not isinstance(values, list) or not values:
+            raise RecipeError(
+                f"{where}: the grid's {key} is a list of at least one value, found {values!r}."
+            )
+    return dict(table)
+
+
+def _runs(runs: Any, where: str) -> list[dict[str, Any]]:
+    if not isinstance(runs, list) or not all(isinstance(run, Mapping) for run in runs) or not runs:
+        raise RecipeError(f"{where}: students are listed as [[runs]], found {runs!r}.")
+    return [dict(run) for run in runs]
+
+
+def _student(
+    mapping: dict[str, Any], run: dict[str, Any], values: dict[str, Any], where: str
+) -> Student:
+    own = {key: value for key, value in run.items() if key != "name"} | values
+    recipe = recipes.build(mapping | own, where)
+    typed = {key: getattr(recipe, key) for key in own}
+    named = {**({"name": run["name"]} if "name" in run else typed), **values}
+    return Student(_name({key: typed.get(key, named[key]) for key in named}), recipe, typed)
+
+
+def _name(values: Mapping[str, Any]) -> str:
+    """A folder's name: `test_vit,temperature=4`."""
+    words = [
+        _word(value) if key in ("name", "student") else f"{key}={_word(value)}"
+        for key, value in values.items()
+    ]
+    name = re.sub(r"[^\w.,=+-]", "-", ",".join(words)).lstrip(".-")
+    if len(name) <= _LONGEST:
+        return name
+    return f"{name[:_LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _check_names(students: list[Student], where: str) -> None:
+    counts = Counter(student.name for student in students)
+    for name, count in counts.items():
+        if not name or name in ("sweep.json", "sweep.csv", "sweep.png", "ray"):
+            raise RecipeError(f"{where}: {name!r} is no name for a student. Choose another.")
+        if count > 1:
+            raise RecipeError(
+                f"{where}: {count} students are called {name!r}. Take out what stands there twice, "
+                "or give each of the [[runs]] a name of its own."
+            )

@@ -1,0 +1,89 @@
+"""What a sweep found, as a table and a CSV."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cache_tools.storage import atomic
+
+Row = dict[str, Any]
+_COLUMNS = (
+    ("parameters", "parameters", "{:,}"),
+    ("top1", "top-1", "{:.1f}"),
+    ("top1_ema", "EMA", "{:.1f}"),
+    ("loss", "loss", "{:.4f}"),
+    ("images_per_second", "images/s", "{:,.0f}"),
+    ("cost_seconds", "cost, s", "{:,.1f}"),
+)
+
+
+def table(rows: Sequence[Row], swept: Sequence[str]) -> str:
+    """The students in lines of text, the most accurate first."""
+    ordered, swept = sorted(rows, key=_merit, reverse=True), heads(rows, swept)
+    columns = [(key, title, form) for key, title, form in _COLUMNS if any(key in r for r in rows)]
+    columns = [c for c in columns if any(r.get(c[0]) is not None for r in rows)]
+    head = [*swept, *(title for _, title, _ in columns), ""]
+    body = [
+        [
+            *(word(row.get(key)) for key in swept),
+            *(_cell(row.get(key), form) for key, _, form in columns),
+            "" if row["state"] == "finished" else str(row["state"]),
+        ]
+        for row in ordered
+    ]
+    widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
+    left = len(swept)
+    lines = [
+        "  ".join(
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in [head, *body]
+    ]
+    return "\n".join(lines)
+
+
+def heads(rows: Sequence[Row], swept: Sequence[str]) -> list[str]:
+    """Keys by which students are told apart: those swept, after names that say something else."""
+    told = (
+        (str(row.get("name")), key, word(row[key])) for row in rows for key in swept if key in row
+    )
+    own = any(f"{key}={value}" not in name and value not in name for name, key, value in told)
+    return [*swept] if swept and not own else ["name", *swept]
+
+
+def write_csv(rows: Sequence[Row], path: Path) -> None:
+    """A line for each student, in the order of the grid."""
+    names = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    atomic.write(path, text.getvalue().encode())
+
+
+def front(rows: Sequence[Row], key: str, more: bool) -> list[Row]:
+    """The students that no other beats in both, by ascending `key`."""
+    ordered = sorted(rows, key=lambda row: (-row[key] if more else row[key], -row["accuracy"]))
+    found: list[Row] = []
+    for row in ordered:
+        if not found or row["accuracy"] > found[-1]["accuracy"]:
+            found.append(row)
+    return found[::-1] if more else found
+
+
+def _merit(row: Row) -> tuple[bool, float, float]:
+    finished = row["state"] == "finished"
+    return finished, row.get("accuracy") or 0.0, -(row.get("loss") or math.inf)
+
+
+def word(value: Any) -> str:
+    """A value as it is called in tables and pictures."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _cell(value: Any, form: str) -> str:
+    return "" if value is None else form.format(value)

@@ -1,0 +1,151 @@
+"""What a run says while it learns: rows of numbers, each kept in every place that was asked for.
+
+    RUN/log.jsonl      a row per epoch: mean loss and accuracies; no clock enters it
+    RUN/steps.jsonl    a row per few dozen steps: terms of the loss, lr, images/s, share of waiting
+    RUN/tensorboard/   both, as TensorBoard's event files
+    W&B                both, with --log wandb
+
+A row belongs to a step, never to a moment, so that a killed run has the rows of an undisturbed one,
+each once. What was written after the last checkpoint is taken back when the run goes on: lines are
+cut, TensorBoard gets a `purge_step`, and W&B ignores a step that it has seen. Rows are on disk
+before the checkpoint that counts them.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from cache_tools.storage import atomic
+from train.distributed import World
+from train.trainer import trackers
+from train.trainer.checkpoint import Progress
+from train.trainer.trackers import Curves, Row
+
+EPOCHS, STEPS = "log.jsonl", "steps.jsonl"
+
+
+class Log:
+    """The rows of one run; processes other than the first have one that keeps nothing."""
+
+    def __init__(self, folder: Path | None, place: Progress, places: list[Curves]) -> None:
+        """A log; `opened` makes one.
+
+        Args:
+            folder: Folder of the run; None keeps nothing.
+            place: Where the run is; sums since the last row are kept in it, and so in checkpoints.
+            places: Places that draw curves.
+        """
+        self._folder = folder
+        self._place = place
+        self._places = places
+
+    def steps(self, epoch: int, step: int, views: int, lr: float) -> str:
+        """A row for the steps since the last one.
+
+        Args:
+            epoch: Epoch in hand.
+            step: Steps done since the run began.
+            views: Views per step.
+            lr: Learning rate of the last step.
+
+        Returns:
+            The row in short, for the progress bar.
+        """
+        row = {"epoch": epoch, "step": step, **_since_last(self._place, views), "lr": lr}
+        if self._folder is not None:
+            atomic.append(self._folder / STEPS, f"{json.dumps(row)}\n".encode())
+        self._draw(step, "train", row)
+        return f"loss {row['loss']:.3f}, {100 * row['data_wait']:.0f} % waiting"
+
+    def epoch(self, step: int) -> None:
+        """The last row of the history, before the checkpoint that holds it."""
+        self._write_epochs()
+        self._draw(step, "epoch", self._place.history[-1])
+
+    def resume(self, step: int) -> None:
+        """Take back what was written after `step`, where the last checkpoint is."""
+        if self._folder is None:
+            return
+        kept = _cut(self._folder / STEPS, step)
+        if self._place.history or (self._folder / EPOCHS).exists():
+            self._write_epochs()
+        # the rows of this very step were purged with those after it
+        if kept and kept[-1]["step"] == step:
+            self._draw(step, "train", kept[-1])
+        if self._place.history and self._place.step == 0:
+            self._draw(step, "epoch", self._place.history[-1])
+
+    def _write_epochs(self) -> None:
+        if self._folder is not None:
+            lines = "".join(f"{json.dumps(row)}\n" for row in self._place.history)
+            atomic.write(self._folder / EPOCHS, lines.encode())
+
+    def _draw(self, step: int, group: str, row: Row) -> None:
+        values = {f"{group}/{k}": v for k, v in row.items() if k not in ("epoch", "step")}
+        for each in self._places:
+            each.write(step, values)
+
+
+@contextmanager
+def opened(
+    folder: Path,
+    place: Progress,
+    step: int,
+    world: World,
+    also: tuple[str, ...] = (),
+    config: dict[str, Any] | None = None,
+) -> Iterator[Log]:
+    """The log of a run that goes on after `step`.
+
+    Args:
+        folder: Folder of the run.
+        place: Where the run is.
+        step: Steps done since it began.
+        world: The processes that train together; the first one writes.
+        also: Some of `curves.PLACES`.
+        config: What W&B shows beside the curves.
+    """
+    if not world.first:
+        yield Log(None, place, [])
+        return
+    with ExitStack() as stack:
+        places: list[Curves] = [
+            stack.enter_context(trackers.tensorboard(folder / trackers.BOARD, step))
+        ]
+        if "wandb" in also:
+            places.append(stack.enter_context(trackers.wandb(folder, config or {})))
+        log = Log(folder, place, places)
+        log.resume(step)
+        yield log
+
+
+def _since_last(place: Progress, views: int) -> Row:
+    """Means of the loss's terms and the speed since the last row, which this becomes."""
+    seconds, wait = place.seconds - place.mark[0], place.wait - place.mark[1]
+    count = place.terms["loss"][1]
+    row = {name: total / number for name, (total, number) in place.terms.items()}
+    row["images_per_second"] = round(views * count / max(seconds, 1e-9), 1)
+    row["data_wait"] = round(wait / max(seconds, 1e-9), 4)
+    place.terms, place.mark = {}, [place.seconds, place.wait]
+    return row
+
+
+def _cut(path: Path, step: int) -> list[Row]:
+    """Leave the rows up to `step` in a file, whatever a killed process left in its last line."""
+    if not path.exists():
+        return []
+    rows: list[Row] = []
+    lines = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if not isinstance(row, dict) or row.get("step", step + 1) > step:
+            break
+        rows.append(row)
+        lines.append(f"{line}\n")
+    atomic.write(path, "".join(lines).encode())
+    return rows

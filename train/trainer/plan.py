@@ -1,0 +1,120 @@
+"""What a run of stage 2 will take before anything is run: steps, images, views, memory, hours.
+
+The cache is the one at hand or, before there is one, the one its recipe of stage 1 would make.
+
+Shapes: N samples, V views of the cache, m views of a sample per epoch.
+"""
+
+from dataclasses import dataclass, fields
+from importlib.metadata import entry_points
+from typing import Any
+
+import numpy as np
+
+from cache_tools.errors import UsageError
+from cache_tools.spec.cache import TargetSpec, ViewSpec
+from cache_tools.store import info
+from cache_tools.store.cache import Store
+from cache_tools.views import draw
+from train.recipe import TrainRecipe
+
+_ENTRY = 2 + 1
+"""Bytes of a kept class in RAM: the difference to the class before it, and its code."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a plan needs to know of a cache."""
+
+    samples: int
+    """N."""
+    num_views: int
+    """V."""
+    kept: float
+    """Classes kept per view, on average."""
+    views: ViewSpec
+    """The augmentation."""
+    targets: TargetSpec
+    """What is kept of the teacher's words."""
+
+
+def of_store(store: Store) -> Expected:
+    """A cache that is there."""
+    spec = store.spec
+    kept = info.info(store)["kept_classes_mean"] or float(spec.targets.k_max)
+    return Expected(spec.dataset.num_samples, store.num_views, kept, spec.views, spec.targets)
+
+
+def of_recipe(name: str) -> Expected:
+    """The cache that the recipe `name` of stage 1 would make.
+
+    Raises:
+        UsageError: No stage 1 is installed, or it has no such recipe.
+    """
+    if name.endswith(".toml"):
+        raise UsageError(f"{name} does not say which cache it is for. Pass --cache CACHE.")
+    found = entry_points(group="kdcache.plans", name="cache")
+    if not found:
+        raise UsageError("nothing is installed that knows recipes of stage 1. Pass --cache CACHE.")
+    return Expected(**next(iter(found)).load()(name))
+
+
+def check(recipe: TrainRecipe, num_views: int) -> None:
+    """Refuse a cache with fewer views than the schedule wants.
+
+    Raises:
+        UsageError: Says how to add views.
+    """
+    if num_views < recipe.num_views:
+        raise UsageError(
+            f"num_views={recipe.num_views:,} cannot be shown: the cache has {num_views:,} views of "
+            "a sample. The command that made the cache adds some, with its num_views; num_views=0 "
+            "shows all there are."
+        )
+    num_views = recipe.num_views or num_views
+    if num_views < recipe.min_views:
+        raise UsageError(
+            f"the cache has {num_views:,} views of a sample, this schedule of {recipe.epochs:,} "
+            f"epochs wants at least {recipe.min_views:,} (its key min_views). The command that "
+            f"made the cache adds what is missing, with num_views={recipe.min_views}; "
+            f"min_views={num_views} trains on what there is."
+        )
+
+
+def plan(recipe: TrainRecipe, cache: Expected, rate: float = 0.0) -> dict[str, Any]:
+    """The size of a run.
+
+    Args:
+        recipe: What to do.
+        cache: From what.
+        rate: Images per second, to tell the hours; 0 = unknown.
+    """
+    shown = cache.samples // recipe.repeats
+    of_sample = recipe.views_per_epoch * recipe.repeats
+    steps = shown * of_sample // recipe.batch_size
+    images = recipe.epochs * steps * recipe.batch_size
+    facts: dict[str, Any] = {
+        "samples": cache.samples,
+        "views_in_cache": cache.num_views,
+        "min_views": recipe.min_views,
+        "views_shown": recipe.views_shown,
+        "times_each_view": round(recipe.views_shown / (recipe.num_views or cache.num_views), 2),
+        "epochs": recipe.epochs,
+        "steps_per_epoch": steps,
+        "updates": recipe.epochs * -(-steps // recipe.accumulate),
+        "views_per_update": recipe.batch_size * recipe.accumulate,
+        "images": images,
+        "resident_bytes": round(_resident(cache, of_sample)),
+    }
+    return facts | ({"hours": round(images / rate / 3600, 1)} if rate else {})
+
+
+def _resident(cache: Expected, of_sample: int) -> float:
+    """Bytes of RAM for targets and parameters of the views of an epoch and of the next one."""
+    targets = cache.targets
+    said = 10 + _ENTRY * cache.kept + len(targets.temperatures)
+    said += (1 + cache.views.mixes) * targets.true_class + targets.tail_square
+    one = np.ones(1, dtype=np.uint64), np.full(1, 500, np.int32), np.full(1, 500, np.int32)
+    drawn = draw.draw(cache.views, *one, 0)
+    params = sum(getattr(drawn, field.name).nbytes for field in fields(drawn))
+    return cache.samples * min(2 * of_sample, cache.num_views) * (said + params)

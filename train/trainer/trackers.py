@@ -1,0 +1,121 @@
+"""Places that draw a run's curves: TensorBoard always, W&B on request.
+
+Neither is the truth about a run: its JSONL files are. Both can take up a run that was killed.
+"""
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from cache_tools.errors import UsageError
+from cache_tools.storage import atomic
+
+Row = dict[str, float]
+BOARD, WANDB_ID = "tensorboard", "wandb.json"
+PLACES = ("wandb",)
+"""What --log knows beside TensorBoard."""
+
+
+class Curves(Protocol):
+    """A place that draws curves."""
+
+    def write(self, step: int, values: Row) -> None:
+        """Take values at a step, counted in batches from the run's beginning; they outlive us."""
+
+
+def check(also: tuple[str, ...]) -> None:
+    """Refuse a place that is not known, not installed or not ready, before any work is done."""
+    for name in also:
+        if name not in PLACES:
+            raise UsageError(f"--log {name} is not known; it can be: {', '.join(PLACES)}.")
+    if "wandb" in also:
+        library = _import_wandb()
+        online = library.setup().settings.mode in ("online", "shared")
+        if online and not library.login(prompt=False):
+            raise UsageError(
+                "--log wandb: W&B does not know you. Run: wandb login. Or set WANDB_MODE=offline "
+                "to keep the curves in RUN/wandb and upload them later (wandb sync)."
+            )
+
+
+class _Board:
+    def __init__(self, writer: Any) -> None:
+        self._writer = writer
+
+    def write(self, step: int, values: Row) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+
+@contextmanager
+def tensorboard(folder: Path, step: int) -> Iterator[_Board]:
+    """TensorBoard's event files; a later one hides what earlier ones say from `step` on."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    again = folder.is_dir()
+    _wait_for_another_second(folder)
+    with SummaryWriter(str(folder), purge_step=step if again else None) as writer:
+        yield _Board(writer)
+
+
+def _wait_for_another_second(folder: Path) -> None:
+    """TensorBoard reads files in the order of their names, which begin with seconds.
+
+    A second file of the same second may come before the first, and would be hidden by it.
+    """
+    while any(folder.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
+        time.sleep(0.05)
+
+
+class _Wandb:
+    def __init__(self, run: Any) -> None:
+        self._run = run
+
+    def write(self, step: int, values: Row) -> None:
+        self._run.log(values, step=step)
+
+
+@contextmanager
+def wandb(folder: Path, config: dict[str, Any]) -> Iterator[_Wandb]:
+    """A run of W&B; its id is kept in the folder, so that it is one run however often killed."""
+    library = _import_wandb()
+    if not (folder / WANDB_ID).is_file():
+        atomic.write(folder / WANDB_ID, json.dumps({"id": uuid.uuid4().hex[:12]}).encode())
+    try:
+        run = library.init(
+            id=json.loads((folder / WANDB_ID).read_text(encoding="utf-8"))["id"],
+            resume="allow",
+            project=os.environ.get("WANDB_PROJECT", "kdcache"),
+            name="/".join(folder.resolve().parts[-2:]),
+            dir=str(folder),
+            config=config,
+            # a cohort has a run for each student, at the same time
+            settings=library.Settings(console="off", reinit="create_new"),
+        )
+    except (library.Error, ValueError, KeyError) as error:
+        raise UsageError(
+            f"--log wandb: W&B refuses the run ({error}). Run wandb login, or set "
+            "WANDB_MODE=offline; without --log wandb the run goes on all the same."
+        ) from None
+    failed = True
+    try:
+        yield _Wandb(run)
+        failed = False
+    finally:
+        run.finish(exit_code=int(failed))
+
+
+def _import_wandb() -> Any:
+    try:
+        import wandb as library
+    except ImportError:
+        raise UsageError(
+            "--log wandb needs W&B's package. Run: pip install 'kdcache[wandb]'."
+        ) from None
+    return library

@@ -1,0 +1,80 @@
+"""What is looked at before any work is done: recipes against cache and timm, and this process."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import torch
+
+from cache_tools.errors import UsageError
+from cache_tools.runtime import threads
+from train.distributed import ALONE, World
+from train.recipe import TrainRecipe
+from train.run_dir import Inputs
+from train.trainer import factory, plan
+
+log = logging.getLogger("kdcache")
+
+
+def set_up(inputs: Inputs, device: torch.device, world: World = ALONE) -> None:
+    """Threads of this process, and what its log is to say at the beginning."""
+    if not world.first:
+        log.setLevel(logging.ERROR)
+    if device.type == "cpu":
+        count, why = threads.for_torch(inputs.store.spec.views.size)
+        torch.set_num_threads(count)
+        log.info("%s", why)
+    if inputs.validation is None:
+        log.info("no labelled validation split of the teacher's classes: top1 will be null")
+
+
+def check(recipes: Sequence[TrainRecipe], inputs: Inputs) -> None:
+    """Refuse what cannot be trained from this cache.
+
+    Raises:
+        UsageError: Unknown names, a student that does not take the views, too few views, labels
+            that are not there, what a mixture cannot do.
+    """
+    for recipe in recipes:
+        plan.check(recipe, inputs.members.num_views)
+    for recipe in dict.fromkeys(_as_created(recipe) for recipe in recipes):
+        factory.check(recipe, inputs.num_classes, inputs.store.spec.views.size)
+    _check_members(inputs, recipes)
+    if any(_wants_labels(recipe) for recipe in recipes) and not inputs.store.spec.dataset.labels:
+        raise UsageError(
+            f"{inputs.store.name} has no labels (its recipe says dataset.labels=ignore), so "
+            "mode=labels, task_loss_weight and loss=dkd cannot be. Train with mode=kd."
+        )
+
+
+def _as_created(recipe: TrainRecipe) -> TrainRecipe:
+    """The recipe but for what creates nothing: of a sweep, each network is created once."""
+    alike = TrainRecipe(recipe.student, epochs=1)
+    creates = ("init", "opt", "weight_decay", "layer_decay", "sched", "drop", "drop_path")
+    return replace(alike, **{name: getattr(recipe, name) for name in creates})
+
+
+def _wants_labels(recipe: TrainRecipe) -> bool:
+    """Whether a run cannot do without labels."""
+    weights = recipe.task_loss_weight, recipe.task_loss_weight_end
+    return recipe.mode == "labels" or recipe.loss == "dkd" or max(weights) > 0
+
+
+def _check_members(inputs: Inputs, recipes: Iterable[TrainRecipe]) -> None:
+    """Refuse what cannot be learned from a mixture, and say what is approximate in it."""
+    members, recipes = inputs.members, list(recipes)
+    if len(members.stores) == 1:
+        return
+    if any(item.mode == "online" for item in recipes):
+        raise UsageError(
+            "mode=online runs the teacher of one cache. Pass a single --cache, or mode=kd to learn "
+            "from all of them."
+        )
+    for member in members.specs:
+        log.info("%.4g of %s (%s…)", member.weight, member.name, member.cache[:19])
+    distilled = [item for item in recipes if item.mode == "kd"]
+    unknown = {item.temperature for item in distilled} - {*members.temperatures}
+    if unknown:
+        log.info("not all caches declare T = %g: their tails are taken as flat there", min(unknown))
+    if any(item.loss == "dist" for item in distilled):
+        log.info("dist takes the tail of a mixture as flat: its sum of squares is not known")
