@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import scale
-from cache_tools.spec.cache import TargetSpec, ViewSpec
+from cache_tools.spec.targets import TargetSpec
+from cache_tools.spec.views import ViewSpec
 from cache_tools.views import draw
 from train.data.native_loader import Replay, View
 from train.data.schedule import Schedule

@@ -48,12 +48,13 @@ from benchmarks import peers
 from benchmarks.distillkit import BINS, BUDGET, RECOMMENDED
 from benchmarks.machine import machine
 from benchmarks.peers import FKD, MlDr, Peer, PlainZarr, TinyViT, TinyViTReader
-from cache_tools.data import scan
-from cache_tools.data.images import NO_LABEL
-from cache_tools.data.scan import SampleTable
 from cache_tools.importers import dense as importer
-from cache_tools.spec.cache import UNKNOWN_VIEWS, CacheSpec, DatasetSpec, TargetSpec
+from cache_tools.spec.cache import CacheSpec
+from cache_tools.spec.dataset import NO_LABEL, DatasetSpec
+from cache_tools.spec.sample_table import SampleTable, sample_id
+from cache_tools.spec.targets import TargetSpec
 from cache_tools.spec.teacher import TeacherSpec
+from cache_tools.spec.views import UNKNOWN_VIEWS
 from cache_tools.store.cache import Store
 from cache_tools.store.layout import Layout
 from cache_tools.targets import codec, dense
@@ -273,7 +274,7 @@ def epoch_spec(targets: TargetSpec, classes: int, table: SampleTable) -> CacheSp
 def sample_table(count: int) -> SampleTable:
     """Samples of which nothing is known but their names."""
     keys = np.array([f"{i:08d}" for i in range(count)])
-    ids = np.array([scan.sample_id(key) for key in keys.tolist()], np.uint64)
+    ids = np.array([sample_id(key) for key in keys.tolist()], np.uint64)
     order, none = np.argsort(ids), np.zeros(count, np.int32)
     columns = (np.zeros(count, np.uint64), np.full(count, NO_LABEL, np.int32), none, none)
     named = tuple(keys[order].tolist())

@@ -30,9 +30,10 @@ import numpy as np
 from benchmarks.machine import machine
 from benchmarks.render import RRC, pictures
 from benchmarks.rounds import ratio
-from cache_tools.data import reencode, scan
+from cache_tools.data import reencode
 from cache_tools.render import decode, view
-from cache_tools.spec.cache import ViewSpec
+from cache_tools.spec import sample_table
+from cache_tools.spec.views import ViewSpec
 from cache_tools.views import draw
 
 LIBRARIES = ("simplejpeg", "opencv-python-headless", "numba", "numpy")
@@ -45,7 +46,7 @@ class Way:
 
     def __init__(self, spec: ViewSpec, encoded: list[bytes]) -> None:
         sides = np.array([decode.size(data, "k") for data in encoded], np.int32)
-        ids = np.array([scan.sample_id(f"k{i}") for i in range(len(encoded))], np.uint64)
+        ids = np.array([sample_table.sample_id(f"k{i}") for i in range(len(encoded))], np.uint64)
         self._params = draw.draw(spec, ids, sides[:, 0], sides[:, 1], 0)
         self._spec, self._encoded, self._reuse = spec, encoded, decode.Reuse()
         self.views = np.empty((len(encoded), spec.size, spec.size, 3), np.uint8)

@@ -50,10 +50,10 @@ from timm.data import create_transform
 from torchvision import transforms
 
 from benchmarks.machine import machine
-from cache_tools.data import scan
 from cache_tools.render import decode
 from cache_tools.render import view as render
-from cache_tools.spec.cache import ViewSpec
+from cache_tools.spec import sample_table
+from cache_tools.spec.views import ViewSpec
 from cache_tools.views import draw
 
 RRC = ViewSpec(size=224, interpolation="box")
@@ -89,7 +89,7 @@ def pictures(kind: str) -> list[bytes]:
 
 def table(encoded: list[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Id, height and width of the samples of a block, whose pictures are these again and again."""
-    ids = np.array([scan.sample_id(f"k{i}") for i in range(BLOCK)], np.uint64)
+    ids = np.array([sample_table.sample_id(f"k{i}") for i in range(BLOCK)], np.uint64)
     sides = np.array([decode.size(data, "k") for data in encoded], np.int32)
     height, width = np.resize(sides, (BLOCK, 2)).T.copy()
     return ids, height, width

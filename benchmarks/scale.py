@@ -21,10 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from cache_tools.data import scan
-from cache_tools.data.scan import SampleTable
-from cache_tools.spec.cache import CacheSpec, DatasetSpec, TargetSpec, ViewSpec
+from cache_tools.spec import sample_table
+from cache_tools.spec.cache import CacheSpec
+from cache_tools.spec.dataset import DatasetSpec
+from cache_tools.spec.sample_table import SampleTable
+from cache_tools.spec.targets import TargetSpec
 from cache_tools.spec.teacher import TeacherSpec
+from cache_tools.spec.views import ViewSpec
 from cache_tools.store import commits
 from cache_tools.store.cache import Store
 from cache_tools.store.layout import Layout
@@ -46,7 +49,7 @@ _COMMAND = _PEAK + "from cache_tools.cli import main as cli; sys.argv[0] = 'kdca
 def table(count: int) -> SampleTable:
     """A sample table with keys like ImageNet's."""
     names = [f"n{1440764 + i % 1000:08d}_{i}" for i in range(count)]
-    ids = np.array([scan.sample_id(name) for name in names], dtype=np.uint64)
+    ids = np.array([sample_table.sample_id(name) for name in names], dtype=np.uint64)
     order = np.argsort(ids)
     random = np.random.default_rng(0)
     return SampleTable(

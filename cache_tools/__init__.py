@@ -6,9 +6,4 @@ no torch. Its kernel is five modules, each named after the step of a picture's w
 to a few bytes and back) and `store` (the Zarr layout and its commit records).
 """
 
-from importlib.metadata import PackageNotFoundError, version
-
-try:
-    __version__ = version("kdcache")
-except PackageNotFoundError:  # run from a source tree that nobody installed
-    __version__ = "0+uninstalled"
+from cache_tools.version import __version__ as __version__

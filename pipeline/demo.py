@@ -30,7 +30,8 @@ from cache_tools.data.images import Images
 from cache_tools.errors import KdcacheError
 from cache_tools.render import decode, mixing, view
 from cache_tools.runtime import progress, threads
-from cache_tools.spec.cache import ViewSpec
+from cache_tools.spec import sample_table
+from cache_tools.spec.views import ViewSpec
 from cache_tools.storage import atomic
 from cache_tools.views import draw
 
@@ -151,7 +152,7 @@ def _png(picture: NDArray[np.float64]) -> bytes:
 def _epoch(images: Images, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """One epoch of augmented batches in a fresh order: view `epoch` of every image."""
     n = len(images)
-    ids = np.array([scan.sample_id(name) for name in images.names], dtype=np.uint64)
+    ids = np.array([sample_table.sample_id(name) for name in images.names], dtype=np.uint64)
     sizes = np.full(n, 32, dtype=np.int32)
     params = draw.draw(AUGMENTATION, ids, sizes, sizes, epoch)
     pixels = np.empty((n, 32, 32, 3), dtype=np.uint8)

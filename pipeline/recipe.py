@@ -7,8 +7,9 @@ from typing import Literal
 
 from cache_tools import config
 from cache_tools.errors import UsageError
-from cache_tools.spec.cache import TargetSpec, ViewSpec
+from cache_tools.spec.targets import TargetSpec
 from cache_tools.spec.teacher import Precision
+from cache_tools.spec.views import ViewSpec
 
 MemoryFormat = Literal["auto", "channels_last", "contiguous"]
 

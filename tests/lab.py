@@ -5,10 +5,13 @@ from pathlib import Path
 import numpy as np
 
 from cache_tools.combine import assemble
-from cache_tools.data import scan
-from cache_tools.data.scan import SampleTable
-from cache_tools.spec.cache import CacheSpec, DatasetSpec, TargetSpec, ViewSpec
+from cache_tools.spec import sample_table
+from cache_tools.spec.cache import CacheSpec
+from cache_tools.spec.dataset import DatasetSpec
+from cache_tools.spec.sample_table import SampleTable
+from cache_tools.spec.targets import TargetSpec
 from cache_tools.spec.teacher import TeacherSpec
+from cache_tools.spec.views import ViewSpec
 from cache_tools.store.cache import Store, probe_numbers
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec, dense
@@ -25,8 +28,8 @@ def keys(count: int) -> list[str]:
 
 def table(names: list[str]) -> SampleTable:
     """Of the named samples, whose every column follows from the name."""
-    names = sorted(names, key=scan.sample_id)
-    id_N = np.array([scan.sample_id(name) for name in names], dtype=np.uint64)
+    names = sorted(names, key=sample_table.sample_id)
+    id_N = np.array([sample_table.sample_id(name) for name in names], dtype=np.uint64)
     label, side = (id_N % CLASSES).astype("i4"), (id_N % 97 + 40).astype("i4")
     return SampleTable(tuple(names), id_N, id_N ^ 7, label, side, side, side.astype("i8") * 100)
 

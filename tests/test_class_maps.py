@@ -12,8 +12,8 @@ from conftest import Outcome
 from timm.data import ImageNetInfo
 
 from cache_tools.errors import CacheMismatch, UsageError
-from cache_tools.spec.cache import TargetSpec
 from cache_tools.spec.canonical import sha256
+from cache_tools.spec.targets import TargetSpec
 from cache_tools.store import info
 from cache_tools.store.cache import Store
 from pipeline.teacher import class_map, create, reload

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from cache_tools.errors import NonFinite, UsageError
 from cache_tools.runtime.signals import StopRequest
-from cache_tools.spec.cache import TargetSpec
+from cache_tools.spec.targets import TargetSpec
 from cache_tools.targets import dense
 from train import recipe as recipes
 from train import run_dir

@@ -21,7 +21,7 @@ import pytest
 import zarr
 
 from cache_tools.errors import KdcacheError
-from cache_tools.spec.cache import TargetSpec
+from cache_tools.spec.targets import TargetSpec
 from cache_tools.store.cache import Store
 from cache_tools.targets import codec, dense
 from cache_tools.verify import verify

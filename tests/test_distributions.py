@@ -12,13 +12,13 @@ from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms import ColorJitter
 
-from cache_tools.data import scan
-from cache_tools.spec.cache import ViewSpec
+from cache_tools.spec import sample_table
+from cache_tools.spec.views import ViewSpec
 from cache_tools.views import draw as views
 from cache_tools.views import ops
 
 COUNT = 4000
-IDS = np.array([scan.sample_id(f"n{i:08d}") for i in range(COUNT)], dtype=np.uint64)
+IDS = np.array([sample_table.sample_id(f"n{i:08d}") for i in range(COUNT)], dtype=np.uint64)
 LIMIT = 1.95 * np.sqrt(2 / COUNT)  # two-sample Kolmogorov-Smirnov at p = 0.001
 
 

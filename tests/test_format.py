@@ -5,14 +5,16 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cache_tools.spec import cache as spec
-from cache_tools.spec.cache import TargetSpec
 from cache_tools.spec.canonical import canonical_json, sha256
+from cache_tools.spec.imported import ImportedSpec
+from cache_tools.spec.targets import TargetSpec
+from cache_tools.spec.views import ViewSpec
 from cache_tools.store import layout
 from cache_tools.store.cache import Store
 from cache_tools.store.commits import Part
@@ -61,12 +63,12 @@ def test_canonical_json_is_that_of_the_format() -> None:
 
 def test_the_layout_names_every_array(made: Path) -> None:
     named = set(re.findall(r"`((?:targets|probes|samples)/\w+)`", FORMAT.split("## 2.")[0]))
-    everything = spec.TargetSpec(k_max=4, true_class=True, tail_square=True)
-    full = spec.replace(Store.open(made).spec, targets=everything)
+    everything = TargetSpec(k_max=4, true_class=True, tail_square=True)
+    full = replace(Store.open(made).spec, targets=everything)
     assert {f.name for f in layout.fields(full)} <= named
-    of_imports = spec.ImportedSpec("x", "", 1, 1, seeds=True)
-    imports = spec.replace(
-        full, imported=of_imports, views=spec.ViewSpec(32, hflip=0.0, mixup=1.0, cutmix=1.0)
+    of_imports = ImportedSpec("x", "", 1, 1, seeds=True)
+    imports = replace(
+        full, imported=of_imports, views=ViewSpec(32, hflip=0.0, mixup=1.0, cutmix=1.0)
     )
     said = set(re.findall(r"`(views/\w+)`", FORMAT.split("### 3.6")[1].split("\n## ")[0]))
     assert {f.name for f in layout.fields(imports)} - named == said

@@ -13,7 +13,7 @@ from conftest import Outcome
 from sklearn.datasets import load_sample_images
 
 from cache_tools.render import view
-from cache_tools.spec.cache import TargetSpec
+from cache_tools.spec.targets import TargetSpec
 from cache_tools.views import draw
 from pipeline.teacher import lite, teacher
 from pipeline.teacher.forward import Forward

@@ -19,6 +19,7 @@ from cache_tools.data import beton, scan
 from cache_tools.data import images as shards
 from cache_tools.data.images import Images
 from cache_tools.errors import CacheMismatch
+from cache_tools.spec import sample_table
 from cache_tools.store.aligned import Members
 from cache_tools.store.cache import Store
 from train.data import create_loader
@@ -100,9 +101,9 @@ def test_every_read_is_checked_and_digests_are_compared_once(
     made: Path, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, compared = Store.open(made), list[int]()
-    real = scan.check_digest
+    real = sample_table.check_digest
     monkeypatch.setattr(
-        scan, "check_digest", lambda t, row, d: compared.append(row) or real(t, row, d)
+        sample_table, "check_digest", lambda t, row, d: compared.append(row) or real(t, row, d)
     )
     loader = Replay(store, images, Schedule(store, 1, 20, 0), 2)
     for epoch in range(3):

@@ -8,8 +8,9 @@ import pytest
 import torch
 from timm.data import RealLabelsImagenet
 
-from cache_tools.data.images import NO_LABEL, Images
+from cache_tools.data.images import Images
 from cache_tools.errors import CacheMismatch, UsageError
+from cache_tools.spec.dataset import NO_LABEL
 from train.evaluate import metrics, real_labels
 from train.evaluate.metrics import Calibration, Tally
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cache_tools.spec.cache import TargetSpec
+from cache_tools.spec.targets import TargetSpec
 from cache_tools.targets import codec, dense, mixture
 from cache_tools.targets.codec import Targets
 from cache_tools.targets.mixture import Mixture

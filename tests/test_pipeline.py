@@ -14,7 +14,7 @@ from timm.models import save_for_hf
 
 from cache_tools.data.images import Images
 from cache_tools.errors import CacheMismatch, TeacherError, UsageError
-from cache_tools.spec.cache import TargetSpec
+from cache_tools.spec.targets import TargetSpec
 from cache_tools.store.cache import Store
 from cache_tools.store.commits import Part
 from cache_tools.verify import verify

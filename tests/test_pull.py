@@ -13,7 +13,7 @@ import pytest
 from conftest import Outcome
 from range_server import RangeServer, per_file, serve
 
-from cache_tools.spec.cache import TargetSpec
+from cache_tools.spec.targets import TargetSpec
 from cache_tools.storage import backends, fsspec_client
 from cache_tools.store.cache import Store
 from cache_tools.store.commits import Part

@@ -5,9 +5,12 @@ import pytest
 
 from cache_tools.errors import CacheDamaged, RecipeError
 from cache_tools.spec import cache
-from cache_tools.spec.cache import CacheSpec, DatasetSpec, TargetSpec, ViewSpec
+from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.canonical import difference
+from cache_tools.spec.dataset import DatasetSpec
+from cache_tools.spec.targets import TargetSpec
 from cache_tools.spec.teacher import TeacherSpec
+from cache_tools.spec.views import ViewSpec
 from pipeline import recipe as caching
 from pipeline.planning import plan
 from train import recipe as training

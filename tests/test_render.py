@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from cache_tools.render import decode, mixing, view
-from cache_tools.spec.cache import ViewSpec
+from cache_tools.spec.views import ViewSpec
 from cache_tools.views import draw
 
 

@@ -20,7 +20,7 @@ from timm.models import save_for_hf
 
 from cache_tools.report import cache_facts, charts, svg, target_stats
 from cache_tools.runtime import text as printable
-from cache_tools.spec.cache import TargetSpec
+from cache_tools.spec.targets import TargetSpec
 from cache_tools.store.cache import Store
 from cache_tools.targets import codec, dense
 from cache_tools.views import draw as views

@@ -12,7 +12,7 @@ from conftest import Outcome
 
 from cache_tools.errors import RecipeError, UsageError
 from cache_tools.spec import cache as specs
-from cache_tools.spec.cache import TargetSpec
+from cache_tools.spec.targets import TargetSpec
 from cache_tools.spec.teacher import ENSEMBLE
 from cache_tools.store.cache import Store
 from pipeline import recipe as recipes

@@ -8,9 +8,10 @@ import pytest
 
 from cache_tools.data import images as shards
 from cache_tools.data import scan
-from cache_tools.data.images import NO_LABEL, Images
+from cache_tools.data.images import Images
 from cache_tools.errors import CacheMismatch, DataError, UsageError
-from cache_tools.spec.cache import DatasetSpec
+from cache_tools.spec import sample_table
+from cache_tools.spec.dataset import NO_LABEL, DatasetSpec
 
 
 def unpack(tar: Path, root: Path) -> None:
@@ -24,7 +25,7 @@ def unpack(tar: Path, root: Path) -> None:
             (folder / name).write_bytes(data)
 
 
-def table(images: Images) -> tuple[DatasetSpec, scan.SampleTable]:
+def table(images: Images) -> tuple[DatasetSpec, sample_table.SampleTable]:
     kind, keys, ordered = scan.in_table_order(images, None)
     made = scan.scan(keys, ordered, True, 2, lambda _: None)
     return DatasetSpec(len(made), 10, True, kind, made.sha256), made
@@ -122,10 +123,10 @@ def test_a_changed_image_of_the_same_size_is_refused(digits: Path) -> None:
     images = shards.open_images(str(digits), "train")
     _, _, ordered = scan.in_table_order(images, None)
     data = bytearray(ordered.read(4))
-    scan.check_digest(made, 4, bytes(data))
+    sample_table.check_digest(made, 4, bytes(data))
     data[40] ^= 1
     with pytest.raises(CacheMismatch, match=made.keys[4]):
-        scan.check_digest(made, 4, bytes(data))
+        sample_table.check_digest(made, 4, bytes(data))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from conftest import Outcome
 from cache_tools.combine import merge, select
 from cache_tools.errors import CacheIncomplete, CacheMismatch, UsageError
 from cache_tools.share import pull
-from cache_tools.spec.cache import TargetSpec
+from cache_tools.spec.targets import TargetSpec
 from cache_tools.store.cache import Store
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec, dense

@@ -21,11 +21,11 @@ import torch
 from PIL import Image
 
 from cache_tools.data import images as shards
-from cache_tools.data import scan
 from cache_tools.data.images import Images
 from cache_tools.errors import CacheIncomplete, DataError, KdcacheError, NonFinite, TeacherError
 from cache_tools.render import mixing, view
 from cache_tools.runtime.signals import StopRequest
+from cache_tools.spec import sample_table
 from cache_tools.storage import atomic
 from cache_tools.store.cache import Store, probe_numbers
 from cache_tools.store.commits import Part
@@ -593,15 +593,15 @@ def test_an_image_that_changed_is_not_read_twice(
     opened: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench, tries = opened(BLOCKS), []
-    check = scan.check_digest
+    check = sample_table.check_digest
 
-    def changed(table: scan.SampleTable, row: int, data: bytes) -> None:
+    def changed(table: sample_table.SampleTable, row: int, data: bytes) -> None:
         if row == COUNT - 1:
             tries.append(row)
             data += b"\0"
         check(table, row, data)
 
-    monkeypatch.setattr(scan, "check_digest", changed)
+    monkeypatch.setattr(sample_table, "check_digest", changed)
     failures = bench.make()
     assert {(f.kind, f.part.block) for f in failures} == {("CacheMismatch", 1)}
     assert "Restore the original file" in failures[0].error

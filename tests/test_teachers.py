@@ -20,7 +20,7 @@ from torch import nn
 
 from cache_tools.errors import TeacherError, UsageError
 from cache_tools.spec import cache as specs
-from cache_tools.spec.cache import TargetSpec
+from cache_tools.spec.targets import TargetSpec
 from cache_tools.store.cache import Store
 from pipeline import recipe as recipes
 from pipeline.run import run

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cache_tools.data import scan
 from cache_tools.render import view as render
-from cache_tools.spec.cache import ViewSpec
+from cache_tools.spec import sample_table
+from cache_tools.spec.views import ViewSpec
 from cache_tools.views import draw
 
 KEYS = [f"n{i:08d}_{i * 7}" for i in range(2000)]
-IDS = np.array([scan.sample_id(key) for key in KEYS], dtype=np.uint64)
+IDS = np.array([sample_table.sample_id(key) for key in KEYS], dtype=np.uint64)
 
 
 def sizes(height: int, width: int, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -104,7 +104,7 @@ def test_golden_views_of_the_format() -> None:
     assert len(vectors.in_format()) == 4
     assert vectors.table() == vectors.in_format()
     for row in vectors.in_format():
-        assert int(row.split()[2], 16) == scan.sample_id(row.split()[1])
+        assert int(row.split()[2], 16) == sample_table.sample_id(row.split()[1])
 
 
 @pytest.mark.slow

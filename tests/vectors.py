@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache_tools.spec.cache import ViewSpec
+from cache_tools.spec.views import ViewSpec
 from cache_tools.views import draw, ops
 
 FORMAT = Path(__file__).parent.parent / "cache_tools/FORMAT.md"

@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 
 from cache_tools.data import images as shards
 from cache_tools.data import match
-from cache_tools.data.images import NO_LABEL, Images
+from cache_tools.data.images import Images
 from cache_tools.data.match import Coverage
 from cache_tools.errors import CacheMismatch, CacheNotFound, UsageError
 from cache_tools.spec.canonical import canonical_json, difference, sha256
+from cache_tools.spec.dataset import NO_LABEL
 from cache_tools.storage import atomic
 from cache_tools.store.aligned import Members, open_members
 from cache_tools.store.cache import Store

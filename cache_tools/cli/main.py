@@ -21,8 +21,8 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from cache_tools import __version__
 from cache_tools.errors import KdcacheError, UsageError
+from cache_tools.version import __version__
 
 HELP = {
     "demo": "Write the embedded real data set as WebDataset shards and train its teacher.",

@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools import __version__
-from cache_tools.data.images import NO_LABEL
 from cache_tools.runtime import concurrency
 from cache_tools.spec.cache import CacheSpec
+from cache_tools.spec.dataset import NO_LABEL
 from cache_tools.store import view_params
 from cache_tools.store.cache import Store, probe_numbers
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec
 from cache_tools.targets.codec import Stored
+from cache_tools.version import __version__
 from cache_tools.views.imported import Imported
 
 I8 = NDArray[np.int64]

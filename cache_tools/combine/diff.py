@@ -15,11 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.errors import CacheMismatch
-from cache_tools.importers import dense as files
 from cache_tools.runtime import progress
 from cache_tools.store.cache import Store
 from cache_tools.store.commits import Part
-from cache_tools.targets import codec, dense
+from cache_tools.targets import codec, dense, logits_file
 from cache_tools.targets.codec import Stored
 
 F8 = NDArray[np.float64]
@@ -80,7 +79,7 @@ class OfLogits:
     """A file of dense logits."""
 
     def __init__(self, path: Path) -> None:
-        self._logits = files.read(path)
+        self._logits = logits_file.read(path)
         self.name, self.keys = str(path), self._logits.keys
         self.num_views, self.num_classes = len(self._logits.values_VNC), self._logits.num_classes
 
@@ -95,7 +94,7 @@ class OfLogits:
 
 def open_side(where: str) -> Side:
     """A cache, or a file of logits by its name's ending."""
-    if where.endswith(files.SUFFIXES):
+    if where.endswith(logits_file.SUFFIXES):
         return OfLogits(Path(where))
     return OfCache(Store.open(where))
 

@@ -13,20 +13,21 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools import __version__
 from cache_tools.combine import assemble
-from cache_tools.data.images import NO_LABEL
 from cache_tools.errors import CacheIncomplete, CacheMismatch, UsageError
 from cache_tools.importers import dense
 from cache_tools.runtime import progress
-from cache_tools.spec.cache import CacheSpec, TargetSpec
+from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.canonical import canonical_json, sha256
+from cache_tools.spec.dataset import NO_LABEL
+from cache_tools.spec.targets import TargetSpec
 from cache_tools.spec.teacher import ENSEMBLE, TeacherSpec
 from cache_tools.store.aligned import Members
 from cache_tools.store.cache import Store
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec, mixture
 from cache_tools.targets.codec import Sparse, Stored
+from cache_tools.version import __version__
 
 I8 = NDArray[np.int64]
 _ROWS = 4096

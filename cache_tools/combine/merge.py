@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 
 from cache_tools.combine import assemble, compatibility
 from cache_tools.combine.assemble import Assembly, Made
-from cache_tools.data.scan import SampleTable
 from cache_tools.errors import CacheDamaged, CacheMismatch
 from cache_tools.runtime import progress
 from cache_tools.runtime.signals import StopRequest
 from cache_tools.spec.cache import CacheSpec
+from cache_tools.spec.sample_table import SampleTable
 from cache_tools.store import commits
 from cache_tools.store.cache import Store
 from cache_tools.store.commits import Part

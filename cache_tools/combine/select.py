@@ -26,10 +26,11 @@ from numpy.typing import NDArray
 
 from cache_tools.combine import assemble
 from cache_tools.combine.assemble import Assembly
-from cache_tools.data.scan import SampleTable
 from cache_tools.errors import UsageError
-from cache_tools.spec.cache import CacheSpec, TargetSpec
+from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.canonical import canonical_json, sha256
+from cache_tools.spec.sample_table import SampleTable
+from cache_tools.spec.targets import TargetSpec
 from cache_tools.store.cache import Store
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec, dense

@@ -24,10 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.data import images as shards
-from cache_tools.data import scan
 from cache_tools.data.images import Images
 from cache_tools.errors import DataError, UsageError
 from cache_tools.render import decode
+from cache_tools.spec import sample_table
 from cache_tools.storage import atomic
 
 U1 = NDArray[np.uint8]
@@ -121,7 +121,7 @@ class Beton(Images):
         """
         if self._whole_N[number]:
             return
-        if scan.digest(self.stored(number)) != int(self.rows_N[number]["stored"]):
+        if sample_table.digest(self.stored(number)) != int(self.rows_N[number]["stored"]):
             raise DataError(
                 f"image {self.names[number]!r} in {self.path} is damaged (digest differs). "
                 "Write the file again with kdcache beton."
@@ -244,7 +244,7 @@ def _encode(images: Images, number: int, raw: bool) -> _Encoded:
         raise DataError(f"{key!r} has {width}×{height} pixels; {SUFFIX} has room for {_MAX_SIDE}.")
     mode = RAW if raw or not decode.is_plain_jpeg(data) else JPEG
     kept = data if mode == JPEG else picture.tobytes()
-    digests = scan.digest(data), len(data), scan.digest(kept)
+    digests = sample_table.digest(data), len(data), sample_table.digest(kept)
     return _Encoded(mode, height, width, *digests, kept, b"" if raw or mode == JPEG else data)
 
 

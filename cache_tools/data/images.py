@@ -23,14 +23,13 @@ from cache_tools.data.file_pool import Descriptors
 from cache_tools.data.info_json import SPLITS
 from cache_tools.data.remote_shards import Streamed
 from cache_tools.data.sources import describe, resolve
-from cache_tools.data.tar_index import IMAGES, NO_LABEL, TarIndex
+from cache_tools.data.tar_index import IMAGES, TarIndex
 from cache_tools.errors import DataError
-from cache_tools.spec.cache import KeyKind
+from cache_tools.spec.dataset import NO_LABEL, KeyKind
 from cache_tools.storage.fsspec_client import Remote
 
 __all__ = [
     "IMAGES",
-    "NO_LABEL",
     "SPLITS",
     "Images",
     "describe",

@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 
 from cache_tools.data import scan, sources
 from cache_tools.data.images import Images
-from cache_tools.data.scan import SampleTable
 from cache_tools.errors import CacheMismatch
 from cache_tools.runtime import progress, threads
-from cache_tools.spec.cache import DatasetSpec
+from cache_tools.spec import sample_table
+from cache_tools.spec.dataset import DatasetSpec
+from cache_tools.spec.sample_table import SampleTable
 from cache_tools.storage import disk_cache
 from cache_tools.storage.disk_cache import DataFolder
 
@@ -92,7 +93,7 @@ class Coverage:
 def find(table: SampleTable, dataset: DatasetSpec, images: Images) -> Coverage:
     """Look for the samples of `table` among `images`."""
     _, keys = images.keys(dataset.key)
-    id_M = np.array([scan.sample_id(key) for key in keys], dtype=np.uint64)
+    id_M = np.array([sample_table.sample_id(key) for key in keys], dtype=np.uint64)
     _, first, count = np.unique(id_M, return_index=True, return_counts=True)
     alone = first[count == 1]  # images that share a name are told apart by their bytes
     row = np.searchsorted(table.id_N, id_M[alone]).clip(max=len(table) - 1)
@@ -192,7 +193,7 @@ def _read(images: Images, numbers: I8) -> U8:
     ):
         for begin in range(0, len(numbers), _AHEAD):
             few = numbers[begin : begin + _AHEAD].tolist()
-            digests.extend(pool.map(lambda number: scan.digest(images.read(number)), few))
+            digests.extend(pool.map(lambda number: sample_table.digest(images.read(number)), few))
             advance(len(few))
     return np.array(digests, dtype=np.uint64)
 

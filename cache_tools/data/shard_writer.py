@@ -24,12 +24,13 @@ from typing import Any
 
 from cache_tools.data import images as shards
 from cache_tools.data import info_json, reencode, scan, tar_index
-from cache_tools.data.images import NO_LABEL, Images
+from cache_tools.data.images import Images
 from cache_tools.data.info_json import Description
 from cache_tools.data.tar_index import TarIndex
 from cache_tools.errors import DataError, UsageError
 from cache_tools.render import decode
 from cache_tools.runtime import progress, threads
+from cache_tools.spec.dataset import NO_LABEL
 from cache_tools.storage import atomic
 
 log = logging.getLogger("kdcache")

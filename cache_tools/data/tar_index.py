@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.errors import DataError, UsageError
+from cache_tools.spec.dataset import NO_LABEL
 
 IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
-NO_LABEL = -1
 SUFFIX = ".kdx"
 """What is appended to a shard's name for the index beside it."""
 _MAGIC = "kdcache shard index 1"

@@ -19,25 +19,21 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools import __version__
 from cache_tools.data import scan
-from cache_tools.data.images import NO_LABEL, Images
-from cache_tools.data.scan import SampleTable
+from cache_tools.data.images import Images
 from cache_tools.errors import DataError, UsageError
 from cache_tools.importers import dense
 from cache_tools.render import view
 from cache_tools.runtime import progress, threads
-from cache_tools.spec.cache import (
-    UNKNOWN_VIEWS,
-    CacheSpec,
-    DatasetSpec,
-    KeyKind,
-    TargetSpec,
-    ViewSpec,
-)
+from cache_tools.spec import sample_table
+from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.canonical import difference
+from cache_tools.spec.dataset import NO_LABEL, DatasetSpec, KeyKind
 from cache_tools.spec.imported import ImportedSpec
+from cache_tools.spec.sample_table import SampleTable
+from cache_tools.spec.targets import TargetSpec
 from cache_tools.spec.teacher import TeacherSpec
+from cache_tools.spec.views import UNKNOWN_VIEWS, ViewSpec
 from cache_tools.storage import atomic
 from cache_tools.store.cache import Store, probe_numbers
 from cache_tools.store.commits import Part
@@ -45,6 +41,7 @@ from cache_tools.store.manifest import MAX_VIEWS
 from cache_tools.targets import codec
 from cache_tools.targets.codec import Sparse
 from cache_tools.verify import verify
+from cache_tools.version import __version__
 from cache_tools.views import imported
 from cache_tools.views.imported import Imported
 
@@ -258,7 +255,7 @@ def _table(keys: list[str], images: Images, labels: bool, scanned: bool) -> Samp
         with progress.bar("look at images", len(keys), "images") as advance:
             return scan.scan(keys, images, labels, threads.available(), advance)
     label_N = images.label_N if labels else np.full(len(keys), NO_LABEL, dtype=np.int32)
-    return scan.of_keys(keys, label_N)
+    return sample_table.of_keys(keys, label_N)
 
 
 def _spec(

@@ -9,44 +9,31 @@ Shapes: V views, N samples, C classes, B rows of a block.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.data import scan
-from cache_tools.data.images import NO_LABEL
-from cache_tools.data.scan import SampleTable
 from cache_tools.errors import DataError, NonFinite, UsageError
 from cache_tools.runtime import progress
-from cache_tools.spec.cache import UNKNOWN_VIEWS, CacheSpec, DatasetSpec, TargetSpec
+from cache_tools.spec import sample_table
+from cache_tools.spec.cache import CacheSpec
+from cache_tools.spec.dataset import NO_LABEL, DatasetSpec
+from cache_tools.spec.sample_table import SampleTable
+from cache_tools.spec.targets import TargetSpec
 from cache_tools.spec.teacher import TeacherSpec
+from cache_tools.spec.views import UNKNOWN_VIEWS
 from cache_tools.store.cache import Store
 from cache_tools.store.commits import Part
-from cache_tools.targets import codec, dense
+from cache_tools.targets import codec, dense, logits_file
 from cache_tools.targets.codec import Stored
+from cache_tools.targets.logits_file import Logits
 
-SUFFIXES = (".npy", ".npz", ".safetensors")
 BLOCK = 65_536
 _ROWS = 1024
 """Rows that are worked on at once: a few ten megabytes at 1,000 classes."""
-
-
-@dataclass(frozen=True)
-class Logits:
-    """Dense logits and what is known of their rows."""
-
-    values_VNC: NDArray[np.floating]
-    keys: tuple[str, ...]
-    label_N: NDArray[np.int32]
-    """NO_LABEL where there is none."""
-
-    @property
-    def num_classes(self) -> int:
-        """C."""
-        return int(self.values_VNC.shape[2])
 
 
 def keep(text: str) -> TargetSpec:
@@ -74,41 +61,13 @@ def keep(text: str) -> TargetSpec:
         ) from None
 
 
-def read(path: Path) -> Logits:
-    """Open a file of logits.
-
-    Raises:
-        DataError: It is not there or holds something else.
-    """
-    try:
-        arrays = _arrays(path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} cannot be read: {error}.") from None
-    name = "logits" if "logits" in arrays else next(iter(arrays), "")
-    if name != "logits" and len(arrays) != 1:
-        raise DataError(f"{path} has no array named logits, only {', '.join(arrays) or 'none'}.")
-    values = arrays[name]
-    if values.ndim not in (2, 3) or values.dtype.kind != "f" or 0 in values.shape:
-        raise DataError(
-            f"{name} in {path} is {values.dtype} {values.shape}. Logits are floats, [N, C] "
-            "or [V, N, C]."
-        )
-    values = values[None] if values.ndim == 2 else values
-    count = values.shape[1]
-    keys = arrays.get("keys", np.array([f"{i:09d}" for i in range(count)]))
-    labels = arrays.get("labels", np.full(count, NO_LABEL))
-    if keys.shape != (count,) or labels.shape != (count,) or labels.dtype.kind not in "iu":
-        raise DataError(f"keys and labels in {path} must have {count} entries, one per row.")
-    return Logits(values, tuple(map(str, keys.tolist())), labels.astype(np.int32))
-
-
 def run(path: Path, out: Path, targets: TargetSpec, teacher: str) -> Store:
     """Write the cache; run again to go on.
 
     Raises:
         DataError, NonFinite, UsageError: As their texts say; what is committed stays.
     """
-    logits = read(path)
+    logits = logits_file.read(path)
     order, table = _table(logits, path)
     if int(table.label_N.max()) >= logits.num_classes:
         raise DataError(
@@ -173,29 +132,10 @@ def _spec(logits: Logits, table: SampleTable, targets: TargetSpec, teacher: str)
 
 def _table(logits: Logits, path: Path) -> tuple[NDArray[np.int64], SampleTable]:
     """Order of the rows by sample id, and the sample table: no image is known."""
-    ids = np.array([scan.sample_id(key) for key in logits.keys], dtype=np.uint64)
+    ids = np.array([sample_table.sample_id(key) for key in logits.keys], dtype=np.uint64)
     order = np.argsort(ids, kind="stable")
     if (np.diff(ids[order]) == 0).any():
         raise DataError(f"a key stands twice in {path}. Every row needs a name of its own.")
     keys = [logits.keys[i] for i in order]
-    scan.check_keys(keys)
-    return order, scan.of_keys(keys, logits.label_N[order])
-
-
-def _arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of a file by name; an .npy is mapped, not read."""
-    if path.suffix == ".npy":
-        return {"logits": np.load(path, mmap_mode="r", allow_pickle=False)}
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files if _wanted(name, archive)}
-    if path.suffix == ".safetensors":
-        from safetensors.numpy import load_file
-
-        return dict(load_file(path))
-    raise UsageError(f"{path} is none of {', '.join(SUFFIXES)}.")
-
-
-def _wanted(name: str, archive: Any) -> bool:
-    """Arrays by our names; of a file with one array, that one."""
-    return name in ("logits", "keys", "labels") or len(archive.files) == 1
+    sample_table.check_keys(keys)
+    return order, sample_table.of_keys(keys, logits.label_N[order])

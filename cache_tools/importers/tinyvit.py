@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.data.images import Images
-from cache_tools.data.scan import SampleTable
 from cache_tools.errors import DataError
 from cache_tools.importers import base
 from cache_tools.importers.base import Facts, Room, Said
 from cache_tools.spec.imported import ImportedSpec
+from cache_tools.spec.sample_table import SampleTable
 from cache_tools.views import imported
 from cache_tools.views.imported import Imported
 

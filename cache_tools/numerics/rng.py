@@ -65,7 +65,7 @@ def bits(seed: int, ids_N: U8, view: int, stream: int, draws: int) -> U8:
 
     Args:
         seed: The cache's seed, 0 ≤ seed < 2^64.
-        ids_N: Sample ids (`samples.sample_id`).
+        ids_N: Sample ids (`spec.sample_table.sample_id`).
         view: View number.
         stream: One of the STREAM constants.
         draws: How many numbers per sample, D.

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cache_tools.render import decode, kernels, resample
-from cache_tools.spec.cache import ViewSpec
+from cache_tools.spec.views import ViewSpec
 from cache_tools.views import draw
 
 U1 = NDArray[np.uint8]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.data.images import NO_LABEL
+from cache_tools.spec.dataset import NO_LABEL
 from cache_tools.store import sampling, view_params
 from cache_tools.store.cache import Store
 from cache_tools.store.commits import Part

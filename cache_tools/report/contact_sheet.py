@@ -19,7 +19,7 @@ from cache_tools.data.images import Images
 from cache_tools.render import decode, mixing
 from cache_tools.render import view as render
 from cache_tools.runtime.text import printable
-from cache_tools.spec.cache import ViewSpec
+from cache_tools.spec.views import ViewSpec
 from cache_tools.store import view_params
 from cache_tools.store.cache import Store
 from cache_tools.views import draw as views

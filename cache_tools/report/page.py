@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cache_tools import __version__
 from cache_tools.report.svg import Chart
 from cache_tools.runtime.text import printable
+from cache_tools.version import __version__
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.spec.cache import TargetSpec
+from cache_tools.spec.targets import TargetSpec
 from cache_tools.targets.codec import Targets
 
 F8 = NDArray[np.float64]

@@ -10,11 +10,13 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import entry_points
 from typing import Any
 
-from cache_tools import __version__
 from cache_tools.errors import CacheIncomplete, UsageError
-from cache_tools.spec.cache import CacheSpec, TargetSpec, ViewSpec
+from cache_tools.spec.cache import CacheSpec
+from cache_tools.spec.targets import TargetSpec
+from cache_tools.spec.views import ViewSpec
 from cache_tools.store import info
 from cache_tools.store.cache import Store
+from cache_tools.version import __version__
 
 TAGS = ("knowledge-distillation", "teacher-logits", "soft-labels", "zarr", "kdcache")
 _SIZES = {

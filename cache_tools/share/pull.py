@@ -19,10 +19,10 @@ import numpy as np
 from cache_tools.combine import select
 from cache_tools.combine.assemble import Assembly
 from cache_tools.combine.select import Cut
-from cache_tools.data.scan import SampleTable
 from cache_tools.errors import CacheIncomplete
 from cache_tools.runtime import concurrency, progress
 from cache_tools.runtime.signals import StopRequest
+from cache_tools.spec.sample_table import SampleTable
 from cache_tools.store import commits
 from cache_tools.store.cache import Store
 from cache_tools.store.commits import Part

@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.data.scan import SampleTable
 from cache_tools.errors import CacheMismatch, UsageError
 from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.canonical import difference
+from cache_tools.spec.sample_table import SampleTable
 from cache_tools.spec.teacher import MAX_MEMBERS, MemberSpec
 from cache_tools.storage import cached
 from cache_tools.store.cache import Store

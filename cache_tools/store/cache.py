@@ -21,7 +21,6 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.data.scan import SampleTable
 from cache_tools.errors import (
     CacheDamaged,
     CacheIncomplete,
@@ -33,6 +32,7 @@ from cache_tools.runtime import concurrency
 from cache_tools.spec import cache
 from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.canonical import canonical_json, difference, sha256
+from cache_tools.spec.sample_table import SampleTable
 from cache_tools.storage import atomic
 from cache_tools.storage.backends import Folder, Storage, checked, locate, place
 from cache_tools.store import commits, manifest, metadata

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from cache_tools.data import scan
-from cache_tools.data.scan import SampleTable
 from cache_tools.errors import CacheDamaged, DataError
+from cache_tools.spec import sample_table
 from cache_tools.spec.cache import CacheSpec
+from cache_tools.spec.sample_table import SampleTable
 from cache_tools.storage import atomic
 from cache_tools.storage.backends import MAX_FILE, Storage, checked
 from cache_tools.store import manifest
@@ -57,10 +57,10 @@ class Whole:
             raise CacheDamaged(f"{self.name}/samples/id/c/0 cannot hold {n} ids. {_FETCH}")
         keys = self._key_column(n)
         try:
-            scan.check_keys(keys)
+            sample_table.check_keys(keys)
         except DataError as error:
             raise CacheDamaged(f"{self.name}/samples/key: {error} {_FETCH}") from None
-        ids = np.array([scan.sample_id(key) for key in keys], dtype=np.uint64)
+        ids = np.array([sample_table.sample_id(key) for key in keys], dtype=np.uint64)
         columns = {f"{c}_N": self._column(f"samples/{c}", n, t) for c, t in _COLUMNS.items()}
         if not np.array_equal(ids, self._column("samples/id", n, "uint64")):
             raise CacheDamaged(f"{self.name}/samples/id are not the ids of the keys. {_FETCH}")
@@ -89,7 +89,9 @@ class Whole:
         shape = checked(self.storage, ask, name).get("shape")
         length = shape[0] if isinstance(shape, list) and len(shape) == 1 else None
         # Distinct keys differ: they take memory only where their compressed bytes are many.
-        most = min(scan.MAX_KEY * n, _MOST_EXPANSION * (self.storage.size("samples/key/c/0") or 0))
+        most = min(
+            sample_table.MAX_KEY * n, _MOST_EXPANSION * (self.storage.size("samples/key/c/0") or 0)
+        )
         if type(length) is not int or not 2 * n - 1 <= length <= most:
             raise CacheDamaged(
                 f"{self.name}/{name}: {n} keys cannot have {length!r} bytes. {_FETCH}"

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.numerics import exact
-from cache_tools.spec.cache import TargetSpec
+from cache_tools.spec.targets import TargetSpec
 from cache_tools.targets import packing
 
 F4 = NDArray[np.float32]

@@ -9,7 +9,7 @@ Shapes: B views, C classes, K slots, P labels of a view.
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.spec.cache import TargetSpec
+from cache_tools.spec.targets import TargetSpec
 from cache_tools.targets.codec import Sparse, Targets
 
 F8 = NDArray[np.float64]

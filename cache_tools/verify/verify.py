@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.data import match, scan
+from cache_tools.data import match
 from cache_tools.data.images import Images
 from cache_tools.data.match import Coverage
 from cache_tools.errors import (
@@ -26,6 +26,7 @@ from cache_tools.errors import (
 )
 from cache_tools.render import view as render
 from cache_tools.runtime import progress, threads
+from cache_tools.spec import sample_table
 from cache_tools.store import info, view_params
 from cache_tools.store.cache import Store, probe_numbers
 from cache_tools.store.commits import Part
@@ -181,7 +182,7 @@ def fingerprint(store: Store, images: Images, number: int, params: Views, at: in
         render.render(picture, spec, params, at, out)
         return render.fingerprint(out)
     data = images.read(number)
-    scan.check_digest(table, number, data)
+    sample_table.check_digest(table, number, data)
     render.views_of(data, table.keys[number], spec, [(params, at, out)])
     return render.fingerprint(out)
 
@@ -220,7 +221,7 @@ def _check_images(
     table, rows = store.table, np.flatnonzero(present_N).tolist()
 
     def digest(number: int) -> None:
-        scan.check_digest(table, number, images.read(number))
+        sample_table.check_digest(table, number, images.read(number))
 
     def pixels(part: Part) -> int:
         return check_probes(store, images, part, present_N)

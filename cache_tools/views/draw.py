@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.numerics import exact, rng
-from cache_tools.spec.cache import ViewSpec
+from cache_tools.spec.randaugment import parse
+from cache_tools.spec.views import ViewSpec
 from cache_tools.views import ops, randaugment
 
 I1 = NDArray[np.int8]
@@ -194,7 +195,7 @@ def _operations(spec: ViewSpec, ids_B: U8, view: int) -> tuple[I1, I4]:
     if spec.affine:
         drawn.append(_affine(spec, ids_B, view))
     if spec.auto_augment:
-        config = randaugment.parse(spec.auto_augment)
+        config = parse(spec.auto_augment)
         drawn.append(
             randaugment.draw(config, spec.seed, ids_B, view, spec.size, spec.op_interpolation)
         )

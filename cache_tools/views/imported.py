@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.data.scan import SampleTable
 from cache_tools.spec.cache import CacheSpec
+from cache_tools.spec.sample_table import SampleTable
 from cache_tools.views import draw, ops
 from cache_tools.views.draw import LAM_ONE, Mix, Views
 

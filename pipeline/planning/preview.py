@@ -11,6 +11,7 @@ from cache_tools.errors import UsageError
 from cache_tools.report import sheet_source
 from cache_tools.report.contact_sheet import Source
 from cache_tools.report.sheet_source import Names, Shown
+from cache_tools.spec import sample_table
 from cache_tools.store.cache import Store
 from pipeline import recipe as recipes
 
@@ -30,7 +31,7 @@ def open_source(name: str, data: str, overrides: Iterable[str]) -> Shown:
     recipe = recipes.load(name, overrides)
     images = shards.open_images(data, recipe.dataset.split)
     _, keys, images = scan.in_table_order(images, None)
-    ids = np.array([scan.sample_id(key) for key in keys], dtype=np.uint64)
+    ids = np.array([sample_table.sample_id(key) for key in keys], dtype=np.uint64)
     source = Source(recipe.views.for_teacher(), WINDOW, tuple(keys), ids, images)
     return Shown(source, recipe.num_views, None)
 

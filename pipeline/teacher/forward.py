@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cache_tools.render import mixing
-from cache_tools.spec.cache import TargetSpec
+from cache_tools.spec.targets import TargetSpec
 from cache_tools.views.draw import LAM_ONE, Mix
 from pipeline.teacher.logits import DEFAULT, Execution, Logits
 from pipeline.teacher.teacher import Teacher

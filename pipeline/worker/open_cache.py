@@ -11,11 +11,12 @@ from pathlib import Path
 
 from cache_tools.data import images as shards
 from cache_tools.data import scan
-from cache_tools.data.images import NO_LABEL, Images
+from cache_tools.data.images import Images
 from cache_tools.errors import CacheMismatch, UsageError
 from cache_tools.runtime import progress, threads
-from cache_tools.spec.cache import CacheSpec, DatasetSpec
+from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.canonical import difference
+from cache_tools.spec.dataset import NO_LABEL, DatasetSpec
 from cache_tools.storage import atomic, backends
 from cache_tools.store.cache import Store
 from pipeline.recipe import CacheRecipe, TeacherSource

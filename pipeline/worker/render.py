@@ -16,10 +16,10 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from cache_tools.data import scan
 from cache_tools.data.images import Images
 from cache_tools.render import decode
 from cache_tools.render import view as render
+from cache_tools.spec import sample_table
 from cache_tools.store.cache import Store, probe_numbers
 from cache_tools.verify import verify
 from cache_tools.views import draw
@@ -148,7 +148,7 @@ class Renderer:
 
     def _read(self, number: int) -> bytes:
         data = self._images.read(number)
-        scan.check_digest(self._store.table, number, data)
+        sample_table.check_digest(self._store.table, number, data)
         return data
 
     def _probe(self, window: Window, position: int) -> None:

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache_tools.data.images import NO_LABEL
 from cache_tools.errors import NonFinite
 from cache_tools.render import view as render
+from cache_tools.spec.dataset import NO_LABEL
 from cache_tools.store.cache import Store, probe_numbers
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec

@@ -17,12 +17,14 @@ import google_crc32c
 import numcodecs
 import numpy as np
 
-from cache_tools.data import scan
-from cache_tools.data.scan import SampleTable
-from cache_tools.spec import cache as spec
+from cache_tools.spec import sample_table
 from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.canonical import canonical_json, sha256
+from cache_tools.spec.dataset import DatasetSpec
+from cache_tools.spec.sample_table import SampleTable
+from cache_tools.spec.targets import TargetSpec
 from cache_tools.spec.teacher import TeacherSpec
+from cache_tools.spec.views import ViewSpec
 from cache_tools.store.cache import Store
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec, dense
@@ -62,8 +64,8 @@ def honest(path: Path) -> Path:
 
 
 def _table(keys: list[str]) -> SampleTable:
-    keys = sorted(keys, key=scan.sample_id)
-    ids = np.array([scan.sample_id(k) for k in keys], dtype=np.uint64)
+    keys = sorted(keys, key=sample_table.sample_id)
+    ids = np.array([sample_table.sample_id(k) for k in keys], dtype=np.uint64)
     number = np.arange(len(keys))
     sides = (number.astype(np.int32) + 32, number.astype(np.int32) + 40)
     label = (number % CLASSES).astype(np.int32)
@@ -72,11 +74,11 @@ def _table(keys: list[str]) -> SampleTable:
 
 def _spec(table: SampleTable) -> CacheSpec:
     mean = (0.5, 0.5, 0.5)
-    targets = spec.TargetSpec(k_max=8, tau=0.01, true_class=True, tail_square=True)
+    targets = TargetSpec(k_max=8, tau=0.01, true_class=True, tail_square=True)
     return CacheSpec(
-        spec.DatasetSpec(len(table), CLASSES, True, "stem", table.sha256),
+        DatasetSpec(len(table), CLASSES, True, "stem", table.sha256),
         TeacherSpec("test", "test", sha256(b"weights"), CLASSES, mean, mean),
-        spec.ViewSpec(size=32, mixup=0.5),
+        ViewSpec(size=32, mixup=0.5),
         targets,
         block_size=64,
         window=32,

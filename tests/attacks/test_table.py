@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from attacker import ROWS, Json
 
-from cache_tools.data import scan
-from cache_tools.data.scan import SampleTable
+from cache_tools.spec import sample_table
+from cache_tools.spec.sample_table import SampleTable
 from cache_tools.store.cache import Store
 
 Refused = Callable[..., str]
@@ -21,7 +21,7 @@ def _with_keys(cache: Path, keys: bytes, **columns: Any) -> None:
     """Put other keys into the table, with ids and digest that fit them where they are text."""
     table = Store.open(cache).table
     listed = tuple(keys.decode("utf-8", "replace").split("\n"))
-    ids = np.array([scan.sample_id(k) for k in listed], dtype=np.uint64)
+    ids = np.array([sample_table.sample_id(k) for k in listed], dtype=np.uint64)
     values = {f"{c}_N": getattr(table, f"{c}_N") for c in COLUMNS} | columns
     put = SampleTable(listed, ids, **values)
     attacker.put_array(cache, "samples/key", np.frombuffer(keys, dtype=np.uint8))
@@ -41,7 +41,7 @@ def _keys(cache: Path) -> list[str]:
 
 def test_other_keys_in_order_are_a_table(forged: Path, victim: Any) -> None:
     """The attacks below fail for what they do, not for how they do it."""
-    keys = sorted((f"m{i}" for i in range(ROWS)), key=scan.sample_id)
+    keys = sorted((f"m{i}" for i in range(ROWS)), key=sample_table.sample_id)
     _with_keys(forged, "\n".join(keys).encode())
     assert not victim.open(forged).refusals
 
@@ -49,7 +49,7 @@ def test_other_keys_in_order_are_a_table(forged: Path, victim: Any) -> None:
 @pytest.mark.parametrize("key", ["two\nlines", "", "k" * 4097, "a\n\nb"])
 def test_keys_that_are_none(forged: Path, refused: Refused, key: str) -> None:
     """In their order by id, so that nothing else is wrong."""
-    keys = sorted([*_keys(forged)[1:], key], key=scan.sample_id)
+    keys = sorted([*_keys(forged)[1:], key], key=sample_table.sample_id)
     _with_keys(forged, "\n".join(keys).encode())
     refused(forged, "sample")
 

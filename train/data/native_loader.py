@@ -19,12 +19,12 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.data import scan
 from cache_tools.data.images import Images
 from cache_tools.errors import CacheIncomplete, UsageError
 from cache_tools.render import decode
 from cache_tools.render import view as render
 from cache_tools.runtime import progress, threads
+from cache_tools.spec import sample_table
 from cache_tools.store import view_params
 from cache_tools.store.aligned import Members
 from cache_tools.store.cache import Store
@@ -291,7 +291,7 @@ class Replay:
         """
         crc = google_crc32c.value(data)
         if not crc or crc != self._crc_N[picture]:
-            scan.check_digest(self._store.table, picture, data)
+            sample_table.check_digest(self._store.table, picture, data)
             self._crc_N[picture] = crc
 
 

@@ -17,10 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cache_tools.data import scan
-from cache_tools.data.images import NO_LABEL, Images
+from cache_tools.data.images import Images
 from cache_tools.render import view as render
 from cache_tools.runtime import progress, threads
+from cache_tools.spec import sample_table
+from cache_tools.spec.dataset import NO_LABEL
 from cache_tools.store import view_params
 from cache_tools.store.cache import Store
 from cache_tools.store.commits import Part
@@ -183,7 +184,7 @@ def _render(
     def one(number: int) -> None:
         row = int(picture_R[number])
         data = images.read(row)
-        scan.check_digest(table, row, data)
+        sample_table.check_digest(table, row, data)
         render.views_of(data, table.keys[row], spec, [(params, number, out[number])])
 
     for _ in renderers.map(one, range(len(row_R))):

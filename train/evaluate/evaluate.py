@@ -14,9 +14,10 @@ import torch
 
 from cache_tools.data import images as shards
 from cache_tools.data import scan
-from cache_tools.data.images import NO_LABEL, Images
+from cache_tools.data.images import Images
 from cache_tools.errors import CacheMismatch, KdcacheError, UsageError
 from cache_tools.runtime import threads
+from cache_tools.spec.dataset import NO_LABEL
 from cache_tools.storage import cached
 from cache_tools.store.cache import Store
 from cache_tools.verify import verify

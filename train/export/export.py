@@ -22,9 +22,9 @@ from timm.models import push_to_hf_hub, save_for_hf
 from timm.models._hub import generate_readme
 from torch import nn
 
-from cache_tools import __version__
 from cache_tools.errors import CacheIncomplete, KdcacheError, UsageError
 from cache_tools.storage import atomic
+from cache_tools.version import __version__
 from train import run_dir, run_state
 from train.export import model_card
 

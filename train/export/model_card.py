@@ -3,7 +3,7 @@
 from dataclasses import MISSING, fields
 from typing import Any
 
-from cache_tools.spec.cache import ViewSpec
+from cache_tools.spec.views import ViewSpec
 from train.recipe import TrainRecipe
 
 TAGS = ("image-classification", "timm", "transformers", "knowledge-distillation", "kdcache")

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from cache_tools.errors import UsageError
-from cache_tools.spec.cache import TargetSpec, ViewSpec
+from cache_tools.spec.targets import TargetSpec
+from cache_tools.spec.views import ViewSpec
 from cache_tools.store import info
 from cache_tools.store.cache import Store
 from cache_tools.views import draw

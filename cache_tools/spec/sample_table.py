@@ -1,0 +1,104 @@
+"""The sample table: the images of a cache, in an order that no storage layout can change.
+
+A sample is known by its key; its id is the first 8 bytes of BLAKE2b(key), little endian. The table
+is sorted by id: shards or folders, any order of files, one machine or another give the same table,
+and a window of consecutive rows holds samples of all classes, as mixup requires.
+
+Shapes: N samples.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_tools.errors import CacheMismatch, DataError
+from cache_tools.spec.canonical import sha256
+
+U8 = NDArray[np.uint64]
+MAX_KEY = 4096
+"""Bytes of the longest key."""
+
+
+@dataclass(frozen=True)
+class SampleTable:
+    """N samples, sorted by id."""
+
+    keys: tuple[str, ...]
+    """Names of the samples."""
+    id_N: U8
+    """`sample_id` of each key, ascending."""
+    digest_N: U8
+    """BLAKE2b-8 of each encoded image."""
+    label_N: NDArray[np.int32]
+    """Class of each sample, or NO_LABEL."""
+    height_N: NDArray[np.int32]
+    """Height of each picture in pixels."""
+    width_N: NDArray[np.int32]
+    """Width of each picture in pixels."""
+    bytes_N: NDArray[np.int64]
+    """Encoded size of each image in bytes."""
+
+    COLUMNS: ClassVar[tuple[str, ...]] = ("id", "digest", "label", "height", "width", "bytes")
+    """Names of the columns beside the keys, in the order of the fields."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def sha256(self) -> str:
+        """Digest of every column: the identity of the data set."""
+        columns = (
+            self.digest_N.astype("<u8"),
+            self.label_N.astype("<i4"),
+            self.height_N.astype("<i4"),
+            self.width_N.astype("<i4"),
+            self.bytes_N.astype("<i8"),
+        )
+        keys = "\n".join(self.keys).encode()
+        return sha256(keys + b"\0" + b"".join(column.tobytes() for column in columns))
+
+
+def sample_id(key: str) -> int:
+    """First 8 bytes of BLAKE2b(key), little endian."""
+    return int.from_bytes(hashlib.blake2b(key.encode()).digest()[:8], "little")
+
+
+def digest(data: bytes) -> int:
+    """Digest of an encoded image: BLAKE2b-8, little endian."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
+def check_keys(keys: Iterable[str]) -> None:
+    """DataError when a key cannot be stored: one line of at most MAX_KEY bytes is a key."""
+    for key in keys:
+        if "\n" in key or not 0 < len(key.encode("utf-8", "surrogateescape")) <= MAX_KEY:
+            raise DataError(
+                f"{key[:80]!r} cannot be the key of a sample: it is empty, has more than "
+                f"{MAX_KEY} bytes or a line break. Rename it."
+            )
+
+
+def of_keys(keys: list[str], label_N: NDArray[np.int32]) -> SampleTable:
+    """The table of samples of which no image is known.
+
+    Args:
+        keys: Keys in table order.
+        label_N: Classes, or NO_LABEL.
+    """
+    ids = np.array([sample_id(key) for key in keys], dtype=np.uint64)
+    none, zero = np.zeros(len(keys), dtype=np.int32), np.zeros(len(keys), dtype=np.int64)
+    digests = np.zeros(len(keys), dtype=np.uint64)
+    return SampleTable(tuple(keys), ids, digests, label_N, none, none, zero)
+
+
+def check_digest(table: SampleTable, row: int, data: bytes) -> None:
+    """CacheMismatch when `data` are not the bytes the cache was made from."""
+    if digest(data) != int(table.digest_N[row]):
+        raise CacheMismatch(
+            f"image {table.keys[row]!r} has changed since the cache was made (digest differs). "
+            "Restore the original file; the stored targets belong to its pixels."
+        )

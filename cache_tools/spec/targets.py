@@ -1,0 +1,37 @@
+"""Sparsity and precision of the stored targets: the classes kept, and what is kept of the rest."""
+
+from dataclasses import dataclass
+
+from cache_tools.config import check
+
+MAX_KEPT = 65_534  # counts are u2, and 65535 is no legal value
+
+
+@dataclass(frozen=True)
+class TargetSpec:
+    """Which classes are kept of a view, and what is known of the rest."""
+
+    k_max: int = 64
+    """The most classes kept per view: the width K of the arrays."""
+    tau: float = 0.001
+    """Classes of at most this probability are dropped; 0 keeps k_max classes always."""
+    k_min: int = 1
+    """Classes kept whatever their probability."""
+    levels: int = 127
+    """Steps of the scale of probabilities: 63 costs 6 % fewer bytes, and precision."""
+    temperatures: tuple[float, ...] = (1.0, 2.0)
+    """Temperatures at which the mass of the dropped classes is stored; the first is 1."""
+    true_class: bool = False
+    """Store the probability of the true class where it is not kept (of both labels of a mixed
+    view), as decoupled distillation wants it."""
+    tail_square: bool = False
+    """Store the sum of squares of the dropped classes, as correlation losses (DIST) want it."""
+
+    def __post_init__(self) -> None:
+        check(1 <= self.k_min <= self.k_max <= MAX_KEPT, "1 <= k_min <= k_max must hold")
+        check(7 <= self.levels <= 254, "levels must be in 7..254")
+        check(0 <= self.tau < 1, "tau must be in 0..1")
+        check(self.temperatures[:1] == (1.0,), "temperatures must begin with 1.0")
+        check(len(self.temperatures) <= 8, "at most 8 temperatures can be stored")
+        check(all(0.1 <= t <= 100 for t in self.temperatures), "temperatures are in 0.1..100")
+        check(len(set(self.temperatures)) == len(self.temperatures), "temperatures repeat")
