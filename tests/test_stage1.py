@@ -218,7 +218,7 @@ def test_what_another_worker_commits_meanwhile_is_not_asked_for(opened: Opener) 
 
 
 class Counting(Forward):
-    draw = 0
+    views = 0
 
     def __call__(self, pixels, partner, mix, label=None):  # type: ignore[no-untyped-def]
         self.views += len(pixels)
