@@ -58,7 +58,7 @@ from cache_tools.spec.views import UNKNOWN_VIEWS
 from cache_tools.store.cache import Store
 from cache_tools.store.layout import Layout
 from cache_tools.targets import codec, dense
-from cache_tools.targets.codec import Sparse, Stored
+from cache_tools.targets.codec import EncodedTargets, SparseTargets
 
 F4 = NDArray[np.float32]
 F8 = NDArray[np.float64]
@@ -169,7 +169,7 @@ def of_cache(name: str, logits_NC: F4, targets: TargetSpec) -> Row:
     decoded = codec.decode(stored, store.spec.targets)
     restored = np.empty((2, *logits_NC.shape))
     for i, temperature in enumerate((1.0, 2.0)):
-        restored[i, order] = dense.restore(
+        restored[i, order] = dense.densify(
             decoded, store.spec.targets, logits_NC.shape[1], temperature
         )
     return {
@@ -198,7 +198,7 @@ def threshold(logits_NC: F4, limit: float, targets: TargetSpec, steps: int = 15)
         middle = (low + high) / 2
         spec = replace(targets, tau=float(np.exp(middle)))
         stored = codec.encode(dense.sparsify(logits_NC, spec), spec, logits_NC.shape[1])
-        back = dense.restore(codec.decode(stored, spec), spec, logits_NC.shape[1])
+        back = dense.densify(codec.decode(stored, spec), spec, logits_NC.shape[1])
         below = peers.divergence(logits_NC, back).mean() <= limit
         low, high = (middle, high) if below else (low, middle)
     return replace(targets, tau=float(np.exp(low)))
@@ -247,11 +247,11 @@ def made(logits_NC: F4, views: int = PART) -> Iterator[F4]:
         yield halves_BC + np.float32(NOISE) * random.standard_normal(shape, np.float32)
 
 
-def sparse_part(logits_NC: F4, targets: TargetSpec) -> Sparse:
+def sparse_part(logits_NC: F4, targets: TargetSpec) -> SparseTargets:
     """What is kept of a full part of made views."""
     pieces = [dense.sparsify(block_BC, targets) for block_BC in made(logits_NC)]
     names = ("index_BK", "probability_BK", "tail_BT", "true_BP", "square_BQ")
-    return Sparse(*(np.concatenate([getattr(p, name) for p in pieces]) for name in names))
+    return SparseTargets(*(np.concatenate([getattr(p, name) for p in pieces]) for name in names))
 
 
 def cpu_seconds(run: Callable[[], object], repeats: int) -> float:
@@ -281,7 +281,7 @@ def sample_table(count: int) -> SampleTable:
     return SampleTable(named, ids[order], *columns, np.zeros(count, np.int64))
 
 
-def codec_speed(sparse: Sparse, spec: CacheSpec, repeats: int) -> tuple[Row, Stored]:
+def codec_speed(sparse: SparseTargets, spec: CacheSpec, repeats: int) -> tuple[Row, EncodedTargets]:
     """CPU seconds of each step with one part, and the part."""
     targets, classes, views = spec.targets, spec.teacher.num_classes, len(sparse.index_BK)
     layout, probes = Layout(spec, 1), np.empty(0, np.uint64)
@@ -327,7 +327,7 @@ def tinyvit_speed(logits_NC: F4, top_k: int, repeats: int) -> float:
             return PART / cpu_seconds(lambda: [reader.read(key) for key in keys], repeats)
 
 
-def epoch_speed(stored: Stored, spec: CacheSpec, table: SampleTable, repeats: int) -> Row:
+def epoch_speed(stored: EncodedTargets, spec: CacheSpec, table: SampleTable, repeats: int) -> Row:
     """Bytes per view on disk, and CPU seconds to read one view number of every sample."""
     with tempfile.TemporaryDirectory() as folder:
         store = Store.create(Path(folder, "cache.zarr"), spec, table, 1)
@@ -338,13 +338,15 @@ def epoch_speed(stored: Stored, spec: CacheSpec, table: SampleTable, repeats: in
         return {"files": _sizes(store)[1] / len(table), "epoch": seconds}
 
 
-def rotated(stored: Stored, start: int, rows: int) -> Stored:
+def rotated(stored: EncodedTargets, start: int, rows: int) -> EncodedTargets:
     """`rows` targets from `start` on, the first following the last."""
     double, begin = codec.concatenate([stored, stored]), start % len(stored)
     first, last = double.begin_B1[[begin, begin + rows]]
     of_rows = (getattr(double, name)[..., begin : begin + rows] for name in _BY_ROW)
     count, *codes = of_rows
-    return Stored(count, double.index_delta_E[first:last], double.code_E[first:last], *codes)
+    return EncodedTargets(
+        count, double.index_delta_E[first:last], double.code_E[first:last], *codes
+    )
 
 
 _BY_ROW = ("count_B", "tail_TB", "true_PB", "square_QB")

@@ -45,7 +45,7 @@ from benchmarks.datasets import DATASETS
 from benchmarks.machine import machine
 from benchmarks.online import CPU, SETTINGS, stored, train
 from cache_tools.data import images
-from cache_tools.targets.codec import Targets
+from cache_tools.targets.codec import DecodedTargets
 from pipeline import recipe as recipes
 from pipeline.run import run as make
 from pipeline.teacher.online import Ask, online
@@ -69,7 +69,7 @@ class Arm:
 
     mode: str
     """Mode of the recipe."""
-    words: Targets | None = None
+    words: DecodedTargets | None = None
     """[V, N, …] targets in place of the cache's."""
 
 
@@ -101,14 +101,18 @@ class Trial:
     """Those that are tried."""
 
 
-def rolled(words: Targets, axis: int) -> Targets:
+def rolled(words: DecodedTargets, axis: int) -> DecodedTargets:
     """[V, N, …] words, each one's replaced by those of the next view (0) or row (1)."""
-    return Targets(*(np.roll(getattr(words, f.name), -1, axis) for f in fields(Targets)))
+    return DecodedTargets(
+        *(np.roll(getattr(words, f.name), -1, axis) for f in fields(DecodedTargets))
+    )
 
 
-def repeated(words: Targets, count: int) -> Targets:
+def repeated(words: DecodedTargets, count: int) -> DecodedTargets:
     """[1, N, …] words for `count` views."""
-    return Targets(*(np.repeat(getattr(words, f.name), count, axis=0) for f in fields(Targets)))
+    return DecodedTargets(
+        *(np.repeat(getattr(words, f.name), count, axis=0) for f in fields(DecodedTargets))
+    )
 
 
 def trial(

@@ -53,7 +53,7 @@ from benchmarks.machine import machine
 from cache_tools.render import view as render
 from cache_tools.store.cache import Store
 from cache_tools.targets import codec
-from cache_tools.targets.codec import Targets
+from cache_tools.targets.codec import DecodedTargets
 from cache_tools.views import draw as views
 from pipeline import demo
 from pipeline import recipe as recipes
@@ -94,7 +94,7 @@ class Student:
 def train(
     recipe: TrainRecipe,
     inputs: Inputs,
-    words: Targets | None = None,
+    words: DecodedTargets | None = None,
     ask: Ask | None = None,
     nudge: bool = False,
 ) -> Student:
@@ -149,23 +149,25 @@ def nudged(recipe: TrainRecipe, num_classes: int) -> torch.nn.Module:
     return model
 
 
-def saying(words: Targets) -> Callable[..., Targets]:
+def saying(words: DecodedTargets) -> Callable[..., DecodedTargets]:
     """The loader's `_targets`, taking them from [V, N, …] words."""
 
-    def targets(self: Any, loaded: list[Any], slot_B: Any, row_B: Any) -> Targets:
+    def targets(self: Any, loaded: list[Any], slot_B: Any, row_B: Any) -> DecodedTargets:
         view_B = np.array([one.number for one in loaded])[slot_B]
-        return Targets(*(getattr(words, f.name)[view_B, row_B] for f in fields(Targets)))
+        return DecodedTargets(
+            *(getattr(words, f.name)[view_B, row_B] for f in fields(DecodedTargets))
+        )
 
     return targets
 
 
-def stored(store: Store) -> Targets:
+def stored(store: Store) -> DecodedTargets:
     """[V, N, …] decoded targets of a whole cache."""
     spec, numbers = store.spec.targets, range(store.num_views)
     return _stack([codec.decode(store.read_view(view), spec) for view in numbers])
 
 
-def exact(store: Store, images: Any, ask: Ask) -> Targets:
+def exact(store: Store, images: Any, ask: Ask) -> DecodedTargets:
     """[V, N, …] what the teacher says in stage 1's batches, not rounded.
 
     Raises:
@@ -175,12 +177,12 @@ def exact(store: Store, images: Any, ask: Ask) -> Targets:
     for view in range(store.num_views):
         batches = [ask(*batch) for batch in _batches(store, images, view)]
         columns = [torch.cat(column).numpy() for column in zip(*batches, strict=True)]
-        codes = codec.encode(codec.Sparse(*columns), store.spec.targets, 10)
+        codes = codec.encode(codec.SparseTargets(*columns), store.spec.targets, 10)
         there = store.read_view(view)
-        for field in fields(codec.Stored):
+        for field in fields(codec.EncodedTargets):
             if not np.array_equal(getattr(codes, field.name), getattr(there, field.name)):
                 raise AssertionError(f"{field.name} of view {view} is not what the cache holds")
-        said.append(Targets(*columns))
+        said.append(DecodedTargets(*columns))
     return _stack(said)
 
 
@@ -200,8 +202,10 @@ def _batches(store: Store, images: Any, view: int) -> Iterator[tuple[Any, Any, A
         yield pixels[at], other, part, np.empty((len(pixels[at]), 0), np.int64)
 
 
-def _stack(parts: Sequence[Targets]) -> Targets:
-    return Targets(*(np.stack([getattr(p, f.name) for p in parts]) for f in fields(Targets)))
+def _stack(parts: Sequence[DecodedTargets]) -> DecodedTargets:
+    return DecodedTargets(
+        *(np.stack([getattr(p, f.name) for p in parts]) for f in fields(DecodedTargets))
+    )
 
 
 def study(

@@ -70,7 +70,7 @@ def part(spec: CacheSpec, block: int) -> dict[str, bytes]:
     one = codec.encode(dense.sparsify(logits, spec.targets), spec.targets, CLASSES)
     many = codec.concatenate([one] * (rows // 2048 + 1))
     cut = int(many.begin_B1[rows])
-    stored = codec.Stored(
+    stored = codec.EncodedTargets(
         many.count_B[:rows], many.index_delta_E[:cut], many.code_E[:cut], many.tail_TB[:, :rows],
         many.true_PB[:, :rows], many.square_QB[:, :rows],
     )  # fmt: skip

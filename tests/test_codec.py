@@ -16,7 +16,9 @@ def logits(seed: int, classes: int, scale: float, count: int = 32) -> np.ndarray
     return (np.random.default_rng(seed).standard_normal((count, classes)) * scale).astype("f4")
 
 
-def stored(values: np.ndarray, spec: TargetSpec, labels: np.ndarray | None = None) -> codec.Stored:
+def stored(
+    values: np.ndarray, spec: TargetSpec, labels: np.ndarray | None = None
+) -> codec.EncodedTargets:
     return codec.encode(dense.sparsify(values, spec, labels), spec, values.shape[1])
 
 
@@ -50,13 +52,13 @@ def test_round_trip(seed: int, classes: int, scale: float, k: int, tau: float, l
     _check_tail(back, sparse, classes)
     _check_order(back, sparse)
     p = dense.softmax(values)
-    restored = dense.restore(back, spec, classes)
-    lost = dense.divergence(p, restored)
+    restored = dense.densify(back, spec, classes)
+    lost = dense.kl_divergence(p, restored)
     bound = 2 * k**0.5 / levels**2 + k / levels**4 + 0.002
-    assert (lost <= dense.divergence(p, _exact(p, sparse)) + bound).all()
+    assert (lost <= dense.kl_divergence(p, _exact(p, sparse)) + bound).all()
 
 
-def _exact(p_BC: np.ndarray, sparse: codec.Sparse) -> np.ndarray:
+def _exact(p_BC: np.ndarray, sparse: codec.SparseTargets) -> np.ndarray:
     """The kept classes as they are and the rest spread evenly: what no codec can better."""
     kept = np.zeros(p_BC.shape, dtype=bool)
     row, slot = np.nonzero(sparse.index_BK >= 0)
@@ -65,7 +67,7 @@ def _exact(p_BC: np.ndarray, sparse: codec.Sparse) -> np.ndarray:
     return np.where(kept, p_BC, rest[:, None])
 
 
-def _check_tail(back: codec.Targets, sparse: codec.Sparse, classes: int) -> None:
+def _check_tail(back: codec.DecodedTargets, sparse: codec.SparseTargets, classes: int) -> None:
     """Half a step of log-odds, and clipped to its range; none when every class is kept."""
     whole = (sparse.index_BK >= 0).sum(1) == classes
     assert ((back.tail_BT == 0).all(1) == whole).all()
@@ -74,7 +76,7 @@ def _check_tail(back: codec.Targets, sparse: codec.Sparse, classes: int) -> None
     assert np.abs(error).max(initial=0) <= STEP / 2 + 1e-4
 
 
-def _check_order(back: codec.Targets, sparse: codec.Sparse) -> None:
+def _check_order(back: codec.DecodedTargets, sparse: codec.SparseTargets) -> None:
     """A class that was more probable is not less probable now."""
     order = np.argsort(sparse.probability_BK, axis=1, kind="stable")
     restored = np.take_along_axis(back.probability_BK, order, axis=1)
@@ -159,7 +161,7 @@ def test_the_device_chooses_like_the_reference() -> None:
     values, labels = logits(5, 1000, 2.5, 200), np.random.default_rng(2).integers(-1, 9, (200, 2))
     spec = TargetSpec(k_max=30, k_min=2, tau=0.003, true_class=True, tail_square=True)
     said = sparsify(torch.from_numpy(values), spec, torch.from_numpy(labels))
-    ours = codec.encode(codec.Sparse(*(t.numpy() for t in said)), spec, 1000)
+    ours = codec.encode(codec.SparseTargets(*(t.numpy() for t in said)), spec, 1000)
     reference = stored(values, spec, labels)
     assert (ours.index_delta_E == reference.index_delta_E).all()
     for name in ("code_E", "tail_TB", "true_PB", "square_QB"):

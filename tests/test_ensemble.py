@@ -195,7 +195,7 @@ def test_members_of_other_pixels_are_refused(
     """As other versions of a library would make them: the specs agree, the pixels do not."""
     members, real = open_members([made, sibling], blocks=True), Store.read
 
-    def read(self: Store, part: Part) -> tuple[codec.Stored, np.ndarray]:
+    def read(self: Store, part: Part) -> tuple[codec.EncodedTargets, np.ndarray]:
         stored, probes = real(self, part)
         return stored, probes ^ np.uint64(self.name == str(sibling))
 

@@ -124,8 +124,8 @@ def test_cached_views_against_replay_and_dense_computation(
         x = network.feed.normalise(mixing.mix(own, other, lam, cut, torch.arange(32)))
         with torch.inference_mode():
             said = dense.softmax(network.model(x).numpy())
-        stored = dense.restore(batch.targets, store.spec.targets, 10)
-        kl.extend(dense.divergence(stored, said))
+        stored = dense.densify(batch.targets, store.spec.targets, 10)
+        kl.extend(dense.kl_divergence(stored, said))
         first = said.argmax(1)
         agreed.extend(stored[np.arange(100), first] == stored.max(1))
         label = np.where(batch.lam_B >= 32768, batch.label_B, batch.partner_label_B)

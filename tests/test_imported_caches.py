@@ -69,7 +69,7 @@ def views(store: Store, key: str, view: int) -> tuple[dict[int, int], Imported, 
     row = store.table.keys.index(key)
     part = Part(view, row // store.spec.block_size)
     at = np.array([row - store.spec.rows(part.block).start])
-    said = codec.take(store.read(part)[0], at)
+    said = codec.select_rows(store.read(part)[0], at)
     params = store.read_params(part).rows(at)
     ids = np.cumsum(said.index_delta_E, dtype=int) - 1
     codes = dict(zip(ids.tolist(), said.code_E.tolist(), strict=True))

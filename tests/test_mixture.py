@@ -7,7 +7,7 @@ import pytest
 
 from cache_tools.spec.targets import TargetSpec
 from cache_tools.targets import codec, dense, mixture
-from cache_tools.targets.codec import Targets
+from cache_tools.targets.codec import DecodedTargets
 from cache_tools.targets.mixture import Mixture
 
 B = 300
@@ -28,16 +28,20 @@ def logits(seed: int, classes: int = C, flat_from: int | None = None) -> np.ndar
     return values.astype("f4")
 
 
-def exact(values: np.ndarray, targets: TargetSpec, label_BP: np.ndarray | None = None) -> Targets:
+def exact(
+    values: np.ndarray, targets: TargetSpec, label_BP: np.ndarray | None = None
+) -> DecodedTargets:
     """What is kept of logits, unrounded."""
     kept = dense.sparsify(values, targets, label_BP)
     order = np.argsort(np.where(kept.index_BK < 0, C + 1, kept.index_BK), axis=1)
     index, p = (np.take_along_axis(x, order, 1) for x in (kept.index_BK, kept.probability_BK))
     single = (x.astype("f4") for x in (p, kept.tail_BT, kept.true_BP, kept.square_BQ))
-    return Targets(np.maximum(index, 0).astype("i4"), *single)
+    return DecodedTargets(np.maximum(index, 0).astype("i4"), *single)
 
 
-def mixed(*values: np.ndarray, weights: tuple[float, ...] = WEIGHTS, **kept: object) -> Targets:
+def mixed(
+    *values: np.ndarray, weights: tuple[float, ...] = WEIGHTS, **kept: object
+) -> DecodedTargets:
     targets = TargetSpec(**kept)  # type: ignore[arg-type]
     mix = Mixture(weights, [targets] * len(values), values[0].shape[1])
     return mix([exact(v, targets) for v in values])
@@ -58,7 +62,7 @@ def test_of_all_classes_the_mixture_is_that_of_the_dense(temperature: float) -> 
     kept = TargetSpec(k_max=C, k_min=C, temperatures=(1.0, 4.0, 2.0))
     found = mixed(a, b, k_max=C, k_min=C, temperatures=(1.0, 4.0, 2.0))
     truth = tempered(mean(dense.softmax(a), dense.softmax(b)), temperature)
-    assert np.abs(dense.restore(found, kept, C, temperature) - truth).max() < 1e-6
+    assert np.abs(dense.densify(found, kept, C, temperature) - truth).max() < 1e-6
 
 
 @pytest.mark.parametrize("flat_from", [None, 4])
@@ -67,22 +71,22 @@ def test_of_kept_classes_it_is_the_mean_of_what_each_restores(flat_from: int | N
     a, b = logits(1, flat_from=flat_from), logits(2, flat_from=flat_from)
     kept = TargetSpec(k_max=4, tau=0.0)
     found = mixed(a, b, k_max=4, tau=0.0)
-    truth = mean(*(dense.restore(exact(v, kept), kept, C) for v in (a, b)))
-    assert np.abs(dense.restore(found, kept, C) - truth).max() < 1e-7
+    truth = mean(*(dense.densify(exact(v, kept), kept, C) for v in (a, b)))
+    assert np.abs(dense.densify(found, kept, C) - truth).max() < 1e-7
     assert np.allclose(found.probability_BK.sum(1) + found.tail_BT[:, 0], 1, atol=1e-6)
     assert (np.diff(np.where(found.probability_BK > 0, found.index_BK, C + 1), axis=1) >= 0).all()
     if flat_from is not None:  # then nothing is lost of the teachers either
         teachers = mean(dense.softmax(a), dense.softmax(b))
-        assert np.abs(dense.restore(found, kept, C) - teachers).max() < 1e-6
+        assert np.abs(dense.densify(found, kept, C) - teachers).max() < 1e-6
         for t in (2.0, 5.0):  # declared or not: a flat tail stays flat
-            q = dense.restore(found, kept, C, t)
+            q = dense.densify(found, kept, C, t)
             assert np.abs(q - tempered(teachers, t)).max() < 1e-5
 
 
 def test_the_error_of_a_sparse_mixture_is_bounded_by_the_tails() -> None:
     a, b = logits(1), logits(2)
     kept = TargetSpec(k_max=10, tau=0.001)
-    found = dense.restore(mixed(a, b, k_max=10, tau=0.001), kept, C)
+    found = dense.densify(mixed(a, b, k_max=10, tau=0.001), kept, C)
     truth = mean(dense.softmax(a), dense.softmax(b))
     tails = mean(*(exact(v, kept).tail_BT[:, :1] for v in (a, b)))[:, 0]
     distance = np.abs(found - truth).sum(axis=1)
@@ -129,7 +133,7 @@ def test_without_tails_each_member_is_renormalised() -> None:
         share = one.probability_BK / one.probability_BK.sum(1, keepdims=True)
         np.put_along_axis(full, one.index_BK.astype(int), share, axis=1)
     assert not found.tail_BT.any()
-    assert np.abs(dense.restore(found, kept, C) - mean(*p)).max() < 1e-6
+    assert np.abs(dense.densify(found, kept, C) - mean(*p)).max() < 1e-6
 
 
 def test_the_order_of_members_does_not_matter() -> None:
@@ -145,9 +149,9 @@ def test_members_may_keep_differently() -> None:
     specs = [TargetSpec(k_max=C, k_min=C), TargetSpec(k_max=3, tau=0.01, temperatures=(1.0, 4.0))]
     said = [exact(logits(i), s) for i, s in enumerate(specs)]
     mix = Mixture(WEIGHTS, specs, C)
-    truth = mean(*(dense.restore(t, s, C) for t, s in zip(said, specs, strict=True)))
+    truth = mean(*(dense.densify(t, s, C) for t, s in zip(said, specs, strict=True)))
     assert mix.temperatures == (1.0,)
-    assert np.abs(dense.restore(mix(said), specs[0], C) - truth).max() < 1e-6
+    assert np.abs(dense.densify(mix(said), specs[0], C) - truth).max() < 1e-6
     specs[0] = replace(specs[0], temperatures=(1.0, 4.0, 2.0))
     assert Mixture(WEIGHTS, specs, C).temperatures == (1.0, 4.0)
 
@@ -159,7 +163,7 @@ def test_a_stored_true_class_is_exact_and_its_tail_the_rest() -> None:
     labels = np.random.default_rng(0).integers(0, C, (B, 2))
     labels[:20, 1], labels[20:30] = labels[:20, 0], -1
     found = Mixture(WEIGHTS, [kept, kept], C)([exact(v, kept, labels) for v in (a, b)], labels)
-    restored = dense.restore(found, kept, C)
+    restored = dense.densify(found, kept, C)
     truth = mean(dense.softmax(a), dense.softmax(b))
     known = labels >= 0
     at = np.arange(B)[:, None]
@@ -178,7 +182,7 @@ def test_what_is_dropped_again_goes_to_the_tail() -> None:
     spec_ = TargetSpec(k_max=5, tau=0.02, k_min=2)
     sparse = mixture.sparsify(found, spec_)
     for t, temperature in enumerate((1.0, 2.0)):
-        q = dense.restore(found, full, C, temperature)
+        q = dense.densify(found, full, C, temperature)
         used = sparse.index_BK >= 0
         kept = np.where(used, q[np.arange(B)[:, None], np.maximum(sparse.index_BK, 0)], 0).sum(1)
         assert np.allclose(kept + sparse.tail_BT[:, t], 1, atol=1e-6)

@@ -44,14 +44,14 @@ def test_the_curves_agree_to_rounding(
 
 def exact_targets(
     store: object, inputs: run_dir.Inputs, ask: object
-) -> Callable[..., codec.Targets]:
+) -> Callable[..., codec.DecodedTargets]:
     """What the teacher says of every view, in the table's order, not rounded."""
     said = {view: words(store, inputs, ask, view) for view in range(4)}
 
     def targets(self, loaded, slot_B, row_B):  # type: ignore[no-untyped-def]
         views = [one.number for one in loaded]
         rows = [(views[s], r) for s, r in zip(slot_B.tolist(), row_B.tolist(), strict=True)]
-        return codec.Targets(*(np.stack([said[v][i][r] for v, r in rows]) for i in range(5)))
+        return codec.DecodedTargets(*(np.stack([said[v][i][r] for v, r in rows]) for i in range(5)))
 
     return targets
 
@@ -76,7 +76,7 @@ def _in_order(store, inputs, view: int) -> Iterator[native_loader.Batch]:  # typ
         data = inputs.images.read(row)
         render.views_of(data, table.keys[row], spec, [(params, row, pixels[row])])
     mix = draw.mix(spec, table.id_N, view)
-    none = codec.Targets(*(np.empty((0, 0)) for _ in range(5)))
+    none = codec.DecodedTargets(*(np.empty((0, 0)) for _ in range(5)))
     for begin in range(0, 100, 32):
         at = slice(begin, begin + 32)
         pictures = np.concatenate([pixels[at], pixels[mix.partner_B[at]]])

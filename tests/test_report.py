@@ -150,7 +150,7 @@ def test_what_was_lost_is_within_its_bounds(spec: TargetSpec, scale: float) -> N
     sparse = dense.sparsify(logits, spec)
     targets = codec.decode(codec.encode(sparse, spec, 100), spec)
     found = target_stats.measure(targets, spec, 100)
-    lost = dense.divergence(p, dense.restore(targets, spec, 100))
+    lost = dense.kl_divergence(p, dense.densify(targets, spec, 100))
     slack = 20 * found.rounded_B + 2e-3 + 0.02 * found.tail_BT[:, 0]  # the codes round, too
     assert (lost <= found.dropped_B + slack).all()
     entropy = float(-(p * np.log(np.maximum(p, 1e-300))).sum(1).mean())
@@ -169,7 +169,7 @@ def test_the_bound_is_reached_by_the_least_even_tail() -> None:
     p = np.full((1, 1000), 1e-9)
     p[0, 0], p[0, 1:11] = 0.901, 0.0099
     targets = codec.decode(codec.encode(dense.sparsify(np.log(p), spec), spec, 1000), spec)
-    lost = dense.divergence(p / p.sum(), dense.restore(targets, spec, 1000))[0]
+    lost = dense.kl_divergence(p / p.sum(), dense.densify(targets, spec, 1000))[0]
     assert 0.95 * target_stats.measure(targets, spec, 1000).dropped_B[0] < lost
     assert lost < 1.05 * target_stats.measure(targets, spec, 1000).dropped_B[0]
 
@@ -178,7 +178,9 @@ def test_the_sum_of_squares_tightens_the_bound() -> None:
     spec = TargetSpec(k_max=4, tau=0.0, tail_square=True)
     logits = np.random.default_rng(1).normal(size=(50, 100))
     targets = codec.decode(codec.encode(dense.sparsify(logits, spec), spec, 100), spec)
-    blind = codec.Targets(*(vars(targets) | {"square_BQ": targets.square_BQ[:, :0]}).values())
+    blind = codec.DecodedTargets(
+        *(vars(targets) | {"square_BQ": targets.square_BQ[:, :0]}).values()
+    )
     known, unknown = (target_stats.measure(t, spec, 100).dropped_B for t in (targets, blind))
     assert (known < 0.6 * unknown).all()
 

@@ -59,10 +59,10 @@ def test_batches_hold_the_mean_of_what_each_cache_says(
     epochs.append(Replay(members.first, images, schedule, 1, members=members).epoch(1))
     for a, b, both in zip(*epochs, strict=True):
         p = [
-            dense.restore(batch.targets, store.spec.targets, 10)
+            dense.densify(batch.targets, store.spec.targets, 10)
             for batch, store in zip((a, b), members.stores, strict=True)
         ]
-        q = dense.restore(both.targets, members.first.spec.targets, 10)
+        q = dense.densify(both.targets, members.first.spec.targets, 10)
         assert np.abs(q - mean(*p, weights=members.weights)).max() < 1e-6
         assert (a.pixels == both.pixels).all()
         assert (a.label_B == both.label_B).all()

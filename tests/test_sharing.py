@@ -162,8 +162,8 @@ def test_fewer_classes_are_nearly_what_the_teacher_would_have_kept(
         equal += (a.index_BK == b.index_BK).all(axis=1).tolist()  # of equal codes either may stay
         kept = np.array(equal[-len(ours) :])
         assert np.array_equal(
-            codec.take(ours, np.flatnonzero(kept)).code_E,
-            codec.take(theirs, np.flatnonzero(kept)).code_E,
+            codec.select_rows(ours, np.flatnonzero(kept)).code_E,
+            codec.select_rows(theirs, np.flatnonzero(kept)).code_E,
         )
         assert np.allclose(a.tail_BT[kept], b.tail_BT[kept], rtol=0.08, atol=1e-4)
         if same.true_class:
@@ -171,7 +171,7 @@ def test_fewer_classes_are_nearly_what_the_teacher_would_have_kept(
             assert ((a.true_BP > 0) == (b.true_BP > 0))[kept].all()
             assert np.allclose(a.square_BQ[kept], b.square_BQ[kept], rtol=0.25, atol=1e-5)
         for t in same.temperatures:
-            p = dense.restore(a, same, lab.CLASSES, t)
+            p = dense.densify(a, same, lab.CLASSES, t)
             assert abs(p.sum(axis=1) - 1).max() < 1e-5
     assert np.mean(equal) > 0.8
 

@@ -161,7 +161,7 @@ def one_after_another(bench: Bench, batch: int) -> dict[str, bytes]:
                 at = slice(first, first + batch)
                 part_of = draw.Mix(mix.partner_B[at], mix.lam_B[at], mix.cut_B4[at])
                 said = forward(pixels[at], pixels[part_of.partner_B], part_of, labels[at])
-                sparse = codec.Sparse(*(t.numpy() for t in said))
+                sparse = codec.SparseTargets(*(t.numpy() for t in said))
                 stored.append(codec.encode(sparse, spec.targets, 10))
         probes = np.array([fingerprints[n] for n in probe_numbers(rows)], np.uint64)
         whole = codec.concatenate(stored)

@@ -25,7 +25,7 @@ from cache_tools.store import view_params
 from cache_tools.store.cache import Store, probe_numbers
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec
-from cache_tools.targets.codec import Stored
+from cache_tools.targets.codec import EncodedTargets
 from cache_tools.version import __version__
 from cache_tools.views.imported import Imported
 
@@ -38,7 +38,7 @@ _ROWS = 4096
 class Made:
     """A part of a new cache."""
 
-    stored: Stored
+    stored: EncodedTargets
     """Its targets."""
     known: dict[int, int]
     """Row of the new table → fingerprint of its pixels, where an old part has one."""
@@ -57,7 +57,7 @@ class Made:
 class _Old:
     """An old part as it was read."""
 
-    stored: Stored
+    stored: EncodedTargets
     probes: U8
     versions: dict[str, str]
     params: Imported | None
@@ -108,14 +108,14 @@ class Assembly:
             here = np.flatnonzero((source_B == source) & (block_B == old.block))
             rows = self._stores[source].spec.rows(old.block)
             read, at = self._read[source, old.block], row_B[here] - rows.start
-            pieces.append(codec.take(read.stored, at))
+            pieces.append(codec.select_rows(read.stored, at))
             views += [self._moved(read.params.rows(at), source)] if read.params else []
             places.append(here)
             known |= _probes(rows, read.probes, row_B[here], new_B[here])
             versions = read.versions | versions
         order = np.argsort(np.concatenate(places))
         params = Imported.concatenate(views).rows(order) if views else None
-        return Made(codec.take(codec.concatenate(pieces), order), known, versions, params)
+        return Made(codec.select_rows(codec.concatenate(pieces), order), known, versions, params)
 
     def _moved(self, params: Imported, source: int) -> Imported:
         """Parameters whose partners are rows of the new table."""
@@ -148,7 +148,7 @@ class Assembly:
         return _Old(*store.decode(part, chunks), record["versions"], params)
 
 
-def same(a: Stored, b: Stored) -> NDArray[np.bool_]:
+def same(a: EncodedTargets, b: EncodedTargets) -> NDArray[np.bool_]:
     """[B] whether two targets are the same, code by code."""
     same_B = a.count_B == b.count_B
     for ours, theirs in (
@@ -158,7 +158,7 @@ def same(a: Stored, b: Stored) -> NDArray[np.bool_]:
     ):
         same_B &= (ours == theirs).all(axis=0)
     rows = np.flatnonzero(same_B)
-    few_a, few_b = codec.take(a, rows), codec.take(b, rows)
+    few_a, few_b = codec.select_rows(a, rows), codec.select_rows(b, rows)
     differ_E = (few_a.index_delta_E != few_b.index_delta_E) | (few_a.code_E != few_b.code_E)
     of_entry = np.repeat(rows, few_a.count_B)
     same_B[of_entry[differ_E]] = False
@@ -171,7 +171,7 @@ def versions(of_source: dict[str, str], tool: str) -> dict[str, str]:
 
 
 def statistics(
-    store: Store, part: Part, stored: Stored, params: Imported | None = None
+    store: Store, part: Part, stored: EncodedTargets, params: Imported | None = None
 ) -> dict[str, float]:
     """What a commit record says of targets, from what is stored of them."""
     top_B, most_sum = np.empty(len(stored), dtype=np.int64), 0.0

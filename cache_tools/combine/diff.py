@@ -19,7 +19,7 @@ from cache_tools.runtime import progress
 from cache_tools.store.cache import Store
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec, dense, logits_file
-from cache_tools.targets.codec import Stored
+from cache_tools.targets.codec import EncodedTargets
 
 F8 = NDArray[np.float64]
 TEMPERATURES = (1.0, 2.0)
@@ -51,7 +51,7 @@ class OfCache:
         self._store = store
         self.name, self.keys = store.name, store.table.keys
         self.num_views, self.num_classes = store.num_views, store.spec.teacher.num_classes
-        self._last: tuple[Part, Stored] | None = None
+        self._last: tuple[Part, EncodedTargets] | None = None
 
     def distributions(  # noqa: D102 - Side
         self, view: int, row_B: NDArray[np.int64], temperature: float
@@ -61,7 +61,7 @@ class OfCache:
             here = row_B // spec.block_size == block
             stored = self._read(Part(view, block))
             targets = codec.decode(stored, spec.targets, row_B[here] - block * spec.block_size)
-            out[here] = dense.restore(targets, spec.targets, self.num_classes, temperature)
+            out[here] = dense.densify(targets, spec.targets, self.num_classes, temperature)
         return out
 
     def bytes_per_view(self) -> float:  # noqa: D102 - Side
@@ -69,7 +69,7 @@ class OfCache:
 
         return float(info.info(self._store)["bytes_per_view"] or 0.0)
 
-    def _read(self, part: Part) -> Stored:
+    def _read(self, part: Part) -> EncodedTargets:
         if self._last is None or self._last[0] != part:
             self._last = part, self._store.read(part)[0]
         return self._last[1]
@@ -158,7 +158,7 @@ def _distances(
     found = {}
     for t in TEMPERATURES:
         p, q = a.distributions(view, row_a, t), b.distributions(view, row_b, t)
-        found[f"kl_t{t:g}"] = dense.divergence(p, q)
+        found[f"kl_t{t:g}"] = dense.kl_divergence(p, q)
         if t == 1:
             found["l1"] = np.abs(p - q).sum(axis=1)
             found["agree"] = (p.argmax(axis=1) == q.argmax(axis=1)).astype(np.float64)

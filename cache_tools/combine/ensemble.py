@@ -26,7 +26,7 @@ from cache_tools.store.aligned import Members
 from cache_tools.store.cache import Store
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec, mixture
-from cache_tools.targets.codec import Sparse, Stored
+from cache_tools.targets.codec import EncodedTargets, SparseTargets
 from cache_tools.version import __version__
 
 I8 = NDArray[np.int64]
@@ -161,13 +161,13 @@ def _make(members: Members, store: Store, part: Part) -> None:
     store.write(part, stored, probes, rounded, versions, members.params(part))
 
 
-def _best(sparse: Sparse) -> I8:
+def _best(sparse: SparseTargets) -> I8:
     """The most probable class of each view."""
     slot_B1 = sparse.probability_BK.argmax(axis=1)[:, None]
     return np.asarray(np.take_along_axis(sparse.index_BK, slot_B1, axis=1)[:, 0])
 
 
-def _statistics(stored: Stored) -> dict[str, float]:
+def _statistics(stored: EncodedTargets) -> dict[str, float]:
     tail_B = codec.tail_levels()[stored.tail_TB[0]]
     kept = len(stored.code_E) / len(stored)
     return {"kept_classes": kept, "tail_mass": float(tail_B.mean(dtype=np.float64))}

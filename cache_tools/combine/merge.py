@@ -165,7 +165,7 @@ class _Rows:
         self, made: Made, source_B: I8, first: int, other: Made, i: int, twice_B: I8, view: int
     ) -> None:
         """CacheMismatch when two caches say different things of one sample."""
-        differ = ~assemble.same(codec.take(made.stored, twice_B - first), other.stored)
+        differ = ~assemble.same(codec.select_rows(made.stored, twice_B - first), other.stored)
         pixels = ((other.known.get(row), made.known.get(row)) for row in twice_B.tolist())
         differ |= [None not in pair and pair[0] != pair[1] for pair in pixels]
         if made.params and other.params:

@@ -34,7 +34,7 @@ from cache_tools.spec.targets import TargetSpec
 from cache_tools.store.cache import Store
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec, dense
-from cache_tools.targets.codec import Stored
+from cache_tools.targets.codec import EncodedTargets
 
 F8 = NDArray[np.float64]
 I8 = NDArray[np.int64]
@@ -108,14 +108,16 @@ def make(assembly: Assembly, cut: Cut, out: Store, part: Part) -> None:
         label_BP, pieces = assemble.labels(out, part, params), []
         for begin in range(0, len(stored), _ROWS):
             few_B = np.arange(begin, min(begin + _ROWS, len(stored)))
-            pieces.append(fewer(codec.take(stored, few_B), cut.keeps, cut.spec, label_BP[few_B]))
+            pieces.append(
+                fewer(codec.select_rows(stored, few_B), cut.keeps, cut.spec, label_BP[few_B])
+            )
         stored = codec.concatenate(pieces)
     probes = made.probes(out.spec, out.spec.rows(part.block))
     facts = assemble.statistics(out, part, stored, params)
     out.write(part, stored, probes, facts, assemble.versions(made.versions, "select"), params)
 
 
-def fewer(stored: Stored, of: TargetSpec, spec: CacheSpec, label_BP: I8) -> Stored:
+def fewer(stored: EncodedTargets, of: TargetSpec, spec: CacheSpec, label_BP: I8) -> EncodedTargets:
     """Targets with fewer classes kept.
 
     Args:
@@ -127,7 +129,7 @@ def fewer(stored: Stored, of: TargetSpec, spec: CacheSpec, label_BP: I8) -> Stor
     wanted, classes = spec.targets, spec.teacher.num_classes
     targets = codec.decode(stored, of)
     p_BK, index_BK = targets.probability_BK.astype(np.float64), targets.index_BK
-    kept_BK = (dense.top(p_BK, wanted.k_max) & (p_BK > wanted.tau)) | dense.top(p_BK, wanted.k_min)
+    kept_BK = dense.kept_mask(p_BK, wanted)
     kept_BK &= p_BK > 0
     dropped_BK = np.where(kept_BK, 0.0, p_BK)
     changed_B = (dropped_BK > 0).any(axis=1)
@@ -151,7 +153,7 @@ def fewer(stored: Stored, of: TargetSpec, spec: CacheSpec, label_BP: I8) -> Stor
     delta_E = np.diff(index_E, prepend=0)
     delta_E[first_E] = index_E[first_E]
     narrow: NDArray[np.unsignedinteger] = delta_E.astype(codec.index_dtype(classes))
-    return Stored(count_B.astype(np.uint16), narrow, code_BK[kept_BK], tail, true, square)
+    return EncodedTargets(count_B.astype(np.uint16), narrow, code_BK[kept_BK], tail, true, square)
 
 
 def _views(text: str, count: int) -> range:

@@ -15,7 +15,7 @@ from cache_tools.store import view_params
 from cache_tools.store.cache import Store
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec
-from cache_tools.targets.codec import Stored
+from cache_tools.targets.codec import EncodedTargets
 from cache_tools.views.draw import LAM_ONE, Views
 
 Arrays = dict[str, NDArray[Any]]
@@ -29,7 +29,7 @@ class Block:
 
     store: Store
     number: int
-    stored: Mapping[int, Stored]
+    stored: Mapping[int, EncodedTargets]
     """By view."""
 
     @property

@@ -39,7 +39,7 @@ from cache_tools.store.cache import Store, probe_numbers
 from cache_tools.store.commits import Part
 from cache_tools.store.manifest import MAX_VIEWS
 from cache_tools.targets import codec
-from cache_tools.targets.codec import Sparse
+from cache_tools.targets.codec import SparseTargets
 from cache_tools.verify import verify
 from cache_tools.version import __version__
 from cache_tools.views import imported
@@ -339,7 +339,7 @@ def _commit(store: Store, images: Images, part: Part, said: Said) -> None:
     store.write(part, stored, probes, rounded, versions, said.params if spec.imported else None)
 
 
-def _sparse(said: Said, targets: TargetSpec) -> Sparse:
+def _sparse(said: Said, targets: TargetSpec) -> SparseTargets:
     """What is kept of records; the mass of all else is the tail, negative ones being rounding."""
     p_BK = said.probability_BK.astype(np.float64)
     order_BK = np.argsort(-p_BK, axis=1, kind="stable")
@@ -348,7 +348,7 @@ def _sparse(said: Said, targets: TargetSpec) -> Sparse:
     p_BK = np.where(kept_BK, p_BK, 0.0)
     tail_B1 = np.maximum(1.0 - p_BK.sum(axis=1, keepdims=True), 0.0)
     none = np.zeros((len(p_BK), 0))
-    return Sparse(np.where(kept_BK, said.index_BK, -1), p_BK, tail_B1, none, none)
+    return SparseTargets(np.where(kept_BK, said.index_BK, -1), p_BK, tail_B1, none, none)
 
 
 def _check_agreement(top1: float, store: Store, part: Part) -> None:

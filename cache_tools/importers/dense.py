@@ -28,7 +28,7 @@ from cache_tools.spec.views import UNKNOWN_VIEWS
 from cache_tools.store.cache import Store
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec, dense, logits_file
-from cache_tools.targets.codec import Stored
+from cache_tools.targets.codec import EncodedTargets
 from cache_tools.targets.logits_file import Logits
 
 BLOCK = 65_536
@@ -89,7 +89,7 @@ def run(path: Path, out: Path, targets: TargetSpec, teacher: str) -> Store:
     return store
 
 
-def _commit(store: Store, part: Part, stored: Stored) -> None:
+def _commit(store: Store, part: Part, stored: EncodedTargets) -> None:
     statistics = {
         "kept_classes": len(stored.code_E) / len(stored),
         "tail_mass": float(codec.tail_levels()[stored.tail_TB[0]].mean(dtype=np.float64)),
@@ -100,7 +100,7 @@ def _commit(store: Store, part: Part, stored: Stored) -> None:
 
 def _pieces(
     logits: Logits, view: int, row_B: NDArray[np.int64], targets: TargetSpec
-) -> Iterator[Stored]:
+) -> Iterator[EncodedTargets]:
     for begin in range(0, len(row_B), _ROWS):
         rows = row_B[begin : begin + _ROWS]
         values = logits.values_VNC[view, rows].astype(np.float32)

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.spec.targets import TargetSpec
-from cache_tools.targets.codec import Targets
+from cache_tools.targets.codec import DecodedTargets
 
 F8 = NDArray[np.float64]
 I8 = NDArray[np.int64]
@@ -47,7 +47,7 @@ class Said:
     """Its probability."""
 
 
-def measure(targets: Targets, spec: TargetSpec, num_classes: int) -> Said:
+def measure(targets: DecodedTargets, spec: TargetSpec, num_classes: int) -> Said:
     """Numbers of decoded targets."""
     p_BK, tail_BT = targets.probability_BK.astype(np.float64), targets.tail_BT.astype(np.float64)
     kept_BK = p_BK > 0
@@ -73,7 +73,7 @@ def concatenate(parts: list[Said]) -> Said:
     return Said(*(np.concatenate(column) for column in columns))
 
 
-def _dropped(targets: Targets, spec: TargetSpec, p_BK: F8, others_B: I8) -> F8:
+def _dropped(targets: DecodedTargets, spec: TargetSpec, p_BK: F8, others_B: I8) -> F8:
     kept_BK, m_B = p_BK > 0, targets.tail_BT[:, 0].astype(np.float64)
     least_B = np.where(kept_BK, p_BK, np.inf).min(axis=1)
     code_B = np.maximum(spec.levels * least_B**0.25, 1.0)

@@ -31,7 +31,7 @@ from cache_tools.storage import cached
 from cache_tools.store.cache import Store
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec
-from cache_tools.targets.codec import Stored, Targets
+from cache_tools.targets.codec import DecodedTargets, EncodedTargets
 from cache_tools.targets.mixture import Mixture, Tail, common_temperatures
 from cache_tools.views.imported import Imported
 
@@ -106,7 +106,9 @@ class Members:
                 )
         return first
 
-    def decode(self, stored: Sequence[Stored], row_B: NDArray[np.int64]) -> list[Targets]:
+    def decode(
+        self, stored: Sequence[EncodedTargets], row_B: NDArray[np.int64]
+    ) -> list[DecodedTargets]:
         """Some rows of what lies in each cache."""
         pairs = zip(stored, self.stores, strict=True)
         return [codec.decode(one, store.spec.targets, row_B) for one, store in pairs]

@@ -41,7 +41,7 @@ from cache_tools.store.layout import PROBES, Layout
 from cache_tools.store.manifest import Manifest
 from cache_tools.store.metadata import Whole
 from cache_tools.targets import codec
-from cache_tools.targets.codec import Stored
+from cache_tools.targets.codec import EncodedTargets
 from cache_tools.views import imported
 from cache_tools.views.imported import Imported
 
@@ -210,7 +210,7 @@ class Store:
     def write(
         self,
         part: Part,
-        stored: Stored,
+        stored: EncodedTargets,
         probes: NDArray[np.uint64],
         statistics: Mapping[str, float],
         versions: Mapping[str, str],
@@ -256,7 +256,7 @@ class Store:
             self.storage, lambda: commits.read(self.storage, self.spec, part), part.record
         )
 
-    def read(self, part: Part) -> tuple[Stored, NDArray[np.uint64]]:
+    def read(self, part: Part) -> tuple[EncodedTargets, NDArray[np.uint64]]:
         """Targets and probes of one part; digests are checked first, then every value.
 
         Raises:
@@ -265,7 +265,9 @@ class Store:
         """
         return self.decode(part, self.load(part, views=False)[1])
 
-    def decode(self, part: Part, chunks: Mapping[str, bytes]) -> tuple[Stored, NDArray[np.uint64]]:
+    def decode(
+        self, part: Part, chunks: Mapping[str, bytes]
+    ) -> tuple[EncodedTargets, NDArray[np.uint64]]:
         """Targets and probes in the chunks of one part; CacheDamaged as `read`."""
         stored, probes = self._decoded(part, self._layout.decode_part, chunks)
         if wrong := codec.check(stored, self.spec.targets, self.spec.teacher.num_classes):
@@ -299,7 +301,7 @@ class Store:
                 f"{part} of {self.name} does not decode: {error}. {REMEDY}"
             ) from None
 
-    def read_view(self, view: int) -> Stored:
+    def read_view(self, view: int) -> EncodedTargets:
         """Targets of one view number of all N samples."""
         parts = [Part(view, block) for block in range(self.spec.num_blocks)]
         if not self.is_remote:

@@ -27,7 +27,7 @@ from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.canonical import canonical_json
 from cache_tools.store import frames
 from cache_tools.targets import codec
-from cache_tools.targets.codec import Stored
+from cache_tools.targets.codec import EncodedTargets
 from cache_tools.views import imported
 from cache_tools.views.imported import Imported
 
@@ -114,7 +114,7 @@ class Layout(threading.local):
         self,
         view: int,
         block: int,
-        stored: Stored,
+        stored: EncodedTargets,
         probes: NDArray[np.uint64],
         params: Imported | None = None,
     ) -> dict[str, bytes]:
@@ -142,7 +142,7 @@ class Layout(threading.local):
 
     def decode_part(
         self, view: int, block: int, chunks: Mapping[str, bytes]
-    ) -> tuple[Stored, NDArray[np.uint64]]:
+    ) -> tuple[EncodedTargets, NDArray[np.uint64]]:
         """The inverse of `encode_part`; nothing of the values is checked but the entries' end.
 
         Raises:
@@ -155,7 +155,7 @@ class Layout(threading.local):
         if entries > len(code) or delta[entries:].any() or code[entries:].any():
             raise ValueError(f"its entries do not end after {entries}, the sum of its counts")
         none = np.empty((0, rows), dtype=np.uint8)
-        stored = Stored(
+        stored = EncodedTargets(
             found["targets/count"],
             delta[:entries].copy(),
             code[:entries].copy(),

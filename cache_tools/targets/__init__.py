@@ -1,5 +1,5 @@
 """The sparse-target codec: logits to a few bytes per view and back.
 
-In: logits or probabilities. Out: `codec.Stored`, and decoded targets at a temperature; `mixture`
-has the distributions of several teachers. Imports `spec` and `numerics`.
+In: logits or probabilities. Out: `codec.EncodedTargets`, and decoded targets at a temperature;
+`mixture` makes those of several teachers one. Imports `spec` and `numerics`.
 """

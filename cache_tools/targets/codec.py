@@ -44,7 +44,7 @@ _SQUARE = (-16.0, 0.0)  # logarithm of Σp² / (Σp)² over the classes not kept
 
 
 @dataclass(frozen=True)
-class Sparse:
+class SparseTargets:
     """What is kept of B views, before it is rounded to codes."""
 
     index_BK: I8
@@ -60,7 +60,7 @@ class Sparse:
 
 
 @dataclass(frozen=True)
-class Stored:
+class EncodedTargets:
     """B targets as they lie in the arrays."""
 
     count_B: U2
@@ -86,7 +86,7 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Targets:
+class DecodedTargets:
     """B decoded targets."""
 
     index_BK: I4
@@ -133,7 +133,7 @@ def index_dtype(num_classes: int) -> type[np.uint16] | type[np.uint32]:
     return np.uint16 if num_classes <= NARROW_CLASSES else np.uint32
 
 
-def encode(sparse: Sparse, spec: TargetSpec, num_classes: int) -> Stored:
+def encode(sparse: SparseTargets, spec: TargetSpec, num_classes: int) -> EncodedTargets:
     """Round and pack sparse targets.
 
     Args:
@@ -148,7 +148,7 @@ def encode(sparse: Sparse, spec: TargetSpec, num_classes: int) -> Stored:
     p_BK = np.ascontiguousarray(sparse.probability_BK)
     packing.pack(index_BK, p_BK, spec.levels, delta_E, code_E)
     rest = encode_rest(sparse.tail_BT, sparse.true_BP, sparse.square_BQ, count_B == num_classes)
-    return Stored(count_B.astype(np.uint16), delta_E, code_E, *rest)
+    return EncodedTargets(count_B.astype(np.uint16), delta_E, code_E, *rest)
 
 
 def encode_rest(
@@ -157,7 +157,7 @@ def encode_rest(
     square_BQ: NDArray[np.floating],
     all_kept_B: NDArray[np.bool_],
 ) -> tuple[U1, U1, U1]:
-    """The codes of what `Sparse` says beside the kept classes: tail_TB, true_PB and square_QB."""
+    """Encode all fields but the kept classes: tail_TB, true_PB and square_QB."""
     tail = np.where(all_kept_B, 0, _code(_log_odds(tail_BT.T), _TAIL))
     true = np.where(true_BP.T > 0, _code(_log_odds(true_BP.T), _TRUE), 0)
     mass = np.maximum(tail_BT[:, :1].astype(np.float64), 1e-150)
@@ -166,7 +166,7 @@ def encode_rest(
     return tail.astype(np.uint8), true.astype(np.uint8), square.astype(np.uint8)
 
 
-def decode(stored: Stored, spec: TargetSpec, row_B: I8 | None = None) -> Targets:
+def decode(stored: EncodedTargets, spec: TargetSpec, row_B: I8 | None = None) -> DecodedTargets:
     """Unpack targets; the inverse of `encode` up to the rounding of the codes.
 
     Args:
@@ -184,7 +184,7 @@ def decode(stored: Stored, spec: TargetSpec, row_B: I8 | None = None) -> Targets
     true_BP = _values(stored.true_PB, rows, true_levels())
     square_BQ = _values(stored.square_QB, rows, square_levels())
     square_BQ *= np.square(tail_BT[:, :1])
-    return Targets(index, p, tail_BT, true_BP, square_BQ)
+    return DecodedTargets(index, p, tail_BT, true_BP, square_BQ)
 
 
 def _values(code_XN: U1, row_B: I8, scale: F4) -> F4:
@@ -194,24 +194,24 @@ def _values(code_XN: U1, row_B: I8, scale: F4) -> F4:
     return value_BX
 
 
-def concatenate(parts: Sequence[Stored]) -> Stored:
+def concatenate(parts: Sequence[EncodedTargets]) -> EncodedTargets:
     """Targets of several parts, one after another."""
     names = ("count_B", "index_delta_E", "code_E", "tail_TB", "true_PB", "square_QB")
     columns: list[Any] = [[getattr(part, name) for part in parts] for name in names]
-    return Stored(*(np.concatenate(column, axis=-1) for column in columns))
+    return EncodedTargets(*(np.concatenate(column, axis=-1) for column in columns))
 
 
-def take(stored: Stored, row_B: I8) -> Stored:
+def select_rows(stored: EncodedTargets, row_B: I8) -> EncodedTargets:
     """Some of the targets, in any order, code by code."""
     count_B, begin_B = stored.count_B[row_B].astype(np.int64), stored.begin_B1[row_B]
     within_E = np.arange(int(count_B.sum())) - np.repeat(np.cumsum(count_B) - count_B, count_B)
     entry_E = np.repeat(begin_B, count_B) + within_E
     entries = stored.index_delta_E[entry_E], stored.code_E[entry_E]
     rest = (x[:, row_B] for x in (stored.tail_TB, stored.true_PB, stored.square_QB))
-    return Stored(stored.count_B[row_B], *entries, *rest)
+    return EncodedTargets(stored.count_B[row_B], *entries, *rest)
 
 
-def check(stored: Stored, spec: TargetSpec, num_classes: int) -> str | None:
+def check(stored: EncodedTargets, spec: TargetSpec, num_classes: int) -> str | None:
     """What is impossible about stored targets, or None: a look at every value."""
     return next(_complaints(stored, spec, num_classes), None)
 
@@ -229,7 +229,7 @@ def expected_bytes(num_classes: int, kept: float, spec: TargetSpec) -> float:
     return float((0.93 * n * entropy + code_bits * k) / 8 + 0.7 + extras)
 
 
-def _complaints(stored: Stored, spec: TargetSpec, num_classes: int) -> Iterator[str]:
+def _complaints(stored: EncodedTargets, spec: TargetSpec, num_classes: int) -> Iterator[str]:
     """What is impossible; a check may rely on those before it."""
     count = stored.count_B
     if len(count) and not spec.k_min <= int(count.min()) <= int(count.max()) <= spec.k_max:
@@ -240,7 +240,7 @@ def _complaints(stored: Stored, spec: TargetSpec, num_classes: int) -> Iterator[
         yield f"a code outside 1..{spec.levels}"
     if len(stored.code_E) and not stored.index_delta_E.all():
         yield "a class that is named twice"
-    if packing.highest(stored.begin_B1, stored.index_delta_E) >= num_classes:
+    if packing.highest_class(stored.begin_B1, stored.index_delta_E) >= num_classes:
         yield f"a class id beyond {num_classes - 1}"
     bytes_ = (stored.tail_TB, stored.true_PB, stored.square_QB)
     if any((codes == FILL_CODE).any() for codes in bytes_):

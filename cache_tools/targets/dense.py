@@ -1,6 +1,6 @@
 """Dense distributions ↔ sparse ones, in numpy: what is kept of logits, and what that restores.
 
-`sparsify` is the reference for what stage 1 does on the teacher's device; `restore` is what a loss
+`sparsify` is the reference for what stage 1 does on the teacher's device; `densify` is what a loss
 on sparse targets takes the teacher's distribution to be, class by class.
 
 Shapes: B views, C classes, K slots, P labels of a view.
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.spec.targets import TargetSpec
-from cache_tools.targets.codec import Sparse, Targets
+from cache_tools.targets.codec import DecodedTargets, SparseTargets
 
 F8 = NDArray[np.float64]
 I8 = NDArray[np.int64]
@@ -25,7 +25,7 @@ def softmax(logits_BC: NDArray[np.floating], temperature: float = 1.0) -> F8:
 
 def sparsify(
     logits_BC: NDArray[np.floating], spec: TargetSpec, label_BP: I8 | None = None
-) -> Sparse:
+) -> SparseTargets:
     """Choose the classes to keep: above tau, at least k_min and at most k_max of them.
 
     Args:
@@ -34,7 +34,7 @@ def sparsify(
         label_BP: True classes (-1 = none), where the spec wants their probability.
     """
     p_BC = softmax(logits_BC)
-    kept_BC = (top(p_BC, spec.k_max) & (p_BC > spec.tau)) | top(p_BC, spec.k_min)
+    kept_BC = kept_mask(p_BC, spec)
     row_E, class_E = np.nonzero(kept_BC)
     slot_E = (np.cumsum(kept_BC, axis=1) - 1)[row_E, class_E]
     index, p = np.full((len(p_BC), spec.k_max), -1), np.zeros((len(p_BC), spec.k_max))
@@ -45,10 +45,12 @@ def sparsify(
     labels = label_BP if spec.true_class and label_BP is not None else np.zeros((len(p), 0), int)
     true = np.where(labels < 0, 0.0, np.take_along_axis(rest_BC, np.maximum(labels, 0), axis=1))
     square = np.square(rest_BC).sum(axis=1, keepdims=True)[:, : int(spec.tail_square)]
-    return Sparse(index, p, tail, true, square)
+    return SparseTargets(index, p, tail, true, square)
 
 
-def restore(targets: Targets, spec: TargetSpec, num_classes: int, temperature: float = 1.0) -> F8:
+def densify(
+    targets: DecodedTargets, spec: TargetSpec, num_classes: int, temperature: float = 1.0
+) -> F8:
     """[B, C] distributions at a temperature, the mass of the classes not kept spread evenly.
 
     At a declared temperature the stored mass is used; at any other, that of T = 1.
@@ -70,14 +72,20 @@ def restore(targets: Targets, spec: TargetSpec, num_classes: int, temperature: f
     return dense
 
 
-def divergence(p_BC: F8, q_BC: F8) -> F8:
+def kl_divergence(p_BC: F8, q_BC: F8) -> F8:
     """[B] KL(p ‖ q) in nats; nothing is smaller than 1e-30."""
     p, q = np.maximum(p_BC, 1e-30), np.maximum(q_BC, 1e-30)
     return np.asarray((p_BC * np.log(p / q)).sum(axis=1))
 
 
-def top(p_BC: F8, count: int) -> NDArray[np.bool_]:
-    """Which classes are the `count` most probable; ties go to the lower ids."""
+def kept_mask(p_BK: NDArray[np.floating], spec: TargetSpec) -> NDArray[np.bool_]:
+    """Mask of the classes to keep: above tau, at least k_min and at most k_max of them."""
+    above_BK = topk_mask(p_BK, spec.k_max) & (p_BK > spec.tau)
+    return np.asarray(above_BK | topk_mask(p_BK, spec.k_min))
+
+
+def topk_mask(p_BC: NDArray[np.floating], count: int) -> NDArray[np.bool_]:
+    """Mask of the `count` most probable classes; ties go to the lower ids."""
     if count >= p_BC.shape[1]:
         return np.ones(p_BC.shape, dtype=bool)
     least = np.partition(p_BC, -count, axis=1)[:, -count, None]

@@ -1,7 +1,7 @@
 """The targets of several teachers on the same views, as one: a weighted mean of probabilities.
 
 A member i says p_i(c) of the classes K_i that it keeps, and that the C - k_i others weigh m_i
-together. Taking them as flat, u_i = m_i / (C - k_i) each, as `dense.restore` does, the mixture with
+together. Taking them as flat, u_i = m_i / (C - k_i) each, as `dense.densify` does, the mixture with
 weights w_i (Σ w_i = 1) says of any class
 
     q(c) = Σ_i w_i · (p_i(c) where c ∈ K_i, else u_i) = ū + Σ_{i: c ∈ K_i} w_i (p_i(c) - u_i),
@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 
 from cache_tools.spec.targets import TargetSpec
 from cache_tools.targets import dense, packing
-from cache_tools.targets.codec import Sparse, Targets
+from cache_tools.targets.codec import DecodedTargets, SparseTargets
 
 F8 = NDArray[np.float64]
 I8 = NDArray[np.int64]
@@ -75,7 +75,9 @@ class Mixture:
         self._tail = tail
         self.temperatures = common_temperatures(specs)
 
-    def __call__(self, members: Sequence[Targets], label_BP: I8 | None = None) -> Targets:
+    def __call__(
+        self, members: Sequence[DecodedTargets], label_BP: I8 | None = None
+    ) -> DecodedTargets:
         """The mixture of the members' targets of the same B views.
 
         Args:
@@ -101,9 +103,9 @@ class Mixture:
             tail_BT[:, t] = rest_B / (rest_B + _power(q_BK, temperature).sum(axis=1))
         none = np.zeros((len(floor_B), 0), dtype=np.float32)
         single = q_BK.astype(np.float32), tail_BT.astype(np.float32)
-        return Targets(index_BK.astype(np.int32), *single, none, none)
+        return DecodedTargets(index_BK.astype(np.int32), *single, none, none)
 
-    def _said(self, targets: Targets, spec: TargetSpec, label_BP: I8 | None) -> _Said:
+    def _said(self, targets: DecodedTargets, spec: TargetSpec, label_BP: I8 | None) -> _Said:
         index_BK = targets.index_BK.astype(np.int64)
         p_BK, tail_B = (
             x.astype(np.float64) for x in (targets.probability_BK, targets.tail_BT[:, 0])
@@ -136,7 +138,7 @@ class Mixture:
         shape = len(floor_B), min(index_BX.shape[1], self._num_classes)
         index_BK, q_BK = np.zeros(shape, dtype=np.int64), np.zeros(shape)
         count_B = np.zeros(len(floor_B), dtype=np.int64)
-        packing.unite(index_BX, excess_BX, floor_B, index_BK, q_BK, count_B)
+        packing.merge_entries(index_BX, excess_BX, floor_B, index_BK, q_BK, count_B)
         return index_BK, q_BK, count_B
 
 
@@ -146,7 +148,9 @@ def common_temperatures(specs: Sequence[TargetSpec]) -> tuple[float, ...]:
     return (1.0, *sorted(shared - {1.0}))
 
 
-def sparsify(targets: Targets, spec: TargetSpec, label_BP: I8 | None = None) -> Sparse:
+def sparsify(
+    targets: DecodedTargets, spec: TargetSpec, label_BP: I8 | None = None
+) -> SparseTargets:
     """Choose the classes to keep of a mixture; `dense.sparsify` for what is sparse already.
 
     Args:
@@ -155,8 +159,7 @@ def sparsify(targets: Targets, spec: TargetSpec, label_BP: I8 | None = None) -> 
         label_BP: True classes (-1 = none), where the spec wants their probability.
     """
     q_BK = targets.probability_BK.astype(np.float64)
-    kept_BK = (dense.top(q_BK, spec.k_max) & (q_BK > spec.tau)) | dense.top(q_BK, spec.k_min)
-    kept_BK &= q_BK > 0
+    kept_BK = dense.kept_mask(q_BK, spec) & (q_BK > 0)
     dropped_BK = np.where(kept_BK, 0.0, q_BK)
     tail_BT = targets.tail_BT[:, : len(spec.temperatures)].astype(np.float64)
     for t, temperature in enumerate(spec.temperatures):
@@ -168,7 +171,7 @@ def sparsify(targets: Targets, spec: TargetSpec, label_BP: I8 | None = None) -> 
         here_BPK = targets.index_BK[:, None, :] == label_BP[:, :, None]
         true_BP = (here_BPK * dropped_BK[:, None, :]).sum(axis=2)
     index_BK, p_BK = np.where(kept_BK, targets.index_BK, -1), np.where(kept_BK, q_BK, 0.0)
-    return Sparse(*_narrow(index_BK, p_BK, spec.k_max), tail_BT, true_BP, none)
+    return SparseTargets(*_narrow(index_BK, p_BK, spec.k_max), tail_BT, true_BP, none)
 
 
 def _narrow(index_BK: I8, p_BK: F8, width: int) -> tuple[I8, F8]:
@@ -177,7 +180,7 @@ def _narrow(index_BK: I8, p_BK: F8, width: int) -> tuple[I8, F8]:
     return np.take_along_axis(index_BK, order, axis=1), np.take_along_axis(p_BK, order, axis=1)
 
 
-def _true(targets: Targets, label_BP: I8 | None, tail_B: F8) -> F8:
+def _true(targets: DecodedTargets, label_BP: I8 | None, tail_B: F8) -> F8:
     """[B, P] probabilities of true classes outside of the kept; one of two equal labels counts."""
     true_BP = targets.true_BP.astype(np.float64)
     if label_BP is None or not true_BP.size:

@@ -43,7 +43,9 @@ def pack(
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def unite(index_BX: I8, value_BX: F8, floor_B: F8, index_BK: I8, sum_BK: F8, count_B: I8) -> None:
+def merge_entries(
+    index_BX: I8, value_BX: F8, floor_B: F8, index_BK: I8, sum_BK: F8, count_B: I8
+) -> None:
     """Distinct ids of each view, ascending, with `floor` plus the sum of their values.
 
     Args:
@@ -125,7 +127,7 @@ def look_up(row_B: I8, code_XN: U1, levels: F4, value_BX: F4) -> None:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def highest(begin_B1: I8, delta_E: NDArray[Any]) -> int:
+def highest_class(begin_B1: I8, delta_E: NDArray[Any]) -> int:
     """The highest class id of all views."""
     highest = 0
     for b in range(begin_B1.size - 1):

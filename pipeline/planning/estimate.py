@@ -158,7 +158,7 @@ def _asking(
         own = pixels[turn % len(pixels), :size]
         other = None if mix is None else own[mix.partner_B]
         said = forward(own, other, mix, None)
-        sparse = codec.Sparse(*(tensor.cpu().numpy() for tensor in said))
+        sparse = codec.SparseTargets(*(tensor.cpu().numpy() for tensor in said))
         stored = codec.encode(sparse, spec, classes)
         kept.append(len(stored.code_E) / size)
         return size

@@ -60,7 +60,7 @@ class Forward:
             label_BP: True classes whose probability is stored; -1 = none.
 
         Returns:
-            The fields of `codec.Sparse`, on the device.
+            The fields of `codec.SparseTargets`, on the device.
         """
         x = self._move(pixels).float()
         if partner is not None and mix is not None:

@@ -73,12 +73,14 @@ def _problem(
     store: Store, images: Images, forward: Forward, view: int, row: int
 ) -> Iterator[CacheMismatch]:
     spec = store.spec
-    again = codec.Sparse(*(t.cpu().numpy() for t in forward(*_shown(store, images, view, row))))
+    again = codec.SparseTargets(
+        *(t.cpu().numpy() for t in forward(*_shown(store, images, view, row)))
+    )
     fresh = codec.encode(again, spec.targets, spec.teacher.num_classes)
     block, at = divmod(row, spec.block_size)
     stored = store.read(Part(view, block))[0]
     sides = codec.decode(fresh, spec.targets), codec.decode(stored, spec.targets, np.array([at]))
-    p, q = (dense.restore(side, spec.targets, spec.teacher.num_classes) for side in sides)
+    p, q = (dense.densify(side, spec.targets, spec.teacher.num_classes) for side in sides)
     distance, allowed = float(np.abs(p - q).sum()), TOLERANCE[spec.teacher.precision]
     if not distance <= allowed:
         yield CacheMismatch(

@@ -54,7 +54,7 @@ class Said:
     mixed: bool
     """Whether the views were mixed."""
     sparse: tuple[Tensor, ...]
-    """The fields of `codec.Sparse` in the host's memory, complete when `copied` has come."""
+    """The fields of `codec.SparseTargets` in the host's memory, complete when `copied` has come."""
     copied: torch.cuda.Event | None = None
     """When they are; None: now."""
 

@@ -19,7 +19,7 @@ from cache_tools.spec.dataset import NO_LABEL
 from cache_tools.store.cache import Store, probe_numbers
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec
-from cache_tools.targets.codec import Stored
+from cache_tools.targets.codec import EncodedTargets
 from pipeline.teacher.forward import Forward
 from pipeline.worker.executor import Lane
 from pipeline.worker.groups import Group
@@ -37,7 +37,7 @@ _MOST_PARTS = 16
 class _Growing:
     """A part in the making."""
 
-    stored: list[Stored] = field(default_factory=list)
+    stored: list[EncodedTargets] = field(default_factory=list)
     correct: list[float] = field(default_factory=list)
     top: list[float] = field(default_factory=list)
     probes: dict[int, int] = field(default_factory=dict)
@@ -123,9 +123,9 @@ class Collector:
         if said.copied is not None:
             said.copied.synchronize()
         with self._meter.busy("commit"):
-            self._add(said, codec.Sparse(*(t.numpy() for t in said.sparse)))
+            self._add(said, codec.SparseTargets(*(t.numpy() for t in said.sparse)))
 
-    def _add(self, said: Said, sparse: codec.Sparse) -> None:
+    def _add(self, said: Said, sparse: codec.SparseTargets) -> None:
         if error := self._not_finite(said, sparse.tail_BT):
             self.failed[said.part] = error
             self._forget(said.part)

@@ -28,7 +28,7 @@ from cache_tools.spec.views import ViewSpec
 from cache_tools.store.cache import Store
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec, dense
-from cache_tools.targets.codec import Stored
+from cache_tools.targets.codec import EncodedTargets
 
 Json = dict[str, Any]
 ROWS, CLASSES, VIEWS = 96, 20, 2
@@ -155,12 +155,12 @@ def canonical(value: Any) -> bytes:
 
 
 def replace_part(cache: Path, **changes: Any) -> None:
-    """Write `PART` with other values: arrays by their name in `Stored`, in place of its own."""
+    """Write `PART` with other values: arrays by their names in `EncodedTargets`."""
     store = Store.open(cache)
     stored, probes = store.read(PART)
     values = {**vars(stored), **changes}
     values.pop("begin_B1", None)
-    chunks = store._layout.encode_part(PART.view, PART.block, Stored(**values), probes)
+    chunks = store._layout.encode_part(PART.view, PART.block, EncodedTargets(**values), probes)
     for name, data in chunks.items():
         (cache / name).write_bytes(data)
     seal(cache)

@@ -24,7 +24,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 Ask = Callable[..., tuple[Tensor, ...]]
-"""Pixels, partners' pixels, mixing and labels of B views → fields of `codec.Sparse`."""
+"""Pixels, partners' pixels, mixing and labels of B views → fields of `codec.SparseTargets`."""
 
 
 def said_now(ask: Ask, batch: Batch, spec: CacheSpec) -> SoftTargets:

@@ -30,7 +30,7 @@ from cache_tools.store.aligned import Members
 from cache_tools.store.cache import Store
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec
-from cache_tools.targets.codec import Targets
+from cache_tools.targets.codec import DecodedTargets
 from cache_tools.targets.mixture import Tail
 from cache_tools.verify import verify
 from cache_tools.views import draw
@@ -63,7 +63,7 @@ class Batch:
     """Share of the view's own sample in 1/65536."""
     cut_B4: NDArray[np.int32]
     """Cutmix boxes; height 0 where there is none."""
-    targets: Targets
+    targets: DecodedTargets
     """What the teacher said of the mixed views."""
     label_B: NDArray[np.int64]
     """Labels, NO_LABEL when the cache has none."""
@@ -231,14 +231,16 @@ class Replay:
             None if plan.outside_M is None else plan.outside_M[part].astype(np.float32),
         )
 
-    def _said(self, loaded: list[View], slot_B: I8, row_B: I8, label_BP: I8) -> Targets:
+    def _said(self, loaded: list[View], slot_B: I8, row_B: I8, label_BP: I8) -> DecodedTargets:
         """What the teacher, or several together, said of a batch's views."""
         if self._mixture is None:
             return self._targets(loaded, slot_B, row_B)
         each = [self._targets(loaded, slot_B, row_B, i) for i in range(len(self._members.stores))]
         return self._mixture(each, label_BP[:, : self._members.num_labels])
 
-    def _targets(self, loaded: list[View], slot_B: I8, row_B: I8, member: int = 0) -> Targets:
+    def _targets(
+        self, loaded: list[View], slot_B: I8, row_B: I8, member: int = 0
+    ) -> DecodedTargets:
         """What one teacher said of a batch's views."""
         spec = self._members.stores[member].spec.targets
         stored = [view.stored[member] for view in loaded]
@@ -247,8 +249,10 @@ class Replay:
         groups = [np.flatnonzero(slot_B == slot) for slot in range(len(loaded))]
         parts = [codec.decode(s, spec, row_B[g]) for s, g in zip(stored, groups, strict=True)]
         back = np.argsort(np.concatenate(groups))
-        names = [f.name for f in fields(Targets)]
-        return Targets(*(np.concatenate([getattr(p, n) for p in parts])[back] for n in names))
+        names = [f.name for f in fields(DecodedTargets)]
+        return DecodedTargets(
+            *(np.concatenate([getattr(p, n) for p in parts])[back] for n in names)
+        )
 
     def _paint(
         self, loaded: list[View], wanted_U2: I8, out: list[U1], renderers: ThreadPoolExecutor

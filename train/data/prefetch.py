@@ -18,7 +18,7 @@ from cache_tools.data.images import Images
 from cache_tools.store import view_params
 from cache_tools.store.aligned import Members
 from cache_tools.store.commits import Part
-from cache_tools.targets.codec import Stored
+from cache_tools.targets.codec import EncodedTargets
 from cache_tools.verify import verify
 from cache_tools.views import draw
 from train.data.schedule import Plan, Schedule
@@ -30,7 +30,7 @@ class View:
 
     number: int
     """Which one."""
-    stored: tuple[Stored, ...]
+    stored: tuple[EncodedTargets, ...]
     """[N, …] targets as they are stored, of each teacher."""
     params: draw.Views
     """Parameters of the N views, from one vectorised draw."""

@@ -28,7 +28,7 @@ from cache_tools.store.commits import Part
 from cache_tools.store.sampling import mix as mix_of
 from cache_tools.store.sampling import spread
 from cache_tools.targets import codec
-from cache_tools.targets.codec import Stored
+from cache_tools.targets.codec import EncodedTargets
 from cache_tools.verify import verify
 from cache_tools.views import draw
 from train.data.native_loader import Batch
@@ -137,7 +137,7 @@ def _batch(
     store: Store,
     images: Images,
     part: Part,
-    stored: Stored,
+    stored: EncodedTargets,
     row_B: I8,
     renderers: ThreadPoolExecutor,
 ) -> Batch:
