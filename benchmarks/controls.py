@@ -44,7 +44,7 @@ from benchmarks import datasets
 from benchmarks.datasets import DATASETS
 from benchmarks.machine import machine
 from benchmarks.online import CPU, SETTINGS, stored, train
-from cache_tools.data import images
+from cache_tools.data.open import open_images
 from cache_tools.targets.codec import DecodedTargets
 from pipeline import recipe as recipes
 from pipeline.run import run as make
@@ -136,7 +136,7 @@ def trial(
         "next image": Arm("kd", rolled(words, 1)),
         "clean image": Arm("kd", repeated(stored(clean.store), inputs.store.num_views)),
     }
-    choose = images.open_images(f"{data}/{name}-choose-*.tar", "validation")
+    choose = open_images(f"{data}/{name}-choose-*.tar", "validation")
     ask = online(inputs.store, str(teacher), CPU)
     temperatures = DATASETS[name].temperatures
     return Trial(inputs, replace(inputs, validation=choose), ask, arms, temperatures)

@@ -31,7 +31,7 @@ from benchmarks.render import pictures
 from benchmarks.rounds import Figure, ratio, shown, spread
 from benchmarks.seats import Seat, Turn
 from cache_tools.data import beton
-from cache_tools.data import images as shards
+from cache_tools.data.open import open_images
 from pipeline import recipe as recipes
 from pipeline.run import run
 
@@ -85,7 +85,7 @@ def prepare(kind: str, count: int, folder: Path) -> None:
                 where = folder / f"folder/class{label}"
                 where.mkdir(parents=True, exist_ok=True)
                 (where / f"{i:05d}.jpg").write_bytes(data)
-    images = shards.open_images(str(tars), "train")
+    images = open_images(str(tars), "train")
     for name, raw in (("jpeg", False), ("raw", True)):
         beton.write(images, folder / f"{name}.beton", raw, 2, lambda _: None)
     small = ["num_views=3", "views.teacher_size=32", "targets.tau=0.0", "targets.k_max=20"]

@@ -52,14 +52,14 @@ def ffcv_replay(folder: Path, cache: str = "rrc", raw: bool = False, repeats: in
 
 
 def _replayed(loader: Any, folder: Path, cache: str, data: Path, repeats: int) -> Epoch:
-    from cache_tools.data import images as shards
-    from cache_tools.data import scan
+    from cache_tools.data import match
+    from cache_tools.data.open import open_images
     from cache_tools.store.cache import Store
     from train.data.schedule import Schedule
 
     store = Store.open(folder / f"{cache}.zarr")
-    images = shards.open_images(str(data), "train")
-    images = scan.match(store.table, store.spec.dataset, images)
+    images = open_images(str(data), "train")
+    images = match.match(store.table, store.spec.dataset, images)
     schedule = Schedule(store, 1, BATCH, 0, repeats)
     replay = loader(store, images, schedule, 0)
     return lambda epoch: sum(len(batch) for batch in replay.epoch(epoch))
@@ -69,9 +69,9 @@ class _Pictures:
     """Images for FFCV's writer: JPEG bytes, or pixels."""
 
     def __init__(self, folder: Path, raw: bool) -> None:
-        from cache_tools.data import images as shards
+        from cache_tools.data.open import open_images
 
-        self._images, self._raw = shards.open_images(str(folder / "tars"), "train"), raw
+        self._images, self._raw = open_images(str(folder / "tars"), "train"), raw
 
     def __len__(self) -> int:
         return len(self._images)

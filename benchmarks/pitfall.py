@@ -38,7 +38,7 @@ from benchmarks import datasets
 from benchmarks.controls import gain
 from benchmarks.machine import machine
 from benchmarks.online import MIXING, train
-from cache_tools.data import images
+from cache_tools.data.open import open_images
 from pipeline import recipe as recipes
 from pipeline.run import run as make
 from train import recipe as training
@@ -95,7 +95,7 @@ def cell(size: int, kind: str, teacher: Path, work: Path, source: Path | None) -
     )
     make(recipes.load("digits", changes), str(data), str(teacher), cache, "cpu")
     inputs = run_dir.open_inputs(cache, None)
-    choose = images.open_images(f"{data}/{NAME}-choose-*.tar", "validation")
+    choose = open_images(f"{data}/{NAME}-choose-*.tar", "validation")
     return Cell(inputs, replace(inputs, validation=choose), size)
 
 

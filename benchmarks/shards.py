@@ -12,8 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from cache_tools.data import images as shards
 from cache_tools.data import scan
+from cache_tools.data.open import open_images
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
             write(Path(folder) / f"train-{begin // arguments.shard_size:04d}.tar", numbers)
         for which in ("first", "second"):
             begin_s = time.perf_counter()
-            images = shards.open_images(folder, "train")
+            images = open_images(folder, "train")
             print(
                 f"{which} opening: {len(images):,} samples, {time.perf_counter() - begin_s:.2f} s"
             )

@@ -52,7 +52,7 @@ from benchmarks.machine import machine
 from benchmarks.pairs import Pair, write
 from benchmarks.parts import wait
 from benchmarks.rounds import ratio, shown, spread
-from cache_tools.data import images as shards
+from cache_tools.data.open import open_images
 from cache_tools.runtime import threads
 from cache_tools.spec.teacher import Precision
 from pipeline import recipe as recipes
@@ -139,7 +139,7 @@ class Bench:
         recipe = replace(recipe, precision=case.precision, compile=case.compile)
         torch.manual_seed(0)
         teacher = teachers.load(case.teacher, case.size, case.precision, random_weights=True)
-        images = shards.open_images(str(folder / "data"), "train")
+        images = open_images(str(folder / "data"), "train")
         self.store, self.images = open_cache.open_or_create(
             recipe, images, teacher, folder / "cache.zarr"
         )

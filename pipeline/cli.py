@@ -91,12 +91,12 @@ def plan(
     With --data and --teacher a few real batches are rendered and shown to the teacher: that tells
     the hours on this machine, what binds, and the bytes.
     """
-    from cache_tools.data import images as shards
+    from cache_tools.data.open import open_images
     from pipeline import recipe as recipes
     from pipeline.planning import plan as planner
 
     loaded = recipes.load(recipe, overrides or ())
-    images = shards.open_images(data, loaded.dataset.split) if data else None
+    images = open_images(data, loaded.dataset.split) if data else None
     measured = None
     if teacher:
         if images is None:

@@ -24,9 +24,9 @@ from timm.models import save_for_hf
 from torch import nn
 from torch.nn import functional as F
 
-from cache_tools.data import images as shards
 from cache_tools.data import scan
 from cache_tools.data.images import Images
+from cache_tools.data.open import open_images
 from cache_tools.errors import KdcacheError
 from cache_tools.render import decode, mixing, view
 from cache_tools.runtime import progress, threads
@@ -96,7 +96,7 @@ def train_teacher(folder: Path, out: Path, at_least: float = 90.0) -> float:
             "test_resnet", num_classes=10, pretrained_cfg_overlay=PREPROCESSING
         )
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=0.05)
-    _, _, images = scan.in_table_order(shards.open_images(str(folder), "teacher"), None)
+    _, _, images = scan.in_table_order(open_images(str(folder), "teacher"), None)
     steps = EPOCHS * (len(images) // BATCH_SIZE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
     with progress.bar("train the teacher", EPOCHS, "epochs") as advance:
@@ -108,7 +108,7 @@ def train_teacher(folder: Path, out: Path, at_least: float = 90.0) -> float:
                 optimizer.step()
                 schedule.step()
             advance(1)
-    accuracy = _accuracy(model.eval(), shards.open_images(str(folder), "validation"))
+    accuracy = _accuracy(model.eval(), open_images(str(folder), "validation"))
     if accuracy < at_least:
         raise KdcacheError(
             f"the teacher reached {accuracy:.1f} % only, at least {at_least:g} % was expected. "

@@ -14,9 +14,9 @@ import torch
 from timm.models import save_for_hf
 
 from cache_tools.cli import main
-from cache_tools.data import images as shards
-from cache_tools.data import scan
+from cache_tools.data import match
 from cache_tools.data.images import Images
+from cache_tools.data.open import open_images
 from cache_tools.store.cache import Store
 from pipeline import demo
 from pipeline import recipe as recipes
@@ -126,8 +126,8 @@ def cache(made: Path, tmp_path: Path) -> Path:
 def images(made: Path, digits: Path) -> Images:
     """The transfer images in the order of the cache's table."""
     store = Store.open(made)
-    opened = shards.open_images(str(digits), "train")
-    return scan.match(store.table, store.spec.dataset, opened)
+    opened = open_images(str(digits), "train")
+    return match.match(store.table, store.spec.dataset, opened)
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from conftest import Outcome
 
-from cache_tools.data import images as shards
 from cache_tools.data import match
 from cache_tools.data.images import Images
+from cache_tools.data.open import open_images
 from cache_tools.errors import CacheMismatch
 from cache_tools.store.cache import Store
 from cache_tools.views import draw
@@ -50,9 +50,7 @@ def test_renamed_images_are_found_by_their_bytes(
     assert said.code == 0, said.err
     assert "100 of 100 samples are there, 3 of them under other names" in said.out
     store = Store.open(made)
-    joined, covered = match.join(
-        store.table, store.spec.dataset, shards.open_images(source, "train")
-    )
+    joined, covered = match.join(store.table, store.spec.dataset, open_images(source, "train"))
     assert covered.facts == {"samples": 100, "by_key": 97, "by_digest": 3, "missing": 0, "extra": 0}
     assert [joined.read(i) for i in range(100)] == [images.read(i) for i in range(100)]
 
@@ -67,7 +65,7 @@ def test_names_that_stand_for_two_images_are_told_apart(
         (folder / f"{len(list(folder.iterdir()))}.png").write_bytes(images.read(number))
     store = Store.open(made)
     covered = match.find(
-        store.table, store.spec.dataset, shards.open_images(str(tmp_path / "copy"), "train")
+        store.table, store.spec.dataset, open_images(str(tmp_path / "copy"), "train")
     )
     assert covered.facts["by_digest"] == 100
 
@@ -87,12 +85,12 @@ def test_digests_are_kept_until_a_file_changes(
     monkeypatch.setattr(Images, "read", counted)
     found = []
     for _ in range(2):
-        opened = shards.open_images(source, "train")
+        opened = open_images(source, "train")
         found.append(match.find(store.table, store.spec.dataset, opened).by_digest)
     first = len(reads)
     changed = next((tmp_path / "copy").rglob("copy-3.png"))
     changed.write_bytes(changed.read_bytes()[:-1] + b"x")
-    opened = shards.open_images(source, "train")
+    opened = open_images(source, "train")
     found.append(match.find(store.table, store.spec.dataset, opened).by_digest)
     assert found == [2, 2, 1]
     assert len(reads) > first > 0
@@ -105,7 +103,7 @@ def test_another_data_set_is_refused_after_a_few_reads(
     source = write(images, tmp_path / "copy", [*range(100)], {*range(100)})
     for path in (tmp_path / "copy").rglob("*.png"):
         path.write_bytes(path.read_bytes()[:-1] + b"x")
-    opened = shards.open_images(source, "train")
+    opened = open_images(source, "train")
     with pytest.raises(CacheMismatch, match=r"has 100, of which 0 are shared") as refusal:
         match.join(store.table, store.spec.dataset, opened, partial=True)
     assert "allow-partial" not in str(refusal.value)

@@ -13,7 +13,7 @@ from conftest import Outcome
 from huggingface_hub import constants
 from PIL import Image
 
-from cache_tools.data import images as shards
+from cache_tools.data.open import open_images
 from cache_tools.render import decode
 from train import recipe as recipes
 from train import run_dir
@@ -80,7 +80,7 @@ def test_timms_own_transform_gives_the_accuracy_of_the_run(
     assert config["input_size"] == (3, 32, 32)
     assert config["crop_pct"] == 1.0
     transform = timm.data.create_transform(**config)
-    images = shards.open_images(str(digits), "validation")
+    images = open_images(str(digits), "validation")
     pictures = [decode.decode(images.read(i), images.names[i]) for i in range(len(images))]
     x = torch.stack([transform(Image.fromarray(p)) for p in pictures])
     with torch.inference_mode():
@@ -208,7 +208,7 @@ def test_class_names_come_along(
     digits: Path, teacher: Path, kdcache: Command, tmp_path: Path
 ) -> None:
     """An ImageFolder names its classes; where they are ImageNet's, timm describes them."""
-    images = shards.open_images(str(digits), "train")
+    images = open_images(str(digits), "train")
     names = [f"n{1440764 + i:08d}" for i in range(10)]
     for i in range(len(images)):
         path = tmp_path / "photos" / names[int(images.label_N[i])] / f"{i}.png"

@@ -17,8 +17,8 @@ from PIL import Image
 from range_server import serve
 from skimage.data import astronaut, chelsea
 
-from cache_tools.data import beton, scan, shard_writer
-from cache_tools.data import images as shards
+from cache_tools.data import beton, match, shard_writer
+from cache_tools.data.open import open_images
 from cache_tools.errors import DataError, UsageError
 from cache_tools.render import view
 from cache_tools.storage import atomic
@@ -64,13 +64,13 @@ def stores(
 
 
 def container(photos: Path, out: Path, raw: bool = False) -> Path:
-    beton.write(shards.open_images(str(photos), "train"), out, raw, 2, lambda _: None)
+    beton.write(open_images(str(photos), "train"), out, raw, 2, lambda _: None)
     return out
 
 
 def opened(store: Store, source: Path) -> Any:
-    images = shards.open_images(str(source), "train")
-    return scan.match(store.table, store.spec.dataset, images)
+    images = open_images(str(source), "train")
+    return match.match(store.table, store.spec.dataset, images)
 
 
 def left_running() -> list[str]:
@@ -88,8 +88,8 @@ def equal(a: Batch, b: Batch) -> bool:
 
 
 def test_a_container_holds_the_images_as_they_were(photos: Path, tmp_path: Path) -> None:
-    source = shards.open_images(str(photos), "train")
-    there = shards.open_images(str(container(photos, tmp_path / "x.beton")), "train")
+    source = open_images(str(photos), "train")
+    there = open_images(str(container(photos, tmp_path / "x.beton")), "train")
     assert isinstance(there, beton.Beton)
     assert there.names == source.names
     assert there.class_names == source.class_names
@@ -121,10 +121,10 @@ def test_damage_and_other_images_are_refused(
         [*Replay(store, opened(store, out), Schedule(store, 1, 6, 0), 1).epoch(0)]
     out.write_bytes(data[:5000])
     with pytest.raises(DataError, match=r"cannot be read|damaged"):
-        shards.open_images(str(out), "train")
+        open_images(str(out), "train")
     out.write_bytes(b"nothing of ours, but long enough to have a header" * 50)
     with pytest.raises(DataError, match="not written by kdcache"):
-        shards.open_images(str(out), "train")
+        open_images(str(out), "train")
 
 
 def test_the_choice_of_a_loader_says_why(
@@ -132,7 +132,7 @@ def test_the_choice_of_a_loader_says_why(
 ) -> None:
     spec = stores["plain"].spec
     auto, forced = (train_recipes.load("digits", [f"loader={n}"]) for n in ("auto", "ffcv"))
-    folder = shards.open_images(str(photos), "train")
+    folder = open_images(str(photos), "train")
     assert create_loader.choose(auto, folder, spec, 10**9)[0] == "native"
     assert "kdcache beton" in create_loader.choose(auto, folder, spec, 10**9)[1]
     with pytest.raises(UsageError, match="kdcache beton"):
@@ -150,7 +150,7 @@ def shown(replay: Replay) -> list[str]:
 @pytest.fixture
 def sources(photos: Path, tmp_path: Path) -> Iterator[dict[str, Any]]:
     """The photographs in every form that can be trained from."""
-    images = shards.open_images(str(photos), "train")
+    images = open_images(str(photos), "train")
     shard_writer.write(images, tmp_path / "tars", shard_writer.Options("train", shard_size=5))
     jpeg, raw = (container(photos, tmp_path / f"{raw}.beton", raw) for raw in (False, True))
     with serve(tmp_path / "tars") as server:

@@ -13,8 +13,9 @@ from conftest import Outcome
 from foreign_files import CLASSES, Sizes
 from PIL import Image
 
-from cache_tools.data import images as shards
-from cache_tools.data import scan
+from cache_tools.data import match
+from cache_tools.data.images import Images
+from cache_tools.data.open import open_images
 from cache_tools.errors import CacheDamaged
 from cache_tools.importers import base
 from cache_tools.render import view as render
@@ -47,10 +48,10 @@ def import_(folder: Path, sizes: Sizes, kdcache: Command) -> Callable[..., Outco
     return call
 
 
-def opened(out: Path, folder: Path) -> tuple[Store, shards.Images]:
+def opened(out: Path, folder: Path) -> tuple[Store, Images]:
     store = Store.open(out)
-    images = shards.open_images(str(folder / "photos"), "train")
-    return store, scan.match(store.table, store.spec.dataset, images)
+    images = open_images(str(folder / "photos"), "train")
+    return store, match.match(store.table, store.spec.dataset, images)
 
 
 def told(store: Store, key: str, view: int) -> tuple[dict[int, float], float]:
@@ -657,10 +658,10 @@ def test_partners_stand_in_any_block(
     assert partners == [names[said[0]["params"][0]] for said in files]
     backwards = view_params.parameters(store, 0, rows, side=1).box_B4
     assert backwards.tolist() == [list(said[0]["params"][1][1]) for said in files]
-    images = scan.match(
+    images = match.match(
         store.table,
         store.spec.dataset,
-        shards.open_images(str(tmp_path / "photos"), "train"),
+        open_images(str(tmp_path / "photos"), "train"),
     )
     replay = Replay(store, images, Schedule(store, 1, 50, seed=0), 1)
     batch = next(iter(replay.epoch(0)))

@@ -15,9 +15,9 @@ import pytest
 import torch
 from conftest import Outcome
 
-from cache_tools.data import beton, scan
-from cache_tools.data import images as shards
+from cache_tools.data import beton, match
 from cache_tools.data.images import Images
+from cache_tools.data.open import open_images
 from cache_tools.errors import CacheMismatch
 from cache_tools.spec import sample_table
 from cache_tools.store.aligned import Members
@@ -32,7 +32,7 @@ KINDS = ["native", "ffcv"]
 
 
 def container(digits: Path, out: Path) -> Path:
-    beton.write(shards.open_images(str(digits), "train"), out, False, 2, lambda _: None)
+    beton.write(open_images(str(digits), "train"), out, False, 2, lambda _: None)
     return out
 
 
@@ -41,8 +41,8 @@ def replay(kind: str, store: Store, images: Images, digits: Path, tmp_path: Path
     if kind == "native":
         return Replay(store, images, schedule, 2)
     loader = pytest.importorskip("train.data.ffcv_loader", exc_type=ImportError)
-    there = shards.open_images(str(container(digits, tmp_path / "x.beton")), "train")
-    matched = scan.match(store.table, store.spec.dataset, there)
+    there = open_images(str(container(digits, tmp_path / "x.beton")), "train")
+    matched = match.match(store.table, store.spec.dataset, there)
     made: Replay = loader.FfcvReplay(store, matched, schedule, 2)
     return made
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import Outcome
 
-from cache_tools.data import images as shards
+from cache_tools.data.open import open_images
 from cache_tools.errors import DataError
 from cache_tools.store.cache import Store
 from cache_tools.targets import codec
@@ -56,7 +56,7 @@ def test_without_a_teacher_the_plan_is_as_before(kdcache: Command, digits: Path)
 def test_the_bytes_are_those_of_what_the_teacher_keeps(digits: Path, teacher: Path) -> None:
     """A threshold drops classes; the plan then reckons with what was kept, not with k_max."""
     recipe = recipes.load("digits", ["targets.tau=0.1", "targets.k_min=1"])
-    images = shards.open_images(str(digits), "train")
+    images = open_images(str(digits), "train")
     measured = running.measure(recipe, images, [TeacherSource(str(teacher))], "cpu")
     assert 1.0 <= measured["kept_classes"] < 9.9
     facts = plan.plan(recipe, 100, measured.pop("classes"), measured=measured)
@@ -80,7 +80,7 @@ def test_the_views_that_are_timed_are_those_of_stage_1(
 
     monkeypatch.setattr(Forward, "__call__", call)
     recipe = recipes.load("digits", ["views.mixup=0.5", "batch_size=16", "num_views=2"])
-    images = shards.open_images(str(digits), "train")
+    images = open_images(str(digits), "train")
     running.measure(recipe, images, [TeacherSource(str(teacher))], "cpu")
     assert len(shown) >= 3
     from concurrent.futures import ThreadPoolExecutor
@@ -107,7 +107,7 @@ def test_mistakes_are_told_before_anything_is_measured(
 def test_an_image_that_is_broken_is_named(digits: Path, teacher: Path, tmp_path: Path) -> None:
     (tmp_path / "x.jpg").write_bytes(b"\xff\xd8\xff\xe0 not really")
     recipe = recipes.load("digits", ["dataset.labels=ignore"])
-    images = shards.open_images(str(tmp_path), "train")
+    images = open_images(str(tmp_path), "train")
     with pytest.raises(DataError, match="x"):
         running.measure(recipe, images, [TeacherSource(str(teacher))], "cpu")
 

@@ -15,6 +15,7 @@ from cache_tools.storage import cached, fsspec_client
 from cache_tools.storage.disk_cache import DataFolder
 from cache_tools.store.cache import Store
 from cache_tools.store.commits import Part
+from cache_tools.store.open import open_cache
 
 Command = Callable[..., Outcome]
 SHORT = ("epochs=2", "views_per_epoch=1", "batch_size=32")
@@ -59,7 +60,7 @@ def test_the_student_is_the_same_and_only_its_views_are_fetched(
     assert {name[-3:] for name in fetched} == {"0/0", "1/0"}
     sent = server.sent
     server.trouble = lambda number, path: ""
-    store = cached.open_cache(url)
+    store = open_cache(url)
     assert len(store.table) == len(store.read_view(1))
     assert server.sent - sent < 5000  # the manifest
 
@@ -67,13 +68,13 @@ def test_the_student_is_the_same_and_only_its_views_are_fetched(
 def test_what_is_kept_is_not_believed(server: RangeServer, made: Path, folder: Path) -> None:
     url = f"{server.url}/{made.name}"
     expected = Store.open(made).read(Part(0, 0))[0].code_E.tolist()
-    store = cached.open_cache(url)
+    store = open_cache(url)
     assert store.read(Part(0, 0))[0].code_E.tolist() == expected
     assert store.table.sha256 == Store.open(made).table.sha256
     for path in (p for p in folder.rglob("*") if p.is_file() and ".locks" not in p.parts):
         data = path.read_bytes()
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    again = cached.open_cache(url)
+    again = open_cache(url)
     assert again.read(Part(0, 0))[0].code_E.tolist() == expected
     assert again.table.sha256 == store.table.sha256
 
@@ -83,7 +84,7 @@ def test_a_full_folder_is_said_and_others_make_room(
 ) -> None:
     warned: list[str] = []
     monkeypatch.setattr(cached.log, "warning", lambda text, *words: warned.append(text % words))
-    store = cached.open_cache(f"{server.url}/{made.name}")
+    store = open_cache(f"{server.url}/{made.name}")
     monkeypatch.setenv("KDCACHE_CACHE_LIMIT", "4K")
     others = [folder / f"caches/another/{i}" for i in range(3)]
     for path in others:

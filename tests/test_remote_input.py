@@ -13,9 +13,9 @@ import pytest
 from conftest import Outcome
 from range_server import RangeServer, serve
 
-from cache_tools.data import images as shards
 from cache_tools.data import readahead, shard_writer
 from cache_tools.data.images import Images
+from cache_tools.data.open import has_split, open_images
 from cache_tools.errors import DataError, UsageError
 from cache_tools.storage import disk_cache, fsspec_client
 from cache_tools.storage.disk_cache import DataFolder
@@ -38,7 +38,7 @@ def server(digits: Path, tmp_path: Path, kept: Path) -> Iterator[RangeServer]:
     root = tmp_path / "served"
     shutil.copytree(digits, root / "plain", ignore=shutil.ignore_patterns("teacher-model"))
     for split in ("train", "validation"):
-        images = shards.open_images(str(digits), split)
+        images = open_images(str(digits), split)
         shard_writer.write(images, root / "ours", shard_writer.Options(split, shard_size=40))
     with serve(root) as running:
         yield running
@@ -60,22 +60,22 @@ def settle(images: Images) -> None:
 
 @pytest.mark.parametrize("what", ["plain", "ours", "plain/digits-train-{0000..0000}.tar"])
 def test_a_url_is_the_same_data_set(server: RangeServer, digits: Path, what: str) -> None:
-    expected = contents(shards.open_images(str(digits), "train"))
+    expected = contents(open_images(str(digits), "train"))
     for _ in range(2):  # the second time from the local folder
-        images = shards.open_images(f"{server.url}/{what}", "train")
+        images = open_images(f"{server.url}/{what}", "train")
         assert contents(images) == expected
         assert contents(images.subset(np.arange(99, -1, -1))) == expected
-    assert shards.has_split(f"{server.url}/plain", "validation")
-    assert not shards.has_split(f"{server.url}/ours", "teacher")
+    assert has_split(f"{server.url}/plain", "validation")
+    assert not has_split(f"{server.url}/ours", "teacher")
 
 
 def test_a_second_run_fetches_no_image(server: RangeServer) -> None:
     for what in ("plain", "ours"):
-        images = shards.open_images(f"{server.url}/{what}", "train")
+        images = open_images(f"{server.url}/{what}", "train")
         contents(images)
         settle(images)
         before = server.sent
-        contents(shards.open_images(f"{server.url}/{what}", "train"))
+        contents(open_images(f"{server.url}/{what}", "train"))
         assert server.sent - before < 2000  # _info.json and no more
 
 
@@ -83,7 +83,7 @@ def test_opening_shards_of_ours_reads_their_index_only(
     server: RangeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KDCACHE_CACHE_LIMIT", "0")
-    images = shards.open_images(f"{server.url}/ours", "train")
+    images = open_images(f"{server.url}/ours", "train")
     assert not [name for name, range_ in server.asked if name.endswith(".tar") and range_]
     before = server.sent
     assert len(images.read(7)) == server.sent - before
@@ -93,7 +93,7 @@ def test_reads_that_follow_each_other_are_few_requests(
     server: RangeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KDCACHE_CACHE_LIMIT", "0")
-    images = shards.open_images(f"{server.url}/ours", "train")
+    images = open_images(f"{server.url}/ours", "train")
     before = len(server.asked)
     contents(images)
     assert len(server.asked) - before <= 2 * 3  # three shards of 40 images at most
@@ -127,12 +127,12 @@ def test_memory_and_globs(digits: Path, kept: Path) -> None:
     system.store.clear()
     for path in digits.glob("digits-*.tar"):
         system.pipe_file(f"/lab/set/{path.name}", path.read_bytes())
-    expected = contents(shards.open_images(str(digits), "teacher"))
+    expected = contents(open_images(str(digits), "teacher"))
     for what in ("digits-teacher-*.tar", "digits-teacher-{0000..0001}.tar"):
-        assert contents(shards.open_images(f"memory://lab/set/{what}", "train")) == expected
-    assert len(shards.open_images("memory://lab/set", "train")) == 100 + 1000 + 797
-    one = shards.open_images("memory://lab/set/digits-train-0000.tar", "train")
-    assert contents(one) == contents(shards.open_images(str(digits), "train"))
+        assert contents(open_images(f"memory://lab/set/{what}", "train")) == expected
+    assert len(open_images("memory://lab/set", "train")) == 100 + 1000 + 797
+    one = open_images("memory://lab/set/digits-train-0000.tar", "train")
+    assert contents(one) == contents(open_images(str(digits), "train"))
 
 
 @pytest.mark.parametrize("limit", ["0", "20KB", "1GB"])
@@ -150,8 +150,8 @@ def test_failures_cost_time_and_nothing_else(
     )  # by chance one thread could have all the trouble
     kinds = ("500", "cut", "", "", "cut", "")
     server.trouble = lambda number, path: kinds[number % 6]
-    images = shards.open_images(f"{server.url}/{what}", "train")
-    assert contents(images) == contents(shards.open_images(str(digits), "train"))
+    images = open_images(f"{server.url}/{what}", "train")
+    assert contents(images) == contents(open_images(str(digits), "train"))
 
 
 def test_a_silent_server_is_asked_again(
@@ -159,44 +159,44 @@ def test_a_silent_server_is_asked_again(
 ) -> None:
     monkeypatch.setattr(fsspec_client, "_SILENCE", 1.0)
     server.trouble = lambda number, path: "silence" if number in (2, 4) else ""
-    assert len(shards.open_images(f"{server.url}/plain", "train")) == 100
+    assert len(open_images(f"{server.url}/plain", "train")) == 100
 
 
 def test_flipped_bits_never_arrive(
     server: RangeServer, digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KDCACHE_CACHE_LIMIT", "0")
-    expected = contents(shards.open_images(str(digits), "train"))
-    images = shards.open_images(f"{server.url}/ours", "train")
+    expected = contents(open_images(str(digits), "train"))
+    images = open_images(f"{server.url}/ours", "train")
     server.trouble = lambda number, path: "flip" if number % 2 else ""
     assert contents(images) == expected
     server.trouble = lambda number, path: ""
-    images = shards.open_images(f"{server.url}/ours", "train")
+    images = open_images(f"{server.url}/ours", "train")
     server.trouble = lambda number, path: "flip"
     with pytest.raises(DataError, match="are not those of its index"):
         images.read(0)
 
 
 def test_a_damaged_local_copy_is_dropped(server: RangeServer, digits: Path, kept: Path) -> None:
-    url, expected = f"{server.url}/plain", contents(shards.open_images(str(digits), "train"))
-    shards.open_images(url, "train")
+    url, expected = f"{server.url}/plain", contents(open_images(str(digits), "train"))
+    open_images(url, "train")
     (copy,) = (kept / "shards").iterdir()
     data = bytearray(copy.read_bytes())
     data[len(data) // 2 : len(data) // 2 + 3000] = bytes(3000)
     copy.write_bytes(data)
-    assert contents(shards.open_images(url, "train")) == expected
+    assert contents(open_images(url, "train")) == expected
     assert not copy.exists()
     for index in (kept / "index").rglob("*"):
         if index.is_file():
             index.write_bytes(index.read_bytes()[:-9])
-    assert contents(shards.open_images(url, "train")) == expected
+    assert contents(open_images(url, "train")) == expected
 
 
 def test_a_shard_that_changes_under_a_run_is_an_error(
     server: RangeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KDCACHE_CACHE_LIMIT", "0")
-    images = shards.open_images(f"{server.url}/plain", "train")
+    images = open_images(f"{server.url}/plain", "train")
     path = server.folder / "plain/digits-train-0000.tar"
     data = path.read_bytes()
     path.write_bytes(data[:512] + data[1024:1536] + bytes(len(data) - 1024))
@@ -210,8 +210,8 @@ def test_a_shard_that_changes_under_a_run_is_an_error(
 def test_a_server_without_ranges_serves_too(server: RangeServer, digits: Path) -> None:
     server.ranges = False
     for what in ("plain", "ours"):
-        images = shards.open_images(f"{server.url}/{what}", "train")
-        assert contents(images) == contents(shards.open_images(str(digits), "train"))
+        images = open_images(f"{server.url}/{what}", "train")
+        assert contents(images) == contents(open_images(str(digits), "train"))
 
 
 def test_a_limit_is_kept_and_old_shards_make_room(
@@ -223,17 +223,17 @@ def test_a_limit_is_kept_and_old_shards_make_room(
     old.write_bytes(bytes(size))
     os.utime(old, (0, 0))
     monkeypatch.setenv("KDCACHE_CACHE_LIMIT", str(size + 10))
-    shards.open_images(f"{server.url}/plain", "train")
+    open_images(f"{server.url}/plain", "train")
     assert not old.exists()
     (copy,) = (p for p in (kept / "shards").iterdir() if p.suffix == "")
     assert copy.stat().st_size == size
-    images = shards.open_images(f"{server.url}/plain", "validation")  # larger than the limit
+    images = open_images(f"{server.url}/plain", "validation")  # larger than the limit
     contents(images)
     total = sum(p.stat().st_size for p in (kept / "shards").iterdir())
     assert total <= size + 10
     monkeypatch.setenv("KDCACHE_CACHE_LIMIT", "many")
     with pytest.raises(UsageError, match="200GB"):
-        shards.open_images(f"{server.url}/plain", "train")
+        open_images(f"{server.url}/plain", "train")
 
 
 def test_sizes_are_read_as_people_write_them() -> None:
@@ -305,26 +305,26 @@ def test_mistakes_with_shards_are_explained(server: RangeServer, remote: bool) -
     folder = server.folder / "plain"
     base = f"{server.url}/plain" if remote else str(folder)
     with pytest.raises(UsageError, match="not one of the 2 names"):
-        shards.open_images(f"{base}/none-{{0..1}}.tar", "train")
+        open_images(f"{base}/none-{{0..1}}.tar", "train")
     with pytest.raises(UsageError, match=r"1 of the 3 shards.*digits-teacher-0002\.tar"):
-        shards.open_images(f"{base}/digits-teacher-{{0000..0002}}.tar", "train")
+        open_images(f"{base}/digits-teacher-{{0000..0002}}.tar", "train")
     info = json.loads((folder / "_info.json").read_text())
     info["splits"]["train"].update(shard_lengths=[99], num_samples=99)
     (folder / "_info.json").write_text(json.dumps(info))
     with pytest.raises(DataError, match=r"digits-train-0000\.tar has 99 samples, 100 are in it"):
-        shards.open_images(base, "train")
+        open_images(base, "train")
     info["splits"]["train"].update(num_samples=98)
     (folder / "_info.json").write_text(json.dumps(info))
     with pytest.raises(DataError, match="num_samples is 98, the shards have 99"):
-        shards.open_images(base, "train")
+        open_images(base, "train")
     info["splits"]["train"].update(filenames=["../secret.tar"], num_samples=99)
     (folder / "_info.json").write_text(json.dumps(info))
     with pytest.raises(DataError, match="not below the folder"):
-        shards.open_images(base, "train")
+        open_images(base, "train")
     info["splits"]["train"].update(filenames=["gone.tar"])
     (folder / "_info.json").write_text(json.dumps(info))
     with pytest.raises(UsageError, match="not one of the 1 names"):
-        shards.open_images(base, "train")
+        open_images(base, "train")
 
 
 def test_a_server_that_stays_broken_is_named(
@@ -333,12 +333,12 @@ def test_a_server_that_stays_broken_is_named(
     monkeypatch.setattr(fsspec_client, "TRIES", 3)
     server.trouble = lambda number, path: "500"
     with pytest.raises(DataError, match=r"503.*at try 3 of 3"):
-        shards.open_images(f"{server.url}/plain", "train")
+        open_images(f"{server.url}/plain", "train")
     assert len(server.asked) >= 3
     with pytest.raises(DataError, match=r"503.*at try 3 of 3"):
         Store.open(f"{server.url}/some.zarr")
     with pytest.raises(UsageError, match="nosuch"):
-        shards.open_images("nosuch://x/y-{0..1}.tar", "train")
+        open_images("nosuch://x/y-{0..1}.tar", "train")
 
 
 @pytest.mark.parametrize(
@@ -347,7 +347,7 @@ def test_a_server_that_stays_broken_is_named(
 )
 def test_a_pattern_of_too_many_names_is_refused(pattern: str) -> None:
     with pytest.raises(UsageError, match="more than 1,000,000 names"):
-        shards.open_images(pattern, "train")
+        open_images(pattern, "train")
 
 
 def test_damage_in_the_middle_of_a_local_shard_is_seen(digits: Path, tmp_path: Path) -> None:
@@ -356,15 +356,15 @@ def test_damage_in_the_middle_of_a_local_shard_is_seen(digits: Path, tmp_path: P
     data[40 * 1024 + 148 : 40 * 1024 + 156] = b"garbage!"  # the checksum of a header
     path.write_bytes(data)
     with pytest.raises(DataError, match="is no member of a tar"):
-        shards.open_images(str(path), "train")
+        open_images(str(path), "train")
 
 
 def test_more_shards_than_open_files(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("resource.getrlimit", lambda _: (6, 6))
-    images = shards.open_images(str(digits), "train")
+    images = open_images(str(digits), "train")
     shard_writer.write(images, tmp_path / "s", shard_writer.Options(shard_size=10))
-    made = shards.open_images(str(tmp_path / "s"), "train")
+    made = open_images(str(tmp_path / "s"), "train")
     assert contents(made) == contents(images)
     assert len(made._descriptors._open) == 3

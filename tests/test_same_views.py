@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from cache_tools.data import images as shards
-from cache_tools.data import scan
+from cache_tools.data import match
 from cache_tools.data.images import Images
+from cache_tools.data.open import open_images
 from cache_tools.errors import CacheMismatch
 from cache_tools.render import decode, mixing
 from cache_tools.render import view as render
@@ -90,8 +90,8 @@ def seen_by_teacher(cache: Path, digits: Path, teacher: Path) -> Hashes:
 
 
 def opened(store: Store, source: Path) -> Images:
-    images = shards.open_images(str(source), "train")
-    return scan.match(store.table, store.spec.dataset, images)
+    images = open_images(str(source), "train")
+    return match.match(store.table, store.spec.dataset, images)
 
 
 def seen_by_student(

@@ -19,10 +19,10 @@ from PIL import Image
 from scipy.io import savemat
 from timm.data import create_dataset
 
-from cache_tools.data import images as shards
 from cache_tools.data import scan, shard_writer, tar_index
 from cache_tools.data.beton import Beton
 from cache_tools.data.images import Images
+from cache_tools.data.open import open_images
 from cache_tools.errors import DataError, UsageError
 from cache_tools.render import decode
 
@@ -74,7 +74,7 @@ def test_a_folder_becomes_shards_that_hold_the_same(
     said = kdcache("shard", folder, out, "--shard-size", 10)
     assert said.code == 0, said.err
     assert "25 train images in 3 shards" in said.out
-    whole, made = shards.open_images(str(folder), "train"), shards.open_images(str(out), "train")
+    whole, made = open_images(str(folder), "train"), open_images(str(out), "train")
     assert contents(made) == contents(whole)
     assert made.class_names == whole.class_names == tuple(sorted(SYNSETS.values()))
     assert made.keys() == (whole.keys()[0], made.names) or made.keys()[0] == "stem"
@@ -93,7 +93,7 @@ def test_timms_own_reader_takes_them(folder: Path, tmp_path: Path, kdcache: Comm
     out = tmp_path / "shards"
     for split in ("train", "validation"):
         assert kdcache("shard", folder, out, "--shard-size", 10, "--split", split).code == 0
-    whole = shards.open_images(str(folder), "train")
+    whole = open_images(str(folder), "train")
     expected = sorted(
         (decode.decode(whole.read(i), "").tobytes(), int(whole.label_N[i])) for i in range(25)
     )
@@ -129,7 +129,7 @@ def test_images_are_shrunk_and_never_enlarged(
     small.write_bytes(jpeg(2, 20, 300))
     said = kdcache("shard", folder, tmp_path / "s", "--short-side", 45, "--quality", 80)
     assert said.code == 0, said.err
-    made = contents(shards.open_images(str(tmp_path / "s"), "train"))
+    made = contents(open_images(str(tmp_path / "s"), "train"))
     assert made["n01440764/small"][0] == small.read_bytes()
     assert decode.size(made["n01440764/large"][0], "") == (45, 100)
     assert decode.size(made["n02119789/n02119789_0"][0], "") == (45, 60)
@@ -192,7 +192,7 @@ def test_beside_shards_a_container_for_ffcv(folder: Path, tmp_path: Path, kdcach
     assert facts["beton"] == {
         "file": str(file), "images": 25, "bytes": file.stat().st_size, "as_pixels": 0
     }  # fmt: skip
-    there, tars_ = (shards.open_images(str(out), "train", containers=c) for c in (True, False))
+    there, tars_ = (open_images(str(out), "train", containers=c) for c in (True, False))
     assert isinstance(there, Beton)
     assert not isinstance(tars_, Beton)
     assert contents(there) == contents(tars_)
@@ -242,8 +242,8 @@ def test_splits_share_a_description_and_their_classes(
         (copy.parent / synset / f"v{synset}.jpg").write_bytes(jpeg(51))
     said = kdcache("shard", tmp_path / "data", tmp_path / "s", "--json")
     assert json.loads(said.out)["validation"]["samples"] == 4
-    assert shards.open_images(str(tmp_path / "s"), "validation").num_classes == 3
-    assert len(shards.open_images(str(tmp_path / "s"), "train")) == 25
+    assert open_images(str(tmp_path / "s"), "validation").num_classes == 3
+    assert len(open_images(str(tmp_path / "s"), "train")) == 25
 
 
 def test_broken_images_are_named(folder: Path, tmp_path: Path, kdcache: Command) -> None:
@@ -261,18 +261,18 @@ def test_broken_images_are_named(folder: Path, tmp_path: Path, kdcache: Command)
     said = kdcache("shard", folder, tmp_path / "s", "--shard-size", 4, "--skip-broken", "--json")
     facts = json.loads(said.out)["train"]
     assert facts["left_out"] == ["n01440764/n01440764_2", "n02100735/text"]
-    assert len(shards.open_images(str(tmp_path / "s"), "train")) == facts["samples"] == 24
+    assert len(open_images(str(tmp_path / "s"), "train")) == facts["samples"] == 24
     # repaired: only shards that lack it are written again
     bad.write_bytes(whole)
     (folder / "n02100735" / "text.jpg").write_bytes(jpeg(77))
     assert kdcache("shard", folder, tmp_path / "s", "--shard-size", 4).code == 0
-    made = shards.open_images(str(tmp_path / "s"), "train")
-    assert contents(made) == contents(shards.open_images(str(folder), "train"))
+    made = open_images(str(tmp_path / "s"), "train")
+    assert contents(made) == contents(open_images(str(folder), "train"))
 
 
 def test_a_name_that_webdataset_would_cut_is_refused(folder: Path, tmp_path: Path) -> None:
     (folder / "n01440764" / "a.b.jpg").write_bytes(jpeg(5))
-    images = shards.open_images(str(folder), "train")
+    images = open_images(str(folder), "train")
     with pytest.raises(DataError, match=r"'n01440764/a\.b' has a dot"):
         shard_writer.write(images, tmp_path / "s", shard_writer.Options())
 
@@ -313,7 +313,7 @@ def test_ilsvrcs_train_tar_is_its_image_folder(
     assert kdcache("shard", folder, ilsvrc / "b", "--shard-size", 10).code == 0
     assert everything(ilsvrc / "a") == everything(ilsvrc / "b")
     with pytest.raises(UsageError, match="kdcache shard"):
-        shards.open_images(str(ilsvrc / "ILSVRC2012_img_train.tar"), "train")
+        open_images(str(ilsvrc / "ILSVRC2012_img_train.tar"), "train")
 
 
 @pytest.mark.parametrize("labels", ["truth", "devkit", "synsets", "named"])
@@ -337,7 +337,7 @@ def test_ilsvrcs_validation_labels_are_sorted_synsets(
     val, out = ilsvrc / "ILSVRC2012_img_val.tar", ilsvrc / "s"
     said = kdcache("shard", val, out, "--split", "validation", "--labels", path)
     assert said.code == 0, said.err
-    made = shards.open_images(str(out), "validation")
+    made = open_images(str(out), "validation")
     said_N = {int(n[-8:]): int(c) for n, c in zip(made.names, made.label_N, strict=True)}
     assert said_N == {i: INDEX[SYNSETS[c]] for i, c in enumerate(GROUND_TRUTH, 1)}
     assert made.class_names == tuple(INDEX)
@@ -360,11 +360,11 @@ def test_ilsvrcs_own_numbers_are_never_taken_for_classes(ilsvrc: Path, kdcache: 
     # a subset of the classes among the labels still has the training split's numbers
     truth.write_text("n02119789\n" * 6)
     assert kdcache(*arguments, truth).code == 0
-    assert set(shards.open_images(str(out), "validation").label_N.tolist()) == {2}
+    assert set(open_images(str(out), "validation").label_N.tolist()) == {2}
 
 
 def test_an_index_is_read_back_and_a_damaged_one_is_not(folder: Path, tmp_path: Path) -> None:
-    images = shards.open_images(str(folder), "train")
+    images = open_images(str(folder), "train")
     shard_writer.write(images, tmp_path / "s", shard_writer.Options())
     path = tmp_path / "s" / "train-0000.tar.kdx"
     index = tar_index.unpack(path.read_bytes(), "x")

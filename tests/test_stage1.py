@@ -20,8 +20,8 @@ import pytest
 import torch
 from PIL import Image
 
-from cache_tools.data import images as shards
 from cache_tools.data.images import Images
+from cache_tools.data.open import open_images
 from cache_tools.errors import CacheIncomplete, DataError, KdcacheError, NonFinite, TeacherError
 from cache_tools.render import mixing, view
 from cache_tools.runtime.signals import StopRequest
@@ -115,7 +115,7 @@ Opener = Callable[[list[str]], Bench]
 def opened(photos: Path, network: Teacher, tmp_path: Path) -> Opener:
     def open_(overrides: list[str]) -> Bench:
         recipe = recipes.load("digits", overrides)
-        images = shards.open_images(str(photos), "train")
+        images = open_images(str(photos), "train")
         return Bench(*open_cache.open_or_create(recipe, images, network, tmp_path / "c"), network)
 
     return open_

@@ -14,7 +14,7 @@ from range_server import RangeServer, serve
 from test_coverage import write
 from test_pull import needed
 
-from cache_tools.data import images
+from cache_tools.data.open import open_images
 from cache_tools.storage import fsspec_client
 from cache_tools.store.cache import Store
 from pipeline import recipe as recipes
@@ -51,7 +51,7 @@ def test_lab_b_trains_from_a_third_of_lab_as_views(
     assert said.code == 0, said.err
     for name in (p.relative_to(out) for p in out.rglob("*") if p.is_file()):
         assert (out / name).read_bytes() == (tmp_path / "quiet.zarr" / name).read_bytes()
-    folder = write(images.open_images(str(digits), "train"), tmp_path / "images", [*range(100)])
+    folder = write(open_images(str(digits), "train"), tmp_path / "images", [*range(100)])
     said = kdcache("verify", out, "--data", folder)
     assert said.code == 0, said.out
     assert "3 parts, 100 images, 12 rendered views" in said.out

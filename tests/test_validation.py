@@ -11,18 +11,19 @@ from conftest import Outcome
 from PIL import Image
 from timm.models import save_for_hf
 
-from cache_tools.data import images
+from cache_tools.data.images import Images
+from cache_tools.data.open import open_images
 from cache_tools.errors import CacheMismatch
 from train import run_dir
 
 Command = Callable[..., Outcome]
 
 
-def folder(root: Path, split: str, *names: str) -> images.Images:
+def folder(root: Path, split: str, *names: str) -> Images:
     for name in names:
         (root / split / name).mkdir(parents=True)
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(root / split / name / f"{name}.png")
-    return images.open_images(str(root), "train" if split == "train" else "validation")
+    return open_images(str(root), "train" if split == "train" else "validation")
 
 
 def test_a_split_without_pictures_of_a_class_keeps_its_numbers(tmp_path: Path) -> None:

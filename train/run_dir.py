@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.data import images as shards
 from cache_tools.data import match
 from cache_tools.data.images import Images
 from cache_tools.data.match import Coverage
+from cache_tools.data.open import has_split, open_images, resolve
 from cache_tools.errors import CacheMismatch, CacheNotFound, UsageError
 from cache_tools.spec.canonical import canonical_json, difference, sha256
 from cache_tools.spec.dataset import NO_LABEL
@@ -107,7 +107,7 @@ def open_inputs(
     source = data or members.source
     if not source:
         raise UsageError(f"where are the images of {store.name}? Pass --data with their folder.")
-    opened = shards.open_images(source, "train")
+    opened = open_images(source, "train")
     images, covered = match.join(store.table, store.spec.dataset, opened, partial)
     validation = _validation(source, store, images.class_names)
     return Inputs(members, images, validation, source, covered)
@@ -183,7 +183,7 @@ def _config(recipe: TrainRecipe, inputs: Inputs) -> dict[str, Any]:
         "num_views": inputs.num_views(recipe),
         "view_size": spec.views.size,
         "cache": paths[0],
-        "data": shards.resolve(inputs.source),
+        "data": resolve(inputs.source),
         "teacher": asdict(spec.teacher),
         "views": asdict(spec.views),
         "samples": inputs.coverage.found,
@@ -218,9 +218,9 @@ def _refuse_other(folder: Path, config: dict[str, Any]) -> None:
 
 def _validation(source: str, store: Store, classes: tuple[str, ...]) -> Images | None:
     """The labelled validation split, or None when there is none of the teacher's classes."""
-    if not store.spec.dataset.labels or not shards.has_split(source, "validation"):
+    if not store.spec.dataset.labels or not has_split(source, "validation"):
         return None
-    images = shards.open_images(source, "validation")
+    images = open_images(source, "validation")
     if NO_LABEL in images.label_N:
         return None
     if int(images.label_N.max()) >= store.spec.teacher.num_classes:

@@ -35,15 +35,16 @@ def beton(
     with --split validation beside it validation.beton, and both are found by either name.
     """
     from cache_tools.data import beton as container
-    from cache_tools.data import images as shards
+    from cache_tools.data.info_json import SPLITS
+    from cache_tools.data.open import open_images
 
-    if split not in shards.SPLITS:
-        raise UsageError(f"--split {split} is none of {', '.join(shards.SPLITS)}.")
+    if split not in SPLITS:
+        raise UsageError(f"--split {split} is none of {', '.join(SPLITS)}.")
     if out.suffix != container.SUFFIX:
         raise UsageError(f"{out} does not end in {container.SUFFIX}, by which it would be known.")
     if out.exists() and not fresh:
         raise UsageError(f"{out} exists. Pass --fresh to replace it.")
-    found = facts(write(shards.open_images(source, split), out, raw, threads))
+    found = facts(write(open_images(source, split), out, raw, threads))
     if json_:
         emit(found)
     else:

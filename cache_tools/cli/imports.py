@@ -98,15 +98,15 @@ def _foreign(
     size: int,
 ) -> Store:
     """Open data set and files, and write the cache."""
-    from cache_tools.data import images as shards
     from cache_tools.data import scan
+    from cache_tools.data.open import open_images
     from cache_tools.importers import base, fkd, ml_dr, ordering, tinyvit
 
     if not data:
         raise UsageError(f"whose targets are these? Pass --data with the data set {source} is of.")
     if not source.is_dir():
         raise UsageError(f"{source} is no folder. Unpack what came packed, and name the folder.")
-    opened = shards.open_images(data, "train")
+    opened = open_images(data, "train")
     _, _, images = scan.in_table_order(opened, None)
     num_classes = base.classes_of(images, options)
     files: base.Source

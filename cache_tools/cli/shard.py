@@ -53,23 +53,22 @@ def shard(
 ) -> None:
     """Write WebDataset shards that timm reads, too. Run again to go on."""
     from cache_tools.cli import beton as beton_command
-    from cache_tools.data import images as shards
     from cache_tools.data import shard_writer
+    from cache_tools.data.info_json import SPLITS
+    from cache_tools.data.open import has_split, open_images
 
     if raw and not beton:
         raise UsageError("--raw is of the container that --beton writes. Pass both, or neither.")
-    splits = (
-        [split] if split else [s for s in shards.SPLITS if shards.has_split(source, s)] or ["train"]
-    )
+    splits = [split] if split else [s for s in SPLITS if has_split(source, s)] or ["train"]
     facts = {}
     for name in splits:
-        if name not in shards.SPLITS:
-            raise UsageError(f"--split {name} is none of {', '.join(shards.SPLITS)}.")
+        if name not in SPLITS:
+            raise UsageError(f"--split {name} is none of {', '.join(SPLITS)}.")
         images = _open(source, folder, name, labels)
         options = shard_writer.Options(name, shard_size, short_side, quality, check, skip_broken)
         facts[name] = shard_writer.write(images, folder, options)
         if beton:
-            written = shards.open_images(str(folder), name, containers=False)
+            written = open_images(str(folder), name, containers=False)
             facts[name]["beton"] = _container(written, folder / f"{name}.beton", raw)
     if json_:
         emit(facts)
@@ -99,14 +98,14 @@ def _container(images: "Images", out: Path, raw: bool) -> dict[str, Any]:
 def _open(source: str, folder: Path, split: str, labels: Path | None) -> "Images":
     """The data set to write, ILSVRC's tars among them, with its labels."""
     from cache_tools.data import ilsvrc
-    from cache_tools.data import images as shards
+    from cache_tools.data.open import describe, open_images
 
     if Path(source).is_file() and ilsvrc.is_tar_of_tars(Path(source)):
         return ilsvrc.train(Path(source))
-    images = shards.open_images(source, split)
+    images = open_images(source, split)
     if labels is None:
         return images
     if not labels.is_file():
         raise UsageError(f"there is no file of labels at {labels}.")
-    there = shards.describe(str(folder))
+    there = describe(str(folder))
     return ilsvrc.with_labels(images, labels, there.class_names if there else ())

@@ -23,8 +23,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.data import images as shards
-from cache_tools.data.images import Images
+from cache_tools.data.images import Images, classes
+from cache_tools.data.info_json import SPLITS
 from cache_tools.errors import DataError, UsageError
 from cache_tools.render import decode
 from cache_tools.spec import sample_table
@@ -147,14 +147,12 @@ def find(source: str, split: str) -> Path | None:
     """
     path = Path(source)
     if path.is_dir():
-        return next(
-            (f for n in shards.SPLITS[split] if (f := path / f"{n}{SUFFIX}").exists()), None
-        )
+        return next((f for n in SPLITS[split] if (f := path / f"{n}{SUFFIX}").exists()), None)
     if path.suffix != SUFFIX:
         return None
     if split == "train":
         return path
-    return next((f for n in shards.SPLITS[split] if (f := path.with_stem(n)).exists()), path)
+    return next((f for n in SPLITS[split] if (f := path.with_stem(n)).exists()), path)
 
 
 def open_beton(path: Path) -> Beton:
@@ -367,9 +365,9 @@ def _class_names(names: list[str], labels: NDArray[np.int64]) -> tuple[str, ...]
     folders = [name.partition("/")[0] for name in names if "/" in name]
     if len(folders) != len(names):
         return ()
-    number, classes = shards.classes(set(folders))
+    number, class_names = classes(set(folders))
     same = all(number[f] == label for f, label in zip(folders, labels.tolist(), strict=True))
-    return classes if same else ()
+    return class_names if same else ()
 
 
 def _not_ours(path: Path) -> DataError:

@@ -17,7 +17,6 @@ from typing import BinaryIO
 
 import numpy as np
 
-from cache_tools.data import images as shards
 from cache_tools.data import tar_index
 from cache_tools.data.images import Images
 from cache_tools.errors import DataError, UsageError
@@ -76,7 +75,7 @@ def _classes(
                     if member.offset_data + member.size > begin + size:
                         raise ValueError(f"{name} in it ends before its last image does")
                     sample, extension = tar_index.split_name(member.name)
-                    if member.isfile() and extension in shards.IMAGES:
+                    if member.isfile() and extension in tar_index.IMAGES:
                         names.append(f"{synset}/{sample}")
                         rows.append((member.offset_data, member.size, number[synset]))
             advance(1)

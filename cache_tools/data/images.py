@@ -9,34 +9,18 @@ and folders of images named after their class, or numbered by it as ImageNet-V2 
 Shapes: N samples.
 """
 
-import os
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.data import info_json, local_index, sources
 from cache_tools.data.file_pool import Descriptors
-from cache_tools.data.info_json import SPLITS
 from cache_tools.data.remote_shards import Streamed
-from cache_tools.data.sources import describe, resolve
-from cache_tools.data.tar_index import IMAGES, TarIndex
 from cache_tools.errors import DataError
 from cache_tools.spec.dataset import NO_LABEL, KeyKind
-from cache_tools.storage.fsspec_client import Remote
 
-__all__ = [
-    "IMAGES",
-    "SPLITS",
-    "Images",
-    "describe",
-    "has_split",
-    "open_images",
-    "resolve",
-]
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,5}")
 
 
@@ -140,98 +124,6 @@ class Images:
         )
 
 
-def open_images(source: str, split: str, containers: bool = True) -> Images:
-    """Open a data set.
-
-    Args:
-        source: A folder (of tars, of images, or of splits), a tar, a glob or a brace pattern of
-            tars; a `.beton`; or a URL of a folder or of tars that fsspec can read.
-        split: "train", "validation" or "teacher": the part of a data set that has parts.
-        containers: Whether a `.beton` in a folder stands for what lies beside it.
-
-    Raises:
-        UsageError: Nothing there, or not all of it.
-        DataError: A shard that cannot be read, or no image in it.
-    """
-    from cache_tools.data import beton  # which knows Images, so that it cannot be imported above
-
-    if "://" in source:
-        images = _streamed(source, split)
-    elif containers and (file := beton.find(source, split)) is not None:
-        return beton.open_beton(file)
-    else:
-        place = sources.find_local(source, split)
-        images = _tars(source, place) if place else _folder(source, split)
-    if len(images) == 0:
-        raise DataError(f"there is no image in {source} ({split} split).")
-    return images
-
-
-def has_split(source: str, split: str) -> bool:
-    """Whether the data set at `source` has images of its own for `split`."""
-    from cache_tools.data import beton
-
-    if "://" not in source and (file := beton.find(source, split)) is not None:
-        return split == "train" or file != Path(source)
-    return sources.has_split(source, split)
-
-
-def _tars(source: str, place: sources.Place) -> Images:
-    paths = [Path(place.root) / name for name in place.names]
-    return _indexed(source, place, paths, local_index.indices(paths), None)
-
-
-def _streamed(source: str, split: str) -> Images:
-    place = sources.find_remote(source, split)
-    streamed = Streamed(Remote(place.root), place.names, source)
-    return _indexed(source, place, [], streamed.indices(place.split.indexed), streamed)
-
-
-def _indexed(
-    source: str,
-    place: sources.Place,
-    paths: list[Path],
-    found: list[TarIndex],
-    remote: Streamed | None,
-) -> Images:
-    """One data set of the indices of its shards."""
-    counts = [len(index.names) for index in found]
-    if place.info is not None and place.split.lengths:
-        info_json.check_counts(place.info.where, place.split, place.names, counts)
-    crc = [index.crc_N for index in found if index.crc_N is not None]
-    return Images(
-        source,
-        paths,
-        [name for index in found for name in index.names],
-        np.repeat(np.arange(len(found), dtype=np.int32), counts),
-        np.concatenate([index.offset_N for index in found]),
-        np.concatenate([index.length_N for index in found]),
-        np.concatenate([index.label_N for index in found]),
-        place.info.class_names if place.info is not None else (),
-        crc_N=np.concatenate(crc) if remote is not None else None,
-        remote=remote,
-    )
-
-
-def _folder(source: str, split: str) -> Images:
-    """An ImageFolder: the first level of folders names the classes."""
-    root = sources.split_folder(Path(source), split)
-    files = sorted(_walk(root))
-    folders = [file.relative_to(root).parts[0] for file in files if file.parent != root]
-    number, class_names = classes(set(folders)) if len(folders) == len(files) else ({}, ())
-    names, rows = [], []
-    for i, file in enumerate(files):
-        relative = file.relative_to(root)
-        names.append(relative.with_suffix("").as_posix())
-        rows.append((i, file.stat().st_size, number.get(relative.parts[0], NO_LABEL)))
-    columns = np.array(rows, dtype=np.int64).reshape(-1, 3)
-    zeros = np.zeros(len(rows), dtype=np.int64)
-    where, label = columns[:, 0].astype(np.int32), columns[:, 2].astype(np.int32)
-    return Images(
-        source, files, names, where, zeros, columns[:, 1], label, class_names, sharded=False
-    )
-
-
 def classes(folders: set[str]) -> tuple[dict[str, int], tuple[str, ...]]:
     """The class of each folder, and the names of all classes in the order of their numbers.
 
@@ -246,10 +138,3 @@ def classes(folders: set[str]) -> tuple[dict[str, int], tuple[str, ...]]:
     else:
         ordered = sorted(folders)
     return {name: i for i, name in enumerate(ordered)}, tuple(ordered)
-
-
-def _walk(root: Path) -> Iterable[Path]:
-    for folder, _, files in os.walk(root, followlinks=True):
-        for file in files:
-            if Path(file).suffix.lower() in IMAGES and not file.startswith("."):
-                yield Path(folder) / file

@@ -151,6 +151,11 @@ def join(
     return ordered, covered
 
 
+def match(table: SampleTable, dataset: DatasetSpec, images: Images) -> Images:
+    """The data set in the order of `table`, if it is the one the cache is of; raises as `join`."""
+    return join(table, dataset, images)[0]
+
+
 def _renamed(table: SampleTable, missing: I8, images: Images, strange: I8) -> dict[int, int]:
     """Missing row → number of the image that has its bytes, and its label if that is known."""
     strange = strange[np.isin(images.length_N[strange], table.bytes_N[missing])]

@@ -16,7 +16,7 @@ from cache_tools.data.images import Images
 from cache_tools.errors import DataError
 from cache_tools.render import decode
 from cache_tools.spec.canonical import sha256
-from cache_tools.spec.dataset import NO_LABEL, DatasetSpec, KeyKind
+from cache_tools.spec.dataset import NO_LABEL, KeyKind
 from cache_tools.spec.sample_table import SampleTable, check_keys, digest, sample_id
 
 U8 = NDArray[np.uint64]
@@ -113,10 +113,3 @@ def _broken(broken: list[DataError], looked_at: int, images: Images) -> DataErro
 def classes_sha256(images: Images) -> str:
     """Digest of the class names, "" when the data set does not name its classes."""
     return sha256("\n".join(images.class_names).encode()) if images.class_names else ""
-
-
-def match(table: SampleTable, dataset: DatasetSpec, images: Images) -> Images:
-    """The data set in the order of `table`, if it is the one the cache is of; `coverage.join`."""
-    from cache_tools.data import match as coverage  # which builds on this module
-
-    return coverage.join(table, dataset, images)[0]

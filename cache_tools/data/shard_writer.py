@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cache_tools.data import images as shards
 from cache_tools.data import info_json, reencode, scan, tar_index
 from cache_tools.data.images import Images
 from cache_tools.data.info_json import Description
+from cache_tools.data.open import describe
 from cache_tools.data.tar_index import TarIndex
 from cache_tools.errors import DataError, UsageError
 from cache_tools.render import decode
@@ -68,7 +68,7 @@ def write(images: Images, target: Path, options: Options) -> dict[str, Any]:
     """
     _, _, images = scan.in_table_order(images, None)
     _check_names(images)
-    info = shards.describe(str(target)) or Description(str(target / info_json.NAME))
+    info = describe(str(target)) or Description(str(target / info_json.NAME))
     _claim(images, target, options, info)
     count = -(-len(images) // options.shard_size)
     digits = max(4, len(str(count - 1)))

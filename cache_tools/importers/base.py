@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.data import scan
+from cache_tools.data import match, scan
 from cache_tools.data.images import Images
 from cache_tools.errors import DataError, UsageError
 from cache_tools.importers import dense
@@ -226,7 +226,7 @@ def _open(facts: Facts, images: Images, options: Options, out: Path) -> tuple[St
     if (out / "zarr.json").is_file():
         store = Store.open(out)
         _check_samples(store, images, out)
-        images = scan.match(store.table, store.spec.dataset, images) if facts.views else images
+        images = match.match(store.table, store.spec.dataset, images) if facts.views else images
         ours = _spec(facts, store.table, store.spec.dataset.key, images, options)
         if found := difference(store.spec.mapping, ours.mapping):
             raise UsageError(f"{out} is another cache: {found} now. Choose another --out.")

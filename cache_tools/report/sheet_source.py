@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cache_tools.data import images as shards
-from cache_tools.data import scan
+from cache_tools.data import match
+from cache_tools.data.open import open_images
 from cache_tools.errors import UsageError
 from cache_tools.report.contact_sheet import Says, Source
 from cache_tools.store.cache import Store
@@ -45,8 +45,8 @@ def of_cache(store: Store, data: str, imagenet: Callable[[], Names]) -> Shown:
     source_path = data or store.source
     if not source_path:
         raise UsageError(f"where are the images of {store.name}? Pass --data with their folder.")
-    opened = shards.open_images(source_path, "train")
-    images = scan.match(store.table, store.spec.dataset, opened)
+    opened = open_images(source_path, "train")
+    images = match.match(store.table, store.spec.dataset, opened)
     seen, table = store.spec.views.for_teacher(), store.table
     imported = store if store.spec.imported else None
     source = Source(seen, store.spec.window, table.keys, table.id_N, images, imported)

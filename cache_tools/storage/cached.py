@@ -15,26 +15,14 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 
 from cache_tools.errors import UsageError
 from cache_tools.storage import atomic, disk_cache
-from cache_tools.storage.backends import MAX_FILE, Folder, Remote, checked, place
+from cache_tools.storage.backends import MANIFEST, MAX_FILE, Folder, Remote
 from cache_tools.storage.disk_cache import DataFolder
-from cache_tools.store import manifest
-from cache_tools.store.cache import Store
 
 log = logging.getLogger("kdcache")
 _LOCKS = 64
-
-
-def open_cache(where: str | Path) -> Store:
-    """Open a cache to read much of it: one at a URL is kept on this machine as it is read."""
-    remote = place(where)
-    if not isinstance(remote, Remote):
-        return Store.open(where)
-    stated = checked(remote, lambda: manifest.read(remote), manifest.NAME)
-    return Store(Kept(remote, stated.spec.fingerprint), stated)
 
 
 class Kept:
@@ -51,7 +39,7 @@ class Kept:
 
     def read(self, name: str, limit: int = MAX_FILE) -> bytes:
         """As `storage.Storage`."""
-        if name == manifest.NAME:
+        if name == MANIFEST:
             return self._remote.read(name, limit)
         size = self._local.size(name)
         if size is not None and size <= limit:
@@ -66,7 +54,7 @@ class Kept:
 
     def size(self, name: str) -> int | None:
         """As `storage.Storage`."""
-        found = self._local.size(name) if name != manifest.NAME else None
+        found = self._local.size(name) if name != MANIFEST else None
         return self._remote.size(name) if found is None else found
 
     def forget(self, name: str) -> None:
@@ -79,7 +67,7 @@ class Kept:
 
     def fill(self, contents: Mapping[str, bytes]) -> None:
         """As `storage.Storage`: never."""
-        self.write(manifest.NAME, contents[manifest.NAME])
+        self.write(MANIFEST, contents[MANIFEST])
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

@@ -27,9 +27,9 @@ from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.canonical import difference
 from cache_tools.spec.sample_table import SampleTable
 from cache_tools.spec.teacher import MAX_MEMBERS, MemberSpec
-from cache_tools.storage import cached
 from cache_tools.store.cache import Store
 from cache_tools.store.commits import Part
+from cache_tools.store.open import open_cache
 from cache_tools.targets import codec
 from cache_tools.targets.codec import DecodedTargets, EncodedTargets
 from cache_tools.targets.mixture import Mixture, Tail, common_temperatures
@@ -129,7 +129,7 @@ def open_members(
         CacheMismatch: They are not of the same views of the same samples, or of other classes.
     """
     shares = _shares(caches, weights)
-    opened = [cached.open_cache(cache) for cache in caches]
+    opened = [open_cache(cache) for cache in caches]
     pairs = sorted(zip(opened, shares, strict=True), key=lambda pair: pair[0].spec.fingerprint)
     for (a, _), (b, _) in pairwise(pairs):
         if a.spec.fingerprint == b.spec.fingerprint:

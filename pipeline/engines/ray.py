@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cache_tools.data import images
+from cache_tools.data.open import resolve
 from cache_tools.errors import KdcacheError, UsageError
 from cache_tools.runtime import ray_cluster, threads
 from cache_tools.runtime.signals import StopRequest
@@ -226,8 +226,8 @@ def _anywhere(job: Job) -> Job:
     sources = tuple(
         replace(s, name=_absolute(s.name), class_map=_absolute(s.class_map)) for s in job.sources
     )
-    data = images.resolve(job.data)
-    return replace(job, data=data, sources=sources, out=images.resolve(job.out))
+    data = resolve(job.data)
+    return replace(job, data=data, sources=sources, out=resolve(job.out))
 
 
 def _absolute(name: str) -> str:

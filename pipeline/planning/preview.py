@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cache_tools.data import images as shards
 from cache_tools.data import scan
+from cache_tools.data.open import open_images
 from cache_tools.errors import UsageError
 from cache_tools.report import sheet_source
 from cache_tools.report.contact_sheet import Source
@@ -29,7 +29,7 @@ def open_source(name: str, data: str, overrides: Iterable[str]) -> Shown:
     if not data:
         raise UsageError("whose views? Pass --data with a folder of shards or images.")
     recipe = recipes.load(name, overrides)
-    images = shards.open_images(data, recipe.dataset.split)
+    images = open_images(data, recipe.dataset.split)
     _, keys, images = scan.in_table_order(images, None)
     ids = np.array([sample_table.sample_id(key) for key in keys], dtype=np.uint64)
     source = Source(recipe.views.for_teacher(), WINDOW, tuple(keys), ids, images)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache_tools.data import scan
+from cache_tools.data import match
 from cache_tools.data.images import Images
 from cache_tools.errors import CacheMismatch, KdcacheError
 from cache_tools.render import view as render
@@ -58,7 +58,7 @@ def recompute(
     if where.type == "cpu":
         torch.set_num_threads(threads.for_torch(seen.size)[0])
     forward = Forward(teacher, spec.targets, where)
-    images = scan.match(store.table, spec.dataset, images)
+    images = match.match(store.table, spec.dataset, images)
     total = spec.dataset.num_samples * store.num_views
     problems: list[KdcacheError] = []
     with progress.bar("recompute", count, "views") as advance:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cache_tools.data import images as shards
+from cache_tools.data.open import open_images, resolve
 from cache_tools.runtime import progress, threads
 from cache_tools.runtime.signals import StopRequest
 from cache_tools.store.cache import Store
@@ -65,10 +65,10 @@ class Work:
             count, why = threads.for_torch(size)
             torch.set_num_threads(count)
             log.info("%s", why)
-        images = shards.open_images(job.data, recipe.dataset.split)
+        images = open_images(job.data, recipe.dataset.split)
         teacher = teachers.load_all(job.sources, size, recipe.precision, job.random_weights)
         self.store, images = open_cache.open_or_create(recipe, images, teacher, job.out)
-        self.store.note_source(shards.resolve(job.data))
+        self.store.note_source(resolve(job.data))
         how = Execution(recipe.memory_format, recipe.compile)
         forward = Forward(teacher, self.store.spec.targets, where, how)
         batch = batch_size(recipe, where)

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cache_tools.data import images as shards
-from cache_tools.data import scan
+from cache_tools.data import match, scan
 from cache_tools.data.images import Images
+from cache_tools.data.open import open_images, resolve
 from cache_tools.errors import CacheMismatch, UsageError
 from cache_tools.runtime import progress, threads
 from cache_tools.spec.cache import CacheSpec
@@ -38,11 +38,11 @@ def prepare(
     Raises:
         KdcacheError: Any of its kinds.
     """
-    images = shards.open_images(data, recipe.dataset.split)
+    images = open_images(data, recipe.dataset.split)
     size = recipe.views.for_teacher().size
     teacher = teachers.load_all(sources, size, recipe.precision, random_weights)
     store, _ = open_or_create(recipe, images, teacher, out)
-    store.note_source(shards.resolve(data))
+    store.note_source(resolve(data))
     return store
 
 
@@ -64,7 +64,7 @@ def open_or_create(
             if where.size(backends.MANIFEST) is None:
                 _create(recipe, images, teacher, (labels, num_classes), out)
     store = Store.open(out)
-    images = scan.match(store.table, store.spec.dataset, images)
+    images = match.match(store.table, store.spec.dataset, images)
     dataset = replace(store.spec.dataset, labels=labels, num_classes=num_classes)
     _refuse_other(store, _spec(recipe, dataset, teacher))
     if isinstance(where, backends.Folder) and (swept := atomic.sweep(where.path)):

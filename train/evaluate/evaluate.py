@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from cache_tools.data import images as shards
-from cache_tools.data import scan
+from cache_tools.data import match
 from cache_tools.data.images import Images
+from cache_tools.data.open import has_split, open_images
 from cache_tools.errors import CacheMismatch, KdcacheError, UsageError
 from cache_tools.runtime import threads
 from cache_tools.spec.dataset import NO_LABEL
-from cache_tools.storage import cached
 from cache_tools.store.cache import Store
+from cache_tools.store.open import open_cache
 from cache_tools.verify import verify
 from train import run_dir
 from train.evaluate import accuracy, agreement, metrics, models, real_labels
@@ -166,9 +166,7 @@ def _own(subject: Subject, reference: Reference | None) -> list[Images]:
         if subject.config is None:
             raise UsageError("on which images? Pass --data with a labelled validation set.")
         source = str(subject.config["data"])
-        if not shards.has_split(source, "validation") and (
-            "://" in source or Path(source).is_dir()
-        ):
+        if not has_split(source, "validation") and ("://" in source or Path(source).is_dir()):
             raise UsageError(
                 f"the run's data set {source} has no validation split. Pass --data with one."
             )
@@ -182,11 +180,11 @@ def _own(subject: Subject, reference: Reference | None) -> list[Images]:
 
 def _labelled(source: str, subject: Subject) -> Images:
     """A validation set, its class folders numbered as in training, after a look at its labels."""
-    if shards.has_split(source, "train") and not shards.has_split(source, "validation"):
+    if has_split(source, "train") and not has_split(source, "validation"):
         raise UsageError(f"{source} has a train split only. Pass --data with a validation set.")
     num_classes = subject.students[0].num_classes
     classes = tuple((subject.config or {}).get("class_names", ()))
-    images = run_dir.numbered_alike(shards.open_images(source, "validation"), classes)
+    images = run_dir.numbered_alike(open_images(source, "validation"), classes)
     highest = int(images.label_N.max())
     named = len(images.class_names)
     if NO_LABEL in images.label_N or highest >= num_classes or named not in (0, num_classes):
@@ -221,7 +219,7 @@ def _reference(question: Question, subject: Subject) -> Reference | None:
 
 
 def _open_reference(path: str, question: Question, subject: Subject) -> Reference:
-    store, config = cached.open_cache(path), subject.config or {}
+    store, config = open_cache(path), subject.config or {}
     verify.check_replayable(store)
     own, student = config.get("cache_fingerprint"), subject.students[0]
     if question.cache is None and own != store.spec.fingerprint:
@@ -237,8 +235,8 @@ def _open_reference(path: str, question: Question, subject: Subject) -> Referenc
     source = next((s for s in sources if s and ("://" in s or Path(s).exists())), None)
     if source is None:
         raise UsageError(f"the images of {path} are not where they were. Pass --data with them.")
-    images = shards.open_images(source, "train")
-    return Reference(store, scan.match(store.table, store.spec.dataset, images))
+    images = open_images(source, "train")
+    return Reference(store, match.match(store.table, store.spec.dataset, images))
 
 
 def _teacher(

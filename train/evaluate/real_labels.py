@@ -17,7 +17,8 @@ from typing import Any
 
 from timm.data import RealLabelsImagenet
 
-from cache_tools.data.images import IMAGES, Images
+from cache_tools.data.images import Images
+from cache_tools.data.tar_index import IMAGES
 from cache_tools.errors import CacheMismatch, UsageError
 
 BUILT_IN = "timm"

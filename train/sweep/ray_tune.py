@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from cache_tools.data import images
+from cache_tools.data.open import resolve
 from cache_tools.errors import KdcacheError, UsageError
 from cache_tools.runtime import ray_cluster, threads
 from train.sweep import runner as sweeps
@@ -112,7 +112,7 @@ def _tuner(sweep: Sweep, planned: Sequence[Sequence[Student]], gpu: bool, cores:
     where = {
         "caches": [store.location for store in sweep.inputs.members.stores],
         "weights": list(sweep.inputs.members.weights),
-        "data": images.resolve(sweep.inputs.source),
+        "data": resolve(sweep.inputs.source),
         "out": str(sweep.out.resolve()),
         "device": sweep.device.type,
         "cores": cores,
