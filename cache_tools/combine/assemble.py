@@ -26,6 +26,7 @@ from cache_tools.store.cache import Store, probe_numbers
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec
 from cache_tools.targets.codec import EncodedTargets
+from cache_tools.targets.statistics import most_probable, part_statistics
 from cache_tools.version import __version__
 from cache_tools.views.imported import Imported
 
@@ -174,23 +175,16 @@ def statistics(
     store: Store, part: Part, stored: EncodedTargets, params: Imported | None = None
 ) -> dict[str, float]:
     """What a commit record says of targets, from what is stored of them."""
-    top_B, most_sum = np.empty(len(stored), dtype=np.int64), 0.0
+    top_B, top_sum = np.empty(len(stored), dtype=np.int64), 0.0
     for begin in range(0, len(stored), _ROWS):
         row_B = np.arange(begin, min(begin + _ROWS, len(stored)))
         said = codec.decode(stored, store.spec.targets, row_B)
-        slot_B1 = said.probability_BK.argmax(axis=1)[:, None]
-        top_B[row_B] = np.take_along_axis(said.index_BK, slot_B1, axis=1)[:, 0]
-        most_sum += float(said.probability_BK.max(axis=1).sum(dtype=np.float64))
-    tail_B = codec.tail_levels()[stored.tail_TB[0]]
-    facts = {
-        "kept_classes": len(stored.code_E) / len(stored),
-        "tail_mass": float(tail_B.mean(dtype=np.float64)),
-        "max_probability": most_sum / len(stored),
-    }
+        top_B[row_B], batch_sum = most_probable(said.index_BK, said.probability_BK)
+        top_sum += batch_sum
     label_BP = labels(store, part, params)
-    if label_BP.shape[1] == 1 and NO_LABEL not in label_BP:
-        facts["teacher_top1"] = 100.0 * float((top_B == label_BP[:, 0]).mean())
-    return {name: round(value, 6) for name, value in facts.items()}
+    labelled = label_BP.shape[1] == 1 and NO_LABEL not in label_BP
+    correct = float((top_B == label_BP[:, 0]).sum()) if labelled else None
+    return part_statistics(stored, top_sum, correct)
 
 
 def windows(spec: CacheSpec, count: int) -> list[slice]:

@@ -26,7 +26,7 @@ from cache_tools.store.aligned import Members
 from cache_tools.store.cache import Store
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec, mixture
-from cache_tools.targets.codec import EncodedTargets, SparseTargets
+from cache_tools.targets.statistics import most_probable, part_statistics
 from cache_tools.version import __version__
 
 I8 = NDArray[np.int64]
@@ -150,24 +150,11 @@ def _make(members: Members, store: Store, part: Part) -> None:
         said = mix(members.decode([stored for stored, _ in read], row_B), label_NP[row_B])
         sparse = mixture.sparsify(said, store.spec.targets, label_NP[row_B])
         pieces.append(codec.encode(sparse, store.spec.targets, store.spec.teacher.num_classes))
-        top_N[row_B] = _best(sparse)
-        top_sum += float(sparse.probability_BK.max(axis=1).sum())
+        top_N[row_B], batch_sum = most_probable(sparse.index_BK, sparse.probability_BK)
+        top_sum += batch_sum
     stored = codec.concatenate(pieces)
-    statistics = _statistics(stored) | {"max_probability": top_sum / len(stored)}
-    if not store.spec.views.mixes and NO_LABEL not in label_NP:
-        statistics["teacher_top1"] = 100.0 * float((top_N == label_NP[:, 0]).mean())
-    rounded = {name: round(value, 6) for name, value in statistics.items()}
+    labelled = not store.spec.views.mixes and NO_LABEL not in label_NP
+    correct = float((top_N == label_NP[:, 0]).sum()) if labelled else None
+    statistics = part_statistics(stored, top_sum, correct)
     versions = {**members.first.record(part)["versions"], "ensemble": f"kdcache {__version__}"}
-    store.write(part, stored, probes, rounded, versions, members.params(part))
-
-
-def _best(sparse: SparseTargets) -> I8:
-    """The most probable class of each view."""
-    slot_B1 = sparse.probability_BK.argmax(axis=1)[:, None]
-    return np.asarray(np.take_along_axis(sparse.index_BK, slot_B1, axis=1)[:, 0])
-
-
-def _statistics(stored: EncodedTargets) -> dict[str, float]:
-    tail_B = codec.tail_levels()[stored.tail_TB[0]]
-    kept = len(stored.code_E) / len(stored)
-    return {"kept_classes": kept, "tail_mass": float(tail_B.mean(dtype=np.float64))}
+    store.write(part, stored, probes, statistics, versions, members.params(part))

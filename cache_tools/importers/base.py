@@ -40,6 +40,7 @@ from cache_tools.store.commits import Part
 from cache_tools.store.manifest import MAX_VIEWS
 from cache_tools.targets import codec
 from cache_tools.targets.codec import SparseTargets
+from cache_tools.targets.statistics import most_probable, part_statistics
 from cache_tools.verify import verify
 from cache_tools.version import __version__
 from cache_tools.views import imported
@@ -322,21 +323,18 @@ def _commit(store: Store, images: Images, part: Part, said: Said) -> None:
     label_B = store.table.label_N[rows.start : rows.stop]
     sparse = _sparse(said, spec.targets)
     stored = codec.encode(sparse, spec.targets, spec.teacher.num_classes)
-    best_B = said.index_BK[np.arange(len(said.index_BK)), said.probability_BK.argmax(axis=1)]
-    statistics = {
-        "kept_classes": len(stored.code_E) / len(stored),
-        "tail_mass": float(codec.tail_levels()[stored.tail_TB[0]].mean(dtype=np.float64)),
-        "max_probability": float(said.probability_BK.max(axis=1).mean(dtype=np.float64)),
-    }
+    top_B, top_sum = most_probable(said.index_BK, said.probability_BK)
+    correct = None
     if spec.dataset.labels and not spec.views.mixes:
-        statistics["teacher_top1"] = 100.0 * float((best_B == label_B).mean())
-        _check_agreement(statistics["teacher_top1"], store, part)
+        correct = float((top_B == label_B).sum())
+        _check_agreement(100.0 * correct / len(label_B), store, part)
     if spec.imported and (wrong := imported.check(said.params, spec, store.table, rows)):
         raise DataError(f"{part} has {wrong}. These files are of other images than --data has.")
     probes = _probes(store, images, part, said.params)
-    rounded = {name: round(value, 6) for name, value in statistics.items()}
+    statistics = part_statistics(stored, top_sum, correct)
     versions = {**view.versions(), "import": f"kdcache {__version__}"}
-    store.write(part, stored, probes, rounded, versions, said.params if spec.imported else None)
+    params = said.params if spec.imported else None
+    store.write(part, stored, probes, statistics, versions, params)
 
 
 def _sparse(said: Said, targets: TargetSpec) -> SparseTargets:

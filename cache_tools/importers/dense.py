@@ -26,10 +26,10 @@ from cache_tools.spec.targets import TargetSpec
 from cache_tools.spec.teacher import TeacherSpec
 from cache_tools.spec.views import UNKNOWN_VIEWS
 from cache_tools.store.cache import Store
-from cache_tools.store.commits import Part
 from cache_tools.targets import codec, dense, logits_file
 from cache_tools.targets.codec import EncodedTargets
 from cache_tools.targets.logits_file import Logits
+from cache_tools.targets.statistics import part_statistics
 
 BLOCK = 65_536
 _ROWS = 1024
@@ -85,17 +85,10 @@ def run(path: Path, out: Path, targets: TargetSpec, teacher: str) -> Store:
             for piece in _pieces(logits, part.view, of_part, spec.targets):
                 pieces.append(piece)
                 advance(len(piece))
-            _commit(store, part, codec.concatenate(pieces))
+            stored, no_probes = codec.concatenate(pieces), np.empty(0, dtype=np.uint64)
+            versions = {"numpy": np.__version__}
+            store.write(part, stored, no_probes, part_statistics(stored), versions)
     return store
-
-
-def _commit(store: Store, part: Part, stored: EncodedTargets) -> None:
-    statistics = {
-        "kept_classes": len(stored.code_E) / len(stored),
-        "tail_mass": float(codec.tail_levels()[stored.tail_TB[0]].mean(dtype=np.float64)),
-    }
-    rounded = {name: round(value, 6) for name, value in statistics.items()}
-    store.write(part, stored, np.empty(0, dtype=np.uint64), rounded, {"numpy": np.__version__})
 
 
 def _pieces(

@@ -20,6 +20,7 @@ from cache_tools.store.cache import Store, probe_numbers
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec
 from cache_tools.targets.codec import EncodedTargets
+from cache_tools.targets.statistics import part_statistics
 from pipeline.teacher.forward import Forward
 from pipeline.worker.executor import Lane
 from pipeline.worker.groups import Group
@@ -38,8 +39,10 @@ class _Growing:
     """A part in the making."""
 
     stored: list[EncodedTargets] = field(default_factory=list)
-    correct: list[float] = field(default_factory=list)
-    top: list[float] = field(default_factory=list)
+    correct: float | None = None
+    """Views whose most probable class is their label."""
+    top_sum: float = 0.0
+    """Sum of the highest probability of each view."""
     probes: dict[int, int] = field(default_factory=dict)
     views: int = 0
 
@@ -132,10 +135,10 @@ class Collector:
             return
         spec, part = self._store.spec, self._growing.setdefault(said.part, _Growing())
         part.stored.append(codec.encode(sparse, spec.targets, spec.teacher.num_classes))
-        part.top.append(float(sparse.probability_BK[:, 0].sum()))
+        part.top_sum += float(sparse.probability_BK[:, 0].sum())
         if not said.mixed and NO_LABEL not in said.label_BP:
             hit = sparse.index_BK[:, 0] == said.label_BP[:, 0]
-            part.correct.append(float(hit.sum()))
+            part.correct = (part.correct or 0.0) + float(hit.sum())
         part.views += len(said.rows)
         self._meter.count(len(said.rows))
         self._done(len(said.rows))
@@ -176,17 +179,10 @@ class Collector:
     def _write(self, part: Part, made: _Growing, timings: dict[str, float]) -> None:
         with self._meter.busy("commit"):
             numbers = self._store.spec.rows(part.block)
-            rows, stored = len(numbers), codec.concatenate(made.stored)
-            statistics = {
-                "kept_classes": len(stored.code_E) / rows,
-                "tail_mass": float(codec.tail_levels()[stored.tail_TB[0]].mean(dtype=np.float64)),
-                "max_probability": sum(made.top) / rows,
-            }
-            if made.correct:
-                statistics["teacher_top1"] = 100.0 * sum(made.correct) / rows
-            rounded = {name: round(value, 6) for name, value in statistics.items()}
+            stored = codec.concatenate(made.stored)
+            statistics = part_statistics(stored, made.top_sum, made.correct)
             probes = np.array([made.probes[n] for n in probe_numbers(numbers)], dtype=np.uint64)
-            self._store.write(part, stored, probes, rounded | timings, self._versions())
+            self._store.write(part, stored, probes, statistics | timings, self._versions())
         self._meter.parts += 1
 
     def _versions(self) -> dict[str, str]:
