@@ -46,7 +46,7 @@ class Parts:
         self._bench = bench
         store, recipe = bench.inputs.store, bench.recipe
         schedule = Schedule(store, 1, recipe.batch_size, recipe.seed)
-        replay = Replay(store, bench.inputs.images, schedule, threads.available())
+        replay = Replay(store, bench.inputs.images, schedule, threads.cpu_count())
         self._batch: Batch = next(iter(replay.epoch(0)))
         torch.manual_seed(0)
         student = create_student(recipe, bench.inputs.num_classes).to(bench.device)

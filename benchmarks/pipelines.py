@@ -120,7 +120,7 @@ def ffcv_own(folder: Path, raw: bool = False) -> Epoch:
     loader = Loader(
         str(write_ffcv(folder, raw)),
         batch_size=BATCH,
-        num_workers=threads.available(),
+        num_workers=threads.cpu_count(),
         order=OrderOption.RANDOM,
         drop_last=True,
         pipelines={
@@ -167,7 +167,7 @@ def timm(folder: Path, auto_augment: str | None = None) -> Epoch:
         auto_augment=auto_augment,
         interpolation="random",
         device=torch.device("cpu"),
-        num_workers=threads.available(),
+        num_workers=threads.cpu_count(),
         persistent_workers=True,
     )
     return _of_workers(loader.loader)
@@ -184,7 +184,7 @@ def webdataset(folder: Path) -> Epoch:
 
 
 def _workers() -> dict[str, Any]:
-    return {"num_workers": threads.available(), "persistent_workers": True}
+    return {"num_workers": threads.cpu_count(), "persistent_workers": True}
 
 
 def _of_workers(loader: Any) -> Epoch:

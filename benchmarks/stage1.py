@@ -151,7 +151,7 @@ class Bench:
 
     def worker(self, render_threads: int | None = None) -> Worker:
         """Who makes parts."""
-        count = render_threads or threads.available()
+        count = render_threads or threads.cpu_count()
         return Worker(self.store, self.images, self.forward, self.case.batch, count)
 
     def take(self, decode: int, views: int) -> list[Group]:
@@ -271,7 +271,7 @@ def summary(case: Case, device: torch.device, costs: dict[str, list[Cost]]) -> d
 
 def splits(case: Case, repeats: int) -> dict[str, Any]:
     """Views per second of the pipeline on a CPU, by torch threads + render threads."""
-    cores, device = threads.available(), torch.device("cpu")
+    cores, device = threads.cpu_count(), torch.device("cpu")
     pairs = [(t, r) for t in sorted({1, max(1, cores - 1), cores}) for r in sorted({1, cores})]
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(case, device, Path(folder), (repeats + 1) * len(pairs))
@@ -361,13 +361,13 @@ def main() -> None:
             name = f"{case.name}, {device.type}"
             results[name] = measure(case, device, options.repeats)
             print("\n".join(table(name, results[name])), flush=True)
-    if not on_gpu and threads.available() > 1 and options.only in "splits":
+    if not on_gpu and threads.cpu_count() > 1 and options.only in "splits":
         results["splits"] = splits(replace(CPU[0], samples=32), options.repeats)
         print(json.dumps(results["splits"], indent=2), flush=True)
     if options.only in "memory":
         results["memory"] = memory(MEMORY)
         print(json.dumps(results["memory"], indent=2), flush=True)
-    used = {"cores used": threads.available(), **machine(LIBRARIES)}
+    used = {"cores used": threads.cpu_count(), **machine(LIBRARIES)}
     results |= {"repeats": options.repeats, "machine": used}
     if options.json:
         options.json.write_text(json.dumps(results, indent=2) + "\n")

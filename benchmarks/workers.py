@@ -95,7 +95,7 @@ def limit(count: int) -> float:
 
 def measure(repeats: int) -> dict[str, Any]:
     """Speeds of 1 and more workers over one, and what the machine allows."""
-    counts = range(1, threads.available() + 1)
+    counts = range(1, threads.cpu_count() + 1)
     costs: dict[str, list[float]] = {
         f"{k} {n}": [] for k in ("workers", "networks") for n in counts
     }

@@ -115,14 +115,14 @@ def test_a_cohort_that_is_stopped_after_every_step_and_whose_students_are_apart(
     inputs: run_dir.Inputs, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """First two students, later three: each goes on from where it is."""
-    monkeypatch.setattr(StopRequest, "asked", True, raising=False)
+    monkeypatch.setattr(StopRequest, "requested", True, raising=False)
     monkeypatch.setattr(StopRequest, "__init__", lambda self: setattr(self, "_before", {}))
     names, stops = ["vit", "efficientnet"], 0
     while stops < 6:
         with pytest.raises(KeyboardInterrupt):
             cohort(names, inputs, tmp_path)
         stops += 1
-    monkeypatch.setattr(StopRequest, "asked", False)
+    monkeypatch.setattr(StopRequest, "requested", False)
     names += ["short", "seeded"]
     cohort(names, inputs, tmp_path)
     for name in names:

@@ -130,7 +130,7 @@ def test_ranks_of_one_machine_take_a_gpu_each_and_share_the_cores(
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
     launch.engine(Task(6, 8, 2, 4, 6, "torchrun", "torchrun"), None, None)
     assert asked == ["cuda:2"]
-    assert threads.available() == 2
+    assert threads.cpu_count() == 2
     assert log.level == logging.WARNING  # the first one speaks
     with pytest.raises(UsageError, match="--workers 2, but torchrun started 4 processes"):
         launch.engine(Task(6, 8, 2, 4, 6, "torchrun", "torchrun"), None, 2)

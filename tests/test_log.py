@@ -106,7 +106,7 @@ def whole(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def stops(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every run stops after its first step, as if by Ctrl-C."""
-    monkeypatch.setattr(StopRequest, "asked", True, raising=False)
+    monkeypatch.setattr(StopRequest, "requested", True, raising=False)
     monkeypatch.setattr(StopRequest, "__init__", lambda self: setattr(self, "_before", {}))
 
 
@@ -259,7 +259,7 @@ def test_wandb_sees_one_run_however_often_it_is_stopped(
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         begin(made, out, "wandb")
-    monkeypatch.setattr(StopRequest, "asked", False)
+    monkeypatch.setattr(StopRequest, "requested", False)
     begin(made, out, "wandb")
     first, second = wandb.runs
     assert first.options["id"] == second.options["id"]

@@ -89,9 +89,9 @@ def test_chunks_come_before_records_and_the_manifest_last(
     digits: Path, teacher: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[str] = []
-    put = fsspec_client.Remote.put
+    put = fsspec_client.FsspecClient.put
     monkeypatch.setattr(
-        fsspec_client.Remote, "put", lambda r, n, d: written.append(n) or put(r, n, d)
+        fsspec_client.FsspecClient, "put", lambda r, n, d: written.append(n) or put(r, n, d)
     )
     make(digits, teacher, bucket, "num_views=1")
     manifest, record = written.index("zarr.json"), written.index("commits/v0000/b0000.json")
@@ -153,13 +153,13 @@ def test_racing_writers_leave_no_part_of_both(
     opened, url = Store.open(made), f"memory://{uuid.uuid4().hex}/raced.zarr"
     Store.create(url, opened.spec, opened.table, 20)
     own = [opened.read(part) for part in list(opened.parts())[:2]]
-    put, beat = fsspec_client.Remote.put, iter(range(10**9))
+    put, beat = fsspec_client.FsspecClient.put, iter(range(10**9))
 
-    def slowly(remote: fsspec_client.Remote, name: str, data: bytes) -> None:
+    def slowly(remote: fsspec_client.FsspecClient, name: str, data: bytes) -> None:
         time.sleep((next(beat) * 7 + seed * 3) % 5 / 2000)
         put(remote, name, data)
 
-    monkeypatch.setattr(fsspec_client.Remote, "put", slowly)
+    monkeypatch.setattr(fsspec_client.FsspecClient, "put", slowly)
     monkeypatch.setattr(store, "_PAUSE_MS", 20)
     monkeypatch.setattr(store, "_TRIES", 10)  # the pauses of a busy machine are no shorter
     errors: list[BaseException] = []
@@ -254,7 +254,7 @@ def test_an_s3_bucket_is_written_by_two_processes(
 def test_without_a_lock_two_runs_still_make_one_folder(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backends.Folder, "creating", lambda self: nullcontext())
+    monkeypatch.setattr(backends.Folder, "creation_lock", lambda self: nullcontext())
     opened = Store.open(made)
     stores = [Store.create(tmp_path / "c.zarr", opened.spec, opened.table, 4) for _ in range(2)]
     assert [one.num_views for one in stores] == [4, 4]

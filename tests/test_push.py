@@ -157,12 +157,12 @@ def test_the_hub_gets_few_commits_the_manifest_after_the_parts(
     FakeHub.commits = []
     monkeypatch.setattr(huggingface_hub, "HfApi", FakeHub)
     monkeypatch.setattr(hub, "MOST_FILES", 10)
-    remote = fsspec_client.Remote
+    remote = fsspec_client.FsspecClient
     to_memory = {
         "hf://datasets/me/soft/c.zarr": "memory://c.zarr",
         "hf://datasets/me/soft": "memory://",
     }
-    monkeypatch.setattr(fsspec_client, "Remote", lambda url: remote(to_memory[url]))
+    monkeypatch.setattr(fsspec_client, "FsspecClient", lambda url: remote(to_memory[url]))
     store = Store.open(cache)
     push.run(store, "hf://datasets/me/soft/c.zarr", card.text(store, card.Terms("other")).encode())
     parts, described = FakeHub.commits[:2], FakeHub.commits[2:-1]

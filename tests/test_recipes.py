@@ -249,7 +249,7 @@ def two_updates(recipe: TrainRecipe, cache: Path, out: Path, keep: bool) -> list
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CachedDistillationTask, "forward", watched)
         enough = property(lambda _: len(losses) >= 2 * recipe.accumulate)
-        patch.setattr(StopRequest, "asked", enough, raising=False)
+        patch.setattr(StopRequest, "requested", enough, raising=False)
         patch.setattr(StopRequest, "__init__", lambda self: setattr(self, "_before", {}))
         if not keep:
             patch.setattr(checkpoint, "save", lambda *_: None)

@@ -18,7 +18,7 @@ from cache_tools.data.images import Images
 from cache_tools.data.open import has_split, open_images
 from cache_tools.errors import DataError, UsageError
 from cache_tools.storage import disk_cache, fsspec_client
-from cache_tools.storage.disk_cache import DataFolder
+from cache_tools.storage.disk_cache import DiskCache
 from cache_tools.store.cache import Store
 
 Command = Callable[..., Outcome]
@@ -247,8 +247,8 @@ def test_two_runs_download_a_shard_once(kept: Path) -> None:
     name, made = "a" * 64, []
 
     def want() -> None:
-        with DataFolder().writing(name) as partial:
-            if DataFolder().shard(name, 3) is None:
+        with DiskCache().writing(name) as partial:
+            if DiskCache().shard(name, 3) is None:
                 made.append(1)
                 time.sleep(0.02)
                 partial.write_bytes(b"abc")

@@ -391,7 +391,7 @@ def test_sixty_runs_and_students_stay_legible(
 )
 def test_what_is_not_for_the_eye_is_marked(text: str, shown: str) -> None:
     assert printable.printable(text) == shown
-    assert printable.all_of({text: [text, 1.5, None]}) == {shown: [shown, 1.5, None]}
+    assert printable.printable_json({text: [text, 1.5, None]}) == {shown: [shown, 1.5, None]}
 
 
 def test_a_sweep_of_strange_values_is_shown_as_it_is(kdcache: Command, tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def test_a_checkpoint_in_the_middle_of_an_epoch_is_exact(
     from train import run_dir
     from train.trainer import loop
 
-    monkeypatch.setattr(StopRequest, "asked", True, raising=False)
+    monkeypatch.setattr(StopRequest, "requested", True, raising=False)
     monkeypatch.setattr(StopRequest, "__init__", lambda self: setattr(self, "_before", {}))
     recipe, inputs = recipes.load("digits", FAST), run_dir.open_inputs(made, None)
     out, stops = tmp_path / "run", 0
@@ -303,7 +303,7 @@ def test_stopped_between_updates_and_with_a_broken_last_checkpoint_it_is_still_e
     )
     run_dir.begin(tmp_path / "undisturbed", recipe, inputs, fresh=False)
     loop.train(recipe, inputs, tmp_path / "undisturbed", torch.device("cpu"))
-    monkeypatch.setattr(StopRequest, "asked", True, raising=False)
+    monkeypatch.setattr(StopRequest, "requested", True, raising=False)
     monkeypatch.setattr(StopRequest, "__init__", lambda self: setattr(self, "_before", {}))
     out, stops = tmp_path / "run", 0
     run_dir.begin(out, recipe, inputs, fresh=False)

@@ -113,9 +113,9 @@ def test_buckets_are_not_asked_in_vain(
         said = kdcache("push", cache, "s3://caches/c.zarr", "--license", "other")
         assert (said.code, "bucket does not exist" in said.err) == (1, True), said.err
         fsspec.filesystem("s3", skip_instance_cache=True).mkdir("caches")
-        assert fsspec_client.Remote("s3://caches/c.zarr").stat("zarr.json") is None
+        assert fsspec_client.FsspecClient("s3://caches/c.zarr").stat("zarr.json") is None
         with pytest.raises(FileNotFoundError):
-            fsspec_client.Remote("s3://caches/c.zarr").sized("zarr.json", 9)
+            fsspec_client.FsspecClient("s3://caches/c.zarr").sized("zarr.json", 9)
         assert kdcache("push", cache, "s3://caches/c.zarr", "--license", "other").code == 0
         assert Store.open("s3://caches/c.zarr").content_id() == Store.open(cache).content_id()
     assert tries == []

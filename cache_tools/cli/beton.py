@@ -58,7 +58,7 @@ def write(images: "Images", out: Path, raw: bool, threads: int = 0) -> "Beton":
     from cache_tools.runtime import threads as cores
 
     with progress.bar(f"write {out.name}", len(images), "images") as advance:
-        container.write(images, out, raw, threads or cores.available(), advance)
+        container.write(images, out, raw, threads or cores.cpu_count(), advance)
     return container.open_beton(out)
 
 

@@ -137,7 +137,7 @@ class Assembly:
         if not missing:
             return
         most = max(self._stores[s].spec.part_bytes for s, _ in missing)
-        with ThreadPoolExecutor(concurrency.fitting(concurrency.JOBS, most)) as pool:
+        with ThreadPoolExecutor(concurrency.max_in_flight(concurrency.JOBS, most)) as pool:
             for (s, old), found in zip(missing, pool.map(self._load, missing), strict=True):
                 self._read[s, old.block] = found
 

@@ -68,7 +68,7 @@ def run(stores: Sequence[Store], out: Path, block_size: int = 0) -> Store:
     unknown = []
     with StopRequest() as stop, progress.bar("merge", len(parts), "parts") as advance:
         for part in parts:
-            if stop.asked:
+            if stop.requested:
                 raise KeyboardInterrupt
             if not maker.make(result, part):
                 unknown.append(part)

@@ -14,7 +14,7 @@ from cache_tools.data.tar_index import TarIndex
 from cache_tools.errors import DataError
 from cache_tools.runtime import progress
 from cache_tools.storage import disk_cache
-from cache_tools.storage.disk_cache import DataFolder
+from cache_tools.storage.disk_cache import DiskCache
 
 
 def indices(paths: list[Path]) -> list[TarIndex]:
@@ -46,7 +46,7 @@ def _known_index(path: Path) -> TarIndex | None:
             index = tar_index.unpack(beside.read_bytes(), str(beside))
             if index.tar_bytes == found.st_size:
                 return index
-        if (data := DataFolder().index(_key(path, found))) is not None:
+        if (data := DiskCache().index(_key(path, found))) is not None:
             with contextlib.suppress(DataError):
                 return tar_index.unpack(data, str(path))
     return None
@@ -58,7 +58,7 @@ def _read_index(path: Path) -> TarIndex:
         found = path.stat()
         with path.open("rb") as file:
             index = tar_index.scan(file, str(path), checksums=False)
-    DataFolder().keep_index(_key(path, found), index.pack())
+    DiskCache().keep_index(_key(path, found), index.pack())
     return index
 
 

@@ -27,7 +27,7 @@ from cache_tools.spec import sample_table
 from cache_tools.spec.dataset import DatasetSpec
 from cache_tools.spec.sample_table import SampleTable
 from cache_tools.storage import disk_cache
-from cache_tools.storage.disk_cache import DataFolder
+from cache_tools.storage.disk_cache import DiskCache
 
 log = logging.getLogger("kdcache")
 I8 = NDArray[np.int64]
@@ -177,7 +177,7 @@ def _renamed(table: SampleTable, missing: I8, images: Images, strange: I8) -> di
 
 def _digests(images: Images, numbers: I8, wanted: U8) -> U8:
     """Digests of some images; all 0 when none of a few that are tried first is wanted."""
-    kept, name = DataFolder(), disk_cache.key("digests", _copy(images, numbers))
+    kept, name = DiskCache(), disk_cache.key("digests", _copy(images, numbers))
     if (data := kept.index(name)) is not None and len(data) == 8 * len(numbers):
         return np.frombuffer(data, dtype="<u8").astype(np.uint64)
     tried = numbers[:: max(1, len(numbers) // _FIRST)]
@@ -194,7 +194,7 @@ def _read(images: Images, numbers: I8) -> U8:
     digests: list[int] = []
     with (
         progress.bar("compare images", len(numbers), "images") as advance,
-        ThreadPoolExecutor(threads.available()) as pool,
+        ThreadPoolExecutor(threads.cpu_count()) as pool,
     ):
         for begin in range(0, len(numbers), _AHEAD):
             few = numbers[begin : begin + _AHEAD].tolist()

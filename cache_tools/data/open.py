@@ -17,7 +17,7 @@ from cache_tools.data.sources import describe, resolve
 from cache_tools.data.tar_index import IMAGES, TarIndex
 from cache_tools.errors import DataError
 from cache_tools.spec.dataset import NO_LABEL
-from cache_tools.storage.fsspec_client import Remote
+from cache_tools.storage.fsspec_client import FsspecClient
 
 __all__ = ["describe", "has_split", "open_images", "resolve"]
 
@@ -61,7 +61,7 @@ def _tars(source: str, place: sources.Place) -> Images:
 
 def _streamed(source: str, split: str) -> Images:
     place = sources.find_remote(source, split)
-    streamed = Streamed(Remote(place.root), place.names, source)
+    streamed = Streamed(FsspecClient(place.root), place.names, source)
     return _indexed(source, place, [], streamed.indices(place.split.indexed), streamed)
 
 

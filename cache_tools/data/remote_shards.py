@@ -24,8 +24,8 @@ from cache_tools.data.tar_index import TarIndex
 from cache_tools.errors import DataError
 from cache_tools.runtime import progress
 from cache_tools.storage import disk_cache
-from cache_tools.storage.disk_cache import DataFolder
-from cache_tools.storage.fsspec_client import Remote
+from cache_tools.storage.disk_cache import DiskCache
+from cache_tools.storage.fsspec_client import FsspecClient
 
 log = logging.getLogger("kdcache")
 _ASKERS, _FETCHERS = 16, 4
@@ -50,9 +50,9 @@ class Shard:
 class Streamed:
     """The shards of one data set."""
 
-    def __init__(self, remote: Remote, names: Sequence[str], pattern: str) -> None:
+    def __init__(self, remote: FsspecClient, names: Sequence[str], pattern: str) -> None:
         """Shards `names` below a URL; UsageError when one is not there."""
-        self._remote, self._folder = remote, DataFolder()
+        self._remote, self._folder = remote, DiskCache()
         with ThreadPoolExecutor(_ASKERS) as pool:
             stats = list(pool.map(remote.stat, names))
         absent = [name for name, stat in zip(names, stats, strict=True) if stat is None]
@@ -63,7 +63,7 @@ class Streamed:
             for name, stat in zip(names, stats, strict=True)
             if stat is not None
         ]
-        self._fit = self._folder.make_room({s.key: s.size for s in self.shards})
+        self._fit = self._folder.evict({s.key: s.size for s in self.shards})
         self._local: dict[int, Path] = {}
         self._descriptors = Descriptors()
         self._ahead = ReadAhead(self._part)
@@ -182,7 +182,7 @@ class Streamed:
         """A local copy is damaged: this run reads its shard by ranges, the next one fetches it."""
         shard = self.shards[where]
         log.warning("the local copy of %s is damaged and was removed", shard.name)
-        self._folder.forget(shard.key)
+        self._folder.invalidate(shard.key)
         with self._lock:
             self._asked.add(where)
             self._local.pop(where, None)

@@ -105,7 +105,7 @@ class _Writer:
         done = total - sum(len(rows[i]) for i in missing)
         broken: dict[str, str] = {}
         with (
-            ThreadPoolExecutor(threads.available()) as pool,
+            ThreadPoolExecutor(threads.cpu_count()) as pool,
             progress.bar(f"write {self._options.split} shards", total, "images", done) as advance,
         ):
             ahead: deque[tuple[int, list[Future[bytes | DataError]]]] = deque()

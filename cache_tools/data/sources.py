@@ -10,7 +10,7 @@ from pathlib import Path
 from cache_tools.data import info_json
 from cache_tools.data.info_json import SPLITS, Description, Split
 from cache_tools.errors import UsageError
-from cache_tools.storage.fsspec_client import Remote
+from cache_tools.storage.fsspec_client import FsspecClient
 
 _MAX_INFO = 2**26
 
@@ -32,7 +32,7 @@ def describe(source: str) -> Description | None:
     if "://" in source:
         if _is_pattern(source) or source.endswith(".tar"):
             return None
-        data = Remote(source).read(info_json.NAME, _MAX_INFO)
+        data = FsspecClient(source).read(info_json.NAME, _MAX_INFO)
         where = f"{source.rstrip('/')}/{info_json.NAME}"
     else:
         path = Path(source) / info_json.NAME
@@ -103,13 +103,13 @@ def find_remote(source: str, split: str) -> Place:
         return Place(source, found.filenames, info, found)
     root, _, pattern = source.rstrip("/").rpartition("/")
     if "*" in source:
-        names = Remote(root).find(pattern)
+        names = FsspecClient(root).find(pattern)
     elif _is_pattern(source):
         names = info_json.expand(pattern)
     elif pattern.endswith(".tar"):
         names = [pattern]
     else:
-        root, remote = source, Remote(source)
+        root, remote = source, FsspecClient(source)
         folders = ("", *(f"{name}/" for name in SPLITS[split]))
         names = next((n for f in folders if (n := remote.find(f"{f}*.tar"))), [])
     if not names:

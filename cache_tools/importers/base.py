@@ -254,7 +254,7 @@ def _table(keys: list[str], images: Images, labels: bool, scanned: bool) -> Samp
     """The sample table; images are read where views are to be drawn again."""
     if scanned:
         with progress.bar("look at images", len(keys), "images") as advance:
-            return scan.scan(keys, images, labels, threads.available(), advance)
+            return scan.scan(keys, images, labels, threads.cpu_count(), advance)
     label_N = images.label_N if labels else np.full(len(keys), NO_LABEL, dtype=np.int32)
     return sample_table.of_keys(keys, label_N)
 
@@ -370,5 +370,5 @@ def _probes(store: Store, images: Images, part: Part, params: Imported) -> NDArr
     def one(number: int) -> int:
         return verify.fingerprint(store, images, number, shown, number - rows.start)
 
-    with ThreadPoolExecutor(threads.available()) as pool:
+    with ThreadPoolExecutor(threads.cpu_count()) as pool:
         return np.array(list(pool.map(one, probe_numbers(rows))), dtype=np.uint64)

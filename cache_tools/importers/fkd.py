@@ -85,7 +85,7 @@ class Files:
             found = self._some(self._paths[rows[at]], np.array(view_numbers))
             coords[:, at], flip[:, at], labels[:, at] = found
 
-        with ThreadPoolExecutor(threads.available()) as pool:
+        with ThreadPoolExecutor(threads.cpu_count()) as pool:
             for _ in pool.map(one, range(len(rows))):
                 pass
         for g in range(len(view_numbers)):

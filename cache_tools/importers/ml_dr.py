@@ -108,7 +108,7 @@ class Files:
                         f"{str(error)[:200]}."
                     ) from None
 
-        with ThreadPoolExecutor(threads.available()) as pool:
+        with ThreadPoolExecutor(threads.cpu_count()) as pool:
             for _ in pool.map(one, range(len(rows))):
                 pass
         names = [str(self._path(row)) for row in rows]

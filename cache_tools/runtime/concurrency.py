@@ -14,12 +14,12 @@ JOBS = 8
 _MEMORY = 2**30
 
 
-def fitting(jobs: int, each: int) -> int:
+def max_in_flight(jobs: int, each: int) -> int:
     """How many pieces of work of `each` bytes fit into a gigabyte, at most `jobs`."""
     return max(1, min(jobs, _MEMORY // max(each, 1)))
 
 
-def completed(
+def run_bounded(
     work: Callable[[T], R], items: Iterable[T], jobs: int, stop: StopRequest
 ) -> Iterator[tuple[T, Future[R]]]:
     """Items with their futures, in the order in which they end.
@@ -34,7 +34,7 @@ def completed(
     with ThreadPoolExecutor(jobs, thread_name_prefix="flight") as pool:
         try:
             while True:
-                free = 0 if stop.asked else jobs - len(running)
+                free = 0 if stop.requested else jobs - len(running)
                 running |= {pool.submit(work, item): item for item in islice(queue, free)}
                 if not running:
                     return

@@ -30,7 +30,7 @@ def join(ray: Any, address: str | None = None, quiet: bool = False) -> None:
     address = address or os.environ.get("RAY_ADDRESS") or None
     options: dict[str, Any] = {} if address else {"include_dashboard": False}
     try:
-        _knock(address or "")
+        check_reachable(address or "")
         level = logging.ERROR if quiet else logging.WARNING
         ray.init(address, log_to_driver=not quiet, logging_level=level, **options)
     except (OSError, ValueError, RuntimeError) as error:
@@ -42,7 +42,7 @@ def join(ray: Any, address: str | None = None, quiet: bool = False) -> None:
         ) from None
 
 
-def _knock(address: str) -> None:
+def check_reachable(address: str) -> None:
     """OSError when nobody listens at an address that names a host and a port."""
     if found := re.fullmatch(r"(?:ray://)?\[?([^\[\]/]+?)\]?:(\d+)", address):
         host, port = found.groups()

@@ -12,13 +12,13 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopRequest:
-    """While the body runs, the first signal sets `asked`; a second one interrupts at once."""
+    """While the body runs, the first signal sets `requested`; a second one interrupts at once."""
 
     received = ""
     """Name of the signal that came."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -37,7 +37,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.requested:
             raise KeyboardInterrupt
-        self.asked = True
+        self.requested = True
         self.received = signal.Signals(number).name

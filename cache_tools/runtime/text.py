@@ -18,13 +18,13 @@ def printable(text: str) -> str:
     return text if text.isprintable() else "".join(c if _seen(c) else "\ufffd" for c in text)
 
 
-def all_of(value: Any) -> Any:
+def printable_json(value: Any) -> Any:
     """The same for every text in what JSON can hold."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, dict):
-        return {all_of(key): all_of(each) for key, each in value.items()}
-    return [all_of(each) for each in value] if isinstance(value, list | tuple) else value
+        return {printable_json(key): printable_json(each) for key, each in value.items()}
+    return [printable_json(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _seen(character: str) -> bool:

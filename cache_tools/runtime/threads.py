@@ -8,7 +8,7 @@ SMALL_VIEW = 64
 _most = 2**16
 
 
-def available() -> int:
+def cpu_count() -> int:
     """Processor cores this process may use."""
     here = (
         os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
@@ -30,4 +30,4 @@ def for_torch(view_size: int) -> tuple[int, str]:
     """
     if view_size <= SMALL_VIEW:
         return 1, f"1 torch thread: views of {view_size} px are too small to share between threads"
-    return available(), f"{available()} torch threads: one per core for views of {view_size} px"
+    return cpu_count(), f"{cpu_count()} torch threads: one per core for views of {view_size} px"

@@ -12,14 +12,14 @@ from typing import Any
 
 from cache_tools.errors import KdcacheError, UsageError
 from cache_tools.storage import fsspec_client
-from cache_tools.storage.backends import MAX_FILE, Remote
+from cache_tools.storage.backends import MAX_FILE, ObjectStore
 
 MOST_FILES, MOST_BYTES = 700, 2**28
 """Of one commit."""
 _URL = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+))?")
 
 
-class Hub(Remote):
+class Hub(ObjectStore):
     """A folder of a data set repository."""
 
     def __init__(self, url: str) -> None:
@@ -34,7 +34,7 @@ class Hub(Remote):
         super().__init__(url)
         self._repo, self._revision = found[1], found[2]
         self._folder = f"{found[3]}/" if found[3] else ""
-        self._top = fsspec_client.Remote(url.removesuffix(f"/{found[3]}"))
+        self._top = fsspec_client.FsspecClient(url.removesuffix(f"/{found[3]}"))
         self._waiting: dict[str, bytes] = {}
         self._lock = threading.Lock()
 

@@ -68,7 +68,7 @@ def run(source: Store, out: Path, wanted: Cut, jobs: int = concurrency.JOBS) -> 
             _copy(source, store, todo, moved, stop, jobs)
         else:
             _remake(source, store, wanted, todo, moved, stop)
-    if stop.asked:
+    if stop.requested:
         raise KeyboardInterrupt
     if moved.missing:
         raise CacheIncomplete(
@@ -81,7 +81,9 @@ def run(source: Store, out: Path, wanted: Cut, jobs: int = concurrency.JOBS) -> 
 
 def faulty(store: Store, parts: Sequence[Part]) -> list[Part]:
     """Parts that are not committed or do not hold."""
-    with ThreadPoolExecutor(concurrency.fitting(concurrency.JOBS, store.spec.part_bytes)) as pool:
+    with ThreadPoolExecutor(
+        concurrency.max_in_flight(concurrency.JOBS, store.spec.part_bytes)
+    ) as pool:
         faults = pool.map(store.fault, parts)
         return [part for part, fault in zip(parts, faults, strict=True) if fault is not None]
 
@@ -105,8 +107,8 @@ def _copy(
 
     total = expected_bytes(records, todo)
     with progress.bar("fetch", total, "bytes") as advance:
-        jobs = concurrency.fitting(jobs, source.spec.part_bytes)
-        for part, future in concurrency.completed(fetch, todo, jobs, stop):
+        jobs = concurrency.max_in_flight(jobs, source.spec.part_bytes)
+        for part, future in concurrency.run_bounded(fetch, todo, jobs, stop):
             try:
                 size = future.result()
             except CacheIncomplete:
@@ -131,7 +133,7 @@ def _remake(
     _tell_waste(source, wanted, needed)
     with progress.bar("fetch and cut", total, "bytes") as advance:
         for part in todo:
-            if stop.asked:
+            if stop.requested:
                 return
             before = assembly.moved
             try:

@@ -17,7 +17,7 @@ from cache_tools.runtime import concurrency, progress
 from cache_tools.runtime.signals import StopRequest
 from cache_tools.share.hub import Hub
 from cache_tools.storage import atomic
-from cache_tools.storage.backends import Storage, place
+from cache_tools.storage.backends import Storage, open_storage
 from cache_tools.store import commits, manifest, metadata
 from cache_tools.store.cache import Store
 from cache_tools.store.commits import Part
@@ -79,13 +79,13 @@ def run(store: Store, url: str, card: bytes | None, jobs: int = concurrency.JOBS
     sizes = _sizes(store)
     with StopRequest() as stop:
         todo = []
-        for part, future in concurrency.completed(
+        for part, future in concurrency.run_bounded(
             lambda p: _is_there(store, out, p), sizes, jobs, stop
         ):
             result.there += future.result()
             todo += [] if future.result() else [part]
         _send(store, out, sorted(todo), sizes, result, stop, jobs)
-    if stop.asked:
+    if stop.requested:
         raise KeyboardInterrupt
     if there is None or there.num_views < stated.num_views:
         _describe(store, target, stated)
@@ -97,7 +97,7 @@ def run(store: Store, url: str, card: bytes | None, jobs: int = concurrency.JOBS
 
 def _open(url: str) -> Storage:
     _check_url(url)
-    return Hub(url) if url.startswith("hf://") else place(url)
+    return Hub(url) if url.startswith("hf://") else open_storage(url)
 
 
 def _check_url(url: str) -> None:
@@ -164,8 +164,8 @@ def _send(
         return sum(map(len, chunks.values()))
 
     with progress.bar("send", sum(sizes[part] for part in todo), "bytes") as advance:
-        jobs = concurrency.fitting(jobs, store.spec.part_bytes)
-        for _, future in concurrency.completed(send, todo, jobs, stop):
+        jobs = concurrency.max_in_flight(jobs, store.spec.part_bytes)
+        for _, future in concurrency.run_bounded(send, todo, jobs, stop):
             size = future.result()
             result.sent, result.bytes = result.sent + 1, result.bytes + size
             advance(size)

@@ -59,7 +59,7 @@ class Storage(Protocol):
         """Bytes of a file, or None when it is not there."""
         ...
 
-    def forget(self, name: str) -> None:
+    def invalidate(self, name: str) -> None:
         """Drop a copy of a file that turned out wrong, so that the next read asks its origin."""
         ...
 
@@ -67,7 +67,7 @@ class Storage(Protocol):
         """Write a file, whole or not at all."""
         ...
 
-    def fill(self, contents: Mapping[str, bytes]) -> None:
+    def initialize(self, contents: Mapping[str, bytes]) -> None:
         """Write a new cache, its manifest last; of several that do so at once, one is seen.
 
         Raises:
@@ -79,7 +79,7 @@ class Storage(Protocol):
         """Keep other processes from committing to this cache while the body runs, if possible."""
         ...
 
-    def creating(self) -> contextlib.AbstractContextManager[None]:
+    def creation_lock(self) -> contextlib.AbstractContextManager[None]:
         """Keep others from making this cache while the body runs, on this machine at least."""
         ...
 
@@ -110,7 +110,7 @@ class Folder:
     def read_sized(self, name: str, size: int) -> bytes:  # noqa: D102 - Storage
         return self.read(name) if self.size(name) in (size, None) else b""
 
-    def forget(self, name: str) -> None:  # noqa: D102 - Storage
+    def invalidate(self, name: str) -> None:  # noqa: D102 - Storage
         pass  # what lies here is no copy
 
     def size(self, name: str) -> int | None:  # noqa: D102 - Storage
@@ -137,7 +137,7 @@ class Folder:
             )
         return path
 
-    def fill(self, contents: Mapping[str, bytes]) -> None:  # noqa: D102 - Storage
+    def initialize(self, contents: Mapping[str, bytes]) -> None:  # noqa: D102 - Storage
         if (self.path / MANIFEST).is_file():  # another process was first
             return
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
@@ -163,7 +163,7 @@ class Folder:
     def locked(self) -> contextlib.AbstractContextManager[None]:  # noqa: D102 - Storage
         return atomic.locked(self._lock)
 
-    def creating(self) -> contextlib.AbstractContextManager[None]:  # noqa: D102 - Storage
+    def creation_lock(self) -> contextlib.AbstractContextManager[None]:  # noqa: D102 - Storage
         return atomic.locked(self._lock, _WAITING.format(self))
 
     @property
@@ -210,7 +210,7 @@ class Zip:
     def read_sized(self, name: str, size: int) -> bytes:  # noqa: D102 - Storage
         return self.read(name) if self.size(name) in (size, None) else b""
 
-    def forget(self, name: str) -> None:  # noqa: D102 - Storage
+    def invalidate(self, name: str) -> None:  # noqa: D102 - Storage
         pass
 
     def size(self, name: str) -> int | None:  # noqa: D102 - Storage
@@ -222,26 +222,26 @@ class Zip:
     def write(self, name: str, data: bytes) -> None:  # noqa: D102 - Storage
         raise UsageError(f"{self.path} is a zip, which is read only. Unpack it to write {name}.")
 
-    def fill(self, contents: Mapping[str, bytes]) -> None:  # noqa: D102 - Storage
+    def initialize(self, contents: Mapping[str, bytes]) -> None:  # noqa: D102 - Storage
         self.write(MANIFEST, contents[MANIFEST])
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:  # noqa: D102 - Storage
         yield
 
-    creating = locked
+    creation_lock = locked
 
     def __str__(self) -> str:
         return str(self.path)
 
 
-class Remote:
+class ObjectStore:
     """A folder of an object store or another file system that fsspec knows by its URL."""
 
     tries = 4
 
     def __init__(self, url: str) -> None:
-        self._remote = fsspec_client.Remote(url)
+        self._remote = fsspec_client.FsspecClient(url)
         self.url = self._remote.url
 
     def read(self, name: str, limit: int = MAX_FILE) -> bytes:  # noqa: D102 - Storage
@@ -258,7 +258,7 @@ class Remote:
     def read_sized(self, name: str, size: int) -> bytes:  # noqa: D102 - Storage
         return self._remote.sized(name, size) or b""
 
-    def forget(self, name: str) -> None:  # noqa: D102 - Storage
+    def invalidate(self, name: str) -> None:  # noqa: D102 - Storage
         pass
 
     def size(self, name: str) -> int | None:  # noqa: D102 - Storage
@@ -268,7 +268,7 @@ class Remote:
     def write(self, name: str, data: bytes) -> None:  # noqa: D102 - Storage
         self._remote.put(name, data)
 
-    def fill(self, contents: Mapping[str, bytes]) -> None:  # noqa: D102 - Storage
+    def initialize(self, contents: Mapping[str, bytes]) -> None:  # noqa: D102 - Storage
         if strangers := set(self._remote.find("*")) - {name.partition("/")[0] for name in contents}:
             raise UsageError(
                 f"{self.url} is not empty and no cache: {min(strangers)} lies there. Choose "
@@ -283,15 +283,15 @@ class Remote:
     def locked(self) -> Iterator[None]:  # noqa: D102 - Storage
         yield  # object stores know no locks: a writer looks again at what it has written
 
-    def creating(self) -> contextlib.AbstractContextManager[None]:  # noqa: D102 - Storage
-        lock = disk_cache.DataFolder().path / f"{disk_cache.key(self.url)}.lock"
+    def creation_lock(self) -> contextlib.AbstractContextManager[None]:  # noqa: D102 - Storage
+        lock = disk_cache.DiskCache().path / f"{disk_cache.key(self.url)}.lock"
         return atomic.locked(lock, _WAITING.format(self))
 
     def __str__(self) -> str:
         return self.url
 
 
-def checked(storage: Storage, ask: Callable[[], T], *names: str) -> T:
+def with_retry(storage: Storage, ask: Callable[[], T], *names: str) -> T:
     """What `ask` reads and checks; asked again where a network may have changed the bytes.
 
     Args:
@@ -306,13 +306,13 @@ def checked(storage: Storage, ask: Callable[[], T], *names: str) -> T:
         except CacheDamaged as error:
             log.info("%s It is asked for again in %.1f s.", str(error).partition(". ")[0], pause)
         for name in names:
-            storage.forget(name)
+            storage.invalidate(name)
         time.sleep(pause)
         pause *= 2
     return ask()
 
 
-def place(where: str | Path) -> Storage:
+def open_storage(where: str | Path) -> Storage:
     """The storage at a path or URL, whether there is a cache or not.
 
     Raises:
@@ -327,18 +327,18 @@ def place(where: str | Path) -> Storage:
                 f"has three slashes: {Path(text).resolve().as_uri()}."
             )
     if "://" in text:
-        return Remote(text)
+        return ObjectStore(text)
     path = Path(text)
     return Zip(path) if path.is_file() and path.suffix == ".zip" else Folder(path)
 
 
-def locate(where: str | Path) -> Storage:
+def open_existing(where: str | Path) -> Storage:
     """The storage of the cache at a path or URL.
 
     Raises:
         CacheNotFound: Nothing is there.
     """
-    found = place(where)
+    found = open_storage(where)
     if isinstance(found, Folder) and not (found.path / MANIFEST).is_file():
         raise CacheNotFound(
             f"there is no cache at {found}. Check the path, or make one with: kdcache cache RECIPE "

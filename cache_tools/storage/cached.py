@@ -18,20 +18,20 @@ from collections.abc import Callable, Iterator, Mapping
 
 from cache_tools.errors import UsageError
 from cache_tools.storage import atomic, disk_cache
-from cache_tools.storage.backends import MANIFEST, MAX_FILE, Folder, Remote
-from cache_tools.storage.disk_cache import DataFolder
+from cache_tools.storage.backends import MANIFEST, MAX_FILE, Folder, ObjectStore
+from cache_tools.storage.disk_cache import DiskCache
 
 log = logging.getLogger("kdcache")
 _LOCKS = 64
 
 
-class Kept:
+class CachedStorage:
     """Files of a cache at a URL, from the data folder where they are there."""
 
-    tries = Remote.tries
+    tries = ObjectStore.tries
 
-    def __init__(self, remote: Remote, fingerprint: str) -> None:
-        self._remote, self._data = remote, DataFolder()
+    def __init__(self, remote: ObjectStore, fingerprint: str) -> None:
+        self._remote, self._data = remote, DiskCache()
         self.path = self._data.caches / disk_cache.key(remote.url, fingerprint)
         self._local = Folder(self.path)
         self._lock = threading.Lock()
@@ -57,7 +57,7 @@ class Kept:
         found = self._local.size(name) if name != MANIFEST else None
         return self._remote.size(name) if found is None else found
 
-    def forget(self, name: str) -> None:
+    def invalidate(self, name: str) -> None:
         """As `storage.Storage`."""
         (self.path / name).unlink(missing_ok=True)
 
@@ -65,7 +65,7 @@ class Kept:
         """As `storage.Storage`: never."""
         raise UsageError(f"{self} is read only: {name} is not written.")
 
-    def fill(self, contents: Mapping[str, bytes]) -> None:
+    def initialize(self, contents: Mapping[str, bytes]) -> None:
         """As `storage.Storage`: never."""
         self.write(MANIFEST, contents[MANIFEST])
 
@@ -74,7 +74,7 @@ class Kept:
         """As `storage.Storage`."""
         yield
 
-    creating = locked
+    creation_lock = locked
 
     def __str__(self) -> str:
         return str(self._remote)
@@ -88,12 +88,12 @@ class Kept:
     def _fetch(self, name: str, ask: Callable[[], bytes]) -> bytes:
         """Bytes from the URL, kept; processes that want the same file wait for one of them."""
         try:
-            with self._turn(name):
+            with self._file_lock(name):
                 if self._local.size(name) is not None:
                     return self._kept(name)
                 data = ask()
                 with self._lock:
-                    wanted = self._data.claim(len(data), self.path)
+                    wanted = self._data.reserve(len(data), self.path)
                 if wanted:
                     self._keep(name, data)
                 else:
@@ -104,7 +104,7 @@ class Kept:
             return ask()
 
     @contextlib.contextmanager
-    def _turn(self, name: str) -> Iterator[None]:
+    def _file_lock(self, name: str) -> Iterator[None]:
         number = int(hashlib.sha256(name.encode()).hexdigest(), 16) % _LOCKS
         try:
             (self.path / ".locks").mkdir(parents=True, exist_ok=True)

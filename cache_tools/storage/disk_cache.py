@@ -33,7 +33,7 @@ def key(*words: object) -> str:
     return hashlib.sha256("\n".join(map(str, words)).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-class DataFolder:
+class DiskCache:
     """Shards and indices kept on this machine."""
 
     _told = False
@@ -70,7 +70,7 @@ class DataFolder:
         except OSError as error:
             if not self._told:
                 log.warning("the index is not kept in %s: %s", self.path, error.strerror)
-            DataFolder._told = True
+            DiskCache._told = True
             partial.unlink(missing_ok=True)
 
     def shard(self, name: str, size: int) -> Path | None:
@@ -84,7 +84,7 @@ class DataFolder:
             return None
         return path
 
-    def forget(self, name: str) -> None:
+    def invalidate(self, name: str) -> None:
         """Drop a shard that turned out wrong."""
         self._shard(name).unlink(missing_ok=True)
 
@@ -118,7 +118,7 @@ class DataFolder:
             (folder / f"{name}.lock").unlink(missing_ok=True)
             os.close(lock)
 
-    def make_room(self, wanted: dict[str, int]) -> set[str]:
+    def evict(self, wanted: dict[str, int]) -> set[str]:
         """Which shards may be kept, after others were dropped to make room for them.
 
         Args:
@@ -147,7 +147,7 @@ class DataFolder:
             path.unlink(missing_ok=True)
         return fit
 
-    def claim(self, size: int, ours: Path) -> bool:
+    def reserve(self, size: int, ours: Path) -> bool:
         """Whether so many bytes more may be kept, after room was made for them.
 
         What lies in `ours` stays: a cache larger than the limit does not push itself out over and

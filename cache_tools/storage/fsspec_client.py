@@ -32,7 +32,7 @@ _WORTH_ANOTHER_TRY = (408, 425, 429)
 T = TypeVar("T")
 
 
-class Remote:
+class FsspecClient:
     """Files below one URL."""
 
     def __init__(self, url: str) -> None:
@@ -73,7 +73,7 @@ class Remote:
             DataError: The server cannot be reached, or does not tell the size.
         """
         try:
-            info = self._patiently(name, lambda: self._fs.info(self._path(name)))
+            info = self._with_retry(name, lambda: self._fs.info(self._path(name)))
         except FileNotFoundError:
             return None
         if info.get("type") == "directory":
@@ -109,7 +109,7 @@ class Remote:
         if begin == end:
             return b""
         try:
-            return self._patiently(name, ask)
+            return self._with_retry(name, ask)
         except FileNotFoundError:
             raise DataError(f"{self._name(name)} is gone. Restore it there.") from None
 
@@ -129,7 +129,7 @@ class Remote:
                 return None
             raise ConnectionError(f"{len(data):,} bytes came, {size:,} were asked for")
 
-        return self._patiently(name, ask)
+        return self._with_retry(name, ask)
 
     def download(self, name: str, size: int, to: Path, done: Callable[[int], None]) -> None:
         """Write a file of `size` bytes to `to`, piece by piece.
@@ -162,7 +162,7 @@ class Remote:
             self._fs.pipe_file(path, data)
 
         try:
-            self._patiently(name, send, "write")
+            self._with_retry(name, send, "write")
         except FileNotFoundError as error:
             raise DataError(f"cannot write {self._name(name)}: {error}. Check the URL.") from None
 
@@ -171,7 +171,7 @@ class Remote:
         root = self._path("")
         found: list[str] = []
         with contextlib.suppress(FileNotFoundError):
-            found = self._patiently(pattern, lambda: self._fs.glob(self._path(pattern)))
+            found = self._with_retry(pattern, lambda: self._fs.glob(self._path(pattern)))
         self._fs.invalidate_cache()  # what is listed now must not answer later questions
         return sorted(str(path).removeprefix(root).strip("/") for path in found)
 
@@ -190,7 +190,7 @@ class Remote:
     def _name(self, name: str) -> str:
         return f"{self.url}/{name}" if name else self.url
 
-    def _patiently(self, name: str, ask: Callable[[], T], verb: str = "read") -> T:
+    def _with_retry(self, name: str, ask: Callable[[], T], verb: str = "read") -> T:
         """What `ask` returns, asking again when that may help."""
         pause = FIRST_PAUSE
         for attempt in range(1, TRIES + 1):

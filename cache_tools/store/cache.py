@@ -34,7 +34,7 @@ from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.canonical import canonical_json, difference, sha256
 from cache_tools.spec.sample_table import SampleTable
 from cache_tools.storage import atomic
-from cache_tools.storage.backends import Folder, Storage, checked, locate, place
+from cache_tools.storage.backends import Folder, Storage, open_existing, open_storage, with_retry
 from cache_tools.store import commits, manifest, metadata
 from cache_tools.store.commits import REMEDY, Part
 from cache_tools.store.layout import PROBES, Layout
@@ -77,14 +77,14 @@ class Store:
             UsageError: Something that is not a cache lies there.
             CacheMismatch: Another process made another cache there just now.
         """
-        storage = place(where)
+        storage = open_storage(where)
         # 1 and 1.0 are one fingerprint
         normal = cache.from_mapping(cache_spec.mapping, "the spec")
         contents = metadata.skeleton(normal, table, num_views)
         for attempt in range(_TRIES):
             if attempt:
                 time.sleep(_jitter(attempt))
-            storage.fill(contents)
+            storage.initialize(contents)
             store = cls(storage, manifest.read(storage))
             if found := difference(store.spec.mapping, normal.mapping):
                 raise CacheMismatch(f"another process made another cache at {storage}: {found}.")
@@ -126,12 +126,12 @@ class Store:
         Raises:
             CacheNotFound, CacheMismatch, CacheDamaged: As `manifest.read`.
         """
-        return cls.on(locate(where))
+        return cls.on(open_existing(where))
 
     @classmethod
     def on(cls, storage: Storage) -> "Store":
         """Open the cache that lies in a storage; raises as `open`."""
-        return cls(storage, checked(storage, lambda: manifest.read(storage), manifest.NAME))
+        return cls(storage, with_retry(storage, lambda: manifest.read(storage), manifest.NAME))
 
     @property
     def name(self) -> str:
@@ -252,7 +252,7 @@ class Store:
 
     def record(self, part: Part) -> dict[str, Any]:
         """The commit record of a part, checked; see `commits.read`."""
-        return checked(
+        return with_retry(
             self.storage, lambda: commits.read(self.storage, self.spec, part), part.record
         )
 
@@ -307,7 +307,7 @@ class Store:
         if not self.is_remote:
             return codec.concatenate([self.read(part)[0] for part in parts])
         with ThreadPoolExecutor(
-            concurrency.fitting(concurrency.JOBS, self.spec.part_bytes)
+            concurrency.max_in_flight(concurrency.JOBS, self.spec.part_bytes)
         ) as pool:
             return codec.concatenate([stored for stored, _ in pool.map(self.read, parts)])
 
@@ -376,7 +376,7 @@ class Store:
 
         def read(name: str) -> bytes:
             ask = partial(self._chunk, part, name, names[name], recorded[name])
-            return checked(self.storage, ask, name)
+            return with_retry(self.storage, ask, name)
 
         wanted = self._layout.part_chunks(part.view, part.block, views)
         return record, {name: read(name) for name in wanted}

@@ -18,7 +18,7 @@ from cache_tools.spec import sample_table
 from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.sample_table import SampleTable
 from cache_tools.storage import atomic
-from cache_tools.storage.backends import MAX_FILE, Storage, checked
+from cache_tools.storage.backends import MAX_FILE, Storage, with_retry
 from cache_tools.store import manifest
 from cache_tools.store.layout import Array, Layout
 from cache_tools.store.manifest import Manifest
@@ -86,7 +86,7 @@ class Whole:
         """Bytes of all keys together, as the metadata of their array says it."""
         name, n = "samples/key/zarr.json", self.spec.dataset.num_samples
         ask = partial(self._json, name)
-        shape = checked(self.storage, ask, name).get("shape")
+        shape = with_retry(self.storage, ask, name).get("shape")
         length = shape[0] if isinstance(shape, list) and len(shape) == 1 else None
         # Distinct keys differ: they take memory only where their compressed bytes are many.
         most = min(
@@ -100,7 +100,7 @@ class Whole:
 
     def _column(self, name: str, length: int, dtype: str) -> Array:
         ask = partial(self._decoded, name, length, dtype)
-        return checked(self.storage, ask, f"{name}/c/0")
+        return with_retry(self.storage, ask, f"{name}/c/0")
 
     def _decoded(self, name: str, length: int, dtype: str) -> Array:
         data = self._read(f"{name}/c/0")
@@ -131,7 +131,7 @@ class Whole:
     def _fault(self, name: str, expected: bytes) -> Iterator[CacheDamaged]:
         """What is wrong with a metadata file: other readers follow it."""
         try:
-            theirs = checked(self.storage, partial(self._json, name), name)
+            theirs = with_retry(self.storage, partial(self._json, name), name)
         except CacheDamaged as error:
             yield error
             return

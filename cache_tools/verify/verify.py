@@ -242,7 +242,7 @@ def _on_all_cores(
 
     Fewer threads when `each` takes so many bytes that all together would take a gigabyte.
     """
-    pool = ThreadPoolExecutor(max(1, min(threads.available(), _MEMORY // each)))
+    pool = ThreadPoolExecutor(max(1, min(threads.cpu_count(), _MEMORY // each)))
     try:
         for begin in range(0, len(items), _AHEAD):
             batch = items[begin : begin + _AHEAD]

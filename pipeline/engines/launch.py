@@ -120,7 +120,7 @@ def engine(
     if address:
         raise UsageError(f"--address {address} is of Ray's cluster: pass --engine ray, too.")
     if task.local_count > 1:
-        threads.limit(threads.available() // task.local_count)
+        threads.limit(threads.cpu_count() // task.local_count)
         named = local.devices(device, None)
         return _on(named[task.local % len(named)])
     named = local.devices(device, workers)

@@ -130,7 +130,7 @@ class _Crew:
         self._store, self._jobs, self._done = store, jobs, done
         self._lots = Lots(groups, len(jobs))
         self._lost = [0] * len(jobs)  # in a row, with nothing committed in between
-        self._cores = max(1, threads.available() // len(jobs))
+        self._cores = max(1, threads.cpu_count() // len(jobs))
         self._members: dict[Connection, _Member] = {}
         self._parts, self._note = 0, ""
         self._said: set[str] = set()
@@ -147,7 +147,7 @@ class _Crew:
             self._hand_out()
             for pipe in connection.wait(list(self._members), _POLL):
                 self._listen(self._members[pipe])  # type: ignore[index]
-            if stop.asked:
+            if stop.requested:
                 raise KeyboardInterrupt(stop.received)
         for group in self._lots.given_up:
             self.failures += [Failure(part, _GIVEN_UP, "WorkersLost") for part in group.parts]

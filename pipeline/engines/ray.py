@@ -77,7 +77,7 @@ class Maker:
 
 
 def _open(job: Job) -> Work:
-    if backends.place(job.out).size(backends.MANIFEST) is None:
+    if backends.open_storage(job.out).size(backends.MANIFEST) is None:
         raise UsageError(
             f"the node {socket.gethostname()} does not see the cache {job.out}. Pass --out with a "
             "folder that all nodes share, or a URL such as s3://…"
@@ -154,7 +154,7 @@ class Actors:
                 counted[of] = made
                 self._done_parts += sum(len(group.views) for group in lot)
                 idle.append(maker)
-            if stop.asked:
+            if stop.requested:
                 raise KeyboardInterrupt(stop.received)
         for group in waiting.given_up:
             failures += [Failure(part, _GIVEN_UP, "WorkersLost") for part in group.parts]

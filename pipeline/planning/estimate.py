@@ -46,7 +46,7 @@ class Sample:
         self._images = images.subset(np.arange(count))
         self._seen = recipe.views.for_teacher()
         self._table = scan.scan(
-            keys[:count], self._images, False, threads.available(), lambda _: None
+            keys[:count], self._images, False, threads.cpu_count(), lambda _: None
         )
         self._group = min(recipe.views_per_decode, recipe.num_views)
         self._num_views = recipe.num_views
@@ -109,7 +109,7 @@ def measure(
         "bound_by": "teacher" if teacher_rate < render_rate else "rendering",
         "per": torch.cuda.get_device_name(forward.device)
         if on_gpu
-        else f"CPU of {threads.available()} cores",
+        else f"CPU of {threads.cpu_count()} cores",
         "kept_classes": round(kept, 2),
     }
 
@@ -136,7 +136,7 @@ def _rendering(sample: Sample, advance: Callable[[int], None]) -> tuple[float, U
         group, count = last[0].shape[:2]
         return int(group * count)
 
-    with ThreadPoolExecutor(threads.available()) as pool:
+    with ThreadPoolExecutor(threads.cpu_count()) as pool:
         rate = _timed(work, advance)
     return rate, last[0]
 

@@ -72,7 +72,7 @@ class Work:
         how = Execution(recipe.memory_format, recipe.compile)
         forward = Forward(teacher, self.store.spec.targets, where, how)
         batch = batch_size(recipe, where)
-        self._worker = Worker(self.store, images, forward, batch, threads.available())
+        self._worker = Worker(self.store, images, forward, batch, threads.cpu_count())
 
     @property
     def meter(self) -> Meter:

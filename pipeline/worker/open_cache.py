@@ -58,9 +58,9 @@ def open_or_create(
         DataError, UsageError: The images cannot be read, or not all have a label.
     """
     labels, num_classes = check_labels(recipe, images, teacher)
-    where = backends.place(out)
+    where = backends.open_storage(out)
     if where.size(backends.MANIFEST) is None:
-        with where.creating():
+        with where.creation_lock():
             if where.size(backends.MANIFEST) is None:
                 _create(recipe, images, teacher, (labels, num_classes), out)
     store = Store.open(out)
@@ -83,7 +83,7 @@ def _create(
     """Make an empty cache from a look at every image."""
     kind, keys, images = scan.in_table_order(images, None)
     with progress.bar("look at images", len(keys), "images") as advance:
-        table = scan.scan(keys, images, labels[0], threads.available(), advance)
+        table = scan.scan(keys, images, labels[0], threads.cpu_count(), advance)
     classes = scan.classes_sha256(images) if labels[0] else ""
     dataset = DatasetSpec(len(table), labels[1], labels[0], kind, table.sha256, classes)
     Store.create(out, _spec(recipe, dataset, teacher), table, recipe.num_views)

@@ -131,10 +131,11 @@ class Worker:
         """The teacher's thread; whether it came to the end."""
         finishing = False
         for window in self._waited_for(windows):
-            if stop.asked and window.rows.start == self.store.spec.rows(window.group.block).start:
+            first = self.store.spec.rows(window.group.block).start
+            if stop.requested and window.rows.start == first:
                 return False
             for asked in self._batches(window):
-                if stop.asked and not finishing:
+                if stop.requested and not finishing:
                     finishing = self._is_soon_done(window, asked)
                     if not finishing:
                         return False
@@ -169,7 +170,7 @@ class Worker:
     @staticmethod
     def _pause(seconds: float, stop: StopRequest) -> None:
         end = time.monotonic() + seconds
-        while not stop.asked and time.monotonic() < end:
+        while not stop.requested and time.monotonic() < end:
             time.sleep(0.05)
 
     def _is_soon_done(self, window: Window, asked: int) -> bool:

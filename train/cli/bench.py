@@ -98,7 +98,7 @@ def _measure(
     half = (0.5, 0.5, 0.5)
     feed = Input(where, loaded.precision, half, half)
     found = stage_profile.measure(inputs, replay, loaded if name is not None else None, feed)
-    cores = loaded.threads or threads.available()
+    cores = loaded.threads or threads.cpu_count()
     return {
         "device": str(where),
         "threads": cores,

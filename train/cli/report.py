@@ -78,10 +78,12 @@ def report(
             facts, pictures = _look(subject, data, no_images or out is None, limit, views, wish)
             told.append(facts)
             if out is not None:
-                sections.append(_section(subject, text.all_of(facts), pictures))
+                sections.append(_section(subject, text.printable_json(facts), pictures))
             advance(1, Path(subject.where).name)
     if out is not None:
-        atomic.write(out, page.render(_compared(named, text.all_of(told), sections)).encode())
+        atomic.write(
+            out, page.render(_compared(named, text.printable_json(told), sections)).encode()
+        )
     if json_:
         emit({"subjects": told})
     elif out is not None:

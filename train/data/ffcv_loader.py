@@ -151,7 +151,7 @@ class ReplayLoader:
     def __init__(self, images: Beton, side: int, capacity: int, num_threads: int) -> None:
         """A loader of views of `side` pixels, at most `capacity` at once."""
         self.batch_size, self.batches_ahead = capacity, _BATCHES_AHEAD
-        self.num_workers = max(1, min(num_threads, threads.available()))
+        self.num_workers = max(1, min(num_threads, threads.cpu_count()))
         self.memory_manager = _Mapped(str(images.path))
         with _untouched():
             Compiler.set_num_threads(self.num_workers)

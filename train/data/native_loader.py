@@ -135,7 +135,7 @@ class Replay:
         self._mixture = self._members.mixture(tail) if several else None
         self._images = images
         self._schedule = schedule
-        self._threads = num_threads or threads.available()
+        self._threads = num_threads or threads.cpu_count()
         self._epochs = Epochs(self._members, schedule, images, epochs)
         self._reuse = decode.Reuse()
         self._crc_N = np.zeros(len(store.table), np.uint32)

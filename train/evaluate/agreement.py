@@ -119,7 +119,7 @@ def _agrees(batch: Batch, class_B: Tensor) -> Tensor:
 
 def _batches(store: Store, images: Images, chosen: list[tuple[Part, I8]]) -> Iterator[Batch]:
     """The chosen views as replay would show them, rendered one batch ahead."""
-    with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(threads.available()) as renderers:
+    with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(threads.cpu_count()) as renderers:
         waiting: deque[Future[Batch]] = deque()
         for part, rows in chosen:
             verify.check_probes(store, images, part)

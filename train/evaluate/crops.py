@@ -61,7 +61,7 @@ def batches(images: Images, frames: Sequence[Frame]) -> Iterator[tuple[slice, li
         ]
 
     numbers = [slice(b, min(b + BATCH, len(images))) for b in range(0, len(images), BATCH)]
-    with ThreadPoolExecutor(threads.available()) as pool:
+    with ThreadPoolExecutor(threads.cpu_count()) as pool:
         ahead = [pool.submit(one, i) for i in range(len(images))[numbers[0]]] if numbers else []
         for here, following in zip(numbers, [*numbers[1:], slice(0)], strict=True):
             batch = ahead

@@ -138,7 +138,7 @@ def time_teacher(
         return None
     batch = min(batch, len(inputs.images))
     schedule = Schedule(inputs.store, 1, batch, seed=0)
-    replay = Replay(inputs.store, inputs.images, schedule, threads.available())
+    replay = Replay(inputs.store, inputs.images, schedule, threads.cpu_count())
     first = next(iter(replay.epoch(0)))
     seconds = []
     with progress.bar("time the teacher", _BATCHES, "batches") as advance:

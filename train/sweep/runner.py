@@ -134,7 +134,7 @@ def train(sweep: Sweep, planned: Sequence[Sequence[Student]]) -> None:
     """
     with StopRequest() as stop:
         for number, cohort in enumerate(planned, 1):
-            if stop.asked:
+            if stop.requested:
                 raise KeyboardInterrupt
             log.info("cohort %d of %d: %s", number, len(planned), _listed(cohort))
             train_cohort(sweep, cohort, stop=stop)

@@ -153,10 +153,10 @@ def train_cohort(  # noqa: PLR0912 - the one long function
                     learner.passed(now - begin, waited, rest)
                 begin = now
                 late = now - saved > 60 * shared.checkpoint_minutes
-                alone = world.size == 1 and (signals.asked or late)
+                alone = world.size == 1 and (signals.requested or late)
                 regular = final or step % stride == 0  # the same steps, whatever happens
                 if regular or (due and alone):
-                    asked, late = world.any(signals.asked), world.any(late)
+                    asked, late = world.any(signals.requested), world.any(late)
                     note = ""
                     for learner in turn:
                         try:

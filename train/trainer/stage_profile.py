@@ -106,7 +106,7 @@ def _read(images: Images, rows: list[int]) -> tuple[float, list[bytes]]:
     if read_from(images) == "disk":
         _forget(images)
     raw = isinstance(images, Beton)
-    with ThreadPoolExecutor(threads.available()) as pool:
+    with ThreadPoolExecutor(threads.cpu_count()) as pool:
         begin = time.perf_counter()
         read = cast(Beton, images).stored if raw else images.read
         data = list(pool.map(read, rows))
