@@ -27,7 +27,7 @@ from train import run_dir
 from train.data.native_loader import Replay
 from train.data.schedule import Schedule
 from train.evaluate import agreement, models
-from train.evaluate.models import Wish
+from train.evaluate.models import EvalOptions
 from train.trainer import loop
 
 Command = Callable[..., Outcome]
@@ -114,7 +114,7 @@ def test_cached_views_against_replay_and_dense_computation(
 ) -> None:
     """All 400 mixed views, as the training loop replays them, and dense distributions."""
     store = Store.open(made)
-    network = models.open_subject(str(finished), Wish(CPU)).students[0]
+    network = models.open_target(str(finished), EvalOptions(CPU)).students[0]
     schedule = Schedule(store, 4, 100, seed=0)
     kl, agreed, right = [], [], []
     for batch in Replay(store, images, schedule, 2).epoch(0):
@@ -130,7 +130,7 @@ def test_cached_views_against_replay_and_dense_computation(
         agreed.extend(stored[np.arange(100), first] == stored.max(1))
         label = np.where(batch.lam_B >= 32768, batch.label_B, batch.partner_label_B)
         right.extend(first == label)
-    seen = agreement.look([network], store, images, 400)
+    seen = agreement.measure([network], store, images, 400)
     assert (seen.views, seen.parts) == (400, len(list(store.parts())))
     scores = seen.scores["student"]
     assert scores.kl == pytest.approx(np.mean(kl), rel=1e-4)
@@ -217,7 +217,7 @@ def test_real_labels_leave_out_pictures_without_any(
     assert " ReaL " in kdcache(*arguments).out
     file.write_text(json.dumps(dict(zip(names[1:], allowed[1:], strict=True))))
     fails(kdcache(*arguments), 1, "lack 1 of the 60 pictures", names[0][:-4])
-    fails(kdcache(*arguments[:-3], "timm"), 1, "name no picture of the data sets")
+    fails(kdcache(*arguments[:-3], "timm"), 1, "contain no image of the data sets")
 
 
 def test_a_thousand_classes_by_number(kdcache: Command, numbered: Path, tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ def test_other_pixels_are_refused(
 ) -> None:
     from cache_tools.render import view
 
-    network = models.open_subject(str(finished), Wish(CPU)).students[0]
+    network = models.open_target(str(finished), EvalOptions(CPU)).students[0]
     real = view.crop_resize
 
     def other(*arguments: object) -> None:
@@ -272,7 +272,7 @@ def test_other_pixels_are_refused(
 
     monkeypatch.setattr(view, "crop_resize", other)
     with pytest.raises(CacheMismatch, match="other pixels"):
-        agreement.look([network], Store.open(made), images, 10)
+        agreement.measure([network], Store.open(made), images, 10)
 
 
 def test_mistakes_are_explained(
@@ -286,7 +286,7 @@ def test_mistakes_are_explained(
 ) -> None:
     fails(kdcache("eval", tmp_path / "none"), 2, "no run at", "and no network")
     fails(kdcache("eval", "resnet5o"), 2, "no network 'resnet5o'", "Did you mean")
-    fails(kdcache("eval", teacher), 2, "on which images? Pass --data")
+    fails(kdcache("eval", teacher), 2, "missing --data. Pass --data")
     fails(kdcache("eval", finished, "--data", tmp_path / "none"), 2, "no data set at")
     fails(kdcache("eval", finished, "--cache", tmp_path / "none"), 2, "CacheNotFound")
     fails(kdcache("eval", finished, "--teacher", tmp_path / "none"), 1, "TeacherError")
@@ -314,7 +314,7 @@ def test_mistakes_are_explained(
     (tmp_path / "few/3").mkdir(parents=True)
     shutil.copy(next((numbered / "3").iterdir()), tmp_path / "few/3")
     outcome = kdcache("eval", tmp_path / "seven", "--data", tmp_path / "few")
-    fails(outcome, 1, "NonFinite", "the student answers with NaN or Inf in fp32")
+    fails(outcome, 1, "NonFinite", "the student predicts NaN or Inf in fp32")
     broken = shutil.copytree(finished, tmp_path / "broken")
     (broken / "model/model.safetensors").write_bytes(b"half a file")
     fails(kdcache("eval", broken), 1, "TeacherError", "does not hold a network")

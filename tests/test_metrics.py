@@ -62,7 +62,7 @@ def test_accuracy_over_batches_of_different_size() -> None:
 def test_kl_and_its_direction() -> None:
     p, q = torch.tensor([[0.9, 0.1]]), torch.tensor([[0.5, 0.5]])
     by_hand = 0.9 * np.log(0.9 / 0.5) + 0.1 * np.log(0.1 / 0.5)
-    assert float(metrics.divergence(p.log(), q.log())) == pytest.approx(by_hand)
+    assert float(metrics.kl_divergence(p.log(), q.log())) == pytest.approx(by_hand)
 
 
 @pytest.mark.parametrize("suffix", ["", ".JPEG"])
@@ -109,7 +109,7 @@ def test_real_labels_that_do_not_fit_are_explained(tmp_path: Path) -> None:
         real_labels.of(labels, pictures(IMAGENET), 5)
     for text in ("[1, 2]", '{"a": [true]}', '{"a": [-1]}', '"x"', "[[1.5]]"):
         (tmp_path / "odd.json").write_text(text)
-        with pytest.raises(UsageError, match="holds no ReaL labels"):
+        with pytest.raises(UsageError, match="contains no ReaL labels"):
             real_labels.load(str(tmp_path / "odd.json"))
     for text in ("{", "[" * 100_000):
         (tmp_path / "odd.json").write_text(text)

@@ -31,7 +31,7 @@ from train.api import fit
 from train.cli import sweep as command
 from train.sweep import cohorts, cost, grid, plot, ray_tune, table
 from train.sweep import runner as sweeps
-from train.sweep.cohorts import Need
+from train.sweep.cohorts import MemoryEstimate
 from train.sweep.grid import Student
 from train.trainer import loop
 
@@ -107,8 +107,8 @@ def test_the_grid_that_comes_with_it() -> None:
         ("", ["nothing is swept"]),
         ("[grid]\nlr = [-1.0]", ["temperature and lr must be positive"]),
         ("[grid]\nloss = ['kl']", ["'kl' is not one of"]),
-        ("[grid]\ntemperature = [1, 1.0]", ["2 students are called 'temperature=1'"]),
-        ("[[runs]]\nname = 'a'\n[[runs]]\nname = 'a'", ["2 students are called 'a'"]),
+        ("[grid]\ntemperature = [1, 1.0]", ["2 students are named 'temperature=1'"]),
+        ("[[runs]]\nname = 'a'\n[[runs]]\nname = 'a'", ["2 students are named 'a'"]),
         ("[[runs]]\nname = '..'", ["is no name for a student"]),
         ("runs = 3", ["students are listed as [[runs]]"]),
     ],
@@ -133,7 +133,7 @@ def test_errors_come_before_anything_is_written(
     for arguments, words in {
         (there, *command, "student=x", "--students", "0-9"): "--students 0-9 are no numbers",
         (there, *command, "--memory", "0.000001"): "the device is too small for test_efficientnet",
-        (there, *command, "mode=online"): "a sweep learns from the cache",
+        (there, *command, "mode=online"): "a sweep trains from the cache",
         (there, *command, "num_views=9"): "num_views=9 cannot be shown",
         (there, *command, "--asha"): "--asha goes with --engine ray",
         (there, "--out", out): "from which cache",
@@ -177,17 +177,23 @@ def student(name: str, **values: Any) -> Student:
 def test_cohorts_share_a_stream_and_fit_the_memory() -> None:
     students = [student(f"s{i}", temperature=1.0 + i) for i in range(5)]
     students += [student("other", batch_size=32), student("seeded", seed=1)]
-    needs = {s.name: Need(1000, 100, 50, 0.1, 10.0, "cpu") for s in students}
+    needs = {s.name: MemoryEstimate(1000, 100, 50, 0.1, 10.0, "cpu") for s in students}
     together = cohorts.group(students, needs, 1e9, 32)
     assert [[s.name for s in cohort] for cohort in together] == [
         ["s0", "s1", "s2", "s3", "s4"],
         ["other"],
         ["seeded"],
     ]
-    assert [len(c) for c in cohorts.group(students, needs, 1e9, 32, most=2)] == [2, 2, 1, 1, 1]
+    assert [len(c) for c in cohorts.group(students, needs, 1e9, 32, max_students=2)] == [
+        2,
+        2,
+        1,
+        1,
+        1,
+    ]
     batch = 4 * 3 * 32 * 32 * 64 * 4  # what stays of three students, the largest turn of one
     assert [len(c) for c in cohorts.group(students[:5], needs, batch + 350, 32)] == [3, 2]
-    with pytest.raises(UsageError, match="too small for s0: it wants"):
+    with pytest.raises(UsageError, match="too small for s0: it needs"):
         cohorts.group(students, needs, batch + 149, 32)
     compiled = [student(f"c{i}", lr=1e-3 * (i + 1), compile=True) for i in range(9)]
     needs |= {s.name: needs["s0"] for s in compiled}
@@ -203,7 +209,9 @@ def test_what_a_student_takes_is_measured() -> None:
     weights = 4 * small.parameters
     assert weights < small.resident < 2.1 * weights  # sgd has momentum
     assert large.resident == pytest.approx(4 * weights, rel=0.1)  # average, and adam's two
-    assert (large.passing - weights) == pytest.approx(2 * (small.passing - weights), rel=0.01)
+    assert (large.activation_bytes - weights) == pytest.approx(
+        2 * (small.activation_bytes - weights), rel=0.01
+    )
     assert min(small.step_seconds, small.images_per_second) > 0
 
 
@@ -325,7 +333,7 @@ def test_the_tasks_of_a_slurm_array_finish_the_grid(
     assert [row["state"] for row in facts["students"]] == ["finished"] * 4
     nothing = kdcache(*sweep, "--print", "slurm")
     assert (nothing.code, nothing.out) == (2, "")
-    assert "nothing is left to train" in nothing.err
+    assert "all students are finished" in nothing.err
 
 
 def test_a_table_is_whole_though_another_task_ends_meanwhile(
@@ -374,7 +382,7 @@ def test_a_signal_between_two_cohorts_stops_the_sweep(
     made: Path, written: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep = opened(made, written(SMALL), tmp_path / "sweep")
-    planned = sweeps.prepare(sweep, most=1)
+    planned = sweeps.prepare(sweep, max_students=1)
     monkeypatch.setattr(
         sweeps, "train_cohort", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)
     )
@@ -403,19 +411,19 @@ def test_what_a_trial_tells_ray(
     told: list[tuple[int, float, list[str]]] = []
 
     def report(row: dict[str, float]) -> None:
-        told.append((row["epoch"], row["merit"], [sweep.state(one) for one in sweep.students]))
+        told.append((row["epoch"], row["score"], [sweep.state(one) for one in sweep.students]))
 
     ray = SimpleNamespace(tune=SimpleNamespace(report=report))
     monkeypatch.setitem(sys.modules, "ray", ray)
     where = {"caches": [str(made)], "weights": [1.0], "data": sweep.inputs.source}
-    where |= {"out": str(sweep.out), "device": "cpu", "cores": 1, "also": []}
+    where |= {"out": str(sweep.out), "device": "cpu", "cores": 1, "trackers": []}
     ray_tune._trial({"cohort": 0}, where, [[ray_tune._plain(one) for one in cohort]])
     best = max(row["top1_best"] for row in sweeps.rows(sweep))
     assert [(epoch, states) for epoch, _, states in told] == [
         (1, ["begun", "begun"]),
         (2, ["finished", "finished"]),
     ]
-    assert best in [merit for _, merit, _ in told]
+    assert best in [score for _, score, _ in told]
     ray_tune._trial({"cohort": 0}, where, [[ray_tune._plain(one) for one in cohort]])
     assert told[2:] == [(2, float("-inf"), ["finished", "finished"])]  # its worker had died
 
@@ -426,21 +434,21 @@ def test_what_asha_has_stopped_goes_on_without_it(
     sweep = opened(made, written(SMALL), tmp_path / "sweep", asha=True)
     assert len(sweeps.prepare(sweep)) == 1
     for student in sweep.students[:3]:
-        sweeps.stop(sweep, student)
+        sweeps.mark_stopped(sweep, student)
     assert [sweep.state(one) for one in sweep.students] == ["stopped"] * 3 + ["begun"]
     assert sweep.todo == [*sweep.students[3:]]
     assert len(replace(sweep, asha=False).todo) == 4
-    facts = cost.ledger(sweep, sweeps.rows(sweep), None)
+    facts = cost.sweep_cost(sweep, sweeps.rows(sweep), None)
     assert cost.lines(facts) == ["No student is finished yet: there is no cost to compare."]
     assert "stopped" in table.table(sweeps.rows(sweep), ["student", "temperature"])
 
 
 def test_students_are_called_by_what_tells_them_apart() -> None:
     rows = [{"name": "net,lr=0.1", "student": "net", "lr": 0.1}, {"name": "net,lr=1", "lr": 1.0}]
-    assert table.heads(rows, ["student", "lr"]) == ["student", "lr"]
-    assert table.heads(rows, ["student", "lr", "opt"]) == ["student", "lr", "opt"]
-    assert table.heads([{"name": "bold", "lr": 0.1}], ["lr"]) == ["name", "lr"]
-    assert table.heads(rows, []) == ["name"]
+    assert table.headers(rows, ["student", "lr"]) == ["student", "lr"]
+    assert table.headers(rows, ["student", "lr", "opt"]) == ["student", "lr", "opt"]
+    assert table.headers([{"name": "bold", "lr": 0.1}], ["lr"]) == ["name", "lr"]
+    assert table.headers(rows, []) == ["name"]
 
 
 def test_a_student_that_left_says_why(swept: Path, kdcache: Command) -> None:
@@ -532,8 +540,8 @@ def test_what_nothing_beats() -> None:
         {"name": str(i), "state": "finished", "cost": c, "accuracy": a}
         for i, (c, a) in enumerate([(1, 50.0), (2, 40.0), (3, 70.0), (3, 60.0), (4, 70.0)])
     ]
-    assert [r["name"] for r in table.front(rows, "cost", more=False)] == ["0", "2"]
-    assert [r["name"] for r in table.front(rows, "cost", more=True)] == ["4"]
+    assert [r["name"] for r in table.pareto_front(rows, "cost", more=False)] == ["0", "2"]
+    assert [r["name"] for r in table.pareto_front(rows, "cost", more=True)] == ["4"]
 
 
 def test_a_picture_of_many_students(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from cache_tools.report.page import Block, Section
     from cache_tools.report.sheet_source import Names
     from cache_tools.store.cache import Store
-    from train.evaluate.models import Wish
+    from train.evaluate.models import EvalOptions
     from train.report.inputs import Subject
 
 log = logging.getLogger("kdcache")
@@ -62,7 +62,7 @@ def report(
     from cache_tools.runtime import progress, text
     from cache_tools.storage import atomic
     from train.distributed import pick
-    from train.evaluate.models import Wish
+    from train.evaluate.models import EvalOptions
     from train.report.inputs import find
 
     if out is not None:
@@ -70,12 +70,12 @@ def report(
         if out.is_dir():
             raise UsageError(f"{out} is a folder. Pass --out with the name of a file.")
     named = find(subjects)
-    wish = Wish(pick(device))
+    options = EvalOptions(pick(device))
     told: list[dict[str, Any]] = []
     sections: list[Section] = []
     with progress.bar("report", len(named), "subjects") as advance:
         for subject in named:
-            facts, pictures = _look(subject, data, no_images or out is None, limit, views, wish)
+            facts, pictures = _look(subject, data, no_images or out is None, limit, views, options)
             told.append(facts)
             if out is not None:
                 sections.append(_section(subject, text.printable_json(facts), pictures))
@@ -91,7 +91,7 @@ def report(
 
 
 def _look(
-    subject: "Subject", data: str, no_images: bool, limit: int, views: int, wish: "Wish"
+    subject: "Subject", data: str, no_images: bool, limit: int, views: int, options: "EvalOptions"
 ) -> "tuple[dict[str, Any], list[Block]]":
     """Facts of a subject, and pictures that are no facts."""
     from train import run_dir
@@ -105,7 +105,7 @@ def _look(
         store = Store.open(subject.where)
         return cache_facts.facts(store, limit), [] if no_images else _sheet(store, data)
     if subject.kind == "run":
-        return run_facts.facts(where, _names, wish, views), []
+        return run_facts.facts(where, _names, options, views), []
     if subject.kind == "sweep":
         return sweep_section.facts(where), []
     comparison = run_dir.read_json(where / "comparison.json")

@@ -163,7 +163,7 @@ def _report(sweep: "Sweep", teacher: list[str], json_: bool) -> None:
             "cache_fingerprint": sweep.inputs.fingerprint,
             "swept": swept,
             "students": rows,
-            "ledger": cost.ledger(sweep, rows, *(timed or (None,))),
+            "ledger": cost.sweep_cost(sweep, rows, *(timed or (None,))),
         }
         drawn = _write(sweep, facts)
     if json_:

@@ -179,10 +179,10 @@ def evaluate(
     from train.distributed import pick
     from train.evaluate import evaluate as measure
     from train.evaluate import table as scoreboard
-    from train.evaluate.models import Wish
+    from train.evaluate.models import EvalOptions
 
-    question = measure.Question(tuple(data or ()), real, cache, views, teacher)
-    facts = measure.measure(subject, question, Wish(pick(device), size, crop))
+    request = measure.EvalRequest(tuple(data or ()), real, cache, views, teacher)
+    facts = measure.measure(subject, request, EvalOptions(pick(device), size, crop))
     if json_:
         emit(facts)
     else:

@@ -1,10 +1,10 @@
-"""Networks on a validation set: `evaluate_all` for the training loop, `judge` for `kdcache eval`.
+"""Accuracy of networks on a validation set.
 
-`evaluate_all` counts what an epoch needs, on all processes; `judge` shows every picture to several
-networks at once and counts everything, with one of them as the teacher that others are held
-against.
+`evaluate_all` serves the training loop: top-1 and top-5, the images shared among all processes.
+`evaluate_networks` serves `kdcache eval`: all scores, with a teacher as reference. Both decode an
+image once for all networks.
 
-Shapes: B pictures, S pixels a side, C classes.
+Shapes: B images, S pixels a side, C classes.
 """
 
 from collections.abc import Sequence
@@ -21,14 +21,14 @@ from cache_tools.runtime import progress
 from train.data.device_batch import Input, upload
 from train.distributed import ALONE, World
 from train.evaluate import crops, metrics
-from train.evaluate.confusion import Saw
+from train.evaluate.confusion import OnPrediction
 from train.evaluate.crops import Frame
 from train.evaluate.metrics import Scores, Tally
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Shares of correct answers, in percent."""
+    """Top-1 and top-5 accuracy in percent."""
 
     top1: float
     top5: float
@@ -36,37 +36,41 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Network:
-    """A network that can be asked about pictures."""
+    """A network with its preprocessing."""
 
     name: str
-    """What it is called in a table."""
+    """Name in tables."""
     model: nn.Module
-    """In evaluation mode, on the device of `feed`."""
+    """Module in evaluation mode, on the device of `feed`."""
     feed: Input
-    """How pictures enter it."""
+    """Upload, normalisation and precision of its input."""
     frame: Frame
-    """What it sees of a picture."""
+    """Size and crop of its input."""
     num_classes: int
     """C."""
-    only_size: int = 0
-    """The one size of pictures that it takes, in pixels; 0: any."""
+    fixed_size: int = 0
+    """Its only input size in pixels; 0: any size."""
 
-    def takes(self, size: int) -> bool:
-        """Whether it takes pictures of `size` pixels a side."""
-        return self.only_size in (0, size)
+    def accepts(self, size: int) -> bool:
+        """Return True if inputs of `size` pixels a side are possible."""
+        return self.fixed_size in (0, size)
 
     def logits(self, pixels: NDArray[np.uint8]) -> Tensor:
-        """[B, S, S, 3] RGB → [B, C] fp32."""
-        return self.ask(self.feed.normalise(self.feed.upload(pixels)))
+        """Run on RGB pixels [B, S, S, 3]; returns [B, C] fp32."""
+        return self.forward(self.feed.normalise(self.feed.upload(pixels)))
 
-    def ask(self, x: Tensor) -> Tensor:
-        """Normalised pictures [B, 3, S, S] → [B, C] fp32; NonFinite when there is no answer."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Run on normalised images [B, 3, S, S]; returns [B, C] fp32.
+
+        Raises:
+            NonFinite: The logits contain NaN or Inf.
+        """
         with self.feed.autocast():
             logits: Tensor = self.model(x)
         if not bool(logits.isfinite().all()):
             raise NonFinite(
-                f"the {self.name} answers with NaN or Inf in {self.feed.precision}. Its weights "
-                "are broken, or they overflow."
+                f"the {self.name} predicts NaN or Inf in {self.feed.precision}. Its weights are "
+                "broken, or they overflow."
             )
         return logits.float()
 
@@ -82,11 +86,11 @@ def evaluate(
     """Measure a model.
 
     Args:
-        model: The network; it is left in evaluation mode.
-        images: Labelled pictures.
-        feed: How pictures enter the network.
+        model: The network; left in evaluation mode.
+        images: Labelled images.
+        feed: Upload, normalisation and precision of its input.
         size: S.
-        crop: Share of the shorter side that is kept.
+        crop: Share of the shorter side that the centre crop keeps.
         world: Processes that share the work.
     """
     return evaluate_all([(model, feed, Frame(size, crop))], images, world)[0]
@@ -96,11 +100,11 @@ def evaluate(
 def evaluate_all(
     models: Sequence[tuple[nn.Module, Input, Frame]], images: Images, world: World = ALONE
 ) -> list[Accuracy]:
-    """Measure several models on the same pictures, decoded once for all of them.
+    """Measure several models on the same images, decoded once for all of them.
 
     Args:
-        models: Networks, left in evaluation mode; how pictures enter each, and what it sees of one.
-        images: Labelled pictures.
+        models: Networks, left in evaluation mode, each with its input and its crop.
+        images: Labelled images.
         world: Processes that share the work.
     """
     for model, _, _ in models:
@@ -116,53 +120,53 @@ def evaluate_all(
             for i, (model, feed, frame) in enumerate(models):
                 with feed.autocast():
                     logits = model(feed.normalise(uploaded[frame]))
-                hit = metrics.ranked(logits).cpu().numpy() == images.label_N[numbers, None]
+                hit = metrics.top_classes(logits).cpu().numpy() == images.label_N[numbers, None]
                 hits[i] += hit[:, 0].sum(), hit.any(axis=1).sum()
             advance(len(seen[0]))
-    *found, count = world.sum([*hits.ravel().tolist(), len(images)])
-    pairs = zip(found[::2], found[1::2], strict=True)
+    *sums, count = world.sum([*hits.ravel().tolist(), len(images)])
+    pairs = zip(sums[::2], sums[1::2], strict=True)
     return [Accuracy(100.0 * top1 / count, 100.0 * top5 / count) for top1, top5 in pairs]
 
 
 @torch.inference_mode()
-def judge(
+def evaluate_networks(
     networks: Sequence[Network],
     images: Images,
     allowed: Sequence[frozenset[int]] | None = None,
     teacher: Network | None = None,
-    saw: Saw | None = None,
+    on_prediction: OnPrediction | None = None,
 ) -> dict[str, Scores]:
-    """Measure networks on the same pictures, decoded once for all of them.
+    """Measure networks on the same images, decoded once for all of them.
 
     Args:
-        networks: Whom to measure.
-        images: Labelled pictures.
-        allowed: [N] ReaL labels of the pictures, or None.
-        teacher: Whom the others are held against; it is measured, too.
-        saw: Who is told of every answer, beside its label.
+        networks: Students to measure.
+        images: Labelled images.
+        allowed: [N] ReaL labels of the images, or None.
+        teacher: Reference network for agreement and KL; measured, too.
+        on_prediction: Called with the labels and predictions of every batch.
 
     Returns:
         Scores by the networks' names, the teacher's last.
     """
-    asked = [*networks, *([teacher] if teacher else [])]
-    tallies = [Tally() for _ in asked]
-    frames = [*dict.fromkeys(network.frame for network in asked)]
+    measured = [*networks, *([teacher] if teacher else [])]
+    tallies = [Tally() for _ in measured]
+    frames = [*dict.fromkeys(network.frame for network in measured)]
     with progress.bar(f"evaluate on {images.source}", len(images), "images") as advance:
         for numbers, pixels in crops.batches(images, frames):
-            seen = dict(zip(frames, pixels, strict=True))
-            said = [network.logits(seen[network.frame]) for network in asked]
+            cropped = dict(zip(frames, pixels, strict=True))
+            predicted = [network.logits(cropped[network.frame]) for network in measured]
             label_B = torch.from_numpy(images.label_N[numbers].astype(np.int64))
-            for tally, logits in zip(tallies, said, strict=True):
+            for tally, logits in zip(tallies, predicted, strict=True):
                 tally.add(logits, label_B)
                 if allowed is not None:
                     tally.add_real(logits, allowed[numbers])
-            if saw is not None:
-                for network, logits in zip(asked, said, strict=True):
-                    saw(images.source, network.name, label_B, logits.argmax(1))
+            if on_prediction is not None:
+                for network, logits in zip(measured, predicted, strict=True):
+                    on_prediction(images.source, network.name, label_B, logits.argmax(1))
             if teacher is not None:
-                for tally, logits in zip(tallies[:-1], said, strict=False):
-                    agreed = logits.argmax(1) == said[-1].argmax(1)
-                    tally.compare(agreed, metrics.divergence(said[-1], logits))
+                for tally, logits in zip(tallies[:-1], predicted, strict=False):
+                    agreed = logits.argmax(1) == predicted[-1].argmax(1)
+                    tally.compare(agreed, metrics.kl_divergence(predicted[-1], logits))
             advance(len(label_B))
     scores = [tally.scores() for tally in tallies]
-    return {network.name: score for network, score in zip(asked, scores, strict=True)}
+    return {network.name: score for network, score in zip(measured, scores, strict=True)}

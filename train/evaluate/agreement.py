@@ -1,8 +1,8 @@
-"""Students on the cached views: do they say what the teacher said of the very same pixels?
+"""Agreement of students with the stored targets on cached views.
 
 A few thousand views, spread over parts of the cache, are drawn, rendered and mixed again, bit for
-bit, and the student's answer is held against what is stored: no teacher runs. The pixels of the
-parts that are looked at are proved by their probes first.
+bit, and the students' predictions are compared with the stored targets: no teacher runs. The probes
+of the selected parts are checked first.
 
 Shapes: B views, N samples, C classes.
 """
@@ -33,7 +33,7 @@ from cache_tools.verify import verify
 from cache_tools.views import draw
 from train.data.native_loader import Batch
 from train.evaluate.accuracy import Network
-from train.evaluate.confusion import Saw
+from train.evaluate.confusion import OnPrediction
 from train.evaluate.metrics import Scores, Tally
 from train.loss import losses
 
@@ -43,33 +43,33 @@ _BATCH = 64
 
 
 @dataclass(frozen=True)
-class Glance:
-    """What was seen."""
+class CacheAgreement:
+    """Scores on cached views."""
 
     views: int
-    """How many views."""
+    """Number of views."""
     parts: int
-    """Of how many parts."""
+    """Number of parts that contain them."""
     scores: dict[str, Scores]
-    """By the networks' names, and "teacher" for what is stored."""
+    """Scores by the networks' names; "teacher": those of the stored targets."""
 
 
 @torch.inference_mode()
-def look(
+def measure(
     networks: Sequence[Network],
     store: Store,
     images: Images,
     count: int,
-    saw: Saw | None = None,
-) -> Glance:
-    """Hold networks against the stored targets of `count` views.
+    on_prediction: OnPrediction | None = None,
+) -> CacheAgreement:
+    """Compare networks with the stored targets of `count` views.
 
     Args:
         networks: Students, of the cache's classes.
         store: The cache.
         images: Its data set in the order of its table.
-        count: How many views; a cache with fewer is looked at as a whole.
-        saw: Who is told of every answer, beside the teacher's first class.
+        count: Number of views; of a cache with fewer, all of them.
+        on_prediction: Called with the teacher's first class and the predictions of every batch.
 
     Raises:
         CacheIncomplete, CacheDamaged, CacheMismatch: Naming the part or the sample.
@@ -77,48 +77,48 @@ def look(
     chosen = spread(store.spec, list(store.parts()), count)
     total = sum(len(rows) for _, rows in chosen)
     tallies, teacher = {network.name: Tally() for network in networks}, Tally()
-    with progress.bar("look at cached views", total, "views") as advance:
+    with progress.bar("compare on cached views", total, "views") as advance:
         for batch in _batches(store, images, chosen):
-            said_B = _first(batch)
+            teacher_B = _teacher_class(batch)
             label_B = _labels(batch)
             known_B = label_B != NO_LABEL
-            teacher.add_hits((said_B == label_B)[known_B, None])
+            teacher.add_hits((teacher_B == label_B)[known_B, None])
             for network in networks:
-                x, asked = network.feed.batch(batch, store.spec.targets.temperatures)
-                logits_BC = network.ask(x)
+                x, targets = network.feed.batch(batch, store.spec.targets.temperatures)
+                logits_BC = network.forward(x)
                 first_B = logits_BC.argmax(1).cpu()
                 tally = tallies[network.name]
                 tally.add_hits((first_B == label_B)[known_B, None])
-                kl = losses.kd(logits_BC, asked.soft)
+                kl = losses.kd(logits_BC, targets.soft)
                 tally.compare(_agrees(batch, first_B), kl.expand(len(first_B)))
-                if saw is not None:
-                    saw(store.name, network.name, said_B, first_B)
-            advance(len(said_B))
+                if on_prediction is not None:
+                    on_prediction(store.name, network.name, teacher_B, first_B)
+            advance(len(teacher_B))
     scores = {name: tally.scores() for name, tally in tallies.items()}
-    return Glance(total, len(chosen), scores | {"teacher": teacher.scores()})
+    return CacheAgreement(total, len(chosen), scores | {"teacher": teacher.scores()})
 
 
 def _labels(batch: Batch) -> Tensor:
-    """[B] the label with the larger share of each view."""
+    """Labels [B] with the larger share of each view."""
     own_B = batch.lam_B * 2 >= draw.LAM_ONE
     return torch.from_numpy(np.where(own_B, batch.label_B, batch.partner_label_B))
 
 
-def _first(batch: Batch) -> Tensor:
-    """[B] the class that the teacher names first."""
+def _teacher_class(batch: Batch) -> Tensor:
+    """Teacher's most probable class [B]."""
     best_B1 = batch.targets.probability_BK.argmax(axis=1)[:, None]
     return torch.from_numpy(np.take_along_axis(batch.targets.index_BK, best_B1, 1)[:, 0]).long()
 
 
 def _agrees(batch: Batch, class_B: Tensor) -> Tensor:
-    """[B] whether the teacher finds no class more probable; codes may make two equal."""
+    """Mask [B] of classes that no other class exceeds in the targets; codes may make two equal."""
     p_BK = batch.targets.probability_BK
     here_BK = (batch.targets.index_BK == class_B.numpy()[:, None]) & (p_BK > 0)
     return torch.from_numpy((p_BK * here_BK).max(axis=1) == p_BK.max(axis=1))
 
 
 def _batches(store: Store, images: Images, chosen: list[tuple[Part, I8]]) -> Iterator[Batch]:
-    """The chosen views as replay would show them, rendered one batch ahead."""
+    """Batches of the chosen views as in training, rendered one batch ahead."""
     with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(threads.cpu_count()) as renderers:
         waiting: deque[Future[Batch]] = deque()
         for part, rows in chosen:
@@ -141,7 +141,7 @@ def _batch(
     row_B: I8,
     renderers: ThreadPoolExecutor,
 ) -> Batch:
-    """Some rows of one part: pixels, mixing and targets."""
+    """Pixels, mixing and targets of some rows of one part."""
     spec, label_N = store.spec, store.table.label_N
     mix = mix_of(store, part.view, row_B)
     if view_params.has_sides(store):

@@ -1,6 +1,6 @@
-"""Who takes what for what: answers counted by pairs of classes.
+"""Confusion counts: predictions by pairs of classes.
 
-Shapes: B pictures.
+Shapes: B images.
 """
 
 from collections import Counter
@@ -9,23 +9,23 @@ from collections.abc import Callable
 import numpy as np
 from torch import Tensor
 
-Saw = Callable[[str, str, Tensor, Tensor], None]
-"""Is told: a place, a network's name, [B] the classes that were due, [B] those it named."""
+OnPrediction = Callable[[str, str, Tensor, Tensor], None]
+"""Called with a data set's name, a network's name, expected classes [B], predicted classes [B]."""
 Pairs = Counter[tuple[int, int]]
-"""(class that was due, class that was answered) → how often."""
+"""Number of predictions by (expected class, predicted class)."""
 
 
 class Confusions:
-    """Pairs of classes by place and network; memory goes with the pairs that occur."""
+    """Pairs of classes by data set and network; memory grows with the pairs that occur."""
 
     def __init__(self) -> None:
         self.pairs: dict[tuple[str, str], Pairs] = {}
-        """(place, network) → its pairs."""
+        """Pairs by (data set, network)."""
 
-    def __call__(self, where: str, name: str, due_B: Tensor, answer_B: Tensor) -> None:
-        """Count answers; those to which nothing was due (a label below 0) do not count."""
-        both = np.stack([due_B.cpu().numpy(), answer_B.cpu().numpy()])
+    def __call__(self, dataset: str, name: str, expected_B: Tensor, predicted_B: Tensor) -> None:
+        """Count predictions; those without an expected class (a label below 0) are skipped."""
+        both = np.stack([expected_B.cpu().numpy(), predicted_B.cpu().numpy()])
         found, times = np.unique(both[:, both[0] >= 0], axis=1, return_counts=True)
         counted = zip(*found.tolist(), strict=True)
-        of = self.pairs.setdefault((where, name), Counter())
-        of.update(dict(zip(counted, times.tolist(), strict=True)))
+        pairs = self.pairs.setdefault((dataset, name), Counter())
+        pairs.update(dict(zip(counted, times.tolist(), strict=True)))

@@ -1,9 +1,9 @@
-"""Pictures for an evaluation: a centre crop as timm's, resized like the views.
+"""Images of an evaluation: a centre crop as timm's, resized like the views.
 
-The crop is cut from the original picture and resized once by INTER_AREA, so that training and
-evaluation see pictures of the same make. Networks that see different sizes share the decoding.
+The crop is cut from the original image and resized once by INTER_AREA, so that training and
+evaluation use the same resampling. Networks of different input sizes share the decoding.
 
-Shapes: B pictures, S pixels a side.
+Shapes: B images, S pixels a side.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,26 +22,26 @@ from cache_tools.views import draw
 U1 = NDArray[np.uint8]
 BATCH = 64
 INTERPOLATION = "bicubic"
-"""timm's name nearest to the mean over areas: from 512 to 224 pixels the pictures differ by 0.9 of
+"""timm's name nearest to the mean over areas: from 512 to 224 pixels the images differ by 0.9 of
 255, with bilinear by 1.1, and with box, which splits no pixel, by 1.5."""
-_OF_OTHERS = ("tag", "license", "origin_url", "paper_ids", "paper_name", "notes")
-"""What timm knows of the published weights of the architecture, which are not these."""
+_OF_PUBLISHED = ("tag", "license", "origin_url", "paper_ids", "paper_name", "notes")
+"""timm's keys of the architecture's published weights, which are not these."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What a network sees of a picture."""
+    """Size and centre crop of a network's input."""
 
     size: int
     """S, pixels a side."""
     crop: float
-    """Share of the shorter side that is kept."""
+    """Share of the shorter side that the crop keeps."""
 
 
 def preprocessing(known: dict[str, Any], frame: Frame) -> dict[str, Any]:
-    """Timm's `pretrained_cfg` of a network that is trained and measured on such pictures."""
-    unknown = (*_OF_OTHERS, "test_input_size", "test_crop_pct", "pool_size", "test_pool_size")
-    return {name: value for name, value in known.items() if name not in unknown} | {
+    """Timm's `pretrained_cfg` of a network trained and measured on such crops."""
+    dropped = (*_OF_PUBLISHED, "test_input_size", "test_crop_pct", "pool_size", "test_pool_size")
+    return {name: value for name, value in known.items() if name not in dropped} | {
         "input_size": (3, frame.size, frame.size),
         "interpolation": INTERPOLATION,
         "crop_pct": frame.crop,
@@ -52,18 +52,18 @@ def preprocessing(known: dict[str, Any], frame: Frame) -> dict[str, Any]:
 def batches(images: Images, frames: Sequence[Frame]) -> Iterator[tuple[slice, list[U1]]]:
     """Numbers and pixels [B, S, S, 3] for each frame of every batch, one batch ahead."""
 
-    def one(number: int) -> list[U1]:
-        picture = decode.decode(images.read(number), images.names[number])
-        height, width = picture.shape[:2]
+    def cropped(number: int) -> list[U1]:
+        image = decode.decode(images.read(number), images.names[number])
+        height, width = image.shape[:2]
         return [
-            view.crop_resize(picture, draw.center(height, width, frame.crop), frame.size)
+            view.crop_resize(image, draw.center(height, width, frame.crop), frame.size)
             for frame in frames
         ]
 
     numbers = [slice(b, min(b + BATCH, len(images))) for b in range(0, len(images), BATCH)]
     with ThreadPoolExecutor(threads.cpu_count()) as pool:
-        ahead = [pool.submit(one, i) for i in range(len(images))[numbers[0]]] if numbers else []
+        ahead = [pool.submit(cropped, i) for i in range(len(images))[numbers[0]]] if numbers else []
         for here, following in zip(numbers, [*numbers[1:], slice(0)], strict=True):
             batch = ahead
-            ahead = [pool.submit(one, i) for i in range(len(images))[following]]
+            ahead = [pool.submit(cropped, i) for i in range(len(images))[following]]
             yield here, [np.stack(of) for of in zip(*(f.result() for f in batch), strict=True)]

@@ -1,7 +1,7 @@
-"""What `kdcache eval` measures: the students of a run, a saved network, or any by its name.
+"""Networks for `kdcache eval`: the students of a run, a saved network, or a timm model by name.
 
-A run says itself at which size its students see pictures and how they are cropped, also when one
-of its model folders is named; any other network's `pretrained_cfg` does.
+Size and crop of a run's students come from the run, also when one of its model folders is named;
+those of any other network from its `pretrained_cfg`.
 """
 
 from dataclasses import dataclass, replace
@@ -22,10 +22,11 @@ from train.evaluate.crops import Frame
 
 
 @dataclass(frozen=True)
-class Wish:
-    """How pictures are to be shown, where the user says so."""
+class EvalOptions:
+    """Device and preprocessing of an evaluation."""
 
     device: torch.device
+    """Device of all networks."""
     size: int | None = None
     """Pixels a side; None: the network's own."""
     crop: float | None = None
@@ -33,92 +34,97 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What is measured."""
+class EvalTarget:
+    """Networks to measure, with their run."""
 
     students: tuple[Network, ...]
     """One network, or a student and its moving average."""
     config: dict[str, Any] | None
-    """config.json of the run they are of."""
+    """config.json of their run; None: not of a run."""
 
 
 @dataclass(frozen=True)
-class _Way:
-    """How a network that was trained here sees pictures."""
+class _Preprocessing:
+    """Input and precision of a network trained by kdcache."""
 
     frame: Frame
     precision: Precision
 
 
-def open_subject(where: str, wish: Wish) -> Subject:
-    """The networks at `where`: a run, a folder that timm saved, or a name.
+def open_target(path: str, options: EvalOptions) -> EvalTarget:
+    """Open the networks of a run, of a folder that timm saved, or of a name.
 
     Raises:
         CacheNotFound, CacheIncomplete: No run, or one that is not finished.
-        UsageError, TeacherError: No such network, or one whose weights cannot be had.
+        UsageError, TeacherError: No such network, or one whose weights cannot be loaded.
     """
-    folder = Path(where)
+    folder = Path(path)
     if not folder.is_dir():
-        if folder.exists() or where.startswith(("/", ".")) or where.count("/") > 1:
+        if folder.exists() or path.startswith(("/", ".")) or path.count("/") > 1:
             raise CacheNotFound(
-                f"there is no run at {where}, and no network. Pass the folder of a run, a folder "
+                f"there is no run at {path}, and no network. Pass the folder of a run, a folder "
                 "with config.json and model.safetensors, or a network's name."
             )
-        return Subject((_network("student", where, wish),), None)
+        return EvalTarget((_network("student", path, options),), None)
     config = run_dir.read_config(folder)
     if "recipe" in config:
-        return _of_run(folder, config, wish)
-    of_run = folder.resolve().parent / "config.json"
-    above = run_dir.read_json(of_run) if of_run.is_file() else {}
-    way = _way(above, folder.parent) if "recipe" in above else None
-    student = _network("student", str(folder), wish, way)
-    return Subject((student,), above if way else None)
+        return _of_run(folder, config, options)
+    parent = folder.resolve().parent / "config.json"
+    config = run_dir.read_json(parent) if parent.is_file() else {}
+    preprocessing = _preprocessing(config, folder.parent) if "recipe" in config else None
+    student = _network("student", str(folder), options, preprocessing)
+    return EvalTarget((student,), config if preprocessing else None)
 
 
-def open_teacher(name: str, size: int, crop: float, precision: Precision, wish: Wish) -> Network:
-    """A teacher that sees pictures at `size`, unless it is made for one of its own."""
-    way = _Way(Frame(size, crop), precision)
-    return _network("teacher", name, replace(wish, size=None), way)
+def open_teacher(
+    name: str, size: int, crop: float, precision: Precision, options: EvalOptions
+) -> Network:
+    """Open a teacher with inputs of `size` pixels, unless it has a fixed size of its own."""
+    preprocessing = _Preprocessing(Frame(size, crop), precision)
+    return _network("teacher", name, replace(options, size=None), preprocessing)
 
 
-def _of_run(folder: Path, config: dict[str, Any], wish: Wish) -> Subject:
+def _of_run(folder: Path, config: dict[str, Any], options: EvalOptions) -> EvalTarget:
     if not (folder / "model" / "model.safetensors").is_file():
         raise run_state.unfinished(folder)
-    way = _way(config, folder)
-    there = [
-        _network(name, str(folder / place), wish, way)
-        for name, place in (("student", "model"), ("student_ema", "model-ema"))
-        if (folder / place).is_dir()
+    preprocessing = _preprocessing(config, folder)
+    students = [
+        _network(name, str(folder / weights), options, preprocessing)
+        for name, weights in (("student", "model"), ("student_ema", "model-ema"))
+        if (folder / weights).is_dir()
     ]
-    return Subject(tuple(there), config)
+    return EvalTarget(tuple(students), config)
 
 
-def _way(config: dict[str, Any], folder: Path) -> _Way:
+def _preprocessing(config: dict[str, Any], folder: Path) -> _Preprocessing:
     recipe = recipes.build(config["recipe"], f"{folder}/config.json")
-    return _Way(Frame(int(config["view_size"]), recipe.eval_crop), recipe.precision)
+    return _Preprocessing(Frame(int(config["view_size"]), recipe.eval_crop), recipe.precision)
 
 
-def _network(name: str, where: str, wish: Wish, way: _Way | None = None) -> Network:
-    """Load a network and decide what it sees: the user's word, then `way`, then its own."""
-    model: Any = _load(where)
+def _network(
+    name: str, path: str, options: EvalOptions, preprocessing: _Preprocessing | None = None
+) -> Network:
+    """Load a network; the options precede `preprocessing`, which precedes `pretrained_cfg`."""
+    model: Any = _load(path)
     own = model.pretrained_cfg
     size = int(own["input_size"][-1])
-    only = size if own.get("fixed_input_size") else 0
-    if way is None:
-        way = _Way(Frame(size, float(own.get("crop_pct") or 0.875)), "fp32")
-    frame = Frame(wish.size or only or way.frame.size, wish.crop or way.frame.crop)
-    if only and frame.size != only:
-        raise UsageError(f"{where} takes pictures of {only} px only. Leave out --size.")
-    feed = Input(wish.device, way.precision, tuple(own["mean"]), tuple(own["std"]))
-    memory = torch.channels_last if wish.device.type == "cuda" else torch.contiguous_format
-    model = model.to(wish.device, memory_format=memory)
-    return Network(name, model, feed, frame, int(model.num_classes), only)
+    fixed = size if own.get("fixed_input_size") else 0
+    if preprocessing is None:
+        preprocessing = _Preprocessing(Frame(size, float(own.get("crop_pct") or 0.875)), "fp32")
+    wanted = preprocessing.frame
+    frame = Frame(options.size or fixed or wanted.size, options.crop or wanted.crop)
+    if fixed and frame.size != fixed:
+        raise UsageError(f"{path} accepts images of {fixed} px only. Leave out --size.")
+    feed = Input(options.device, preprocessing.precision, tuple(own["mean"]), tuple(own["std"]))
+    memory = torch.channels_last if options.device.type == "cuda" else torch.contiguous_format
+    model = model.to(options.device, memory_format=memory)
+    return Network(name, model, feed, frame, int(model.num_classes), fixed)
 
 
-def _load(where: str) -> nn.Module:
-    """A network from whichever package offers one."""
+def _load(path: str) -> nn.Module:
+    """Load a network through the entry point `network` of the installed packages."""
     found = entry_points(group="kdcache.teachers", name="network")
     if not found:
-        raise UsageError("nothing is installed that loads a network. Install kdcache as a whole.")
-    network: nn.Module = next(iter(found)).load()(where)
+        raise UsageError("no installed package loads a network. Install kdcache as a whole.")
+    network: nn.Module = next(iter(found)).load()(path)
     return network

@@ -1,12 +1,12 @@
-"""ReaL labels: for every picture of ImageNet's validation split the classes people see in it.
+"""ReaL labels: all correct classes of every image of ImageNet's validation split.
 
 Beyer et al., "Are we done with ImageNet?" (arXiv 2006.07159). The published file is a list: entry i
-has the classes of ILSVRC2012_val_{i + 1:08d}, and is empty where people agreed on none. An object
-of such lists by file name serves other data sets.
+has the classes of ILSVRC2012_val_{i + 1:08d}, and is empty where the annotators agreed on none. An
+object of such lists by file name serves other data sets.
 
-timm carries that list (`timm.data.RealLabelsImagenet`), and "timm" as a file's name takes it from
-there. timm's scorer itself wants all 50,000 pictures, in one order and under their full names; here
-a picture is found by its key, so that shards, folders and subsets all do.
+timm contains that list (`timm.data.RealLabelsImagenet`), and "timm" as a file's name takes it from
+there. timm's scorer itself requires all 50,000 images, in one order and under their full names;
+here an image is found by its key, so that shards, folders and subsets are possible.
 """
 
 import json
@@ -26,7 +26,7 @@ _OF_TIMM = 50_000
 _IMAGENET = re.compile(r"(ILSVRC2012_val_\d{8})(_n\d{8})?")  # the Hub's files end with the class
 
 RealLabels = Mapping[str, frozenset[int]]
-"""The right classes of a picture by its file name without folder and extension; may be none."""
+"""Right classes of an image by its file name without folder and extension; may be empty."""
 
 
 def load(source: str) -> RealLabels:
@@ -36,7 +36,7 @@ def load(source: str) -> RealLabels:
         source: The published `real.json`, an object {file name: [class, …]}, or "timm".
 
     Raises:
-        UsageError: There is no such file, or it holds something else.
+        UsageError: There is no such file, or its content differs.
     """
     if source == BUILT_IN:
         return _checked(RealLabelsImagenet(range(_OF_TIMM)).real_labels, source)
@@ -53,11 +53,11 @@ def load(source: str) -> RealLabels:
 
 
 def of(labels: RealLabels, images: Images, num_classes: int) -> list[frozenset[int]] | None:
-    """The right classes of every picture; None when the file speaks of none of them.
+    """Right classes of every image; None if the labels contain none of them.
 
     Raises:
-        CacheMismatch: It speaks of some pictures only.
-        UsageError: It names classes that the networks do not know.
+        CacheMismatch: They contain some of the images only.
+        UsageError: They contain classes that the networks do not have.
     """
     stems = [_stem(name) for name in images.names]
     missing = [stem for stem in stems if stem not in labels]
@@ -65,26 +65,26 @@ def of(labels: RealLabels, images: Images, num_classes: int) -> list[frozenset[i
         return None
     if missing:
         raise CacheMismatch(
-            f"the ReaL labels lack {len(missing):,} of the {len(stems):,} pictures of "
+            f"the ReaL labels lack {len(missing):,} of the {len(stems):,} images of "
             f"{images.source} (first: {missing[0]!r}). Pass the whole file, or the data set it is "
             "of."
         )
     highest = max((max(labels[stem], default=0) for stem in stems), default=0)
     if highest >= num_classes:
         raise UsageError(
-            f"the ReaL labels name class {highest}, the networks have {num_classes}. They are of "
-            "ImageNet-1k: leave out --real."
+            f"the ReaL labels contain class {highest}, the networks have {num_classes}. They are "
+            "of ImageNet-1k: leave out --real."
         )
     return [labels[stem] for stem in stems]
 
 
 def _checked(value: Any, source: str) -> RealLabels:
-    """A mapping of lists of class numbers."""
+    """Check and convert a mapping of lists of class numbers."""
     if isinstance(value, Mapping) and all(_are_classes(labels) for labels in value.values()):
         return {_stem(str(name)): frozenset(labels) for name, labels in value.items()}
     raise UsageError(
-        f"{source} holds no ReaL labels. Expected a list with a list of classes for every "
-        "validation picture, as published, or an object {file name: [class, …]}."
+        f"{source} contains no ReaL labels. Expected a list with a list of classes for every "
+        "validation image, as published, or an object {file name: [class, …]}."
     )
 
 
@@ -93,7 +93,7 @@ def _are_classes(labels: Any) -> bool:
 
 
 def _stem(name: str) -> str:
-    """A picture's name without folder and extension; of ImageNet's without the class."""
+    """Name of an image without folder and extension; of ImageNet's without the class."""
     file = PurePosixPath(name)
     stem = file.stem if file.suffix.lower() in IMAGES else file.name
     found = _IMAGENET.fullmatch(stem)

@@ -1,4 +1,4 @@
-"""What `kdcache eval` found, as a table: a row for each data set and network."""
+"""Table of `kdcache eval`: a row for each data set and network."""
 
 from typing import Any
 
@@ -16,12 +16,12 @@ COLUMNS = (
 
 
 def table(facts: dict[str, Any]) -> str:
-    """The facts of `measure` in lines of text."""
+    """Format the facts of `measure` as lines of text."""
     head = ["", "", *(title for _, title, _ in COLUMNS)]
     rows = [
-        [_of(one), _name(one, name), *(_cell(scores[key], digits) for key, _, digits in COLUMNS)]
-        for one in [*facts["data"], *([facts["cache"]] if facts["cache"] else [])]
-        for name, scores in one["networks"].items()
+        [_source(of), _name(of, name), *(_cell(scores[key], digits) for key, _, digits in COLUMNS)]
+        for of in [*facts["data"], *([facts["cache"]] if facts["cache"] else [])]
+        for name, scores in of["networks"].items()
     ]
     shown = [c for c in range(len(head)) if c < 2 or any(row[c] for row in rows)]
     widths = [max(len(line[c]) for line in [head, *rows]) for c in range(len(head))]
@@ -35,15 +35,15 @@ def table(facts: dict[str, Any]) -> str:
     return "\n".join([*lines, _legend(facts, [head[c] for c in shown])])
 
 
-def _of(one: dict[str, Any]) -> str:
-    """What a row was measured on."""
-    if "path" in one:
-        return f"{one['views']:,} cached views ({one['parts']} parts)"
-    return f"{one['source']} ({one['networks']['student']['images']:,} images)"
+def _source(of: dict[str, Any]) -> str:
+    """Data of a row's measurement."""
+    if "path" in of:
+        return f"{of['views']:,} cached views ({of['parts']} parts)"
+    return f"{of['source']} ({of['networks']['student']['images']:,} images)"
 
 
-def _name(one: dict[str, Any], name: str) -> str:
-    return STORED if name == "teacher" and "path" in one else NAMES[name]
+def _name(of: dict[str, Any], name: str) -> str:
+    return STORED if name == "teacher" and "path" in of else NAMES[name]
 
 
 def _cell(value: float | None, digits: int) -> str:
@@ -52,14 +52,14 @@ def _cell(value: float | None, digits: int) -> str:
 
 def _legend(facts: dict[str, Any], shown: list[str]) -> str:
     lines = [
-        f"% of pictures, the student's {facts['view_size']} px, a centre crop of {facts['crop']:g}"
+        f"% of images, the student's {facts['view_size']} px, a centre crop of {facts['crop']:g}"
     ]
     if "ReaL" in shown:
-        lines.append("ReaL: top-1 by ReaL labels, over the pictures that have some")
+        lines.append("ReaL: top-1 by ReaL labels, over the images that have some")
     if "ECE" in shown:
         lines.append(
             f"ECE: expected calibration error, {facts['ece_bins']} bins of equal width, in %"
         )
     if "agrees" in shown:
-        lines.append("agrees: the first class is the teacher's; KL: KL(teacher ‖ student) in nats")
+        lines.append("agrees: same first class as the teacher; KL: KL(teacher ‖ student) in nats")
     return "\n".join(lines)

@@ -15,8 +15,8 @@ from cache_tools.report.sheet_source import Names
 from train import run_dir, run_state
 from train.evaluate import evaluate
 from train.evaluate.confusion import Confusions, Pairs
-from train.evaluate.evaluate import Question
-from train.evaluate.models import Wish
+from train.evaluate.evaluate import EvalRequest
+from train.evaluate.models import EvalOptions
 from train.report import history
 
 log = logging.getLogger("kdcache")
@@ -28,14 +28,14 @@ _PAIRS = 12
 
 
 def facts(
-    folder: Path, names: Callable[[dict[str, Any]], Names], wish: Wish, views: int
+    folder: Path, names: Callable[[dict[str, Any]], Names], options: EvalOptions, views: int
 ) -> dict[str, Any]:
     """What is known of a run.
 
     Args:
         folder: The run.
         names: Its config → names of its classes.
-        wish: Where its students are run.
+        options: Where its students are run.
         views: How many cached views they are shown; 0: none, and no validation picture either.
     """
     config = run_dir.read_config(folder)
@@ -60,23 +60,25 @@ def facts(
     }
     if views == 0:
         return found | {"left_out": "Its answers were not asked for (--views 0)."}
-    saw = Confusions()
-    question = Question(views=views)
+    confusions = Confusions()
+    request = EvalRequest(views=views)
     try:
-        measured = evaluate.measure(str(folder), question, wish, saw)
+        measured = evaluate.measure(str(folder), request, options, confusions)
     except (KdcacheError, OSError) as error:
         log.info("%s: %s", folder, error)
         return found | {"left_out": f"Its answers are left out: {error}"}
-    return found | {"measured": measured, "answers": _answers(measured, saw, names(config))}
+    return found | {"measured": measured, "answers": _answers(measured, confusions, names(config))}
 
 
-def _answers(measured: dict[str, Any], saw: Confusions, names: Names) -> list[dict[str, Any]]:
+def _answers(
+    measured: dict[str, Any], confusions: Confusions, names: Names
+) -> list[dict[str, Any]]:
     """Classes and confusions of each set of pictures, of the last of the run's students."""
     cached = measured["cache"]["path"] if measured["cache"] else ""
     told: list[dict[str, Any]] = []
-    for place in dict.fromkeys(place for (place, _), pairs in saw.pairs.items() if pairs):
-        network = [name for where, name in saw.pairs if where == place][-1]
-        pairs, due = saw.pairs[place, network], "teacher" if place == cached else "label"
+    for place in dict.fromkeys(place for (place, _), pairs in confusions.pairs.items() if pairs):
+        network = [name for where, name in confusions.pairs if where == place][-1]
+        pairs, due = confusions.pairs[place, network], "teacher" if place == cached else "label"
         told.append({"on": place, "due": due, "network": network, **classes(pairs, names)})
     return told
 

@@ -14,7 +14,7 @@ from cache_tools.store import info
 from cache_tools.store.cache import Store
 from train import run_dir
 from train.report.cost import table
-from train.sweep.table import front, heads
+from train.sweep.table import headers, pareto_front
 
 Told = dict[str, Any]
 NAME = "sweep.json"
@@ -62,7 +62,7 @@ def section(told: Told) -> Section:
     if along:
         lead = "Every point is a student; diamonds are means over all other keys."
         groups.append(Group("Along each swept key", along, lead))
-    groups.append(Group("All students", [_table(students, heads(students, swept))]))
+    groups.append(Group("All students", [_table(students, headers(students, swept))]))
     if (costs := told.get("ledger")) and costs.get("students"):
         groups.append(Group("What it cost", [table(costs, told["cache"])]))
     return Section(told["name"], "sweep", _lead(students, measured, swept), groups)
@@ -108,7 +108,7 @@ def _fronts(measured: list[Told], keys: list[str]) -> list[Block]:
 
 def _against(rows: list[Told], key: str, by: str) -> Chart:
     name, label, more = _AGAINST[key]
-    best = front(rows, key, more)
+    best = pareto_front(rows, key, more)
     groups = list(dict.fromkeys(_word(one.get(by)) for one in rows))
     words = listed([f"{share(one['accuracy'])} at {brief(one[key])}" for one in best])
 

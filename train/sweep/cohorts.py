@@ -1,8 +1,8 @@
-"""Which students train together: those of one stream of views, as many as the device holds.
+"""Grouping of students into cohorts: those of one stream of views, as many as the device fits.
 
-What a student takes is measured by a step of its own. Its weights, moving average and optimizer
-state stay on the device; activations and gradients go with its turn, so that a cohort needs the sum
-of what stays and the largest of what goes.
+A student's memory is measured by a step of its own. Its weights, moving average and optimizer state
+stay on the device; activations and gradients are freed after its step, so that a cohort needs the
+sum of the former and the maximum of the latter.
 
 Shapes: B views of a batch, S pixels a side.
 """
@@ -10,7 +10,7 @@ Shapes: B views of a batch, S pixels a side.
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,35 +25,50 @@ from train.sweep.grid import Student
 from train.trainer.factory import create_optimizer, create_student
 
 log = logging.getLogger("kdcache")
-SHARE = 0.85
-"""Of the free memory, what a cohort may take: libraries want some, and estimates err."""
+MEMORY_FRACTION = 0.85
+"""Share of the free memory for a cohort: libraries need some, and estimates err."""
 _MOST_COMPILED = 8
 """Networks for which torch.compile keeps the code of one function."""
 _ON_CPU = 16
-"""Views of the step that is measured on a CPU; its activations grow with their number."""
+"""Views of the step measured on a CPU; its activations grow with their number."""
 _TIMED = 5
+_KEYS = {"activation_bytes": "passing"}
+"""Keys of `need.json` that differ from the fields."""
 
 
 @dataclass(frozen=True)
-class Need:
-    """What a student takes of its device."""
+class MemoryEstimate:
+    """Memory and time of a student on a device."""
 
     parameters: int
     """Numbers in its weights."""
     resident: int
     """Bytes that stay: weights, moving average, optimizer state."""
-    passing: int
-    """Bytes of its turn: activations and gradients."""
+    activation_bytes: int
+    """Bytes that a step needs and frees: activations and gradients."""
     step_seconds: float
-    """Seconds of a step alone on a batch that lies ready."""
+    """Seconds of a step on a batch already on the device."""
     images_per_second: float
-    """Pictures that the trained network answers per second, in such batches."""
+    """Inference throughput of the network in such batches."""
     device: str
-    """What it was measured on."""
+    """Name of the device of the measurement."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Contents of `need.json`."""
+        facts = asdict(self)
+        return {_KEYS.get(name, name): value for name, value in facts.items()}
+
+    @classmethod
+    def from_json(cls, facts: dict[str, Any]) -> "MemoryEstimate":
+        """Inverse of `to_json`."""
+        names = {key: name for name, key in _KEYS.items()}
+        return cls(**{names.get(key, key): value for key, value in facts.items()})
 
 
-def measure(recipe: TrainRecipe, num_classes: int, size: int, device: torch.device) -> Need:
-    """A few steps of a student on random pictures of `size` pixels."""
+def measure(
+    recipe: TrainRecipe, num_classes: int, size: int, device: torch.device
+) -> MemoryEstimate:
+    """Measure a few steps of a student on images of `size` pixels."""
     student = create_student(recipe, num_classes).to(device).train()
     optimizer = create_optimizer(recipe, student)
     count = recipe.batch_size if device.type == "cuda" else min(recipe.batch_size, _ON_CPU)
@@ -69,40 +84,48 @@ def measure(recipe: TrainRecipe, num_classes: int, size: int, device: torch.devi
         optimizer.step()
         optimizer.zero_grad()
 
-    activations = _saved(step, student)
-    seconds = _fastest(step, device)
+    def infer() -> None:
+        with feed.autocast():
+            student(x)
+
+    activations = _saved_bytes(step, student)
+    seconds = _fastest_seconds(step, device)
     states = [s for of in optimizer.state.values() for s in of.values() if isinstance(s, Tensor)]
     with torch.inference_mode():
         student.eval()
-        answer = _fastest(lambda: _ask(student, x, feed), device)
+        inference_seconds = _fastest_seconds(infer, device)
     weights = _bytes(student.state_dict().values())
     gradients = _bytes(p for p in student.parameters() if p.requires_grad)
-    return Need(
+    return MemoryEstimate(
         sum(p.numel() for p in student.parameters()),
         weights * (2 if recipe.ema_decay else 1) + _bytes(states),
         activations * recipe.batch_size // count + gradients,
         seconds * recipe.batch_size / count,
-        round(count / answer, 1),
-        name_of(device),
+        round(count / inference_seconds, 1),
+        device_name(device),
     )
 
 
-def name_of(device: torch.device) -> str:
-    """What measurements name a device."""
+def device_name(device: torch.device) -> str:
+    """Name of a device in measurements."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def group(
-    students: Sequence[Student], needs: dict[str, Need], budget: float, size: int, most: int = 0
+    students: Sequence[Student],
+    estimates: dict[str, MemoryEstimate],
+    budget: float,
+    size: int,
+    max_students: int = 0,
 ) -> list[list[Student]]:
-    """Cohorts of students in the order of the grid.
+    """Group students into cohorts in the order of the grid.
 
     Args:
-        students: Whom to train.
-        needs: What each takes, by name.
-        budget: Bytes of the device that a cohort may take.
+        students: Students to train.
+        estimates: Memory of each, by name.
+        budget: Bytes of the device for a cohort.
         size: S.
-        most: Most students of a cohort; 0 = as many as fit.
+        max_students: Most students of a cohort; 0: as many as fit.
 
     Raises:
         UsageError: A student does not fit alone.
@@ -113,54 +136,57 @@ def group(
         streams.setdefault(key, []).append(student)
     cohorts: list[list[Student]] = []
     for alike in streams.values():
-        room = most or len(alike)
+        limit = max_students or len(alike)
         if alike[0].recipe.compile:
-            room = min(room, _MOST_COMPILED)
-        now: list[Student] = []
+            limit = min(limit, _MOST_COMPILED)
+        cohort: list[Student] = []
         for student in alike:
-            if _total([student], needs, size) > budget:
-                raise _too_small(student, needs[student.name], budget, size)
-            if now and (len(now) == room or _total([*now, student], needs, size) > budget):
-                cohorts.append(now)
-                now = []
-            now = [*now, student]
-        cohorts.append(now)
+            if _total_bytes([student], estimates, size) > budget:
+                raise _too_small(student, estimates[student.name], budget, size)
+            larger = [*cohort, student]
+            if cohort and (len(cohort) == limit or _total_bytes(larger, estimates, size) > budget):
+                cohorts.append(cohort)
+                larger = [student]
+            cohort = larger
+        cohorts.append(cohort)
     return cohorts
 
 
 def budget(device: torch.device, gigabytes: float = 0.0) -> float:
-    """Bytes that a cohort may take: as told, or of what is free now."""
+    """Bytes for a cohort: `gigabytes` if set, else a share of the memory that is free now."""
     if gigabytes:
         return gigabytes * 1e9
     if device.type == "cuda":
-        return SHARE * torch.cuda.mem_get_info(device)[0]
+        return MEMORY_FRACTION * torch.cuda.mem_get_info(device)[0]
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         kilobytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
-        return float("inf")  # not Linux: nobody tells
-    return SHARE * 1024 * int(kilobytes)
+        return float("inf")  # not Linux: free memory is unknown
+    return MEMORY_FRACTION * 1024 * int(kilobytes)
 
 
-def _total(students: Sequence[Student], needs: dict[str, Need], size: int) -> float:
-    """Bytes of a cohort: what stays of each, the largest turn, a batch and what is made of it."""
-    own = [needs[student.name] for student in students]
+def _total_bytes(
+    students: Sequence[Student], estimates: dict[str, MemoryEstimate], size: int
+) -> float:
+    """Bytes of a cohort: all that is resident, the largest step, a batch and its copies."""
+    own = [estimates[student.name] for student in students]
     batch = 4 * 3 * size * size * students[0].recipe.batch_size * 4
-    return sum(need.resident for need in own) + max(need.passing for need in own) + batch
+    return sum(e.resident for e in own) + max(e.activation_bytes for e in own) + batch
 
 
-def _too_small(student: Student, need: Need, budget: float, size: int) -> UsageError:
-    wanted = _total([student], {student.name: need}, size)
+def _too_small(student: Student, own: MemoryEstimate, budget: float, size: int) -> UsageError:
+    total = _total_bytes([student], {student.name: own}, size)
     return UsageError(
-        f"the device is too small for {student.name}: it wants {wanted / 1e9:.2f} GB "
-        f"({need.resident / 1e9:.2f} of weights and optimizer, {need.passing / 1e9:.2f} of a step "
-        f"of {student.recipe.batch_size} views), and {budget / 1e9:.2f} may be taken. Lower "
-        "batch_size and raise accumulate, or take it out of the grid."
+        f"the device is too small for {student.name}: it needs {total / 1e9:.2f} GB "
+        f"({own.resident / 1e9:.2f} of weights and optimizer, {own.activation_bytes / 1e9:.2f} of "
+        f"a step of {student.recipe.batch_size} views), and {budget / 1e9:.2f} are available. "
+        "Lower batch_size and raise accumulate, or take it out of the grid."
     )
 
 
-def _saved(step: Callable[[], None], student: nn.Module) -> int:
-    """Bytes that a step keeps for its backward pass, weights not counted."""
+def _saved_bytes(step: Callable[[], None], student: nn.Module) -> int:
+    """Bytes that a step saves for its backward pass, weights not counted."""
     weights = {p.untyped_storage().data_ptr() for p in student.parameters()}
     kept: dict[int, int] = {}
 
@@ -175,12 +201,7 @@ def _saved(step: Callable[[], None], student: nn.Module) -> int:
     return sum(kept.values())
 
 
-def _ask(student: nn.Module, x: Tensor, feed: Input) -> None:
-    with feed.autocast():
-        student(x)
-
-
-def _fastest(work: Callable[[], None], device: torch.device) -> float:
+def _fastest_seconds(work: Callable[[], None], device: torch.device) -> float:
     """Seconds of the fastest of a few calls: other programs only ever slow one down."""
     seconds = []
     for _ in range(_TIMED):

@@ -1,12 +1,12 @@
-"""What a sweep cost beside the same sweep with the teacher in the loop: forward passes and hours.
+"""Cost of a sweep and of the same sweep with the teacher in the loop: forward passes and hours.
 
     cache        N · V forwards, once                          N samples, V views of the cache
-    online       Σ over the students of the views each saw     a teacher in each run
-    cohorts      Σ over the streams of the views each showed   one teacher per batch of a cohort
+    online       Σ over the students of the views of each      a teacher in each run
+    cohorts      Σ over the streams of the views of each       one teacher per batch of a cohort
     hours        students + forwards · seconds per forward
 
-The students' time is what the runs took. A teacher's forward pass is timed on the cache's own
-views, from pixels to the classes that are kept, as stage 1 and mode=online do it.
+The students' time is that of their runs. A teacher's forward pass is timed on the cache's own
+views, from pixels to the kept classes, as stage 1 and mode=online do it.
 
 Shapes: B views of a batch.
 """
@@ -33,16 +33,16 @@ IMAGENET = 1_281_167
 _BATCHES = 9
 
 
-def ledger(
+def sweep_cost(
     sweep: Sweep, rows: Sequence[dict[str, Any]], seconds: float | None, device: str = ""
 ) -> dict[str, Any]:
-    """What the finished students of a sweep cost.
+    """Compute the cost of a sweep's finished students.
 
     Args:
         sweep: The sweep.
-        rows: Of `sweep.rows`.
-        seconds: Seconds of a teacher's forward pass per view; None = not known, no hours.
-        device: What that was measured on.
+        rows: Rows of `runner.rows`.
+        seconds: Seconds of a teacher's forward pass per view; None: unknown, no hours.
+        device: Device of that measurement.
     """
     finished = [row for row in rows if row["state"] == "finished"]
     recipes = {student.name: student.recipe for student in sweep.students}
@@ -81,7 +81,7 @@ def ledger(
 
 
 def lines(facts: dict[str, Any]) -> list[str]:
-    """The ledger in lines of text, formulas included."""
+    """Format the cost as lines of text, formulas included."""
     if not facts["students"]:
         return ["No student is finished yet: there is no cost to compare."]
     forwards, imagenet = facts["forwards"], facts["imagenet"]
@@ -89,7 +89,7 @@ def lines(facts: dict[str, Any]) -> list[str]:
     text = [
         f"teacher forwards  {forwards['cache']:,} once, for the cache; with the teacher in the "
         f"loop {forwards['online']:,} in {runs}, or "
-        f"{forwards['online_cohorts']:,} in cohorts that ask it once per batch"
+        f"{forwards['online_cohorts']:,} in cohorts with one teacher per batch"
     ]
     if "hours" in facts:
         hours, each = facts["hours"], 1000 * facts["teacher"]["seconds_per_view"]
@@ -102,7 +102,7 @@ def lines(facts: dict[str, Any]) -> list[str]:
     once, online = imagenet["forwards"]["cache"], imagenet["forwards"]["online"]
     text.append(
         f"ImageNet          {IMAGENET:,} images × {imagenet['views']:,} views = {once:,} forwards "
-        f"once; × {imagenet['views_shown']:,} views that the students are shown = {online:,} online"
+        f"once; × {imagenet['views_shown']:,} views in the students' training = {online:,} online"
     )
     if "teacher_hours" in imagenet:
         teacher = imagenet["teacher_hours"]
@@ -116,16 +116,16 @@ def lines(facts: dict[str, Any]) -> list[str]:
 def time_teacher(
     inputs: Inputs, names: Sequence[str], device: torch.device, batch: int
 ) -> tuple[float, str] | None:
-    """Seconds of a teacher's forward pass per view, and on what; None when there is no teacher.
+    """Time a teacher's forward pass: seconds per view and the device; None without a teacher.
 
     Args:
         inputs: Cache and data.
-        names: Where the teacher is, if its name in the cache does not find it.
-        device: Where it runs.
+        names: Name or folder of the teacher, if its name in the cache does not suffice.
+        device: Device of the teacher.
         batch: B.
 
     Raises:
-        KdcacheError: `names` names a teacher that cannot be asked.
+        KdcacheError: The teacher of `names` cannot be run.
     """
     found = entry_points(group="kdcache.teachers", name="online")
     if not found or len(inputs.members.stores) > 1:
@@ -149,4 +149,4 @@ def time_teacher(
                 torch.cuda.synchronize(device)
             seconds.append((time.perf_counter() - begin) / batch)
             advance(1)
-    return statistics.median(seconds[1:]), cohorts.name_of(device)
+    return statistics.median(seconds[1:]), cohorts.device_name(device)

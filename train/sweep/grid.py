@@ -1,4 +1,4 @@
-"""What a sweep trains: a TOML file becomes students, each a name and a recipe.
+"""Grid of a sweep: a TOML file becomes students, each a name and a recipe.
 
     base = "digits"                 # a recipe, whose keys all students have in common ...
     epochs = 5                      # ... with keys of their own over it
@@ -11,7 +11,7 @@
     name = "bold"
     lr = 1e-2
 
-Any key of a recipe can be swept. A student is called by its values: `test_vit,temperature=4`.
+Any key of a recipe can be swept. A student is named after its values: `test_vit,temperature=4`.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from train import recipe as recipes
 from train.recipe import TrainRecipe
 
 _LONGEST = 120
-"""Characters of a name; longer ones end in a digest of what is left out."""
+"""Characters of a name; longer ones are cut and end in a digest."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Student:
     name: str
     """Its folder in the sweep."""
     recipe: TrainRecipe
-    """What to do."""
+    """Recipe of the run."""
     values: dict[str, Any]
-    """The keys in which the students of the sweep differ, and its values of them."""
+    """Values of the keys in which the students of the sweep differ."""
 
 
 def load(grid: str, overrides: Iterable[str] = ()) -> list[Student]:
@@ -57,29 +57,29 @@ def load(grid: str, overrides: Iterable[str] = ()) -> list[Student]:
             students of one name.
     """
     mapping = reading.read(_path(grid), "train", overrides)
-    where = f"grid {grid!r}"
-    axes, runs = _axes(mapping.pop("grid", {}), where), _runs(mapping.pop("runs", [{}]), where)
+    context = f"grid {grid!r}"
+    axes, runs = _axes(mapping.pop("grid", {}), context), _runs(mapping.pop("runs", [{}]), context)
     names = [field.name for field in fields(TrainRecipe)]
     for key in [*mapping, *axes, *(key for run in runs for key in run if key != "name")]:
         if key not in names:
             known = [*names, "grid", "runs"]
-            raise RecipeError(f"{where}: unknown key {key!r}. {reading.nearest(key, known)}")
+            raise RecipeError(f"{context}: unknown key {key!r}. {reading.nearest(key, known)}")
     if not axes and runs == [{}]:
         raise RecipeError(
-            f"{where}: nothing is swept. Give [grid] a key with a list of values, such as "
+            f"{context}: nothing is swept. Give [grid] a key with a list of values, such as "
             "temperature = [1.0, 4.0], or name students under [[runs]]."
         )
     students = [
-        _student(mapping, run, dict(zip(axes, values, strict=True)), where)
+        _student(mapping, run, dict(zip(axes, values, strict=True)), context)
         for run in runs
         for values in itertools.product(*axes.values())
     ]
-    _check_names(students, where)
+    _check_names(students, context)
     return students
 
 
 def swept(students: Iterable[Student]) -> list[str]:
-    """The keys in which students differ, in the order of the grid."""
+    """Keys in which students differ, in the order of the grid."""
     values: dict[str, set[Any]] = {}
     students = list(students)
     for key in dict.fromkeys(key for student in students for key in student.values):
@@ -88,48 +88,48 @@ def swept(students: Iterable[Student]) -> list[str]:
 
 
 def _path(grid: str) -> str:
-    """The file of a grid, which may be one of ours by its name."""
+    """File of a grid, given by path or by the name of a shipped one."""
     folder = resources.files("train") / "grids"
-    ours = sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".toml"))
-    if grid in ours and not Path(grid).is_file():
+    shipped = sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".toml"))
+    if grid in shipped and not Path(grid).is_file():
         return str(folder / f"{grid}.toml")
     if not Path(grid).is_file():
         raise RecipeError(
-            f"there is no grid {grid!r}. {reading.nearest(grid, ours)} A path is a grid of your "
-            "own; docs/sweeps.md says what stands in it."
+            f"there is no grid {grid!r}. {reading.nearest(grid, shipped)} A path is a grid of your "
+            "own; docs/sweeps.md describes its keys."
         )
     return grid
 
 
-def _axes(table: Any, where: str) -> dict[str, list[Any]]:
+def _axes(table: Any, context: str) -> dict[str, list[Any]]:
     if not isinstance(table, Mapping):
-        raise RecipeError(f"{where}: [grid] is a table of keys with lists, found {table!r}.")
+        raise RecipeError(f"{context}: [grid] is a table of keys with lists, found {table!r}.")
     for key, values in table.items():
         if not isinstance(values, list) or not values:
             raise RecipeError(
-                f"{where}: the grid's {key} is a list of at least one value, found {values!r}."
+                f"{context}: the grid's {key} is a list of at least one value, found {values!r}."
             )
     return dict(table)
 
 
-def _runs(runs: Any, where: str) -> list[dict[str, Any]]:
+def _runs(runs: Any, context: str) -> list[dict[str, Any]]:
     if not isinstance(runs, list) or not all(isinstance(run, Mapping) for run in runs) or not runs:
-        raise RecipeError(f"{where}: students are listed as [[runs]], found {runs!r}.")
+        raise RecipeError(f"{context}: students are listed as [[runs]], found {runs!r}.")
     return [dict(run) for run in runs]
 
 
 def _student(
-    mapping: dict[str, Any], run: dict[str, Any], values: dict[str, Any], where: str
+    mapping: dict[str, Any], run: dict[str, Any], values: dict[str, Any], context: str
 ) -> Student:
     own = {key: value for key, value in run.items() if key != "name"} | values
-    recipe = recipes.build(mapping | own, where)
+    recipe = recipes.build(mapping | own, context)
     typed = {key: getattr(recipe, key) for key in own}
     named = {**({"name": run["name"]} if "name" in run else typed), **values}
     return Student(_name({key: typed.get(key, named[key]) for key in named}), recipe, typed)
 
 
 def _name(values: Mapping[str, Any]) -> str:
-    """A folder's name: `test_vit,temperature=4`."""
+    """Folder name of a student: `test_vit,temperature=4`."""
     words = [
         _word(value) if key in ("name", "student") else f"{key}={_word(value)}"
         for key, value in values.items()
@@ -146,13 +146,13 @@ def _word(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _check_names(students: list[Student], where: str) -> None:
+def _check_names(students: list[Student], context: str) -> None:
     counts = Counter(student.name for student in students)
     for name, count in counts.items():
         if not name or name in ("sweep.json", "sweep.csv", "sweep.png", "ray"):
-            raise RecipeError(f"{where}: {name!r} is no name for a student. Choose another.")
+            raise RecipeError(f"{context}: {name!r} is no name for a student. Choose another.")
         if count > 1:
             raise RecipeError(
-                f"{where}: {count} students are called {name!r}. Take out what stands there twice, "
-                "or give each of the [[runs]] a name of its own."
+                f"{context}: {count} students are named {name!r}. Remove the duplicates, or give "
+                "each of the [[runs]] a name of its own."
             )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cache_tools.storage import atomic
-from train.sweep.table import Row, front, word
+from train.sweep.table import Row, format_value, pareto_front
 
 log = logging.getLogger("kdcache")
 _AGAINST = (
@@ -40,7 +40,7 @@ def draw(rows: Sequence[Row], swept: Sequence[str], title: str, path: Path) -> b
     from matplotlib import pyplot as plt
     from matplotlib.lines import Line2D
 
-    keys = [key for key in swept if len({word(row[key]) for row in measured}) > 1]
+    keys = [key for key in swept if len({format_value(row[key]) for row in measured}) > 1]
     columns = max(len(_AGAINST), min(len(keys), 4))
     lower = math.ceil(len(keys) / columns)
     figure, axes = plt.subplots(
@@ -80,11 +80,11 @@ def _against(
 
     shown = [row for row in rows if row.get(key)]
     for row in shown:
-        axes.scatter(row[key], row["accuracy"], color=colours[word(row.get(by))], zorder=3)
+        axes.scatter(row[key], row["accuracy"], color=colours[format_value(row.get(by))], zorder=3)
     if not shown:
         return
     more = key == "images_per_second"
-    best, where = front(shown, key, more), "pre" if more else "post"
+    best, where = pareto_front(shown, key, more), "pre" if more else "post"
     x, y = [row[key] for row in best], [row["accuracy"] for row in best]
     axes.step(x, y, where=where, color="0.6", linewidth=1, zorder=1)
     _spread(axes, [row[key] for row in shown])
@@ -102,19 +102,21 @@ def _along(axes: Any, rows: Sequence[Row], key: str, by: str, colours: dict[str,
     many = counts and len(values) > _TICKS
     at = dict(zip(values, values if many else range(len(values)), strict=True))
     for row in rows:
-        colour = colours[word(row.get(by))]
+        colour = colours[format_value(row.get(by))]
         axes.scatter(at[row[key]], row["accuracy"], color=colour, alpha=0.6, zorder=2)
     if counts and key != by and len(colours) <= _COLOURS:
         for value, colour in colours.items():
-            _means(axes, [r for r in rows if word(r.get(by)) == value], key, at, color=colour)
+            _means(
+                axes, [r for r in rows if format_value(r.get(by)) == value], key, at, color=colour
+            )
     line = "-" if counts else ""
     _means(axes, rows, key, at, linestyle=line, color="0.25", marker="D", markersize=5, zorder=3)
     if many:
         _spread(axes, values)
     else:
-        axes.set_xticks(range(len(values)), [_brief(word(value)) for value in values])
+        axes.set_xticks(range(len(values)), [_brief(format_value(value)) for value in values])
         axes.set_xlim(-0.5, len(values) - 0.5)
-    letters = max(len(_brief(word(value))) for value in values) * len(values)
+    letters = max(len(_brief(format_value(value))) for value in values) * len(values)
     if not many and letters > 28:
         axes.tick_params(axis="x", rotation=20 if letters < 60 else 90)
     axes.set_xlabel(f"{key} (◆ mean of all)")
@@ -149,6 +151,6 @@ def _plain(axes: Any) -> None:
 
 
 def _colours(rows: Sequence[Row], key: str) -> dict[str, Any]:
-    values = list(dict.fromkeys(word(row.get(key)) for row in rows))
+    values = list(dict.fromkeys(format_value(row.get(key)) for row in rows))
     few = len(values) <= _COLOURS
     return {value: f"C{i if few else 0}" for i, value in enumerate(values)}

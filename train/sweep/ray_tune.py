@@ -1,9 +1,9 @@
 """Cohorts as trials of Ray Tune: many GPUs and machines, retries, early stopping.
 
 A trial trains the students of one cohort in the folders of the sweep, which all machines must
-reach. Its memory is our checkpoints: a trial whose worker dies is started again by Tune and goes on
-where they are, so nothing is trained twice. With ASHA the trials whose best student falls behind
-are stopped; their students keep their checkpoints, and a later run without ASHA finishes them.
+reach. Its state is our checkpoints: Tune restarts a trial whose worker died, and it resumes from
+them, so nothing is trained twice. With ASHA the trials whose best student falls behind are stopped;
+their students keep their checkpoints, and a later run without ASHA finishes them.
 """
 
 import contextlib
@@ -26,12 +26,12 @@ from train.sweep.runner import Sweep
 
 log = logging.getLogger("kdcache")
 RETRIES = 3
-"""How often a trial is started again when its worker died."""
-_METRIC, _EPOCH = "merit", "epoch"
+"""Restarts of a trial after its worker died."""
+_METRIC, _EPOCH = "score", "epoch"
 
 
 def check() -> None:
-    """Refuse before any work is done when Ray Tune is not there."""
+    """Raise UsageError before any work if Ray Tune is not installed."""
     try:
         importlib.import_module("ray.tune")  # which needs pandas and more, that Ray alone does not
     except ImportError:
@@ -42,15 +42,15 @@ def check() -> None:
 
 
 def train(sweep: Sweep, planned: Sequence[Sequence[Student]]) -> None:
-    """Train every cohort as a trial; Ray decides where and when.
+    """Train every cohort as a trial, scheduled by Ray.
 
     Args:
         sweep: The sweep, prepared.
         planned: Its cohorts.
 
     Raises:
-        UsageError: There is no cluster where RAY_ADDRESS says.
-        KdcacheError: A trial failed more often than it is started again.
+        UsageError: There is no cluster at RAY_ADDRESS.
+        KdcacheError: A trial failed more often than it is restarted.
         KeyboardInterrupt: Tune was interrupted.
     """
     if not planned:
@@ -64,25 +64,25 @@ def train(sweep: Sweep, planned: Sequence[Sequence[Student]]) -> None:
     for error in results.errors:
         raise KdcacheError(
             f"a trial of Ray Tune failed {RETRIES + 1} times: {str(error).strip().splitlines()[-1]}"
-            f" What is done is kept; {sweep.out / 'ray'} has its log. Run the same command again "
-            "to go on."
+            f" Finished work is kept; {sweep.out / 'ray'} has its log. Run the same command again "
+            "to resume."
         )
     ended = {one.config["cohort"] for one in results if (one.metrics or {}).get("done")}
     left = {n: [s for s in cohort if s in sweep.todo] for n, cohort in enumerate(planned)}
     for number in ended:
         for student in left.pop(number):
-            sweeps.stop(sweep, student)
+            sweeps.mark_stopped(sweep, student)
     if any(left.values()):
-        raise KeyboardInterrupt  # Tune ends in peace when it is asked to
+        raise KeyboardInterrupt  # Tune returns normally after an interrupt
 
 
 def cores(nodes: Sequence[dict[str, float]], trials: int, gpu: bool) -> int:
     """Processor cores of a trial: an even share of a node's among its GPUs, or of all of them.
 
     Args:
-        nodes: What each node of the cluster has.
-        trials: How many trials there are.
-        gpu: Whether each takes a GPU.
+        nodes: Resources of each node of the cluster.
+        trials: Number of trials.
+        gpu: True if each trial takes a GPU.
     """
     if gpu:
         with_gpu = [node for node in nodes if node.get("GPU", 0) >= 1]
@@ -93,7 +93,7 @@ def cores(nodes: Sequence[dict[str, float]], trials: int, gpu: bool) -> int:
 
 @contextlib.contextmanager
 def _cluster(ray: Any) -> Iterator[None]:
-    """The cluster that RAY_ADDRESS names, or one of this machine while the body runs."""
+    """Cluster at RAY_ADDRESS, or one of this machine while the body runs."""
     if ray.is_initialized():
         yield
         return
@@ -109,22 +109,24 @@ def _tuner(sweep: Sweep, planned: Sequence[Sequence[Student]], gpu: bool, cores:
     from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
     trials = [[_plain(student) for student in cohort] for cohort in planned]
-    where = {
+    settings = {
         "caches": [store.location for store in sweep.inputs.members.stores],
         "weights": list(sweep.inputs.members.weights),
         "data": resolve(sweep.inputs.source),
         "out": str(sweep.out.resolve()),
         "device": sweep.device.type,
         "cores": cores,
-        "also": list(sweep.also),
+        "trackers": list(sweep.trackers),
     }
-    # By epochs, not by reports: a trial that goes on is compared with others as old as it is. The
-    # highest is one that none reaches, as a trial would be stopped there before it has its result.
+    # By epochs, not by reports: a resumed trial is compared with others of its epoch. The highest
+    # is one that none reaches, as a trial would be stopped there before it has its result.
     epochs = max(student.recipe.epochs for cohort in planned for student in cohort)
     asha = ASHAScheduler(time_attr=_EPOCH, max_t=epochs + 1) if sweep.asha else FIFOScheduler()
     resources = {"cpu": float(cores), "gpu": float(gpu)}
     return tune.Tuner(
-        tune.with_resources(tune.with_parameters(_trial, where=where, trials=trials), resources),
+        tune.with_resources(
+            tune.with_parameters(_trial, settings=settings, trials=trials), resources
+        ),
         param_space={"cohort": tune.grid_search([*range(len(trials))])},
         tune_config=tune.TuneConfig(metric=_METRIC, mode="max", scheduler=asha),
         run_config=tune.RunConfig(
@@ -136,8 +138,8 @@ def _tuner(sweep: Sweep, planned: Sequence[Sequence[Student]], gpu: bool, cores:
     )
 
 
-def _trial(config: dict[str, Any], where: dict[str, Any], trials: list[list[Any]]) -> None:
-    """One cohort, in a worker of Ray."""
+def _trial(config: dict[str, Any], settings: dict[str, Any], trials: list[list[Any]]) -> None:
+    """Train one cohort in a worker of Ray."""
     from ray import tune
 
     from train import recipe as recipes
@@ -148,26 +150,26 @@ def _trial(config: dict[str, Any], where: dict[str, Any], trials: list[list[Any]
         Student(one["name"], recipes.build(one["recipe"], one["name"]), one["values"])
         for one in trials[config["cohort"]]
     )
-    device = torch.device(where["device"])
-    threads.limit(where["cores"])
-    inputs = run_dir.open_inputs(where["caches"], where["data"], where["weights"])
+    device = torch.device(settings["device"])
+    threads.limit(settings["cores"])
+    inputs = run_dir.open_inputs(settings["caches"], settings["data"], settings["weights"])
     validate.set_up(inputs, device)
-    sweep = Sweep(students, inputs, Path(where["out"]), device, tuple(where["also"]))
+    sweep = Sweep(students, inputs, Path(settings["out"]), device, tuple(settings["trackers"]))
     last = {_METRIC: float("-inf"), _EPOCH: max(one.recipe.epochs for one in students)}
 
-    def told(rows: dict[Path, dict[str, float]]) -> None:
+    def on_epoch(rows: dict[Path, dict[str, float]]) -> None:
         epoch = 1 + int(max(row["epoch"] for row in rows.values()))
-        now = {_METRIC: max(_merit(row) for row in rows.values()), _EPOCH: epoch}
+        now = {_METRIC: max(_score(row) for row in rows.values()), _EPOCH: epoch}
         last.update(now)
-        if epoch < max(one.recipe.epochs for one in students):  # else once there is the result
+        if epoch < max(one.recipe.epochs for one in students):  # the last, once it has its result
             tune.report(now)
 
-    sweeps.train_cohort(sweep, students, told)
+    sweeps.train_cohort(sweep, students, on_epoch)
     tune.report(last)
 
 
-def _merit(row: dict[str, float]) -> float:
-    """What trials are compared by: accuracy, of the average where that is better, else the loss."""
+def _score(row: dict[str, float]) -> float:
+    """Better accuracy of the weights and their moving average; minus the loss if not measured."""
     measured = [row[name] for name in ("top1", "top1_ema") if name in row]
     return max(measured, default=-row["loss"])
 

@@ -1,20 +1,19 @@
 """Many students from one cache: those that see the same views share every batch.
 
-    SWEEP/test_vit,temperature=4/   a run as of `kdcache train`, with two files more:
-        need.json                   what the student takes of its device, measured
-        failed.json                 why it has left, if its loss became NaN or Inf
-        stopped.json                that ASHA has stopped it; without ASHA it goes on
-    SWEEP/sweep.json, sweep.csv     a row for each student, and what it all cost
-    SWEEP/sweep.png                 the same to look at
+    SWEEP/test_vit,temperature=4/   a run as of `kdcache train`, with up to three files more:
+        need.json                   measured memory and time of the student on its device
+        failed.json                 the error, if its loss became NaN or Inf
+        stopped.json                present if ASHA stopped it; without ASHA it resumes
+    SWEEP/sweep.json, sweep.csv     a row for each student, and the cost of the sweep
+    SWEEP/sweep.png                 plots of them
 
-A run that has its result is never trained again; one that has begun goes on from its checkpoint,
-whoever of the cohort comes along this time; one that diverged stays as it is, as it would again.
+A run with a result is never trained again; one that has begun resumes from its checkpoint, in any
+cohort; one that diverged is left as it is, since it would diverge again.
 """
 
-import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from train.data import native_loader
 from train.run_dir import Inputs
 from train.run_state import FAILED, STOPPED, State
 from train.sweep import cohorts, grid
-from train.sweep.cohorts import Need
+from train.sweep.cohorts import MemoryEstimate
 from train.sweep.grid import Student
 from train.trainer import loop, validate
 from train.trainer.loop import Told
@@ -39,87 +38,91 @@ NEED = "need.json"
 
 @dataclass(frozen=True)
 class Sweep:
-    """Students, what they learn from, and where."""
+    """Students with their inputs, folder and device."""
 
     students: tuple[Student, ...]
+    """Students to train."""
     inputs: Inputs
+    """Caches and data."""
     out: Path
+    """Folder of the sweep."""
     device: torch.device
-    also: tuple[str, ...] = ()
-    """Where to log beside JSONL and TensorBoard."""
+    """Device of this process."""
+    trackers: tuple[str, ...] = ()
+    """Trackers beside JSONL and TensorBoard."""
     asha: bool = False
-    """Whether students that fall behind are stopped early, and stay so."""
+    """True if students that fall behind are stopped early and not resumed."""
 
     def folder(self, student: Student) -> Path:
         """Folder of its run."""
         return self.out / student.name
 
     def state(self, student: Student) -> State:
-        """How far it is."""
+        """State of its run."""
         return run_state.of(self.folder(student))
 
     @property
     def todo(self) -> list[Student]:
-        """Whom there is still to train."""
-        due = ("begun", "new") if self.asha else ("begun", "new", "stopped")
-        return [one for one in self.students if self.state(one) in due]
+        """Students still to train."""
+        unfinished = ("begun", "new") if self.asha else ("begun", "new", "stopped")
+        return [one for one in self.students if self.state(one) in unfinished]
 
 
 def plan(
-    sweep: Sweep, fresh: bool = False, gigabytes: float = 0.0, most: int = 0
+    sweep: Sweep, fresh: bool = False, gigabytes: float = 0.0, max_students: int = 0
 ) -> list[list[Student]]:
-    """Who there is still to train, and who with whom; refuses what cannot be, writes nothing.
+    """Group the students still to train into cohorts; writes nothing.
 
     Args:
-        sweep: What to do.
-        fresh: Whether to train anew what is there.
-        gigabytes: Memory that a cohort may take; 0 = what is free.
-        most: Most students of a cohort; 0 = as many as fit.
+        sweep: The sweep.
+        fresh: True to train existing students anew.
+        gigabytes: Memory for a cohort; 0: a share of what is free.
+        max_students: Most students of a cohort; 0: as many as fit.
 
     Raises:
-        UsageError: A student that cannot be, or does not fit.
+        UsageError: A student is impossible, or does not fit.
     """
-    return _plan(sweep, fresh, gigabytes, most)[0]
+    return _plan(sweep, fresh, gigabytes, max_students)[0]
 
 
 def prepare(
-    sweep: Sweep, fresh: bool = False, gigabytes: float = 0.0, most: int = 0
+    sweep: Sweep, fresh: bool = False, gigabytes: float = 0.0, max_students: int = 0
 ) -> list[list[Student]]:
-    """As `plan`, and prepares the folders, once cache and images are found whole.
+    """Plan, check cache and images, and create the folders; arguments as of `plan`.
 
     Raises:
-        UsageError: Also when another run lies in the folder of a student.
+        UsageError: Also if the folder of a student contains another run.
         CacheIncomplete, CacheDamaged, CacheMismatch: The cache is not whole, or of other images.
     """
-    planned, needs = _plan(sweep, fresh, gigabytes, most)
+    planned, estimates = _plan(sweep, fresh, gigabytes, max_students)
     if planned:
         native_loader.check_all(sweep.inputs.members, sweep.inputs.images, sweep.inputs.present_N)
     for student in sweep.students:
         run_dir.begin(sweep.folder(student), student.recipe, sweep.inputs, fresh)
-        if student.name in needs:
-            run_dir.write_json(sweep.folder(student) / NEED, asdict(needs[student.name]))
-    _say(sweep, planned)
+        if student.name in estimates:
+            run_dir.write_json(sweep.folder(student) / NEED, estimates[student.name].to_json())
+    _log_plan(sweep, planned)
     return planned
 
 
 def _plan(
-    sweep: Sweep, fresh: bool, gigabytes: float, most: int
-) -> tuple[list[list[Student]], dict[str, Need]]:
+    sweep: Sweep, fresh: bool, gigabytes: float, max_students: int
+) -> tuple[list[list[Student]], dict[str, MemoryEstimate]]:
     if online := [one.name for one in sweep.students if one.recipe.mode == "online"]:
         raise UsageError(
-            f"a sweep learns from the cache, and {online[0]} has mode=online, a teacher in the "
+            f"a sweep trains from the cache, and {online[0]} has mode=online, a teacher in the "
             "loop. Train it by itself: kdcache train … mode=online."
         )
-    _refuse_other(sweep.out)
+    _check_folder(sweep.out)
     validate.check([student.recipe for student in sweep.students], sweep.inputs)
     todo = list(sweep.students) if fresh else sweep.todo
-    needs = _needs(sweep, todo)
-    room, size = cohorts.budget(sweep.device, gigabytes), sweep.inputs.store.spec.views.size
-    return cohorts.group(todo, needs, room, size, most), needs
+    estimates = _estimates(sweep, todo)
+    budget, size = cohorts.budget(sweep.device, gigabytes), sweep.inputs.store.spec.views.size
+    return cohorts.group(todo, estimates, budget, size, max_students), estimates
 
 
-def _refuse_other(out: Path) -> None:
-    """UsageError where something lies that is no sweep."""
+def _check_folder(out: Path) -> None:
+    """Raise UsageError if `out` is something else than a sweep."""
     other = {"config.json": "a run", "zarr.json": "a cache"}
     found = [what for name, what in other.items() if (out / name).is_file()]
     if found or (out.exists() and not out.is_dir()):
@@ -143,18 +146,18 @@ def train(sweep: Sweep, planned: Sequence[Sequence[Student]]) -> None:
 def train_cohort(
     sweep: Sweep,
     cohort: Sequence[Student],
-    told: Told | None = None,
+    on_epoch: Told | None = None,
     stop: StopRequest | None = None,
 ) -> None:
-    """Train those of a cohort that are not finished; in halves where memory does not suffice."""
-    due = sweep.todo
-    todo = [one for one in cohort if one in due]
+    """Train the unfinished students of a cohort; in halves if memory does not suffice."""
+    unfinished = sweep.todo
+    todo = [one for one in cohort if one in unfinished]
     if not todo:
         return
     runs = [(sweep.folder(student), student.recipe) for student in todo]
     try:
         results = loop.train_cohort(
-            runs, sweep.inputs, sweep.device, also=sweep.also, told=told, stop=stop
+            runs, sweep.inputs, sweep.device, also=sweep.trackers, told=on_epoch, stop=stop
         )
     except torch.OutOfMemoryError as error:
         results = None
@@ -163,13 +166,13 @@ def train_cohort(
                 f"the device is too small for {todo[0].name} ({str(error).partition('.')[0]}). "
                 "Lower batch_size and raise accumulate."
             ) from None
-    if results is None:  # outside of the handler, which keeps the memory of what failed
+    if results is None:  # outside of the handler, which keeps the failed attempt's memory
         if sweep.device.type == "cuda":
             torch.cuda.empty_cache()
         half = len(todo) // 2
-        log.warning("out of memory: these %d students go on in two cohorts", len(todo))
-        train_cohort(sweep, todo[:half], told, stop)
-        train_cohort(sweep, todo[half:], told, stop)
+        log.warning("out of memory: training these %d students in two cohorts", len(todo))
+        train_cohort(sweep, todo[:half], on_epoch, stop)
+        train_cohort(sweep, todo[half:], on_epoch, stop)
         return
     for student, result in zip(todo, results, strict=True):
         if isinstance(result, NonFinite):
@@ -179,14 +182,14 @@ def train_cohort(
             )
 
 
-def stop(sweep: Sweep, student: Student) -> None:
-    """Note that a student is not to go on as long as the others are compared with it."""
+def mark_stopped(sweep: Sweep, student: Student) -> None:
+    """Record that ASHA stopped a student, which only a run without ASHA resumes."""
     why = "it fell behind at an epoch where ASHA compares students"
     run_dir.write_json(sweep.folder(student) / STOPPED, {"kind": "Stopped", "error": why})
 
 
 def rows(sweep: Sweep) -> list[dict[str, Any]]:
-    """What is known of each student: its values, its needs and, when it is finished, its result."""
+    """Facts of each student: its values, its measurements and, when finished, its result."""
     keys = grid.swept(sweep.students)
     return [_row(sweep, student, keys) for student in sweep.students]
 
@@ -197,48 +200,48 @@ def _row(sweep: Sweep, student: Student, keys: Sequence[str]) -> dict[str, Any]:
     row |= {key: getattr(recipe, key) for key in keys}
     row |= {"student": recipe.student, "epochs": recipe.epochs, "seed": recipe.seed}
     if (folder / NEED).is_file():
-        need = run_dir.read_json(folder / NEED)
-        row |= {key: need[key] for key in ("parameters", "images_per_second")}
+        estimate = run_dir.read_json(folder / NEED)
+        row |= {key: estimate[key] for key in ("parameters", "images_per_second")}
     if row["state"] != "finished":
         return row
     result = run_dir.read_json(folder / "result.json")
-    kept = ("top1", "top1_ema", "top1_best", "loss", "parameters", "cost_seconds", "images")
-    row |= {key: result[key] for key in kept}
+    of_result = ("top1", "top1_ema", "top1_best", "loss", "parameters", "cost_seconds", "images")
+    row |= {key: result[key] for key in of_result}
     row["accuracy"] = row["top1"] if row["top1_ema"] is None else row["top1_ema"]
     return row
 
 
-def _needs(sweep: Sweep, students: Sequence[Student]) -> dict[str, Need]:
-    """What students take of the device: as was measured before, or now; alike ones once."""
+def _estimates(sweep: Sweep, students: Sequence[Student]) -> dict[str, MemoryEstimate]:
+    """Estimates of earlier runs on this device, or new measurements; of equal students once."""
     size, classes = sweep.inputs.store.spec.views.size, sweep.inputs.num_classes
-    needs: dict[str, Need] = {}
-    alike: dict[tuple[Any, ...], Need] = {}
+    estimates: dict[str, MemoryEstimate] = {}
+    alike: dict[tuple[Any, ...], MemoryEstimate] = {}
     with progress.bar("measure the students", len(students), "students") as advance:
         for student in students:
             r, path = student.recipe, sweep.folder(student) / NEED
             key = r.student, r.opt, bool(r.ema_decay), r.precision, r.batch_size
             if key not in alike and path.is_file():
-                there = Need(**json.loads(path.read_text(encoding="utf-8")))
-                if there.device == cohorts.name_of(sweep.device):
+                there = MemoryEstimate.from_json(run_dir.read_json(path))
+                if there.device == cohorts.device_name(sweep.device):
                     alike[key] = there
             if key not in alike:
                 alike[key] = cohorts.measure(r, classes, size, sweep.device)
-            needs[student.name] = alike[key]
+            estimates[student.name] = alike[key]
             advance(1)
-    return needs
+    return estimates
 
 
-def _say(sweep: Sweep, planned: Sequence[Sequence[Student]]) -> None:
+def _log_plan(sweep: Sweep, planned: Sequence[Sequence[Student]]) -> None:
     states = [sweep.state(student) for student in sweep.students]
     for student, now in zip(sweep.students, states, strict=True):
         if now == "diverged":
             log.info(
-                "%s diverged (%s); --fresh, or without its folder, it is trained anew",
+                "%s diverged (%s); pass --fresh or remove its folder to train it anew",
                 student.name,
                 sweep.folder(student) / FAILED,
             )
     if sweep.asha and "stopped" in states:
-        log.info("%d stay stopped; without --asha they go on", states.count("stopped"))
+        log.info("%d remain stopped; without --asha they resume", states.count("stopped"))
     log.info(
         "%d students, %d of them finished; %d cohorts: %s",
         len(states),

@@ -1,4 +1,4 @@
-"""A sweep as commands for other machines: one for each cohort, or a Slurm array of them."""
+"""Commands of a sweep for other machines: one for each cohort, or a Slurm array of them."""
 
 import shlex
 from collections.abc import Sequence
@@ -9,34 +9,34 @@ from cache_tools.store import info
 from train.sweep.grid import Student
 
 _CPUS = 8
-"""Cores of a Slurm task, which decodes for its student, where no recipe says."""
+"""Cores of a Slurm task, which decodes for its student, if no recipe sets `threads`."""
 
 
 def script(
     form: Literal["commands", "slurm"],
     words: Sequence[str],
-    named: Sequence[Student],
+    students: Sequence[Student],
     planned: Sequence[Sequence[Student]],
     gpu: bool,
 ) -> str:
-    """Commands that train the students of a cohort each, and no others.
+    """Write commands that train one cohort each.
 
     Args:
         form: Lines, or a script for sbatch.
-        words: What follows `kdcache` on the command line.
-        named: All students of the grid.
+        words: Command line after `kdcache`.
+        students: All students of the grid.
         planned: The cohorts.
-        gpu: Whether a task takes one.
+        gpu: True if a task takes a GPU.
 
     Raises:
-        UsageError: There is nothing to do.
+        UsageError: All students are finished.
     """
     if not planned:
         raise UsageError(
-            "nothing is left to train. Without --print the command writes table and picture."
+            "all students are finished. Without --print the command writes table and plot."
         )
-    place = {student.name: number for number, student in enumerate(named)}
-    sets = [info.ranges(sorted(place[one.name] for one in cohort)) for cohort in planned]
+    index = {student.name: number for number, student in enumerate(students)}
+    sets = [info.ranges(sorted(index[one.name] for one in cohort)) for cohort in planned]
     words = _without(_without(words, "--print"), "--students")
     if form == "commands":
         return "\n".join(shlex.join(["kdcache", *words, "--students", each]) for each in sets)
@@ -45,7 +45,7 @@ def script(
 
 
 def _without(words: Sequence[str], option: str) -> list[str]:
-    """A command line but for one option and its value."""
+    """Remove one option and its value from a command line."""
     kept: list[str] = []
     skip = False
     for word in words:
@@ -59,13 +59,13 @@ def _without(words: Sequence[str], option: str) -> list[str]:
 
 
 def _slurm(words: Sequence[str], sets: Sequence[str], gpu: bool, cores: int) -> str:
-    """A job array: a task is killed and requeued as Slurm likes, and goes on."""
+    """Write a job array; a task that Slurm kills and requeues resumes."""
     command = shlex.join(["kdcache", *words])
     return "\n".join(
         [
             "#!/bin/bash",
-            "# sbatch this; what sbatch is told (--cpus-per-task=16 --time=…) goes before what",
-            "# stands here. Once all is done, the sweep's own command writes table and picture.",
+            "# Submit with sbatch; its options (--cpus-per-task=16 --time=…) override those here.",
+            "# After the last task, the sweep's own command writes table and plot.",
             "#SBATCH --job-name=kdcache-sweep",
             f"#SBATCH --array=0-{len(sets) - 1}",
             "#SBATCH --ntasks=1",

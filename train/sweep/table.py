@@ -1,4 +1,4 @@
-"""What a sweep found, as a table and a CSV."""
+"""Results of a sweep as a table and as CSV."""
 
 import csv
 import io
@@ -21,14 +21,14 @@ _COLUMNS = (
 
 
 def table(rows: Sequence[Row], swept: Sequence[str]) -> str:
-    """The students in lines of text, the most accurate first."""
-    ordered, swept = sorted(rows, key=_merit, reverse=True), heads(rows, swept)
+    """Format the students as lines of text, the most accurate first."""
+    ordered, swept = sorted(rows, key=_sort_key, reverse=True), headers(rows, swept)
     columns = [(key, title, form) for key, title, form in _COLUMNS if any(key in r for r in rows)]
     columns = [c for c in columns if any(r.get(c[0]) is not None for r in rows)]
     head = [*swept, *(title for _, title, _ in columns), ""]
     body = [
         [
-            *(word(row.get(key)) for key in swept),
+            *(format_value(row.get(key)) for key in swept),
             *(_cell(row.get(key), form) for key, _, form in columns),
             "" if row["state"] == "finished" else str(row["state"]),
         ]
@@ -46,17 +46,20 @@ def table(rows: Sequence[Row], swept: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def heads(rows: Sequence[Row], swept: Sequence[str]) -> list[str]:
-    """Keys by which students are told apart: those swept, after names that say something else."""
-    told = (
-        (str(row.get("name")), key, word(row[key])) for row in rows for key in swept if key in row
+def headers(rows: Sequence[Row], swept: Sequence[str]) -> list[str]:
+    """Columns that identify students: the swept keys, after the names if those differ."""
+    labels = (
+        (str(row.get("name")), key, format_value(row[key]))
+        for row in rows
+        for key in swept
+        if key in row
     )
-    own = any(f"{key}={value}" not in name and value not in name for name, key, value in told)
+    own = any(f"{key}={value}" not in name and value not in name for name, key, value in labels)
     return [*swept] if swept and not own else ["name", *swept]
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """A line for each student, in the order of the grid."""
+    """Write a line for each student, in the order of the grid."""
     names = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
@@ -65,8 +68,8 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
     atomic.write(path, text.getvalue().encode())
 
 
-def front(rows: Sequence[Row], key: str, more: bool) -> list[Row]:
-    """The students that no other beats in both, by ascending `key`."""
+def pareto_front(rows: Sequence[Row], key: str, more: bool) -> list[Row]:
+    """Students that no other beats in both accuracy and `key`, by ascending `key`."""
     ordered = sorted(rows, key=lambda row: (-row[key] if more else row[key], -row["accuracy"]))
     found: list[Row] = []
     for row in ordered:
@@ -75,13 +78,13 @@ def front(rows: Sequence[Row], key: str, more: bool) -> list[Row]:
     return found[::-1] if more else found
 
 
-def _merit(row: Row) -> tuple[bool, float, float]:
+def _sort_key(row: Row) -> tuple[bool, float, float]:
     finished = row["state"] == "finished"
     return finished, row.get("accuracy") or 0.0, -(row.get("loss") or math.inf)
 
 
-def word(value: Any) -> str:
-    """A value as it is called in tables and pictures."""
+def format_value(value: Any) -> str:
+    """Format a value for tables and plots."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
