@@ -55,7 +55,7 @@ from cache_tools.spec.sample_table import SampleTable, sample_id
 from cache_tools.spec.targets import TargetSpec
 from cache_tools.spec.teacher import TeacherSpec
 from cache_tools.spec.views import UNKNOWN_VIEWS
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.store.layout import Layout
 from cache_tools.targets import codec, dense
 from cache_tools.targets.codec import EncodedTargets, SparseTargets
@@ -183,7 +183,7 @@ def of_cache(name: str, logits_NC: F4, targets: TargetSpec) -> Row:
     }
 
 
-def _sizes(store: Store) -> tuple[int, int]:
+def _sizes(store: Cache) -> tuple[int, int]:
     """Bytes of the parts' chunks, and of all files but the sample table's."""
     recorded = [store.record(part)["chunks"].values() for part in store.parts()]
     files = [path for path in store.path.rglob("*") if path.is_file()]
@@ -330,7 +330,7 @@ def tinyvit_speed(logits_NC: F4, top_k: int, repeats: int) -> float:
 def epoch_speed(stored: EncodedTargets, spec: CacheSpec, table: SampleTable, repeats: int) -> Row:
     """Bytes per view on disk, and CPU seconds to read one view number of every sample."""
     with tempfile.TemporaryDirectory() as folder:
-        store = Store.create(Path(folder, "cache.zarr"), spec, table, 1)
+        store = Cache.create(Path(folder, "cache.zarr"), spec, table, 1)
         for part in store.parts():
             rows = rotated(stored, 1000 * part.block, len(spec.rows(part.block)))
             store.write(part, rows, np.empty(0, np.uint64), {}, {})

@@ -51,7 +51,7 @@ from numpy.typing import NDArray
 
 from benchmarks.machine import machine
 from cache_tools.render import view as render
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.targets import codec
 from cache_tools.targets.codec import DecodedTargets
 from cache_tools.views import draw as views
@@ -161,13 +161,13 @@ def saying(words: DecodedTargets) -> Callable[..., DecodedTargets]:
     return targets
 
 
-def stored(store: Store) -> DecodedTargets:
+def stored(store: Cache) -> DecodedTargets:
     """[V, N, …] decoded targets of a whole cache."""
     spec, numbers = store.spec.targets, range(store.num_views)
     return _stack([codec.decode(store.read_view(view), spec) for view in numbers])
 
 
-def exact(store: Store, images: Any, ask: Ask) -> DecodedTargets:
+def exact(store: Cache, images: Any, ask: Ask) -> DecodedTargets:
     """[V, N, …] what the teacher says in stage 1's batches, not rounded.
 
     Raises:
@@ -186,7 +186,7 @@ def exact(store: Store, images: Any, ask: Ask) -> DecodedTargets:
     return _stack(said)
 
 
-def _batches(store: Store, images: Any, view: int) -> Iterator[tuple[Any, Any, Any, Any]]:
+def _batches(store: Cache, images: Any, view: int) -> Iterator[tuple[Any, Any, Any, Any]]:
     """Pixels, partners' pixels, mixing and labels of stage 1's batches of one view."""
     table, spec = store.table, store.spec.views
     params = views.draw(spec, table.id_N, table.height_N, table.width_N, view)

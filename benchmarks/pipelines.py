@@ -54,10 +54,10 @@ def ffcv_replay(folder: Path, cache: str = "rrc", raw: bool = False, repeats: in
 def _replayed(loader: Any, folder: Path, cache: str, data: Path, repeats: int) -> Epoch:
     from cache_tools.data import match
     from cache_tools.data.open import open_images
-    from cache_tools.store.cache import Store
+    from cache_tools.store.cache import Cache
     from train.data.schedule import Schedule
 
-    store = Store.open(folder / f"{cache}.zarr")
+    store = Cache.open(folder / f"{cache}.zarr")
     images = open_images(str(data), "train")
     images = match.match(store.table, store.spec.dataset, images)
     schedule = Schedule(store, 1, BATCH, 0, repeats)

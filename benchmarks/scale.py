@@ -29,7 +29,7 @@ from cache_tools.spec.targets import TargetSpec
 from cache_tools.spec.teacher import TeacherSpec
 from cache_tools.spec.views import ViewSpec
 from cache_tools.store import commits
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.store.layout import Layout
 from cache_tools.targets import codec, dense
 
@@ -42,7 +42,7 @@ peak = lambda: open("/proc/self/status").read().split("VmHWM:")[1].split()[0]
 atexit.register(lambda: print(peak(), file=sys.stderr))
 """
 _NOTHING = _PEAK + "import cache_tools.store.cache"
-_OPEN = _PEAK + "from cache_tools.store.cache import Store; Store.open(sys.argv[1])"
+_OPEN = _PEAK + "from cache_tools.store.cache import Cache; Cache.open(sys.argv[1])"
 _COMMAND = _PEAK + "from cache_tools.cli import main as cli; sys.argv[0] = 'kdcache'; cli.main()"
 
 
@@ -83,13 +83,13 @@ def build(
     views: int,
     augmentation: ViewSpec = VIEWS,
     targets: TargetSpec = TARGETS,
-) -> Store:
+) -> Cache:
     """The cache, all parts committed."""
     rows = table(count)
     dataset = DatasetSpec(count, CLASSES, True, "stem", rows.sha256)
     teacher = TeacherSpec("t", "t", "sha256:0", CLASSES, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     spec = CacheSpec(dataset, teacher, augmentation, targets, 65_536)
-    store = Store.create(folder / "cache.zarr", spec, rows, views)
+    store = Cache.create(folder / "cache.zarr", spec, rows, views)
     last, layout = spec.num_blocks - 1, Layout(spec, views)
     chunks = {block: part(spec, block) for block in {0, last}}
     for place in store.parts():

@@ -14,7 +14,7 @@ import torch
 
 from cache_tools.data.images import Images
 from cache_tools.runtime import progress, threads
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from pipeline.engines import base
 from pipeline.engines.base import Engine
@@ -45,9 +45,9 @@ class Share:
     limit: int | None = None
     """Stop after this many parts."""
     numbers: frozenset[int] = frozenset()
-    """Only of these parts, in the order of `Store.parts`; empty = all."""
+    """Only of these parts, in the order of `Cache.parts`; empty = all."""
 
-    def of(self, store: Store, views_per_decode: int) -> list[Part]:
+    def of(self, store: Cache, views_per_decode: int) -> list[Part]:
         """The parts of this share."""
         blocks = store.spec.num_blocks
         return [
@@ -67,7 +67,7 @@ def run(
     random_weights: bool = False,
     share: Share = Share(),
     engine: base.Open = Work,
-) -> Store:
+) -> Cache:
     """Make a cache, or what is missing of it.
 
     Args:

@@ -17,7 +17,7 @@ from cache_tools.cli import main
 from cache_tools.data import match
 from cache_tools.data.images import Images
 from cache_tools.data.open import open_images
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from pipeline import demo
 from pipeline import recipe as recipes
 from pipeline.run import run
@@ -125,7 +125,7 @@ def cache(made: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def images(made: Path, digits: Path) -> Images:
     """The transfer images in the order of the cache's table."""
-    store = Store.open(made)
+    store = Cache.open(made)
     opened = open_images(str(digits), "train")
     return match.match(store.table, store.spec.dataset, opened)
 

@@ -12,7 +12,7 @@ from cache_tools.spec.sample_table import SampleTable
 from cache_tools.spec.targets import TargetSpec
 from cache_tools.spec.teacher import TeacherSpec
 from cache_tools.spec.views import ViewSpec
-from cache_tools.store.cache import Store, probe_numbers
+from cache_tools.store.cache import Cache, probe_numbers
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec, dense
 
@@ -47,17 +47,17 @@ def spec(
     return CacheSpec(dataset, TEACHER, views, targets, min(block, len(names)), 16)
 
 
-def build(out: Path, names: list[str], views: range, **how: object) -> Store:
+def build(out: Path, names: list[str], views: range, **how: object) -> Cache:
     """The cache that the teacher writes of some samples and views."""
     known = table(names)
-    store = Store.create(out, spec(known, **how), known, views.stop)  # type: ignore[arg-type]
+    store = Cache.create(out, spec(known, **how), known, views.stop)  # type: ignore[arg-type]
     for part in store.parts():
         if part.view in views:
             write(store, part)
     return store
 
 
-def write(store: Store, part: Part, versions: str = "1", shift: float = 0.0) -> None:
+def write(store: Cache, part: Part, versions: str = "1", shift: float = 0.0) -> None:
     """Ask the teacher about one part; `shift` is a teacher of another mind."""
     rows, known = store.spec.rows(part.block), store.table
     here = slice(rows.start, rows.stop)

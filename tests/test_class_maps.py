@@ -15,7 +15,7 @@ from cache_tools.errors import CacheMismatch, UsageError
 from cache_tools.spec.canonical import sha256
 from cache_tools.spec.targets import TargetSpec
 from cache_tools.store import info
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from pipeline.teacher import class_map, create, reload
 from pipeline.teacher import teacher as teachers
 from pipeline.teacher.forward import Forward
@@ -128,7 +128,7 @@ def test_a_cache_through_a_class_map(
     both = ("--teacher", wide, "--teacher", teacher, "--class-map", path, "--class-map", "")
     made = kdcache(*make, *both, "--teacher-weight", 1, "--teacher-weight", 3)
     assert made.code == 0, made
-    members = info.info(Store.open(out))["teacher"]["members"]
+    members = info.info(Cache.open(out))["teacher"]["members"]
     mapped = [m for m in members if "class_map_sha256" in m]
     assert [m["weight"] for m in mapped] == [0.25]
     verify = ("verify", out, "--data", digits, "--recompute", 3, *both[:4])
@@ -138,4 +138,4 @@ def test_a_cache_through_a_class_map(
     assert "Pass --class-map with the original file" in without.out
     with pytest.raises(CacheMismatch, match="another is given"):
         wrong = written(tmp_path, "wrong.json", json.dumps(list(range(10))))
-        reload.load(Store.open(out).spec.teacher, 32, [str(wide), str(teacher)], [wrong])
+        reload.load(Cache.open(out).spec.teacher, 32, [str(wide), str(teacher)], [wrong])

@@ -22,7 +22,7 @@ import zarr
 
 from cache_tools.errors import KdcacheError
 from cache_tools.spec.targets import TargetSpec
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.targets import codec, dense
 from cache_tools.verify import verify
 from pipeline import recipe as recipes
@@ -82,7 +82,7 @@ def _files(path: Path) -> Bytes:
 
 def _ours(path: Path) -> list[bytes]:
     """Everything our reader gives: spec, table and decoded targets of all parts."""
-    store = Store.open(path)
+    store = Cache.open(path)
     table = store.table
     found = [repr(store.spec).encode(), table.sha256.encode(), str(store.num_views).encode()]
     for part in store.parts():
@@ -206,7 +206,7 @@ def _finding(subject: Subject) -> str:
 def _verdict(subject: Subject) -> str:
     """The verdict of `verify`, or the kind of the error that forbids to open the cache."""
     try:
-        return verify.verify(Store.open(subject.path)).word
+        return verify.verify(Cache.open(subject.path)).word
     except KdcacheError as error:
         return error.kind
     except Exception as error:
@@ -235,11 +235,11 @@ def _complaint(subject: Subject, damage: Bytes) -> tuple[str, str | None]:
 
 def _rich(made: Path, path: Path, seed: int) -> Path:
     """A cache of the same images in two blocks, with every optional array, of random logits."""
-    base = Store.open(made)
+    base = Cache.open(made)
     targets = TargetSpec(k_max=6, tau=0.01, true_class=True, tail_square=True)
     views = replace(base.spec.views, seed=seed)
     spec = replace(base.spec, targets=targets, views=views, block_size=64, window=32)
-    store = Store.create(path, spec, base.table, 3)
+    store = Cache.create(path, spec, base.table, 3)
     random_ = np.random.default_rng(seed)
     for part in store.parts():
         shape = len(spec.rows(part.block)), spec.teacher.num_classes

@@ -13,7 +13,7 @@ from cache_tools.data import match
 from cache_tools.data.images import Images
 from cache_tools.data.open import open_images
 from cache_tools.errors import CacheMismatch
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.views import draw
 from pipeline import recipe as recipes
 from pipeline.run import run
@@ -49,7 +49,7 @@ def test_renamed_images_are_found_by_their_bytes(
     said = kdcache("verify", made, "--data", source)
     assert said.code == 0, said.err
     assert "100 of 100 samples are there, 3 of them under other names" in said.out
-    store = Store.open(made)
+    store = Cache.open(made)
     joined, covered = match.join(store.table, store.spec.dataset, open_images(source, "train"))
     assert covered.facts == {"samples": 100, "by_key": 97, "by_digest": 3, "missing": 0, "extra": 0}
     assert [joined.read(i) for i in range(100)] == [images.read(i) for i in range(100)]
@@ -63,7 +63,7 @@ def test_names_that_stand_for_two_images_are_told_apart(
         folder = tmp_path / "copy" / f"{images.label_N[number]}"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{len(list(folder.iterdir()))}.png").write_bytes(images.read(number))
-    store = Store.open(made)
+    store = Cache.open(made)
     covered = match.find(
         store.table, store.spec.dataset, open_images(str(tmp_path / "copy"), "train")
     )
@@ -75,7 +75,7 @@ def test_digests_are_kept_until_a_file_changes(
 ) -> None:
     monkeypatch.setenv("KDCACHE_CACHE", str(tmp_path / "kept"))
     source = write(images, tmp_path / "copy", [*range(100)], {3, 4})
-    store, reads = Store.open(made), []
+    store, reads = Cache.open(made), []
     read = Images.read
 
     def counted(data: Images, number: int) -> bytes:
@@ -99,7 +99,7 @@ def test_digests_are_kept_until_a_file_changes(
 def test_another_data_set_is_refused_after_a_few_reads(
     images: Images, made: Path, tmp_path: Path
 ) -> None:
-    store = Store.open(made)
+    store = Cache.open(made)
     source = write(images, tmp_path / "copy", [*range(100)], {*range(100)})
     for path in (tmp_path / "copy").rglob("*.png"):
         path.write_bytes(path.read_bytes()[:-1] + b"x")
@@ -132,7 +132,7 @@ def test_a_part_of_the_data_is_trained_on_when_allowed(
 
 
 def test_views_of_missing_partners_are_left_out(images: Images, made: Path) -> None:
-    store = Store.open(made)
+    store = Cache.open(made)
     present = np.ones(100, dtype=bool)
     present[::3] = False
     schedule = Schedule(store, 2, 10, seed=0, present_N=present)

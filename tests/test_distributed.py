@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from cache_tools.errors import UsageError
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from train.data.native_loader import Replay
 from train.data.schedule import Schedule
 from train.distributed import World
@@ -114,7 +114,7 @@ def test_killed_processes_go_on_as_if_nothing_had_happened(made: Path, tmp_path:
 def test_every_process_has_its_slice_and_a_batch_must_be_shared_evenly(
     made: Path, digits: Path, images: object
 ) -> None:
-    store = Store.open(made)
+    store = Cache.open(made)
     schedule = Schedule(store, 1, 40, seed=0)
     whole = next(iter(Replay(store, images, schedule, 1).epoch(0)))
     halves = [

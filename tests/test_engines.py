@@ -15,7 +15,7 @@ from conftest import Outcome
 
 from cache_tools.runtime import progress
 from cache_tools.runtime.progress import Advance
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from pipeline.engines import local
 from pipeline.engines.work_queue import TRIES, Lots, names, uncommitted
 from pipeline.worker.job import Group
@@ -68,7 +68,7 @@ def test_what_a_lost_worker_had_comes_back_until_it_has_cost_too_many() -> None:
 
 
 def test_what_is_left_of_a_lot_is_found_in_the_cache(cache: Path) -> None:
-    store = Store.open(cache)
+    store = Cache.open(cache)
     for part in list(store.parts())[1:3]:
         (cache / part.record).unlink()
     lot = [Group(0, (0, 1)), Group(0, (2, 3))]
@@ -173,10 +173,10 @@ def test_no_worker_outlives_its_parent(
     code = parent.wait(PATIENCE)
     assert code == (-number if number == signal.SIGKILL else 130)
     assert gone(workers)
-    store = Store.open(out)
+    store = Cache.open(out)
     done = [part for part in store.parts() if store.present(part)]
     assert done
-    assert all(store.fault(part) is None for part in done)
+    assert all(store.check_part(part) is None for part in done)
 
 
 @pytest.mark.slow
@@ -206,7 +206,7 @@ def test_a_killed_worker_is_replaced_and_named(
     assert f"(process {killed[0]}) was killed by SIGKILL, perhaps for lack of memory" in done.err
     assert "with block 0, view 0; block 0, view 1;" in done.err
     assert "in hand" in done.err
-    assert all(Store.open(out).present(part) for part in Store.open(out).parts())
+    assert all(Cache.open(out).present(part) for part in Cache.open(out).parts())
     records = files(made)
     ours = files(out)
     chunks = [name for name in records if "/c/" in name and "samples" not in name]

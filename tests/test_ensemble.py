@@ -20,7 +20,7 @@ from cache_tools.importers import dense as importer
 from cache_tools.spec import cache as spec
 from cache_tools.spec.teacher import MemberSpec
 from cache_tools.store.aligned import check_aligned, open_members
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec
 from pipeline import recipe as recipes
@@ -32,7 +32,7 @@ SMALL = ["num_views=4", "views.mixup=0.5"]
 
 def test_the_identity_of_an_ensemble_is_pinned() -> None:
     """Written once, read for ever; and caches of one teacher keep the fingerprints they had."""
-    one = Store.open(Path(__file__).parent / "fixtures/cache-v1.0").spec
+    one = Cache.open(Path(__file__).parent / "fixtures/cache-v1.0").spec
     assert "members" not in one.mapping["teacher"]
     who = [MemberSpec(n, "resnet18", f"sha256:{n}", f"sha256:c{n}", 0.5) for n in ("1", "2")]
     both = replace(one, teacher=replace(one.teacher, members=tuple(who)))
@@ -58,12 +58,12 @@ def test_the_ensemble_of_two_caches_is_a_cache(
     assert done.code == 0, done.err
     members = json.loads(done.out)["teacher"]["members"]
     shares = {m["cache"]: m["weight"] for m in members}
-    stores = [Store.open(p) for p in (made, sibling)]
+    stores = [Cache.open(p) for p in (made, sibling)]
     assert shares == dict(zip((s.spec.fingerprint for s in stores), WEIGHTS, strict=True))
     assert "0.7 of" in kdcache("info", out).out
     verdict = json.loads(kdcache("verify", out, "--data", digits, "--json").out)
     assert (verdict["verdict"], verdict["parts"], verdict["images"]) == ("ok", 4, 100)
-    sides = [diff.OfCache(Store.open(p)) for p in (made, sibling, out)]
+    sides = [diff.OfCache(Cache.open(p)) for p in (made, sibling, out)]
     for view in (0, 3):
         p, q, e = (side.distributions(view, np.arange(100), 1.0) for side in sides)
         assert np.abs(e - mean(p, q)).max() < 0.02  # a code's step at most
@@ -77,7 +77,7 @@ def test_the_ensemble_of_two_caches_is_a_cache(
     assert "is an ensemble" in asked.err
     again = tmp_path / "again.zarr"
     kdcache("ensemble", sibling, made, "--weights", "0.3,0.7", "--out", again)
-    assert Store.open(again).content_id() == Store.open(out).content_id()
+    assert Cache.open(again).content_id() == Cache.open(out).content_id()
 
 
 def test_an_ensemble_that_was_killed_goes_on(made: Path, sibling: Path, tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_teachers_may_see_the_views_at_their_own_size(
 ) -> None:
     large = another(tmp_path / "l.zarr", digits, other_teacher, "views.teacher_size=64")
     assert kdcache("ensemble", made, large, "--out", tmp_path / "e").code == 0
-    assert Store.open(tmp_path / "e").spec.views == Store.open(made).spec.views
+    assert Cache.open(tmp_path / "e").spec.views == Cache.open(made).spec.views
     assert kdcache("verify", tmp_path / "e", "--data", digits).code == 0
 
 
@@ -193,19 +193,19 @@ def test_members_of_other_pixels_are_refused(
     made: Path, sibling: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As other versions of a library would make them: the specs agree, the pixels do not."""
-    members, real = open_members([made, sibling], blocks=True), Store.read
+    members, real = open_members([made, sibling], blocks=True), Cache.read
 
-    def read(self: Store, part: Part) -> tuple[codec.EncodedTargets, np.ndarray]:
+    def read(self: Cache, part: Part) -> tuple[codec.EncodedTargets, np.ndarray]:
         stored, probes = real(self, part)
         return stored, probes ^ np.uint64(self.name == str(sibling))
 
-    monkeypatch.setattr(Store, "read", read)
+    monkeypatch.setattr(Cache, "read", read)
     with pytest.raises(CacheMismatch, match=r"view 0, block 0 of .* other pixels.*simplejpeg"):
         ensemble.run(members, tmp_path / "e")
 
 
 def test_an_image_that_was_changed_is_named(made: Path, sibling: Path) -> None:
-    a, b = Store.open(made), Store.open(sibling)
+    a, b = Cache.open(made), Cache.open(sibling)
     digests = b.table.digest_N.copy()
     digests[7] ^= np.uint64(1)
     b.__dict__["table"] = replace(b.table, digest_N=digests)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from cache_tools.data.images import Images
 from cache_tools.errors import CacheMismatch
 from cache_tools.render import mixing
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.store.sampling import spread
 from cache_tools.targets import dense
 from train import recipe as recipes
@@ -113,7 +113,7 @@ def test_cached_views_against_replay_and_dense_computation(
     finished: Path, made: Path, images: Images
 ) -> None:
     """All 400 mixed views, as the training loop replays them, and dense distributions."""
-    store = Store.open(made)
+    store = Cache.open(made)
     network = models.open_target(str(finished), EvalOptions(CPU)).students[0]
     schedule = Schedule(store, 4, 100, seed=0)
     kl, agreed, right = [], [], []
@@ -272,7 +272,7 @@ def test_other_pixels_are_refused(
 
     monkeypatch.setattr(view, "crop_resize", other)
     with pytest.raises(CacheMismatch, match="other pixels"):
-        agreement.measure([network], Store.open(made), images, 10)
+        agreement.measure([network], Cache.open(made), images, 10)
 
 
 def test_mistakes_are_explained(

@@ -16,14 +16,14 @@ from conftest import Outcome
 
 from benchmarks.peers import TinyViTReader
 from cache_tools.store import view_params
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec
 
 Command = Callable[..., Outcome]
 
 
-def kept(store: Store, view: int) -> list[dict[int, float]]:
+def kept(store: Cache, view: int) -> list[dict[int, float]]:
     """Classes and probabilities of one view of every sample."""
     said = codec.decode(store.read_view(view), store.spec.targets)
     return [
@@ -38,7 +38,7 @@ def test_webdataset_reads_the_columns(made: Path, tmp_path: Path, kdcache: Comma
     )
     facts = json.loads(done.out)
     assert (facts["files"], facts["samples"], facts["views"]) == (4, 100, 4)
-    store, found = Store.open(made), {}
+    store, found = Cache.open(made), {}
     urls = sorted(str(path) for path in (tmp_path / "w").glob("*.tar"))
     with warnings.catch_warnings():  # it leaves its files open
         warnings.simplefilter("ignore", ResourceWarning)
@@ -63,7 +63,7 @@ def test_webdataset_reads_the_columns(made: Path, tmp_path: Path, kdcache: Comma
 
 def test_parquet_has_a_row_per_view(made: Path, tmp_path: Path, kdcache: Command) -> None:
     assert kdcache("convert", made, tmp_path / "p", "--to", "parquet").code == 0
-    store = Store.open(made)
+    store = Cache.open(made)
     rows = pq.read_table(tmp_path / "p").to_pylist()
     assert len(rows) == 400
     expected = [kept(store, view) for view in range(4)]
@@ -131,7 +131,7 @@ def test_tinyvit_gets_back_what_it_gave(
                 assert p.astype("f8").sum() <= 1
     again = ("--data", tmp_path / "photos", "--out", tmp_path / "d.zarr")
     assert kdcache("import", "tinyvit", tmp_path / "o", *again).code == 0
-    a, b = (Store.open(tmp_path / f"{x}.zarr") for x in "cd")
+    a, b = (Cache.open(tmp_path / f"{x}.zarr") for x in "cd")
     for view in range(2):
         assert a.read_params(Part(view, 0)).equals(b.read_params(Part(view, 0)))
         for one, two in zip(kept(a, view), kept(b, view), strict=True):
@@ -147,7 +147,7 @@ def test_views_that_tinyvit_cannot_draw_are_not_handed_to_it(
     assert "views of its own" in " ".join(said.err.split())
     done = kdcache("convert", made, tmp_path / "t", "--to", "tinyvit", "--without-seeds")
     assert done.code == 0
-    store = Store.open(made)
+    store = Cache.open(made)
     k = store.spec.targets.k_max
     with TinyViTReader(tmp_path / f"t/logits_top{k}_epoch2", k) as reader:
         for row, expected in enumerate(kept(store, 2)):
@@ -172,7 +172,7 @@ def test_imported_views_are_told_whole(tmp_path: Path, kdcache: Command) -> None
     data = ("--data", tmp_path / "photos", "--out", tmp_path / "c")
     assert kdcache("import", "ml-dr", tmp_path / "dr", *data).code == 0
     assert kdcache("convert", tmp_path / "c", tmp_path / "p", "--to", "parquet").code == 0
-    store = Store.open(tmp_path / "c")
+    store = Cache.open(tmp_path / "c")
     for row in pq.read_table(tmp_path / "p").to_pylist():
         at, params = store.table.keys.index(row["key"]), store.read_params(Part(row["view"], 0))
         assert row["partner_box"] == params.box_BP4[at, 1].tolist()

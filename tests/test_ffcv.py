@@ -22,7 +22,7 @@ from cache_tools.data.open import open_images
 from cache_tools.errors import DataError, UsageError
 from cache_tools.render import view
 from cache_tools.storage import atomic
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from pipeline import recipe as recipes
 from pipeline.run import run
 from train import recipe as train_recipes
@@ -53,13 +53,13 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def stores(
     tmp_path_factory: pytest.TempPathFactory, photos: Path, teacher: Path
-) -> dict[str, Store]:
+) -> dict[str, Cache]:
     found = {}
     for name, own in DETAILS.items():
         out = tmp_path_factory.mktemp(name) / "cache.zarr"
         size = ["views.size=64", "num_views=3", *own]
         run(recipes.load("photos", size), str(photos), str(teacher), out, "cpu")
-        found[name] = Store.open(out)
+        found[name] = Cache.open(out)
     return found
 
 
@@ -68,7 +68,7 @@ def container(photos: Path, out: Path, raw: bool = False) -> Path:
     return out
 
 
-def opened(store: Store, source: Path) -> Any:
+def opened(store: Cache, source: Path) -> Any:
     images = open_images(str(source), "train")
     return match.match(store.table, store.spec.dataset, images)
 
@@ -110,7 +110,7 @@ def test_a_broken_image_is_named_and_leaves_nothing(photos: Path, tmp_path: Path
 
 
 def test_damage_and_other_images_are_refused(
-    photos: Path, stores: dict[str, Store], tmp_path: Path
+    photos: Path, stores: dict[str, Cache], tmp_path: Path
 ) -> None:
     out = container(photos, tmp_path / "x.beton")
     images, store = opened(stores["plain"], out), stores["plain"]
@@ -128,7 +128,7 @@ def test_damage_and_other_images_are_refused(
 
 
 def test_the_choice_of_a_loader_says_why(
-    photos: Path, stores: dict[str, Store], tmp_path: Path
+    photos: Path, stores: dict[str, Cache], tmp_path: Path
 ) -> None:
     spec = stores["plain"].spec
     auto, forced = (train_recipes.load("digits", [f"loader={n}"]) for n in ("auto", "ffcv"))
@@ -162,7 +162,7 @@ def sources(photos: Path, tmp_path: Path) -> Iterator[dict[str, Any]]:
 
 @pytest.mark.parametrize("name", ["plain", "a2"])
 def test_every_form_of_the_images_and_any_threads_give_the_same_views(
-    name: str, stores: dict[str, Store], sources: dict[str, Any]
+    name: str, stores: dict[str, Cache], sources: dict[str, Any]
 ) -> None:
     store, schedule = stores[name], Schedule(stores[name], 1, 6, 0)
     wanted = shown(Replay(store, opened(store, sources["folder"]), schedule, 1))
@@ -177,7 +177,7 @@ def test_every_form_of_the_images_and_any_threads_give_the_same_views(
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("name", DETAILS)
 def test_ffcv_gives_the_native_batches(
-    name: str, threads: int, photos: Path, stores: dict[str, Store], tmp_path: Path
+    name: str, threads: int, photos: Path, stores: dict[str, Cache], tmp_path: Path
 ) -> None:
     loader = pytest.importorskip("train.data.ffcv_loader", exc_type=ImportError)
     before = torch.get_num_threads(), numba.get_num_threads()
@@ -201,7 +201,7 @@ def test_ffcv_gives_the_native_batches(
 
 
 def test_what_the_compiled_code_cannot_make_is_made_or_told(
-    photos: Path, stores: dict[str, Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path, stores: dict[str, Cache], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loader = pytest.importorskip("train.data.ffcv_loader", exc_type=ImportError)
     store = stores["plain"]
@@ -228,7 +228,7 @@ def test_what_the_compiled_code_cannot_make_is_made_or_told(
 
 
 def test_an_error_in_ffcvs_thread_arrives_and_leaving_early_stops_it(
-    photos: Path, stores: dict[str, Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path, stores: dict[str, Cache], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loader = pytest.importorskip("train.data.ffcv_loader", exc_type=ImportError)
     store = stores["plain"]
@@ -250,7 +250,7 @@ def test_an_error_in_ffcvs_thread_arrives_and_leaving_early_stops_it(
 
 
 def test_other_caches_need_no_compiling(
-    photos: Path, stores: dict[str, Store], tmp_path: Path
+    photos: Path, stores: dict[str, Cache], tmp_path: Path
 ) -> None:
     loader = pytest.importorskip("train.data.ffcv_loader", exc_type=ImportError)
     out = container(photos, tmp_path / "x.beton")
@@ -269,7 +269,7 @@ def test_other_caches_need_no_compiling(
 
 
 def test_two_at_once_more_threads_than_cores_and_no_scratch_memory(
-    photos: Path, stores: dict[str, Store], tmp_path: Path
+    photos: Path, stores: dict[str, Cache], tmp_path: Path
 ) -> None:
     loader = pytest.importorskip("train.data.ffcv_loader", exc_type=ImportError)
     store, out = stores["plain"], container(photos, tmp_path / "x.beton")
@@ -304,7 +304,7 @@ def test_an_image_larger_than_a_page(teacher: Path, tmp_path: Path) -> None:
 def test_a_thread_that_fails_ends_all_of_them(
     kind: str,
     photos: Path,
-    stores: dict[str, Store],
+    stores: dict[str, Cache],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

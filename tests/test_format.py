@@ -16,7 +16,7 @@ from cache_tools.spec.imported import ImportedSpec
 from cache_tools.spec.targets import TargetSpec
 from cache_tools.spec.views import ViewSpec
 from cache_tools.store import layout
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec, dense
 
@@ -64,7 +64,7 @@ def test_canonical_json_is_that_of_the_format() -> None:
 def test_the_layout_names_every_array(made: Path) -> None:
     named = set(re.findall(r"`((?:targets|probes|samples)/\w+)`", FORMAT.split("## 2.")[0]))
     everything = TargetSpec(k_max=4, true_class=True, tail_square=True)
-    full = replace(Store.open(made).spec, targets=everything)
+    full = replace(Cache.open(made).spec, targets=everything)
     assert {f.name for f in layout.fields(full)} <= named
     of_imports = ImportedSpec("x", "", 1, 1, seeds=True)
     imports = replace(
@@ -106,7 +106,7 @@ def test_strangers_read_the_same(zarr: str, made: Path, tmp_path: Path) -> None:
     subprocess.run([python, "-m", "venv", tmp_path / "v"], check=True)
     pip = [tmp_path / "v/bin/pip", "install", "-q", "--disable-pip-version-check", zarr]
     subprocess.run(pip, check=True)
-    store = Store.open(made)
+    store = Cache.open(made)
     for view, row in ((0, 0), (3, 99), (2, 17)):
         index, p, tail = cell_result(str(tmp_path / "v/bin/python"), made, view, row)
         ours = codec.decode(store.read(Part(view, 0))[0], store.spec.targets, np.array([row]))
@@ -119,7 +119,7 @@ def test_strangers_read_the_same(zarr: str, made: Path, tmp_path: Path) -> None:
 def test_caches_of_every_version_are_read_for_ever(version: str) -> None:
     """A cache committed once, with its decoded values beside it; see tests/fixtures/README.md."""
     fixture = HERE / f"fixtures/cache-v{version}"
-    store, truth = Store.open(fixture), np.load(fixture.with_name(f"{fixture.name}.npz"))
+    store, truth = Cache.open(fixture), np.load(fixture.with_name(f"{fixture.name}.npz"))
     assert store.spec.format_version == version
     assert store.table.keys == tuple(truth["keys"].tolist())
     for view in range(store.num_views):

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from cache_tools.combine import diff
 from cache_tools.errors import CacheMismatch, DataError, NonFinite, UsageError
 from cache_tools.importers import dense as importer
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.targets import dense
 
@@ -85,7 +85,7 @@ def test_infinite_logits_are_named_and_not_stored(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", logits=values, keys=keys)
     with pytest.raises(NonFinite, match="'photo-1234'"):
         importer.run(tmp_path / "a.npz", tmp_path / "c.zarr", importer.keep("k=5"), "mine")
-    assert not Store.open(tmp_path / "c.zarr").present(Part(0, 0))
+    assert not Cache.open(tmp_path / "c.zarr").present(Part(0, 0))
 
 
 @pytest.mark.parametrize(

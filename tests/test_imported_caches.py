@@ -10,7 +10,7 @@ import pytest
 from conftest import Outcome
 from foreign_files import Sizes
 
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec
 from cache_tools.verify import verify
@@ -64,7 +64,7 @@ def whole(folder: Path, sizes: Sizes, kdcache: Command) -> Whole:
     return make
 
 
-def views(store: Store, key: str, view: int) -> tuple[dict[int, int], Imported, str]:
+def views(store: Cache, key: str, view: int) -> tuple[dict[int, int], Imported, str]:
     """Codes by class, parameters and the partner's key of one view."""
     row = store.table.keys.index(key)
     part = Part(view, row // store.spec.block_size)
@@ -77,7 +77,7 @@ def views(store: Store, key: str, view: int) -> tuple[dict[int, int], Imported, 
     return codes, params, partner
 
 
-def same(ours: Store, theirs: Store, keys: tuple[str, ...], numbers: range) -> bool:
+def same(ours: Cache, theirs: Cache, keys: tuple[str, ...], numbers: range) -> bool:
     """Whether both say the same of some views, and show the same."""
     for key in keys:
         for view in numbers:
@@ -100,10 +100,10 @@ def trains(out: Path, data: Path, tmp_path: Path, kdcache: Command, *more: str) 
 def test_fewer_samples_keep_their_views(
     kind: str, whole: Whole, folder: Path, tmp_path: Path, kdcache: Command
 ) -> None:
-    source, out = Store.open(whole(kind)), tmp_path / "few.zarr"
+    source, out = Cache.open(whole(kind)), tmp_path / "few.zarr"
     said = kdcache("select", whole(kind), out, "--samples", "0.5")
     assert said.code == 0, said.err
-    few = Store.open(out)
+    few = Cache.open(out)
     assert few.table.keys == source.table.keys[:6]
     assert same(few, source, few.table.keys, range(few.num_views))
     assert verify.verify(few).word == "ok"
@@ -117,10 +117,10 @@ def test_fewer_samples_keep_their_views(
 def test_fewer_classes_keep_their_views(
     kind: str, whole: Whole, folder: Path, tmp_path: Path, kdcache: Command
 ) -> None:
-    source, out = Store.open(whole(kind)), tmp_path / "few.zarr"
+    source, out = Cache.open(whole(kind)), tmp_path / "few.zarr"
     url = f"file://{whole(kind)}"
     assert kdcache("pull", url, out, "--views", "0:2", "--keep", "k=1").code == 0
-    few = Store.open(out)
+    few = Cache.open(out)
     assert (few.spec.targets.k_max, few.num_views) == (1, 2)
     for key in few.table.keys:
         for view in range(2):
@@ -152,7 +152,7 @@ def test_mixed_partners_cannot_be_left_out(whole: Whole, tmp_path: Path, kdcache
 def test_cuts_by_samples_merge_to_what_they_were_cut_from(
     kind: str, whole: Whole, folder: Path, tmp_path: Path, kdcache: Command
 ) -> None:
-    source = Store.open(whole(kind))
+    source = Cache.open(whole(kind))
     for name, keys in (("a", source.table.keys[:7]), ("b", source.table.keys[5:])):
         (tmp_path / name).write_text("\n".join(keys))
         cut = ("select", source.path, tmp_path / f"{name}.zarr", "--samples", tmp_path / name)
@@ -161,14 +161,14 @@ def test_cuts_by_samples_merge_to_what_they_were_cut_from(
     said = kdcache("merge", out, tmp_path / "b.zarr", tmp_path / "a.zarr")
     assert said.code == 0, said.err
     assert "is your word" in said.err  # nobody knows the teacher's weights
-    assert Store.open(out).spec.fingerprint == source.spec.fingerprint
+    assert Cache.open(out).spec.fingerprint == source.spec.fingerprint
     for pattern in ("targets/*/c/**/*", "views/*/c/**/*"):
         chunks = [p for p in source.path.glob(pattern) if p.is_file()]
         assert chunks
         for path in chunks:
             there = out / path.relative_to(source.path)
             assert there.read_bytes() == path.read_bytes()
-    assert verify.verify(Store.open(out)).word == "ok"
+    assert verify.verify(Cache.open(out)).word == "ok"
     assert kdcache("merge", out, tmp_path / "b.zarr", tmp_path / "a.zarr").code == 0
 
 
@@ -188,9 +188,9 @@ def test_partners_are_found_again_in_the_table_of_a_merge(
     out = tmp_path / "all.zarr"
     said = kdcache("merge", out, tmp_path / "a.zarr", tmp_path / "b.zarr")
     assert said.code == 0, said.err
-    store = Store.open(out)
+    store = Cache.open(out)
     for name in "ab":
-        one = Store.open(tmp_path / f"{name}.zarr")
+        one = Cache.open(tmp_path / f"{name}.zarr")
         assert same(store, one, one.table.keys, range(one.num_views))
     for old in sizes:
         shutil.copy(folder / f"photos/{old}.JPEG", tmp_path / f"more/{old}.JPEG")
@@ -201,11 +201,11 @@ def test_partners_are_found_again_in_the_table_of_a_merge(
 def test_other_boxes_of_one_sample_are_a_conflict(
     whole: Whole, tmp_path: Path, kdcache: Command
 ) -> None:
-    source = Store.open(whole("fkd"))
+    source = Cache.open(whole("fkd"))
     (tmp_path / "keys").write_text("\n".join(source.table.keys[:8]))
     few = tmp_path / "few.zarr"
     assert kdcache("select", source.path, few, "--samples", tmp_path / "keys").code == 0
-    store, part = Store.open(few), Part(1, 0)
+    store, part = Cache.open(few), Part(1, 0)
     (stored, probes), params = store.read(part), store.read_params(part)
     params = Imported(**imported.blank(8, store.spec) | {
         "box_BP4": params.box_BP4, "flip_BP": 1 - params.flip_BP

@@ -20,7 +20,7 @@ from cache_tools.errors import CacheDamaged
 from cache_tools.importers import base
 from cache_tools.render import view as render
 from cache_tools.store import view_params
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec
 from train.data.native_loader import Replay
@@ -48,13 +48,13 @@ def import_(folder: Path, sizes: Sizes, kdcache: Command) -> Callable[..., Outco
     return call
 
 
-def opened(out: Path, folder: Path) -> tuple[Store, Images]:
-    store = Store.open(out)
+def opened(out: Path, folder: Path) -> tuple[Cache, Images]:
+    store = Cache.open(out)
     images = open_images(str(folder / "photos"), "train")
     return store, match.match(store.table, store.spec.dataset, images)
 
 
-def told(store: Store, key: str, view: int) -> tuple[dict[int, float], float]:
+def told(store: Cache, key: str, view: int) -> tuple[dict[int, float], float]:
     """Classes with probabilities and the mass of all others, as the cache has them."""
     row = store.table.keys.index(key)
     targets = codec.decode(store.read(Part(view, 0))[0], store.spec.targets, np.array([row]))
@@ -367,7 +367,7 @@ def test_ml_dr_counts_its_images(
     order = "--dataset-index", tmp_path / "order.txt"
     assert import_("ml-dr", tmp_path / "dr", tmp_path / "a.zarr", *of_tars, *order).code == 0
     assert import_("ml-dr", tmp_path / "dr", tmp_path / "b.zarr").code == 0
-    a, b = (Store.open(tmp_path / f"{x}.zarr") for x in "ab")
+    a, b = (Cache.open(tmp_path / f"{x}.zarr") for x in "ab")
     for view in range(3):
         assert a.read_params(Part(view, 0)).equals(b.read_params(Part(view, 0)))
     (tmp_path / "order.txt").write_text(lines.rpartition("n02/")[0])
@@ -388,7 +388,7 @@ def test_tinyvit_is_read_with_its_odd_cases(
     done = import_("tinyvit", tmp_path / "t", tmp_path / "c.zarr")
     assert done.code == 0, done.err
     assert "Nobody but TinyViT" in " ".join(done.out.split())
-    store, _ = Store.open(tmp_path / "c.zarr"), None
+    store, _ = Cache.open(tmp_path / "c.zarr"), None
     for view in range(2):
         seeds = store.read_params(Part(view, 0)).seed_B
         for i, name in enumerate(names):
@@ -479,10 +479,10 @@ def test_run_again_goes_on_and_another_source_is_another_cache(
     writers.fkd(tmp_path / "fkd", sizes)
     out = tmp_path / "c.zarr"
     assert import_("fkd", tmp_path / "fkd", out, "--size", 32).code == 0
-    before = Store.open(out).content_id()
+    before = Cache.open(out).content_id()
     (out / Part(1, 0).record).unlink()
     assert import_("fkd", tmp_path / "fkd", out, "--size", 32).code == 0
-    assert Store.open(out).content_id() == before
+    assert Cache.open(out).content_id() == before
     said = import_("fkd", tmp_path / "fkd", out, "--size", 48)
     assert (said.code, "another cache" in said.err) == (2, True)
 
@@ -523,11 +523,11 @@ def test_a_teacher_that_knows_nothing_of_these_labels_is_refused(
 
 
 @pytest.fixture
-def imported(sizes: Sizes, tmp_path: Path, import_: Command) -> Store:
+def imported(sizes: Sizes, tmp_path: Path, import_: Command) -> Cache:
     """A cache of ml-dr's mixed views, which a test may damage."""
     writers.ml_dr(tmp_path / "dr", sizes, views=1)
     assert import_("ml-dr", tmp_path / "dr", tmp_path / "c.zarr").code == 0
-    return Store.open(tmp_path / "c.zarr")
+    return Cache.open(tmp_path / "c.zarr")
 
 
 @pytest.mark.parametrize(
@@ -548,7 +548,7 @@ def imported(sizes: Sizes, tmp_path: Path, import_: Command) -> Store:
     ],
 )
 def test_parameters_that_cannot_be_are_no_views(
-    column: str, at: tuple[int, ...], value: object, message: str, imported: Store, kdcache: Command
+    column: str, at: tuple[int, ...], value: object, message: str, imported: Cache, kdcache: Command
 ) -> None:
     """Whoever wrote them gave them right digests: the values are looked at themselves."""
     part = Part(0, 0)
@@ -563,7 +563,7 @@ def test_parameters_that_cannot_be_are_no_views(
     assert (said.code, json.loads(said.out)["verdict"]) == (1, "damaged")
 
 
-def test_a_flipped_bit_in_a_box_is_noticed(imported: Store, kdcache: Command) -> None:
+def test_a_flipped_bit_in_a_box_is_noticed(imported: Cache, kdcache: Command) -> None:
     chunk = imported.path / "views/box/c/0/0/0"
     data = bytearray(chunk.read_bytes())
     data[len(data) // 2] ^= 1
@@ -573,14 +573,14 @@ def test_a_flipped_bit_in_a_box_is_noticed(imported: Store, kdcache: Command) ->
     assert "views/box" in said.out
 
 
-def test_imported_views_need_their_parameters(imported: Store) -> None:
+def test_imported_views_need_their_parameters(imported: Cache) -> None:
     stored, probes = imported.read(Part(0, 0))
     with pytest.raises(ValueError, match="belong to imported views"):
         imported.write(Part(0, 0), stored, probes, {}, {})
 
 
 def test_nobody_asks_a_teacher_whose_weights_are_unknown(
-    imported: Store, folder: Path, kdcache: Command
+    imported: Cache, folder: Path, kdcache: Command
 ) -> None:
     data = ("--data", folder / "photos")
     said = kdcache("verify", imported.path, *data, "--recompute", 2)
@@ -588,7 +588,7 @@ def test_nobody_asks_a_teacher_whose_weights_are_unknown(
 
 
 def test_a_sheet_shows_the_imported_views(
-    imported: Store, folder: Path, tmp_path: Path, kdcache: Command
+    imported: Cache, folder: Path, tmp_path: Path, kdcache: Command
 ) -> None:
     data = ("--data", folder / "photos", "--out", tmp_path / "s.png")
     said = kdcache("views", imported.path, *data, "--json")
@@ -616,9 +616,9 @@ def test_caches_with_the_same_boxes_are_mixed_and_others_not(
     a, b, c = (tmp_path / f"{name}.zarr" for name in "abc")
     done = kdcache("ensemble", a, b, "--out", tmp_path / "ab.zarr")
     assert done.code == 0, done.err
-    store = Store.open(tmp_path / "ab.zarr")
+    store = Cache.open(tmp_path / "ab.zarr")
     for view in range(3):
-        assert store.read_params(Part(view, 0)).equals(Store.open(a).read_params(Part(view, 0)))
+        assert store.read_params(Part(view, 0)).equals(Cache.open(a).read_params(Part(view, 0)))
     assert kdcache("verify", tmp_path / "ab.zarr", "--data", folder / "photos").code == 0
     said = kdcache("ensemble", a, c, "--out", tmp_path / "ac.zarr")
     assert said.code == 1
@@ -649,7 +649,7 @@ def test_partners_stand_in_any_block(
     monkeypatch.setattr(base, "_MEMORY", 10_000)  # as of a million pictures
     out = ("--data", tmp_path / "photos", "--out", tmp_path / "c")
     assert kdcache("import", "ml-dr", tmp_path / "dr", *out).code == 0
-    store = Store.open(tmp_path / "c")
+    store = Cache.open(tmp_path / "c")
     assert store.spec.num_blocks == 2
     names = [name.split("/")[1] for name in sizes]
     rows = np.array([store.table.keys.index(key) for key in names])

@@ -17,7 +17,7 @@ import pytest
 from test_engines import arguments, files, gone
 from zygote import Run, Zygote
 
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.verify import verify
 from pipeline import recipe as recipes
 from pipeline.run import run
@@ -125,7 +125,7 @@ def test_a_hundred_kills_cost_no_more_than_what_was_in_hand(
         now = zygote.run([*told, f"num_views={views}"], said, pace=PACE)
 
     assert records(out).items() >= kept.items()
-    assert verify.verify(Store.open(out)).word == "ok"
+    assert verify.verify(Cache.open(out)).word == "ok"
     alone = zygote.run([*arguments(digits, teacher, tmp_path / "d.zarr"), *SIZE,
                         f"num_views={views}"], said)  # fmt: skip
     asked, committed = Counter[int](), defaultdict(list)
@@ -176,7 +176,7 @@ def test_no_part_is_of_both_of_two_runs_that_race(
     ]  # fmt: skip
     for n, racer in enumerate(both):
         assert racer.wait() == 0, (tmp_path / str(n)).read_text()
-    store, raced, theirs = Store.open(out), arrays(out), arrays(other)
+    store, raced, theirs = Cache.open(out), arrays(out), arrays(other)
     assert verify.verify(store).word == "ok"
     owners = Counter[str]()
     for part in store.parts():
@@ -202,7 +202,7 @@ def test_a_group_that_ends_every_worker_is_left_out_and_named(
     assert text.count("was killed by SIGSEGV with block 0, view") == 3
     assert "3 workers were lost at it" in text
     assert "1 part of" in text
-    store = Store.open(out)
+    store = Cache.open(out)
     assert sorted(p.view for p in store.parts() if not store.present(p)) == [7]
     assert zygote.run(told, said).wait() == 0
     assert arrays(out) == undisturbed

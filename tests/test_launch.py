@@ -10,7 +10,7 @@ from conftest import Outcome
 
 from cache_tools.errors import UsageError
 from cache_tools.runtime import threads
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from pipeline.engines import launch, local
 from pipeline.engines.launch import Task
 from pipeline.run import Share
@@ -93,7 +93,7 @@ def test_settings_that_disagree_are_refused(
 
 
 def test_shares_are_whole_decode_groups_and_add_up(made: Path) -> None:
-    store = Store.open(made)
+    store = Cache.open(made)
     store.num_views = 24
     shares = [Share(worker, 3).of(store, 4) for worker in range(3)]
     assert sorted(chain(*shares)) == sorted(store.parts())
@@ -144,7 +144,7 @@ def test_missing_parts_go_into_an_array_and_from_it_into_the_command(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """sbatch --array=$(kdcache status CACHE --missing --format slurm), task by task."""
-    store = Store.open(cache)
+    store = Cache.open(cache)
     for part in list(store.parts())[1:3]:
         (cache / part.record).unlink()
     spec = kdcache("status", cache, "--missing", "--format", "slurm").out.strip()

@@ -21,7 +21,7 @@ from cache_tools.data.open import open_images
 from cache_tools.errors import CacheMismatch
 from cache_tools.spec import sample_table
 from cache_tools.store.aligned import Members
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from train.data import create_loader
 from train.data.buffer_pool import Memory
 from train.data.native_loader import Replay
@@ -36,7 +36,7 @@ def container(digits: Path, out: Path) -> Path:
     return out
 
 
-def replay(kind: str, store: Store, images: Images, digits: Path, tmp_path: Path) -> Replay:
+def replay(kind: str, store: Cache, images: Images, digits: Path, tmp_path: Path) -> Replay:
     schedule = Schedule(store, 1, 20, 0)
     if kind == "native":
         return Replay(store, images, schedule, 2)
@@ -65,7 +65,7 @@ def test_memory_comes_back_when_nobody_has_a_part_of_it() -> None:
 
 
 def test_batches_that_are_kept_are_not_overwritten(made: Path, images: Images) -> None:
-    loader = Replay(Store.open(made), images, Schedule(Store.open(made), 1, 10, 0), 2)
+    loader = Replay(Cache.open(made), images, Schedule(Cache.open(made), 1, 10, 0), 2)
     kept = [batch for epoch in range(3) for batch in loader.epoch(epoch)]
     again = [batch for epoch in range(3) for batch in loader.epoch(epoch)]
     assert all((a.pixels == b.pixels).all() for a, b in zip(kept, again, strict=True))
@@ -73,7 +73,7 @@ def test_batches_that_are_kept_are_not_overwritten(made: Path, images: Images) -
 
 
 def test_the_next_epoch_is_made_while_this_one_runs(made: Path, images: Images) -> None:
-    store = Store.open(made)
+    store = Cache.open(made)
     schedule, made_by = Schedule(store, 1, 20, 0), {}
     real = schedule.plan
 
@@ -100,7 +100,7 @@ def test_the_next_epoch_is_made_while_this_one_runs(made: Path, images: Images) 
 def test_every_read_is_checked_and_digests_are_compared_once(
     made: Path, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, compared = Store.open(made), list[int]()
+    store, compared = Cache.open(made), list[int]()
     real = sample_table.check_digest
     monkeypatch.setattr(
         sample_table, "check_digest", lambda t, row, d: compared.append(row) or real(t, row, d)
@@ -136,7 +136,7 @@ def test_the_choice_is_logged_once_in_a_command(
 def test_memory_stays_as_it_is(
     kind: str, made: Path, images: Images, digits: Path, tmp_path: Path
 ) -> None:
-    loader, process = replay(kind, Store.open(made), images, digits, tmp_path), psutil.Process()
+    loader, process = replay(kind, Cache.open(made), images, digits, tmp_path), psutil.Process()
     others = threading.active_count()  # servers and clients of other tests in this process
 
     def run(epochs: range) -> int:

@@ -22,7 +22,7 @@ from cache_tools.data.images import Images
 from cache_tools.errors import CacheMismatch, UsageError
 from cache_tools.storage import backends, fsspec_client
 from cache_tools.store import cache as store
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.verify import verify
 from pipeline import recipe as recipes
 from pipeline.run import run
@@ -59,7 +59,7 @@ def files(cache: Path) -> dict[str, bytes]:
     return {n: p.read_bytes() for n, p in found.items() if not n.startswith("commits/v")}
 
 
-def make(digits: Path, teacher: Path, url: str, *more: str) -> Store:
+def make(digits: Path, teacher: Path, url: str, *more: str) -> Cache:
     return run(recipes.load("digits", [*SMALL, *more]), str(digits), str(teacher), url, "cpu")
 
 
@@ -73,7 +73,7 @@ def test_a_cache_in_memory_has_the_bytes_of_one_in_a_folder(
     fs.pipe_file(f"{root}/targets/code/c/1/0", b"not what was written")
     make(digits, teacher, bucket)
     assert objects(bucket) == files(made)
-    assert verify.verify(Store.open(bucket), images).word == "ok"
+    assert verify.verify(Cache.open(bucket), images).word == "ok"
 
 
 def test_a_cache_at_file_url_is_the_folder(
@@ -113,13 +113,13 @@ def test_what_is_no_cache_and_another_cache_are_left_alone(
     with pytest.raises(CacheMismatch, match=r"views\.degrees"):
         make(digits, teacher, bucket, "views.degrees=3.0")
     assert objects(bucket) == before
-    opened = Store.open(made)
+    opened = Cache.open(made)
     make(digits, teacher, bucket)
     with pytest.raises(CacheMismatch, match="another process made another cache"):
-        Store.create(bucket, _other(opened), opened.table, 4)
+        Cache.create(bucket, _other(opened), opened.table, 4)
 
 
-def _other(opened: Store) -> Any:
+def _other(opened: Cache) -> Any:
     from dataclasses import replace
 
     return replace(opened.spec, targets=replace(opened.spec.targets, levels=63))
@@ -127,22 +127,22 @@ def _other(opened: Store) -> Any:
 
 def test_creators_at_once_agree_on_one_cache(made: Path, bucket: str, tmp_path: Path) -> None:
     """Without a lock, in memory; and with the last files of a folder put in place at once."""
-    opened = Store.open(made)
+    opened = Cache.open(made)
     for where in (bucket, tmp_path / "cache.zarr"):
         with ThreadPoolExecutor(4) as pool:
-            create = partial(Store.create, where, opened.spec, opened.table)
+            create = partial(Cache.create, where, opened.spec, opened.table)
             for one in pool.map(create, (4, 6, 4, 6)):
-                one.grow(6)
-        again = Store.open(where)
+                one.resize(6)
+        again = Cache.open(where)
         assert again.num_views == 6
         assert verify.verify(again).word == "incomplete"
 
 
 def test_growing_never_shrinks_what_another_has_grown(cache: Path) -> None:
-    first, second = Store.open(cache), Store.open(cache)
-    first.grow(8)
-    second.grow(6)
-    assert (second.num_views, Store.open(cache).num_views) == (8, 8)
+    first, second = Cache.open(cache), Cache.open(cache)
+    first.resize(8)
+    second.resize(6)
+    assert (second.num_views, Cache.open(cache).num_views) == (8, 8)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -150,8 +150,8 @@ def test_racing_writers_leave_no_part_of_both(
     made: Path, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two writers with other bytes for the same parts, no lock, pauses in the worst places."""
-    opened, url = Store.open(made), f"memory://{uuid.uuid4().hex}/raced.zarr"
-    Store.create(url, opened.spec, opened.table, 20)
+    opened, url = Cache.open(made), f"memory://{uuid.uuid4().hex}/raced.zarr"
+    Cache.create(url, opened.spec, opened.table, 20)
     own = [opened.read(part) for part in list(opened.parts())[:2]]
     put, beat = fsspec_client.FsspecClient.put, iter(range(10**9))
 
@@ -165,7 +165,7 @@ def test_racing_writers_leave_no_part_of_both(
     errors: list[BaseException] = []
 
     def write(number: int) -> None:
-        racer = Store.open(url)
+        racer = Cache.open(url)
         try:
             for part in list(racer.parts())[4:]:
                 racer.write(part, own[number][0], own[0][1], {"max_probability": number}, {})
@@ -178,7 +178,7 @@ def test_racing_writers_leave_no_part_of_both(
     for racer in racers:
         racer.join()
     assert errors == []
-    raced = Store.open(url)
+    raced = Cache.open(url)
     winners = set()
     for part in list(raced.parts())[4:]:
         number = int(raced.record(part)["statistics"]["max_probability"])
@@ -244,7 +244,7 @@ def test_an_s3_bucket_is_written_by_two_processes(
         assert process.returncode == 0, said
     fs.invalidate_cache()
     assert objects("s3://caches/a/cache.zarr") == files(made)
-    assert verify.verify(Store.open("s3://caches/a/cache.zarr")).word == "ok"
+    assert verify.verify(Cache.open("s3://caches/a/cache.zarr")).word == "ok"
     monkeypatch.setattr(fsspec_client, "TRIES", 2)
     with pytest.raises(Exception, match="no-such-bucket"):  # and it is not made by asking
         make(digits, teacher, "s3://no-such-bucket/cache.zarr")
@@ -255,6 +255,6 @@ def test_without_a_lock_two_runs_still_make_one_folder(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backends.Folder, "creation_lock", lambda self: nullcontext())
-    opened = Store.open(made)
-    stores = [Store.create(tmp_path / "c.zarr", opened.spec, opened.table, 4) for _ in range(2)]
+    opened = Cache.open(made)
+    stores = [Cache.create(tmp_path / "c.zarr", opened.spec, opened.table, 4) for _ in range(2)]
     assert [one.num_views for one in stores] == [4, 4]

@@ -101,9 +101,9 @@ def test_the_command_needs_the_right_teacher(
 
 def test_a_teacher_of_its_own_size_is_refused(made: Path, teacher: Path) -> None:
     from cache_tools.errors import UsageError
-    from cache_tools.store.cache import Store
+    from cache_tools.store.cache import Cache
 
-    store = Store.open(made)
+    store = Cache.open(made)
     store.spec = replace(store.spec, views=replace(store.spec.views, teacher_size=64))
     with pytest.raises(UsageError, match="64 px, the student's have 32"):
         online(store, str(teacher), torch.device("cpu"))

@@ -15,7 +15,7 @@ from timm.models import save_for_hf
 from cache_tools.data.images import Images
 from cache_tools.errors import CacheMismatch, TeacherError, UsageError
 from cache_tools.spec.targets import TargetSpec
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.verify import verify
 from pipeline import recipe as recipes
@@ -45,7 +45,7 @@ def timeless(record: Path) -> dict[str, object]:
     return said
 
 
-def again(digits: Path, teacher: Path, out: Path, *overrides: str, **options: object) -> Store:
+def again(digits: Path, teacher: Path, out: Path, *overrides: str, **options: object) -> Cache:
     loaded = recipes.load("digits", [*SMALL, *overrides])
     return run(loaded, str(digits), str(teacher), out, "cpu", **options)  # type: ignore[arg-type]
 
@@ -74,12 +74,12 @@ def test_kill_dash_nine_costs_only_the_part_in_hand(
         time.sleep(after)
         process.send_signal(signal.SIGKILL)
     assert out.exists()
-    store = Store.open(out)
+    store = Cache.open(out)
     left = [part for part in store.parts() if store.present(part)]
-    assert all(store.fault(part) is None for part in left)
+    assert all(store.check_part(part) is None for part in left)
     subprocess.run(command, check=True)
     undisturbed = again(digits, teacher, tmp_path / "d.zarr", "batch_size=5")
-    assert verify.verify(Store.open(out)).word == "ok"
+    assert verify.verify(Cache.open(out)).word == "ok"
     assert {k: v for k, v in files(out).items() if not k.endswith(".partial")} == files(
         undisturbed.path
     )
@@ -92,8 +92,8 @@ def test_only_what_is_missing_or_damaged_is_made_again(
     chunk.write_bytes(chunk.read_bytes()[::-1])
     (cache / Part(3, 0).record).unlink()
     written = []
-    write = Store.write
-    monkeypatch.setattr(Store, "write", lambda s, p, *a: written.append(p) or write(s, p, *a))
+    write = Cache.write
+    monkeypatch.setattr(Cache, "write", lambda s, p, *a: written.append(p) or write(s, p, *a))
     again(digits, teacher, cache)
     assert written == [Part(1, 0), Part(3, 0)]
     assert files(cache) == files(made)
@@ -121,7 +121,7 @@ def test_several_blocks_and_growth(digits: Path, teacher: Path, tmp_path: Path) 
     after = files(store.path)
     assert store.num_views == 2
     assert all(after[k] == v for k, v in before.items() if "/c/" in k or "commits" in k)
-    assert verify.verify(Store.open(store.path)).word == "ok"
+    assert verify.verify(Cache.open(store.path)).word == "ok"
 
 
 def test_another_recipe_or_teacher_is_refused_by_field(
@@ -157,7 +157,7 @@ class Broken(Forward):
 
 
 def test_nan_is_never_stored(cache: Path, images: Images, teacher: Path) -> None:
-    store = Store.open(cache)
+    store = Cache.open(cache)
     loaded = teachers.load(str(teacher), 32, "fp32")
     forward = Broken(loaded, store.spec.targets, torch.device("cpu"))
     (cache / Part(0, 0).record).unlink()

@@ -11,7 +11,7 @@ import pytest
 
 from cache_tools.data.images import Images
 from cache_tools.errors import CacheNotFound, UsageError
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.verify import verify
 
@@ -37,27 +37,27 @@ def memory(cache: Path) -> str:
 def test_a_zip_reads_as_its_folder_does(
     cache: Path, tmp_path: Path, base: str | None, images: Images
 ) -> None:
-    store, whole = Store.open(zipped(cache, tmp_path, base)), Store.open(cache)
+    store, whole = Cache.open(zipped(cache, tmp_path, base)), Cache.open(cache)
     assert verify.verify(store, images).word == "ok"
     assert store.content_id() == whole.content_id()
     with pytest.raises(UsageError, match="read only"):
-        store.grow(9)
+        store.resize(9)
 
 
 def test_a_url_is_read_and_written(memory: str, cache: Path, images: Images) -> None:
-    store, whole = Store.open(memory), Store.open(cache)
+    store, whole = Cache.open(memory), Cache.open(cache)
     assert verify.verify(store, images).word == "ok"
-    store.grow(5)
+    store.resize(5)
     stored, probes = whole.read(Part(0, 0))
     assert store.write(Part(4, 0), stored, probes, {}, {}) is True
-    assert (Store.open(memory).read(Part(4, 0))[0].code_E == stored.code_E).all()
+    assert (Cache.open(memory).read(Part(4, 0))[0].code_E == stored.code_E).all()
     with pytest.raises(CacheNotFound, match="memory://lab/nothing"):
-        Store.open("memory://lab/nothing")
+        Cache.open("memory://lab/nothing")
 
 
 def test_a_url_that_nobody_knows_is_explained() -> None:
     with pytest.raises(UsageError, match="nosuch://"):
-        Store.open("nosuch://x/y")
+        Cache.open("nosuch://x/y")
 
 
 def test_a_damaged_zip_is_named(cache: Path, tmp_path: Path) -> None:
@@ -67,15 +67,15 @@ def test_a_damaged_zip_is_named(cache: Path, tmp_path: Path) -> None:
         chunk = whole.getinfo("targets/code/c/1/0")
     data[chunk.header_offset + 30 + len(chunk.filename) + chunk.compress_size // 2] ^= 0xFF
     path.write_bytes(data)
-    assert verify.verify(Store.open(path)).word in ("damaged", "incomplete")
+    assert verify.verify(Cache.open(path)).word in ("damaged", "incomplete")
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(OSError, match="cannot be opened as a zip"):
-        Store.open(path)
+        Cache.open(path)
 
 
 def test_info_says_what_a_paper_prints(made: Path, kdcache: Callable[..., object]) -> None:
     facts = json.loads(kdcache("info", made, "--json").out)
-    store = Store.open(made)
+    store = Cache.open(made)
     assert facts["parts"] == {"total": 4, "done": 4}
     assert (facts["samples"], facts["views"]) == (100, 4)
     assert facts["classes"] == 10
@@ -130,7 +130,7 @@ def test_the_teacher_is_asked_again(
     assert (said.code, json.loads(said.out)["recomputed"]) == (0, 20)
     assert "--data" in kdcache("verify", cache, "--recompute", 3).err
 
-    store = Store.open(cache)  # another view's targets, in good order: only the teacher can tell
+    store = Cache.open(cache)  # another view's targets, in good order: only the teacher can tell
     stored, _ = store.read(Part(0, 0))
     _, probes = store.read(Part(2, 0))
     (cache / Part(2, 0).record).unlink()

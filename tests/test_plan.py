@@ -10,7 +10,7 @@ from conftest import Outcome
 
 from cache_tools.data.images import Images
 from cache_tools.store.aligned import Members
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from train import recipe as recipes
 from train.data.prefetch import Epochs
 from train.data.schedule import Schedule
@@ -28,7 +28,7 @@ Command = Callable[..., Outcome]
     ],
 )
 def test_the_plan_is_the_schedule(made: Path, images: Images, overrides: list[str]) -> None:
-    store, recipe = Store.open(made), recipes.load("digits", overrides)
+    store, recipe = Cache.open(made), recipes.load("digits", overrides)
     schedule = Schedule(
         store, recipe.views_per_epoch, recipe.batch_size, recipe.seed, recipe.repeats
     )

@@ -10,7 +10,7 @@ from conftest import Outcome
 
 from cache_tools.data.open import open_images
 from cache_tools.errors import DataError
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.targets import codec
 from pipeline import recipe as recipes
 from pipeline import run as running
@@ -120,7 +120,7 @@ def test_parts_of_a_try_out_count(
     first = kdcache(*make, "--limit", 2)
     assert first.code == 0
     assert "2 of 4 parts" in first.out
-    store = Store.open(out)
+    store = Cache.open(out)
     done = {p: (out / p.record).read_bytes() for p in store.parts() if store.present(p)}
     assert len(done) == 2
     rest = kdcache(*make)

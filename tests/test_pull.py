@@ -15,7 +15,7 @@ from range_server import RangeServer, per_file, serve
 
 from cache_tools.spec.targets import TargetSpec
 from cache_tools.storage import backends, fsspec_client
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.verify import verify
 
@@ -69,11 +69,11 @@ def test_a_pull_moves_what_is_needed_and_no_more(
     assert said.code == 0, said.err
     facts = json.loads(said.out)
     assert facts["parts"] == {"there": 0, "made": 8}
-    assert facts["fingerprint"] == Store.open(served / "cache.zarr").spec.fingerprint
+    assert facts["fingerprint"] == Cache.open(served / "cache.zarr").spec.fingerprint
     assert abs(server.sent / needed(served / "cache.zarr", range(2)) - 1) < 0.05
     here, there = content(out), content(served / "cache.zarr")
     assert here == {name: there[name] for name in here}
-    assert verify.verify(Store.open(out)).word == "ok"
+    assert verify.verify(Cache.open(out)).word == "ok"
     sent = server.sent
     assert kdcache("pull", url, out, "--views", "0:2").code == 0
     assert server.sent - sent < 5000  # the manifest
@@ -89,7 +89,7 @@ def test_whatever_the_network_does_the_bytes_are_right(
     said = kdcache("pull", f"{server.url}/cache.zarr", out)
     assert said.code == 0, said.err
     assert content(out) == content(served / "cache.zarr")
-    assert verify.verify(Store.open(out)).word == "ok"
+    assert verify.verify(Cache.open(out)).word == "ok"
 
 
 def test_a_source_that_is_damaged_is_named_and_not_written(
@@ -101,7 +101,7 @@ def test_a_source_that_is_damaged_is_named_and_not_written(
     said = kdcache("pull", f"{server.url}/cache.zarr", out)
     assert said.code == 1
     assert "targets/code/c/1/2 of view 1, block 2 is damaged" in said.err
-    assert not Store.open(out).present(Part(1, 2))
+    assert not Cache.open(out).present(Part(1, 2))
     server.trouble = lambda number, path: ""
     assert kdcache("pull", f"{server.url}/cache.zarr", out).code == 0
 
@@ -165,7 +165,7 @@ def test_nothing_there_is_explained(server: RangeServer, tmp_path: Path, kdcache
 
 
 def test_bytes_are_asked_for_a_few_times_only(server: RangeServer) -> None:
-    store = Store.open(f"{server.url}/cache.zarr")
+    store = Cache.open(f"{server.url}/cache.zarr")
     server.trouble = lambda number, path: "flip" if "tail" in path else ""
-    assert isinstance(store.fault(Part(0, 0)), backends.CacheDamaged)
+    assert isinstance(store.check_part(Part(0, 0)), backends.CacheDamaged)
     assert len([name for name, _ in server.asked if "tail" in name]) < 10

@@ -18,7 +18,7 @@ from conftest import Outcome
 
 from cache_tools.share import card, hub, push
 from cache_tools.storage import backends, fsspec_client
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec
 from cache_tools.verify import verify
@@ -81,9 +81,9 @@ def test_the_manifest_comes_last_and_a_killed_push_goes_on(
 
     monkeypatch.setattr(backends.Folder, "write", dying)
     with pytest.raises(KeyboardInterrupt):
-        push.run(Store.open(cache), url, None, jobs=1)
+        push.run(Cache.open(cache), url, None, jobs=1)
     assert not (tmp_path / "there/zarr.json").exists()
-    sent = push.run(Store.open(cache), url, None, jobs=1)
+    sent = push.run(Cache.open(cache), url, None, jobs=1)
     assert (sent.there, sent.sent) == (2, 2)
     assert order[-1] == "zarr.json"
     assert content(tmp_path / "there") == content(cache)
@@ -97,7 +97,7 @@ def test_more_views_are_added_and_another_part_is_refused(
     one = lab.build(tmp_path / "one.zarr", known, range(1))
     assert kdcache("push", one.path, url).code == 0
     assert json.loads(kdcache("push", cache, url, "--json").out)["parts"] == {"there": 2, "sent": 2}
-    assert Store.open(url).num_views == 2
+    assert Cache.open(url).num_views == 2
     assert content(tmp_path / "there") == content(cache)
     assert kdcache("push", one.path, url).code == 0  # fewer views take none away
     assert content(tmp_path / "there") == content(cache)
@@ -163,7 +163,7 @@ def test_the_hub_gets_few_commits_the_manifest_after_the_parts(
         "hf://datasets/me/soft": "memory://",
     }
     monkeypatch.setattr(fsspec_client, "FsspecClient", lambda url: remote(to_memory[url]))
-    store = Store.open(cache)
+    store = Cache.open(cache)
     push.run(store, "hf://datasets/me/soft/c.zarr", card.text(store, card.Terms("other")).encode())
     parts, described = FakeHub.commits[:2], FakeHub.commits[2:-1]
     assert all("/c/" in name or "commits/v" in name for files in parts for name in files)
@@ -186,7 +186,7 @@ def test_the_card_says_what_is_known_and_how_to_read(
     data = yaml.safe_load(front)
     assert (data["license"], data["size_categories"]) == ("cc-by-4.0", ["n<1K"])
     assert data["task_categories"] == ["image-classification"]
-    store = Store.open(cache)
+    store = Cache.open(cache)
     for fact in (store.spec.fingerprint, store.content_id(), "`sha256:0`", "Photos", "60 images"):
         assert fact in body
     assert "kdcache pull hf://x" in body
@@ -215,7 +215,7 @@ def test_a_content_id_can_be_signed_and_compared(
     """As README.md has it, with OpenSSH; skipped where there is none."""
     said = kdcache("info", cache, "--content-id")
     name = said.out.strip()
-    assert name == Store.open(cache).content_id()
+    assert name == Cache.open(cache).content_id()
     assert kdcache("verify", cache, "--content-id", name).code == 0
     wrong = kdcache("verify", cache, "--content-id", "sha256:0")
     assert (wrong.code, "has the content id" in wrong.out) == (1, True)
@@ -261,4 +261,4 @@ def test_a_bucket_that_fails_loses_only_time(
     said = kdcache("pull", "s3://caches/c.zarr", tmp_path / "c.zarr", "--jobs", 2)
     assert said.code == 0, said.err
     assert content(tmp_path / "c.zarr") == content(cache)
-    assert verify.verify(Store.open(tmp_path / "c.zarr")).word == "ok"
+    assert verify.verify(Cache.open(tmp_path / "c.zarr")).word == "ok"

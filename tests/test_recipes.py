@@ -15,7 +15,7 @@ from PIL import Image
 
 from cache_tools import config as reading
 from cache_tools.runtime.signals import StopRequest
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from pipeline import recipe as caching
 from pipeline.planning import plan as planning
 from pipeline.run import run as make_cache
@@ -268,12 +268,12 @@ def tiny(name: str, *overrides: str) -> TrainRecipe:
 
 @pytest.mark.parametrize("name", CACHES)
 def test_a_tiny_cache_of_every_recipe(name: str, cache: MakeCache) -> None:
-    made, loaded = Store.open(cache(name, 32)), caching.load(name)
+    made, loaded = Cache.open(cache(name, 32)), caching.load(name)
     assert made.spec.views == replace(
         loaded.views, size=32, teacher_size=64 if loaded.views.teacher_size else 0
     )
     assert made.spec.targets.tau == loaded.targets.tau
-    assert all(made.fault(part) is None for part in made.parts())
+    assert all(made.check_part(part) is None for part in made.parts())
     said = [made.read_view(view) for view in range(4)]
     assert len({stored.code_E.tobytes() for stored in said}) == 4  # four views differ
 

@@ -13,7 +13,7 @@ from range_server import RangeServer, per_file, serve
 from cache_tools.share import push
 from cache_tools.storage import cached, fsspec_client
 from cache_tools.storage.disk_cache import DiskCache
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.store.open import open_cache
 
@@ -67,10 +67,10 @@ def test_the_student_is_the_same_and_only_its_views_are_fetched(
 
 def test_what_is_kept_is_not_believed(server: RangeServer, made: Path, folder: Path) -> None:
     url = f"{server.url}/{made.name}"
-    expected = Store.open(made).read(Part(0, 0))[0].code_E.tolist()
+    expected = Cache.open(made).read(Part(0, 0))[0].code_E.tolist()
     store = open_cache(url)
     assert store.read(Part(0, 0))[0].code_E.tolist() == expected
-    assert store.table.sha256 == Store.open(made).table.sha256
+    assert store.table.sha256 == Cache.open(made).table.sha256
     for path in (p for p in folder.rglob("*") if p.is_file() and ".locks" not in p.parts):
         data = path.read_bytes()
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
@@ -125,7 +125,7 @@ def test_training_from_a_bucket_that_fails(
     with bucket.serve() as s3:
         monkeypatch.setenv("AWS_ENDPOINT_URL", s3.url)
         fsspec.filesystem("s3", skip_instance_cache=True).mkdir("caches")
-        push.run(Store.open(made), "s3://caches/c.zarr", None)
+        push.run(Cache.open(made), "s3://caches/c.zarr", None)
         failed: list[str] = []
 
         def trouble(number: int, what: str) -> str:

@@ -19,7 +19,7 @@ from cache_tools.data.open import has_split, open_images
 from cache_tools.errors import DataError, UsageError
 from cache_tools.storage import disk_cache, fsspec_client
 from cache_tools.storage.disk_cache import DiskCache
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 
 Command = Callable[..., Outcome]
 
@@ -273,11 +273,11 @@ def test_a_pipeline_and_a_student_work_from_a_url(
     assert said.code == 0, said.err
     assert (tmp_path / "elsewhere/index").is_dir()
     # the same cache as from the shards on the disk, but for the names of its classes
-    assert Store.open(out).table.sha256 == Store.open(made).table.sha256
+    assert Cache.open(out).table.sha256 == Cache.open(made).table.sha256
     chunks = [p.relative_to(made) for p in made.glob("targets/*/c/**/*") if p.is_file()]
     assert chunks
     assert all((out / chunk).read_bytes() == (made / chunk).read_bytes() for chunk in chunks)
-    assert Store.open(out).source == url
+    assert Cache.open(out).source == url
     run = tmp_path / "run"
     said = kdcache("train", "digits", "--cache", out, "--out", run, "epochs=1", "views_per_epoch=2")
     assert said.code == 0, said.err
@@ -336,7 +336,7 @@ def test_a_server_that_stays_broken_is_named(
         open_images(f"{server.url}/plain", "train")
     assert len(server.asked) >= 3
     with pytest.raises(DataError, match=r"503.*at try 3 of 3"):
-        Store.open(f"{server.url}/some.zarr")
+        Cache.open(f"{server.url}/some.zarr")
     with pytest.raises(UsageError, match="nosuch"):
         open_images("nosuch://x/y-{0..1}.tar", "train")
 

@@ -10,7 +10,7 @@ import pytest
 from cache_tools.data.images import Images
 from cache_tools.errors import CacheDamaged, CacheIncomplete, CacheMismatch, UsageError
 from cache_tools.render import decode
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec
 from train.data import native_loader
@@ -19,7 +19,7 @@ from train.data.schedule import Schedule
 
 
 def test_targets_belong_to_their_views(made: Path, images: Images) -> None:
-    store = Store.open(made)
+    store = Cache.open(made)
     schedule = Schedule(store, 2, 40, seed=5)
     plan = schedule.plan(0)
     views = [codec.decode(store.read(Part(v, 0))[0], store.spec.targets) for v in plan.views]
@@ -34,7 +34,7 @@ def test_targets_belong_to_their_views(made: Path, images: Images) -> None:
 
 
 def test_every_sample_comes_once_per_view_and_views_take_turns(made: Path) -> None:
-    store = Store.open(made)
+    store = Cache.open(made)
     schedule = Schedule(store, 3, 50, seed=0)
     assert [schedule.view_numbers(e) for e in range(3)] == [(0, 1, 2), (3, 0, 1), (2, 3, 0)]
     plan = schedule.plan(1)
@@ -47,7 +47,7 @@ def test_every_sample_comes_once_per_view_and_views_take_turns(made: Path) -> No
 
 
 def test_partners_stand_side_by_side(made: Path) -> None:
-    plan = Schedule(Store.open(made), 1, 50, seed=0).plan(0)
+    plan = Schedule(Cache.open(made), 1, 50, seed=0).plan(0)
     position = {int(row): i for i, row in enumerate(plan.row_M)}
     assert all(abs(position[int(p)] - position[int(r)]) == 1 for r, p in zip(
         plan.row_M, plan.partner_M, strict=True
@@ -55,7 +55,7 @@ def test_partners_stand_side_by_side(made: Path) -> None:
 
 
 def test_going_on_in_the_middle_of_an_epoch_changes_nothing(made: Path, images: Images) -> None:
-    store = Store.open(made)
+    store = Cache.open(made)
     schedule = Schedule(store, 2, 32, seed=1)
     whole = [b.pixels for b in Replay(store, images, schedule, 2).epoch(1)]
     rest = [b.pixels for b in Replay(store, images, schedule, 2).epoch(1, first_step=3)]
@@ -66,7 +66,7 @@ def test_going_on_in_the_middle_of_an_epoch_changes_nothing(made: Path, images: 
 def test_rows_below_the_crop_are_not_decoded(
     made: Path, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, asked = Store.open(made), []
+    store, asked = Cache.open(made), []
     schedule = Schedule(store, 1, 50, seed=0)
 
     def spy(data: bytes, key: str, reuse: Any, scale: int, rows: int | None) -> Any:
@@ -82,7 +82,7 @@ def test_rows_below_the_crop_are_not_decoded(
 
 
 def test_an_epoch_that_cannot_be_is_explained(made: Path) -> None:
-    store = Store.open(made)
+    store = Cache.open(made)
     with pytest.raises(UsageError, match="fewer than batch_size=256"):
         Schedule(store, 1, 256, 0)
     with pytest.raises(UsageError, match="the cache has 4 views"):
@@ -92,7 +92,7 @@ def test_an_epoch_that_cannot_be_is_explained(made: Path) -> None:
 def test_other_pixels_are_refused_naming_both_sides(
     cache: Path, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = Store.open(cache)
+    store = Cache.open(cache)
     native_loader.check(store, images)
     from cache_tools.render import view
 
@@ -108,7 +108,7 @@ def test_other_pixels_are_refused_naming_both_sides(
 
 
 def test_a_cache_that_is_not_whole_is_refused(cache: Path, images: Images) -> None:
-    store = Store.open(cache)
+    store = Cache.open(cache)
     chunk = cache / "targets/tail/c/0/3/0"
     data = chunk.read_bytes()
     chunk.write_bytes(data[:-1] + bytes([data[-1] ^ 128]))
@@ -120,7 +120,7 @@ def test_a_cache_that_is_not_whole_is_refused(cache: Path, images: Images) -> No
 
 
 def test_the_order_of_views_is_drawn_anew_each_time_all_were_shown(made: Path) -> None:
-    store = Store.open(made)  # of four views
+    store = Cache.open(made)  # of four views
     schedule = Schedule(store, 1, 50, seed=3, shuffle=True)
     orders = [[schedule.view_numbers(4 * turn + i)[0] for i in range(4)] for turn in range(8)]
     assert all(sorted(order) == [0, 1, 2, 3] for order in orders)

@@ -21,7 +21,7 @@ from timm.models import save_for_hf
 from cache_tools.report import cache_facts, charts, svg, target_stats
 from cache_tools.runtime import text as printable
 from cache_tools.spec.targets import TargetSpec
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.targets import codec, dense
 from cache_tools.views import draw as views
 from pipeline import recipe as stage1
@@ -187,7 +187,7 @@ def test_the_sum_of_squares_tightens_the_bound() -> None:
 
 def test_the_facts_of_a_cache_against_its_targets(kdcache: Command, made: Path) -> None:
     facts = told(kdcache("report", made, "--json"))[0]
-    store = Store.open(made)
+    store = Cache.open(made)
     first, sure, label = [], [], []
     for view in range(store.num_views):
         targets = codec.decode(store.read_view(view), store.spec.targets)

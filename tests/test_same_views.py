@@ -16,7 +16,7 @@ from cache_tools.data.open import open_images
 from cache_tools.errors import CacheMismatch
 from cache_tools.render import decode, mixing
 from cache_tools.render import view as render
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.verify import verify
 from pipeline import recipe as recipes
@@ -74,7 +74,7 @@ def cache(digits: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="module")
 def seen_by_teacher(cache: Path, digits: Path, teacher: Path) -> Hashes:
     """(view, row) → hash of the mixed picture the teacher was shown in stage 1."""
-    store = Store.open(cache)
+    store = Cache.open(cache)
     forward = Recorder(
         teachers.load(str(teacher), 48, "fp32"), store.spec.targets, torch.device("cpu")
     )
@@ -89,13 +89,13 @@ def seen_by_teacher(cache: Path, digits: Path, teacher: Path) -> Hashes:
     return result
 
 
-def opened(store: Store, source: Path) -> Images:
+def opened(store: Cache, source: Path) -> Images:
     images = open_images(str(source), "train")
     return match.match(store.table, store.spec.dataset, images)
 
 
 def seen_by_student(
-    store: Store, images: Images, batch_size: int, threads: int, seed: int
+    store: Cache, images: Images, batch_size: int, threads: int, seed: int
 ) -> Hashes:
     """(view, row) → hash of the mixed picture, over one epoch of all views."""
     schedule = Schedule(store, 6, batch_size, seed)
@@ -119,7 +119,7 @@ def test_an_epoch_shows_what_the_teacher_saw(
     threads: int,
     seed: int,
 ) -> None:
-    store = Store.open(cache)
+    store = Cache.open(cache)
     shown = seen_by_student(store, opened(store, digits), batch_size, threads, seed)
     assert shown == {place: seen_by_teacher[place] for place in shown}
     assert len(shown) == 600 // batch_size * batch_size
@@ -148,7 +148,7 @@ def test_other_files_of_the_same_images_give_the_same_views(
                     info = tarfile.TarInfo(name)
                     info.size = len(content[name])
                     tar.addfile(info, BytesIO(content[name]))
-    store = Store.open(cache)
+    store = Cache.open(cache)
     assert seen_by_student(store, opened(store, tmp_path), 60, 2, 0) == seen_by_teacher
 
 
@@ -204,7 +204,7 @@ def test_repeated_augmentation_decodes_a_picture_once(
 
 
 def test_repeated_augmentation_shows_a_third_three_times(cache: Path) -> None:
-    store = Store.open(cache)
+    store = Cache.open(cache)
     schedule = Schedule(store, 1, 33, 0, repeats=3)
     epochs = [schedule.plan(e) for e in range(3)]
     for plan in epochs:

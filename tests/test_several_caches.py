@@ -11,7 +11,7 @@ from test_mixture import WEIGHTS, mean
 
 from cache_tools.data.images import Images
 from cache_tools.store.aligned import open_members
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.targets import dense
 from train.data.native_loader import Replay
 from train.data.schedule import Schedule
@@ -30,7 +30,7 @@ def test_two_steps_from_two_caches(
     done = kdcache(*arguments, "--weight", "0.7", "--weight", "0.3")
     assert done.code == 0, done.err
     config = json.loads((tmp_path / "run/config.json").read_text())
-    fingerprints = [Store.open(p).spec.fingerprint for p in (made, sibling)]
+    fingerprints = [Cache.open(p).spec.fingerprint for p in (made, sibling)]
     assert config["weights"] == dict(zip(fingerprints, WEIGHTS, strict=True))
     assert "is finished" in kdcache(*arguments, "--weight", "70", "--weight", "30").err
     other = kdcache(*arguments, "--weight", "0.5", "--weight", "0.5")

@@ -14,7 +14,7 @@ from cache_tools.errors import RecipeError, UsageError
 from cache_tools.spec import cache as specs
 from cache_tools.spec.targets import TargetSpec
 from cache_tools.spec.teacher import ENSEMBLE
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from pipeline import recipe as recipes
 from pipeline.recipe import TeacherSource
 from pipeline.run import run
@@ -161,13 +161,13 @@ def test_one_pass_says_what_the_mixture_of_two_caches_says(
     assert mixed.code == 0, mixed
     diff = json.loads(kdcache("diff", together, tmp_path / "m", "--json").out)
     assert diff["l1_mean"] < 0.02, diff
-    assert Store.open(together).spec.fingerprint != Store.open(tmp_path / "m").spec.fingerprint
+    assert Cache.open(together).spec.fingerprint != Cache.open(tmp_path / "m").spec.fingerprint
     with pytest.raises(UsageError, match="mixed from their caches"):
-        reload.load(Store.open(tmp_path / "m").spec.teacher, 32)
+        reload.load(Cache.open(tmp_path / "m").spec.teacher, 32)
 
 
 def test_online_asks_all_of_them(together: Path, teacher: Path, second: Path) -> None:
-    store = Store.open(together)
+    store = Cache.open(together)
     ask = online(store, [str(teacher), str(second)], CPU)
     pixels = np.zeros((2, 32, 32, 3), "u1")
     sources = [TeacherSource(str(teacher), 0.7), TeacherSource(str(second), 0.3)]
@@ -177,7 +177,7 @@ def test_online_asks_all_of_them(together: Path, teacher: Path, second: Path) ->
 
 
 def test_a_cache_of_several_is_read_back_as_it_was(together: Path) -> None:
-    spec = Store.open(together).spec
+    spec = Cache.open(together).spec
     assert specs.from_mapping(json.loads(json.dumps(spec.mapping)), "here") == spec
     assert set(spec.mapping["teacher"]["members"][0]) == {
         "name",

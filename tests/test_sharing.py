@@ -14,7 +14,7 @@ from cache_tools.combine import merge, select
 from cache_tools.errors import CacheIncomplete, CacheMismatch, UsageError
 from cache_tools.share import pull
 from cache_tools.spec.targets import TargetSpec
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec, dense
 from cache_tools.verify import verify
@@ -60,11 +60,11 @@ def test_views_are_copied_with_their_records(whole: Path, tmp_path: Path, kdcach
     out = tmp_path / "few.zarr"
     said = kdcache("select", whole, out, "--views", ":2", "--json")
     assert json.loads(said.out)["parts"] == {"there": 0, "made": 8}
-    assert Store.open(out).spec.fingerprint == Store.open(whole).spec.fingerprint
+    assert Cache.open(out).spec.fingerprint == Cache.open(whole).spec.fingerprint
     theirs = files(whole)
     changed = {name for name, data in files(out).items() if theirs[name] != data}
     assert all(name.endswith("zarr.json") for name in changed)
-    assert verify.verify(Store.open(out)).word == "ok"
+    assert verify.verify(Cache.open(out)).word == "ok"
 
 
 def test_views_that_do_not_begin_at_0_leave_the_first_ones_missing(
@@ -73,8 +73,8 @@ def test_views_that_do_not_begin_at_0_leave_the_first_ones_missing(
     out = tmp_path / "late.zarr"
     assert kdcache("select", whole, out, "--views", "3:").code == 0
     assert kdcache("status", out).code == 1
-    assert Store.open(out).read(Part(4, 1))[0] is not None
-    assert verify.verify(Store.open(out)).word == "incomplete"
+    assert Cache.open(out).read(Part(4, 1))[0] is not None
+    assert verify.verify(Cache.open(out)).word == "incomplete"
     rest = tmp_path / "rest.zarr"
     assert kdcache("select", whole, rest, "--views", "0:3").code == 0
     said = kdcache("merge", tmp_path / "again.zarr", out, rest)
@@ -95,10 +95,10 @@ def test_fewer_samples_are_the_cache_of_those_samples(
     )
     assert said.code == 0, said.err
     made = lab.build(tmp_path / "made.zarr", names, range(5))
-    assert Store.open(out).spec.fingerprint == made.spec.fingerprint
+    assert Cache.open(out).spec.fingerprint == made.spec.fingerprint
     assert targets(out) == targets(made.path)
-    assert verify.verify(Store.open(out)).word == "ok"
-    known_probes = [Store.open(out).read(part)[1] for part in made.parts()]
+    assert verify.verify(Cache.open(out)).word == "ok"
+    known_probes = [Cache.open(out).read(part)[1] for part in made.parts()]
     expected = [made.read(part)[1] for part in made.parts()]
     for ours, theirs in zip(known_probes, expected, strict=True):
         assert set(ours[ours != theirs]) <= {0}
@@ -112,11 +112,11 @@ def test_fewer_samples_are_the_cache_of_those_samples(
 def test_mixed_samples_come_in_whole_windows(mixed: Path, tmp_path: Path, kdcache: Command) -> None:
     out = tmp_path / "few.zarr"
     assert kdcache("select", mixed, out, "--samples", "0.2").code == 0
-    assert len(Store.open(out).table) == 32  # two windows of 16
-    made = lab.build(tmp_path / "made.zarr", list(Store.open(out).table.keys), range(2), mixup=0.8)
-    assert Store.open(out).spec.fingerprint == made.spec.fingerprint
+    assert len(Cache.open(out).table) == 32  # two windows of 16
+    made = lab.build(tmp_path / "made.zarr", list(Cache.open(out).table.keys), range(2), mixup=0.8)
+    assert Cache.open(out).spec.fingerprint == made.spec.fingerprint
     assert targets(out) == targets(made.path)
-    (tmp_path / "keys").write_text("\n".join(Store.open(mixed).table.keys[:20]))
+    (tmp_path / "keys").write_text("\n".join(Cache.open(mixed).table.keys[:20]))
     said = kdcache("select", mixed, tmp_path / "no.zarr", "--samples", tmp_path / "keys")
     assert (said.code, "whole windows" in said.err) == (2, True)
 
@@ -124,7 +124,7 @@ def test_mixed_samples_come_in_whole_windows(mixed: Path, tmp_path: Path, kdcach
 def test_a_window_from_the_middle_keeps_its_partners(
     mixed: Path, tmp_path: Path, kdcache: Command
 ) -> None:
-    keys = Store.open(mixed).table.keys
+    keys = Cache.open(mixed).table.keys
     (tmp_path / "keys").write_text("\n".join(keys[32:48] + keys[96:]))  # and the last, short one
     out = tmp_path / "few.zarr"
     assert kdcache("select", mixed, out, "--samples", tmp_path / "keys").code == 0
@@ -149,7 +149,7 @@ def test_fewer_classes_are_nearly_what_the_teacher_would_have_kept(
     lab.build(tmp_path / "all.zarr", lab.keys(N), range(1), targets=of)
     out = tmp_path / "few.zarr"
     assert kdcache("select", tmp_path / "all.zarr", out, "--keep", keep).code == 0
-    store = Store.open(out)
+    store = Cache.open(out)
     assert store.spec.targets == same
     assert store.spec.cut_from.startswith("sha256:")
     assert verify.verify(store).word == "ok"
@@ -206,7 +206,7 @@ def test_unknown_keys_are_named(whole: Path, tmp_path: Path, kdcache: Command) -
 
 
 def test_another_cut_in_the_same_place_is_refused(whole: Path, tmp_path: Path) -> None:
-    source = Store.open(whole)
+    source = Cache.open(whole)
     pull.run(source, tmp_path / "x.zarr", select.plan(source, keep="k=4"))
     with pytest.raises(UsageError, match=r"k_max.*Choose another folder"):
         pull.run(source, tmp_path / "x.zarr", select.plan(source, keep="k=5"))
@@ -219,12 +219,12 @@ def test_another_cut_in_the_same_place_is_refused(whole: Path, tmp_path: Path) -
 def test_a_source_that_lacks_a_part_gives_the_others(whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path / "source.zarr")
     (tmp_path / "source.zarr" / Part(1, 2).record).unlink()
-    source = Store.open(tmp_path / "source.zarr")
+    source = Cache.open(tmp_path / "source.zarr")
     for keep, parts in (("", 19), ("k=4", 19)):
         out = tmp_path / f"out{keep}.zarr"
         with pytest.raises(CacheIncomplete, match=r"lacks 1 of the 20 .*view 1, block 2"):
             pull.run(source, out, select.plan(source, keep=keep))
-        assert sum(Store.open(out).present(p) for p in source.parts()) == parts
+        assert sum(Cache.open(out).present(p) for p in source.parts()) == parts
 
 
 def test_two_labs_views_and_samples_are_one_cache(
@@ -239,9 +239,9 @@ def test_two_labs_views_and_samples_are_one_cache(
     out = tmp_path / "all.zarr"
     said = kdcache("merge", out, a.path, b.path, c.path, d.path)
     assert said.code == 0, said.err
-    assert Store.open(out).spec.fingerprint == Store.open(whole).spec.fingerprint
+    assert Cache.open(out).spec.fingerprint == Cache.open(whole).spec.fingerprint
     assert targets(out) == targets(whole)
-    assert verify.verify(Store.open(out)).word == "ok"
+    assert verify.verify(Cache.open(out)).word == "ok"
     before = files(out)
     assert kdcache("merge", out, d.path, b.path, c.path, a.path).code == 0
     assert files(out) == before
@@ -253,7 +253,7 @@ def test_what_nobody_has_is_said_and_can_follow(tmp_path: Path, kdcache: Command
     b = lab.build(tmp_path / "b.zarr", known[40:], range(1))
     said = kdcache("merge", tmp_path / "all.zarr", a.path, b.path)
     assert (said.code, "2 of 4 parts are in none" in said.err) == (0, True)
-    b.grow(2)
+    b.resize(2)
     lab.write(b, Part(1, 0))
     assert kdcache("merge", tmp_path / "all.zarr", a.path, b.path).code == 0
     made = lab.build(tmp_path / "made.zarr", known, range(2))
@@ -263,7 +263,7 @@ def test_what_nobody_has_is_said_and_can_follow(tmp_path: Path, kdcache: Command
 def test_shares_of_a_mixed_cache_merge_and_others_do_not(
     mixed: Path, tmp_path: Path, kdcache: Command
 ) -> None:
-    keys = Store.open(mixed).table.keys
+    keys = Cache.open(mixed).table.keys
     (tmp_path / "rest").write_text("\n".join(keys[32:]))
     assert kdcache("select", mixed, tmp_path / "a.zarr", "--samples", "0.32").code == 0
     assert kdcache("select", mixed, tmp_path / "b.zarr", "--samples", tmp_path / "rest").code == 0
@@ -298,7 +298,7 @@ def test_other_pixels_are_a_conflict_and_unknown_ones_are_not(tmp_path: Path) ->
     (tmp_path / "keys").write_text("\n".join(known))
     few = tmp_path / "few.zarr"
     pull.run(more, few, select.plan(more, wanted=str(tmp_path / "keys")))
-    out = merge.run([Store.open(few), a], tmp_path / "all.zarr")
+    out = merge.run([Cache.open(few), a], tmp_path / "all.zarr")
     assert out.read(Part(1, 0))[1].all()  # those that are known
     stored, probes = b.read(Part(1, 0))
     (b.path / Part(1, 0).record).unlink()
@@ -318,7 +318,7 @@ def test_other_teachers_and_images_are_refused(tmp_path: Path, kdcache: Command)
     assert (said.code, "multiple of 16" in said.err) == (2, True)
     other = lab.table(lab.keys(21))
     other.label_N[3] += 1
-    c = Store.create(tmp_path / "c.zarr", lab.spec(other), other, 1)
+    c = Cache.create(tmp_path / "c.zarr", lab.spec(other), other, 1)
     with pytest.raises(CacheMismatch, match=r"the label of 'photo-.*other images"):
         merge.run([a, c], tmp_path / "no.zarr")
     assert not (tmp_path / "no.zarr").exists()

@@ -27,7 +27,7 @@ from cache_tools.render import mixing, view
 from cache_tools.runtime.signals import StopRequest
 from cache_tools.spec import sample_table
 from cache_tools.storage import atomic
-from cache_tools.store.cache import Store, probe_numbers
+from cache_tools.store.cache import Cache, probe_numbers
 from cache_tools.store.commits import Part
 from cache_tools.store.layout import Layout
 from cache_tools.targets import codec
@@ -74,7 +74,7 @@ def network(teacher: Path) -> Teacher:
 class Bench:
     """A cache without parts, its images and its teacher."""
 
-    store: Store
+    store: Cache
     images: Images
     network: Teacher
 
@@ -181,7 +181,7 @@ def test_stages_at_the_same_time_make_the_bytes_of_one_after_another(
             record.unlink()
         assert bench.make(*bench.groups(size), threads=threads, done=views_done.append) == []
         assert bench.chunks() == expected
-        assert all(bench.store.fault(part) is None for part in bench.store.parts())
+        assert all(bench.store.check_part(part) is None for part in bench.store.parts())
     assert sum(views_done) == 2 * COUNT * bench.store.num_views
 
 
@@ -280,7 +280,7 @@ def test_reading_that_recovers_costs_another_try(
     broken_reads(bench, monkeypatch, stage1.TRIES - 1)
     done: list[int] = []
     assert bench.make(done=done.append) == []
-    assert all(bench.store.fault(part) is None for part in bench.store.parts())
+    assert all(bench.store.check_part(part) is None for part in bench.store.parts())
     assert sum(done) == COUNT * bench.store.num_views
 
 
@@ -340,7 +340,7 @@ def test_a_deleted_image_is_named_with_what_to_do(
     assert "DataError: cannot read sample 'class7/17'" in err
     assert f"kdcache status {out} --missing" in err
     assert f"go on with: kdcache cache digits --data {folder}" in err
-    store = Store.open(out)
+    store = Cache.open(out)
     left = [p for p in store.parts() if not store.present(p)]
     assert 0 < len(left) < 9
     assert f"{len(left)} part" in err
@@ -396,11 +396,11 @@ def test_a_signal_keeps_what_is_committed_and_says_how_to_go_on(
     kept = 2 if grace else 1
     assert f"Stopped by {number.name}. {kept} of 3 parts" in str(stopped.value)
     monkeypatch.undo()
-    store = Store.open(out)
-    assert [store.fault(p) is None for p in store.parts()] == [v < kept for v in range(3)]
+    store = Cache.open(out)
+    assert [store.check_part(p) is None for p in store.parts()] == [v < kept for v in range(3)]
     assert not list(out.rglob(f"*{atomic.PARTIAL}"))
     run(recipe, str(photos), str(teacher), out, "cpu")
-    assert all(store.fault(p) is None for p in store.parts())
+    assert all(store.check_part(p) is None for p in store.parts())
 
 
 def test_a_second_signal_stops_at_once(opened: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -436,14 +436,14 @@ def test_a_command_that_gets_a_signal(
             time.sleep(0.01)
         process.send_signal(number)
         told = process.communicate()[1]
-    store = Store.open(out)
+    store = Cache.open(out)
     done = [p for p in store.parts() if store.present(p)]
     assert process.returncode == 130
     assert 0 < len(done) < 4000
     assert f"Stopped by {number.name}. {len(done)} of 4000 parts of {out} are committed" in told
     assert f"Go on with: kdcache cache digits --data {photos}" in told
     assert "Traceback" not in told
-    assert all(store.fault(p) is None for p in done)
+    assert all(store.check_part(p) is None for p in done)
 
 
 @pytest.mark.slow
@@ -481,23 +481,23 @@ def test_memory_that_cannot_be_page_locked_is_used_as_it_is(
 def test_what_cannot_be_written_ends_the_run_and_costs_nothing_else(
     opened: Opener, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    bench, sync, write = opened(BLOCKS), os.fsync, Store.write
+    bench, sync, write = opened(BLOCKS), os.fsync, Cache.write
 
     def full(descriptor: int) -> None:
         raise OSError(code, os.strerror(code))
 
-    def write_one(self: Store, *arguments: object) -> bool:
+    def write_one(self: Cache, *arguments: object) -> bool:
         written = write(self, *arguments)  # type: ignore[arg-type]
         monkeypatch.setattr(os, "fsync", full)
         return written
 
-    monkeypatch.setattr(Store, "write", write_one)
+    monkeypatch.setattr(Cache, "write", write_one)
     with pytest.raises(KdcacheError, match=r"disk is full|cannot write"):
         bench.make(*bench.groups(1))
     monkeypatch.setattr(os, "fsync", sync)
     there = [p for p in bench.store.parts() if bench.store.storage.size(p.record) is not None]
     assert there == [Part(0, 0)]
-    assert bench.store.fault(Part(0, 0)) is None
+    assert bench.store.check_part(Part(0, 0)) is None
     assert not list(bench.store.path.rglob(f"*{atomic.PARTIAL}"))
 
 
@@ -518,10 +518,10 @@ def test_a_disk_that_fills_up(disk: Path, photos: Path, teacher: Path) -> None:
     out = disk / "cache.zarr"
     with pytest.raises(KdcacheError, match=r"disk is full: .*run the same command again"):
         run(recipe, str(photos), str(teacher), out, "cpu")
-    store = Store.open(out)
+    store = Cache.open(out)
     there = [p for p in store.parts() if store.storage.size(p.record) is not None]
     assert there
-    assert all(store.fault(p) is None for p in there)
+    assert all(store.check_part(p) is None for p in there)
     assert not list(disk.rglob(f"*{atomic.PARTIAL}"))
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     with pytest.raises(KdcacheError, match=r"cannot (write|lock).*Read-only file system"):

@@ -22,7 +22,7 @@ from cache_tools.errors import (
 )
 from cache_tools.spec.canonical import canonical_json, sha256
 from cache_tools.storage import atomic, backends
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec
 from cache_tools.verify import verify
@@ -43,7 +43,7 @@ def test_the_cell_of_the_readme_reads_one_view(
     found: dict[str, Any] = {}
     exec(cell.replace("build/digits-cache.zarr", str(made)), found)
 
-    store = Store.open(made)
+    store = Cache.open(made)
     ours = codec.decode(store.read(Part(found["view"], 0))[0], store.spec.targets)
     row, count = found["row"], len(found["index"])
     assert found["key"] == store.table.keys[row]
@@ -54,7 +54,7 @@ def test_the_cell_of_the_readme_reads_one_view(
 
 
 def test_a_whole_cache_is_found_whole(made: Path, images: Images) -> None:
-    verdict = verify.verify(Store.open(made), images)
+    verdict = verify.verify(Cache.open(made), images)
     assert verdict.as_dict() == {
         "verdict": "ok",
         "parts": 4,
@@ -72,7 +72,7 @@ def test_a_flipped_bit_is_named(cache: Path, name: str) -> None:
     data = bytearray(chunk.read_bytes())
     data[len(data) // 2] ^= 1
     chunk.write_bytes(data)
-    store = Store.open(cache)
+    store = Cache.open(cache)
     with pytest.raises(CacheDamaged, match=f"targets/{name}.*kdcache cache"):
         store.read(Part(2, 0))
     problems = verify.verify(store).problems
@@ -83,7 +83,7 @@ def test_a_flipped_bit_is_named(cache: Path, name: str) -> None:
 @pytest.mark.parametrize("name", [CODE, "probes/pixels/c/0/2/0", Part(2, 0).record])
 def test_what_is_missing_is_incomplete_and_never_zeros(cache: Path, name: str) -> None:
     (cache / name).unlink()
-    store = Store.open(cache)
+    store = Cache.open(cache)
     with pytest.raises(CacheIncomplete, match="kdcache cache"):
         store.read(Part(2, 0))
     assert not store.present(Part(2, 0))
@@ -94,31 +94,31 @@ def test_what_is_missing_is_incomplete_and_never_zeros(cache: Path, name: str) -
 def test_a_truncated_chunk_is_damage(cache: Path, length: int) -> None:
     (cache / CODE).write_bytes((cache / CODE).read_bytes()[:length])
     with pytest.raises(CacheDamaged):
-        Store.open(cache).read(Part(2, 0))
+        Cache.open(cache).read(Part(2, 0))
 
 
 def test_a_chunk_of_another_part_is_damage(cache: Path) -> None:
     shutil.copy(cache / "targets/code/c/1/0", cache / CODE)
     with pytest.raises(CacheDamaged, match="SHA-256"):
-        Store.open(cache).read(Part(2, 0))
+        Cache.open(cache).read(Part(2, 0))
 
 
 def test_a_record_of_another_part_is_damage(cache: Path) -> None:
     shutil.copy(cache / Part(1, 0).record, cache / Part(2, 0).record)
     with pytest.raises(CacheDamaged, match="belongs to another"):
-        Store.open(cache).read(Part(2, 0))
+        Cache.open(cache).read(Part(2, 0))
 
 
 def test_a_changed_record_is_damage(cache: Path) -> None:
     path = cache / Part(2, 0).record
     path.write_text(path.read_text().replace('"view":2', '"view":3'))
     with pytest.raises(CacheDamaged, match="was changed"):
-        Store.open(cache).read(Part(2, 0))
+        Cache.open(cache).read(Part(2, 0))
 
 
 def test_legal_bytes_with_impossible_values_are_found(cache: Path) -> None:
     """A record that fits its chunks proves nothing of the values: the verifier looks."""
-    store = Store.open(cache)
+    store = Cache.open(cache)
     stored, probes = store.read(Part(2, 0))
     stored.code_E[5] = 200
     (cache / Part(2, 0).record).unlink()
@@ -132,24 +132,24 @@ def test_a_changed_manifest_is_refused(cache: Path) -> None:
     text = (cache / "zarr.json").read_text()
     (cache / "zarr.json").write_text(text.replace('"hflip":0.0', '"hflip":0.5'))
     with pytest.raises(CacheDamaged, match="its sha256 is not that of the rest"):
-        Store.open(cache)
+        Cache.open(cache)
     for version, advice in (("7.0", "pip install -U kdcache"), ("0.2", "made anew")):
         (cache / "zarr.json").write_text(text.replace('"1.0"', f'"{version}"'))
         with pytest.raises(CacheMismatch, match=f"format version {version}.*{advice}"):
-            Store.open(cache)
+            Cache.open(cache)
     (cache / "zarr.json").write_text(text[:90])
     with pytest.raises(CacheDamaged, match="cannot be read"):
-        Store.open(cache)
+        Cache.open(cache)
 
 
 def test_a_changed_sample_table_is_refused(cache: Path) -> None:
     label = cache / "samples/label/c/0"
     shutil.copy(cache / "samples/height/c/0", label)
     with pytest.raises(CacheDamaged, match=r"samples differs from the manifest's digest"):
-        _ = Store.open(cache).table
+        _ = Cache.open(cache).table
     label.write_bytes(label.read_bytes()[:-1] + b"\0")
     with pytest.raises(CacheDamaged, match="samples/label does not decode"):
-        _ = Store.open(cache).table
+        _ = Cache.open(cache).table
 
 
 def test_metadata_that_would_mislead_others_is_found(cache: Path) -> None:
@@ -158,29 +158,29 @@ def test_metadata_that_would_mislead_others_is_found(cache: Path) -> None:
     metadata["fill_value"] = 0
     path.write_text(json.dumps(metadata))
     assert "targets/code/zarr.json: 'fill_value' is 0, not 255" in str(
-        verify.verify(Store.open(cache)).problems[0]
+        verify.verify(Cache.open(cache)).problems[0]
     )
 
 
 def test_nothing_there_and_something_else_there(tmp_path: Path, made: Path) -> None:
     with pytest.raises(CacheNotFound, match="kdcache cache RECIPE"):
-        Store.open(tmp_path / "no.zarr")
+        Cache.open(tmp_path / "no.zarr")
     zarr.create_group(tmp_path / "other.zarr")
     with pytest.raises(CacheNotFound, match="not a kdcache cache"):
-        Store.open(tmp_path / "other.zarr")
-    store = Store.open(made)
+        Cache.open(tmp_path / "other.zarr")
+    store = Cache.open(made)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("years of work")
     with pytest.raises(UsageError, match="not an empty folder"):
-        Store.create(tmp_path / "full", store.spec, store.table, 2)
+        Cache.create(tmp_path / "full", store.spec, store.table, 2)
 
 
 def test_growing_keeps_what_is_there(cache: Path, images: Images) -> None:
-    store = Store.open(cache)
+    store = Cache.open(cache)
     before = (cache / CODE).read_bytes()
     fingerprint = store.spec.fingerprint
-    store.grow(6)
-    again = Store.open(cache)
+    store.resize(6)
+    again = Cache.open(cache)
     assert again.num_views == 6
     assert again.spec.fingerprint == fingerprint
     assert [p for p in again.parts() if not again.present(p)] == [Part(4, 0), Part(5, 0)]
@@ -188,13 +188,13 @@ def test_growing_keeps_what_is_there(cache: Path, images: Images) -> None:
     assert zarr.open_group(cache, mode="r")["targets/code"].shape[0] == 6
     stored, probes = again.read(Part(0, 0))
     again.write(Part(5, 0), stored, probes, {}, {})
-    assert again.fault(Part(5, 0)) is None
+    assert again.check_part(Part(5, 0)) is None
 
 
 def test_a_full_disk_leaves_nothing_half_written(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = Store.open(cache)
+    store = Cache.open(cache)
     stored, probes = store.read(Part(0, 0))
     (cache / Part(2, 0).record).unlink()
 
@@ -209,12 +209,12 @@ def test_a_full_disk_leaves_nothing_half_written(
 
 
 def test_who_comes_second_finds_the_part_done(cache: Path) -> None:
-    store = Store.open(cache)
+    store = Cache.open(cache)
     ours, probes = store.read(Part(0, 0))
     theirs, _ = store.read(Part(1, 0))
     (cache / Part(2, 0).record).unlink()
     assert store.write(Part(2, 0), ours, probes, {}, {}) is True
-    assert Store.open(cache).write(Part(2, 0), theirs, probes, {}, {}) is False
+    assert Cache.open(cache).write(Part(2, 0), theirs, probes, {}, {}) is False
     assert (store.read(Part(2, 0))[0].code_E == ours.code_E).all()
 
 
@@ -223,9 +223,9 @@ def test_without_locks_two_writers_leave_one_that_holds(
 ) -> None:
     """As on an object store: the other's chunks land between our chunks and our look at them."""
     monkeypatch.setattr(backends.Folder, "locked", lambda self: contextlib.nullcontext())
-    store = Store.open(cache)
+    store = Cache.open(cache)
     ours, probes = store.read(Part(0, 0))
-    theirs = Store.open(cache).read(Part(1, 0))[0]
+    theirs = Cache.open(cache).read(Part(1, 0))[0]
     chunks = store._layout.encode_part(2, 0, theirs, probes)
     (cache / Part(2, 0).record).unlink()
     write, races = backends.Folder.write, []
@@ -245,8 +245,8 @@ def test_without_locks_two_writers_leave_one_that_holds(
 _RACER = """
 import sys
 from cache_tools.store.commits import Part
-from cache_tools.store.cache import Store
-store = Store.open(sys.argv[1])
+from cache_tools.store.cache import Cache
+store = Cache.open(sys.argv[1])
 targets, _ = store.read(Part(int(sys.argv[2]), 0))
 _, probes = store.read(Part(0, 0))
 sys.stdin.readline()
@@ -255,8 +255,8 @@ print(sum(store.write(Part(v, 0), targets, probes, {}, {}) for v in range(4, 24)
 
 
 def test_two_processes_race_and_no_part_is_of_both(cache: Path) -> None:
-    store = Store.open(cache)
-    store.grow(24)
+    store = Cache.open(cache)
+    store.resize(24)
     racers = [
         subprocess.Popen(
             [sys.executable, "-c", _RACER, str(cache), str(own)],

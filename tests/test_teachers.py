@@ -21,7 +21,7 @@ from torch import nn
 from cache_tools.errors import TeacherError, UsageError
 from cache_tools.spec import cache as specs
 from cache_tools.spec.targets import TargetSpec
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from pipeline import recipe as recipes
 from pipeline.run import run
 from pipeline.teacher import create
@@ -225,7 +225,7 @@ def test_the_commit_record_says_how_the_teacher_ran(
 
 def test_manifests_of_teachers_that_say_nothing_new_stay_the_same(made: Path) -> None:
     """Fields that were added are there only when they say something."""
-    spec = Store.open(made).spec
+    spec = Cache.open(made).spec
     old = replace(spec, teacher=replace(spec.teacher, input_size=0, interpolation=""))
     assert set(old.mapping["teacher"]) == {
         "name",

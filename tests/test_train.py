@@ -12,7 +12,7 @@ import torch
 from conftest import Outcome
 from safetensors.torch import load_file
 
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from train.data.schedule import Schedule
 
 FAST = ["epochs=2", "views_per_epoch=2", "batch_size=40"]
@@ -165,7 +165,7 @@ def test_shuffled_views_are_other_views(
     finished: Path, kdcache: Command, made: Path, tmp_path: Path
 ) -> None:
     """The fixture's run shows views 0 and 1 first; with this seed the shuffled order has others."""
-    store = Store.open(made)
+    store = Cache.open(made)
     assert Schedule(store, 2, 40, seed=1, shuffle=True).view_numbers(0) == (2, 3)
     run = [kdcache("train", "digits", "--cache", made, "--out", tmp_path / order, *FAST, "seed=1",
                    f"view_order={order}").code for order in ("cycle", "shuffle")]  # fmt: skip

@@ -16,7 +16,7 @@ from test_pull import needed
 
 from cache_tools.data.open import open_images
 from cache_tools.storage import fsspec_client
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from pipeline import recipe as recipes
 from pipeline.run import run
 
@@ -58,8 +58,8 @@ def test_lab_b_trains_from_a_third_of_lab_as_views(
     where = ("--cache", out, "--data", folder, "--out", tmp_path / "run")
     said = kdcache("train", "digits", *where, "epochs=1", "views_per_epoch=3", "--json")
     assert said.code == 0, said.err
-    assert json.loads(said.out)["cache_fingerprint"] == Store.open(out).spec.fingerprint
-    assert Store.open(out).spec.cut_from
+    assert json.loads(said.out)["cache_fingerprint"] == Cache.open(out).spec.fingerprint
+    assert Cache.open(out).spec.cut_from
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from range_server import serve
 from s3fs import S3FileSystem
 
 from cache_tools.storage import fsspec_client
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 
 Command = Callable[..., Outcome]
 
@@ -117,5 +117,5 @@ def test_buckets_are_not_asked_in_vain(
         with pytest.raises(FileNotFoundError):
             fsspec_client.FsspecClient("s3://caches/c.zarr").sized("zarr.json", 9)
         assert kdcache("push", cache, "s3://caches/c.zarr", "--license", "other").code == 0
-        assert Store.open("s3://caches/c.zarr").content_id() == Store.open(cache).content_id()
+        assert Cache.open("s3://caches/c.zarr").content_id() == Cache.open(cache).content_id()
     assert tries == []

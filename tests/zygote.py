@@ -89,7 +89,7 @@ def _patch(pace: float = 0, perturbed: float = 0, locks: bool = True, poison: An
     import contextlib
 
     from cache_tools.storage import backends
-    from cache_tools.store.cache import Store
+    from cache_tools.store.cache import Cache
     from pipeline.engines import local
     from pipeline.teacher.forward import Forward
     from pipeline.teacher.logits import Logits
@@ -97,7 +97,7 @@ def _patch(pace: float = 0, perturbed: float = 0, locks: bool = True, poison: An
 
     local.START = "fork"
     collect.BATCHES = collect._MOST_PARTS = 1
-    ask, say, write = Forward.__call__, Logits.__call__, Store.write
+    ask, say, write = Forward.__call__, Logits.__call__, Cache.write
 
     def slowly(self: Forward, pixels: Any, *more: Any) -> Any:
         _write_down("asked", len(pixels))
@@ -107,7 +107,7 @@ def _patch(pace: float = 0, perturbed: float = 0, locks: bool = True, poison: An
     def otherwise(self: Logits, x: Any) -> Any:
         return say(self, x) * (1 + perturbed)
 
-    def committed(self: Store, part: Any, *more: Any) -> bool:
+    def committed(self: Cache, part: Any, *more: Any) -> bool:
         if [part.view, part.block] == poison:
             os.kill(os.getpid(), signal.SIGSEGV)
         won = write(self, part, *more)
@@ -117,7 +117,7 @@ def _patch(pace: float = 0, perturbed: float = 0, locks: bool = True, poison: An
 
     Forward.__call__ = slowly  # type: ignore[method-assign]
     Logits.__call__ = otherwise  # type: ignore[method-assign]
-    Store.write = committed  # type: ignore[method-assign]
+    Cache.write = committed  # type: ignore[method-assign]
     if not locks:
         backends.Folder.locked = lambda self: contextlib.nullcontext()  # type: ignore[method-assign]
 

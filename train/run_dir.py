@@ -30,7 +30,7 @@ from cache_tools.spec.canonical import canonical_json, difference, sha256
 from cache_tools.spec.dataset import NO_LABEL
 from cache_tools.storage import atomic
 from cache_tools.store.aligned import Members, open_members
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.verify import verify
 from train.recipe import TrainRecipe
 
@@ -58,7 +58,7 @@ class Inputs:
         return self.coverage.present_N
 
     @property
-    def store(self) -> Store:
+    def store(self) -> Cache:
         """The cache to ask about samples and views: the same in all of them."""
         return self.members.first
 
@@ -216,7 +216,7 @@ def _refuse_other(folder: Path, config: dict[str, Any]) -> None:
         )
 
 
-def _validation(source: str, store: Store, classes: tuple[str, ...]) -> Images | None:
+def _validation(source: str, store: Cache, classes: tuple[str, ...]) -> Images | None:
     """The labelled validation split, or None when there is none of the teacher's classes."""
     if not store.spec.dataset.labels or not has_split(source, "validation"):
         return None

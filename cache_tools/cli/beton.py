@@ -21,7 +21,7 @@ def beton(
     ] = "train",
     raw: Annotated[
         bool,
-        typer.Option("--raw", help="Store pixels: ten times the room, and nothing to decode."),
+        typer.Option("--raw", help="Cache pixels: ten times the room, and nothing to decode."),
     ] = False,
     threads: Annotated[
         int, typer.Option(min=0, help="Images decoded at once; 0 = one per core.")

@@ -11,7 +11,7 @@ import typer
 
 from cache_tools.errors import CacheIncomplete, UsageError
 from cache_tools.storage import disk_cache
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 
 CachePath = Annotated[str, typer.Argument(metavar="CACHE", help="Folder, zip or URL of the cache.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")]
@@ -63,7 +63,7 @@ def verify(
     from cache_tools.data.open import open_images
     from cache_tools.verify import verify as verifier
 
-    store = Store.open(cache)
+    store = Cache.open(cache)
     if recompute and data is None:
         raise UsageError("--recompute renders views: pass --data with the images, too.")
     images = None if data is None else open_images(data, "train")
@@ -98,9 +98,9 @@ def info(
     from cache_tools.store import info as summary
 
     if content_id:
-        print(Store.open(cache).content_id())
+        print(Cache.open(cache).content_id())
         return
-    facts = summary.info(Store.open(cache))
+    facts = summary.info(Cache.open(cache))
     if json_:
         emit(facts)
         return
@@ -135,7 +135,7 @@ def status(
     from cache_tools.store import info as summary
     from cache_tools.store.commits import Part
 
-    store = Store.open(cache)
+    store = Cache.open(cache)
     facts = summary.status(store)
     numbers = [summary.part_number(store, Part(**part)) for part in facts["missing"]]
     if json_:
@@ -243,7 +243,7 @@ def _check(name: str) -> Any:
     return next(iter(found)).load()
 
 
-def _looked(verdict: Any, cache: str, store: Store) -> str:
+def _looked(verdict: Any, cache: str, store: Cache) -> str:
     """What was looked at, in words."""
     words = [f"{verdict.parts} parts"]
     if verdict.images:

@@ -10,7 +10,7 @@ import typer
 from cache_tools.cli.cache import CachePath, Json, emit
 from cache_tools.errors import UsageError
 from cache_tools.storage import atomic
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 
 Kind = Literal["webdataset", "parquet", "tinyvit"]
 NOTE = "_kdcache.json"
@@ -40,7 +40,7 @@ def convert(
     from cache_tools.exporters import base, parquet, tinyvit, webdataset
     from cache_tools.runtime import progress
 
-    store = Store.open(cache)
+    store = Cache.open(cache)
     base.check_whole(store)
     keys = store.table.keys
     if to == "tinyvit":
@@ -75,7 +75,7 @@ def convert(
         )
 
 
-def _claim(out: Path, store: Store, plan: dict[str, Any]) -> None:
+def _claim(out: Path, store: Cache, plan: dict[str, Any]) -> None:
     """Note which cache the folder is of; UsageError when it is of another."""
     spec = store.spec
     plan |= {
@@ -105,7 +105,7 @@ def _digest(keys: tuple[str, ...]) -> str:
     return sha256("\n".join(keys).encode())
 
 
-def _numbers(store: Store, index: Path) -> tuple[str, ...]:
+def _numbers(store: Cache, index: Path) -> tuple[str, ...]:
     """The number of each key, as decimal text: the line of the file that names it."""
     from cache_tools.importers import ordering
 

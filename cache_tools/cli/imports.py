@@ -7,7 +7,7 @@ import typer
 
 from cache_tools.cli.cache import DataCache, Json, emit
 from cache_tools.errors import UsageError
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 
 if TYPE_CHECKING:
     from cache_tools.importers.base import Options
@@ -96,7 +96,7 @@ def _foreign(
     options: "Options",
     dataset_index: Path | None,
     size: int,
-) -> Store:
+) -> Cache:
     """Open data set and files, and write the cache."""
     from cache_tools.data import scan
     from cache_tools.data.open import open_images

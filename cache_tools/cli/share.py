@@ -8,7 +8,7 @@ import typer
 from cache_tools.cli.cache import CachePath, Json, emit
 from cache_tools.errors import UsageError
 from cache_tools.storage.backends import Folder
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 
 Views = Annotated[
     str, typer.Option(metavar="A:B", help="View numbers, such as 0:50, 50: or 7; default: all.")
@@ -47,7 +47,7 @@ def pull(
     Only the parts that are asked for are moved, and what reading them needs; every byte is checked
     on arrival.
     """
-    source = Store.open(url)
+    source = Cache.open(url)
     if content_id:
         from cache_tools.store import info
 
@@ -66,10 +66,10 @@ def select(
     """Cut a cache: some views, some samples, fewer classes; no teacher is needed."""
     if not (views or samples or keep):
         raise UsageError("what is wanted of it? Pass --views, --samples or --keep.")
-    _cut(Store.open(cache), out, (views, samples, keep), 8, json_)
+    _cut(Cache.open(cache), out, (views, samples, keep), 8, json_)
 
 
-def _cut(source: Store, out: Path, wanted: tuple[str, str, str], jobs: int, json_: bool) -> None:
+def _cut(source: Cache, out: Path, wanted: tuple[str, str, str], jobs: int, json_: bool) -> None:
     from cache_tools.combine import select as cut
     from cache_tools.share import pull as puller
 
@@ -125,7 +125,7 @@ def push(
             "cc-by-4.0, or other; the terms of teacher and data set go with --teacher-license and "
             "--data-terms."
         )
-    store = Store.open(cache)
+    store = Cache.open(cache)
     terms = cards.Terms(license_, teacher_license, data_name, data_terms, url=url)
     sent = pusher.run(store, url, cards.text(store, terms).encode(), jobs)
     if json_:
@@ -151,7 +151,7 @@ def card(
     from cache_tools.storage import atomic
 
     terms = cards.Terms(license_, teacher_license, data_name, data_terms, citation, url)
-    written = cards.text(Store.open(cache), terms)
+    written = cards.text(Cache.open(cache), terms)
     if out is None:
         print(written, end="")
     else:
@@ -174,7 +174,7 @@ def merge(
     from cache_tools.combine import merge as merger
     from cache_tools.store import info
 
-    store = merger.run([Store.open(cache) for cache in caches], out, block_size)
+    store = merger.run([Cache.open(cache) for cache in caches], out, block_size)
     facts = info.info(store)
     if json_:
         emit(facts)

@@ -22,7 +22,7 @@ from cache_tools.runtime import concurrency
 from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.dataset import NO_LABEL
 from cache_tools.store import view_params
-from cache_tools.store.cache import Store, probe_numbers
+from cache_tools.store.cache import Cache, probe_numbers
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec
 from cache_tools.targets.codec import EncodedTargets
@@ -67,7 +67,7 @@ class _Old:
 class Assembly:
     """Reads rows of caches, view by view."""
 
-    def __init__(self, stores: Sequence[Store], new_row_of: Sequence[I8] = ()) -> None:
+    def __init__(self, stores: Sequence[Cache], new_row_of: Sequence[I8] = ()) -> None:
         """Read rows of `stores`.
 
         Args:
@@ -143,7 +143,7 @@ class Assembly:
 
     def _load(self, pair: tuple[int, Part]) -> _Old:
         store, part = self._stores[pair[0]], pair[1]
-        record, chunks = store.load(part, self.records.pop(pair, None))
+        record, chunks = store.read_chunks(part, self.records.pop(pair, None))
         self.moved += sum(map(len, chunks.values()))
         params = store.decode_params(part, chunks) if store.spec.imported else None
         return _Old(*store.decode(part, chunks), record["versions"], params)
@@ -172,7 +172,7 @@ def versions(of_source: dict[str, str], tool: str) -> dict[str, str]:
 
 
 def statistics(
-    store: Store, part: Part, stored: EncodedTargets, params: Imported | None = None
+    store: Cache, part: Part, stored: EncodedTargets, params: Imported | None = None
 ) -> dict[str, float]:
     """What a commit record says of targets, from what is stored of them."""
     top_B, top_sum = np.empty(len(stored), dtype=np.int64), 0.0
@@ -192,7 +192,7 @@ def windows(spec: CacheSpec, count: int) -> list[slice]:
     return [slice(b, min(b + spec.window, count)) for b in range(0, count, spec.window)]
 
 
-def labels(store: Store, part: Part, params: Imported | None = None) -> I8:
+def labels(store: Cache, part: Part, params: Imported | None = None) -> I8:
     """[B, P] labels of a part's views, and their partners' where views are mixed.
 
     Args:

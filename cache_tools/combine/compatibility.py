@@ -22,7 +22,7 @@ from cache_tools.errors import CacheMismatch, UsageError
 from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.canonical import difference
 from cache_tools.spec.sample_table import SampleTable
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 
 log = logging.getLogger("kdcache")
 BLOCK = 65_536
@@ -31,7 +31,7 @@ _KEPT = 1024
 _OF_SAMPLES = ("num_samples", "table_sha256")
 
 
-def check(stores: Sequence[Store]) -> None:
+def check(stores: Sequence[Cache]) -> None:
     """CacheMismatch unless specs differ in nothing but samples and blocks.
 
     Raises:
@@ -78,7 +78,7 @@ def union(tables: Sequence[SampleTable], names: Sequence[str]) -> SampleTable:
     return SampleTable(tuple(keys[i] for i in order[first].tolist()), *kept)
 
 
-def spec_of(stores: Sequence[Store], table: SampleTable, block_size: int) -> CacheSpec:
+def spec_of(stores: Sequence[Cache], table: SampleTable, block_size: int) -> CacheSpec:
     """What the whole is of; UsageError when its blocks cannot be."""
     spec = stores[0].spec
     sizes = {store.spec.block_size for store in stores if store.spec.num_blocks > 1}
@@ -94,7 +94,7 @@ def spec_of(stores: Sequence[Store], table: SampleTable, block_size: int) -> Cac
 
 
 def check_windows(
-    stores: Sequence[Store], spec: CacheSpec, row_SN: NDArray[np.int64], table: SampleTable
+    stores: Sequence[Cache], spec: CacheSpec, row_SN: NDArray[np.int64], table: SampleTable
 ) -> None:
     """CacheMismatch unless partners stay what they were."""
     for at in assemble.windows(spec, len(table)):

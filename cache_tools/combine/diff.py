@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cache_tools.errors import CacheMismatch
 from cache_tools.runtime import progress
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec, dense, logits_file
 from cache_tools.targets.codec import EncodedTargets
@@ -47,7 +47,7 @@ class Side(Protocol):
 class OfCache:
     """A cache; blocks are read one after the other and the last one is kept."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Cache) -> None:
         self._store = store
         self.name, self.keys = store.name, store.table.keys
         self.num_views, self.num_classes = store.num_views, store.spec.teacher.num_classes
@@ -96,7 +96,7 @@ def open_side(where: str) -> Side:
     """A cache, or a file of logits by its name's ending."""
     if where.endswith(logits_file.SUFFIXES):
         return OfLogits(Path(where))
-    return OfCache(Store.open(where))
+    return OfCache(Cache.open(where))
 
 
 def diff(a: Side, b: Side, limit: int = LIMIT) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from cache_tools.spec.dataset import NO_LABEL
 from cache_tools.spec.targets import TargetSpec
 from cache_tools.spec.teacher import ENSEMBLE, TeacherSpec
 from cache_tools.store.aligned import Members
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec, mixture
 from cache_tools.targets.statistics import most_probable, part_statistics
@@ -34,7 +34,7 @@ _ROWS = 4096
 """Rows that are mixed at once: a few ten megabytes at 64 kept classes."""
 
 
-def run(members: Members, out: Path, targets: TargetSpec | None = None) -> Store:
+def run(members: Members, out: Path, targets: TargetSpec | None = None) -> Cache:
     """Write the cache of a mixture, or what is missing of it.
 
     Args:
@@ -49,10 +49,10 @@ def run(members: Members, out: Path, targets: TargetSpec | None = None) -> Store
     """
     cache_spec = _spec(members, targets)
     _check_whole(members)
-    store = Store.at(out, cache_spec, lambda: members.first.table, members.num_views)
+    store = Cache.create_or_open(out, cache_spec, lambda: members.first.table, members.num_views)
     if members.source:
-        store.note_source(members.source)
-    todo = [part for part in store.parts() if store.fault(part) is not None]
+        store.set_data_path(members.source)
+    todo = [part for part in store.parts() if store.check_part(part) is not None]
     total, left = (
         sum(len(cache_spec.rows(part.block)) for part in parts) for parts in (store.parts(), todo)
     )
@@ -127,10 +127,12 @@ def _check_whole(members: Members) -> None:
     for store in members.stores:
         for part in store.parts():
             if part.view < members.num_views and not store.present(part):
-                raise store.fault(part) or CacheIncomplete(f"{part} of {store.name} is missing.")
+                raise store.check_part(part) or CacheIncomplete(
+                    f"{part} of {store.name} is missing."
+                )
 
 
-def _make(members: Members, store: Store, part: Part) -> None:
+def _make(members: Members, store: Cache, part: Part) -> None:
     """Mix and commit one part."""
     read = [member.read(part) for member in members.stores]
     probes = read[0][1]

@@ -27,7 +27,7 @@ from cache_tools.runtime.signals import StopRequest
 from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.sample_table import SampleTable
 from cache_tools.store import commits
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec
 
@@ -35,7 +35,7 @@ log = logging.getLogger("kdcache")
 I8 = NDArray[np.int64]
 
 
-def run(stores: Sequence[Store], out: Path, block_size: int = 0) -> Store:
+def run(stores: Sequence[Cache], out: Path, block_size: int = 0) -> Cache:
     """Write the union of caches, or what is missing of it.
 
     Args:
@@ -60,10 +60,10 @@ def run(stores: Sequence[Store], out: Path, block_size: int = 0) -> Store:
         )
         spec = compatibility.spec_of(stores, table, block_size)
         maker = _Rows(stores, spec, table)
-    result = Store.at(out, spec, lambda: table, views)
+    result = Cache.create_or_open(out, spec, lambda: table, views)
     for store in stores:
         if store.source and not result.source:
-            result.note_source(store.source)
+            result.set_data_path(store.source)
     parts = list(result.parts())
     unknown = []
     with StopRequest() as stop, progress.bar("merge", len(parts), "parts") as advance:
@@ -87,24 +87,26 @@ def run(stores: Sequence[Store], out: Path, block_size: int = 0) -> Store:
 class _Same:
     """Parts of caches of the same samples: copied as they are."""
 
-    def __init__(self, stores: Sequence[Store]) -> None:
+    def __init__(self, stores: Sequence[Cache]) -> None:
         self._stores = stores
 
-    def make(self, out: Store, part: Part) -> bool:
+    def make(self, out: Cache, part: Part) -> bool:
         """Copy a part from a cache that has it, after a look at what the others have."""
         having = [(store, r) for store in self._stores if (r := _record(store, part)) is not None]
         for (a, ours), (b, theirs) in pairwise(having):
             _check_same(a, ours, b, theirs, part)
         if not having:
             return False
-        if out.fault(part) is None:
+        if out.check_part(part) is None:
             _check_same(out, out.record(part), *having[0], part)
             return True
-        whole = [store for store, _ in having if store.fault(part) is None]
+        whole = [store for store, _ in having if store.check_part(part) is None]
         if not whole:
-            raise having[0][0].fault(part) or CacheDamaged(f"{part} of {having[0][0].name}.")
+            raise having[0][0].check_part(part) or CacheDamaged(f"{part} of {having[0][0].name}.")
         # of parts that were cut or not, the one with most fingerprints of pixels
-        record, chunks = max((s.load(part) for s in whole), key=lambda p: _known(whole[0], part, p))
+        record, chunks = max(
+            (s.read_chunks(part) for s in whole), key=lambda p: _known(whole[0], part, p)
+        )
         out.commit(part, chunks, commits.sealed(record))
         return True
 
@@ -112,7 +114,7 @@ class _Same:
 class _Rows:
     """Parts of caches of several sets of samples: put together row by row."""
 
-    def __init__(self, stores: Sequence[Store], spec: CacheSpec, table: SampleTable) -> None:
+    def __init__(self, stores: Sequence[Cache], spec: CacheSpec, table: SampleTable) -> None:
         self._stores, self._table = stores, table
         self._row_SN = np.full((len(stores), len(table)), -1, dtype=np.int64)
         for row_N, store in zip(self._row_SN, stores, strict=True):
@@ -122,7 +124,7 @@ class _Rows:
         new_row_of = [np.searchsorted(table.id_N, store.table.id_N) for store in stores]
         self._assembly = Assembly(stores, new_row_of)
 
-    def make(self, out: Store, part: Part) -> bool:
+    def make(self, out: Cache, part: Part) -> bool:
         """Put a part together; False when no cache has some row of it in this view."""
         rows = out.spec.rows(part.block)
         new_B = np.arange(rows.start, rows.stop)
@@ -137,7 +139,7 @@ class _Rows:
                 other = self._gather(part.view, np.full(len(twice_B), i), twice_B)
                 self._compare(made, source_B, rows.start, other, i, twice_B, part.view)
                 made = replace(made, known=other.known | made.known)
-        if out.fault(part) is None:
+        if out.check_part(part) is None:
             if not (
                 assemble.same(out.read(part)[0], made.stored).all() and _alike(out, part, made)
             ):
@@ -177,12 +179,12 @@ class _Rows:
             raise _conflict(a, b, Part(view, block), self._table.keys[row])
 
 
-def _alike(out: Store, part: Part, made: Made) -> bool:
+def _alike(out: Cache, part: Part, made: Made) -> bool:
     """Whether a committed part has the imported views that were put together for it."""
     return made.params is None or out.read_params(part).equals(made.params)
 
 
-def _record(store: Store, part: Part) -> dict[str, Any] | None:
+def _record(store: Cache, part: Part) -> dict[str, Any] | None:
     """The record of a part, or None where it is not committed."""
     if part.view >= store.num_views or store.storage.size(part.record) is None:
         return None
@@ -196,7 +198,7 @@ def _targets(record: dict[str, Any]) -> dict[str, str]:
 
 
 def _check_same(
-    a: Store, ours: dict[str, Any], b: Store, theirs: dict[str, Any], part: Part
+    a: Cache, ours: dict[str, Any], b: Cache, theirs: dict[str, Any], part: Part
 ) -> None:
     """CacheMismatch when two caches have different targets, or are of different pixels."""
     if _targets(ours) != _targets(theirs):
@@ -207,11 +209,11 @@ def _check_same(
             raise _conflict(a, b, part)
 
 
-def _known(store: Store, part: Part, loaded: tuple[dict[str, Any], dict[str, bytes]]) -> int:
+def _known(store: Cache, part: Part, loaded: tuple[dict[str, Any], dict[str, bytes]]) -> int:
     return int((store.decode(part, loaded[1])[1] > 0).sum())
 
 
-def _conflict(a: Store, b: Store, part: Part, key: str = "") -> CacheMismatch:
+def _conflict(a: Cache, b: Cache, part: Part, key: str = "") -> CacheMismatch:
     of = f" of {key!r}" if key else ""
     return CacheMismatch(
         f"{part} of {b.name} is not as in {a.name}: the targets{of}, the views or the pixels "

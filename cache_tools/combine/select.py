@@ -31,7 +31,7 @@ from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.canonical import canonical_json, sha256
 from cache_tools.spec.sample_table import SampleTable
 from cache_tools.spec.targets import TargetSpec
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec, dense
 from cache_tools.targets.codec import EncodedTargets
@@ -60,7 +60,7 @@ class Cut:
         return self.row_N is None and self.keeps is None
 
 
-def plan(store: Store, views: str = "", wanted: str = "", keep: str = "") -> Cut:
+def plan(store: Cache, views: str = "", wanted: str = "", keep: str = "") -> Cut:
     """What a command line asks for.
 
     Args:
@@ -99,7 +99,7 @@ def places(cut: Cut, part: Part) -> tuple[I8, I8]:
     return (new_B if cut.row_N is None else cut.row_N[new_B]), new_B
 
 
-def make(assembly: Assembly, cut: Cut, out: Store, part: Part) -> None:
+def make(assembly: Assembly, cut: Cut, out: Cache, part: Part) -> None:
     """Make and commit one part of a cut that is not verbatim."""
     row_B, new_B = places(cut, part)
     made = assembly.gather(part.view, np.zeros_like(row_B), row_B, new_B)
@@ -167,7 +167,7 @@ def _views(text: str, count: int) -> range:
     return range(begin, end)
 
 
-def _rows(store: Store, wanted: str) -> I8:
+def _rows(store: Cache, wanted: str) -> I8:
     """Rows of the table that `--samples` names."""
     spec, count = store.spec, store.spec.dataset.num_samples
     mixes = spec.replayable and spec.views.mixes
@@ -193,7 +193,7 @@ def _rows(store: Store, wanted: str) -> I8:
     return rows
 
 
-def _rows_of(store: Store, path: Path) -> I8:
+def _rows_of(store: Cache, path: Path) -> I8:
     """Rows of the keys in a file."""
     try:
         keys = [line for line in path.read_text(encoding="utf-8").split("\n") if line]
@@ -212,7 +212,7 @@ def _rows_of(store: Store, path: Path) -> I8:
     return np.array(sorted({row_of[key] for key in keys}), dtype=np.int64)
 
 
-def _check_windows(store: Store, row_N: I8) -> None:
+def _check_windows(store: Cache, row_N: I8) -> None:
     """UsageError unless samples come with all that they may be mixed with."""
     count, window = store.spec.dataset.num_samples, store.spec.window
     for at in assemble.windows(store.spec, len(row_N)):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cache_tools.errors import CacheIncomplete
 from cache_tools.store import view_params
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec
 from cache_tools.targets.codec import EncodedTargets
@@ -27,7 +27,7 @@ _MEMORY = 2**28
 class Block:
     """One block of the sample table with all its views as they are stored."""
 
-    store: Store
+    store: Cache
     number: int
     stored: Mapping[int, EncodedTargets]
     """By view."""
@@ -92,7 +92,7 @@ def _made(params: Views) -> Arrays:
     return found
 
 
-def each(store: Store, todo: Mapping[str, range]) -> Iterator[tuple[Block, str]]:
+def each(store: Cache, todo: Mapping[str, range]) -> Iterator[tuple[Block, str]]:
     """Files to write with the block that has their rows; a block is read once.
 
     Raises:
@@ -107,7 +107,7 @@ def each(store: Store, todo: Mapping[str, range]) -> Iterator[tuple[Block, str]]
         yield block, name
 
 
-def one(store: Store, number: int, view: int) -> Arrays:
+def one(store: Cache, number: int, view: int) -> Arrays:
     """Targets and views of one part."""
     rows, stored = store.spec.rows(number), store.read(Part(view, number))[0]
     block = Block(store, number, {view: stored})
@@ -115,14 +115,14 @@ def one(store: Store, number: int, view: int) -> Arrays:
     return block.targets(view, rows) | seed
 
 
-def check_whole(store: Store) -> None:
+def check_whole(store: Cache) -> None:
     """CacheIncomplete when a part is missing, before hours are spent on the others."""
     for part in store.parts():
         if not store.present(part):
-            raise store.fault(part) or CacheIncomplete(f"{part} of {store.name} is missing.")
+            raise store.check_part(part) or CacheIncomplete(f"{part} of {store.name} is missing.")
 
 
-def pieces(store: Store, most: int, suffix: str) -> dict[str, range]:
+def pieces(store: Cache, most: int, suffix: str) -> dict[str, range]:
     """Names of files and the rows of the table in each: of one block, at most `most` samples.
 
     Fewer where all views of so many samples would take a quarter of a gigabyte.

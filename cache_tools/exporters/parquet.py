@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from cache_tools.errors import UsageError
 from cache_tools.exporters import base
 from cache_tools.storage import atomic
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 
 
-def names(store: Store, per_shard: int) -> dict[str, range]:
+def names(store: Cache, per_shard: int) -> dict[str, range]:
     """The files and the rows of the table in each.
 
     Raises:
@@ -33,7 +33,7 @@ def names(store: Store, per_shard: int) -> dict[str, range]:
     return base.pieces(store, per_shard, ".parquet")
 
 
-def write(store: Store, out: Path, todo: dict[str, range]) -> Iterator[int]:
+def write(store: Cache, out: Path, todo: dict[str, range]) -> Iterator[int]:
     """Write files; yields how many samples each has."""
     for block, name in base.each(store, todo):
         atomic.write(out / name, _file(block, todo[name]))

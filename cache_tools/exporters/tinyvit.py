@@ -19,12 +19,12 @@ from cache_tools.errors import UsageError
 from cache_tools.exporters import base
 from cache_tools.importers.tinyvit import MOST_CLASSES, record
 from cache_tools.storage import atomic
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 
 VALUES, KEYS = "rank0-values.bin", "rank0-keys.txt"
 
 
-def names(store: Store, without_seeds: bool) -> dict[str, range]:
+def names(store: Cache, without_seeds: bool) -> dict[str, range]:
     """The files of records, a view each, and the rows of the table in them.
 
     Raises:
@@ -45,7 +45,7 @@ def names(store: Store, without_seeds: bool) -> dict[str, range]:
     return {f"logits_top{kept}_epoch{view}/{VALUES}": rows for view in range(store.num_views)}
 
 
-def write(store: Store, out: Path, todo: dict[str, range], keys: Sequence[str]) -> Iterator[int]:
+def write(store: Cache, out: Path, todo: dict[str, range], keys: Sequence[str]) -> Iterator[int]:
     """Write epochs, keys first; yields how many views each has.
 
     Args:
@@ -65,7 +65,7 @@ def write(store: Store, out: Path, todo: dict[str, range], keys: Sequence[str]) 
         yield len(keys)
 
 
-def _records(said: base.Arrays, store: Store) -> NDArray[np.void]:
+def _records(said: base.Arrays, store: Cache) -> NDArray[np.void]:
     kept, classes = store.spec.targets.k_max, store.spec.teacher.num_classes
     index_RK, p_RK = said["index"].astype(np.int64), said["probability"].astype(np.float64)
     _fill(index_RK, p_RK, said["count"], said["tail"][:, 0].astype(np.float64), classes)

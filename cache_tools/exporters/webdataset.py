@@ -17,12 +17,12 @@ from cache_tools.data import shard_writer
 from cache_tools.errors import DataError
 from cache_tools.exporters import base
 from cache_tools.storage import atomic
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 
 SUFFIX = "kd.npz"
 
 
-def names(store: Store, per_shard: int) -> dict[str, range]:
+def names(store: Cache, per_shard: int) -> dict[str, range]:
     """The shards and the rows of the table in each.
 
     Raises:
@@ -36,7 +36,7 @@ def names(store: Store, per_shard: int) -> dict[str, range]:
     return base.pieces(store, per_shard, ".tar")
 
 
-def write(store: Store, out: Path, todo: dict[str, range]) -> Iterator[int]:
+def write(store: Cache, out: Path, todo: dict[str, range]) -> Iterator[int]:
     """Write shards; yields how many samples each has."""
     for block, name in base.each(store, todo):
         atomic.write(out / name, _shard(block, todo[name]))

@@ -35,7 +35,7 @@ from cache_tools.spec.targets import TargetSpec
 from cache_tools.spec.teacher import TeacherSpec
 from cache_tools.spec.views import UNKNOWN_VIEWS, ViewSpec
 from cache_tools.storage import atomic
-from cache_tools.store.cache import Store, probe_numbers
+from cache_tools.store.cache import Cache, probe_numbers
 from cache_tools.store.commits import Part
 from cache_tools.store.manifest import MAX_VIEWS
 from cache_tools.targets import codec
@@ -156,7 +156,7 @@ def classes_of(images: Images, options: Options) -> int:
     raise UsageError("how many classes has this teacher? Pass --classes N.")
 
 
-def run(source: Source, images: Images, options: Options, out: Path) -> Store:
+def run(source: Source, images: Images, options: Options, out: Path) -> Cache:
     """Write the cache; run again to go on.
 
     Args:
@@ -176,7 +176,7 @@ def run(source: Source, images: Images, options: Options, out: Path) -> Store:
     if source.facts.num_views > MAX_VIEWS:
         raise DataError(f"{source.facts.num_views} views are too many; a cache has {MAX_VIEWS}.")
     store, images = _open(source.facts, images, options, out)
-    todo = [part for part in store.parts() if store.fault(part) is not None]
+    todo = [part for part in store.parts() if store.check_part(part) is not None]
     total, left = (sum(len(store.spec.rows(p.block)) for p in ps) for ps in (store.parts(), todo))
     with progress.bar("import", total, "views", total - left) as advance:
         for group in _groups(todo, source.facts.by_view):
@@ -223,26 +223,26 @@ def refuse_records(
             )
 
 
-def _open(facts: Facts, images: Images, options: Options, out: Path) -> tuple[Store, Images]:
+def _open(facts: Facts, images: Images, options: Options, out: Path) -> tuple[Cache, Images]:
     if (out / "zarr.json").is_file():
-        store = Store.open(out)
+        store = Cache.open(out)
         _check_samples(store, images, out)
         images = match.match(store.table, store.spec.dataset, images) if facts.views else images
         ours = _spec(facts, store.table, store.spec.dataset.key, images, options)
         if found := difference(store.spec.mapping, ours.mapping):
             raise UsageError(f"{out} is another cache: {found} now. Choose another --out.")
         atomic.sweep(out)
-        store.grow(facts.num_views)
+        store.resize(facts.num_views)
         return store, images
     kind, keys, images = scan.in_table_order(images, None)
     table = _table(keys, images, options.labels, scanned=facts.views is not None)
     spec = _spec(facts, table, kind, images, options)
-    store = Store.create(out, spec, table, facts.num_views)
-    store.note_source(images.source)
+    store = Cache.create(out, spec, table, facts.num_views)
+    store.set_data_path(images.source)
     return store, images
 
 
-def _check_samples(store: Store, images: Images, out: Path) -> None:
+def _check_samples(store: Cache, images: Images, out: Path) -> None:
     if tuple(scan.in_table_order(images, store.spec.dataset.key)[1]) != store.table.keys:
         raise UsageError(
             f"{out} is another cache: its samples are not those of {images.source}. Choose another "
@@ -318,7 +318,7 @@ def _groups(todo: list[Part], by_view: bool) -> list[list[Part]]:
     ]
 
 
-def _commit(store: Store, images: Images, part: Part, said: Said) -> None:
+def _commit(store: Cache, images: Images, part: Part, said: Said) -> None:
     spec, rows = store.spec, store.spec.rows(part.block)
     label_B = store.table.label_N[rows.start : rows.stop]
     sparse = _sparse(said, spec.targets)
@@ -349,7 +349,7 @@ def _sparse(said: Said, targets: TargetSpec) -> SparseTargets:
     return SparseTargets(np.where(kept_BK, said.index_BK, -1), p_BK, tail_B1, none, none)
 
 
-def _check_agreement(top1: float, store: Store, part: Part) -> None:
+def _check_agreement(top1: float, store: Cache, part: Part) -> None:
     """A teacher of these images agrees with their labels more often than chance does."""
     classes, rows = store.spec.teacher.num_classes, len(store.spec.rows(part.block))
     least = min(100.0 * _CHANCE / classes, 50.0)
@@ -361,7 +361,7 @@ def _check_agreement(top1: float, store: Store, part: Part) -> None:
         )
 
 
-def _probes(store: Store, images: Images, part: Part, params: Imported) -> NDArray[np.uint64]:
+def _probes(store: Cache, images: Images, part: Part, params: Imported) -> NDArray[np.uint64]:
     """Fingerprints of the probe views' pixels, as stage 1 stores them."""
     if not store.spec.replayable:
         return np.empty(0, dtype=np.uint64)

@@ -25,7 +25,7 @@ from cache_tools.spec.sample_table import SampleTable
 from cache_tools.spec.targets import TargetSpec
 from cache_tools.spec.teacher import TeacherSpec
 from cache_tools.spec.views import UNKNOWN_VIEWS
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.targets import codec, dense, logits_file
 from cache_tools.targets.codec import EncodedTargets
 from cache_tools.targets.logits_file import Logits
@@ -61,7 +61,7 @@ def keep(text: str) -> TargetSpec:
         ) from None
 
 
-def run(path: Path, out: Path, targets: TargetSpec, teacher: str) -> Store:
+def run(path: Path, out: Path, targets: TargetSpec, teacher: str) -> Cache:
     """Write the cache; run again to go on.
 
     Raises:
@@ -75,8 +75,8 @@ def run(path: Path, out: Path, targets: TargetSpec, teacher: str) -> Store:
             f"{logits.num_classes} classes."
         )
     spec = _spec(logits, table, targets, teacher)
-    store = Store.at(out, spec, lambda: table, len(logits.values_VNC))
-    todo = [part for part in store.parts() if store.fault(part) is not None]
+    store = Cache.create_or_open(out, spec, lambda: table, len(logits.values_VNC))
+    todo = [part for part in store.parts() if store.check_part(part) is not None]
     rows = sum(len(spec.rows(part.block)) for part in todo)
     with progress.bar("import", rows, "views") as advance:
         for part in todo:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cache_tools.spec.dataset import NO_LABEL
 from cache_tools.store import sampling, view_params
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.views import draw, ops
 
@@ -36,7 +36,7 @@ class Strength:
     """Bit n: operation n of `ops` was carried out."""
 
 
-def measure(store: Store, part: Part, row_B: I8) -> Strength:
+def measure(store: Cache, part: Part, row_B: I8) -> Strength:
     """Numbers of neighbouring views of a part; those of unknown views say nothing but labels."""
     table, spec = store.table, store.spec.views
     label_B, one_B = table.label_N[row_B].astype(np.int64), np.ones(len(row_B))

@@ -18,7 +18,7 @@ from cache_tools.report.augment_stats import Strength
 from cache_tools.report.target_stats import Said
 from cache_tools.runtime import progress
 from cache_tools.store import info, sampling
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec
 
@@ -33,7 +33,7 @@ _PIECE = 2**22
 _PERCENTS = np.arange(0, 101)
 
 
-def facts(store: Store, limit: int = LIMIT) -> dict[str, Any]:
+def facts(store: Cache, limit: int = LIMIT) -> dict[str, Any]:
     """What is known of a cache without its images.
 
     Args:
@@ -75,7 +75,7 @@ def facts(store: Store, limit: int = LIMIT) -> dict[str, Any]:
 
 
 def _look(
-    store: Store, there: Sequence[Part], limit: int
+    store: Cache, there: Sequence[Part], limit: int
 ) -> tuple[Said, Strength, NDArray[np.int64]]:
     """Numbers of some views, and their view numbers."""
     spec, piece = store.spec, max(1, _PIECE // store.spec.targets.k_max)
@@ -162,7 +162,7 @@ def _calibration(confidence_B: F8, hit_B: NDArray[np.bool_]) -> dict[str, Any]:
 
 
 def _by_view(
-    store: Store, there: Sequence[Part], view_B: NDArray[np.int64], hit_B: NDArray[np.bool_]
+    store: Cache, there: Sequence[Part], view_B: NDArray[np.int64], hit_B: NDArray[np.bool_]
 ) -> dict[str, Any]:
     """Accuracy per view number: of all views where the records say it, else of the sample."""
     records = [store.record(part) for part in there]

@@ -21,7 +21,7 @@ from cache_tools.render import view as render
 from cache_tools.runtime.text import printable
 from cache_tools.spec.views import ViewSpec
 from cache_tools.store import view_params
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.views import draw as views
 from cache_tools.views import ops
 from cache_tools.views.draw import Mix
@@ -43,7 +43,7 @@ class Source:
     id_N: NDArray[np.uint64]
     images: Images
     """In the order of the keys."""
-    imported: Store | None = None
+    imported: Cache | None = None
     """The cache, where its views were imported and not drawn."""
 
     def picture(self, number: int) -> U1:

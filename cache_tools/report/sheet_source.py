@@ -12,7 +12,7 @@ from cache_tools.data import match
 from cache_tools.data.open import open_images
 from cache_tools.errors import UsageError
 from cache_tools.report.contact_sheet import Says, Source
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec
 from cache_tools.verify import verify
@@ -30,7 +30,7 @@ class Shown:
     says: Says | None
 
 
-def of_cache(store: Store, data: str, imagenet: Callable[[], Names]) -> Shown:
+def of_cache(store: Cache, data: str, imagenet: Callable[[], Names]) -> Shown:
     """A cache with its images.
 
     Args:

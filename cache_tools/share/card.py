@@ -15,7 +15,7 @@ from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.targets import TargetSpec
 from cache_tools.spec.views import ViewSpec
 from cache_tools.store import info
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.version import __version__
 
 TAGS = ("knowledge-distillation", "teacher-logits", "soft-labels", "zarr", "kdcache")
@@ -55,7 +55,7 @@ class Terms:
             )
 
 
-def text(store: Store, terms: Terms) -> str:
+def text(store: Cache, terms: Terms) -> str:
     """The card, Markdown with YAML in front."""
     facts, spec = info.info(store), store.spec
     if not facts["targets"]:

@@ -24,7 +24,7 @@ from cache_tools.runtime import concurrency, progress
 from cache_tools.runtime.signals import StopRequest
 from cache_tools.spec.sample_table import SampleTable
 from cache_tools.store import commits
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 
 log = logging.getLogger("kdcache")
@@ -44,7 +44,7 @@ class Moved:
     """Parts that the source lacks."""
 
 
-def run(source: Store, out: Path, wanted: Cut, jobs: int = concurrency.JOBS) -> tuple[Store, Moved]:
+def run(source: Cache, out: Path, wanted: Cut, jobs: int = concurrency.JOBS) -> tuple[Cache, Moved]:
     """Write a cut of a cache, or what is missing of it.
 
     Args:
@@ -59,7 +59,9 @@ def run(source: Store, out: Path, wanted: Cut, jobs: int = concurrency.JOBS) -> 
         CacheDamaged, DataError: The source cannot be read; what is committed stays.
         KeyboardInterrupt: A signal came; what is committed stays.
     """
-    store = Store.at(out, wanted.spec, lambda: _table(source, wanted), wanted.views.stop)
+    store = Cache.create_or_open(
+        out, wanted.spec, lambda: _table(source, wanted), wanted.views.stop
+    )
     parts = [part for part in store.parts() if part.view in wanted.views]
     todo = faulty(store, parts)
     moved = Moved(there=len(parts) - len(todo))
@@ -79,29 +81,29 @@ def run(source: Store, out: Path, wanted: Cut, jobs: int = concurrency.JOBS) -> 
     return store, moved
 
 
-def faulty(store: Store, parts: Sequence[Part]) -> list[Part]:
+def faulty(store: Cache, parts: Sequence[Part]) -> list[Part]:
     """Parts that are not committed or do not hold."""
     with ThreadPoolExecutor(
         concurrency.max_in_flight(concurrency.JOBS, store.spec.part_bytes)
     ) as pool:
-        faults = pool.map(store.fault, parts)
+        faults = pool.map(store.check_part, parts)
         return [part for part, fault in zip(parts, faults, strict=True) if fault is not None]
 
 
-def _table(source: Store, wanted: Cut) -> SampleTable:
+def _table(source: Cache, wanted: Cut) -> SampleTable:
     if wanted.row_N is None:
         return source.table
     return select.table_of(source.table, wanted.row_N)
 
 
 def _copy(
-    source: Store, store: Store, todo: list[Part], moved: Moved, stop: StopRequest, jobs: int
+    source: Cache, store: Cache, todo: list[Part], moved: Moved, stop: StopRequest, jobs: int
 ) -> None:
     """Parts as they are, with their records, several at once."""
     records = look(source, todo)
 
     def fetch(part: Part) -> int:
-        record, chunks = source.load(part, records.pop(part, None))
+        record, chunks = source.read_chunks(part, records.pop(part, None))
         store.commit(part, chunks, commits.sealed(record))
         return sum(map(len, chunks.values()))
 
@@ -119,7 +121,7 @@ def _copy(
 
 
 def _remake(
-    source: Store, store: Store, wanted: Cut, todo: list[Part], moved: Moved, stop: StopRequest
+    source: Cache, store: Cache, wanted: Cut, todo: list[Part], moved: Moved, stop: StopRequest
 ) -> None:
     """Parts made anew from those of the source, view by view."""
     assembly, olds = Assembly([source]), set[Part]()
@@ -146,7 +148,7 @@ def _remake(
             moved.made, moved.bytes = moved.made + 1, assembly.moved
 
 
-def _tell_waste(source: Store, wanted: Cut, needed: Sequence[Part]) -> None:
+def _tell_waste(source: Cache, wanted: Cut, needed: Sequence[Part]) -> None:
     """Say it when more is moved than is wanted."""
     if wanted.row_N is None or not needed:
         return
@@ -163,7 +165,7 @@ def _tell_waste(source: Store, wanted: Cut, needed: Sequence[Part]) -> None:
         )
 
 
-def look(source: Store, parts: Sequence[Part]) -> dict[Part, dict[str, Any]]:
+def look(source: Cache, parts: Sequence[Part]) -> dict[Part, dict[str, Any]]:
     """The records of the first part of each block, where there are any."""
     first = {part.block: part for part in reversed(parts)}.values()
     records = {}

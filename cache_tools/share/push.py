@@ -19,7 +19,7 @@ from cache_tools.share.hub import Hub
 from cache_tools.storage import atomic
 from cache_tools.storage.backends import Storage, open_storage
 from cache_tools.store import commits, manifest, metadata
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.store.manifest import Manifest
 
@@ -52,7 +52,7 @@ def is_public(url: str) -> bool:
     return _OWN.match(url) is None
 
 
-def run(store: Store, url: str, card: bytes | None, jobs: int = concurrency.JOBS) -> Sent:
+def run(store: Cache, url: str, card: bytes | None, jobs: int = concurrency.JOBS) -> Sent:
     """Send a cache, or what is missing of it.
 
     Args:
@@ -75,7 +75,7 @@ def run(store: Store, url: str, card: bytes | None, jobs: int = concurrency.JOBS
             f"{store.spec.fingerprint[:19]}…). Choose another URL."
         )
     stated = Manifest(store.spec, max(store.num_views, there.num_views if there else 0))
-    out, result = Store(target, stated), Sent()
+    out, result = Cache(target, stated), Sent()
     sizes = _sizes(store)
     with StopRequest() as stop:
         todo = []
@@ -118,7 +118,7 @@ def _manifest(target: Storage) -> Manifest | None:
         return None
 
 
-def _sizes(store: Store) -> dict[Part, int]:
+def _sizes(store: Cache) -> dict[Part, int]:
     """Bytes of each committed part."""
     sizes = {
         part: sum(chunk["bytes"] for chunk in record["chunks"].values())
@@ -129,7 +129,7 @@ def _sizes(store: Store) -> dict[Part, int]:
     return sizes
 
 
-def _is_there(store: Store, out: Store, part: Part) -> bool:
+def _is_there(store: Cache, out: Cache, part: Part) -> bool:
     """Whether a part lies at the target as it lies here; CacheMismatch when another one does."""
     try:
         theirs = out.record(part)
@@ -146,8 +146,8 @@ def _is_there(store: Store, out: Store, part: Part) -> bool:
 
 
 def _send(
-    store: Store,
-    out: Store,
+    store: Cache,
+    out: Cache,
     todo: list[Part],
     sizes: dict[Part, int],
     result: Sent,
@@ -155,7 +155,7 @@ def _send(
     jobs: int,
 ) -> None:
     def send(part: Part) -> int:
-        record, chunks = store.load(part)
+        record, chunks = store.read_chunks(part)
         sealed = commits.sealed(record)
         if isinstance(out.storage, Hub):
             out.storage.write_all({**chunks, part.record: sealed})
@@ -172,7 +172,7 @@ def _send(
     _flush(out.storage)
 
 
-def _describe(store: Store, target: Storage, stated: Manifest) -> None:
+def _describe(store: Cache, target: Storage, stated: Manifest) -> None:
     """The sample table and the metadata of all arrays; after them, the manifest."""
     described = metadata.skeleton(store.spec, store.table, stated.num_views)
     for name, data in described.items():

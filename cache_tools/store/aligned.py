@@ -27,7 +27,7 @@ from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.canonical import difference
 from cache_tools.spec.sample_table import SampleTable
 from cache_tools.spec.teacher import MAX_MEMBERS, MemberSpec
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.store.open import open_cache
 from cache_tools.targets import codec
@@ -43,13 +43,13 @@ _COLUMNS = ("digest", "label", "height", "width", "bytes")
 class Members:
     """Aligned caches and their shares; a single one is an ensemble of itself."""
 
-    stores: tuple[Store, ...]
+    stores: tuple[Cache, ...]
     """By ascending fingerprint; all questions but that of the targets may go to the first."""
     weights: tuple[float, ...]
     """Positive; they add up to 1."""
 
     @property
-    def first(self) -> Store:
+    def first(self) -> Cache:
         """The store to ask about samples and views."""
         return self.stores[0]
 
@@ -147,7 +147,7 @@ def open_members(
     return members
 
 
-def check_aligned(a: Store, b: Store, blocks: bool = False) -> None:
+def check_aligned(a: Cache, b: Cache, blocks: bool = False) -> None:
     """CacheMismatch when the targets of two caches are not of the same views; names the first."""
     found = next(_differences(a, b, blocks), None)
     if found is not None:
@@ -174,7 +174,7 @@ def _shares(caches: Sequence[str | Path], weights: Sequence[float] | None) -> li
     return [w / total for w in weights]
 
 
-def _differences(a: Store, b: Store, blocks: bool) -> Iterator[str]:
+def _differences(a: Cache, b: Cache, blocks: bool) -> Iterator[str]:
     """Every difference that forbids a mixture, in words."""
     if a.spec.dataset.table_sha256 != b.spec.dataset.table_sha256:
         yield from _table_differences(a.table, b.table)

@@ -56,7 +56,7 @@ _ANOTHER = (
 )
 
 
-class Store:
+class Cache:
     """An opened cache."""
 
     def __init__(self, storage: Storage, stated: Manifest) -> None:
@@ -67,7 +67,7 @@ class Store:
     @classmethod
     def create(
         cls, where: str | Path, cache_spec: CacheSpec, table: SampleTable, num_views: int
-    ) -> "Store":
+    ) -> "Cache":
         """Make an empty cache, which appears whole or not at all, and open it.
 
         Of several processes that do so at once one wins, and all open what that one made. Where
@@ -93,9 +93,9 @@ class Store:
         raise KdcacheError(f"{storage} does not read back as it was written. {_ANOTHER}")
 
     @classmethod
-    def at(
+    def create_or_open(
         cls, out: Path, cache_spec: CacheSpec, table: Callable[[], SampleTable], num_views: int
-    ) -> "Store":
+    ) -> "Cache":
         """The cache that a command writes to `out`: the one it began there, else a new one.
 
         Args:
@@ -116,20 +116,20 @@ class Store:
                 "run the command that made the one there."
             )
         atomic.sweep(out)
-        store.grow(num_views)
+        store.resize(num_views)
         return store
 
     @classmethod
-    def open(cls, where: str | Path) -> "Store":
+    def open(cls, where: str | Path) -> "Cache":
         """Open a cache by its manifest: a folder, a zip of one, or a URL that fsspec knows.
 
         Raises:
             CacheNotFound, CacheMismatch, CacheDamaged: As `manifest.read`.
         """
-        return cls.on(open_existing(where))
+        return cls.from_storage(open_existing(where))
 
     @classmethod
-    def on(cls, storage: Storage) -> "Store":
+    def from_storage(cls, storage: Storage) -> "Cache":
         """Open the cache that lies in a storage; raises as `open`."""
         return cls(storage, with_retry(storage, lambda: manifest.read(storage), manifest.NAME))
 
@@ -172,12 +172,12 @@ class Store:
         path = _source_note(self.path)
         return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
 
-    def note_source(self, source: str) -> None:
+    def set_data_path(self, source: str) -> None:
         """Remember where the images lie on this machine, when the cache lies there, too."""
         if isinstance(self.storage, Folder) and self.source != source:
             atomic.write(_source_note(self.path), f"{source}\n".encode())
 
-    def grow(self, num_views: int) -> None:
+    def resize(self, num_views: int) -> None:
         """Make room for more views; what is committed stays as it is."""
         for _ in range(_TRIES):  # another process may write its own number over ours
             with self.storage.locked():
@@ -235,10 +235,10 @@ class Store:
         """Write the chunks of one part and then its record; as `write`."""
         with self.storage.locked():
             for attempt in range(_TRIES + 1):
-                fault = self.fault(part)
+                fault = self.check_part(part)
                 if fault is not None and attempt:
                     time.sleep(_jitter(attempt))
-                    fault = self.fault(part)
+                    fault = self.check_part(part)
                 if fault is None:
                     return self.storage.read(part.record) == record
                 if attempt == _TRIES:
@@ -263,7 +263,7 @@ class Store:
             CacheIncomplete: The part or one of its chunks is not there.
             CacheDamaged: A chunk differs from its record, or holds what cannot be.
         """
-        return self.decode(part, self.load(part, views=False)[1])
+        return self.decode(part, self.read_chunks(part, views=False)[1])
 
     def decode(
         self, part: Part, chunks: Mapping[str, bytes]
@@ -280,7 +280,7 @@ class Store:
         Raises:
             CacheIncomplete, CacheDamaged: As `read`.
         """
-        return self.decode_params(part, self.load(part, views=True)[1])
+        return self.decode_params(part, self.read_chunks(part, views=True)[1])
 
     def decode_params(self, part: Part, chunks: Mapping[str, bytes]) -> Imported:
         """Parameters of imported views in the chunks of one part; CacheDamaged as `read`."""
@@ -311,10 +311,10 @@ class Store:
         ) as pool:
             return codec.concatenate([stored for stored, _ in pool.map(self.read, parts)])
 
-    def fault(self, part: Part) -> CacheIncomplete | CacheDamaged | None:
+    def check_part(self, part: Part) -> CacheIncomplete | CacheDamaged | None:
         """What is wrong with a part, by its record and digests; None when nothing is."""
         try:
-            self.load(part)
+            self.read_chunks(part)
         except (CacheIncomplete, CacheDamaged) as error:
             return error
         return None
@@ -355,7 +355,7 @@ class Store:
         except CacheDamaged:
             return False
 
-    def load(
+    def read_chunks(
         self, part: Part, record: dict[str, Any] | None = None, views: bool | None = None
     ) -> tuple[dict[str, Any], dict[str, bytes]]:
         """The record of a part and the chunks that it names, path → bytes; raises as `read`.

@@ -5,11 +5,11 @@ from typing import Any
 
 from cache_tools.errors import CacheMismatch
 from cache_tools.spec.cache import MAX_BLOCKS
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 
 
-def info(store: Store) -> dict[str, Any]:
+def info(store: Cache) -> dict[str, Any]:
     """Identity, sizes, bytes per view and the teacher's words, over the committed parts."""
     spec, teacher = store.spec, store.spec.teacher
     records = [store.record(part) for part in store.parts() if store.present(part)]
@@ -41,7 +41,7 @@ def info(store: Store) -> dict[str, Any]:
     }
 
 
-def status(store: Store) -> dict[str, Any]:
+def status(store: Cache) -> dict[str, Any]:
     """Done and missing parts, by commit records and sizes (digests are `verify`'s)."""
     parts = list(store.parts())
     missing = [part for part in parts if not store.present(part)]
@@ -53,7 +53,7 @@ def status(store: Store) -> dict[str, Any]:
     }
 
 
-def check_content(store: Store, content_id: str) -> None:
+def check_content(store: Cache, content_id: str) -> None:
     """CacheMismatch unless the records of the cache make this content id."""
     if (found := store.content_id()) != content_id:
         raise CacheMismatch(
@@ -83,8 +83,8 @@ def numbers(text: str) -> list[int] | None:
     return sorted({n for run in runs for n in range(run[0], run[-1] + 1)})
 
 
-def part_number(store: Store, part: Part) -> int:
-    """Place of a part in `Store.parts`."""
+def part_number(store: Cache, part: Part) -> int:
+    """Place of a part in `Cache.parts`."""
     return part.view * store.spec.num_blocks + part.block
 
 

@@ -5,13 +5,13 @@ from pathlib import Path
 from cache_tools.storage.backends import ObjectStore, open_storage, with_retry
 from cache_tools.storage.cached import CachedStorage
 from cache_tools.store import manifest
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 
 
-def open_cache(where: str | Path) -> Store:
+def open_cache(where: str | Path) -> Cache:
     """Open a cache to read much of it: one at a URL is kept on this machine as it is read."""
     remote = open_storage(where)
     if not isinstance(remote, ObjectStore):
-        return Store.open(where)
+        return Cache.open(where)
     stated = with_retry(remote, lambda: manifest.read(remote), manifest.NAME)
-    return Store(CachedStorage(remote, stated.spec.fingerprint), stated)
+    return Cache(CachedStorage(remote, stated.spec.fingerprint), stated)

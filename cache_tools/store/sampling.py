@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cache_tools.spec.cache import CacheSpec
 from cache_tools.store import view_params
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.views import draw
 
@@ -44,7 +44,7 @@ def spread(spec: CacheSpec, parts: Sequence[Part], count: int) -> list[tuple[Par
     return chosen
 
 
-def mix(store: Store, view: int, row_B: I8) -> draw.Mix:
+def mix(store: Cache, view: int, row_B: I8) -> draw.Mix:
     """Partners (rows of the table), λ and boxes of neighbouring rows."""
     window, last = store.spec.window, int(row_B[-1])
     begin = int(row_B[0]) // window * window

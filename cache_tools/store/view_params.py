@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.views import draw
 from cache_tools.views.draw import Mix, Views
@@ -19,7 +19,7 @@ from cache_tools.views.imported import Imported
 I8 = NDArray[np.int64]
 
 
-def parameters(store: Store, view: int, row_R: I8, side: int = 0) -> Views:
+def parameters(store: Cache, view: int, row_R: I8, side: int = 0) -> Views:
     """Parameters of one view of some samples, before mixing.
 
     Args:
@@ -39,12 +39,12 @@ def parameters(store: Store, view: int, row_R: I8, side: int = 0) -> Views:
     return draw.draw(store.spec.views, *columns, view)
 
 
-def has_sides(store: Store) -> bool:
+def has_sides(store: Cache) -> bool:
     """Whether the picture of a partner is no view of the partner's, but one of side 1."""
     return store.spec.imported is not None and store.spec.views.mixes
 
 
-def mixing(store: Store, view: int, begin: int = 0, end: int | None = None) -> Mix:
+def mixing(store: Cache, view: int, begin: int = 0, end: int | None = None) -> Mix:
     """Mixing of one view of the rows `begin` (a multiple of the window) to `end` (None: all).
 
     Partners are rows of the sample table.
@@ -61,7 +61,7 @@ def mixing(store: Store, view: int, begin: int = 0, end: int | None = None) -> M
     )
 
 
-def _imported(store: Store, view: int, row_R: I8) -> Imported:
+def _imported(store: Cache, view: int, row_R: I8) -> Imported:
     """Stored parameters of some rows, block by block."""
     block_R = row_R // store.spec.block_size
     pieces, order = [], []

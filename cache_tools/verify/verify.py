@@ -28,7 +28,7 @@ from cache_tools.render import view as render
 from cache_tools.runtime import progress, threads
 from cache_tools.spec import sample_table
 from cache_tools.store import info, view_params
-from cache_tools.store.cache import Store, probe_numbers
+from cache_tools.store.cache import Cache, probe_numbers
 from cache_tools.store.commits import Part
 from cache_tools.views.draw import Views
 
@@ -67,7 +67,7 @@ class Verdict:
         incomplete = all(isinstance(p, CacheIncomplete) for p in self.problems)
         return "incomplete" if incomplete else "mismatch"
 
-    def compare_content(self, store: Store, content_id: str) -> None:
+    def compare_content(self, store: Cache, content_id: str) -> None:
         """Note it when the cache has another content id than this."""
         try:
             info.check_content(store, content_id)
@@ -83,7 +83,7 @@ class Verdict:
         return {"verdict": self.word, **counts, **covered, "problems": problems}
 
 
-def verify(store: Store, images: Images | None = None, partial: bool = False) -> Verdict:
+def verify(store: Cache, images: Images | None = None, partial: bool = False) -> Verdict:
     """Check a cache, and its data set when one is given (any order of samples).
 
     Args:
@@ -111,7 +111,7 @@ def verify(store: Store, images: Images | None = None, partial: bool = False) ->
     return verdict
 
 
-def check_replayable(store: Store) -> None:
+def check_replayable(store: Cache) -> None:
     """UsageError when nobody knows which pixels the targets of this cache are of."""
     if not store.spec.replayable:
         raise UsageError(
@@ -120,13 +120,13 @@ def check_replayable(store: Store) -> None:
         )
 
 
-def faults(store: Store) -> Iterator[tuple[Part, CacheIncomplete | CacheDamaged | None]]:
+def faults(store: Cache) -> Iterator[tuple[Part, CacheIncomplete | CacheDamaged | None]]:
     """Every part with what its record and digests say, in order, read by a thread pool."""
-    return _on_all_cores(store.fault, list(store.parts()))
+    return _on_all_cores(store.check_part, list(store.parts()))
 
 
 def check_probes(
-    store: Store, images: Images, part: Part, present_N: NDArray[np.bool_] | None = None
+    store: Cache, images: Images, part: Part, present_N: NDArray[np.bool_] | None = None
 ) -> int:
     """Render the probe views of one part and compare their pixels; how many.
 
@@ -159,13 +159,13 @@ def check_probes(
     return len(known)
 
 
-def probe(store: Store, images: Images, number: int, view: int) -> int:
+def probe(store: Cache, images: Images, number: int, view: int) -> int:
     """Fingerprint of the pixels of one view, rendered here and now."""
     params = view_params.parameters(store, view, np.array([number]))
     return fingerprint(store, images, number, params, 0)
 
 
-def fingerprint(store: Store, images: Images, number: int, params: Views, at: int) -> int:
+def fingerprint(store: Cache, images: Images, number: int, params: Views, at: int) -> int:
     """Fingerprint of the pixels of one view whose parameters are known.
 
     Args:
@@ -187,7 +187,7 @@ def fingerprint(store: Store, images: Images, number: int, params: Views, at: in
     return render.fingerprint(out)
 
 
-def _check_parts(store: Store, verdict: Verdict) -> list[Part]:
+def _check_parts(store: Cache, verdict: Verdict) -> list[Part]:
     """Check every part down to its values; those that are whole."""
     parts, whole = list(store.parts()), []
 
@@ -212,7 +212,7 @@ def _check_parts(store: Store, verdict: Verdict) -> list[Part]:
 
 
 def _check_images(
-    store: Store,
+    store: Cache,
     images: Images,
     whole: list[Part],
     verdict: Verdict,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:  # a worker process watches its parent before it imports anything heavy
-    from cache_tools.store.cache import Store
+    from cache_tools.store.cache import Cache
     from pipeline.worker.job import Failure, Group, Job
 
 
@@ -17,7 +17,7 @@ class Engine(Protocol):
     """What a run needs of whoever does the work."""
 
     @property
-    def store(self) -> "Store":
+    def store(self) -> "Cache":
         """The cache, opened."""
         ...
 

@@ -22,7 +22,7 @@ import torch
 from cache_tools.errors import KdcacheError, UsageError
 from cache_tools.runtime import threads
 from cache_tools.runtime.signals import StopRequest
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from pipeline.engines import process as worker
 from pipeline.engines import work_queue
 from pipeline.engines.process import Did, Failed, Made, Said
@@ -122,7 +122,7 @@ class _Crew:
 
     def __init__(
         self,
-        store: Store,
+        store: Cache,
         jobs: Sequence[Job],
         groups: Sequence[Group],
         done: Callable[[int], None],

@@ -8,7 +8,7 @@ worker must not hold the end up, hence not all in equal lots (Polychronopoulos a
 from collections import Counter, deque
 from collections.abc import Sequence
 
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from pipeline.worker.job import Group
 
@@ -53,17 +53,17 @@ class Lots:
         self._again.extend(others)
 
 
-def uncommitted(store: Store, groups: Sequence[Group]) -> list[Group]:
+def uncommitted(store: Cache, groups: Sequence[Group]) -> list[Group]:
     """What is left of a lot, by records and digests."""
     left = []
     for group in groups:
-        views = tuple(v for v in group.views if store.fault(Part(v, group.block)) is not None)
+        views = tuple(v for v in group.views if store.check_part(Part(v, group.block)) is not None)
         if views:
             left.append(Group(group.block, views))
     return left
 
 
-def rows(store: Store, groups: Sequence[Group]) -> int:
+def rows(store: Cache, groups: Sequence[Group]) -> int:
     """Views in a lot."""
     return sum(len(group.views) * len(store.spec.rows(group.block)) for group in groups)
 

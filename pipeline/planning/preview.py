@@ -12,7 +12,7 @@ from cache_tools.report import sheet_source
 from cache_tools.report.contact_sheet import Source
 from cache_tools.report.sheet_source import Names, Shown
 from cache_tools.spec import sample_table
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from pipeline import recipe as recipes
 
 WINDOW = 1024
@@ -25,7 +25,7 @@ def open_source(name: str, data: str, overrides: Iterable[str]) -> Shown:
         UsageError: No data set was given and none is noted beside the cache.
     """
     if (Path(name) / "zarr.json").is_file():
-        return sheet_source.of_cache(Store.open(Path(name)), data, _imagenet)
+        return sheet_source.of_cache(Cache.open(Path(name)), data, _imagenet)
     if not data:
         raise UsageError("whose views? Pass --data with a folder of shards or images.")
     recipe = recipes.load(name, overrides)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cache_tools.errors import UsageError
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.views.draw import Mix
 from pipeline.teacher import reload
 from pipeline.teacher.forward import Forward
@@ -26,7 +26,7 @@ Ask = Callable[
 ]
 
 
-def online(store: Store, teacher: str | Sequence[str], device: torch.device) -> Ask:
+def online(store: Cache, teacher: str | Sequence[str], device: torch.device) -> Ask:
     """A teacher to ask about batches.
 
     Args:

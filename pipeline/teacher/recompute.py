@@ -19,7 +19,7 @@ from cache_tools.data.images import Images
 from cache_tools.errors import CacheMismatch, KdcacheError
 from cache_tools.render import view as render
 from cache_tools.runtime import progress, threads
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec, dense
 from cache_tools.views import draw
@@ -31,7 +31,7 @@ TOLERANCE = {"fp32": 0.05, "bf16": 0.25, "fp16": 0.1}
 
 
 def recompute(
-    store: Store,
+    store: Cache,
     images: Images,
     teacher_names: Sequence[str],
     device: str | None,
@@ -70,7 +70,7 @@ def recompute(
 
 
 def _problem(
-    store: Store, images: Images, forward: Forward, view: int, row: int
+    store: Cache, images: Images, forward: Forward, view: int, row: int
 ) -> Iterator[CacheMismatch]:
     spec = store.spec
     again = codec.SparseTargets(
@@ -91,7 +91,7 @@ def _problem(
 
 
 def _shown(
-    store: Store, images: Images, view: int, row: int
+    store: Cache, images: Images, view: int, row: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None, draw.Mix | None]:
     """One view as the teacher saw it: pixels, the partner's, and how they are mixed."""
     spec = store.spec
@@ -105,7 +105,7 @@ def _shown(
     return own, _pixels(store, images, view, begin + int(one.partner_B[0])), one
 
 
-def _pixels(store: Store, images: Images, view: int, row: int) -> NDArray[np.uint8]:
+def _pixels(store: Cache, images: Images, view: int, row: int) -> NDArray[np.uint8]:
     seen, table, one = store.spec.views.for_teacher(), store.table, slice(row, row + 1)
     params = draw.draw(seen, table.id_N[one], table.height_N[one], table.width_N[one], view)
     out = np.empty((1, seen.size, seen.size, 3), dtype=np.uint8)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cache_tools.errors import CacheIncomplete, CacheMismatch, NonFinite
 from cache_tools.store import info
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 
 _SHOWN = 5
@@ -41,7 +41,7 @@ def is_worth_another_try(error: Exception) -> bool:
     return isinstance(error, OSError)
 
 
-def refuse_failures(store: Store, failures: Sequence[Failure]) -> None:
+def refuse_failures(store: Cache, failures: Sequence[Failure]) -> None:
     """CacheIncomplete when there are failures: the parts, why, and what to do."""
     if not failures:
         return
@@ -64,7 +64,7 @@ def refuse_failures(store: Store, failures: Sequence[Failure]) -> None:
     )
 
 
-def interrupted(store: Store, signal: str) -> str:
+def interrupted(store: Cache, signal: str) -> str:
     """What is kept after a signal, and how to go on."""
     facts = info.status(store)["parts"]
     return (

@@ -13,7 +13,7 @@ import torch
 from cache_tools.data.open import open_images, resolve
 from cache_tools.runtime import progress, threads
 from cache_tools.runtime.signals import StopRequest
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.verify import verify as verifier
 from pipeline.recipe import CacheRecipe, TeacherSource
@@ -68,7 +68,7 @@ class Work:
         images = open_images(job.data, recipe.dataset.split)
         teacher = teachers.load_all(job.sources, size, recipe.precision, job.random_weights)
         self.store, images = open_cache.open_or_create(recipe, images, teacher, job.out)
-        self.store.note_source(resolve(job.data))
+        self.store.set_data_path(resolve(job.data))
         how = Execution(recipe.memory_format, recipe.compile)
         forward = Forward(teacher, self.store.spec.targets, where, how)
         batch = batch_size(recipe, where)
@@ -113,7 +113,7 @@ class Work:
         self._worker.close()
 
 
-def missing(store: Store) -> set[Part]:
+def missing(store: Cache) -> set[Part]:
     """Parts to make, after a look at the digests of those that are there."""
     missing = set()
     with progress.bar("check parts", len(list(store.parts())), "parts") as advance:

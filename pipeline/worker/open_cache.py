@@ -18,7 +18,7 @@ from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.canonical import difference
 from cache_tools.spec.dataset import NO_LABEL, DatasetSpec
 from cache_tools.storage import atomic, backends
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from pipeline.recipe import CacheRecipe, TeacherSource
 from pipeline.teacher import teacher as teachers
 from pipeline.teacher.teacher import Teacher
@@ -32,7 +32,7 @@ def prepare(
     sources: Sequence[TeacherSource],
     out: str,
     random_weights: bool = False,
-) -> Store:
+) -> Cache:
     """The cache that a run works on, opened or made by who hands out work and does none.
 
     Raises:
@@ -42,13 +42,13 @@ def prepare(
     size = recipe.views.for_teacher().size
     teacher = teachers.load_all(sources, size, recipe.precision, random_weights)
     store, _ = open_or_create(recipe, images, teacher, out)
-    store.note_source(resolve(data))
+    store.set_data_path(resolve(data))
     return store
 
 
 def open_or_create(
     recipe: CacheRecipe, images: Images, teacher: Teacher, out: str | Path
-) -> tuple[Store, Images]:
+) -> tuple[Cache, Images]:
     """The cache at `out`, made when there is none, and the images in the order of its table.
 
     Of several processes that find none, one makes it and the others wait where they can.
@@ -63,13 +63,13 @@ def open_or_create(
         with where.creation_lock():
             if where.size(backends.MANIFEST) is None:
                 _create(recipe, images, teacher, (labels, num_classes), out)
-    store = Store.open(out)
+    store = Cache.open(out)
     images = match.match(store.table, store.spec.dataset, images)
     dataset = replace(store.spec.dataset, labels=labels, num_classes=num_classes)
     _refuse_other(store, _spec(recipe, dataset, teacher))
     if isinstance(where, backends.Folder) and (swept := atomic.sweep(where.path)):
         log.info("removed %d temporary files that killed processes left", swept)
-    store.grow(recipe.num_views)
+    store.resize(recipe.num_views)
     return store, images
 
 
@@ -86,7 +86,7 @@ def _create(
         table = scan.scan(keys, images, labels[0], threads.cpu_count(), advance)
     classes = scan.classes_sha256(images) if labels[0] else ""
     dataset = DatasetSpec(len(table), labels[1], labels[0], kind, table.sha256, classes)
-    Store.create(out, _spec(recipe, dataset, teacher), table, recipe.num_views)
+    Cache.create(out, _spec(recipe, dataset, teacher), table, recipe.num_views)
 
 
 def check_labels(recipe: CacheRecipe, images: Images, teacher: Teacher) -> tuple[bool, int]:
@@ -125,7 +125,7 @@ def _spec(recipe: CacheRecipe, dataset: DatasetSpec, teacher: Teacher) -> CacheS
     return CacheSpec(dataset, teacher.spec, recipe.views, targets, block)
 
 
-def _refuse_other(store: Store, spec: CacheSpec) -> None:
+def _refuse_other(store: Cache, spec: CacheSpec) -> None:
     if found := difference(store.spec.mapping, spec.mapping):
         raise CacheMismatch(
             f"{store.name} is another cache: {found} in this recipe. Choose another --out for the "

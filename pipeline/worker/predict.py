@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cache_tools.errors import TeacherError
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.views import draw
 from pipeline.teacher.forward import Forward
@@ -62,7 +62,7 @@ class Said:
 class Asker:
     """Asks a teacher, in batches as large as its device can hold."""
 
-    def __init__(self, store: Store, forward: Forward, batch_size: int, meter: Meter) -> None:
+    def __init__(self, store: Cache, forward: Forward, batch_size: int, meter: Meter) -> None:
         """Batches have `batch_size` views, until the device says that this is too much."""
         self.batch_size = batch_size
         self._store, self._forward, self._meter = store, forward, meter

@@ -20,7 +20,7 @@ from cache_tools.data.images import Images
 from cache_tools.render import decode
 from cache_tools.render import view as render
 from cache_tools.spec import sample_table
-from cache_tools.store.cache import Store, probe_numbers
+from cache_tools.store.cache import Cache, probe_numbers
 from cache_tools.verify import verify
 from cache_tools.views import draw
 from pipeline.worker.groups import Group
@@ -37,7 +37,7 @@ class Renderer:
     """Renders windows with its own threads."""
 
     def __init__(
-        self, store: Store, images: Images, threads: int, meter: Meter, pinned: bool
+        self, store: Cache, images: Images, threads: int, meter: Meter, pinned: bool
     ) -> None:
         """A renderer of `images`, which are in the order of the store's sample table."""
         self._store, self._images, self._meter = store, images, meter

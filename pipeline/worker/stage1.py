@@ -19,7 +19,7 @@ from functools import partial
 
 from cache_tools.data.images import Images
 from cache_tools.runtime.signals import StopRequest
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from pipeline.teacher.forward import Forward
 from pipeline.worker import failures as outcome
@@ -45,7 +45,7 @@ class Worker:
     """Makes parts of one cache with one teacher."""
 
     def __init__(
-        self, store: Store, images: Images, forward: Forward, batch_size: int, threads: int
+        self, store: Cache, images: Images, forward: Forward, batch_size: int, threads: int
     ) -> None:
         """A worker on `images` in the order of the store's sample table."""
         self.store = store
@@ -121,7 +121,7 @@ class Worker:
         """Groups without the parts that another worker has committed meanwhile."""
         for group in wanted:
             self._largest = max(self._largest, len(group.views))
-            lacking = [part for part in group.parts if self.store.fault(part) is not None]
+            lacking = [part for part in group.parts if self.store.check_part(part) is not None]
             if there := len(group.views) - len(lacking):
                 self._collector.skip(there * len(self.store.spec.rows(group.block)))
             if lacking:

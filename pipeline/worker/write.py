@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cache_tools.errors import NonFinite
 from cache_tools.render import view as render
 from cache_tools.spec.dataset import NO_LABEL
-from cache_tools.store.cache import Store, probe_numbers
+from cache_tools.store.cache import Cache, probe_numbers
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec
 from cache_tools.targets.codec import EncodedTargets
@@ -50,7 +50,7 @@ class _Growing:
 class Collector:
     """Takes what a teacher says and commits parts."""
 
-    def __init__(self, store: Store, forward: Forward, meter: Meter) -> None:
+    def __init__(self, store: Cache, forward: Forward, meter: Meter) -> None:
         """A collector for `store` of what `forward` says."""
         self._store, self._forward, self._meter = store, forward, meter
         self._growing: dict[Part, _Growing] = {}

@@ -25,7 +25,7 @@ from cache_tools.spec.sample_table import SampleTable
 from cache_tools.spec.targets import TargetSpec
 from cache_tools.spec.teacher import TeacherSpec
 from cache_tools.spec.views import ViewSpec
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec, dense
 from cache_tools.targets.codec import EncodedTargets
@@ -50,7 +50,7 @@ _SHARED = 2**20
 def honest(path: Path) -> Path:
     """A whole cache of 2 views of 96 samples in 2 blocks, with every optional array."""
     table = _table([f"n{i:08d}" for i in range(ROWS)])
-    store = Store.create(path, _spec(table), table, VIEWS)
+    store = Cache.create(path, _spec(table), table, VIEWS)
     rng = np.random.default_rng(5)
     for part in store.parts():
         rows = store.spec.rows(part.block)
@@ -156,7 +156,7 @@ def canonical(value: Any) -> bytes:
 
 def replace_part(cache: Path, **changes: Any) -> None:
     """Write `PART` with other values: arrays by their names in `EncodedTargets`."""
-    store = Store.open(cache)
+    store = Cache.open(cache)
     stored, probes = store.read(PART)
     values = {**vars(stored), **changes}
     values.pop("begin_B1", None)

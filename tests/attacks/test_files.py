@@ -12,7 +12,7 @@ from attacker import CODE, PART
 
 from cache_tools.errors import KdcacheError
 from cache_tools.storage import atomic
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 
 Refused = Callable[..., str]
@@ -105,7 +105,7 @@ def test_writing_follows_no_link_out_of_the_cache(forged: Path) -> None:
     (forged / "targets/code/c/1").rename(outside)
     (forged / "targets/code/c/1").symlink_to(outside, target_is_directory=True)
     before = sorted(outside.iterdir())
-    store = Store.open(forged)
+    store = Cache.open(forged)
     stored, probes = store.read(Part(0, 0))
     (outside / "0").unlink()
     with pytest.raises(KdcacheError, match="leads out"):
@@ -118,7 +118,7 @@ def test_locking_empties_no_file_that_a_link_names(forged: Path) -> None:
     precious = forged.parent / "precious"
     precious.write_text("years of work")
     forged.with_name("forged.zarr.lock").symlink_to(precious)
-    store = Store.open(forged)
+    store = Cache.open(forged)
     stored, probes = store.read(PART)
     (forged / PART.record).unlink()
     with contextlib.suppress(KdcacheError):
@@ -129,7 +129,7 @@ def test_locking_empties_no_file_that_a_link_names(forged: Path) -> None:
 def test_a_note_of_the_source_that_is_no_text(forged: Path) -> None:
     forged.with_name("forged.zarr.source").write_bytes(b"\xff\xfe\0")
     with contextlib.suppress(KdcacheError):
-        assert isinstance(Store.open(forged).source, str)
+        assert isinstance(Cache.open(forged).source, str)
 
 
 def test_sweeping_survives_links_and_removes_nothing_outside(forged: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from attacker import CODE, PART, Json
 from victim import Outcome, Victim
 
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.store.layout import Layout
 
 Refused = Callable[..., str]
@@ -56,7 +56,7 @@ def test_the_largest_part_that_a_spec_allows(forged: Path, victim: Victim, truth
     chunks |= {"targets/square/c/0/1/0": (2**20, 0, 1)}
     for name, (size, fill, itemsize) in chunks.items():
         (forged / name).write_bytes(attacker.bomb(size, fill, itemsize))
-    for name, data in Layout(Store.open(forged).spec, 2).metadata().items():
+    for name, data in Layout(Cache.open(forged).spec, 2).metadata().items():
         (forged / name).write_bytes(data)
     attacker.edit(forged / PART.record, lambda record: record.update(rows=[0, attacker.ROWS]))
     attacker.seal(forged)

@@ -11,7 +11,7 @@ import pytest
 from attacker import CODE, COUNT, DELTA, ITEMSIZES, PART, TAIL
 from victim import Outcome, Victim
 
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 
 Refused = Callable[..., str]
 THE_PART = "view 1, block 0"
@@ -26,7 +26,7 @@ def test_the_honest_cache_is_read_and_sealing_it_changes_nothing(
 
 
 def _changed(path: Path, name: str, index: int, value: int) -> None:
-    values = getattr(Store.open(path).read(PART)[0], name).copy()
+    values = getattr(Cache.open(path).read(PART)[0], name).copy()
     values[..., index] = value
     attacker.replace_part(path, **{name: values})
 
@@ -57,13 +57,13 @@ def test_impossible_values(
 
 
 def test_probabilities_that_sum_to_nothing(forged: Path, refused: Refused) -> None:
-    stored = Store.open(forged).read(PART)[0]
+    stored = Cache.open(forged).read(PART)[0]
     attacker.replace_part(forged, code_E=np.zeros_like(stored.code_E))
     assert "a code outside" in refused(forged, THE_PART)
 
 
 def test_entries_after_the_last(forged: Path, refused: Refused) -> None:
-    stored = Store.open(forged).read(PART)[0]
+    stored = Cache.open(forged).read(PART)[0]
     more = [np.append(x, x[-1:]) for x in (stored.index_delta_E, stored.code_E)]
     attacker.replace_part(forged, index_delta_E=more[0], code_E=more[1])
     assert "do not end" in refused(forged, THE_PART)

@@ -11,7 +11,7 @@ from attacker import ROWS, Json
 
 from cache_tools.spec import sample_table
 from cache_tools.spec.sample_table import SampleTable
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 
 Refused = Callable[..., str]
 COLUMNS = ["digest", "label", "height", "width", "bytes"]
@@ -19,7 +19,7 @@ COLUMNS = ["digest", "label", "height", "width", "bytes"]
 
 def _with_keys(cache: Path, keys: bytes, **columns: Any) -> None:
     """Put other keys into the table, with ids and digest that fit them where they are text."""
-    table = Store.open(cache).table
+    table = Cache.open(cache).table
     listed = tuple(keys.decode("utf-8", "replace").split("\n"))
     ids = np.array([sample_table.sample_id(k) for k in listed], dtype=np.uint64)
     values = {f"{c}_N": getattr(table, f"{c}_N") for c in COLUMNS} | columns
@@ -36,7 +36,7 @@ def _reshape(metadata: Json, length: Any) -> None:
 
 
 def _keys(cache: Path) -> list[str]:
-    return list(Store.open(cache).table.keys)
+    return list(Cache.open(cache).table.keys)
 
 
 def test_other_keys_in_order_are_a_table(forged: Path, victim: Any) -> None:
@@ -108,7 +108,7 @@ def test_columns_that_are_not_those_of_the_digest(
     forged: Path, refused: Refused, column: str
 ) -> None:
     """Of ids, too: another reader takes them for what the table is sorted by."""
-    values = getattr(Store.open(forged).table, f"{column}_N").copy()
+    values = getattr(Cache.open(forged).table, f"{column}_N").copy()
     values[3] += 1
     attacker.put_array(forged, f"samples/{column}", values)
     attacker.seal(forged)

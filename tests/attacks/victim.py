@@ -103,11 +103,11 @@ def _line(stream: IO[str], reader: psutil.Process) -> str | None:
 
 def examine(path: str) -> Outcome:
     """Every way to open a cache, one after another; none may raise but a KdcacheError."""
-    from cache_tools.store.cache import Store
+    from cache_tools.store.cache import Cache
     from cache_tools.verify import verify
 
     outcome = Outcome()
-    store: Any = _step(outcome, "open", lambda: Store.open(path))
+    store: Any = _step(outcome, "open", lambda: Cache.open(path))
     if store is None:
         return outcome
     _step(outcome, "table", lambda: store.table)

@@ -13,7 +13,7 @@ from cache_tools.errors import KdcacheError, UsageError
 if TYPE_CHECKING:
     from cache_tools.report.page import Block, Section
     from cache_tools.report.sheet_source import Names
-    from cache_tools.store.cache import Store
+    from cache_tools.store.cache import Cache
     from train.evaluate.models import EvalOptions
     from train.report.inputs import Subject
 
@@ -100,9 +100,9 @@ def _look(
     where = Path(subject.where)
     if subject.kind == "cache":
         from cache_tools.report import cache_facts
-        from cache_tools.store.cache import Store
+        from cache_tools.store.cache import Cache
 
-        store = Store.open(subject.where)
+        store = Cache.open(subject.where)
         return cache_facts.facts(store, limit), [] if no_images else _sheet(store, data)
     if subject.kind == "run":
         return run_facts.facts(where, _names, options, views), []
@@ -138,7 +138,7 @@ def _compared(
     return [*sections[: runs[0]], beside, *sections[runs[0] :]]
 
 
-def _sheet(store: "Store", data: str) -> "list[Block]":
+def _sheet(store: "Cache", data: str) -> "list[Block]":
     """The contact sheet of a cache, or a sentence that says why there is none."""
     from cache_tools.report import pictures, sheet_source
 

@@ -239,11 +239,11 @@ def _runs(
 
 def _plan(name: str, recipe: "TrainRecipe", cache: str | None, rate: float, json_: bool) -> None:
     """Print the size of a run; UsageError when the cache is too small for it."""
-    from cache_tools.store.cache import Store
+    from cache_tools.store.cache import Cache
     from train.trainer import plan as planner
 
     expected = (
-        planner.of_store(Store.open(cache))
+        planner.of_store(Cache.open(cache))
         if cache
         else planner.of_recipe(recipe.cache_recipe or name)
     )

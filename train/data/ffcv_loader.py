@@ -35,7 +35,7 @@ from cache_tools.data.beton import Beton
 from cache_tools.errors import UsageError
 from cache_tools.runtime import threads
 from cache_tools.store.aligned import Members
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.targets.mixture import Tail
 from cache_tools.views import draw
 from train.data.native_loader import Paint, Replay
@@ -230,7 +230,7 @@ class FfcvReplay(Replay):
 
     def __init__(
         self,
-        store: Store,
+        store: Cache,
         images: Beton,
         schedule: Schedule,
         num_threads: int,

@@ -27,7 +27,7 @@ from cache_tools.runtime import progress, threads
 from cache_tools.spec import sample_table
 from cache_tools.store import view_params
 from cache_tools.store.aligned import Members
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec
 from cache_tools.targets.codec import DecodedTargets
@@ -97,7 +97,7 @@ class Replay:
 
     def __init__(
         self,
-        store: Store,
+        store: Cache,
         images: Images,
         schedule: Schedule,
         num_threads: int,
@@ -314,7 +314,7 @@ def check_all(members: Members, images: Images, present_N: NDArray[np.bool_] | N
         check(store, images, present_N)
 
 
-def check(store: Store, images: Images, present_N: NDArray[np.bool_] | None = None) -> None:
+def check(store: Cache, images: Images, present_N: NDArray[np.bool_] | None = None) -> None:
     """Refuse to train on a cache that is not whole, or on other pixels than the teacher's.
 
     Looks at every part's digests and renders the probe views of up to 64 parts, spread evenly.
@@ -342,7 +342,7 @@ def check(store: Store, images: Images, present_N: NDArray[np.bool_] | None = No
         )
 
 
-def _check_remote(store: Store) -> list[Part]:
+def _check_remote(store: Cache) -> list[Part]:
     """Refuse a cache at a URL that lacks parts; those of its first view, to look at.
 
     Bytes and pixels of the others are checked when an epoch's parts are fetched.
@@ -351,5 +351,5 @@ def _check_remote(store: Store) -> list[Part]:
     committed = store.committed()
     for part in store.parts():
         if part not in committed:
-            raise store.fault(part) or CacheIncomplete(f"{part} of {store.name} is missing.")
+            raise store.check_part(part) or CacheIncomplete(f"{part} of {store.name} is missing.")
     return [part for part in committed if part.view == 0]

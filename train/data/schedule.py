@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from cache_tools.errors import UsageError
 from cache_tools.numerics import rng
 from cache_tools.store import view_params
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.views.draw import Mix
 
 I4 = NDArray[np.int32]
@@ -49,7 +49,7 @@ class Schedule:
 
     def __init__(
         self,
-        store: Store,
+        store: Cache,
         views_per_epoch: int,
         batch_size: int,
         seed: int,

@@ -23,7 +23,7 @@ from cache_tools.runtime import progress, threads
 from cache_tools.spec import sample_table
 from cache_tools.spec.dataset import NO_LABEL
 from cache_tools.store import view_params
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.store.sampling import mix as mix_of
 from cache_tools.store.sampling import spread
@@ -57,7 +57,7 @@ class CacheAgreement:
 @torch.inference_mode()
 def measure(
     networks: Sequence[Network],
-    store: Store,
+    store: Cache,
     images: Images,
     count: int,
     on_prediction: OnPrediction | None = None,
@@ -117,7 +117,7 @@ def _agrees(batch: Batch, class_B: Tensor) -> Tensor:
     return torch.from_numpy((p_BK * here_BK).max(axis=1) == p_BK.max(axis=1))
 
 
-def _batches(store: Store, images: Images, chosen: list[tuple[Part, I8]]) -> Iterator[Batch]:
+def _batches(store: Cache, images: Images, chosen: list[tuple[Part, I8]]) -> Iterator[Batch]:
     """Batches of the chosen views as in training, rendered one batch ahead."""
     with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(threads.cpu_count()) as renderers:
         waiting: deque[Future[Batch]] = deque()
@@ -134,7 +134,7 @@ def _batches(store: Store, images: Images, chosen: list[tuple[Part, I8]]) -> Ite
 
 
 def _batch(
-    store: Store,
+    store: Cache,
     images: Images,
     part: Part,
     stored: EncodedTargets,
@@ -168,7 +168,7 @@ def _batch(
 
 
 def _render(
-    store: Store,
+    store: Cache,
     images: Images,
     view: int,
     row_R: I8,

@@ -18,7 +18,7 @@ from cache_tools.data.open import has_split, open_images
 from cache_tools.errors import CacheMismatch, KdcacheError, UsageError
 from cache_tools.runtime import threads
 from cache_tools.spec.dataset import NO_LABEL
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.store.open import open_cache
 from cache_tools.verify import verify
 from train import run_dir
@@ -61,7 +61,7 @@ class Validation:
 class Reference:
     """Cache whose stored targets the students are compared with."""
 
-    store: Store
+    store: Cache
     """The cache."""
     images: Images
     """Its images in the order of its table."""

@@ -11,7 +11,7 @@ from cache_tools.report.formatting import brief, count, listed, share, small
 from cache_tools.report.page import Block, Group, Note, Section, Table
 from cache_tools.report.svg import Chart, chart
 from cache_tools.store import info
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from train import run_dir
 from train.report.cost import table
 from train.sweep.table import headers, pareto_front
@@ -79,7 +79,7 @@ def _cache(folder: Path, students: Sequence[Told]) -> Told | None:
             places = where if isinstance(where, list) else [where]
             if not all(Path(place).is_dir() for place in places):
                 continue
-            sizes = [info.info(Store.open(place))["bytes"] for place in places]
+            sizes = [info.info(Cache.open(place))["bytes"] for place in places]
         except (KdcacheError, OSError, KeyError):
             continue
         return {"path": where, "bytes": sum(sizes)}

@@ -15,7 +15,7 @@ from cache_tools.errors import UsageError
 from cache_tools.spec.targets import TargetSpec
 from cache_tools.spec.views import ViewSpec
 from cache_tools.store import info
-from cache_tools.store.cache import Store
+from cache_tools.store.cache import Cache
 from cache_tools.views import draw
 from train.recipe import TrainRecipe
 
@@ -39,7 +39,7 @@ class Expected:
     """What is kept of the teacher's words."""
 
 
-def of_store(store: Store) -> Expected:
+def of_store(store: Cache) -> Expected:
     """A cache that is there."""
     spec = store.spec
     kept = info.info(store)["kept_classes_mean"] or float(spec.targets.k_max)
