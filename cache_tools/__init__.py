@@ -1,4 +1,4 @@
-"""The contract two labs share: what a teacher-logit cache is, and the tools that work on one.
+"""Teacher-logit caches, the contract that two labs share, and the tools that work on them.
 
 `cache_tools` imports neither `pipeline` (which writes caches) nor `train` (which reads them), and
 no torch. Its kernel is five modules, each named after the step of a picture's way that it holds:

@@ -1,7 +1,7 @@
 """TOML or JSON → frozen dataclasses, strictly.
 
 One builder serves the recipes of both stages and the `CacheSpec` of a manifest: an unknown key, a
-missing key or a value of the wrong type is an error that names the place and the nearest known
+missing key or a value of the wrong type is an error that names its table and the nearest known
 key. Nothing is guessed and nothing is ignored, because a recipe's misspelt key would otherwise
 cost a month of GPU time.
 """
@@ -23,7 +23,7 @@ MAX_BASES = 8
 
 
 def read(recipe: str, package: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """The keys of a recipe and of those it is based on; see `load`."""
+    """Read the keys of a recipe and of those it is based on; see `load`."""
     mapping = _with_base(recipe, package, ())
     for item in overrides:
         _override(mapping, item)
@@ -31,7 +31,7 @@ def read(recipe: str, package: str, overrides: Iterable[str] = ()) -> dict[str, 
 
 
 def names(package: str) -> list[str]:
-    """Names of the recipes that come with `package` ("pipeline" or "train"), sorted."""
+    """List the recipes of `package` ("pipeline" or "train") by name, sorted."""
     folder = resources.files(package) / "recipes"
     return sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".toml"))
 
@@ -52,29 +52,29 @@ def load(cls: type[T], recipe: str, package: str, overrides: Iterable[str] = ())
     return build(cls, read(recipe, package, overrides), f"recipe {recipe!r}")
 
 
-def build(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
-    """Build the dataclass `cls` from `mapping`; `where` says in messages what was being read."""
+def build(cls: type[T], mapping: Mapping[str, Any], context: str) -> T:
+    """Build the dataclass `cls` from `mapping`; error messages begin with `context`."""
     assert dataclasses.is_dataclass(cls)
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in mapping:
         if key not in fields:
-            raise RecipeError(f"{where}: unknown key {key!r}. {nearest(key, fields)}")
+            raise RecipeError(f"{context}: unknown key {key!r}. {nearest(key, fields)}")
     for name, field in fields.items():
         optional = (field.default, field.default_factory) != (dataclasses.MISSING,) * 2
         if name not in mapping and not optional:
-            raise RecipeError(f"{where}: the key {name!r} is missing.")
-    values = {key: _value(hints[key], value, f"{where}: {key}") for key, value in mapping.items()}
+            raise RecipeError(f"{context}: the key {name!r} is missing.")
+    values = {key: _value(hints[key], value, f"{context}: {key}") for key, value in mapping.items()}
     try:
         return cls(**values)
     except RecipeError:
         raise
     except ValueError as error:
-        raise RecipeError(f"{where}: {error}") from None
+        raise RecipeError(f"{context}: {error}") from None
 
 
 def _with_base(recipe: str, package: str, above: tuple[str, ...]) -> dict[str, Any]:
-    """The mapping of a recipe laid over that of its base; `above` are the recipes based on it."""
+    """Read a recipe and lay it over its base; `above` are the recipes based on it."""
     text = _read(recipe, package)
     try:
         mapping = tomllib.loads(text)
@@ -93,7 +93,7 @@ def _with_base(recipe: str, package: str, above: tuple[str, ...]) -> dict[str, A
 
 
 def _joined(below: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` laid over `below`, tables key by key."""
+    """Lay `over` over `below`, tables key by key."""
     result = dict(below)
     for key, value in over.items():
         there = result.get(key)
@@ -113,7 +113,7 @@ def _read(recipe: str, package: str) -> str:
             raise RecipeError(f"cannot read the recipe {recipe}: {error}.") from None
     known = names(package)
     if recipe not in known:
-        _tell_stage(recipe, package)
+        _check_stage(recipe, package)
         raise RecipeError(
             f"there is no recipe {recipe!r}. {nearest(recipe, known)} "
             "A path that ends in .toml is a recipe of your own."
@@ -121,11 +121,11 @@ def _read(recipe: str, package: str) -> str:
     return (resources.files(package) / "recipes" / f"{recipe}.toml").read_text(encoding="utf-8")
 
 
-def _tell_stage(recipe: str, package: str) -> None:
-    """Several students share a cache, so a recipe of stage 2 may have none of its name in stage 1.
+def _check_stage(recipe: str, package: str) -> None:
+    """Refuse a recipe of the other stage: several students share a cache, and so its recipe.
 
     Raises:
-        RecipeError: It is a recipe of the other stage.
+        RecipeError: `recipe` belongs to the other stage.
     """
     if package == "pipeline" and recipe in names("train"):
         cache = read(recipe, "train").get("cache_recipe", recipe)
@@ -158,58 +158,58 @@ def _override(mapping: dict[str, Any], item: str) -> None:
 
 
 def nearest(key: str, known: Iterable[str]) -> str:
-    """What a message says of a key or name that is not among the known ones."""
+    """List the known names for an error message, the one nearest to `key` first."""
     known = list(known)
     near = difflib.get_close_matches(key, known, n=1)
     guess = f"Did you mean {near[0]!r}? " if near else ""
     return f"{guess}Known are: {', '.join(known)}."
 
 
-def _value(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the annotated type `hint`, or a RecipeError that says what was expected."""
+def _value(hint: Any, value: Any, context: str) -> Any:
+    """Convert `value` to the annotated type `hint`; RecipeError when it is of another."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if not isinstance(value, Mapping):
-            raise RecipeError(f"{where}: expected a table, found {value!r}.")
-        return build(hint, value, where)
+            raise RecipeError(f"{context}: expected a table, found {value!r}.")
+        return build(hint, value, context)
     if origin is tuple:
-        return _tuple(args, value, where)
+        return _tuple(args, value, context)
     if origin is Literal:
         if value not in args:
-            raise RecipeError(f"{where}: {value!r} is not one of {', '.join(map(repr, args))}.")
+            raise RecipeError(f"{context}: {value!r} is not one of {', '.join(map(repr, args))}.")
         return value
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in args:
             return None
-        return _value(next(a for a in args if a is not type(None)), value, where)
-    return _scalar(hint, value, where)
+        return _value(next(a for a in args if a is not type(None)), value, context)
+    return _scalar(hint, value, context)
 
 
-def _tuple(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+def _tuple(args: tuple[Any, ...], value: Any, context: str) -> tuple[Any, ...]:
     if not isinstance(value, (list, tuple)):
-        raise RecipeError(f"{where}: expected a list, found {value!r}.")
+        raise RecipeError(f"{context}: expected a list, found {value!r}.")
     if args[-1] is Ellipsis:
         args = (args[0],) * len(value)
     if len(value) != len(args):
-        raise RecipeError(f"{where}: expected {len(args)} values, found {len(value)}.")
+        raise RecipeError(f"{context}: expected {len(args)} values, found {len(value)}.")
     return tuple(
-        _value(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True))
+        _value(a, v, f"{context}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True))
     )
 
 
-def _scalar(hint: Any, value: Any, where: str) -> Any:
+def _scalar(hint: Any, value: Any, context: str) -> Any:
     if hint is float and type(value) is int:
         if abs(value) > 2**1000:
-            raise RecipeError(f"{where}: a number of that size cannot be.")
+            raise RecipeError(f"{context}: the number is too large.")
         return float(value)
     if hint is str and type(value) is str and not value.isprintable():
-        raise RecipeError(f"{where}: {value!r} has characters that cannot be printed.")
+        raise RecipeError(f"{context}: {value!r} has characters that cannot be printed.")
     if type(value) is not hint:
-        raise RecipeError(f"{where}: expected {hint.__name__}, found {value!r}.")
+        raise RecipeError(f"{context}: expected {hint.__name__}, found {value!r}.")
     return value
 
 
 def check(holds: bool, message: str) -> None:
-    """ValueError when a value of a dataclass cannot be; `build` says where it stood."""
+    """Raise ValueError unless `holds`; `build` prepends the key of the value."""
     if not holds:
         raise ValueError(message + ".")

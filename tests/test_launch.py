@@ -126,7 +126,7 @@ def test_ranks_of_one_machine_take_a_gpu_each_and_share_the_cores(
     monkeypatch.setattr(launch, "log", log)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     monkeypatch.setattr(launch, "_on", asked.append)
-    monkeypatch.setattr(threads, "_most", 8)
+    monkeypatch.setattr(threads, "_max_cores", 8)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
     launch.engine(Task(6, 8, 2, 4, 6, "torchrun", "torchrun"), None, None)
     assert asked == ["cuda:2"]

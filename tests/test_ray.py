@@ -58,7 +58,7 @@ def test_a_node_that_does_not_see_the_cache_says_so(
 ) -> None:
     recipe: Any = None
     monkeypatch.setattr(engine, "log", logging.getLogger("an actor's"))
-    monkeypatch.setattr(threads, "_most", threads._most)
+    monkeypatch.setattr(threads, "_max_cores", threads._max_cores)
     answer = Maker().make(Job(recipe, "", (), str(tmp_path / "c")), 1, None, 1, [Group(0, (0,))])
     assert "does not see the cache" in str(answer.error)
 

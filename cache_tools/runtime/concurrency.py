@@ -1,4 +1,4 @@
-"""Work on many items over a network: a few in flight, none begun after a request to stop."""
+"""Bounded concurrency over a network: a few items in flight, none begun after a stop request."""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -10,25 +10,25 @@ from cache_tools.runtime.signals import StopRequest
 T = TypeVar("T")
 R = TypeVar("R")
 JOBS = 8
-"""Parts in flight at once where nothing else is said."""
+"""Default number of parts in flight."""
 _MEMORY = 2**30
 
 
-def max_in_flight(jobs: int, each: int) -> int:
-    """How many pieces of work of `each` bytes fit into a gigabyte, at most `jobs`."""
-    return max(1, min(jobs, _MEMORY // max(each, 1)))
+def max_in_flight(jobs: int, item_bytes: int) -> int:
+    """Return the number of items of `item_bytes` each that fit into a gigabyte, at most `jobs`."""
+    return max(1, min(jobs, _MEMORY // max(item_bytes, 1)))
 
 
 def run_bounded(
     work: Callable[[T], R], items: Iterable[T], jobs: int, stop: StopRequest
 ) -> Iterator[tuple[T, Future[R]]]:
-    """Items with their futures, in the order in which they end.
+    """Run `work` on items in threads and yield them with their futures, in the order they end.
 
     Args:
-        work: What is done with an item, in a thread.
+        work: Function of an item; runs in a thread.
         items: The items.
-        jobs: How many are in flight.
-        stop: Asked before another item is begun.
+        jobs: Number of items in flight.
+        stop: Polled before each item; once requested, no further item is begun.
     """
     queue, running = iter(items), dict[Future[R], T]()
     with ThreadPoolExecutor(jobs, thread_name_prefix="flight") as pool:

@@ -24,11 +24,11 @@ from rich.text import Text
 log = logging.getLogger("kdcache")
 _LOG_SECONDS = 30.0
 bars = True
-"""Whether this process may draw on the terminal; workers of another process may not."""
+"""Permission of this process to draw on the terminal; its workers have none."""
 
 
 class Advance(Protocol):
-    """Says how far the work is."""
+    """Progress callback of `bar`."""
 
     def __call__(self, count: int, note: str = "", /) -> None:
         """Count units just done; a note stays beside the bar until the next one."""
@@ -48,16 +48,16 @@ def bar(label: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
     """Show progress while the body runs.
 
     On a terminal this is a bar with rate and remaining time; elsewhere (a log file) a line every
-    half minute. Work that was already done before this run does not count into the rate.
+    half minute. Units of an earlier run do not count into the rate.
 
     Args:
-        label: What is going on.
+        label: Name of the work.
         total: Units in all.
         unit: Name of the units, plural.
         done: Units done by an earlier run.
 
     Yields:
-        A function to call with the number of units just done and, if there is one, a note.
+        Callback for the number of units just done and, optionally, a note.
     """
     if not (bars and sys.stderr.isatty() and log.isEnabledFor(logging.INFO)):
         with _logged(label, total, unit, done) as advance:

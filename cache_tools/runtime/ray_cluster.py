@@ -1,7 +1,7 @@
-"""A cluster of Ray, joined or started: what both stages do before they hand out work.
+"""Join or start a Ray cluster, for both stages.
 
-Ray itself waits for minutes, deaf to Ctrl-C, for a cluster that is not there; so somebody knocks
-first.
+Ray itself waits for minutes, deaf to Ctrl-C, for a cluster that is not there; so the address is
+checked by a plain TCP connection first.
 """
 
 import logging
@@ -12,17 +12,17 @@ from typing import Any
 
 from cache_tools.errors import UsageError
 
-_PATIENCE = 10.0
+_TIMEOUT = 10.0
 """Seconds for a cluster's head to answer."""
 
 
 def join(ray: Any, address: str | None = None, quiet: bool = False) -> None:
-    """Join the cluster at an address or where RAY_ADDRESS says, else start one on this machine.
+    """Join the cluster at an address or at $RAY_ADDRESS, else start one on this machine.
 
     Args:
-        ray: The package.
+        ray: The `ray` package.
         address: HOST:PORT, ray://HOST:PORT or auto.
-        quiet: Whether what its processes write stays in Ray's logs.
+        quiet: Keep the output of its processes in Ray's logs.
 
     Raises:
         UsageError: There is no cluster.
@@ -43,7 +43,7 @@ def join(ray: Any, address: str | None = None, quiet: bool = False) -> None:
 
 
 def check_reachable(address: str) -> None:
-    """OSError when nobody listens at an address that names a host and a port."""
+    """Connect once; OSError when nothing listens at an address with a host and a port."""
     if found := re.fullmatch(r"(?:ray://)?\[?([^\[\]/]+?)\]?:(\d+)", address):
         host, port = found.groups()
-        socket.create_connection((host, int(port)), _PATIENCE).close()
+        socket.create_connection((host, int(port)), _TIMEOUT).close()

@@ -1,6 +1,6 @@
-"""Ctrl-C, SIGTERM and SIGUSR1 as a question that a long loop answers between two steps.
+"""Turn SIGINT, SIGTERM and SIGUSR1 into a flag that long loops poll between two steps.
 
-SIGUSR1 is what `sbatch --signal=USR1@60` sends ahead of the end of a job's time.
+`sbatch --signal=USR1@60` sends SIGUSR1 ahead of the end of a job's time.
 """
 
 import signal
@@ -12,10 +12,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopRequest:
-    """While the body runs, the first signal sets `requested`; a second one interrupts at once."""
+    """Context in which the first signal sets `requested`, and a second one interrupts at once."""
 
     received = ""
-    """Name of the signal that came."""
+    """Name of the first signal, "" before."""
 
     def __init__(self) -> None:
         self.requested = False

@@ -1,7 +1,7 @@
-"""Names that came from a stranger, as text that can be drawn, printed and put into a page.
+"""Untrusted names as text that can be drawn, printed and put into a page.
 
-A class folder or a key may be called anything: line breaks, escape codes of a terminal, marks that
-turn the direction of what follows, bytes that are no text. Such characters are shown as U+FFFD.
+The name of a class folder or a key may contain anything: line breaks, escape codes of a terminal,
+marks that turn the writing direction, bytes that are no text. Such characters become U+FFFD.
 """
 
 from typing import Any
@@ -9,17 +9,19 @@ from unicodedata import category
 
 _SPACES = str.maketrans("\n\r\t", "   ")
 _JOINERS = "\u200c\u200d"
-"""Format characters that words of some languages and emoji are written with."""
+"""Format characters of some scripts and of emoji."""
 
 
 def printable(text: str) -> str:
-    """The text with a mark for each character that is not for the eye."""
+    """Replace each unprintable character by U+FFFD, and line breaks by spaces."""
     text = text.translate(_SPACES)
-    return text if text.isprintable() else "".join(c if _seen(c) else "\ufffd" for c in text)
+    return (
+        text if text.isprintable() else "".join(c if _is_printable(c) else "\ufffd" for c in text)
+    )
 
 
 def printable_json(value: Any) -> Any:
-    """The same for every text in what JSON can hold."""
+    """Apply `printable` to every string of a JSON value, keys included."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, dict):
@@ -27,5 +29,5 @@ def printable_json(value: Any) -> Any:
     return [printable_json(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def _seen(character: str) -> bool:
+def _is_printable(character: str) -> bool:
     return character.isprintable() or character in _JOINERS or category(character) == "Zs"

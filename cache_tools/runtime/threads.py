@@ -1,31 +1,30 @@
-"""How many threads to use, by rule, and what to tell the user about it."""
+"""Number of threads, by rule, with the reason for the log."""
 
 import os
 
 SMALL_VIEW = 64
-
-
-_most = 2**16
+"""Views of at most so many pixels on a side run on one torch thread."""
+_max_cores = 2**16
 
 
 def cpu_count() -> int:
-    """Processor cores this process may use."""
+    """Count the processor cores that this process may use."""
     here = (
         os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     )
-    return min(len(here), _most)
+    return min(len(here), _max_cores)
 
 
 def limit(cores: int) -> None:
-    """Use at most so many cores, as one of several processes that share a machine."""
-    global _most  # noqa: PLW0603 - a fact about the process
-    _most = max(1, cores)
+    """Limit this process to `cores`, as one of several that share a machine."""
+    global _max_cores  # noqa: PLW0603 - a fact about the process
+    _max_cores = max(1, cores)
 
 
 def for_torch(view_size: int) -> tuple[int, str]:
-    """Threads for a network on the CPU, and the reason in words.
+    """Choose the number of threads for a network on the CPU, with the reason for the log.
 
-    On pictures of at most 64 pixels an operation is over before a second thread has woken up: two
+    On images of at most 64 pixels an operation is over before a second thread has woken up: two
     threads on a busy two-core machine were measured many times slower than one.
     """
     if view_size <= SMALL_VIEW:
