@@ -50,8 +50,7 @@ from pipeline import recipe as recipes
 from pipeline.run import run as make
 from pipeline.teacher.online import Ask, online
 from train import recipe as training
-from train import run_dir
-from train.run_dir import Inputs
+from train.data.inputs import Inputs, open_inputs
 
 RATES = (2e-3, 4e-3, 8e-3)
 CHOOSING_SEEDS = (100, 101)
@@ -124,7 +123,7 @@ def trial(
     def cache(file: str, changes: tuple[str, ...]) -> Inputs:
         recipe = recipes.load("digits", (*shared, *changes))
         make(recipe, str(data), str(teacher), work / file, "cpu")
-        return run_dir.open_inputs(work / file, None)
+        return open_inputs(work / file, None)
 
     inputs, clean = cache("views.zarr", changes), cache("clean.zarr", ("num_views=1", *CLEAN))
     words = stored(inputs.store)

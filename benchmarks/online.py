@@ -64,10 +64,10 @@ from train import recipe as training
 from train import run_dir
 from train.data import native_loader
 from train.data.device_batch import Input
+from train.data.inputs import Inputs, open_inputs
 from train.evaluate.accuracy import evaluate
 from train.loss.task import CachedDistillationTask, Supervision
 from train.recipe import TrainRecipe
-from train.run_dir import Inputs
 from train.trainer import factory, loop, student
 
 F8 = NDArray[np.float64]
@@ -109,7 +109,7 @@ def train(
             stack.enter_context(put(native_loader.Replay, "_targets", saying(words)))
         if nudge:
             stack.enter_context(put(student, "create_student", nudged))
-        run_dir.begin(out, recipe, silent, fresh=False)
+        run_dir.init_run(out, recipe, silent, fresh=False)
         loop.train(recipe, silent, out, CPU, ask)
         return Student(torch.stack(losses).double().numpy(), accuracy(out, recipe, inputs))
 
@@ -216,7 +216,7 @@ def study(
     for number, (arm, small) in enumerate(CACHED.items()):
         path = work / f"{number}.zarr"
         make(recipes.load("digits", [*changes, *small]), str(data), str(teacher), path, "cpu")
-        opened[arm] = run_dir.open_inputs(path, None)
+        opened[arm] = open_inputs(path, None)
     inputs = opened["cached"]
     ask = online(inputs.store, str(teacher), CPU)
     words = exact(inputs.store, inputs.images, ask)

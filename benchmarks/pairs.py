@@ -18,9 +18,8 @@ from pipeline import recipe as recipes
 from pipeline.run import run as make
 from pipeline.teacher.online import Ask, online
 from train import recipe as training
-from train import run_dir
+from train.data.inputs import Inputs, open_inputs
 from train.recipe import TrainRecipe
-from train.run_dir import Inputs
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def prepare(pair: Pair, device: torch.device, work: Path) -> Bench:
         epochs=1, views_per_epoch=1, repeats=1, accumulate=1, task_loss_weight=0.0, ema_decay=0.0,
         warmup_epochs=0, compile=False,
     )  # fmt: skip
-    inputs = replace(run_dir.open_inputs(store.path, None), validation=None)
+    inputs = replace(open_inputs(store.path, None), validation=None)
     return Bench(pair, inputs, trained, online(inputs.store, teacher, device), device)
 
 

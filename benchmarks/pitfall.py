@@ -42,8 +42,7 @@ from cache_tools.data.open import open_images
 from pipeline import recipe as recipes
 from pipeline.run import run as make
 from train import recipe as training
-from train import run_dir
-from train.run_dir import Inputs
+from train.data.inputs import Inputs, open_inputs
 
 NAME = "fashion"
 SIZES = (96, 960, 9600)
@@ -94,7 +93,7 @@ def cell(size: int, kind: str, teacher: Path, work: Path, source: Path | None) -
         *VIEWS[kind],
     )
     make(recipes.load("digits", changes), str(data), str(teacher), cache, "cpu")
-    inputs = run_dir.open_inputs(cache, None)
+    inputs = open_inputs(cache, None)
     choose = open_images(f"{data}/{NAME}-choose-*.tar", "validation")
     return Cell(inputs, replace(inputs, validation=choose), size)
 

@@ -88,7 +88,7 @@ def turn(bench: Bench, contestant: str) -> Turn:
     recipe = replace(bench.recipe, mode=MODES[contestant])
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
-        run_dir.begin(out, recipe, bench.inputs, fresh=False)
+        run_dir.init_run(out, recipe, bench.inputs, fresh=False)
         ask = bench.ask if contestant == "online" else None
         with mock.patch.object(progress, "bar", clock.bar):
             result = loop.train(recipe, bench.inputs, out, bench.device, ask)

@@ -108,7 +108,7 @@ def turn(bench: Bench, count: int, ask: Any = None) -> Turn:
             for i in range(count)
         ]
         for out, recipe in students:
-            run_dir.begin(out, recipe, bench.inputs, fresh=False)
+            run_dir.init_run(out, recipe, bench.inputs, fresh=False)
         with mock.patch.object(progress, "bar", clock.bar):
             results = loop.train_cohort(students, bench.inputs, bench.device, ask)
     result = results[0]

@@ -17,6 +17,7 @@ from cache_tools.spec.targets import TargetSpec
 from cache_tools.targets import dense
 from train import recipe as recipes
 from train import run_dir
+from train.data.inputs import Inputs, open_inputs
 from train.data.native_loader import Replay
 from train.loss import losses, targets
 from train.loss.targets import SoftTargets
@@ -39,25 +40,25 @@ def recipe_of(name: str) -> TrainRecipe:
 
 
 @pytest.fixture(scope="module")
-def inputs(made: Path) -> run_dir.Inputs:
-    whole = run_dir.open_inputs(made, None)
+def inputs(made: Path) -> Inputs:
+    whole = open_inputs(made, None)
     assert whole.validation is not None
     return replace(whole, validation=whole.validation.subset(np.arange(64)))
 
 
 def cohort(
-    names: Sequence[str], inputs: run_dir.Inputs, folder: Path, **more: TrainRecipe
+    names: Sequence[str], inputs: Inputs, folder: Path, **more: TrainRecipe
 ) -> list[dict[str, Any] | NonFinite]:
     """Train, or go on, together."""
     students = [(folder / name, more.get(name) or recipe_of(name)) for name in names]
     for out, recipe in students:
-        run_dir.begin(out, recipe, inputs, fresh=False)
+        run_dir.init_run(out, recipe, inputs, fresh=False)
     todo = [one for one in students if not (one[0] / "result.json").exists()]
     return loop.train_cohort(todo, inputs, CPU)
 
 
 @pytest.fixture(scope="module")
-def alone(inputs: run_dir.Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def alone(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every student by itself."""
     folder = tmp_path_factory.mktemp("alone")
     for name in STUDENTS:
@@ -65,8 +66,8 @@ def alone(inputs: run_dir.Inputs, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-def loop_alone(name: str, inputs: run_dir.Inputs, folder: Path) -> None:
-    run_dir.begin(folder / name, recipe_of(name), inputs, fresh=False)
+def loop_alone(name: str, inputs: Inputs, folder: Path) -> None:
+    run_dir.init_run(folder / name, recipe_of(name), inputs, fresh=False)
     loop.train(recipe_of(name), inputs, folder / name, CPU)
 
 
@@ -93,7 +94,7 @@ def differences(a: Path, b: Path) -> list[str]:
 
 
 def test_each_student_of_a_cohort_is_the_one_that_trains_alone(
-    inputs: run_dir.Inputs, alone: Path, tmp_path: Path
+    inputs: Inputs, alone: Path, tmp_path: Path
 ) -> None:
     results = cohort([*STUDENTS], inputs, tmp_path)
     for name, result in zip(STUDENTS, results, strict=True):
@@ -112,7 +113,7 @@ def test_each_student_of_a_cohort_is_the_one_that_trains_alone(
 
 
 def test_a_cohort_that_is_stopped_after_every_step_and_whose_students_are_apart(
-    inputs: run_dir.Inputs, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    inputs: Inputs, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """First two students, later three: each goes on from where it is."""
     monkeypatch.setattr(StopRequest, "requested", True, raising=False)
@@ -130,7 +131,7 @@ def test_a_cohort_that_is_stopped_after_every_step_and_whose_students_are_apart(
 
 
 def test_a_student_that_diverges_leaves_and_the_others_go_on(
-    inputs: run_dir.Inputs, alone: Path, tmp_path: Path
+    inputs: Inputs, alone: Path, tmp_path: Path
 ) -> None:
     explodes = recipes.load("digits", [*FAST, "opt=sgd", "lr=1e30"])
     names = ["vit", "explodes", "efficientnet"]
@@ -143,7 +144,7 @@ def test_a_student_that_diverges_leaves_and_the_others_go_on(
 
 
 def test_a_batch_is_made_once_for_all(
-    inputs: run_dir.Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, batch = [], Replay._batch
 
@@ -156,7 +157,7 @@ def test_a_batch_is_made_once_for_all(
     assert len(made) == 10
 
 
-def test_a_stream_has_all_that_decides_what_is_seen(inputs: run_dir.Inputs) -> None:
+def test_a_stream_has_all_that_decides_what_is_seen(inputs: Inputs) -> None:
     base = recipes.load("digits", FAST)
     other = {"batch_size": 20, "num_views": 3, "seed": 1, "view_order": "shuffle", "accumulate": 2}
     assert len({replace(base, **{key: value}).stream for key, value in other.items()}) == 5
@@ -198,7 +199,7 @@ def test_fewer_classes_at_replay_are_fewer_classes_in_the_cache() -> None:
         )
 
 
-def test_fewer_views_than_the_cache_has(inputs: run_dir.Inputs) -> None:
+def test_fewer_views_than_the_cache_has(inputs: Inputs) -> None:
     with pytest.raises(UsageError, match="num_views=5 cannot be shown: the cache has 4 views"):
         plan.check(recipes.load("digits", ["num_views=5"]), 4)
     assert inputs.num_views(recipes.load("digits", ["num_views=3"])) == 3

@@ -24,6 +24,7 @@ from cache_tools.store.sampling import spread
 from cache_tools.targets import dense
 from train import recipe as recipes
 from train import run_dir
+from train.data.inputs import open_inputs
 from train.data.native_loader import Replay
 from train.data.schedule import Schedule
 from train.evaluate import agreement, models
@@ -39,8 +40,8 @@ CPU = torch.device("cpu")
 def finished(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A student of the mixed cache, and its moving average."""
     out = tmp_path_factory.mktemp("run") / "run"
-    recipe, inputs = recipes.load("digits", FAST), run_dir.open_inputs(made, None)
-    run_dir.begin(out, recipe, inputs, fresh=False)
+    recipe, inputs = recipes.load("digits", FAST), open_inputs(made, None)
+    run_dir.init_run(out, recipe, inputs, fresh=False)
     loop.train(recipe, inputs, out, CPU)
     return out
 

@@ -17,6 +17,7 @@ from cache_tools.data.open import open_images
 from cache_tools.render import decode
 from train import recipe as recipes
 from train import run_dir
+from train.data.inputs import open_inputs
 from train.export import export
 from train.trainer import loop
 
@@ -27,8 +28,8 @@ Command = Callable[..., Outcome]
 @pytest.fixture(scope="module")
 def finished(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run") / "run"
-    recipe, inputs = recipes.load("digits", FAST), run_dir.open_inputs(made, None)
-    run_dir.begin(out, recipe, inputs, fresh=False)
+    recipe, inputs = recipes.load("digits", FAST), open_inputs(made, None)
+    run_dir.init_run(out, recipe, inputs, fresh=False)
     loop.train(recipe, inputs, out, torch.device("cpu"))
     return out
 

@@ -26,6 +26,7 @@ from cache_tools.runtime import progress
 from cache_tools.runtime.signals import StopRequest
 from train import recipe as recipes
 from train import run_dir
+from train.data.inputs import Inputs, open_inputs
 from train.distributed import ALONE, World
 from train.trainer import checkpoint, log, loop, trackers
 
@@ -50,14 +51,14 @@ def board(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 @functools.cache
-def opened(made: Path) -> run_dir.Inputs:
-    return run_dir.open_inputs(made, None)
+def opened(made: Path) -> Inputs:
+    return open_inputs(made, None)
 
 
 def begin(made: Path, out: Path, *also: str) -> None:
     """Train, or go on, in this process; KeyboardInterrupt where the run is stopped."""
     recipe, inputs = recipes.load("digits", FAST), opened(made)
-    run_dir.begin(out, recipe, inputs, fresh=False)
+    run_dir.init_run(out, recipe, inputs, fresh=False)
     loop.train(recipe, inputs, out, torch.device("cpu"), also=also)
 
 
@@ -276,11 +277,11 @@ def test_every_student_of_a_cohort_is_a_run_of_its_own(
 ) -> None:
     wandb = Fake("offline", known=False)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    inputs = run_dir.open_inputs(made, None)
+    inputs = open_inputs(made, None)
     recipe = recipes.load("digits", ["epochs=1", "views_per_epoch=1", "batch_size=50"])
     students = [(tmp_path / f"T{t}", replace(recipe, temperature=t)) for t in (1.0, 4.0)]
     for out, each in students:
-        run_dir.begin(out, each, inputs, fresh=False)
+        run_dir.init_run(out, each, inputs, fresh=False)
     loop.train_cohort(students, inputs, torch.device("cpu"), also=("wandb",))
     assert [one.options["config"]["temperature"] for one in wandb.runs] == [1.0, 4.0]
     assert [one.exit_code for one in wandb.runs] == [0, 0]

@@ -17,6 +17,7 @@ from train import recipe as training
 from train import run_dir
 from train.data import native_loader
 from train.data.device_batch import said_now
+from train.data.inputs import Inputs, open_inputs
 from train.trainer import loop
 
 FAST = ["epochs=2", "views_per_epoch=2", "batch_size=40", "ema_decay=0.0"]
@@ -29,12 +30,12 @@ def test_the_curves_agree_to_rounding(
     """With the teacher's exact words of stage 1 in place of codes, batches of 32 against 40."""
     store = make(recipes.load("digits", MIXED), str(digits), str(teacher), tmp_path / "c", "cpu")
     ask = online(store, str(teacher), torch.device("cpu"))
-    inputs = run_dir.open_inputs(tmp_path / "c", None)
+    inputs = open_inputs(tmp_path / "c", None)
     curves = {}
     for mode in ("online", "kd"):
         recipe = training.load("digits", [*FAST, f"mode={mode}"])
         out = tmp_path / mode
-        run_dir.begin(out, recipe, inputs, fresh=False)
+        run_dir.init_run(out, recipe, inputs, fresh=False)
         if mode == "kd":
             monkeypatch.setattr(native_loader.Replay, "_targets", exact_targets(store, inputs, ask))
         loop.train(recipe, inputs, out, torch.device("cpu"), ask if mode == "online" else None)
@@ -43,7 +44,7 @@ def test_the_curves_agree_to_rounding(
 
 
 def exact_targets(
-    store: object, inputs: run_dir.Inputs, ask: object
+    store: object, inputs: Inputs, ask: object
 ) -> Callable[..., codec.DecodedTargets]:
     """What the teacher says of every view, in the table's order, not rounded."""
     said = {view: words(store, inputs, ask, view) for view in range(4)}

@@ -21,6 +21,7 @@ from pipeline.planning import plan as planning
 from pipeline.run import run as make_cache
 from train import recipe as training
 from train import run_dir
+from train.data.inputs import open_inputs
 from train.loss.task import CachedDistillationTask
 from train.recipe import TrainRecipe
 from train.trainer import checkpoint, factory, loop
@@ -238,7 +239,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, pictures: Path, teacher: Pat
 
 def two_updates(recipe: TrainRecipe, cache: Path, out: Path, keep: bool) -> list[float]:
     """The losses of the first two updates of a recipe, all of its epochs being still to come."""
-    inputs, losses = run_dir.open_inputs(cache, None), []
+    inputs, losses = open_inputs(cache, None), []
     forward = CachedDistillationTask.forward
 
     def watched(task: CachedDistillationTask, *batch: object) -> dict[str, torch.Tensor]:
@@ -254,7 +255,7 @@ def two_updates(recipe: TrainRecipe, cache: Path, out: Path, keep: bool) -> list
         if not keep:
             patch.setattr(checkpoint, "save", lambda *_: None)
         factory.check(recipe, inputs.num_classes, inputs.store.spec.views.size)
-        run_dir.begin(out, recipe, inputs, fresh=False)
+        run_dir.init_run(out, recipe, inputs, fresh=False)
         with pytest.raises(KeyboardInterrupt):
             loop.train(recipe, inputs, out, torch.device("cpu"))
     return losses

@@ -28,6 +28,7 @@ from pipeline import recipe as stage1
 from pipeline.run import run as make_cache
 from train import recipe as recipes
 from train import run_dir
+from train.data.inputs import open_inputs
 from train.report import history, run_facts
 from train.trainer import loop
 
@@ -59,8 +60,8 @@ class Page(HTMLParser):
 
 def student(cache: Path, out: Path) -> Path:
     recipe = recipes.load("digits", ["epochs=2", "views_per_epoch=2", "batch_size=20"])
-    inputs = run_dir.open_inputs(cache, None)
-    run_dir.begin(out, recipe, inputs, fresh=False)
+    inputs = open_inputs(cache, None)
+    run_dir.init_run(out, recipe, inputs, fresh=False)
     loop.train(recipe, inputs, out, torch.device("cpu"))
     return out
 

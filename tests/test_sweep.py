@@ -26,9 +26,9 @@ from cache_tools.cli import main
 from cache_tools.errors import KdcacheError, RecipeError, UsageError
 from cache_tools.store import info
 from train import recipe as recipes
-from train import run_dir
 from train.api import fit
 from train.cli import sweep as command
+from train.data.inputs import open_inputs
 from train.sweep import cohorts, cost, grid, plot, ray_tune, table
 from train.sweep import runner as sweeps
 from train.sweep.cohorts import MemoryEstimate
@@ -216,7 +216,7 @@ def test_what_a_student_takes_is_measured() -> None:
 
 
 def opened(made: Path, text: Path, out: Path, **more: Any) -> sweeps.Sweep:
-    inputs = run_dir.open_inputs(made, None)
+    inputs = open_inputs(made, None)
     return sweeps.Sweep(tuple(grid.load(str(text))), inputs, out, CPU, **more)
 
 

@@ -132,13 +132,14 @@ def test_a_checkpoint_in_the_middle_of_an_epoch_is_exact(
     from cache_tools.runtime.signals import StopRequest
     from train import recipe as recipes
     from train import run_dir
+    from train.data.inputs import open_inputs
     from train.trainer import loop
 
     monkeypatch.setattr(StopRequest, "requested", True, raising=False)
     monkeypatch.setattr(StopRequest, "__init__", lambda self: setattr(self, "_before", {}))
-    recipe, inputs = recipes.load("digits", FAST), run_dir.open_inputs(made, None)
+    recipe, inputs = recipes.load("digits", FAST), open_inputs(made, None)
     out, stops = tmp_path / "run", 0
-    run_dir.begin(out, recipe, inputs, fresh=False)
+    run_dir.init_run(out, recipe, inputs, fresh=False)
     while not (out / "result.json").exists():
         try:
             loop.train(recipe, inputs, out, torch.device("cpu"))
@@ -295,18 +296,19 @@ def test_stopped_between_updates_and_with_a_broken_last_checkpoint_it_is_still_e
     from cache_tools.runtime.signals import StopRequest
     from train import recipe as recipes
     from train import run_dir
+    from train.data.inputs import open_inputs
     from train.trainer import checkpoint, loop
 
     recipe, inputs = (
         recipes.load("digits", [*FAST, "accumulate=2"]),
-        run_dir.open_inputs(made, None),
+        open_inputs(made, None),
     )
-    run_dir.begin(tmp_path / "undisturbed", recipe, inputs, fresh=False)
+    run_dir.init_run(tmp_path / "undisturbed", recipe, inputs, fresh=False)
     loop.train(recipe, inputs, tmp_path / "undisturbed", torch.device("cpu"))
     monkeypatch.setattr(StopRequest, "requested", True, raising=False)
     monkeypatch.setattr(StopRequest, "__init__", lambda self: setattr(self, "_before", {}))
     out, stops = tmp_path / "run", 0
-    run_dir.begin(out, recipe, inputs, fresh=False)
+    run_dir.init_run(out, recipe, inputs, fresh=False)
     while not (out / "result.json").exists():
         try:
             loop.train(recipe, inputs, out, torch.device("cpu"))

@@ -14,7 +14,7 @@ from timm.models import save_for_hf
 from cache_tools.data.images import Images
 from cache_tools.data.open import open_images
 from cache_tools.errors import CacheMismatch
-from train import run_dir
+from train.data.inputs import align_labels
 
 Command = Callable[..., Outcome]
 
@@ -30,7 +30,7 @@ def test_a_split_without_pictures_of_a_class_keeps_its_numbers(tmp_path: Path) -
     train = folder(tmp_path, "train", "ant", "bee", "cow")
     validation = folder(tmp_path, "val", "ant", "cow")
     assert validation.label_N.tolist() == [0, 1]
-    alike = run_dir.numbered_alike(validation, train.class_names)
+    alike = align_labels(validation, train.class_names)
     assert alike.label_N.tolist() == [0, 2]
     assert alike.class_names == ("ant", "bee", "cow")
     assert alike.read(1) == validation.read(1)
@@ -39,7 +39,7 @@ def test_a_split_without_pictures_of_a_class_keeps_its_numbers(tmp_path: Path) -
 def test_a_class_that_was_never_trained_is_refused(tmp_path: Path) -> None:
     train = folder(tmp_path, "train", "ant", "cow")
     with pytest.raises(CacheMismatch, match="class folder 'bee'"):
-        run_dir.numbered_alike(folder(tmp_path, "val", "ant", "bee"), train.class_names)
+        align_labels(folder(tmp_path, "val", "ant", "bee"), train.class_names)
 
 
 def test_train_and_eval_number_the_validation_split_alike(tmp_path: Path, kdcache: Command) -> None:

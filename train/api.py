@@ -59,17 +59,18 @@ def fit(
     from train import recipe as recipes
     from train import run_dir
     from train.data import native_loader
+    from train.data.inputs import open_inputs
     from train.distributed import pick
     from train.trainer import loop, validate
 
     loaded = recipe if isinstance(recipe, TrainRecipe) else recipes.load(recipe)
     if values:
         loaded = recipes.build({**asdict(loaded), **values}, "fit")
-    inputs, where = run_dir.open_inputs(cache, data), pick(device)
+    inputs, where = open_inputs(cache, data), pick(device)
     validate.check([loaded], inputs)
     validate.set_up(inputs, where)
     folder = Path(out)
-    result = run_dir.begin(folder, loaded, inputs, fresh=False)
+    result = run_dir.init_run(folder, loaded, inputs, fresh=False)
     if result is None:
         native_loader.check_all(inputs.members, inputs.images, inputs.present_N)
         told = None if on_epoch is None else lambda rows: on_epoch(rows[folder])

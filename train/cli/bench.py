@@ -75,15 +75,15 @@ def _measure(
 
     from cache_tools.runtime import threads
     from train import recipe as recipes
-    from train import run_dir
     from train.data import create_loader
     from train.data.device_batch import Input
+    from train.data.inputs import open_inputs
     from train.data.schedule import Schedule
     from train.distributed import ALONE, pick
     from train.trainer import factory, stage_profile
 
     loaded = recipes.load(name or "photos", overrides)
-    inputs = run_dir.open_inputs(cache, data)
+    inputs = open_inputs(cache, data)
     where, size = pick(device), inputs.store.spec.views.size
     if where.type == "cpu":
         torch.set_num_threads(threads.for_torch(size)[0])

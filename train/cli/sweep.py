@@ -99,7 +99,7 @@ def sweep(
         ray_tune.check()
     from timm.utils.distributed import is_distributed_env
 
-    from train import run_dir
+    from train.data.inputs import open_inputs
     from train.distributed import pick
     from train.sweep import runner as sweeps
     from train.trainer import trackers, validate
@@ -111,7 +111,7 @@ def sweep(
         )
     also = tuple(log_to or ())
     trackers.check(also)
-    inputs, where = run_dir.open_inputs(cache, data, weight), pick(device)
+    inputs, where = open_inputs(cache, data, weight), pick(device)
     if print_ is None:
         validate.set_up(inputs, where)
     everything = sweeps.Sweep(tuple(named), inputs, out, where, also, asha)

@@ -14,8 +14,8 @@ from cache_tools.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
+    from train.data.inputs import Inputs
     from train.recipe import Mode, TrainRecipe
-    from train.run_dir import Inputs
 
 log = logging.getLogger("kdcache")
 Device = Annotated[str | None, typer.Option(help="cuda, cuda:1, cpu; default: a GPU if any.")]
@@ -94,17 +94,18 @@ def train(
         raise UsageError("from which cache, and where to? Pass --cache CACHE and --out RUN.")
     from train import run_dir
     from train.data import native_loader
+    from train.data.inputs import open_inputs
     from train.distributed import join, leave
     from train.trainer import loop, trackers, validate
 
     also = tuple(log_to or ())
     trackers.check(also)
-    inputs = run_dir.open_inputs(cache, data, weight, allow_partial)
+    inputs = open_inputs(cache, data, weight, allow_partial)
     world, where = join(device)
     validate.set_up(inputs, where, world)
     results = _runs(loaded, out, seeds, against)
     validate.check([item for _, item in results], inputs)
-    there = [run_dir.begin(*one, inputs, fresh) if world.first else None for one in results]
+    there = [run_dir.init_run(*one, inputs, fresh) if world.first else None for one in results]
     begun = [(*one, result) for one, result in zip(results, world.of_first(there), strict=True)]
     if any(result is None for _, _, result in begun):
         native_loader.check_all(inputs.members, inputs.images, inputs.present_N)

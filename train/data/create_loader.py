@@ -12,11 +12,11 @@ from cache_tools.data.images import Images
 from cache_tools.errors import UsageError
 from cache_tools.spec.cache import CacheSpec
 from cache_tools.targets.mixture import Tail
+from train.data.inputs import Inputs
 from train.data.native_loader import Replay
 from train.data.schedule import Schedule
 from train.distributed import World
 from train.recipe import TrainRecipe
-from train.run_dir import Inputs
 
 log = logging.getLogger("kdcache")
 _WORTH = 2**16

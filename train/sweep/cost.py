@@ -22,9 +22,9 @@ import torch
 from cache_tools.errors import KdcacheError
 from cache_tools.runtime import progress, threads
 from train.data.device_batch import said_now
+from train.data.inputs import Inputs
 from train.data.native_loader import Replay
 from train.data.schedule import Schedule
-from train.run_dir import Inputs
 from train.sweep import cohorts
 from train.sweep.runner import Sweep
 

@@ -143,7 +143,7 @@ def _trial(config: dict[str, Any], settings: dict[str, Any], trials: list[list[A
     from ray import tune
 
     from train import recipe as recipes
-    from train import run_dir
+    from train.data.inputs import open_inputs
     from train.trainer import validate
 
     students = tuple(
@@ -152,7 +152,7 @@ def _trial(config: dict[str, Any], settings: dict[str, Any], trials: list[list[A
     )
     device = torch.device(settings["device"])
     threads.limit(settings["cores"])
-    inputs = run_dir.open_inputs(settings["caches"], settings["data"], settings["weights"])
+    inputs = open_inputs(settings["caches"], settings["data"], settings["weights"])
     validate.set_up(inputs, device)
     sweep = Sweep(students, inputs, Path(settings["out"]), device, tuple(settings["trackers"]))
     last = {_METRIC: float("-inf"), _EPOCH: max(one.recipe.epochs for one in students)}

@@ -24,7 +24,7 @@ from cache_tools.runtime import progress
 from cache_tools.runtime.signals import StopRequest
 from train import run_dir, run_state
 from train.data import native_loader
-from train.run_dir import Inputs
+from train.data.inputs import Inputs
 from train.run_state import FAILED, STOPPED, State
 from train.sweep import cohorts, grid
 from train.sweep.cohorts import MemoryEstimate
@@ -98,7 +98,7 @@ def prepare(
     if planned:
         native_loader.check_all(sweep.inputs.members, sweep.inputs.images, sweep.inputs.present_N)
     for student in sweep.students:
-        run_dir.begin(sweep.folder(student), student.recipe, sweep.inputs, fresh)
+        run_dir.init_run(sweep.folder(student), student.recipe, sweep.inputs, fresh)
         if student.name in estimates:
             run_dir.write_json(sweep.folder(student) / NEED, estimates[student.name].to_json())
     _log_plan(sweep, planned)

@@ -23,11 +23,11 @@ from cache_tools.runtime.signals import StopRequest
 from cache_tools.targets.mixture import Tail
 from train.data import create_loader
 from train.data.device_batch import Arrived, Ask, said_now
+from train.data.inputs import Inputs
 from train.data.schedule import Schedule
 from train.distributed import ALONE, World
 from train.evaluate.accuracy import Accuracy, evaluate_all
 from train.recipe import TrainRecipe
-from train.run_dir import Inputs
 from train.trainer.student import Learner, logging_to
 
 log = logging.getLogger("kdcache")
@@ -75,9 +75,9 @@ def train_cohort(  # noqa: PLR0912 - the one long function
     fewer epochs leaves early, and when a loss is no number its student leaves and the others go on.
 
     Args:
-        students: Folder of each run, prepared by `run.begin`, and what to do there; the recipes
+        students: Folder of each run, prepared by `run_dir.init_run`, and its recipe; the recipes
             agree in `TrainRecipe.stream`.
-        inputs: Cache and data, checked by `replay.check`.
+        inputs: Cache and data, checked by `native_loader.check`.
         device: Where to train.
         ask: The teacher in the loop, for mode online.
         world: The processes that train together.

@@ -28,12 +28,12 @@ from cache_tools.render import view as render
 from cache_tools.runtime import threads
 from cache_tools.views import draw
 from train.data.device_batch import Input
+from train.data.inputs import Inputs
 from train.data.native_loader import Batch, Replay
 from train.data.prefetch import Epochs, View
 from train.data.schedule import Schedule
 from train.loss.task import CachedDistillationTask
 from train.recipe import TrainRecipe
-from train.run_dir import Inputs
 from train.trainer.factory import create_optimizer, create_student
 
 _VIEWS, _PIECES = 256, 8

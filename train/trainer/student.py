@@ -24,6 +24,7 @@ from torch import nn
 from cache_tools.errors import NonFinite
 from train import run_dir
 from train.data.device_batch import Arrived, Input
+from train.data.inputs import Inputs
 from train.data.schedule import Schedule
 from train.distributed import World
 from train.evaluate.accuracy import Accuracy
@@ -31,7 +32,6 @@ from train.evaluate.crops import Frame, preprocessing
 from train.loss.targets import SoftTargets, most_probable
 from train.loss.task import CachedDistillationTask
 from train.recipe import TrainRecipe
-from train.run_dir import Inputs
 from train.trainer import checkpoint
 from train.trainer import log as logs
 from train.trainer.factory import create_optimizer, create_scheduler, create_student

@@ -8,9 +8,9 @@ import torch
 
 from cache_tools.errors import UsageError
 from cache_tools.runtime import threads
+from train.data.inputs import Inputs
 from train.distributed import ALONE, World
 from train.recipe import TrainRecipe
-from train.run_dir import Inputs
 from train.trainer import factory, plan
 
 log = logging.getLogger("kdcache")

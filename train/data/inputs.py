@@ -1,0 +1,131 @@
+"""Inputs of a run: one cache or several, the images they were made from, and a validation split.
+
+Opening checks that all of them belong together, so that nothing after it compares samples, views or
+class numbers again.
+
+Shapes: N samples.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_tools.data import match
+from cache_tools.data.images import Images
+from cache_tools.data.match import Coverage
+from cache_tools.data.open import has_split, open_images
+from cache_tools.errors import CacheMismatch, UsageError
+from cache_tools.spec.canonical import canonical_json, sha256
+from cache_tools.spec.dataset import NO_LABEL
+from cache_tools.store.aligned import Members, open_members
+from cache_tools.store.cache import Cache
+from cache_tools.verify import verify
+from train.recipe import TrainRecipe
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads."""
+
+    members: Members
+    """The cache, or several whose mixture is learned."""
+    images: Images
+    """Its data set, in the order of its sample table."""
+    validation: Images | None
+    """Labelled pictures to measure on, when the data set has them."""
+    source: str
+    """Where the data set lies."""
+    coverage: Coverage
+    """Which of the cache's samples it has."""
+
+    @property
+    def present_N(self) -> NDArray[np.bool_]:
+        """[N] which samples can be shown."""
+        return self.coverage.present_N
+
+    @property
+    def store(self) -> Cache:
+        """The cache to ask about samples and views: the same in all of them."""
+        return self.members.first
+
+    @property
+    def fingerprint(self) -> str:
+        """What result.json names: the fingerprint of the cache, or of all with their weights."""
+        if len(self.members.stores) == 1:
+            return self.store.spec.fingerprint
+        return sha256(canonical_json(self.shares))
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Fingerprint of each cache → its weight."""
+        return {member.cache: member.weight for member in self.members.specs}
+
+    def num_views(self, recipe: TrainRecipe) -> int:
+        """Views of a sample that a run shows: the recipe's, or all that there are."""
+        return recipe.num_views or self.members.num_views
+
+    @property
+    def num_classes(self) -> int:
+        """Length of the student's logits."""
+        return self.store.spec.teacher.num_classes
+
+
+def open_inputs(
+    cache: str | Path | Sequence[str | Path],
+    data: str | None,
+    weights: Sequence[float] | None = None,
+    partial: bool = False,
+) -> Inputs:
+    """Open a cache, or several that are to be mixed, and their data set.
+
+    Args:
+        cache: Folder, zip or URL of the cache, or of each.
+        data: The data set; None takes the place the cache was made from on this machine.
+        weights: How much each cache counts; None: all alike.
+        partial: Whether to train on those samples that the data set has.
+
+    Raises:
+        CacheMismatch: The caches are not of the same views, or not of these images.
+    """
+    members = open_members([cache] if isinstance(cache, str | Path) else cache, weights)
+    store = members.first
+    verify.check_replayable(store)
+    source = data or members.source
+    if not source:
+        raise UsageError(f"where are the images of {store.name}? Pass --data with their folder.")
+    opened = open_images(source, "train")
+    images, covered = match.join(store.table, store.spec.dataset, opened, partial)
+    validation = _validation(source, store, images.class_names)
+    return Inputs(members, images, validation, source, covered)
+
+
+def _validation(source: str, store: Cache, classes: tuple[str, ...]) -> Images | None:
+    """The labelled validation split, or None when there is none of the teacher's classes."""
+    if not store.spec.dataset.labels or not has_split(source, "validation"):
+        return None
+    images = open_images(source, "validation")
+    if NO_LABEL in images.label_N:
+        return None
+    if int(images.label_N.max()) >= store.spec.teacher.num_classes:
+        raise CacheMismatch(
+            f"the validation labels of {source} go up to {images.label_N.max()}, the cache has "
+            f"{store.spec.teacher.num_classes} classes. Point --data at the original data set."
+        )
+    return align_labels(images, classes)
+
+
+def align_labels(images: Images, classes: tuple[str, ...]) -> Images:
+    """The validation images with the numbers that the training split gives the class folders."""
+    if not classes or not images.class_names or images.class_names == classes:
+        return images
+    if strange := sorted({*images.class_names} - {*classes}):
+        raise CacheMismatch(
+            f"the validation split of {images.source} has the class folder {strange[0]!r}, the "
+            "training split has not. Point --data at a data set whose splits have the same classes."
+        )
+    number = np.array([classes.index(name) for name in images.class_names])
+    label = number[images.label_N].astype(images.label_N.dtype)
+    return replace(images, label_N=label, class_names=classes)
