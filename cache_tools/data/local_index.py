@@ -58,7 +58,7 @@ def _read_index(path: Path) -> TarIndex:
         found = path.stat()
         with path.open("rb") as file:
             index = tar_index.scan(file, str(path), checksums=False)
-    DiskCache().keep_index(_key(path, found), index.pack())
+    DiskCache().store_index(_key(path, found), index.pack())
     return index
 
 

@@ -185,7 +185,7 @@ def _digests(images: Images, numbers: I8, wanted: U8) -> U8:
     if not np.isin(_read(images, tried), wanted).any():
         return np.zeros(len(numbers), dtype=np.uint64)
     found = _read(images, numbers)
-    kept.keep_index(name, found.astype("<u8").tobytes())
+    kept.store_index(name, found.astype("<u8").tobytes())
     return found
 
 

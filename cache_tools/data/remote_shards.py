@@ -148,7 +148,7 @@ class Streamed:
         if index.tar_bytes != shard.size or index.crc_N is None:
             log.warning("%s is of another shard than the one beside it; not used", name)
             return None
-        self._folder.keep_index(shard.key, data)
+        self._folder.store_index(shard.key, data)
         return index
 
     def _scan(self, shard: Shard, done: Callable[[int], None]) -> TarIndex:
@@ -159,7 +159,7 @@ class Streamed:
                 path = partial
             with path.open("rb") as file:
                 index = tar_index.scan(file, f"{self._remote.url}/{shard.name}", checksums=True)
-        self._folder.keep_index(shard.key, index.pack())
+        self._folder.store_index(shard.key, index.pack())
         return index
 
     def _read_local(self, where: int, offset: int, length: int) -> bytes | None:

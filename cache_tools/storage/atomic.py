@@ -1,4 +1,4 @@
-"""Files that are whole or not there: every file of a cache and of a run is written through here."""
+"""Atomic, durable file writes: every file of a cache and of a run is written through here."""
 
 import contextlib
 import errno
@@ -45,7 +45,7 @@ def write(path: Path, data: bytes) -> None:
 
 
 def append(path: Path, data: bytes) -> None:
-    """Add lines to a file, durably; only the last line can be lost or half there after a crash.
+    """Append lines to a file, durably; a crash can lose or cut only the last one.
 
     Raises:
         KdcacheError: The disk is full or the file cannot be written.
@@ -79,11 +79,11 @@ def sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path, waiting: str = "") -> Iterator[None]:
-    """Hold a lock that the kernel drops when its holder dies; none where it knows no locks.
+    """Hold a file lock, which the kernel drops with its holder; none where files have no locks.
 
     Args:
-        path: File that is locked; it is made and stays.
-        waiting: What to tell the user while another process holds the lock.
+        path: File that is locked; it is created and stays.
+        waiting: Log line while another process holds the lock.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
@@ -107,7 +107,7 @@ def locked(path: Path, waiting: str = "") -> Iterator[None]:
 
 
 def sweep(folder: Path) -> int:
-    """Remove what killed processes left in and beside `folder` an hour ago or more; how many."""
+    """Remove partial files, an hour old or older, in and beside `folder`; return their number."""
     beside = folder.parent.glob(f"{folder.name}.*{PARTIAL}")
     stale = [
         path
@@ -123,10 +123,13 @@ def sweep(folder: Path) -> int:
 
 
 def parse_json(data: bytes, name: str) -> dict[str, Any]:
-    """A JSON object of a cache; CacheDamaged when it is none. NaN and repeated keys are errors."""
+    """Parse a JSON object of a cache; CacheDamaged when it is none, has NaN or a repeated key."""
     try:
         value = json.loads(
-            data, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite
+            data,
+            object_pairs_hook=_unique_keys,
+            parse_constant=_refuse_constant,
+            parse_float=_finite_float,
         )
     except (ValueError, RecursionError) as error:
         raise CacheDamaged(f"{name} cannot be read: {error}.") from None
@@ -135,26 +138,26 @@ def parse_json(data: bytes, name: str) -> dict[str, Any]:
     return value
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys differ: of two equal ones, readers would take one or the other."""
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse repeated keys: of two equal ones, readers would take one or the other."""
     value = dict(pairs)
     if len(value) != len(pairs):
-        raise ValueError("a key stands twice in one object")
+        raise ValueError("a key occurs twice in one object")
     return value
 
 
-def _finite(text: str) -> float:
+def _finite_float(text: str) -> float:
     if math.isinf(value := float(text)):
         raise ValueError(f"{text} is beyond the range of numbers")
     return value
 
 
-def _refuse(constant: str) -> None:
+def _refuse_constant(constant: str) -> None:
     raise ValueError(f"{constant} is no number of JSON")
 
 
 def cannot_write(path: Path, error: OSError) -> KdcacheError:
-    """What to tell a user whose file cannot be written."""
+    """Return the error for a file that cannot be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return KdcacheError(
             f"the disk is full: {path} was not written. What is committed is safe; "

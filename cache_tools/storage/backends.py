@@ -1,8 +1,8 @@
-"""Where a cache's files lie: a folder, a zip of it, or an object store. Names in, bytes out.
+"""Storage of a cache's files: a folder, a zip of it, or an object store. Names in, bytes out.
 
 Names are relative, with slashes, and come from the layout alone: no text found in a cache is ever
-followed as a path. A folder is written file by file, each atomically and durably; an object store
-by whole-object PUT; a zip is read only.
+used as a path. A folder is written file by file, each atomically and durably; an object store by
+whole-object PUT; a zip is read only.
 """
 
 import contextlib
@@ -23,44 +23,44 @@ log = logging.getLogger("kdcache")
 T = TypeVar("T")
 
 MAX_FILE = 2**30
-"""No file of a cache is larger than this many bytes; a larger one is not read."""
+"""Bytes of the largest file of a cache; a larger one is not read."""
 MANIFEST = "zarr.json"
-"""What makes a folder a cache; see `manifest`."""
+"""Name of the manifest (`store.manifest`), which makes a folder a cache."""
 _HERE = "file://"
 _WAITING = "waiting for another process that is making {}"
 _FETCH = "Fetch the cache again from where it came."
 
 
 class Storage(Protocol):
-    """What a cache needs of the place it lies in."""
+    """Files of a cache by name."""
 
     tries: int
-    """How often bytes that differ from their digest are asked for: once where no network is."""
+    """Reads of bytes that differ from their digest before that is an error; 1 without network."""
 
     def read(self, name: str, limit: int = MAX_FILE) -> bytes:
-        """Bytes of a file.
+        """Read a file.
 
         Raises:
-            FileNotFoundError: It is not there.
-            CacheDamaged: It is larger than `limit`, or lies outside of the cache.
+            FileNotFoundError: There is no such file.
+            CacheDamaged: It is larger than `limit`, or outside of the cache.
             OSError: It cannot be read.
         """
         ...
 
     def read_sized(self, name: str, size: int) -> bytes:
-        """Bytes of a file that should have `size` of them; any others when it has not.
+        """Read a file of `size` bytes; return other bytes, such as none, when its size differs.
 
         Raises:
-            FileNotFoundError: It is not there.
+            FileNotFoundError: There is no such file.
         """
         ...
 
     def size(self, name: str) -> int | None:
-        """Bytes of a file, or None when it is not there."""
+        """Return the bytes of a file, or None when there is none."""
         ...
 
     def invalidate(self, name: str) -> None:
-        """Drop a copy of a file that turned out wrong, so that the next read asks its origin."""
+        """Drop a damaged local copy of a file, so that the next read goes to its origin."""
         ...
 
     def write(self, name: str, data: bytes) -> None:
@@ -68,26 +68,26 @@ class Storage(Protocol):
         ...
 
     def initialize(self, contents: Mapping[str, bytes]) -> None:
-        """Write a new cache, its manifest last; of several that do so at once, one is seen.
+        """Write a new cache, its manifest last; of several concurrent ones, one remains.
 
         Raises:
-            UsageError: Something that is not a cache lies there.
+            UsageError: There are other files than those of a cache.
         """
         ...
 
     def locked(self) -> contextlib.AbstractContextManager[None]:
-        """Keep other processes from committing to this cache while the body runs, if possible."""
+        """Lock other processes out of committing to this cache during the body, if possible."""
         ...
 
     def creation_lock(self) -> contextlib.AbstractContextManager[None]:
-        """Keep others from making this cache while the body runs, on this machine at least."""
+        """Lock other processes out of creating this cache, on this machine at least."""
         ...
 
     def __str__(self) -> str: ...
 
 
 class Folder:
-    """A folder on this machine."""
+    """Folder on this machine."""
 
     tries = 1
 
@@ -111,7 +111,7 @@ class Folder:
         return self.read(name) if self.size(name) in (size, None) else b""
 
     def invalidate(self, name: str) -> None:  # noqa: D102 - Storage
-        pass  # what lies here is no copy
+        pass  # these files are the origin
 
     def size(self, name: str) -> int | None:  # noqa: D102 - Storage
         try:
@@ -124,11 +124,11 @@ class Folder:
         atomic.write(self.path / name, data)
 
     def _inside(self, name: str) -> Path:
-        """The path of a file, after a look at where links on the way lead."""
+        """Resolve a name; CacheDamaged when links lead out of the folder."""
         path = self._root / name
         try:
             inside = path.resolve().is_relative_to(self._root)
-        except (OSError, RuntimeError):  # links that lead to themselves
+        except (OSError, RuntimeError):  # a loop of links
             inside = False
         if not inside:
             raise CacheDamaged(
@@ -138,7 +138,7 @@ class Folder:
         return path
 
     def initialize(self, contents: Mapping[str, bytes]) -> None:  # noqa: D102 - Storage
-        if (self.path / MANIFEST).is_file():  # another process was first
+        if (self.path / MANIFEST).is_file():  # another process has created it
             return
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise UsageError(
@@ -175,7 +175,7 @@ class Folder:
 
 
 class Zip:
-    """A zip of a cache folder, with or without the folder's name in front; read only."""
+    """Zip of a cache folder, with or without the folder's name as prefix; read only."""
 
     tries = 1
 
@@ -183,7 +183,7 @@ class Zip:
         self.path = path
         try:
             self._zip = zipfile.ZipFile(path)
-        except Exception as error:  # zipfile raises many kinds for a forged one
+        except Exception as error:  # zipfile raises many kinds for forged files
             raise CacheDamaged(f"{path} cannot be opened as a zip: {error}.") from None
         manifests = [n for n in self._zip.namelist() if n.count("/") <= 1]
         inner = [n for n in manifests if n == MANIFEST or n.endswith(f"/{MANIFEST}")]
@@ -236,52 +236,52 @@ class Zip:
 
 
 class ObjectStore:
-    """A folder of an object store or another file system that fsspec knows by its URL."""
+    """Folder of an object store or of another file system of fsspec, by its URL."""
 
     tries = 4
 
     def __init__(self, url: str) -> None:
-        self._remote = fsspec_client.FsspecClient(url)
-        self.url = self._remote.url
+        self._client = fsspec_client.FsspecClient(url)
+        self.url = self._client.url
 
     def read(self, name: str, limit: int = MAX_FILE) -> bytes:  # noqa: D102 - Storage
         for _ in range(self.tries):
-            if (found := self._remote.stat(name)) is None:
+            if (found := self._client.stat(name)) is None:
                 raise FileNotFoundError(f"{self.url}/{name}")
             if found[0] > limit:
                 raise _too_large(f"{self.url}/{name}", limit)
-            data = self._remote.sized(name, found[0])
-            if data is not None:  # else another writer has put a shorter one there meanwhile
+            data = self._client.sized(name, found[0])
+            if data is not None:  # None: another writer has replaced it by a shorter one
                 return data
         raise DataError(f"{self.url}/{name} is written again and again. Run the command later.")
 
     def read_sized(self, name: str, size: int) -> bytes:  # noqa: D102 - Storage
-        return self._remote.sized(name, size) or b""
+        return self._client.sized(name, size) or b""
 
     def invalidate(self, name: str) -> None:  # noqa: D102 - Storage
         pass
 
     def size(self, name: str) -> int | None:  # noqa: D102 - Storage
-        found = self._remote.stat(name)
+        found = self._client.stat(name)
         return None if found is None else found[0]
 
     def write(self, name: str, data: bytes) -> None:  # noqa: D102 - Storage
-        self._remote.put(name, data)
+        self._client.put(name, data)
 
     def initialize(self, contents: Mapping[str, bytes]) -> None:  # noqa: D102 - Storage
-        if strangers := set(self._remote.find("*")) - {name.partition("/")[0] for name in contents}:
+        if others := set(self._client.find("*")) - {name.partition("/")[0] for name in contents}:
             raise UsageError(
-                f"{self.url} is not empty and no cache: {min(strangers)} lies there. Choose "
+                f"{self.url} is not empty and no cache: it contains {min(others)}. Choose "
                 "another --out."
             )
         if self.size(MANIFEST) is not None and self.read(MANIFEST) != contents[MANIFEST]:
-            return  # another process was first
+            return  # another process has created it
         for name in sorted(contents, key=lambda name: name == MANIFEST):
             self.write(name, contents[name])
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:  # noqa: D102 - Storage
-        yield  # object stores know no locks: a writer looks again at what it has written
+        yield  # object stores have no locks: a writer checks afterwards what it has written
 
     def creation_lock(self) -> contextlib.AbstractContextManager[None]:  # noqa: D102 - Storage
         lock = disk_cache.DiskCache().path / f"{disk_cache.key(self.url)}.lock"
@@ -291,40 +291,40 @@ class ObjectStore:
         return self.url
 
 
-def with_retry(storage: Storage, ask: Callable[[], T], *names: str) -> T:
-    """What `ask` reads and checks; asked again where a network may have changed the bytes.
+def with_retry(storage: Storage, read: Callable[[], T], *names: str) -> T:
+    """Call `read`, again where a network may have changed the bytes.
 
     Args:
-        storage: Where it reads.
-        ask: Reads files, and raises CacheDamaged when they are not as they were written.
+        storage: Storage that it reads from.
+        read: Reads and checks files; raises CacheDamaged when they differ from what was written.
         names: Those files.
     """
     pause = fsspec_client.FIRST_PAUSE
     for _ in range(storage.tries - 1):
         try:
-            return ask()
+            return read()
         except CacheDamaged as error:
-            log.info("%s It is asked for again in %.1f s.", str(error).partition(". ")[0], pause)
+            log.info("%s It is read again in %.1f s.", str(error).partition(". ")[0], pause)
         for name in names:
             storage.invalidate(name)
         time.sleep(pause)
         pause *= 2
-    return ask()
+    return read()
 
 
-def open_storage(where: str | Path) -> Storage:
-    """The storage at a path or URL, whether there is a cache or not.
+def open_storage(location: str | Path) -> Storage:
+    """Open the storage at a path or URL, with or without a cache in it.
 
     Raises:
-        UsageError: There can be none.
+        UsageError: `location` is no URL that can be opened.
     """
-    text = str(where)
-    if text.startswith(_HERE):  # a folder has atomic writes and a lock, fsspec's has neither
+    text = str(location)
+    if text.startswith(_HERE):  # `Folder` has atomic writes and a lock, fsspec's has neither
         text = text.removeprefix(_HERE)
         if not text.startswith("/"):
             raise UsageError(
-                f"{where} names another machine, {text.partition('/')[0]!r}. A folder of this one "
-                f"has three slashes: {Path(text).resolve().as_uri()}."
+                f"{location} names another machine, {text.partition('/')[0]!r}. A folder of this "
+                f"one has three slashes: {Path(text).resolve().as_uri()}."
             )
     if "://" in text:
         return ObjectStore(text)
@@ -332,13 +332,13 @@ def open_storage(where: str | Path) -> Storage:
     return Zip(path) if path.is_file() and path.suffix == ".zip" else Folder(path)
 
 
-def open_existing(where: str | Path) -> Storage:
-    """The storage of the cache at a path or URL.
+def open_existing(location: str | Path) -> Storage:
+    """Open the storage of the cache at a path or URL.
 
     Raises:
-        CacheNotFound: Nothing is there.
+        CacheNotFound: It is a folder without a manifest.
     """
-    found = open_storage(where)
+    found = open_storage(location)
     if isinstance(found, Folder) and not (found.path / MANIFEST).is_file():
         raise CacheNotFound(
             f"there is no cache at {found}. Check the path, or make one with: kdcache cache RECIPE "

@@ -1,11 +1,11 @@
-"""A cache at a URL, read part by part as training wants it, each part once.
+"""A cache at a URL, read part by part during training, each part once.
 
-What was read is kept in the data folder (`data_folder`), as a folder of the same files: the next
-epoch, the next run and other processes of this machine find it there. The manifest is asked for
-every time, so that another cache in the place is noticed; all else follows from its fingerprint.
-Nothing kept is believed: every read is checked like one over the network, and what turned out
-wrong is fetched again. When the folder is full, what other runs left in it makes room; where that
-is not enough, parts are read without being kept.
+Files that were read are stored in the data folder (`disk_cache`), as a folder of the same files,
+for the next epoch, the next run and other processes of this machine. The manifest is read from the
+URL every time, so that a replaced cache is noticed; all else follows from its fingerprint. Every
+local read is checked like one over the network, and a file that fails is fetched again. When the
+folder is full, files of other runs are evicted; where that is not enough, parts are read without
+being stored.
 """
 
 import contextlib
@@ -26,52 +26,52 @@ _LOCKS = 64
 
 
 class CachedStorage:
-    """Files of a cache at a URL, from the data folder where they are there."""
+    """Storage of a cache at a URL, with local copies in the data folder."""
 
     tries = ObjectStore.tries
 
     def __init__(self, remote: ObjectStore, fingerprint: str) -> None:
-        self._remote, self._data = remote, DiskCache()
-        self.path = self._data.caches / disk_cache.key(remote.url, fingerprint)
+        self._remote, self._disk = remote, DiskCache()
+        self.path = self._disk.caches / disk_cache.key(remote.url, fingerprint)
         self._local = Folder(self.path)
         self._lock = threading.Lock()
-        self._told = False
+        self._warned = False
 
     def read(self, name: str, limit: int = MAX_FILE) -> bytes:
-        """As `storage.Storage`."""
+        """As `Storage`."""
         if name == MANIFEST:
             return self._remote.read(name, limit)
         size = self._local.size(name)
         if size is not None and size <= limit:
-            return self._kept(name)
+            return self._read_local(name)
         return self._fetch(name, lambda: self._remote.read(name, limit))
 
     def read_sized(self, name: str, size: int) -> bytes:
-        """As `storage.Storage`."""
+        """As `Storage`."""
         if self._local.size(name) == size:
-            return self._kept(name)
+            return self._read_local(name)
         return self._fetch(name, lambda: self._remote.read_sized(name, size))
 
     def size(self, name: str) -> int | None:
-        """As `storage.Storage`."""
+        """As `Storage`."""
         found = self._local.size(name) if name != MANIFEST else None
         return self._remote.size(name) if found is None else found
 
     def invalidate(self, name: str) -> None:
-        """As `storage.Storage`."""
+        """As `Storage`."""
         (self.path / name).unlink(missing_ok=True)
 
     def write(self, name: str, data: bytes) -> None:
-        """As `storage.Storage`: never."""
+        """Refuse: the storage is read only."""
         raise UsageError(f"{self} is read only: {name} is not written.")
 
     def initialize(self, contents: Mapping[str, bytes]) -> None:
-        """As `storage.Storage`: never."""
+        """Refuse: the storage is read only."""
         self.write(MANIFEST, contents[MANIFEST])
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """As `storage.Storage`."""
+        """As `Storage`."""
         yield
 
     creation_lock = locked
@@ -79,29 +79,29 @@ class CachedStorage:
     def __str__(self) -> str:
         return str(self._remote)
 
-    def _kept(self, name: str) -> bytes:
+    def _read_local(self, name: str) -> bytes:
         data = self._local.read(name)
         with contextlib.suppress(OSError):
-            os.utime(self.path / name)  # what was used lately makes room last
+            os.utime(self.path / name)  # recently used files are evicted last
         return data
 
-    def _fetch(self, name: str, ask: Callable[[], bytes]) -> bytes:
-        """Bytes from the URL, kept; processes that want the same file wait for one of them."""
+    def _fetch(self, name: str, read: Callable[[], bytes]) -> bytes:
+        """Read from the URL and store; of several processes, one fetches and the others wait."""
         try:
             with self._file_lock(name):
                 if self._local.size(name) is not None:
-                    return self._kept(name)
-                data = ask()
+                    return self._read_local(name)
+                data = read()
                 with self._lock:
-                    wanted = self._data.reserve(len(data), self.path)
-                if wanted:
-                    self._keep(name, data)
+                    reserved = self._disk.reserve(len(data), self.path)
+                if reserved:
+                    self._store(name, data)
                 else:
-                    self._tell("the data folder is full")
+                    self._warn("the data folder is full")
                 return data
         except _Unwritable as error:
-            self._tell(str(error))
-            return ask()
+            self._warn(str(error))
+            return read()
 
     @contextlib.contextmanager
     def _file_lock(self, name: str) -> Iterator[None]:
@@ -118,8 +118,8 @@ class CachedStorage:
         finally:
             os.close(lock)
 
-    def _keep(self, name: str, data: bytes) -> None:
-        """Write a file whole or not at all; it can be fetched again, so no disk is waited for."""
+    def _store(self, name: str, data: bytes) -> None:
+        """Write a file whole or not at all; without fsync, since it can be fetched again."""
         path = self.path / name
         partial = path.with_name(
             f"{path.name}.{os.getpid()}-{threading.get_ident()}{atomic.PARTIAL}"
@@ -132,17 +132,17 @@ class CachedStorage:
             partial.unlink(missing_ok=True)
             raise _Unwritable(f"{path} cannot be written ({error.strerror})") from None
 
-    def _tell(self, why: str) -> None:
-        if not self._told:
+    def _warn(self, reason: str) -> None:
+        if not self._warned:
             log.warning(
-                "%s: parts of %s are read every time they are wanted. Pass --data-cache with a "
+                "%s: parts of %s are read over the network every time. Pass --data-cache with a "
                 "larger folder, or raise $%s",
-                why,
+                reason,
                 self,
                 disk_cache.LIMIT,
             )
-        self._told = True
+        self._warned = True
 
 
 class _Unwritable(Exception):
-    """The data folder cannot be written."""
+    """Data folder that cannot be written."""

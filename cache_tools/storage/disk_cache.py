@@ -1,9 +1,9 @@
-"""The local folder for what came over a network, or took long to find out: shards, parts, indices.
+"""The data folder: local copies of remote shards, parts of caches, and indices of shards.
 
 It is `--data-cache DIR`, else KDCACHE_CACHE, else `~/.cache/kdcache`. Files in it are named by a
-digest of what they are of (URL, size, version), so a changed shard is another file. Nothing in it
-is needed: what is gone is fetched again. Shards that no run has used for longest make room for
-others when KDCACHE_CACHE_LIMIT (such as 200GB; default: 80 % of what the disk can give) is reached.
+digest of their origin (URL, size, version), so a changed shard is another file. Every file in it
+can be deleted; it is then fetched again. The least recently used files are evicted when
+KDCACHE_CACHE_LIMIT (such as 200GB; default: 80 % of the free disk and the folder) is reached.
 """
 
 import contextlib
@@ -25,29 +25,31 @@ FOLDER, LIMIT = "KDCACHE_CACHE", "KDCACHE_CACHE_LIMIT"
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _SHARE = 0.8
 _DOWN_TO = 0.9
-"""Share of the limit that is left when something is dropped, so that this is seldom done."""
+"""Share of the limit that an eviction leaves, so that evictions are rare."""
 
 
-def key(*words: object) -> str:
-    """The name in the folder of what `words` describe."""
-    return hashlib.sha256("\n".join(map(str, words)).encode("utf-8", "surrogateescape")).hexdigest()
+def key(*origin: object) -> str:
+    """Return the file name for an origin, such as a URL, a size and a version."""
+    return hashlib.sha256(
+        "\n".join(map(str, origin)).encode("utf-8", "surrogateescape")
+    ).hexdigest()
 
 
 class DiskCache:
-    """Shards and indices kept on this machine."""
+    """Shards, indices and parts of caches, stored on this machine."""
 
-    _told = False
+    _warned = False
 
     def __init__(self) -> None:
-        """The folder that the environment names; it is made when something is kept."""
+        """Open the folder that the environment names; it is created by the first write."""
         home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
         self.path = Path(os.environ.get(FOLDER) or f"{home}/kdcache").expanduser()
         self.caches = self.path / "caches"
-        """Where parts of caches at URLs are kept (`kept`)."""
+        """Folder of parts of caches at URLs (`cached`)."""
         self._used, self._full = -1, False
 
     def index(self, name: str) -> bytes | None:
-        """A kept index, or None."""
+        """Read a stored index, or return None."""
         try:
             path = self._index(name)
             data = path.read_bytes()
@@ -56,10 +58,10 @@ class DiskCache:
             return None
         return data
 
-    def keep_index(self, name: str, data: bytes) -> None:
-        """Keep an index; a folder that cannot be written is no reason to stop.
+    def store_index(self, name: str, data: bytes) -> None:
+        """Store an index; a folder that cannot be written is only logged.
 
-        It has a checksum and can be made again, so no power failure is waited for (fsync).
+        Without fsync: an index has a checksum and can be made again.
         """
         path = self._index(name)
         partial = path.with_name(f"{name}.{os.getpid()}-{threading.get_ident()}{atomic.PARTIAL}")
@@ -68,13 +70,13 @@ class DiskCache:
             partial.write_bytes(data)
             partial.replace(path)
         except OSError as error:
-            if not self._told:
-                log.warning("the index is not kept in %s: %s", self.path, error.strerror)
-            DiskCache._told = True
+            if not self._warned:
+                log.warning("the index is not stored in %s: %s", self.path, error.strerror)
+            DiskCache._warned = True
             partial.unlink(missing_ok=True)
 
     def shard(self, name: str, size: int) -> Path | None:
-        """The path of a kept shard, or None."""
+        """Return the path of a stored shard of `size` bytes, or None."""
         path = self._shard(name)
         try:
             if path.stat().st_size != size:
@@ -85,14 +87,18 @@ class DiskCache:
         return path
 
     def invalidate(self, name: str) -> None:
-        """Drop a shard that turned out wrong."""
+        """Remove a damaged shard."""
         self._shard(name).unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def writing(self, name: str, temporary: bool = False) -> Iterator[Path]:
-        """A path to download a shard to; when the body ends well it is kept, or removed again.
+        """Yield a path to download a shard to; it is stored when the body succeeds.
 
-        Other processes that want the same shard wait: one download serves them all.
+        Other processes that need the same shard wait: one download serves them all.
+
+        Args:
+            name: The shard's `key`.
+            temporary: Remove the file after the body in any case.
         """
         folder = self._shard(name).parent
         try:
@@ -119,19 +125,19 @@ class DiskCache:
             os.close(lock)
 
     def evict(self, wanted: dict[str, int]) -> set[str]:
-        """Which shards may be kept, after others were dropped to make room for them.
+        """Evict other files to make room for the shards of a data set.
 
         Args:
-            wanted: Bytes of each shard of a data set, in its order.
+            wanted: Bytes of each shard, in the data set's order.
 
         Returns:
-            Those that fit: the first ones. Which they are does not depend on what is read when, so
-            that a data set larger than the limit does not push itself out over and over.
+            The shards that fit: the first ones, whatever is read when, so that a data set larger
+            than the limit does not evict itself over and over.
         """
         if self._shard("x").parent.is_dir():
             atomic.sweep(self._shard("x").parent)
-        others = [p for p in self._kept() if p.name not in wanted] + self._of_caches()
-        used = _size([*self._kept(), *self._of_caches()])
+        others = [p for p in self._shards() if p.name not in wanted] + self._cache_files()
+        used = _size([*self._shards(), *self._cache_files()])
         limit, fit = self._limit(used), set[str]()
         total = 0
         for name, size in wanted.items():
@@ -148,33 +154,33 @@ class DiskCache:
         return fit
 
     def reserve(self, size: int, ours: Path) -> bool:
-        """Whether so many bytes more may be kept, after room was made for them.
+        """Reserve `size` bytes, evicting other files; False when they do not fit.
 
-        What lies in `ours` stays: a cache larger than the limit does not push itself out over and
-        over, since epochs come back to its first parts.
+        Files in `ours` stay: a cache larger than the limit does not evict itself over and over,
+        since epochs come back to its first parts.
         """
         if self._used < 0:
-            self._used = _size([*self._kept(), *self._of_caches()])
+            self._used = _size([*self._shards(), *self._cache_files()])
         limit = self._limit(self._used)
         if self._used + size > limit and not self._full:
             self._drop(self._used + size - int(limit * _DOWN_TO), ours)
-            self._used = _size([*self._kept(), *self._of_caches()])
+            self._used = _size([*self._shards(), *self._cache_files()])
         if self._used + size > limit:
-            self._full = True  # looking for more to drop each time would take longer than reading
+            self._full = True  # searching again each time would take longer than reading
             return False
         self._used += size
         return True
 
     def _drop(self, count: int, ours: Path) -> None:
-        """Remove about `count` bytes of what was not used for longest, and is not in `ours`."""
-        others = [p for p in [*self._kept(), *self._of_caches()] if not p.is_relative_to(ours)]
+        """Remove about `count` bytes of the least recently used files outside of `ours`."""
+        others = [p for p in [*self._shards(), *self._cache_files()] if not p.is_relative_to(ours)]
         for path in sorted(others, key=_used_at):
             if count <= 0:
                 return
             count -= _size([path])
             path.unlink(missing_ok=True)
 
-    def _of_caches(self) -> list[Path]:
+    def _cache_files(self) -> list[Path]:
         return [p for p in self.caches.rglob("*") if p.is_file() and ".locks" not in p.parts]
 
     def _limit(self, used: int) -> int:
@@ -183,7 +189,7 @@ class DiskCache:
         folder = next(p for p in (self.path, *self.path.parents) if p.is_dir())
         return int((shutil.disk_usage(folder).free + used) * _SHARE)
 
-    def _kept(self) -> list[Path]:
+    def _shards(self) -> list[Path]:
         folder = self._shard("x").parent
         return [p for p in folder.glob("*") if re.fullmatch(r"[0-9a-f]{64}", p.name)]
 
@@ -195,7 +201,7 @@ class DiskCache:
 
 
 def _size(paths: Iterable[Path]) -> int:
-    """Bytes of files; other processes may have removed some."""
+    """Sum the bytes of files; other processes may have removed some."""
     total = 0
     for path in paths:
         with contextlib.suppress(OSError):
@@ -211,7 +217,7 @@ def _used_at(path: Path) -> float:
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size such as 200GB, 1.5T or 0; UsageError when it is none."""
+    """Parse a size such as 200GB, 1.5T or 0 into bytes; UsageError when it is none."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip().upper())
     if not found:
         raise UsageError(f"{LIMIT}={text} is no size. Write it as 200GB or 1.5TB.")

@@ -1,8 +1,8 @@
-"""Bytes from and to a URL, through fsspec: asked for again when the network fails, never cut short.
+"""Read and write files at a URL through fsspec, with retries and checked lengths.
 
-fsspec knows http(s), hf, s3, gs, memory and more by the beginning of a URL, each with exceptions of
-its own. Here they are of two kinds: what will not change by asking again (not found, forbidden),
-and everything else, which is tried TRIES times with growing pauses.
+fsspec has http(s), hf, s3, gs, memory and more by the beginning of a URL, each with exceptions of
+its own. Here they are of two kinds: those that a retry cannot change (not found, forbidden), and
+all others, which are retried TRIES times with growing pauses.
 """
 
 import contextlib
@@ -20,29 +20,31 @@ TRIES = 7
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds before the second try, and the most that the pause doubles to."""
 PIECE = 2**24
-"""Bytes of one request when a file is downloaded: what is lost when the connection is."""
+"""Bytes of one request of a download: those that a lost connection costs."""
 _CONNECT, _SILENCE = 30.0, 60.0
+"""Seconds to connect, and the longest between two packets."""
 _VERSIONS = ("ETag", "etag", "md5", "blob_id", "Last-Modified", "LastModified", "mtime", "created")
 _NOT_FOUND = (404, 410)
 _OBJECTS = frozenset({"s3", "gs", "az", "hf", "memory"})
-"""What has no folders: asking s3fs for one makes the bucket, and a typo would, too."""
+"""Protocols without folders: makedirs of s3fs creates the bucket, even a misspelt one."""
 _NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
 _WRONG_TLS = (*_NO_TLS, "CERTIFICATE_VERIFY_FAILED")
-_WORTH_ANOTHER_TRY = (408, 425, 429)
+_RETRIED = (408, 425, 429)
 T = TypeVar("T")
+OnProgress = Callable[[int], None]
 
 
 class FsspecClient:
     """Files below one URL."""
 
     def __init__(self, url: str) -> None:
-        """Files at `url`, which is a folder or a file.
+        """Open `url`, a folder or a file.
 
         Raises:
-            UsageError: No installed package knows such URLs.
+            UsageError: No installed package opens such URLs.
         """
         self.url = url.rstrip("/")
-        if self.url.endswith(":"):  # what is left of s3://, which fsspec takes for a file's name
+        if self.url.endswith(":"):  # what is left of s3://, which fsspec would read as a file name
             self.url = f"{self.url}//"
         options = _http_options() if url.startswith(("http://", "https://")) else {}
         try:
@@ -52,7 +54,7 @@ class FsspecClient:
         except ImportError as error:
             raise UsageError(
                 f"{url} needs a package that is not installed ({error}). "
-                "Run: pip install 'kdcache[remote]'" + _more(url) + "."
+                "Run: pip install 'kdcache[remote]'" + _extra_package(url) + "."
             ) from None
         except ValueError as error:
             raise UsageError(
@@ -67,10 +69,10 @@ class FsspecClient:
             )
 
     def stat(self, name: str) -> tuple[int, str] | None:
-        """Size in bytes and version (etag, date) of a file below the URL; None: not there.
+        """Return size in bytes and version (etag, date) of a file below the URL, or None.
 
         Raises:
-            DataError: The server cannot be reached, or does not tell the size.
+            DataError: The server cannot be reached, or sends no size.
         """
         try:
             info = self._with_retry(name, lambda: self._fs.info(self._path(name)))
@@ -79,12 +81,12 @@ class FsspecClient:
         if info.get("type") == "directory":
             return None
         if info.get("size") is None:
-            raise DataError(f"the server does not tell the size of {self._name(name)}.")
+            raise DataError(f"the server sends no size of {self._name(name)}.")
         version = next((str(info[key]) for key in _VERSIONS if info.get(key)), "")
         return int(info["size"]), version
 
     def read(self, name: str, limit: int) -> bytes | None:
-        """A small file as a whole, or None when it is not there."""
+        """Read a small file as a whole; return None when there is none."""
         if (found := self.stat(name)) is None:
             return None
         if found[0] > limit:
@@ -92,13 +94,13 @@ class FsspecClient:
         return self.part(name, 0, found[0], found[0])
 
     def part(self, name: str, begin: int, end: int, size: int) -> bytes:
-        """Bytes begin..end (half open) of a file that is `size` bytes long.
+        """Read bytes begin..end (half open) of a file that is `size` bytes long.
 
         Raises:
             DataError: It cannot be read, or is gone.
         """
 
-        def ask() -> bytes:
+        def fetch() -> bytes:
             data = bytes(self._fs.cat_file(self._path(name), start=begin, end=end))
             if len(data) == size and end - begin < size:  # a server without range requests
                 data = data[begin:end]
@@ -109,19 +111,19 @@ class FsspecClient:
         if begin == end:
             return b""
         try:
-            return self._with_retry(name, ask)
+            return self._with_retry(name, fetch)
         except FileNotFoundError:
             raise DataError(f"{self._name(name)} is gone. Restore it there.") from None
 
     def sized(self, name: str, size: int) -> bytes | None:
-        """The first `size` bytes of a file; None when the file is shorter.
+        """Read the first `size` bytes of a file; return None when the file is shorter.
 
         Raises:
-            FileNotFoundError: It is not there.
+            FileNotFoundError: There is no such file.
             DataError: It cannot be read.
         """
 
-        def ask() -> bytes | None:
+        def fetch() -> bytes | None:
             data = bytes(self._fs.cat_file(self._path(name), start=0, end=size))[:size]
             if len(data) == size:
                 return data
@@ -129,22 +131,22 @@ class FsspecClient:
                 return None
             raise ConnectionError(f"{len(data):,} bytes came, {size:,} were asked for")
 
-        return self._with_retry(name, ask)
+        return self._with_retry(name, fetch)
 
-    def download(self, name: str, size: int, to: Path, done: Callable[[int], None]) -> None:
+    def download(self, name: str, size: int, to: Path, on_progress: OnProgress) -> None:
         """Write a file of `size` bytes to `to`, piece by piece.
 
         Args:
             name: The file below the URL.
             size: Its bytes.
-            to: A temporary file; renaming it is up to the caller.
-            done: Called with the number of bytes since the last call.
+            to: A temporary file; the caller renames it.
+            on_progress: Called with the number of bytes since the last call.
         """
         with to.open("wb") as file:
             for begin in range(0, size, PIECE):
                 data = self.part(name, begin, min(begin + PIECE, size), size)
                 file.write(data)
-                done(len(data))
+                on_progress(len(data))
             file.flush()
             os.fsync(file.fileno())
 
@@ -167,12 +169,12 @@ class FsspecClient:
             raise DataError(f"cannot write {self._name(name)}: {error}. Check the URL.") from None
 
     def find(self, pattern: str) -> list[str]:
-        """Names below the URL that match a glob pattern, sorted; none where none can be listed."""
+        """List names below the URL that match a glob pattern, sorted; none from plain HTTP."""
         root = self._path("")
         found: list[str] = []
         with contextlib.suppress(FileNotFoundError):
             found = self._with_retry(pattern, lambda: self._fs.glob(self._path(pattern)))
-        self._fs.invalidate_cache()  # what is listed now must not answer later questions
+        self._fs.invalidate_cache()  # later calls must not be answered from this listing
         return sorted(str(path).removeprefix(root).strip("/") for path in found)
 
     @property
@@ -190,30 +192,30 @@ class FsspecClient:
     def _name(self, name: str) -> str:
         return f"{self.url}/{name}" if name else self.url
 
-    def _with_retry(self, name: str, ask: Callable[[], T], verb: str = "read") -> T:
-        """What `ask` returns, asking again when that may help."""
+    def _with_retry(self, name: str, request: Callable[[], T], verb: str = "read") -> T:
+        """Return the result of `request`, with retries when they may help."""
         pause = FIRST_PAUSE
         for attempt in range(1, TRIES + 1):
             try:
-                return ask()
+                return request()
             except Exception as error:  # every file system of fsspec raises kinds of its own
-                failure = _behind(error)
+                failure = _cause(error)
                 if isinstance(failure, FileNotFoundError):
                     raise
-            said = str(failure) or type(failure).__name__
+            reason = str(failure) or type(failure).__name__
             if _is_final(failure) or attempt == TRIES:
                 raise DataError(
-                    f"cannot {verb} {self._name(name)}: {said}, at try {attempt} of {TRIES}. "
+                    f"cannot {verb} {self._name(name)}: {reason}, at try {attempt} of {TRIES}. "
                     f"{_advice(failure)}"
                 )
-            log.info("%s: %s; trying again in %.1f s", self._name(name), said, pause)
+            log.info("%s: %s; trying again in %.1f s", self._name(name), reason, pause)
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
         raise AssertionError("unreachable")
 
 
-def _behind(error: Exception) -> Exception:
-    """What failed: fsspec calls a file "not found" when a server has a bad moment, too."""
+def _cause(error: Exception) -> Exception:
+    """Return the real cause: fsspec raises "not found" for a failing server, too."""
     cause = error.__cause__
     if not isinstance(error, FileNotFoundError) or _status(cause) in _NOT_FOUND:
         return error
@@ -221,17 +223,17 @@ def _behind(error: Exception) -> Exception:
 
 
 def _is_final(error: Exception) -> bool:
-    """Whether asking again would change nothing."""
+    """Return True if a retry would change nothing."""
     if isinstance(error, (PermissionError, NotImplementedError, ImportError)):
         return True
     if _lacks_credentials(error) or _reason(error) in _WRONG_TLS:
         return True
     status = _status(error)
-    return status is not None and 400 <= status < 500 and status not in _WORTH_ANOTHER_TRY
+    return status is not None and 400 <= status < 500 and status not in _RETRIED
 
 
 def _status(error: BaseException | None) -> int | None:
-    """The HTTP status behind an error of aiohttp, huggingface_hub or botocore."""
+    """Return the HTTP status of an error of aiohttp, huggingface_hub or botocore."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):  # botocore's; a time-out of its own is a 400
         if response.get("Error", {}).get("Code") == "RequestTimeout":
@@ -243,7 +245,7 @@ def _status(error: BaseException | None) -> int | None:
 
 
 def _reason(error: Exception) -> str:
-    """OpenSSL's word for what failed, or ""."""
+    """Return OpenSSL's reason for a failure, or ""."""
     return getattr(getattr(error, "os_error", error), "reason", None) or ""
 
 
@@ -252,19 +254,19 @@ def _lacks_credentials(error: Exception) -> bool:
 
 
 def _advice(error: Exception) -> str:
-    """What a user can do now."""
+    """Return the next step for the user."""
     if _lacks_credentials(error):
         return (
             "Log in (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile of the AWS CLI); of "
             "a public bucket, set FSSPEC_S3_ANON=true."
         )
     if _reason(error) in _NO_TLS:
-        return "The server does not speak TLS: is it http:// and not https://?"
+        return "The server has no TLS: is it http:// and not https://?"
     return "Check the URL, the network and your credentials, and run the same command again."
 
 
 def _http_options() -> dict[str, Any]:
-    """A connection may last for ever, but not be silent: shards are large and lines are slow."""
+    """Set no limit to a whole request, but one to silence: shards are large, networks slow."""
     try:
         from aiohttp import ClientTimeout
     except ImportError:
@@ -273,8 +275,8 @@ def _http_options() -> dict[str, Any]:
     return {"client_kwargs": {"timeout": timeout}}
 
 
-def _more(url: str) -> str:
-    """The package that serves a kind of URL, where it is not in the extra."""
+def _extra_package(url: str) -> str:
+    """Name the package for a kind of URL that the extra lacks."""
     packages = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
     package = packages.get(url.partition("://")[0])
     return f" {package}" if package else ""
