@@ -131,12 +131,12 @@ def test_errors_come_before_anything_is_written(
     command = ("--cache", made, "--out", out)
     there = written(SMALL)
     for arguments, words in {
-        (there, *command, "student=x", "--students", "0-9"): "--students 0-9 are no numbers",
+        (there, *command, "student=x", "--students", "0-9"): "--students 0-9 must be numbers",
         (there, *command, "--memory", "0.000001"): "the device is too small for test_efficientnet",
         (there, *command, "mode=online"): "a sweep trains from the cache",
         (there, *command, "num_views=9"): "num_views=9 cannot be shown",
-        (there, *command, "--asha"): "--asha goes with --engine ray",
-        (there, "--out", out): "from which cache",
+        (there, *command, "--asha"): "--asha requires --engine ray",
+        (there, "--out", out): "missing --cache",
         ("digit", *command): "Did you mean 'digits'",
     }.items():
         outcome = kdcache("sweep", *arguments)

@@ -1,4 +1,4 @@
-"""`kdcache bench loader`: which stage binds a training run, and what to do about it."""
+"""`kdcache bench loader`: the bottleneck of a training run, and its remedy."""
 
 import logging
 from pathlib import Path
@@ -8,6 +8,7 @@ import typer
 
 from cache_tools.cli.cache import DataCache, Json, emit
 from cache_tools.errors import UsageError
+from train.cli.options import Data, Device, Overrides
 
 if TYPE_CHECKING:
     from train.trainer.stage_profile import Stages
@@ -24,43 +25,38 @@ ADVICE = {
     "resize": "kdcache shard SRC DST --short-side 256 makes smaller images, of which a new cache "
     "is made; or give the loader more cores",
     "operations": "Give the loader more cores, or make the next cache with lighter operations",
-    "transfer": "Take a larger batch_size; the way to the device is what its bus allows",
-    "student": "The loader is no hindrance: a faster device, a lower precision, compile=true or a "
-    "smaller student are what is left",
+    "transfer": "Take a larger batch_size; the bus limits the transfer to the device",
+    "student": "The loader is fast enough: use a faster device, a lower precision, compile=true or "
+    "a smaller student",
 }
-"""What to do when a stage binds."""
+"""Remedy by the stage that binds."""
 
 
 def bench(
-    what: Annotated[Literal["loader"], typer.Argument(metavar="loader", help="What to measure.")],
+    subject: Annotated[
+        Literal["loader"], typer.Argument(metavar="loader", help="Subject of the benchmark.")
+    ],
     recipe: Annotated[
         str | None,
-        typer.Argument(metavar="[RECIPE]", help="Recipe of a student; without: the loader alone."),
+        typer.Argument(metavar="[RECIPE]", help="Recipe of a student; default: the loader alone."),
     ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to override.")
-    ] = None,
+    overrides: Overrides = None,
     cache: Annotated[
         Path | None, typer.Option(metavar="CACHE", help="Folder of the cache.")
     ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(metavar="SRC", help="Its images; default: where the cache was made from."),
-    ] = None,
+    data: Data = None,
     data_cache: DataCache = "",
-    device: Annotated[
-        str | None, typer.Option(help="cuda, cuda:1, cpu; default: a GPU if any.")
-    ] = None,
+    device: Device = None,
     json_: Json = False,
 ) -> None:
-    """Measure each stage of training on a few hundred views, and say which one binds.
+    """Measure each stage of training on a few hundred views and find the bottleneck.
 
     Trains nothing and writes nothing. Read, decode, resize and operations are the loader's, which
     works beside the student; transfer and student follow each other.
     """
-    assert what == "loader"
+    assert subject == "loader"
     if cache is None:
-        raise UsageError("from which cache? Pass --cache CACHE.")
+        raise UsageError("missing --cache. Pass --cache CACHE.")
     facts = _measure(recipe, overrides or [], cache, data, device)
     if json_:
         emit(facts)
@@ -84,8 +80,8 @@ def _measure(
 
     loaded = recipes.load(name or "photos", overrides)
     inputs = open_inputs(cache, data)
-    where, size = pick(device), inputs.store.spec.views.size
-    if where.type == "cpu":
+    torch_device, size = pick(device), inputs.store.spec.views.size
+    if torch_device.type == "cpu":
         torch.set_num_threads(threads.for_torch(size)[0])
     if name is not None:
         factory.check(loaded, inputs.num_classes, size)
@@ -94,60 +90,61 @@ def _measure(
     schedule = Schedule(
         inputs.store, loaded.views_per_epoch, batch_size, loaded.seed, loaded.repeats
     )
-    replay = create_loader.create(loaded, inputs, schedule, ALONE, "uniform", where.type == "cuda")
+    on_gpu = torch_device.type == "cuda"
+    replay = create_loader.create(loaded, inputs, schedule, ALONE, "uniform", on_gpu)
     half = (0.5, 0.5, 0.5)
-    feed = Input(where, loaded.precision, half, half)
-    found = stage_profile.measure(inputs, replay, loaded if name is not None else None, feed)
+    feed = Input(torch_device, loaded.precision, half, half)
+    stages = stage_profile.measure(inputs, replay, loaded if name is not None else None, feed)
     cores = loaded.threads or threads.cpu_count()
     return {
-        "device": str(where),
+        "device": str(torch_device),
         "threads": cores,
         "batch_size": batch_size,
         "student": loaded.student if name is not None else None,
         "read_from": stage_profile.read_from(inputs.images),
-        **verdict(found, cores),
+        **verdict(stages, cores),
     }
 
 
-def verdict(found: "Stages", cores: int) -> dict[str, Any]:
-    """Rates of all stages, the one that binds, and what to do.
+def verdict(stages: "Stages", cores: int) -> dict[str, Any]:
+    """Rates of all stages, the bottleneck and its remedy.
 
     Args:
-        found: Seconds per view.
-        cores: Threads that decode, resize and operate.
+        stages: Seconds per view.
+        cores: Threads of decode, resize and operations.
     """
-    of_loader = {"read": found.read}
-    of_loader |= {n: getattr(found, n) / cores for n in ("decode", "resize", "operations")}
-    of_device = {"transfer": found.transfer}
-    if found.student is not None:
-        of_device["student"] = found.student
-    needed = sum(of_device.values())
-    hindered = found.student is None or found.loader > needed
-    slower = of_loader if hindered else of_device
+    of_loader = {"read": stages.read}
+    of_loader |= {n: getattr(stages, n) / cores for n in ("decode", "resize", "operations")}
+    of_device = {"transfer": stages.transfer}
+    if stages.student is not None:
+        of_device["student"] = stages.student
+    step = sum(of_device.values())
+    loader_binds = stages.student is None or stages.loader > step
+    slower = of_loader if loader_binds else of_device
     binds = max(slower, key=lambda name: slower[name])
     return {
         "seconds_per_view": of_loader | of_device,
-        "loader_images_per_second": round(1 / found.loader, 1),
-        "student_images_per_second": None if found.student is None else round(1 / needed, 1),
+        "loader_images_per_second": round(1 / stages.loader, 1),
+        "student_images_per_second": None if stages.student is None else round(1 / step, 1),
         "binds": binds,
-        "conclusion": _conclusion(found, binds, needed),
+        "conclusion": _conclusion(stages, binds, step),
     }
 
 
-def _conclusion(found: "Stages", binds: str, needed: float) -> str:
-    feeds = f"{1 / found.loader:,.0f} images/s"
-    if found.student is None:
-        why = f"the loader makes {feeds}"
-    elif found.loader > needed:
-        why = f"the loader makes {feeds}, the student could take {1 / needed:,.0f}"
+def _conclusion(stages: "Stages", binds: str, step: float) -> str:
+    rate = f"{1 / stages.loader:,.0f} images/s"
+    if stages.student is None:
+        why = f"the loader makes {rate}"
+    elif stages.loader > step:
+        why = f"the loader makes {rate}, the student could take {1 / step:,.0f}"
     else:
-        why = f"with its input it takes {1 / needed:,.0f} images/s, the loader could make {feeds}"
+        why = f"with its input it takes {1 / step:,.0f} images/s, the loader could make {rate}"
     verb = "bind" if binds.endswith("s") else "binds"
     return f"{binds} {verb}: {why}. {ADVICE[binds]}."
 
 
 def table(facts: dict[str, Any]) -> str:
-    """The facts for people."""
+    """Format the facts as lines of text."""
     seconds, threads = facts["seconds_per_view"], facts["threads"]
     lines = [f"{'stage':12} {'µs per view':>12} {'images/s':>10}"]
     for name, each in seconds.items():

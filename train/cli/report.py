@@ -9,6 +9,7 @@ import typer
 
 from cache_tools.cli.cache import DataCache, Json, emit
 from cache_tools.errors import KdcacheError, UsageError
+from train.cli.options import Device
 
 if TYPE_CHECKING:
     from cache_tools.report.page import Block, Section
@@ -24,40 +25,39 @@ def report(
     subjects: Annotated[
         list[str],
         typer.Argument(
-            metavar="CACHE|RUN|SWEEP…", help="Any number; a folder of runs stands for all of them."
+            metavar="CACHE|RUN|SWEEP…", help="Any number; of a folder of runs all its runs."
         ),
     ],
     out: Annotated[
-        Path | None, typer.Option(metavar="HTML", help="Where the page lies; one file, no network.")
+        Path | None, typer.Option(metavar="HTML", help="Page to write: one file, no network.")
     ] = None,
     data: Annotated[
         str,
-        typer.Option(metavar="SRC", help="Images of the caches; default: as noted beside them."),
+        typer.Option(metavar="SRC", help="Images of the caches; default: the noted sources."),
     ] = "",
     data_cache: DataCache = "",
     no_images: Annotated[
-        bool, typer.Option("--no-images", help="Without contact sheets: to show to strangers.")
+        bool, typer.Option("--no-images", help="Leave out contact sheets, for publication.")
     ] = False,
     limit: Annotated[
         int,
         typer.Option(min=0, help="Read the targets of at most this many views a cache; 0: all."),
     ] = 100_000,
     views: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Show a run's student N cached views; 0: none.")
+        int,
+        typer.Option(metavar="N", min=0, help="Run a run's student on N cached views; 0: none."),
     ] = 2048,
-    device: Annotated[
-        str | None, typer.Option(help="Where students run: cuda, cpu; default: a GPU if any.")
-    ] = None,
+    device: Device = None,
     json_: Json = False,
 ) -> None:
-    """Draw what happened: one page of charts that opens without a network.
+    """Draw a report: one page of charts that opens without a network.
 
-    Of a cache: its views, the teacher's entropy, calibration and accuracy, what the codec lost.
-    Of a run: curves, likeness to the teacher, confusions. Of several runs, a comparison; of a
-    sweep, accuracy against what it takes, and its cost beside a teacher in the loop.
+    Of a cache: its views, the teacher's entropy, calibration and accuracy, the codec's loss. Of a
+    run: curves, agreement with the teacher, confusions. Of several runs: a comparison. Of a sweep:
+    accuracy against size, speed and time, and its cost beside a teacher in the loop.
     """
     if out is None and not json_:
-        raise UsageError("where to? Pass --out report.html, or --json for the facts.")
+        raise UsageError("missing --out. Pass --out report.html, or --json for the facts.")
     from cache_tools.report import page, svg
     from cache_tools.runtime import progress, text
     from cache_tools.storage import atomic
@@ -71,29 +71,29 @@ def report(
             raise UsageError(f"{out} is a folder. Pass --out with the name of a file.")
     named = find(subjects)
     options = EvalOptions(pick(device))
-    told: list[dict[str, Any]] = []
+    all_facts: list[dict[str, Any]] = []
     sections: list[Section] = []
     with progress.bar("report", len(named), "subjects") as advance:
         for subject in named:
-            facts, pictures = _look(subject, data, no_images or out is None, limit, views, options)
-            told.append(facts)
+            facts, pictures = _read(subject, data, no_images or out is None, limit, views, options)
+            all_facts.append(facts)
             if out is not None:
                 sections.append(_section(subject, text.printable_json(facts), pictures))
             advance(1, Path(subject.where).name)
     if out is not None:
         atomic.write(
-            out, page.render(_compared(named, text.printable_json(told), sections)).encode()
+            out, page.render(_compared(named, text.printable_json(all_facts), sections)).encode()
         )
     if json_:
-        emit({"subjects": told})
+        emit({"subjects": all_facts})
     elif out is not None:
         print(f"{out}: {_listed(named)}, {out.stat().st_size / 1e6:.2f} MB")
 
 
-def _look(
+def _read(
     subject: "Subject", data: str, no_images: bool, limit: int, views: int, options: "EvalOptions"
 ) -> "tuple[dict[str, Any], list[Block]]":
-    """Facts of a subject, and pictures that are no facts."""
+    """Facts of a subject, and its contact sheet."""
     from train import run_dir
     from train.report import run_facts, sweep_section
 
@@ -125,21 +125,21 @@ def _section(subject: "Subject", facts: dict[str, Any], pictures: "list[Block]")
 
 
 def _compared(
-    named: "Sequence[Subject]", told: list[dict[str, Any]], sections: "list[Section]"
+    named: "Sequence[Subject]", all_facts: list[dict[str, Any]], sections: "list[Section]"
 ) -> "list[Section]":
-    """The sections, with one that compares the runs before the first of several."""
+    """Insert a comparison before the sections of several runs."""
     from train.report import comparison as several
 
     runs = [i for i, subject in enumerate(named) if subject.kind == "run"]
     if len(runs) < 2:
         return sections
     names = several.short_names([Path(named[i].where) for i in runs])
-    beside = several.section([told[i] for i in runs], names)
+    beside = several.section([all_facts[i] for i in runs], names)
     return [*sections[: runs[0]], beside, *sections[runs[0] :]]
 
 
 def _sheet(store: "Cache", data: str) -> "list[Block]":
-    """The contact sheet of a cache, or a sentence that says why there is none."""
+    """Contact sheet of a cache, or the reason for its absence."""
     from cache_tools.report import pictures, sheet_source
 
     try:

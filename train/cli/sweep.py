@@ -11,7 +11,7 @@ import typer
 from cache_tools.cli.cache import DataCache, Json, emit
 from cache_tools.errors import UsageError
 from cache_tools.store import info
-from train.cli.train import Device
+from train.cli.options import Data, Device, Fresh, Log, Weight
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,25 +32,19 @@ def sweep(
         list[str] | None,
         typer.Option(metavar="CACHE", help="Folder, zip or URL; several are mixed."),
     ] = None,
-    weight: Annotated[
-        list[float] | None,
-        typer.Option(metavar="W", help="How much each cache counts; default: alike."),
-    ] = None,
+    weight: Weight = None,
     out: Annotated[Path | None, typer.Option(metavar="SWEEP", help="Folder of the sweep.")] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(metavar="SRC", help="Its images; default: where the cache was made from."),
-    ] = None,
+    data: Data = None,
     data_cache: DataCache = "",
     students: Annotated[
         str,
-        typer.Option(metavar="0-3,7", help="Only these, by their place in the grid from 0 on."),
+        typer.Option(metavar="0-3,7", help="Only these, by their number in the grid, from 0."),
     ] = "",
     together: Annotated[
         int, typer.Option(metavar="N", min=0, help="At most N students share a batch; 0: any.")
     ] = 0,
     memory: Annotated[
-        float, typer.Option(metavar="GB", min=0, help="Memory to plan with; 0: what is free.")
+        float, typer.Option(metavar="GB", min=0, help="Memory to plan with; 0: the free memory.")
     ] = 0.0,
     engine: Annotated[
         Literal["local", "ray"],
@@ -61,37 +55,37 @@ def sweep(
     ] = False,
     print_: Annotated[
         Literal["commands", "slurm"] | None,
-        typer.Option("--print", help="Print a command per cohort, or a Slurm array; do nothing."),
+        typer.Option(
+            "--print", help="Print a command per cohort, or a Slurm array; train nothing."
+        ),
     ] = None,
     teacher: Annotated[
         list[str] | None,
-        typer.Option(help="The teacher, to time what it would cost in the loop; name or folder."),
+        typer.Option(help="Teacher, to time its cost in the loop; name or folder."),
     ] = None,
-    log_to: Annotated[
-        list[str] | None,
-        typer.Option("--log", metavar="wandb", help="Log to W&B too; JSONL, TensorBoard always."),
-    ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew what is there.")] = False,
+    log_to: Log = None,
+    fresh: Fresh = False,
     device: Device = None,
     json_: Json = False,
 ) -> None:
-    """Train a grid of students; those that see the same views share every batch.
+    """Train a grid of students; those on the same views share every batch.
 
-    Run again to go on: finished students are skipped. A table, sweep.csv, sweep.json and sweep.png
-    say what was found and what it cost beside a teacher in the loop.
+    Run again to resume: finished students are skipped. A table, sweep.csv, sweep.json and sweep.png
+    contain the results, and the cost beside a teacher in the loop.
     """
     from train.sweep import grid as grids
 
     named = grids.load(grid, overrides or ())
     chosen = _chosen(named, students)
     if not cache or out is None:
-        raise UsageError("from which cache, and where to? Pass --cache CACHE and --out SWEEP.")
+        raise UsageError("missing --cache and --out. Pass --cache CACHE and --out SWEEP.")
     if asha and engine != "ray":
-        raise UsageError("--asha goes with --engine ray.")
+        raise UsageError("--asha requires --engine ray.")
     if print_ is not None and (engine == "ray" or fresh):
         raise UsageError(
-            "--print is for other machines than --engine ray's, and not for --fresh: a task that "
-            "is started again would begin anew. Leave that out, or remove what is to begin anew."
+            "--print excludes --engine ray, which starts the cohorts itself, and --fresh, with "
+            "which a restarted task would discard its results. Leave that out, or remove the "
+            "results by hand."
         )
     if engine == "ray":
         from train.sweep import ray_tune
@@ -109,13 +103,13 @@ def sweep(
             "a sweep does not share a student between processes, and torchrun or Slurm started "
             "several. Start one; --engine ray and --print slurm use many GPUs."
         )
-    also = tuple(log_to or ())
-    trackers.check(also)
-    inputs, where = open_inputs(cache, data, weight), pick(device)
+    extra = tuple(log_to or ())
+    trackers.check(extra)
+    inputs, torch_device = open_inputs(cache, data, weight), pick(device)
     if print_ is None:
-        validate.set_up(inputs, where)
-    everything = sweeps.Sweep(tuple(named), inputs, out, where, also, asha)
-    mine = replace(everything, students=tuple(chosen))
+        validate.set_up(inputs, torch_device)
+    whole = sweeps.Sweep(tuple(named), inputs, out, torch_device, extra, asha)
+    mine = replace(whole, students=tuple(chosen))
     if print_ is not None:
         from train.sweep import scripts
 
@@ -127,7 +121,7 @@ def sweep(
         ray_tune.train(mine, planned)
     else:
         sweeps.train(mine, planned)
-    _report(everything, teacher or [], json_)
+    _report(whole, teacher or [], json_)
 
 
 def _chosen(named: "Sequence[Student]", numbers: str) -> "list[Student]":
@@ -136,20 +130,20 @@ def _chosen(named: "Sequence[Student]", numbers: str) -> "list[Student]":
     wanted = info.numbers(numbers)
     if wanted is None or wanted[-1] >= len(named):
         raise UsageError(
-            f"--students {numbers} are no numbers such as 0-3,7, from 0 to {len(named) - 1}."
+            f"--students {numbers} must be numbers such as 0-3,7, from 0 to {len(named) - 1}."
         )
     return [named[number] for number in wanted]
 
 
 def _report(sweep: "Sweep", teacher: list[str], json_: bool) -> None:
-    """Files, picture and table of all students of the grid."""
+    """Write files and plot of all students of the grid; print the table."""
     from train import run_dir
     from train.sweep import cost, table
     from train.sweep import grid as grids
     from train.sweep import runner as sweeps
 
-    there = sweep.out / "sweep.json"
-    known = run_dir.read_json(there).get("ledger", {}).get("teacher") if there.is_file() else None
+    old = sweep.out / "sweep.json"
+    known = run_dir.read_json(old).get("ledger", {}).get("teacher") if old.is_file() else None
     timed = (known["seconds_per_view"], known["device"]) if known and not teacher else None
     if timed is None:
         batch = sweep.students[0].recipe.batch_size
@@ -157,7 +151,7 @@ def _report(sweep: "Sweep", teacher: list[str], json_: bool) -> None:
     swept, states = grids.swept(sweep.students), None
     facts: dict[str, Any] = {}
     while states != (states := [sweep.state(one) for one in sweep.students]):
-        # again where another task of an array has finished meanwhile, and has seen us unfinished
+        # Again if another task of an array finished meanwhile and saw this one unfinished.
         rows = sweeps.rows(sweep)
         facts = {
             "cache_fingerprint": sweep.inputs.fingerprint,
@@ -176,7 +170,7 @@ def _report(sweep: "Sweep", teacher: list[str], json_: bool) -> None:
 
 
 def _write(sweep: "Sweep", facts: dict[str, Any]) -> bool:
-    """Write sweep.json, sweep.csv and, where there is something to draw, sweep.png."""
+    """Write sweep.json, sweep.csv and, if there is something to draw, sweep.png."""
     from train import run_dir
     from train.sweep import plot, table
 

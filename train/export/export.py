@@ -1,11 +1,11 @@
-"""A finished student as a folder that timm and the Hub open, and that says how it came to be.
+"""Export of a finished student to a folder for timm and the Hub, with its provenance.
 
     FOLDER/model.safetensors   the weights
     FOLDER/config.json         timm's config: architecture, classes, preprocessing; under `kdcache`,
-                               what the student was distilled from and how
-    FOLDER/README.md           the model card, as timm writes them
+                               teacher, cache and recipe of the student
+    FOLDER/README.md           the model card in timm's format
 
-No path of this machine goes into it. The folder appears whole or not at all.
+The folder contains no path of the machine that wrote it, and is written whole or not at all.
 """
 
 import copy
@@ -32,18 +32,18 @@ Weights = Literal["model", "model-ema", "model-best"]
 
 
 @dataclass(frozen=True)
-class Student:
-    """A student to be exported."""
+class ExportedStudent:
+    """Weights, configuration and provenance of a student."""
 
     model: nn.Module
-    """The network, with the preprocessing it was measured with."""
+    """Network with the preprocessing of its evaluation."""
     config: dict[str, Any]
-    """What timm's config.json says beyond the network itself."""
+    """Additions to timm's config.json: class names and `kdcache`."""
     facts: dict[str, Any]
-    """How it was trained and what it reached; `config["kdcache"]`."""
+    """Training and accuracy; `config["kdcache"]`."""
 
 
-def read(folder: Path, weights: Weights) -> Student:
+def read(folder: Path, weights: Weights) -> ExportedStudent:
     """Read a student of a finished run.
 
     Raises:
@@ -55,8 +55,8 @@ def read(folder: Path, weights: Weights) -> Student:
         raise run_state.unfinished(folder)
     if "teacher" not in config:
         raise CacheIncomplete(
-            f"the run {folder} was made by an earlier kdcache and does not say all that a model "
-            "card needs. Run its kdcache train command again: it trains nothing and adds it."
+            f"the run {folder} was made by an earlier kdcache and lacks facts that a model card "
+            "needs. Run its kdcache train command again: it trains nothing and adds them."
         )
     if not (folder / weights / "model.safetensors").is_file():
         missing = {"model-ema": "ema_decay is 0", "model-best": "there was nothing to measure on"}
@@ -66,23 +66,24 @@ def read(folder: Path, weights: Weights) -> Student:
         )
     model: Any = timm.create_model(f"local-dir:{folder / weights}", pretrained=True)
     facts = _facts(folder, config, weights)
-    return Student(model, {**_classes(config, model.num_classes), "kdcache": facts}, facts)
+    config = {**_class_names(config, model.num_classes), "kdcache": facts}
+    return ExportedStudent(model, config, facts)
 
 
-def write(student: Student, out: Path, license_: str, fresh: bool) -> None:
+def write(student: ExportedStudent, out: Path, license_: str, fresh: bool) -> None:
     """Write the folder.
 
     Args:
-        student: What to write.
+        student: Student to write.
         out: The folder.
-        license_: The Hub's name of a licence, "" when none is given.
-        fresh: Whether an export that lies there may be replaced.
+        license_: The Hub's name of a licence; "": unset.
+        fresh: True to replace an existing export.
 
     Raises:
-        UsageError: Something lies there, or the licence is no name.
+        UsageError: `out` exists and may not be replaced, or the licence is no name.
     """
-    described = _card(student, license_, "local-dir:FOLDER")
-    _refuse_other(out, fresh)
+    card = _card(student, license_, "local-dir:FOLDER")
+    _check_replaceable(out, fresh)
     building = out.with_name(f"{out.name}.{uuid.uuid4().hex[:12]}{atomic.PARTIAL}")
     try:
         save_for_hf(
@@ -91,7 +92,7 @@ def write(student: Student, out: Path, license_: str, fresh: bool) -> None:
             model_config=copy.deepcopy(student.config),
             safe_serialization=True,
         )
-        text = generate_readme(described, out.resolve().name)
+        text = generate_readme(card, out.resolve().name)
         atomic.write(building / "README.md", text.encode())
         if out.exists():
             shutil.rmtree(out)
@@ -103,14 +104,14 @@ def write(student: Student, out: Path, license_: str, fresh: bool) -> None:
         shutil.rmtree(building, ignore_errors=True)
 
 
-def push(student: Student, repo: str, license_: str, private: bool) -> str:
-    """Upload to the Hub; a model card that lies there already is left as it is.
+def push(student: ExportedStudent, repo: str, license_: str, private: bool) -> str:
+    """Upload to the Hub; an existing model card is left unchanged.
 
     Returns:
-        Where to find it.
+        Its name for `timm.create_model`.
 
     Raises:
-        KdcacheError: No network, no token, no right, or no such name.
+        KdcacheError: No network, no token, no permission, or no such name.
     """
     try:
         push_to_hf_hub(
@@ -125,14 +126,14 @@ def push(student: Student, repo: str, license_: str, private: bool) -> str:
     except Exception as error:  # the Hub's client raises many kinds: network, token, right, name
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise KdcacheError(
-            f"the Hub did not take {repo} ({reason}). Check the network, the name USER/NAME and "
-            "the token (hf auth login, or HF_TOKEN), and export again with --fresh."
+            f"the upload of {repo} to the Hub failed ({reason}). Check the network, the name "
+            "USER/NAME and the token (hf auth login, or HF_TOKEN), and export again with --fresh."
         ) from None
     return f"hf-hub:{repo}"
 
 
-def _classes(config: dict[str, Any], num_classes: int) -> dict[str, Any]:
-    """Names of the classes where the data set has them; descriptions of ImageNet's synsets."""
+def _class_names(config: dict[str, Any], num_classes: int) -> dict[str, Any]:
+    """Class names, if the data set has them, with descriptions of ImageNet's synsets."""
     names = config["class_names"]
     if len(names) != num_classes:
         return {}
@@ -163,17 +164,17 @@ def _facts(folder: Path, config: dict[str, Any], weights: Weights) -> dict[str, 
     }
 
 
-def _card(student: Student, license_: str, where: str) -> dict[str, Any]:
+def _card(student: ExportedStudent, license_: str, model_name: str) -> dict[str, Any]:
     if not re.fullmatch(r"[A-Za-z0-9.\-]*", license_):
         raise UsageError(
             f"--license {license_!r} is no name of a licence on the Hub, such as apache-2.0 or "
             "cc-by-nc-4.0."
         )
-    return model_card.describe(student.facts, license_ or "unknown", where)
+    return model_card.describe(student.facts, license_ or "unknown", model_name)
 
 
-def _refuse_other(out: Path, fresh: bool) -> None:
-    """Only an export is ever replaced, and only when asked."""
+def _check_replaceable(out: Path, fresh: bool) -> None:
+    """Raise UsageError unless `out` is new or, with `fresh`, an export."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     config = run_dir.read_json(out / "config.json") if (out / "config.json").is_file() else {}
@@ -181,5 +182,5 @@ def _refuse_other(out: Path, fresh: bool) -> None:
         raise UsageError(f"{out} exists and is no exported student. Choose another --out.")
     if not fresh:
         raise UsageError(
-            f"{out} holds a student. Choose another --out, or pass --fresh to replace it."
+            f"{out} contains a student. Choose another --out, or pass --fresh to replace it."
         )

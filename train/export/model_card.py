@@ -1,4 +1,4 @@
-"""The model card of an exported student: what timm's `generate_readme` makes Markdown of."""
+"""Model card of an exported student: input of timm's `generate_readme`."""
 
 from dataclasses import MISSING, fields
 from typing import Any
@@ -7,29 +7,29 @@ from cache_tools.spec.views import ViewSpec
 from train.recipe import TrainRecipe
 
 TAGS = ("image-classification", "timm", "transformers", "knowledge-distillation", "kdcache")
-_LEARNED = {
-    "kd": "distilled from {teacher}: it learned from the teacher's stored soft targets, on the "
-    "very views the teacher saw",
+_TRAINING = {
+    "kd": "distilled from {teacher}: trained on the teacher's stored soft targets, on exactly the "
+    "teacher's views",
     "online": "distilled from {teacher}, which ran in the training loop",
     "labels": "trained on labels, on the views of a cache of {teacher}",
 }
 
 
-def describe(facts: dict[str, Any], license_: str, where: str) -> dict[str, Any]:
-    """The card as timm's functions take it.
+def describe(facts: dict[str, Any], license_: str, model_name: str) -> dict[str, Any]:
+    """Describe a student in the form of timm's functions.
 
     Args:
-        facts: What `train.export.export` writes under `kdcache`.
+        facts: Contents of `kdcache` in the exported config.json.
         license_: The Hub's name of a licence.
-        where: What `timm.create_model` opens.
+        model_name: Argument of `timm.create_model`.
     """
     teacher = facts["teacher"]
-    learned = _LEARNED[facts["mode"]].format(teacher=f"`{teacher['name']}`")
+    training = _TRAINING[facts["mode"]].format(teacher=f"`{teacher['name']}`")
     return {
         "tags": list(TAGS),
         "library_name": "timm",
         "license": license_,
-        "description": f"`{facts['student']}`, {learned} (kdcache {facts['kdcache_version']}).",
+        "description": f"`{facts['student']}`, {training} (kdcache {facts['kdcache_version']}).",
         "details": {
             "Teacher": f"{teacher['name']} ({teacher['architecture']}), weights sha256 "
             f"`{teacher['weights_sha256']}`",
@@ -38,7 +38,7 @@ def describe(facts: dict[str, Any], license_: str, where: str) -> dict[str, Any]
             "Training": _changed(facts["recipe"], TrainRecipe),
             "Views": _changed(facts["views"], ViewSpec),
         },
-        "usage": _USAGE.format(where=where),
+        "usage": _USAGE.format(model_name=model_name),
         "comparison": _table(facts),
     }
 
@@ -48,7 +48,7 @@ import timm
 import torch
 from PIL import Image
 
-model = timm.create_model("{where}", pretrained=True).eval()
+model = timm.create_model("{model_name}", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
 with torch.inference_mode():
     logits = model(transform(Image.open("picture.jpg").convert("RGB"))[None])
@@ -56,11 +56,11 @@ with torch.inference_mode():
 
 
 def _changed(values: dict[str, Any], kind: type[TrainRecipe] | type[ViewSpec]) -> dict[str, str]:
-    """What is not as it always is, as text."""
-    always = {f.name: _text(f.default) for f in fields(kind) if f.default is not MISSING}
+    """Values that differ from their defaults, as text."""
+    defaults = {f.name: _text(f.default) for f in fields(kind) if f.default is not MISSING}
     texts = {name: _text(value) for name, value in values.items()}
     machine = ("threads", "checkpoint_minutes")
-    return {n: t for n, t in texts.items() if n not in machine and always.get(n) != t}
+    return {n: t for n, t in texts.items() if n not in machine and defaults.get(n) != t}
 
 
 def _text(value: Any) -> str:
@@ -68,13 +68,13 @@ def _text(value: Any) -> str:
 
 
 def _table(facts: dict[str, Any]) -> str:
-    """Accuracies of all weights of the run; the exported ones are marked."""
+    """Table of the accuracies of all weights of the run, the exported ones marked."""
     if facts.get("top1") is None:
         return "There was no labelled validation split: nothing was measured."
     lines = ["| weights | top-1 | top-5 |", "|---|---|---|"]
     for name, accuracy in facts["accuracies"].items():
         mark = " (these)" if name == facts["weights"] else ""
         lines.append(f"| {name}{mark} | {accuracy['top1']:.2f} | {accuracy['top5']:.2f} |")
-    pictures = f"{facts['validation_images']:,} validation images"
+    images = f"{facts['validation_images']:,} validation images"
     crop = facts["recipe"]["eval_crop"]
-    return "\n".join([*lines, "", f"In percent, {pictures}, centre crop of {crop}."])
+    return "\n".join([*lines, "", f"In percent, {images}, centre crop of {crop}."])

@@ -1,0 +1,23 @@
+"""Options that several commands of stage 2 share."""
+
+from typing import Annotated
+
+import typer
+
+Device = Annotated[str | None, typer.Option(help="cuda, cuda:1 or cpu; default: a GPU if any.")]
+Log = Annotated[
+    list[str] | None,
+    typer.Option("--log", metavar="wandb", help="Log to W&B too; JSONL, TensorBoard always."),
+]
+Weight = Annotated[
+    list[float] | None,
+    typer.Option(metavar="W", help="Weight of each cache; default: equal weights."),
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to override.")
+]
+Data = Annotated[
+    str | None,
+    typer.Option(metavar="SRC", help="Its images; default: the source of the cache."),
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Discard existing results and start anew.")]
