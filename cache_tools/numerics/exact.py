@@ -1,4 +1,4 @@
-"""Elementary functions that give the same bits on every machine.
+"""Elementary functions with the same bits on every machine.
 
 `np.exp` and `np.cos` differ in the last bit between processors and numpy builds, and a last bit can
 move the edge of a crop by a pixel. Here they are built from +, -, ×, ÷ and square root alone,
@@ -64,5 +64,5 @@ def sin_turns(turns: F8) -> F8:
 
 
 def normal(u: F8, v: F8) -> F8:
-    """Standard normal numbers from two uniforms in [0, 1), by Box and Muller."""
+    """Turn two uniforms in [0, 1) into standard normal numbers, by Box and Muller."""
     return np.sqrt(-2.0 * log(1.0 - u)) * cos_turns(v)

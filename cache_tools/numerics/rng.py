@@ -1,9 +1,9 @@
 """Counter-based random numbers: (seed, sample id, view, stream, draw) → uint64 → uniform.
 
-Philox4x64-10 (Salmon et al., SC'11) in plain numpy. A number depends on its counter and on nothing
-drawn before it, so a view can be drawn again alone, in any order and on any machine; one stream
-per operation means that a new operation never shifts an old one. numpy's own `Generator` methods
-are no part of this: numpy may change their streams. FORMAT.md (section 3.1) prints test vectors.
+Philox4x64-10 (Salmon et al., SC'11) in plain numpy. A number depends on its counter alone and on
+no earlier draw, so a view can be drawn again alone, in any order and on any machine; one stream per
+operation means that a new operation never shifts an old one. numpy's own `Generator` methods are
+no part of this: numpy may change their streams. FORMAT.md (section 3.1) prints test vectors.
 
 Shapes: N samples, D draws.
 """
@@ -58,7 +58,7 @@ def philox(counter: tuple[U8, U8, U8, U8], key: tuple[int, int]) -> tuple[U8, U8
 
 
 def bits(seed: int, ids_N: U8, view: int, stream: int, draws: int) -> U8:
-    """The first `draws` numbers of one stream for every sample.
+    """Generate the first `draws` numbers of one stream for every sample.
 
     Draw d is word d mod 4 of the Philox block with counter (d div 4, view, sample id, stream) and
     key (seed, 0).
@@ -68,7 +68,7 @@ def bits(seed: int, ids_N: U8, view: int, stream: int, draws: int) -> U8:
         ids_N: Sample ids (`spec.sample_table.sample_id`).
         view: View number.
         stream: One of the STREAM constants.
-        draws: How many numbers per sample, D.
+        draws: Numbers per sample, D.
 
     Returns:
         [N, D] uint64.

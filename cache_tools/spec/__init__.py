@@ -1,5 +1,5 @@
-"""What a cache is of, as frozen dataclasses: the room to read first (FORMAT.md, section 2).
+"""The specification of a cache as frozen dataclasses: the room to read first (FORMAT.md, 2).
 
 In: a manifest or a recipe. Out: `CacheSpec` with its data set, teacher, views and targets, the
-sample table, canonical JSON and the fingerprint. Imports `config` and numpy alone.
+sample table, canonical JSON and the fingerprint. Imports `errors`, `config` and numpy alone.
 """

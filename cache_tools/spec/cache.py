@@ -1,8 +1,8 @@
-"""What a cache is of: data set, teacher, views and targets, and the fingerprint of all four.
+"""Specification of a cache: data set, teacher, views and targets, and the fingerprint of all four.
 
-The `CacheSpec` stands in the manifest as canonical JSON; its SHA-256 is the cache's fingerprint,
-the name that a paper can print and a student's `result.json` repeats. The number of views is not
-part of it: a cache that grows by ten views is still the same cache, with more parts.
+The manifest contains the `CacheSpec` as canonical JSON; its SHA-256 is the cache's fingerprint, the
+name that a paper can print and a student's `result.json` repeats. The number of views is not part
+of it: a cache that grows by ten views is still the same cache, with more parts.
 """
 
 from collections.abc import Mapping
@@ -20,14 +20,14 @@ from cache_tools.spec.teacher import TeacherSpec
 from cache_tools.spec.views import UNKNOWN_VIEWS, ViewSpec
 
 FORMAT_VERSION = "1.1"
-"""The newest that is known here; a cache says the oldest that has what it uses."""
+"""Newest version; a cache records the oldest one that has all its features."""
 MAX_BLOCKS = 2**20
 Renderer = Literal["kernels-1", "none"]
 
 
 @dataclass(frozen=True)
 class CacheSpec:
-    """Everything that makes two caches the same or not."""
+    """All that makes two caches the same or different."""
 
     dataset: DatasetSpec
     teacher: TeacherSpec
@@ -40,11 +40,11 @@ class CacheSpec:
     renderer: Renderer = "kernels-1"
     """Decoder and image operations: FORMAT.md, section 3.4; "none" when views are unknown."""
     cut_from: str = ""
-    """Of a cache that keeps fewer classes than the one it was cut from: SHA-256 over the canonical
-    JSON of that one's `targets` and `cut_from` (FORMAT.md, section 6.3); else ""."""
+    """Origin of a cache that keeps fewer classes than its source: SHA-256 over the canonical
+    JSON of the source's `targets` and `cut_from` (FORMAT.md, section 6.3); else ""."""
     imported: ImportedSpec | None = None
     """Views that another system drew (FORMAT.md, section 3.6): their parameters are stored, and
-    of `views` size, interpolation, fill and scaled_decode hold. Absent when they are drawn."""
+    `views` sets only size, interpolation, fill and scaled_decode. Absent for drawn views."""
 
     def __post_init__(self) -> None:
         check(1 <= self.block_size <= 2**20, "block_size must be in 1..2^20 rows")
@@ -52,34 +52,36 @@ class CacheSpec:
         aligned = self.block_size % self.window == 0
         check(aligned or self.num_blocks == 1, "block_size must be a multiple of window")
         check(self.targets.k_max <= self.teacher.num_classes, "k_max exceeds the classes")
-        check(self.num_blocks <= MAX_BLOCKS, f"there can be {MAX_BLOCKS} blocks")
+        check(self.num_blocks <= MAX_BLOCKS, f"there can be at most {MAX_BLOCKS} blocks")
         labelled = self.dataset.labels or not self.targets.true_class
-        check(labelled, "targets.true_class wants labels")
+        check(labelled, "targets.true_class requires labels")
         known = self.renderer != "none" or self.views == UNKNOWN_VIEWS
-        check(known, 'renderer "none" goes with unknown views')
-        plain = self.imported is None or not self.replayable or self.views == self._plain()
-        check(plain, "imported views are not drawn: views has size, interpolation and fill only")
+        check(known, 'renderer "none" requires unknown views')
+        plain = self.imported is None or not self.replayable or self.views == self._undrawn_views()
+        check(
+            plain, "imported views are not drawn: views may set size, interpolation and fill only"
+        )
         size = self.part_bytes / 2**20
         check(size <= 512, f"a part of {size:.0f} MiB is too large for memory (512 MiB)")
 
     @property
     def part_bytes(self) -> int:
-        """The most bytes that the class ids of a part take in memory."""
+        """Largest size of a part's class ids in memory, in bytes."""
         return 4 * self.block_size * self.targets.k_max
 
     @property
     def replayable(self) -> bool:
-        """Whether the views can be drawn again; not so of logits that were imported."""
+        """True if the views can be drawn again; False for imported logits."""
         return self.renderer != "none"
 
     @property
     def format_version(self) -> str:
-        """The oldest version of the format that has all this."""
+        """Oldest version of the format that has all features of this cache."""
         return FORMAT_VERSION if self.imported else "1.0"
 
     @property
     def num_labels(self) -> int:
-        """Labels of a view whose probability is stored, P: two when views are mixed."""
+        """Labels of a view with a stored probability, P: two when views are mixed."""
         return (1 + self.views.mixes) * self.targets.true_class
 
     @property
@@ -94,18 +96,15 @@ class CacheSpec:
 
     @property
     def mapping(self) -> dict[str, Any]:
-        """Plain values as a manifest has them.
-
-        Unknown views are null, and optional fields are there when they say something.
-        """
+        """Plain values as in a manifest: unknown views are null, unset optional fields left out."""
         mapping = asdict(self) | {"teacher": self.teacher.mapping}
         for name in ("cut_from", "imported"):
             if not mapping[name]:
                 del mapping[name]
         return mapping if self.replayable else mapping | {"views": None}
 
-    def _plain(self) -> ViewSpec:
-        """What `views` is when nothing is drawn; mixup and cutmix say whether views are mixed."""
+    def _undrawn_views(self) -> ViewSpec:
+        """Return `views` with all drawing off; mixup and cutmix are 1 where views are mixed."""
         seen, mixed = self.views, 1.0 if self.views.mixes else 0.0
         return ViewSpec(
             size=seen.size,
@@ -118,21 +117,21 @@ class CacheSpec:
         )
 
     def rows(self, block: int) -> range:
-        """Rows of the sample table that `block` holds."""
+        """Return the rows of the sample table in `block`."""
         return range(
             block * self.block_size, min((block + 1) * self.block_size, self.dataset.num_samples)
         )
 
 
-def from_mapping(mapping: Mapping[str, Any], where: str) -> CacheSpec:
-    """The CacheSpec of a manifest; CacheDamaged when it is not one."""
+def from_mapping(mapping: Mapping[str, Any], context: str) -> CacheSpec:
+    """Build the CacheSpec of a manifest; CacheDamaged, beginning with `context`, if impossible."""
     if mapping.get("renderer") == "none":
         if mapping.get("views", "") is not None:
-            raise CacheDamaged(f'{where}: renderer "none" goes with views null.')
+            raise CacheDamaged(f'{context}: renderer "none" requires views null.')
         mapping = {**mapping, "views": asdict(UNKNOWN_VIEWS)}
     try:
-        return config.build(CacheSpec, mapping, where)
+        return config.build(CacheSpec, mapping, context)
     except RecipeError as error:
         raise CacheDamaged(
-            f"{error} The manifest was changed, or a newer kdcache wrote it."
+            f"{error} The manifest was changed, or written by a newer kdcache."
         ) from None

@@ -1,4 +1,4 @@
-"""What is signed and compared: canonical JSON, digests, and the first difference of two specs."""
+"""Canonical JSON, digests, and the first difference of two specs."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def canonical_json(value: Any) -> bytes:
-    """JSON in its one canonical form: sorted keys, no spaces, ASCII, shortest floats, no NaN."""
+    """Encode JSON in its one canonical form: sorted keys, no spaces, ASCII, shortest floats."""
     text = json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
     )
@@ -15,12 +15,12 @@ def canonical_json(value: Any) -> bytes:
 
 
 def sha256(data: bytes) -> str:
-    """Digest as it is written in manifests and commit records."""
+    """Return the digest as manifests and commit records contain it."""
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
 def difference(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> str | None:
-    """The first field in which two nested specs differ, as "views.size: 224 against 192"."""
+    """Find the first field in which two specs differ, as "views.size: 224 against 192"."""
     for key in sorted(ours.keys() | theirs.keys()):
         a, b = ours.get(key), theirs.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):

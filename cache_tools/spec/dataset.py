@@ -13,16 +13,16 @@ KeyKind = Literal["stem", "path"]
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """Which samples were seen."""
+    """Data set of a cache."""
 
     num_samples: int
     """Length of the sample table, N."""
     num_classes: int
     """Classes of the stored labels; 0 when labels are not used."""
     labels: bool
-    """Whether the labels of the data set are those of the teacher."""
+    """True if the labels of the data set are classes of the teacher."""
     key: KeyKind
-    """What names a sample: its file's stem, or its path without the extension."""
+    """Name of a sample: its file's stem, or its path without the extension."""
     table_sha256: str
     """SHA-256 over every column of the sample table (FORMAT.md, section 2)."""
     classes_sha256: str = ""

@@ -1,4 +1,4 @@
-"""That views were imported, not drawn: what is stored of them and known of their pixels."""
+"""Origin of imported views: the stored parameters, and the difference of their pixels."""
 
 from dataclasses import dataclass
 
@@ -10,21 +10,21 @@ _MAX_NOTE = 500
 
 @dataclass(frozen=True)
 class ImportedSpec:
-    """Views whose parameters stand in the cache, because another system drew them.
+    """Views that another system drew and whose parameters the cache stores.
 
-    Pixels are made by our renderer; the teacher saw those of its own, which differ as `note` says.
+    Our renderer makes the pixels; the teacher's own renderer made others, as `note` describes.
     """
 
     origin: str
-    """The format they came in, such as "FKD"."""
+    """Format of the source, such as "FKD"."""
     note: str
-    """How far the pixels here can be from those the teacher saw."""
+    """Largest difference between our pixels and those that the teacher saw."""
     operations: int = 0
     """Image operations of a view, L."""
     erased: int = 0
     """Erased boxes of a view, E: none, or one of the colour `ViewSpec.fill`."""
     seeds: bool = False
-    """Whether the seed is stored from which the other system draws a view."""
+    """Storage of the seed from which the other system draws a view."""
 
     def __post_init__(self) -> None:
         check(0 < len(self.origin) <= 80, "origin must have 1..80 characters")

@@ -15,11 +15,13 @@ LEVELS = 10.0
 
 @dataclass(frozen=True)
 class RandAugment:
-    """A parsed configuration."""
+    """Parsed configuration."""
 
     magnitude: float
     layers: int
+    """Operations of a view, L."""
     probability: float
+    """Probability that a layer is applied."""
     deviation: float
     """Standard deviation of the magnitude; infinite = uniform in [0, magnitude]."""
     bound: float
@@ -30,7 +32,7 @@ class RandAugment:
 
 
 def parse(text: str) -> RandAugment:
-    """Parse timm's string; ValueError names the section that is wrong."""
+    """Parse timm's string; the text of a ValueError contains the wrong section."""
     name, *sections = text.split("-")
     if name != "rand":
         raise ValueError(f"auto_augment {text!r} does not begin with 'rand'")
@@ -61,7 +63,7 @@ def _choices(name: str, increasing: bool) -> tuple[tuple[str, ...], tuple[int, .
     if name == "3a":
         return ("solarize_inc", "desaturate", "blur"), ()
     if name:
-        raise ValueError(f"auto_augment knows the sets weights, 3a and 3aw, not {name!r}")
+        raise ValueError(f"auto_augment has the sets weights, 3a and 3aw, not {name!r}")
     if not increasing:
         return _STANDARD, ()
     return tuple(f"{n}_inc" if n in _INCREASING else n for n in _STANDARD), ()

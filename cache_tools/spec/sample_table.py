@@ -1,8 +1,8 @@
 """The sample table: the images of a cache, in an order that no storage layout can change.
 
-A sample is known by its key; its id is the first 8 bytes of BLAKE2b(key), little endian. The table
-is sorted by id: shards or folders, any order of files, one machine or another give the same table,
-and a window of consecutive rows holds samples of all classes, as mixup requires.
+A sample is identified by its key; its id is the first 8 bytes of BLAKE2b(key), little endian. The
+table is sorted by id: shards or folders, any order of files, one machine or another give the same
+table, and a window of consecutive rows contains samples of all classes, as mixup requires.
 
 Shapes: N samples.
 """
@@ -63,17 +63,17 @@ class SampleTable:
 
 
 def sample_id(key: str) -> int:
-    """First 8 bytes of BLAKE2b(key), little endian."""
+    """Return the first 8 bytes of BLAKE2b(key), little endian."""
     return int.from_bytes(hashlib.blake2b(key.encode()).digest()[:8], "little")
 
 
 def digest(data: bytes) -> int:
-    """Digest of an encoded image: BLAKE2b-8, little endian."""
+    """Return the digest of an encoded image: BLAKE2b-8, little endian."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 def check_keys(keys: Iterable[str]) -> None:
-    """DataError when a key cannot be stored: one line of at most MAX_KEY bytes is a key."""
+    """Raise DataError unless every key is one line of at most MAX_KEY bytes."""
     for key in keys:
         if "\n" in key or not 0 < len(key.encode("utf-8", "surrogateescape")) <= MAX_KEY:
             raise DataError(
@@ -83,7 +83,7 @@ def check_keys(keys: Iterable[str]) -> None:
 
 
 def of_keys(keys: list[str], label_N: NDArray[np.int32]) -> SampleTable:
-    """The table of samples of which no image is known.
+    """Make the table of samples without images: keys and labels alone.
 
     Args:
         keys: Keys in table order.
@@ -96,7 +96,7 @@ def of_keys(keys: list[str], label_N: NDArray[np.int32]) -> SampleTable:
 
 
 def check_digest(table: SampleTable, row: int, data: bytes) -> None:
-    """CacheMismatch when `data` are not the bytes the cache was made from."""
+    """Raise CacheMismatch unless `data` are the bytes that the cache was made from."""
     if digest(data) != int(table.digest_N[row]):
         raise CacheMismatch(
             f"image {table.keys[row]!r} has changed since the cache was made (digest differs). "

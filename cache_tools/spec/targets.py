@@ -9,10 +9,10 @@ MAX_KEPT = 65_534  # counts are u2, and 65535 is no legal value
 
 @dataclass(frozen=True)
 class TargetSpec:
-    """Which classes are kept of a view, and what is known of the rest."""
+    """Classes kept of a view, and what is stored of the rest."""
 
     k_max: int = 64
-    """The most classes kept per view: the width K of the arrays."""
+    """Most classes kept of a view: the width K of the arrays."""
     tau: float = 0.001
     """Classes of at most this probability are dropped; 0 keeps k_max classes always."""
     k_min: int = 1
@@ -23,9 +23,9 @@ class TargetSpec:
     """Temperatures at which the mass of the dropped classes is stored; the first is 1."""
     true_class: bool = False
     """Store the probability of the true class where it is not kept (of both labels of a mixed
-    view), as decoupled distillation wants it."""
+    view); decoupled distillation requires it."""
     tail_square: bool = False
-    """Store the sum of squares of the dropped classes, as correlation losses (DIST) want it."""
+    """Store the sum of squares of the dropped classes; correlation losses (DIST) require it."""
 
     def __post_init__(self) -> None:
         check(1 <= self.k_min <= self.k_max <= MAX_KEPT, "1 <= k_min <= k_max must hold")

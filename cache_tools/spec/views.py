@@ -13,17 +13,17 @@ from cache_tools.spec import randaugment
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """The augmentation: with a sample id and a view number it says every pixel of a view.
+    """Augmentation settings.
 
     Names and distributions are timm's where timm has them. Operations come in the order of the
-    fields: crop and resize, flip, rotation and shift, RandAugment, 3-Augment, colour jitter,
+    fields: crop and resize, flip, rotation and shift, RandAugment, 3-Augment, color jitter,
     erasing, mixing.
     """
 
     size: int
     """Height and width of a view in pixels."""
     scale: tuple[float, float] = (0.08, 1.0)
-    """Share of the picture's area that a random resized crop takes, lowest and highest."""
+    """Share of the image's area in a random resized crop, lowest and highest."""
     ratio: tuple[float, float] = (0.75, 1.3333333333333333)
     """Width by height of the crop, lowest and highest."""
     center_crop: float = 0.0
@@ -33,9 +33,9 @@ class ViewSpec:
     speed; Pillow's as timm uses it, where random draws one of bilinear and bicubic."""
     scaled_decode: bool = False
     """Decode at 1/2, 1/4 or 1/8 where the crop stays as large as the view: faster for large
-    pictures, and other pixels."""
+    images, and other pixels."""
     teacher_size: int = 0
-    """Size at which the teacher sees the same views, rendered from the original; 0 = `size`."""
+    """Size of the same views for the teacher, rendered from the original; 0 = `size`."""
     hflip: float = 0.5
     """Probability of a horizontal flip."""
     degrees: float = 0.0
@@ -53,11 +53,11 @@ class ViewSpec:
     re_prob: float = 0.0
     """Probability of random erasing (Zhong et al., AAAI 2020)."""
     re_mode: Literal["const", "rand", "pixel"] = "pixel"
-    """Erase to `fill`, to one random colour, or to random pixels."""
+    """Erase to `fill`, to one random color, or to random pixels."""
     re_count: int = 1
     """Largest number of erased boxes."""
     fill: tuple[int, int, int] = (124, 116, 104)
-    """Colour (RGB) that geometric operations bring in and erasing centres on."""
+    """Color (RGB) outside of the image in geometric operations, and the mean of erasing."""
     mixup: float = 0.0
     """Alpha of the Beta distribution of mixup (Zhang et al., ICLR 2018); 0 = off."""
     cutmix: float = 0.0
@@ -67,8 +67,8 @@ class ViewSpec:
     mixup_switch_prob: float = 0.5
     """Probability of cutmix when both are on."""
     pair_views: int = 1
-    """Consecutive views in which samples keep their partners. As many as a student's repeated
-    augmentation shows: its batches then decode each picture once."""
+    """Consecutive views in which samples keep their partners. With as many as a student's repeated
+    augmentation shows, its batches decode each image once."""
     seed: int = 0
     """Seed of every draw, 0 ≤ seed < 2^63."""
 
@@ -92,29 +92,30 @@ class ViewSpec:
         check(0 <= self.seed < 2**63, "seed must be in 0..2^63-1")
         if self.auto_augment:
             randaugment.parse(self.auto_augment)
-        still = bool(self.center_crop)
-        check(not (still and self.random), "center_crop wants hflip=0 and all else off")
+        check(
+            not (self.center_crop and self.random), "center_crop requires hflip=0 and all else off"
+        )
 
     @property
     def affine(self) -> bool:
-        """Whether views are rotated or shifted."""
+        """True if views are rotated or shifted."""
         return self.degrees > 0 or self.translate > 0
 
     @property
     def mixes(self) -> bool:
-        """Whether views are mixed with partners."""
+        """True if views are mixed with partners."""
         return (self.mixup > 0 or self.cutmix > 0) and self.mixup_prob > 0
 
     @property
     def random(self) -> bool:
-        """Whether anything but the crop is drawn."""
-        colour = bool(self.auto_augment) or self.three_augment or any(self.color_jitter)
-        return self.hflip > 0 or self.affine or colour or self.re_prob > 0 or self.mixes
+        """True if anything but the crop is drawn."""
+        color = bool(self.auto_augment) or self.three_augment or any(self.color_jitter)
+        return self.hflip > 0 or self.affine or color or self.re_prob > 0 or self.mixes
 
     def for_teacher(self) -> "ViewSpec":
-        """The same views at the size the teacher sees them."""
+        """Return the same views at the teacher's size."""
         return replace(self, size=self.teacher_size, teacher_size=0) if self.teacher_size else self
 
 
 UNKNOWN_VIEWS = ViewSpec(size=1, hflip=0.0, center_crop=1.0)
-"""Stands for the views of logits that were imported: nobody can draw them again."""
+"""Placeholder for the views of imported logits, which cannot be drawn again."""
