@@ -1,15 +1,16 @@
-"""Logits ↔ stored target: the classes that matter, a byte for each, and what the rest weighs.
+"""Codec of sparse targets: the kept classes, a byte for each, and the mass of the rest.
 
 A view's target keeps the classes whose probability exceeds tau (at least k_min, at most k_max),
-sorted by class. Stored per view: how many there are (u2); per kept class the difference of its id
+sorted by class. Stored per view: their number (u2); per kept class the difference of its id
 to the one before (u2, u4 beyond 65,534 classes) and its probability on a companded scale
 q = round(levels · p^¼) (u1); per view and declared temperature the mass of all other classes as a
 log-odds code (u1). Optionally a byte for the probability of the true class where it is not kept
 (of both labels when views are mixed), and a byte for the sum of squares of the classes not kept.
 
-Targets are packed: the entries of all views of a part follow each other without gaps, so that a
-view costs what it keeps, not what it might. FORMAT.md, section 4, is the specification; why these
-numbers: the error of a sparse target is its dropped tail, hardly the precision of the kept values.
+Targets are packed: the entries of all views of a part follow each other without gaps, so that the
+size of a view depends on the classes it keeps, not on k_max. FORMAT.md, section 4, is the
+specification; why these numbers: the error of a sparse target is its dropped tail, hardly the
+precision of the kept values.
 
 Shapes: B views, K slots, C classes, T temperatures, E entries of B views, P labels of a view.
 """
@@ -37,7 +38,7 @@ FILL_COUNT = 65_535
 FILL_CODE = 255
 NARROW_CLASSES = 65_534
 """Most classes whose differences fit u2: 0 is no difference, 65535 no legal value."""
-_CODES = 254  # codes 1..254 of a one-byte scale; 0 has a meaning of its own, 255 is the fill value
+_CODES = 254  # codes 1..254 of a one-byte scale; 0 is special, 255 the fill value
 _TAIL = (-11.0, 7.0)  # log-odds of the mass of the classes not kept
 _TRUE = (-20.0, 0.0)  # log-odds of a true class that is not kept: at most one half
 _SQUARE = (-16.0, 0.0)  # logarithm of Σp² / (Σp)² over the classes not kept
@@ -45,7 +46,7 @@ _SQUARE = (-16.0, 0.0)  # logarithm of Σp² / (Σp)² over the classes not kept
 
 @dataclass(frozen=True)
 class SparseTargets:
-    """What is kept of B views, before it is rounded to codes."""
+    """Sparse teacher targets of B views, before rounding to codes."""
 
     index_BK: I8
     """Class ids in any order; -1 in slots that are not used."""
@@ -61,7 +62,7 @@ class SparseTargets:
 
 @dataclass(frozen=True)
 class EncodedTargets:
-    """B targets as they lie in the arrays."""
+    """Targets of B views as the arrays contain them."""
 
     count_B: U2
     """Classes kept of each view, at least 1."""
@@ -81,13 +82,13 @@ class EncodedTargets:
 
     @cached_property
     def begin_B1(self) -> I8:
-        """[B + 1] where the entries of each view begin, and where the last one's end."""
+        """[B + 1] first entry of each view, and the end of the last one."""
         return np.concatenate([[0], np.cumsum(self.count_B, dtype=np.int64)])
 
 
 @dataclass(frozen=True)
 class DecodedTargets:
-    """B decoded targets."""
+    """Decoded targets of B views."""
 
     index_BK: I4
     """Class ids, ascending; 0 in empty slots."""
@@ -129,7 +130,7 @@ def square_levels() -> F4:
 
 
 def index_dtype(num_classes: int) -> type[np.uint16] | type[np.uint32]:
-    """Type of `index_delta`."""
+    """Return the type of `index_delta`."""
     return np.uint16 if num_classes <= NARROW_CLASSES else np.uint32
 
 
@@ -137,8 +138,8 @@ def encode(sparse: SparseTargets, spec: TargetSpec, num_classes: int) -> Encoded
     """Round and pack sparse targets.
 
     Args:
-        sparse: What is kept.
-        spec: How it is stored.
+        sparse: The targets.
+        spec: Precision of the codes.
         num_classes: C; a view that keeps all C classes has no tail.
     """
     index_BK = np.ascontiguousarray(sparse.index_BK, dtype=np.int64)
@@ -171,8 +172,8 @@ def decode(stored: EncodedTargets, spec: TargetSpec, row_B: I8 | None = None) ->
 
     Args:
         stored: Checked targets (`check`).
-        spec: How they were stored; K is its `k_max`.
-        row_B: Which of them, in any order; None takes all.
+        spec: Precision of the codes; K is its `k_max`.
+        row_B: Rows to decode, in any order; None: all.
     """
     rows = np.arange(len(stored)) if row_B is None else row_B.astype(np.int64, copy=False)
     shape = len(rows), spec.k_max
@@ -188,21 +189,21 @@ def decode(stored: EncodedTargets, spec: TargetSpec, row_B: I8 | None = None) ->
 
 
 def _values(code_XN: U1, row_B: I8, scale: F4) -> F4:
-    """[B, X] what the codes of some views stand for."""
+    """Look up the values of the codes of some views, [B, X]."""
     value_BX = np.empty((len(row_B), len(code_XN)), dtype=np.float32)
     packing.look_up(row_B, code_XN, scale, value_BX)
     return value_BX
 
 
 def concatenate(parts: Sequence[EncodedTargets]) -> EncodedTargets:
-    """Targets of several parts, one after another."""
+    """Concatenate the targets of several parts."""
     names = ("count_B", "index_delta_E", "code_E", "tail_TB", "true_PB", "square_QB")
     columns: list[Any] = [[getattr(part, name) for part in parts] for name in names]
     return EncodedTargets(*(np.concatenate(column, axis=-1) for column in columns))
 
 
 def select_rows(stored: EncodedTargets, row_B: I8) -> EncodedTargets:
-    """Some of the targets, in any order, code by code."""
+    """Select some of the targets, in any order, code by code."""
     count_B, begin_B = stored.count_B[row_B].astype(np.int64), stored.begin_B1[row_B]
     within_E = np.arange(int(count_B.sum())) - np.repeat(np.cumsum(count_B) - count_B, count_B)
     entry_E = np.repeat(begin_B, count_B) + within_E
@@ -212,14 +213,14 @@ def select_rows(stored: EncodedTargets, row_B: I8) -> EncodedTargets:
 
 
 def check(stored: EncodedTargets, spec: TargetSpec, num_classes: int) -> str | None:
-    """What is impossible about stored targets, or None: a look at every value."""
-    return next(_complaints(stored, spec, num_classes), None)
+    """Check every value; describe the first impossible one, or return None."""
+    return next(_violations(stored, spec, num_classes), None)
 
 
 def expected_bytes(num_classes: int, kept: float, spec: TargetSpec) -> float:
-    """Bytes per view to plan with: ids at 93 % of a random set's entropy, codes, counts and tails.
+    """Estimate bytes per view: ids at 93 % of a random set's entropy, codes, counts and tails.
 
-    Fitted to what the Zarr codecs reach on distinct photographs (`benchmarks.codec`).
+    Fitted to the Zarr codecs on distinct photographs (`benchmarks.codec`).
     """
     n, k = float(num_classes), min(float(kept), float(num_classes) - 1e-9)
     share = k / n
@@ -229,8 +230,8 @@ def expected_bytes(num_classes: int, kept: float, spec: TargetSpec) -> float:
     return float((0.93 * n * entropy + code_bits * k) / 8 + 0.7 + extras)
 
 
-def _complaints(stored: EncodedTargets, spec: TargetSpec, num_classes: int) -> Iterator[str]:
-    """What is impossible; a check may rely on those before it."""
+def _violations(stored: EncodedTargets, spec: TargetSpec, num_classes: int) -> Iterator[str]:
+    """Yield impossible values; a check may rely on those before it."""
     count = stored.count_B
     if len(count) and not spec.k_min <= int(count.min()) <= int(count.max()) <= spec.k_max:
         yield f"a view that keeps {int(count.min())} or {int(count.max())} classes"
@@ -255,7 +256,7 @@ def _log_odds(mass: NDArray[np.floating]) -> F8:
 
 
 def _code(value: F8, bounds: tuple[float, float]) -> F8:
-    """1..254: the nearest step of an even grid."""
+    """Round to the nearest step of an even grid, 1..254."""
     low, high = bounds
     step = (high - low) / (_CODES - 1)
     return np.asarray(1.0 + np.rint((np.clip(value, low, high) - low) / step))

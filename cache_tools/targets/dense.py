@@ -1,7 +1,7 @@
-"""Dense distributions ↔ sparse ones, in numpy: what is kept of logits, and what that restores.
+"""Dense distributions ↔ sparse targets, in numpy.
 
-`sparsify` is the reference for what stage 1 does on the teacher's device; `densify` is what a loss
-on sparse targets takes the teacher's distribution to be, class by class.
+`sparsify` is the reference for stage 1 on the teacher's device; `densify` is the teacher's
+distribution, class by class, that a loss on sparse targets assumes.
 
 Shapes: B views, C classes, K slots, P labels of a view.
 """
@@ -17,7 +17,7 @@ I8 = NDArray[np.int64]
 
 
 def softmax(logits_BC: NDArray[np.floating], temperature: float = 1.0) -> F8:
-    """Distributions at a temperature, in double precision."""
+    """Compute distributions at a temperature, in double precision."""
     scaled = logits_BC.astype(np.float64) / temperature
     shifted = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), dtype=np.float64)
@@ -30,8 +30,8 @@ def sparsify(
 
     Args:
         logits_BC: Finite logits. Of equal ones the lower class id comes first.
-        spec: What is kept.
-        label_BP: True classes (-1 = none), where the spec wants their probability.
+        spec: Limits of the kept classes.
+        label_BP: True classes (-1 = none), where the spec stores their probability.
     """
     p_BC = softmax(logits_BC)
     kept_BC = kept_mask(p_BC, spec)
@@ -51,7 +51,7 @@ def sparsify(
 def densify(
     targets: DecodedTargets, spec: TargetSpec, num_classes: int, temperature: float = 1.0
 ) -> F8:
-    """[B, C] distributions at a temperature, the mass of the classes not kept spread evenly.
+    """Restore [B, C] distributions at a temperature; dropped classes share their mass evenly.
 
     At a declared temperature the stored mass is used; at any other, that of T = 1.
     """
@@ -73,22 +73,22 @@ def densify(
 
 
 def kl_divergence(p_BC: F8, q_BC: F8) -> F8:
-    """[B] KL(p ‖ q) in nats; nothing is smaller than 1e-30."""
+    """Compute KL(p ‖ q) in nats, [B]; probabilities are at least 1e-30."""
     p, q = np.maximum(p_BC, 1e-30), np.maximum(q_BC, 1e-30)
     return np.asarray((p_BC * np.log(p / q)).sum(axis=1))
 
 
 def kept_mask(p_BK: NDArray[np.floating], spec: TargetSpec) -> NDArray[np.bool_]:
-    """Mask of the classes to keep: above tau, at least k_min and at most k_max of them."""
+    """Mask the classes to keep: above tau, at least k_min and at most k_max of them."""
     above_BK = topk_mask(p_BK, spec.k_max) & (p_BK > spec.tau)
     return np.asarray(above_BK | topk_mask(p_BK, spec.k_min))
 
 
 def topk_mask(p_BC: NDArray[np.floating], count: int) -> NDArray[np.bool_]:
-    """Mask of the `count` most probable classes; ties go to the lower ids."""
+    """Mask the `count` most probable classes; ties go to the lower ids."""
     if count >= p_BC.shape[1]:
         return np.ones(p_BC.shape, dtype=bool)
     least = np.partition(p_BC, -count, axis=1)[:, -count, None]
     above, equal = p_BC > least, p_BC == least
-    room = count - above.sum(axis=1, keepdims=True)
-    return np.asarray(above | (equal & (np.cumsum(equal, axis=1) <= room)))
+    ties_left = count - above.sum(axis=1, keepdims=True)
+    return np.asarray(above | (equal & (np.cumsum(equal, axis=1) <= ties_left)))

@@ -21,7 +21,7 @@ SUFFIXES = (".npy", ".npz", ".safetensors")
 
 @dataclass(frozen=True)
 class Logits:
-    """Dense logits and what is known of their rows."""
+    """Dense logits with keys and labels of their rows."""
 
     values_VNC: NDArray[np.floating]
     keys: tuple[str, ...]
@@ -38,7 +38,7 @@ def read(path: Path) -> Logits:
     """Open a file of logits.
 
     Raises:
-        DataError: It is not there or holds something else.
+        DataError: There is no such file, or it has other contents.
     """
     try:
         arrays = _arrays(path)
@@ -63,12 +63,12 @@ def read(path: Path) -> Logits:
 
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of a file by name; an .npy is mapped, not read."""
+    """Read the arrays of a file by name; an .npy is mapped, not read."""
     if path.suffix == ".npy":
         return {"logits": np.load(path, mmap_mode="r", allow_pickle=False)}
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files if _wanted(name, archive)}
+            return {name: archive[name] for name in archive.files if _is_ours(name, archive)}
     if path.suffix == ".safetensors":
         from safetensors.numpy import load_file
 
@@ -76,6 +76,6 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
     raise UsageError(f"{path} is none of {', '.join(SUFFIXES)}.")
 
 
-def _wanted(name: str, archive: Any) -> bool:
-    """Arrays by our names; of a file with one array, that one."""
+def _is_ours(name: str, archive: Any) -> bool:
+    """Return True for arrays with our names and for the only array of a file."""
     return name in ("logits", "keys", "labels") or len(archive.files) == 1

@@ -1,28 +1,28 @@
-"""The targets of several teachers on the same views, as one: a weighted mean of probabilities.
+"""Mixture of several teachers' targets on the same views: a weighted mean of probabilities.
 
-A member i says p_i(c) of the classes K_i that it keeps, and that the C - k_i others weigh m_i
-together. Taking them as flat, u_i = m_i / (C - k_i) each, as `dense.densify` does, the mixture with
-weights w_i (Σ w_i = 1) says of any class
+A member i stores p_i(c) of the classes K_i that it keeps, and the mass m_i of the C - k_i others.
+Taking those as flat, u_i = m_i / (C - k_i) each, as `dense.densify` does, the mixture with weights
+w_i (Σ w_i = 1) gives any class
 
     q(c) = Σ_i w_i · (p_i(c) where c ∈ K_i, else u_i) = ū + Σ_{i: c ∈ K_i} w_i (p_i(c) - u_i),
 
 with ū = Σ_i w_i u_i. Outside of the union U of all K_i that is ū for every class: the mixture of
 flat tails is a flat tail, of mass (C - |U|) ū. So U with these q and this tail *is* the weighted
-mean of the members' dense distributions; nothing is lost on the way.
+mean of the members' dense distributions, without loss.
 
 * A class that one member keeps and another does not gets the other's flat share u_i. With
-  tail="zero" the members are taken without their tails, p_i / (1 - m_i), and that share is 0.
+  tail="zero" the members are used without their tails, p_i / (1 - m_i), and that share is 0.
 * Where a member stores the probability of the true class apart (`targets.true_class`), that class
-  counts as one it keeps, and its tail is the rest: the share is then not flat but exact.
-* Temperature: the ensemble is the mixture at T = 1, and tempering is of it, q^(1/T) / Z, as if one
-  network had said q. A flat tail would be Σ_{c∉U} q^(1/T) = (C - |U|) ū^(1/T). The members know
-  better at their declared temperatures: their masses m_i,T say by which factor
-  r_i = Σ_{c∉K_i} p_i^(1/T) / ((C - k_i) u_i^(1/T)) the real sum differs. The mixture takes
+  counts as kept, and its tail is the rest: the share is then not flat but exact.
+* Temperature: the ensemble is the mixture at T = 1, and tempering applies to it, q^(1/T) / Z, as if
+  one network had predicted q. A flat tail would be Σ_{c∉U} q^(1/T) = (C - |U|) ū^(1/T). The members
+  are more precise at their declared temperatures: their masses m_i,T give the factor
+  r_i = Σ_{c∉K_i} p_i^(1/T) / ((C - k_i) u_i^(1/T)) by which the real sum differs. The mixture takes
   Σ_i w_i u_i r_i / ū times the flat sum: exact for one member, for equal ones and for flat tails,
   an estimate otherwise (in tests within a fifth of the flat sum's error for teachers that agree).
-  Declared are the temperatures that all members declare.
-* Σp² of a mixture's tail has products of two members' unknown values, so it cannot be had from
-  parts: a mixture stores none, and losses take its tail as flat there. As no q outside U exceeds
+  It declares the temperatures that all members declare.
+* Σp² of a mixture's tail has products of two members' unknown values, so it does not follow from
+  theirs: a mixture stores none, and losses take its tail as flat there. As no q outside U exceeds
   max(tau), Σp² is too small by less than max(tau) times the mass of the tail.
 
 Shapes: B views, C classes, K slots (of each member, or of the union), X slots of all members, T
@@ -46,20 +46,20 @@ Tail = Literal["uniform", "zero"]
 
 
 @dataclass(frozen=True)
-class _Said:
-    """What one member says of B views, in double precision."""
+class _Member:
+    """Distribution of one member on B views, in double precision."""
 
     index_BK: I8
     p_BK: F8
     """0 in empty slots."""
     u_B: F8
-    """Probability of each class that it does not keep."""
+    """Probability of each class not kept."""
     ratio_BT: F8
-    """By which factor Σ p^(1/T) of these exceeds that of a flat tail."""
+    """Factor by which Σ p^(1/T) over these exceeds that of a flat tail."""
 
 
 class Mixture:
-    """How the targets of several caches become one."""
+    """Weighted mean of the targets of several caches."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Mixture:
         num_classes: int,
         tail: Tail = "uniform",
     ) -> None:
-        """A mixture with `weights` that add up to 1 of members that store by `specs`."""
+        """Mix members with these `TargetSpec`s by `weights`, which add up to 1."""
         self._weights = tuple(weights)
         self._specs = tuple(specs)
         self._num_classes = num_classes
@@ -78,25 +78,25 @@ class Mixture:
     def __call__(
         self, members: Sequence[DecodedTargets], label_BP: I8 | None = None
     ) -> DecodedTargets:
-        """The mixture of the members' targets of the same B views.
+        """Mix the members' targets of the same B views.
 
         Args:
-            members: What each member says, in the order of the weights.
+            members: Targets of each member, in the order of the weights.
             label_BP: True classes of the views (-1 = none), for members that store those apart.
 
         Returns:
-            Its slots hold the union of the classes the members keep, ascending; its temperatures
-            are `temperatures`. True class and Σp² are empty: the true class is among the kept where
-            a member stores it.
+            Targets whose slots have the union of the classes that members keep, ascending, and
+            whose temperatures are `temperatures`. True class and Σp² are empty: the true class is
+            among the kept ones where a member stores it.
         """
-        said = [self._said(*pair, label_BP) for pair in zip(members, self._specs, strict=True)]
-        weighted_B = [w * s.u_B for w, s in zip(self._weights, said, strict=True)]
+        mixed = [self._member(*pair, label_BP) for pair in zip(members, self._specs, strict=True)]
+        weighted_B = [w * s.u_B for w, s in zip(self._weights, mixed, strict=True)]
         floor_B = np.sum(weighted_B, axis=0)
-        index_BK, q_BK, count_B = self._union(said, floor_B)
+        index_BK, q_BK, count_B = self._union(mixed, floor_B)
         left_B = self._num_classes - count_B
         tail_BT = np.empty((len(floor_B), len(self.temperatures)))
         tail_BT[:, 0] = left_B * floor_B
-        factor_BT = sum(v[:, None] * s.ratio_BT for v, s in zip(weighted_B, said, strict=True))
+        factor_BT = sum(v[:, None] * s.ratio_BT for v, s in zip(weighted_B, mixed, strict=True))
         factor_BT = factor_BT / np.maximum(floor_B, 1e-300)[:, None]
         for t, temperature in enumerate(self.temperatures[1:], start=1):
             rest_B = left_B * floor_B ** (1 / temperature) * factor_BT[:, t]
@@ -105,14 +105,14 @@ class Mixture:
         single = q_BK.astype(np.float32), tail_BT.astype(np.float32)
         return DecodedTargets(index_BK.astype(np.int32), *single, none, none)
 
-    def _said(self, targets: DecodedTargets, spec: TargetSpec, label_BP: I8 | None) -> _Said:
+    def _member(self, targets: DecodedTargets, spec: TargetSpec, label_BP: I8 | None) -> _Member:
         index_BK = targets.index_BK.astype(np.int64)
         p_BK, tail_B = (
             x.astype(np.float64) for x in (targets.probability_BK, targets.tail_BT[:, 0])
         )
         if self._tail == "zero":
             p_BK, none_B = p_BK / (1.0 - tail_B)[:, None], np.zeros_like(tail_B)
-            return _Said(index_BK, p_BK, none_B, np.zeros((len(p_BK), len(self.temperatures))))
+            return _Member(index_BK, p_BK, none_B, np.zeros((len(p_BK), len(self.temperatures))))
         true_BP = _true(targets, label_BP, tail_B)
         left_B = tail_B - true_BP.sum(axis=1)
         others_B = self._num_classes - (p_BK > 0).sum(axis=1) - (true_BP > 0).sum(axis=1)
@@ -127,12 +127,14 @@ class Mixture:
         if true_BP.size and label_BP is not None:
             index_BK = np.concatenate([index_BK, label_BP], axis=1)
             p_BK = np.concatenate([p_BK, true_BP], axis=1)
-        return _Said(index_BK, p_BK, u_B, ratio_BT)
+        return _Member(index_BK, p_BK, u_B, ratio_BT)
 
-    def _union(self, said: Sequence[_Said], floor_B: F8) -> tuple[I8, F8, I8]:
-        """Union of the kept classes: [B, K] ids and probabilities, and how many they are."""
-        excesses = [w * (s.p_BK - s.u_B[:, None]) for w, s in zip(self._weights, said, strict=True)]
-        entries = [np.where(one.p_BK > 0, one.index_BK, -1) for one in said]
+    def _union(self, mixed: Sequence[_Member], floor_B: F8) -> tuple[I8, F8, I8]:
+        """Unite the kept classes: [B, K] ids and probabilities, and their number."""
+        excesses = [
+            w * (s.p_BK - s.u_B[:, None]) for w, s in zip(self._weights, mixed, strict=True)
+        ]
+        entries = [np.where(one.p_BK > 0, one.index_BK, -1) for one in mixed]
         index_BX, excess_BX = np.concatenate(entries, axis=1), np.concatenate(excesses, axis=1)
         # one width for all batches: a compiled student need not be compiled again
         shape = len(floor_B), min(index_BX.shape[1], self._num_classes)
@@ -143,7 +145,7 @@ class Mixture:
 
 
 def common_temperatures(specs: Sequence[TargetSpec]) -> tuple[float, ...]:
-    """The temperatures that all of them declare: 1 and then the others, ascending."""
+    """List the temperatures that all specs declare: 1 and then the others, ascending."""
     shared = set(specs[0].temperatures).intersection(*(s.temperatures for s in specs[1:]))
     return (1.0, *sorted(shared - {1.0}))
 
@@ -151,12 +153,12 @@ def common_temperatures(specs: Sequence[TargetSpec]) -> tuple[float, ...]:
 def sparsify(
     targets: DecodedTargets, spec: TargetSpec, label_BP: I8 | None = None
 ) -> SparseTargets:
-    """Choose the classes to keep of a mixture; `dense.sparsify` for what is sparse already.
+    """Choose the classes to keep of a mixture: `dense.sparsify` for sparse targets.
 
     Args:
         targets: A mixture whose temperatures begin with those of `spec`, in this order.
-        spec: What is kept.
-        label_BP: True classes (-1 = none), where the spec wants their probability.
+        spec: Limits of the kept classes.
+        label_BP: True classes (-1 = none), where the spec stores their probability.
     """
     q_BK = targets.probability_BK.astype(np.float64)
     kept_BK = dense.kept_mask(q_BK, spec) & (q_BK > 0)
@@ -175,13 +177,13 @@ def sparsify(
 
 
 def _narrow(index_BK: I8, p_BK: F8, width: int) -> tuple[I8, F8]:
-    """The kept slots first; at most `width` of them are used."""
+    """Move the kept slots to the front, at most `width` of them."""
     order = np.argsort(index_BK < 0, axis=1, kind="stable")[:, :width]
     return np.take_along_axis(index_BK, order, axis=1), np.take_along_axis(p_BK, order, axis=1)
 
 
 def _true(targets: DecodedTargets, label_BP: I8 | None, tail_B: F8) -> F8:
-    """[B, P] probabilities of true classes outside of the kept; one of two equal labels counts."""
+    """Return [B, P] probabilities of true classes not kept; one of two equal labels counts."""
     true_BP = targets.true_BP.astype(np.float64)
     if label_BP is None or not true_BP.size:
         return np.zeros((len(tail_B), 0))
@@ -193,5 +195,5 @@ def _true(targets: DecodedTargets, label_BP: I8 | None, tail_B: F8) -> F8:
 
 
 def _power(p_BK: F8, temperature: float) -> F8:
-    """p^(1/T), 0 in empty slots."""
+    """Compute p^(1/T), 0 in empty slots."""
     return np.asarray(np.where(p_BK > 0, p_BK, 0.0) ** (1.0 / temperature))

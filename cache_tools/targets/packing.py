@@ -1,4 +1,4 @@
-"""The inner loops of `codec`: entries of many views one after another, compiled, without the GIL.
+"""Inner loops of `codec`: entries of many views one after another, compiled, without the GIL.
 
 Shapes: B views, K slots, E entries of B views.
 """
@@ -46,15 +46,15 @@ def pack(
 def merge_entries(
     index_BX: I8, value_BX: F8, floor_B: F8, index_BK: I8, sum_BK: F8, count_B: I8
 ) -> None:
-    """Distinct ids of each view, ascending, with `floor` plus the sum of their values.
+    """Merge equal ids of each view: distinct ids, ascending, with `floor` plus their summed values.
 
     Args:
-        index_BX: Class ids in any order, each maybe several times; -1 in slots that are not used.
+        index_BX: Class ids in any order, with repeats; -1 in unused slots.
         value_BX: Their values.
-        floor_B: What a sum begins with.
+        floor_B: Initial value of each sum.
         index_BK: Zeros, written; K is at least the number of distinct ids.
-        sum_BK: Zeros, written; at least 1e-30, as 0 would read as an empty slot.
-        count_B: Written: how many distinct ids there are.
+        sum_BK: Zeros, written; at least 1e-30, since 0 marks an empty slot.
+        count_B: Written: the number of distinct ids.
     """
     ids = np.empty(index_BX.shape[1], np.int64)
     values = np.empty(index_BX.shape[1], np.float64)
@@ -102,7 +102,7 @@ def unpack(
     index_BK: I4,
     p_BK: F4,
 ) -> None:
-    """Write ids and probabilities of some views into slots; K is at least what each keeps."""
+    """Write ids and probabilities of some views into slots; no view keeps more than K classes."""
     for b in range(row_B.size):
         begin, end = begin_B1[row_B[b]], begin_B1[row_B[b] + 1]
         index, total = np.int64(-1), 0.0
@@ -120,7 +120,7 @@ def unpack(
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def look_up(row_B: I8, code_XN: U1, levels: F4, value_BX: F4) -> None:
-    """Write what the codes of some views stand for; X values of each."""
+    """Write the values of the codes of some views; X values of each."""
     for b in range(row_B.size):
         for x in range(code_XN.shape[0]):
             value_BX[b, x] = levels[code_XN[x, row_B[b]]]
@@ -128,7 +128,7 @@ def look_up(row_B: I8, code_XN: U1, levels: F4, value_BX: F4) -> None:
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def highest_class(begin_B1: I8, delta_E: NDArray[Any]) -> int:
-    """The highest class id of all views."""
+    """Find the highest class id of all views."""
     highest = 0
     for b in range(begin_B1.size - 1):
         index = np.int64(-1)
