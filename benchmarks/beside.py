@@ -1,4 +1,4 @@
-"""What a cached run asks of a loader beside pixels: parameters, order and pairs, targets.
+"""Cost of a cached run's loader beside the pixels: parameters, order and pairs, targets.
 
 Measured on a synthetic cache of a whole block (65,536 samples, A2 with mixing, K = 20 classes kept
 of every view), since small data sets share an epoch's fixed costs among few views.

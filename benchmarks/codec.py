@@ -1,10 +1,10 @@
-"""What a cached view costs and how near it stays to its teacher, beside other systems' layouts.
+"""Size and fidelity of a cached view, beside other systems' layouts.
 
     python -m benchmarks.codec LOGITS.npz [--scales 1,1.5,2.5] [--repeats 7] [--json FILE]
 
 LOGITS holds `logits` [N, C] of real pictures. Where it has `photo` [N] too, the first view of each
-photo is taken: views of one photo resemble each other, and a compressor would find that out. To
-scale logits stands for a surer teacher. Two parts:
+photo is taken: views of one photo resemble each other, which a compressor would exploit. Scaled
+logits model a more confident teacher. Two parts:
 
 Size and fidelity. Logits go through `kdcache import dense` into a cache on disk and are read back
 with all checks; peers get the same float32 logits (`benchmarks.peers`). "ours, tau" has the
@@ -14,7 +14,7 @@ classes at T = 1 and 2. Bytes per view, of ours:
 
 * "chunks" are the compressed arrays;
 * "files" is everything on disk but the sample table: metadata and commit records, some 3 kB a
-  cache, which a thousand views feel and a million do not;
+  cache, which counts for a thousand views and not for a million;
 * "in 65,536" is what these chunks would come to with those 3 kB shared by one full part.
 
 A peer's bytes are all its files; TinyViT's ratio to ours counts its records and leaves out its list
@@ -82,7 +82,7 @@ EPOCH_BAR = 1.5
 
 @dataclass(frozen=True)
 class Bar:
-    """A figure that is promised, and the one that was measured."""
+    """A promised figure and the measured one."""
 
     what: str
     measured: float
@@ -101,7 +101,7 @@ class Bar:
 
 
 def standard(views_per_image: int | None = None) -> list[Peer]:
-    """The peers of the table.
+    """Create the peers of the table.
 
     Args:
         views_per_image: For FKD and ml-dr, which keep a file per image; None: 500 and 400, as
@@ -123,7 +123,7 @@ def standard(views_per_image: int | None = None) -> list[Peer]:
 
 
 def distinct(path: Path) -> F4:
-    """The logits [N, C] of a file, one view per photo where it tells photos apart."""
+    """Load the logits [N, C] of a file, one view per photo where it has `photo`."""
     with np.load(path, allow_pickle=False) as archive:
         logits_NC: F4 = archive["logits"].astype(np.float32)
         if "photo" in archive:
@@ -132,7 +132,7 @@ def distinct(path: Path) -> F4:
 
 
 def fidelity(logits_NC: F4, restored_NC: F8, at_two_NC: F8 | None = None) -> Row:
-    """How far restored distributions are from the teacher's.
+    """Divergences of restored distributions from the teacher's.
 
     Args:
         logits_NC: The teacher's.
@@ -159,7 +159,7 @@ def of_peer(peer: Peer, logits_NC: F4) -> Row:
 
 
 def of_cache(name: str, logits_NC: F4, targets: TargetSpec) -> Row:
-    """Import logits as a user would, count what lies on disk and read it back."""
+    """Import logits as a user would, count the bytes on disk and read the cache back."""
     count = len(logits_NC)
     with tempfile.TemporaryDirectory() as folder:
         np.save(source := Path(folder, "logits.npy"), logits_NC)
@@ -248,7 +248,7 @@ def made(logits_NC: F4, views: int = PART) -> Iterator[F4]:
 
 
 def sparse_part(logits_NC: F4, targets: TargetSpec) -> SparseTargets:
-    """What is kept of a full part of made views."""
+    """Sparse targets of a full part of made views."""
     pieces = [dense.sparsify(block_BC, targets) for block_BC in made(logits_NC)]
     names = ("index_BK", "probability_BK", "tail_BT", "true_BP", "square_BQ")
     return SparseTargets(*(np.concatenate([getattr(p, name) for p in pieces]) for name in names))
@@ -272,7 +272,7 @@ def epoch_spec(targets: TargetSpec, classes: int, table: SampleTable) -> CacheSp
 
 
 def sample_table(count: int) -> SampleTable:
-    """Samples of which nothing is known but their names."""
+    """Sample table with nothing but names."""
     keys = np.array([f"{i:08d}" for i in range(count)])
     ids = np.array([sample_id(key) for key in keys.tolist()], np.uint64)
     order, none = np.argsort(ids), np.zeros(count, np.int32)
@@ -353,7 +353,7 @@ _BY_ROW = ("count_B", "tail_TB", "true_PB", "square_QB")
 
 
 def speed(logits_NC: F4, repeats: int) -> tuple[list[Row], list[Bar]]:
-    """The table of speeds and its bars, which stand for K = 20."""
+    """Table of speeds and its bars, which are set for K = 20."""
     default = TargetSpec()
     contestants = {
         "ours, K=20": TargetSpec(k_max=20, k_min=20, tau=0.0),

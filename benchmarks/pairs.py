@@ -1,4 +1,4 @@
-"""Students with their teachers on photographs, ready to be timed: pictures, cache, recipe."""
+"""Pairs of student and teacher on photographs, ready to be timed: images, cache, recipe."""
 
 import io
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ from train.recipe import TrainRecipe
 
 @dataclass(frozen=True)
 class Pair:
-    """A student, its teacher and how they are measured."""
+    """A student, its teacher and the settings of their measurement."""
 
     student: str
     """timm name."""
@@ -47,7 +47,7 @@ class Pair:
 
     @property
     def name(self) -> str:
-        """Who learns from whom, on what."""
+        """Student, teacher and view size in words."""
         return f"{self.student} from {self.teacher}, {self.size} px, batch {self.batch}"
 
 

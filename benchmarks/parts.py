@@ -1,4 +1,4 @@
-"""The parts of a training step, each timed alone on a batch that lies ready.
+"""Parts of a training step, each timed alone on a batch already on the device.
 
 Shapes: B views.
 """
@@ -28,7 +28,7 @@ FEW, MANY, ENOUGH = 3, 40, 1.0
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done what it was told."""
+    """Wait until the device is idle."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
@@ -40,7 +40,7 @@ def seconds(device: torch.device) -> float:
 
 
 class Parts:
-    """The parts of a step, each alone, on one batch that lies ready."""
+    """Parts of a step, each alone, on one batch already on the device."""
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench

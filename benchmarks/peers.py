@@ -1,7 +1,7 @@
-"""How other systems store what a teacher said: their records, written by our own code.
+"""Record layouts of other systems for teacher logits, written by our own code.
 
 Each peer turns dense logits into the bytes its own writer would leave on disk (`encode`) and those
-bytes into the distribution its own trainer would show the student (`restore`). Nothing is repaired
+bytes into the distribution its own trainer would train on (`restore`). Nothing is repaired
 on the way: a negative tail stays negative, a sum above 1 stays above 1, a class id that fp16 cannot
 hold comes back as another class. `divergence` clips, `restore` never does more than its peer does.
 
@@ -47,7 +47,7 @@ FLOOR = 1e-12
 
 @dataclass(frozen=True)
 class Stored:
-    """What a peer leaves on disk for B views."""
+    """Files of a peer for B views."""
 
     files: dict[str, bytes]
     """Every file by its path in the peer's folder."""
@@ -72,16 +72,16 @@ class Peer(Protocol):
 
     @property
     def name(self) -> str:
-        """What a table calls it."""
+        """Name in tables."""
 
     def record_bytes(self, classes: int) -> int | None:
         """Fixed bytes of one view without keys and containers; None: there is no such number."""
 
     def encode(self, logits_BC: ArrayLike) -> Stored:
-        """What the peer's writer leaves on disk for these views."""
+        """Encode these views as the peer's writer does."""
 
     def restore(self, stored: Stored) -> F8:
-        """The distributions [B, C] the peer's trainer makes of it, at T = 1."""
+        """Restore the distributions [B, C] of the peer's trainer, at T = 1."""
 
 
 def log_softmax(logits_BC: ArrayLike, temperature: float = 1.0) -> F8:
@@ -130,7 +130,7 @@ class TinyViT:
 
     @property
     def folder(self) -> str:
-        """Where its reader looks for this epoch."""
+        """Folder of an epoch in its reader's layout."""
         return f"logits_top{self.top_k}_epoch{self.epoch}"
 
     def record_bytes(self, classes: int) -> int:
@@ -163,10 +163,10 @@ def _tinyvit_record(top_k: int) -> np.dtype[np.void]:
 
 
 class TinyViTReader:
-    """Records one by one, with the steps of TinyViT's own reader: what its data loader costs.
+    """Reader of single records with the steps, and so the cost, of TinyViT's own reader.
 
     The keys of a rank's file are read into a dictionary once; a record is a seek, a read and three
-    `np.frombuffer`, two of them copied because torch wants arrays it may write to. As there, a file
+    `np.frombuffer`, two of them copied because torch requires writable arrays. As there, a file
     that ends early gives shorter arrays and no error.
     """
 
@@ -309,9 +309,9 @@ def _untar(files: dict[str, bytes]) -> dict[str, bytes]:
 
 @dataclass(frozen=True)
 class PlainZarr:
-    """What one writes without much thought: u2 class ids and f2 log-probabilities, by rank.
+    """Baseline layout: u2 class ids and f2 log-probabilities, by rank.
 
-    Chunks and codecs are those of zarr v3 when nothing is said (zstd); metadata files count. There
+    Chunks and codecs are zarr v3's defaults (zstd); metadata files count. There
     is no trainer to follow: the rest goes to the other classes, and is 0 where rounding made it
     negative.
     """
@@ -354,7 +354,7 @@ def top(p_BC: NDArray[Any], top_k: int) -> I8:
 
 
 def _spread(index_BK: I8, value_BK: F4, classes: int) -> F8:
-    """What float32 leaves of 1, shared by the other classes, with whatever sign it has."""
+    """Remainder to 1 in float32, shared by the other classes, with its sign."""
     rest_B1 = np.float32(1) - value_BK.sum(1, keepdims=True)
     return dense(index_BK, value_BK, rest_B1 / np.float32(classes - index_BK.shape[1]), classes)
 
@@ -376,7 +376,7 @@ def _crops(views: int) -> tuple[I8, NDArray[np.bool_]]:
 
 
 def _images(views: int, views_per_image: int) -> Iterator[slice]:
-    """Which views are of one image; the last may have fewer."""
+    """Groups of views of one image; the last may have fewer."""
     for start in range(0, views, views_per_image):
         yield slice(start, start + views_per_image)
 

@@ -1,13 +1,13 @@
 """Loaders of several libraries over the same JPEGs, each as a function that runs one epoch.
 
 All deliver batches of [224, 224, 3] uint8 views with their labels, shuffled, and drop the last
-incomplete batch; ours deliver the teacher's targets and mixing partners as well. What each is:
+incomplete batch; ours deliver the teacher's targets and mixing partners as well. The contestants:
 
 * "native", "ffcv replay", "ffcv replay, raw": our loaders on a cache of these images; from tar
   shards, from a `.beton` with the JPEG bytes, from one with pixels.
 * "FFCV", "FFCV, raw": FFCV's own Loader with its RandomResizedCropRGBImageDecoder and its flip, on
   containers of FFCV's own writer. FFCV's writer would encode the JPEGs again; it is given their
-  bytes instead. FFCV decodes with the fast DCT, whose pixels differ from everybody else's.
+  bytes instead. FFCV decodes with the fast DCT, whose pixels differ from those of all others.
 * "torchvision": ImageFolder, Pillow, transforms.v2, a DataLoader. "torchvision, tensors" decodes to
   tensors (`decode_image`) and transforms those.
 * "timm": create_dataset and create_loader, up to the uint8 batch; what its prefetcher does on the
@@ -85,7 +85,7 @@ class _Pictures:
 
 
 def _as_they_are(field: Any, destination: Any, data: bytes, malloc: Any) -> None:
-    """Stands for RGBImageField.encode, which would compress pixels: stores a JPEG's bytes."""
+    """Replace RGBImageField.encode, which would compress pixels: store a JPEG's bytes."""
     from cache_tools.render import decode
 
     destination["mode"] = 0
@@ -110,7 +110,7 @@ def write_ffcv(folder: Path, raw: bool) -> Path:
 
 
 def ffcv_own(folder: Path, raw: bool = False) -> Epoch:
-    """FFCV's own loader with its random crop, whose draws obey no seed."""
+    """FFCV's own loader with its random crop, which has no seed."""
     from ffcv.fields.basics import IntDecoder
     from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
@@ -192,5 +192,5 @@ def _of_workers(loader: Any) -> Epoch:
 
 
 def _count(batches: Any) -> int:
-    """Take all batches; how many views are in them."""
+    """Count the views of all batches."""
     return sum(len(pixels) for pixels, _ in batches)

@@ -1,4 +1,4 @@
-"""The small-data pitfall at our scale: what dkd and dist gain over plain kd, as data grows.
+"""The small-data pitfall at our scale: gains of dkd and dist over plain kd as data grows.
 
     python -m benchmarks.pitfall [--source DIR] [--teacher DIR] [--seeds 5]
         [--out docs/pitfall.png] [--json FILE]

@@ -1,4 +1,4 @@
-"""How fast views are rendered, per core, beside timm's and torchvision's pipelines.
+"""Speed of rendering views, per core, beside timm's and torchvision's pipelines.
 
     python -m benchmarks.render [--repeats 5] [--json FILE]
 
@@ -8,7 +8,7 @@ bytes to a uint8 array in one thread; contestants take turns, so that a noisy
 machine hits all alike, and each figure is the median of the repeats. Absolute figures are this
 machine's; ratios travel. A rate counts views, not pictures.
 
-What each contestant is:
+Contestants:
 
 * "decode" is simplejpeg alone, "decode, our rows" the same into the same memory and down to the
   crop's last row, which the shares are counted with; "decode, resize" adds OpenCV's shrinking of
@@ -21,13 +21,13 @@ What each contestant is:
   training scripts put them together, to a uint8 array.
 * "3 repeats" is repeated augmentation: three views of each picture one after another. Ours makes
   them from one decode. timm's opens and decodes the picture for each, since its RepeatAugSampler
-  repeats indices and its data set knows nothing of that; so its rate is about that of "timm A2".
-* "stage 1" decodes whole pictures, since it sees them for the first time: damage must show. Stage 2
-  knows by their digests that they are whole, and decodes no rows below the crop. With "8 views per
+  repeats indices outside its data set; so its rate is about that of "timm A2".
+* "stage 1" decodes whole pictures, since damage must be found. Stage 2 checks their digests
+  instead, and decodes no rows below the crop. With "8 views per
   decode" stage 1 makes a cache of several views. timm has no counterpart.
 
 So the ratio with three repeats compares two ways of doing the same job, and most of it comes from
-decoding once; the ratio of single views says what the code alone gains.
+decoding once; the ratio of single views is the gain of the code alone.
 """
 
 import argparse
@@ -51,7 +51,7 @@ from torchvision import transforms
 
 from benchmarks.machine import machine
 from cache_tools.render import decode
-from cache_tools.render import view as render
+from cache_tools.render.view import views_of
 from cache_tools.spec import sample_table
 from cache_tools.spec.views import ViewSpec
 from cache_tools.views import draw
@@ -105,7 +105,7 @@ def ours(spec: ViewSpec, encoded: list[bytes], count: int = 1, seen: bool = True
     def run() -> None:
         for row, data in enumerate(encoded):
             wanted = [(drawn, row, out[view]) for view, drawn in enumerate(params)]
-            render.views_of(data, "k", spec, wanted, reuse, seen)
+            views_of(data, "k", spec, wanted, reuse, seen)
 
     return run, count
 
@@ -130,7 +130,7 @@ def of_pil(
 
 
 def decode_only(encoded: list[bytes]) -> Contestant:
-    """simplejpeg alone: the limit of everything that decodes whole pictures."""
+    """Decode with simplejpeg alone: the limit of everything that decodes whole pictures."""
 
     def run() -> None:
         for data in encoded:
@@ -174,7 +174,7 @@ def timm_a2() -> Callable[[Image.Image], Any]:
 
 
 def contestants(encoded: list[bytes]) -> dict[str, Contestant]:
-    """What is measured, by name."""
+    """Contestants by name."""
     rrc = [
         transforms.RandomResizedCrop(224),
         transforms.RandomHorizontalFlip(),

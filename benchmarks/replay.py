@@ -1,4 +1,4 @@
-"""What training from a cache costs, beside training on labels and beside the teacher in the loop.
+"""Cost of training from a cache, beside training on labels and beside the teacher in the loop.
 
     python -m benchmarks.replay [--repeats 7] [--json FILE]
 
@@ -11,18 +11,18 @@ in turns, each time from another contestant on, so that a noisy machine hits all
 * "online": the teacher in the loop.
 
 A turn is a few steps; the first ones, in which the loader fills and libraries warm up, are not
-counted. Ratios are taken within a turn; their median and range over the turns say what the
-machine's noise leaves of them. Two clocks:
+counted. Ratios are taken within a turn; their range over the turns shows the machine's noise. Two
+clocks:
 
-* "wall" is what a user sees: images per second. Where other programs want the same cores it says
-  as much about them.
-* "CPU" is the CPU time of all threads of the process, and does not see other programs. It is the
+* "wall" is a user's measure: images per second. Where other programs use the same cores it measures
+  them, too.
+* "CPU" is the CPU time of all threads of the process, independent of other programs. It is the
   clock of the bars where the student is on the CPU; a GPU's work is not in it.
 
-"student", "labels" and "teacher" are the bare costs on a batch that lies ready: forward, loss (from
-targets or labels), backward and update; forward and choice of classes. "bare" is labels / student:
-the two steps alternate, so it is the least noisy answer to what the targets cost. With a loader
-that costs nothing, a cached run is
+"student", "labels" and "teacher" are the bare costs on a batch already on the device: forward, loss
+(from targets or labels), backward and update; forward and choice of classes. "bare" is labels /
+student: the two steps alternate, so it is the least noisy measure of the targets' cost. With a
+loader that costs nothing, a cached run is
 
     limit = (student + teacher) / student
 
@@ -35,7 +35,7 @@ targets, its part of reading and checking the epoch's, and taking them to the de
 looks up for labels, too; "without lookup" is what cached / labels would be if labels did not.
 
 Two torch threads on two cores would fight with the renderer for them; torch has one here. Teachers
-but for Lite0 have random weights, since speed does not ask for them: they keep as many classes as
+but for Lite0 have random weights, on which speed does not depend: they keep as many classes as
 the cache may, more than trained ones. The pairs with BEiTv2-B are measured where there is a GPU.
 """
 
@@ -72,7 +72,7 @@ GOAL = 0.98
 
 @dataclass(frozen=True)
 class Turn:
-    """What one contestant needed in one turn, per image."""
+    """Time of one contestant in one turn, per image."""
 
     wall: float
     """Seconds."""
@@ -96,7 +96,7 @@ def turn(bench: Bench, contestant: str) -> Turn:
 
 
 class Clock:
-    """Stands where the progress bar does; reads the time after the warm-up and at the end."""
+    """Replacement of the progress bar; reads the time after the warm-up and at the end."""
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
@@ -104,7 +104,7 @@ class Clock:
 
     @contextlib.contextmanager
     def bar(self, *_: Any) -> Iterator[progress.Advance]:
-        """Like `progress.bar`."""
+        """Replace `progress.bar`."""
         pair, step = self._bench.pair, 0
 
         def advance(count: int, _: str = "") -> None:
@@ -119,7 +119,7 @@ class Clock:
         yield advance
 
     def turn(self, waited: float) -> Turn:
-        """What came between the two readings, per image."""
+        """Time between the two readings, per image."""
         (wall, cpu), (wall_end, cpu_end) = self._read
         images = self._bench.pair.batch * self._bench.pair.steps
         return Turn((wall_end - wall) / images, (cpu_end - cpu) / images, waited)

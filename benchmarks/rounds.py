@@ -14,7 +14,7 @@ def spread(values: Iterable[float]) -> Figure:
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Figure:
-    """How often the second's values go into the first's, round by round."""
+    """Ratio of the first's values to the second's, round by round."""
     return spread(a / b for a, b in zip(ours, theirs, strict=True))
 
 

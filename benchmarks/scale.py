@@ -1,10 +1,10 @@
-"""A cache of ImageNet's size, opened and looked at: seconds, memory, files and folders.
+"""Commands on a cache of ImageNet's size: seconds, memory, files and folders.
 
     python -m benchmarks.scale [--samples 1281167] [--views 300] [--json FILE]
 
 The sample table is real (synthetic keys, every column), and so is every commit record. The chunks
 of all parts are hard links to those of two real parts, a full block's and the last one's, so that
-sizes hold and the disk is not filled; digests therefore do not, and `verify` is not asked here.
+sizes hold and the disk is not filled; digests therefore do not, and `verify` is not run here.
 Each command runs as its own process, as users run it; memory is the process's peak.
 """
 

@@ -20,7 +20,7 @@ from benchmarks.pipelines import Epoch, Make
 
 @dataclass(frozen=True)
 class Turn:
-    """What one epoch took per view."""
+    """Time of one epoch per view."""
 
     cpu: float
     """CPU seconds of all threads and workers."""
@@ -55,7 +55,7 @@ class Seat:
 
 
 def _serve(orders: Connection, contestants: Mapping[str, Make]) -> None:
-    """Run what is asked for until nobody asks any more."""
+    """Run requested epochs until the pipe closes."""
     multiprocessing.set_start_method("fork", force=True)  # of the loaders' workers: Linux's own
     logging.getLogger("kdcache").setLevel(logging.WARNING)
     made: dict[tuple[Path, str], Epoch] = {}

@@ -1,4 +1,4 @@
-"""How long 1,281,167 samples in 1,282 shards take to open: `python -m benchmarks.shards`.
+"""Time to open 1,281,167 samples in 1,282 shards: `python -m benchmarks.shards`.
 
 The images are a few bytes each: 2.6 GB of tars hold as many headers as the real 140 GB. The first
 opening reads the headers, the second the kept index.

@@ -1,4 +1,4 @@
-"""What stage 1 reaches of its teacher's own speed, and of the renderer's where that is the limit.
+"""Speed of stage 1 as a share of the bare teacher's, or of the renderer's where that is the limit.
 
     python -m benchmarks.stage1 [--repeats 7] [--only WORD] [--json FILE]
 
@@ -6,26 +6,26 @@ Views are A2's (random resized crop, flip, RandAugment, mixup or cutmix) of JPEG
 photographs (`benchmarks.render`). Contestants take turns, each time from another one on, so that a
 noisy machine hits all alike:
 
-* "bare": the network alone on a random batch that lies on its device; no top-k, nothing comes back.
+* "bare": the network alone on a random batch on its device; no top-k, nothing comes back.
 * "render G": the first stage alone with all cores, G views of each decode. No teacher.
 * "pipeline G": `pipeline.worker.stage1.Worker` itself: images to committed parts on disk.
 
 Ratios are taken within a turn; medians and ranges are over the turns. On a GPU the pipeline can be
-as fast as the slower one of both; on a CPU both want the same cores, and no order of work makes
-them cheaper:
+as fast as the slower one of both; on a CPU both use the same cores, and no order of work makes them
+cheaper:
 
     limit = max(bare, render) seconds per view on a GPU, their sum on a CPU
 
-"of bare" is what a user loses of the teacher (the bar: 0.97 where the teacher is the bottleneck),
-"of limit" what overlapping leaves undone. Two clocks: "wall"; and "CPU", the time of all threads of
-the process, which hardly sees what other programs on the machine do (and nothing of a GPU). Where
-those want all cores, pin it to one (`taskset -c 0`): threads of one operation that wait for each
+"of bare" is the share of the teacher's speed (the bar: 0.97 where the teacher is the bottleneck),
+"of limit" the share of perfect overlap. Two clocks: "wall"; and "CPU", the time of all threads of
+the process, which hardly depends on other programs on the machine (and not on a GPU). Where those
+use all cores, pin it to one (`taskset -c 0`): threads of one operation that wait for each
 other burn both clocks. A turn of a pipeline is timed from its first batch to the last commit
 record, its CPU time as a whole.
 
-"splits" asks how a CPU of several cores is shared best: torch threads + render threads.
+"splits" measures divisions of a CPU's cores: torch threads + render threads.
 
-"memory" makes hundreds of parts and looks at the resident memory on the way.
+"memory" makes hundreds of parts and records the resident memory on the way.
 
 A part's commit costs some 30 ms of a core, whatever its size: nothing in a real one of 65,536
 views, but seen in the small ones here.
@@ -72,7 +72,7 @@ A2 = ('views.auto_augment="rand-m7-mstd0.5"', "views.mixup=0.1", "views.cutmix=1
 
 @dataclass(frozen=True)
 class Case:
-    """A teacher and what it is shown."""
+    """A teacher and its input."""
 
     teacher: str
     """timm name; weights random."""
@@ -95,7 +95,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Who is asked, and how."""
+        """Teacher and settings in words."""
         how = f"{self.precision}, compiled" if self.compile else self.precision
         return f"{self.teacher}, {self.size} px, {how}, batch {self.batch}"
 
@@ -114,7 +114,7 @@ MEMORY = Case("test_resnet", 32, 32, samples=1100, views=300, decodes=(4,))
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a turn, per view."""
+    """Cost of a turn, per view."""
 
     wall: float
     """Seconds."""
@@ -150,12 +150,12 @@ class Bench:
         self._resident = self._resident.to(memory_format=torch.channels_last)
 
     def worker(self, render_threads: int | None = None) -> Worker:
-        """Who makes parts."""
+        """Worker that makes the parts."""
         count = render_threads or threads.cpu_count()
         return Worker(self.store, self.images, self.forward, self.case.batch, count)
 
     def take(self, decode: int, views: int) -> list[Group]:
-        """Groups of the next views that nobody has made."""
+        """Groups of the next views still to make."""
         blocks, begin = self.store.spec.num_blocks, self._turn
         self._turn += views
         parts = [p for p in self.store.parts() if begin <= p.view < self._turn]
@@ -201,7 +201,7 @@ class Bench:
 
 
 def timed(work: Callable[[], object], views: int, device: torch.device) -> Cost:
-    """What work costs per view, until the device is idle again."""
+    """Cost of some work per view, until the device is idle again."""
     wait(device)
     wall, cpu = time.perf_counter(), time.process_time()
     work()

@@ -1,4 +1,4 @@
-"""What it costs to train S students at once: a cohort beside S separate runs, and beside online.
+"""Cost of training S students at once: a cohort beside S separate runs, and beside online.
 
     python -m benchmarks.sweep [--repeats 5] [--json FILE]
 
@@ -14,11 +14,12 @@ one; ratios are taken within a turn, and their median and range over the turns a
   cost what S separate ones do.
 
 The bar: loader-bound, four students cost at most 1.5 times one. Its clock is the CPU time of all
-threads, which does not see other programs; wall time is reported beside it.
+threads, which is independent of other programs; wall time is reported beside it.
 
-"online" is the ledger measured at small scale: four students of test_efficientnet on views of 32
-px, in a cohort from the cache with the making of the cache counted in, against the four with the
-teacher (test_resnet) in the loop, one after another and in a cohort. Forward passes are counted.
+"online" is the cost of a sweep measured at small scale: four students of test_efficientnet on views
+of 32 px, in a cohort from the cache with the making of the cache counted in, against the four with
+the teacher (test_resnet) in the loop, one after another and in a cohort. Forward passes are
+counted.
 """
 
 import argparse
@@ -156,7 +157,7 @@ class Counted:
 
 
 def against_online(folder: Path, students: int = 4) -> dict[str, Any]:
-    """The ledger measured: whole runs, all of them in this process."""
+    """Measure the cost of a sweep: whole runs, all of them in this process."""
     begin = time.perf_counter(), time.process_time()
     bench = prepare(ONLINE, CPU, folder)
     made = _since(begin)

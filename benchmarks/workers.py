@@ -1,9 +1,9 @@
-"""What N workers make of N cores: `python -m benchmarks.workers [--repeats 3] [--json FILE]`.
+"""Scaling of N workers on N cores: `python -m benchmarks.workers [--repeats 3] [--json FILE]`.
 
 `kdcache cache --workers N` as a user runs it, on the first N cores alone, so that a worker has a
-core of its own whatever N is; timed from the Nth commit record to the last. Beside it what the
-machine allows: N processes that ask the same network about a resident batch, against one, since
-cores share memory and clock, and some are halves of one. Contestants take turns.
+core of its own whatever N is; timed from the Nth commit record to the last. Beside it the machine's
+limit: N processes that run the same network on a resident batch, against one, since cores share
+memory and clock, and some are halves of one. Contestants take turns.
 """
 
 import argparse
@@ -35,7 +35,7 @@ PAIR = Pair("", TEACHER, SIZE, BATCH, steps=0)
 
 
 def cores(count: int) -> set[int]:
-    """The first `count` that this process may use."""
+    """First `count` cores available to this process."""
     return set(sorted(os.sched_getaffinity(0))[:count])
 
 
@@ -66,7 +66,7 @@ def pipeline(folder: Path, count: int, turn: int) -> float:
 
 
 def alone(core: int, begin: Barrier, seconds: "multiprocessing.Queue[float]") -> None:
-    """The network about a resident batch on one core, as often as a worker is."""
+    """Run the network on a resident batch on one core, as often as a worker does."""
     os.sched_setaffinity(0, {core})
     torch.set_num_threads(1)
     network = teachers.load(TEACHER, SIZE, "fp32", random_weights=True)
@@ -94,7 +94,7 @@ def limit(count: int) -> float:
 
 
 def measure(repeats: int) -> dict[str, Any]:
-    """Speeds of 1 and more workers over one, and what the machine allows."""
+    """Speeds of 1 and more workers over one, and the machine's limit."""
     counts = range(1, threads.cpu_count() + 1)
     costs: dict[str, list[float]] = {
         f"{k} {n}": [] for k in ("workers", "networks") for n in counts

@@ -150,7 +150,7 @@ def _summary(facts: dict[str, Any]) -> dict[str, Any]:
 def _validations(
     request: EvalRequest, target: EvalTarget, reference: Reference | None
 ) -> list[Validation]:
-    """Validation sets of the request, else the run's own."""
+    """Open the validation sets of the request, else the run's own."""
     num_classes = target.students[0].num_classes
     labels = real_labels.load(request.real) if request.real else {}
     if request.data:
@@ -168,7 +168,7 @@ def _validations(
 
 
 def _own_validation(target: EvalTarget, reference: Reference | None) -> list[Images]:
-    """Validation split of the run's data set; may be missing if there is a reference."""
+    """Open the validation split of the run's data set; it may be missing beside a reference."""
     try:
         if target.config is None:
             raise UsageError("missing --data. Pass --data with a labelled validation set.")

@@ -36,7 +36,7 @@ def table(facts: dict[str, Any]) -> str:
 
 
 def _source(of: dict[str, Any]) -> str:
-    """Data of a row's measurement."""
+    """Describe the data of a row."""
     if "path" in of:
         return f"{of['views']:,} cached views ({of['parts']} parts)"
     return f"{of['source']} ({of['networks']['student']['images']:,} images)"
