@@ -95,7 +95,7 @@ def test_infinite_logits_are_named_and_not_stored(tmp_path: Path) -> None:
         ({"logits": np.zeros((2, 3), "i8")}, "Logits are floats"),
         ({"logits": np.array([{}, 1])}, "cannot be read"),
         ({"p": np.zeros((2, 3)), "q": np.zeros(2)}, "no array named logits"),
-        ({"logits": np.zeros((2, 3)), "keys": np.array(["a", "a"])}, "stands twice"),
+        ({"logits": np.zeros((2, 3)), "keys": np.array(["a", "a"])}, "occurs twice"),
         ({"logits": np.zeros((2, 3)), "keys": np.array(["a", "b\nc"])}, "line break"),
         ({"logits": np.zeros((2, 3)), "keys": np.array(["a"])}, "must have 2 entries"),
         ({"logits": np.zeros((2, 3)), "labels": np.array([0, 3])}, "label in .* is 3"),

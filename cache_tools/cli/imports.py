@@ -10,7 +10,7 @@ from cache_tools.errors import UsageError
 from cache_tools.store.cache import Cache
 
 if TYPE_CHECKING:
-    from cache_tools.importers.base import Options
+    from cache_tools.importers.base import ImportOptions
 
 Kind = Literal["dense", "tinyvit", "fkd", "ml-dr"]
 
@@ -72,9 +72,9 @@ def import_(
             raise UsageError("logits name their samples themselves: leave --data out.")
         store = dense.run(source, out, dense.keep(keep or "tau=1e-3,max=64"), teacher)
     else:
-        from cache_tools.importers.base import Options
+        from cache_tools.importers.base import ImportOptions
 
-        options = Options(classes, labels, keep, teacher)
+        options = ImportOptions(classes, labels, keep, teacher)
         store = _foreign(kind, source, data, out, options, dataset_index, size)
     facts = info.info(store)
     if json_:
@@ -93,7 +93,7 @@ def _foreign(
     source: Path,
     data: str,
     out: Path,
-    options: "Options",
+    options: "ImportOptions",
     dataset_index: Path | None,
     size: int,
 ) -> Cache:
@@ -109,13 +109,13 @@ def _foreign(
     opened = open_images(data, "train")
     _, _, images = scan.in_table_order(opened, None)
     num_classes = base.classes_of(images, options)
-    files: base.Source
+    files: base.RecordSource
     if kind == "fkd":
-        files = fkd.Files(source, images, num_classes, size)
+        files = fkd.FkdFiles(source, images, num_classes, size)
     elif kind == "ml-dr":
         counted = ordering.by_number(opened, dataset_index)
-        files = ml_dr.Files(source, images, counted, num_classes)
+        files = ml_dr.MlDrFiles(source, images, counted, num_classes)
     else:
         numbers = ordering.by_number(opened, dataset_index) if tinyvit.numbered(source) else None
-        files = tinyvit.Files(source, images, numbers, num_classes)
+        files = tinyvit.TinyVitFiles(source, images, numbers, num_classes)
     return base.run(files, images, options, out)

@@ -1,4 +1,4 @@
-"""Targets of a cache in formats that other tools read, one module per format.
+"""Export of a cache to formats that other tools read, one module per format.
 
 In: an opened cache. Out: files of TinyViT, WebDataset or Parquet. Imports `store` and below.
 """

@@ -1,4 +1,4 @@
-"""What every exporter takes out of a cache: decoded targets and views of some samples.
+"""Decoded targets and view parameters of some samples, the input of every exporter.
 
 Shapes: R samples, V views, K classes, T temperatures, L operations, E erased boxes.
 """
@@ -24,8 +24,8 @@ _MEMORY = 2**28
 
 
 @dataclass(frozen=True)
-class Block:
-    """One block of the sample table with all its views as they are stored."""
+class ExportBlock:
+    """One block of the sample table with the stored targets of all its views."""
 
     store: Cache
     number: int
@@ -38,7 +38,7 @@ class Block:
         return self.store.spec.rows(self.number)
 
     def targets(self, view: int, rows: range) -> Arrays:
-        """What the teacher said of one view of some samples, classes of falling probability.
+        """Decode the targets of one view of some samples, the most probable class first.
 
         Returns:
             `count` [R], `index` [R, K], `probability` [R, K] (0 in slots that are not used), and
@@ -56,16 +56,16 @@ class Block:
         }
 
     def views(self, view: int, rows: range) -> Arrays:
-        """How one view of some samples is made.
+        """Return the parameters of one view of some samples.
 
         Returns:
-            `box` [R, 4] and `flip` [R]; where there are such, `operation` [R, L], `argument`
+            `box` [R, 4] and `flip` [R]; if the views have them, `operation` [R, L], `argument`
             [R, L, 6], `erase` [R, E, 8]; of mixed views `partner` [R] (rows of the sample table),
-            `lam` [R] and `cut` [R, 4], and of imported ones `weight` [R] and what is done to the
-            partner, `partner_box` and so on; `seed` [R] of imported ones, where it is known.
+            `lam` [R] and `cut` [R, 4], and of imported ones `weight` [R] and the parameters of
+            the partner, `partner_box` and so on; `seed` [R] of imported ones that have seeds.
         """
         store, spec, row_R = self.store, self.store.spec, np.arange(rows.start, rows.stop)
-        found = _made(view_params.parameters(store, view, row_R)) if spec.replayable else {}
+        found = _by_name(view_params.parameters(store, view, row_R)) if spec.replayable else {}
         if spec.views.mixes:
             begin = rows.start // spec.window * spec.window
             mix, at = view_params.mixing(store, view, begin, self.rows.stop), row_R - begin
@@ -74,7 +74,7 @@ class Block:
             if mix.outside_B is not None:
                 found["weight"] = (mix.outside_B[at] / LAM_ONE).astype(np.float32)
         if view_params.has_sides(store):
-            other = _made(view_params.parameters(store, view, row_R, side=1))
+            other = _by_name(view_params.parameters(store, view, row_R, side=1))
             found |= {f"partner_{name}": values for name, values in other.items()}
         if spec.imported and spec.imported.seeds:
             params = store.read_params(Part(view, self.number))
@@ -82,8 +82,8 @@ class Block:
         return found
 
 
-def _made(params: Views) -> Arrays:
-    """How pictures are made, by name."""
+def _by_name(params: Views) -> Arrays:
+    """Return drawn parameters by name."""
     found: Arrays = {"box": params.box_B4, "flip": params.flip_B}
     if params.codes_BL.shape[1]:
         found |= {"operation": params.codes_BL, "argument": params.arguments_BL6}
@@ -92,40 +92,40 @@ def _made(params: Views) -> Arrays:
     return found
 
 
-def each(store: Cache, todo: Mapping[str, range]) -> Iterator[tuple[Block, str]]:
-    """Files to write with the block that has their rows; a block is read once.
+def each(store: Cache, todo: Mapping[str, range]) -> Iterator[tuple[ExportBlock, str]]:
+    """Yield each file to write with the block of its rows; a block is read once.
 
     Raises:
-        CacheIncomplete, CacheDamaged: A part is not there or damaged.
+        CacheIncomplete, CacheDamaged: A part is missing or damaged.
     """
     block = None
     for name, rows in sorted(todo.items(), key=lambda item: item[1].start):
         number = rows.start // store.spec.block_size
         if block is None or block.number != number:
             parts = [Part(view, number) for view in range(store.num_views)]
-            block = Block(store, number, {part.view: store.read(part)[0] for part in parts})
+            block = ExportBlock(store, number, {part.view: store.read(part)[0] for part in parts})
         yield block, name
 
 
 def one(store: Cache, number: int, view: int) -> Arrays:
-    """Targets and views of one part."""
+    """Decode targets and seeds of one part."""
     rows, stored = store.spec.rows(number), store.read(Part(view, number))[0]
-    block = Block(store, number, {view: stored})
+    block = ExportBlock(store, number, {view: stored})
     seed = {name: v for name, v in block.views(view, rows).items() if name == "seed"}
     return block.targets(view, rows) | seed
 
 
 def check_whole(store: Cache) -> None:
-    """CacheIncomplete when a part is missing, before hours are spent on the others."""
+    """Raise CacheIncomplete if a part is missing, before hours are spent on the others."""
     for part in store.parts():
         if not store.present(part):
             raise store.check_part(part) or CacheIncomplete(f"{part} of {store.name} is missing.")
 
 
-def pieces(store: Cache, most: int, suffix: str) -> dict[str, range]:
-    """Names of files and the rows of the table in each: of one block, at most `most` samples.
+def shard_names(store: Cache, most: int, suffix: str) -> dict[str, range]:
+    """Return names of files with the rows of each, at most `most` samples of one block.
 
-    Fewer where all views of so many samples would take a quarter of a gigabyte.
+    Files have fewer samples if their views would take a quarter of a gigabyte.
     """
     per_view = 8 * store.spec.targets.k_max + 128
     most = max(1, min(most, _MEMORY // (store.num_views * per_view)))

@@ -1,6 +1,6 @@
-"""A cache as Parquet: a row per view, with lists of classes and probabilities.
+"""Export as Parquet: a row per view, with lists of classes and probabilities.
 
-    OUT/soft-0000.parquet    key, label, view, and the arrays of `taking.Block` as lists
+    OUT/soft-0000.parquet    key, label, view, and the arrays of `ExportBlock` as lists
 
 A file holds some samples; its row groups are views. pyarrow writes it (the extra `parquet`).
 """
@@ -19,7 +19,7 @@ from cache_tools.store.cache import Cache
 
 
 def names(store: Cache, per_shard: int) -> dict[str, range]:
-    """The files and the rows of the table in each.
+    """Return the files and the rows of the table in each.
 
     Raises:
         UsageError: pyarrow is not installed.
@@ -30,17 +30,17 @@ def names(store: Cache, per_shard: int) -> dict[str, range]:
         raise UsageError(
             "Parquet is written by pyarrow, which is not installed: pip install 'kdcache[parquet]'."
         ) from None
-    return base.pieces(store, per_shard, ".parquet")
+    return base.shard_names(store, per_shard, ".parquet")
 
 
 def write(store: Cache, out: Path, todo: dict[str, range]) -> Iterator[int]:
-    """Write files; yields how many samples each has."""
+    """Write files and yield the number of samples of each."""
     for block, name in base.each(store, todo):
         atomic.write(out / name, _file(block, todo[name]))
         yield len(todo[name])
 
 
-def _file(block: base.Block, rows: range) -> bytes:
+def _file(block: base.ExportBlock, rows: range) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -67,7 +67,7 @@ def _file(block: base.Block, rows: range) -> bytes:
 
 
 def _column(values: NDArray[Any]) -> Any:
-    """[R] as values, [R, …] as lists of one length each."""
+    """Convert [R] to values, [R, …] to lists of one length each."""
     import pyarrow as pa
 
     flat = pa.array(np.ascontiguousarray(values).reshape(-1))
@@ -76,7 +76,7 @@ def _column(values: NDArray[Any]) -> Any:
 
 
 def _ragged(values_RK: NDArray[Any], count_R: NDArray[Any]) -> Any:
-    """The first `count` values of each row as a list."""
+    """Convert the first `count` values of each row to a list."""
     import pyarrow as pa
 
     used = np.arange(values_RK.shape[1]) < count_R[:, None]

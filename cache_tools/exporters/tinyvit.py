@@ -1,9 +1,9 @@
-"""A cache as TinyViT's saved logits, which TinyViT's own loader reads (`importers.tinyvit`).
+"""Export as TinyViT's saved logits, which TinyViT's own loader reads (`importers.tinyvit`).
 
     OUT/logits_top{K}_epoch{V}/rank0-keys.txt, rank0-values.bin
 
-A record has K classes always: where a view keeps fewer, others follow with the flat share of the
-tail that they have anyway. Probabilities are rounded down to half precision, so that the mass of
+A record always has K classes: if a view keeps fewer, others follow with their flat share of the
+tail. Probabilities are rounded down to half precision, so that the mass of
 the rest is never negative.
 
 Shapes: R views, K classes.
@@ -25,10 +25,10 @@ VALUES, KEYS = "rank0-values.bin", "rank0-keys.txt"
 
 
 def names(store: Cache, without_seeds: bool) -> dict[str, range]:
-    """The files of records, a view each, and the rows of the table in them.
+    """Return the files of records, a view each, and the rows of the table in them.
 
     Raises:
-        UsageError: TinyViT's format cannot say what this cache says.
+        UsageError: TinyViT's format cannot represent this cache.
     """
     if store.spec.teacher.num_classes > MOST_CLASSES:
         raise UsageError(
@@ -37,20 +37,20 @@ def names(store: Cache, without_seeds: bool) -> dict[str, range]:
         )
     if not without_seeds and not (store.spec.imported and store.spec.imported.seeds):
         raise UsageError(
-            f"the views of {store.name} have no seeds of TinyViT's: its loader would draw views of "
-            "its own, and train on what the teacher said of others. Use --to webdataset or "
-            "parquet; or pass --without-seeds for a reader of your own (all seeds are then 0)."
+            f"the views of {store.name} have no seeds of TinyViT's: its loader would draw other "
+            "views than those of the soft labels. Use --to webdataset or parquet; or pass "
+            "--without-seeds for a reader of your own (all seeds are then 0)."
         )
     kept, rows = store.spec.targets.k_max, range(store.spec.dataset.num_samples)
     return {f"logits_top{kept}_epoch{view}/{VALUES}": rows for view in range(store.num_views)}
 
 
 def write(store: Cache, out: Path, todo: dict[str, range], keys: Sequence[str]) -> Iterator[int]:
-    """Write epochs, keys first; yields how many views each has.
+    """Write epochs, keys first, and yield the number of views of each.
 
     Args:
         store: The cache.
-        out: Where the folders of epochs lie.
+        out: Folder for the epochs.
         todo: Some of `names`.
         keys: TinyViT's key of each row of the table.
     """
@@ -65,16 +65,16 @@ def write(store: Cache, out: Path, todo: dict[str, range], keys: Sequence[str]) 
         yield len(keys)
 
 
-def _records(said: base.Arrays, store: Cache) -> NDArray[np.void]:
+def _records(targets: base.Arrays, store: Cache) -> NDArray[np.void]:
     kept, classes = store.spec.targets.k_max, store.spec.teacher.num_classes
-    index_RK, p_RK = said["index"].astype(np.int64), said["probability"].astype(np.float64)
-    _fill(index_RK, p_RK, said["count"], said["tail"][:, 0].astype(np.float64), classes)
+    index_RK, p_RK = targets["index"].astype(np.int64), targets["probability"].astype(np.float64)
+    _fill(index_RK, p_RK, targets["count"], targets["tail"][:, 0].astype(np.float64), classes)
     half_RK = p_RK.astype("<f2")
     half_RK = np.where(half_RK > p_RK, np.nextafter(half_RK, np.float16(0)), half_RK)
     records = np.zeros(len(index_RK), dtype=record(kept))
     records["index"], records["p"] = index_RK, half_RK
-    if "seed" in said:
-        records["seed"] = said["seed"]
+    if "seed" in targets:
+        records["seed"] = targets["seed"]
     return records
 
 
@@ -85,7 +85,7 @@ def _fill(
     tail_R: NDArray[np.float64],
     classes: int,
 ) -> None:
-    """Give slots that are not used the lowest classes that are not named, with their share."""
+    """Fill unused slots with the lowest unnamed classes and their shares of the tail."""
     kept = index_RK.shape[1]
     for row in np.flatnonzero(count_R < kept).tolist():
         count = int(count_R[row])

@@ -1,9 +1,9 @@
-"""A cache as WebDataset shards: a column of soft labels, beside that of the images.
+"""Export as WebDataset shards: a column of soft labels beside that of the images.
 
-    OUT/soft-0000.tar    key.kd.npz per sample: the arrays of `taking.Block`, views in front
+    OUT/soft-0000.tar    key.kd.npz per sample: the arrays of `ExportBlock`, views in front
 
-WebDataset's own decoder reads an .npz; samples lie in the order of the sample table, whose rows
-`partner` counts.
+WebDataset's own decoder reads an .npz; samples are in the order of the sample table, to whose rows
+`partner` refers.
 """
 
 import io
@@ -23,27 +23,27 @@ SUFFIX = "kd.npz"
 
 
 def names(store: Cache, per_shard: int) -> dict[str, range]:
-    """The shards and the rows of the table in each.
+    """Return the shards and the rows of the table in each.
 
     Raises:
-        DataError: A key that WebDataset would cut.
+        DataError: WebDataset would cut a key.
     """
     for key in store.table.keys:
         if "." in key.rpartition("/")[2] or key.startswith("/"):
             raise DataError(
                 f"the key {key!r} has a dot, where WebDataset would end it. Use --to parquet."
             )
-    return base.pieces(store, per_shard, ".tar")
+    return base.shard_names(store, per_shard, ".tar")
 
 
 def write(store: Cache, out: Path, todo: dict[str, range]) -> Iterator[int]:
-    """Write shards; yields how many samples each has."""
+    """Write shards and yield the number of samples of each."""
     for block, name in base.each(store, todo):
         atomic.write(out / name, _shard(block, todo[name]))
         yield len(todo[name])
 
 
-def _shard(block: base.Block, rows: range) -> bytes:
+def _shard(block: base.ExportBlock, rows: range) -> bytes:
     each = [
         block.targets(view, rows) | block.views(view, rows) for view in range(block.store.num_views)
     ]

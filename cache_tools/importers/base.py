@@ -1,8 +1,9 @@
-"""Soft labels that another system stored, written as a cache: what all such formats share.
+"""Import of soft labels that another system stored: the steps that all formats share.
 
-A `Source` knows one format: which sample is whose, and what stands in the files of some samples and
-views. Here the samples become a table, boxes are held against pictures, classes against labels, and
-parts are encoded, proven by pixels and committed, so that a killed import goes on where it was.
+A `RecordSource` reads one format: it matches samples to files and returns the records of some
+samples and views. Here the samples become a table, boxes are checked against image sizes and
+classes against labels, and parts are encoded, probed and committed one by one, so that a killed
+import resumes.
 
 Shapes: B samples, K classes of a record.
 """
@@ -49,62 +50,62 @@ from cache_tools.views.imported import Imported
 log = logging.getLogger("kdcache")
 BLOCK = 65_536
 _MEMORY = 2**28
-"""Bytes of records of a block from which they lie in a temporary file, not in memory."""
+"""Bytes of a block's records from which they go to a temporary file instead of memory."""
 _WINDOW = 1024
 _ENOUGH = 200
-"""Labelled samples from which their agreement with the teacher says something."""
+"""Labelled samples from which their agreement with the teacher is significant."""
 _CHANCE = 5.0
-"""Times chance that a teacher of these very images exceeds by far."""
+"""Multiple of chance accuracy that a teacher of these very images far exceeds."""
 
 
 @dataclass(frozen=True)
-class Said:
-    """What the files say of one view of B samples."""
+class RecordBlock:
+    """Records of one view of B samples."""
 
     index_BK: NDArray[np.int64]
     """Class ids."""
     probability_BK: NDArray[np.float32]
     """Their probabilities, in any order."""
     params: Imported
-    """Boxes and all that."""
+    """View parameters: boxes, flips, operations."""
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What a format says of itself once its first file was read."""
+class SourceInfo:
+    """Shape of a source, known from its first file."""
 
     num_views: int
-    kept: int
+    top_k: int
     """Classes of a record, K."""
     imported: ImportedSpec | None
     views: ViewSpec | None
-    """Size, resampling, whether mixed; None when nobody can draw the views again."""
+    """Size, resampling and mixing; None when the views cannot be replayed."""
     by_view: bool = False
-    """Whether a file holds a view of many samples; else it holds all views of a sample."""
+    """True if a file holds one view of many samples; else it holds all views of one sample."""
 
 
-class Source(Protocol):
+class RecordSource(Protocol):
     """An opened folder of one format."""
 
     @property
-    def facts(self) -> Facts:
-        """What is in it."""
+    def info(self) -> SourceInfo:
+        """Shape of the source."""
 
     def read(
-        self, rows: range, view_numbers: Sequence[int], table: SampleTable, room: "Room"
-    ) -> Iterator[Said]:
-        """What it says of some views of the samples in `rows`, in the order of the table.
+        self, rows: range, view_numbers: Sequence[int], table: SampleTable, arrays: "ArrayAllocator"
+    ) -> Iterator[RecordBlock]:
+        """Yield the records of some views of the samples in `rows`, in the order of the table.
 
         Raises:
-            DataError: A file is not what its format says; names file, sample and reason.
+            DataError: A file violates its format; names file, sample and reason.
         """
 
 
-class Room:
-    """Arrays for the records of a block: in memory, or in a file beside the cache when it is many.
+class ArrayAllocator:
+    """Arrays for the records of a block, in memory or, if large, in a file beside the cache.
 
-    Files hold all views of a sample, parts one view of all samples: a block is turned round here,
-    so that each file is read once.
+    Files hold all views of a sample, parts one view of all samples: a block is transposed here, so
+    that each file is read once.
     """
 
     def __init__(self, spec: CacheSpec, beside: Path) -> None:
@@ -112,7 +113,7 @@ class Room:
         self._beside = beside
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
-        """An array of zeros, which the system takes back when it is no longer used."""
+        """Allocate zeros, which the system frees after their last use."""
         if int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize < _MEMORY:
             return np.zeros(shape, dtype)
         try:
@@ -121,69 +122,72 @@ class Room:
         except OSError as error:
             raise atomic.cannot_write(self._beside, error) from None
 
-    def blank(self, views: int, samples_: int) -> dict[str, NDArray[Any]]:
-        """Every attribute of `Imported`, [views, samples, …], with nothing done to the pictures."""
+    def blank(self, views: int, samples: int) -> dict[str, NDArray[Any]]:
+        """Allocate every column of `Imported`, [views, samples, …], as views without operations."""
         found = {}
         for c in imported.columns(self.spec):
-            found[c.attribute] = self.zeros((views, samples_, *c.shape), c.dtype)
+            found[c.attribute] = self.zeros((views, samples, *c.shape), c.dtype)
             if c.default:
                 found[c.attribute][:] = c.default
         return found
 
 
 @dataclass(frozen=True)
-class Options:
-    """What the user says of an import."""
+class ImportOptions:
+    """Options of `kdcache import`."""
 
     num_classes: int = 0
-    """Classes of the teacher; 0: those of the data set."""
+    """Number of the teacher's classes; 0: that of the data set."""
     labels: bool = True
-    """Whether the labels of the data set are classes of the teacher."""
+    """True if the labels of the data set are classes of the teacher."""
     keep: str = ""
-    """Which classes are kept; "": all that there are."""
+    """Classes to keep, as `--keep`; "": all of a record."""
     teacher: str = "unknown"
-    """What to call the teacher."""
+    """Name of the teacher."""
 
 
-def classes_of(images: Images, options: Options) -> int:
-    """How many classes the teacher has.
+def classes_of(images: Images, options: ImportOptions) -> int:
+    """Return the number of the teacher's classes.
 
     Raises:
-        UsageError: Nobody says.
+        UsageError: Neither the options nor the data set contain it.
     """
     if count := options.num_classes or images.num_classes * options.labels:
         return count
-    raise UsageError("how many classes has this teacher? Pass --classes N.")
+    raise UsageError("the number of the teacher's classes is unknown. Pass --classes N.")
 
 
-def run(source: Source, images: Images, options: Options, out: Path) -> Cache:
-    """Write the cache; run again to go on.
+def run(source: RecordSource, images: Images, options: ImportOptions, out: Path) -> Cache:
+    """Write the cache, or resume writing it.
 
     Args:
         source: The opened files.
         images: The data set, in the order of a sample table.
-        options: What the user says.
-        out: Where the cache lies.
+        options: Options of the import.
+        out: Path of the cache.
 
     Raises:
-        DataError, UsageError: As their texts say; what is committed stays.
+        DataError, UsageError: The source, data set or cache does not fit; committed parts stay.
     """
-    kept, classes = source.facts.kept, classes_of(images, options)
+    kept, classes = source.info.top_k, classes_of(images, options)
     if kept > classes:
         raise DataError(
             f"a record has {kept} classes, the teacher {classes}. Pass --classes N if it has more."
         )
-    if source.facts.num_views > MAX_VIEWS:
-        raise DataError(f"{source.facts.num_views} views are too many; a cache has {MAX_VIEWS}.")
-    store, images = _open(source.facts, images, options, out)
+    if source.info.num_views > MAX_VIEWS:
+        raise DataError(f"{source.info.num_views} views are too many; a cache has {MAX_VIEWS}.")
+    store, images = _open(source.info, images, options, out)
     todo = [part for part in store.parts() if store.check_part(part) is not None]
     total, left = (sum(len(store.spec.rows(p.block)) for p in ps) for ps in (store.parts(), todo))
     with progress.bar("import", total, "views", total - left) as advance:
-        for group in _groups(todo, source.facts.by_view):
-            rows, room = store.spec.rows(group[0].block), Room(store.spec, out.absolute().parent)
-            said = source.read(rows, [part.view for part in group], store.table, room)
-            for part, one in zip(group, said, strict=True):
-                _commit(store, images, part, one)
+        for group in _groups(todo, source.info.by_view):
+            rows, arrays = (
+                store.spec.rows(group[0].block),
+                ArrayAllocator(store.spec, out.absolute().parent),
+            )
+            blocks = source.read(rows, [part.view for part in group], store.table, arrays)
+            for part, records in zip(group, blocks, strict=True):
+                _commit(store, images, part, records)
                 advance(len(rows))
     return store
 
@@ -194,13 +198,13 @@ def refuse_records(
     num_classes: int,
     names: Sequence[str],
 ) -> None:
-    """DataError when records are no distributions over the classes; names the first.
+    """Raise DataError if records are no distributions over the classes; names the first.
 
     Args:
         index_BK: Class ids.
         probability_BK: Their probabilities.
         num_classes: C.
-        names: What each record is called in messages.
+        names: Name of each record in messages.
     """
     ascending = np.sort(index_BK, axis=1)
     p = probability_BK.astype(np.float64)
@@ -210,7 +214,7 @@ def refuse_records(
                 (ascending[:, 0] < 0) | (ascending[:, -1] >= num_classes)
             ),
             "names a class twice": (ascending[:, 1:] == ascending[:, :-1]).any(axis=1),
-            "has a probability that is none": ~((p >= 0) & (p <= 1.001)).all(axis=1),
+            "has an invalid probability": ~((p >= 0) & (p <= 1.001)).all(axis=1),
             "has probabilities that add up to more than 1": p.sum(axis=1) > 1.01,
             "has no probability above 0": ~(p.max(axis=1) > 0),
         }
@@ -219,25 +223,27 @@ def refuse_records(
             at = int(np.flatnonzero(wrong_B)[0])
             raise DataError(
                 f"{names[at]} {fault} (classes {index_BK[at].tolist()[:8]}, probabilities "
-                f"{p[at].tolist()[:8]}): it is damaged, or read as something it is not."
+                f"{p[at].tolist()[:8]}): it is damaged, or of another format."
             )
 
 
-def _open(facts: Facts, images: Images, options: Options, out: Path) -> tuple[Cache, Images]:
+def _open(
+    info: SourceInfo, images: Images, options: ImportOptions, out: Path
+) -> tuple[Cache, Images]:
     if (out / "zarr.json").is_file():
         store = Cache.open(out)
         _check_samples(store, images, out)
-        images = match.match(store.table, store.spec.dataset, images) if facts.views else images
-        ours = _spec(facts, store.table, store.spec.dataset.key, images, options)
+        images = match.match(store.table, store.spec.dataset, images) if info.views else images
+        ours = _spec(info, store.table, store.spec.dataset.key, images, options)
         if found := difference(store.spec.mapping, ours.mapping):
             raise UsageError(f"{out} is another cache: {found} now. Choose another --out.")
         atomic.sweep(out)
-        store.resize(facts.num_views)
+        store.resize(info.num_views)
         return store, images
     kind, keys, images = scan.in_table_order(images, None)
-    table = _table(keys, images, options.labels, scanned=facts.views is not None)
-    spec = _spec(facts, table, kind, images, options)
-    store = Cache.create(out, spec, table, facts.num_views)
+    table = _table(keys, images, options.labels, scanned=info.views is not None)
+    spec = _spec(info, table, kind, images, options)
+    store = Cache.create(out, spec, table, info.num_views)
     store.set_data_path(images.source)
     return store, images
 
@@ -246,12 +252,12 @@ def _check_samples(store: Cache, images: Images, out: Path) -> None:
     if tuple(scan.in_table_order(images, store.spec.dataset.key)[1]) != store.table.keys:
         raise UsageError(
             f"{out} is another cache: its samples are not those of {images.source}. Choose another "
-            "--out, or pass the --data it was begun with."
+            "--out, or pass the --data of its first import."
         )
 
 
 def _table(keys: list[str], images: Images, labels: bool, scanned: bool) -> SampleTable:
-    """The sample table; images are read where views are to be drawn again."""
+    """Build the sample table; image sizes and digests are read only if views can be replayed."""
     if scanned:
         with progress.bar("look at images", len(keys), "images") as advance:
             return scan.scan(keys, images, labels, threads.cpu_count(), advance)
@@ -260,7 +266,7 @@ def _table(keys: list[str], images: Images, labels: bool, scanned: bool) -> Samp
 
 
 def _spec(
-    facts: Facts, table: SampleTable, kind: KeyKind, images: Images, options: Options
+    info: SourceInfo, table: SampleTable, kind: KeyKind, images: Images, options: ImportOptions
 ) -> CacheSpec:
     classes = classes_of(images, options)
     labelled = options.labels and NO_LABEL not in table.label_N
@@ -272,23 +278,23 @@ def _spec(
     names = scan.classes_sha256(images) if labelled else ""
     counted = max(images.num_classes, 0) if labelled else 0
     dataset = DatasetSpec(len(table), counted, labelled, kind, table.sha256, names)
-    targets = _targets(options.keep, min(facts.kept, classes))
+    targets = _targets(options.keep, min(info.top_k, classes))
     try:
         return CacheSpec(
             dataset,
             TeacherSpec(options.teacher, "", "", classes, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-            facts.views or UNKNOWN_VIEWS,
+            info.views or UNKNOWN_VIEWS,
             targets,
             min(_block(targets.k_max), len(table)),
-            renderer="kernels-1" if facts.views else "none",
-            imported=facts.imported,
+            renderer="kernels-1" if info.views else "none",
+            imported=info.imported,
         )
     except ValueError as error:
-        raise UsageError(f"there can be no cache of this: {error}") from None
+        raise UsageError(f"these records do not fit a cache: {error}") from None
 
 
 def _block(kept: int) -> int:
-    """Rows of a part: fewer where many classes are kept, so that it stays within memory."""
+    """Return the rows of a part: fewer if many classes are kept, to bound memory."""
     block = BLOCK
     while block > _WINDOW and 4 * block * kept > _MEMORY:
         block //= 2
@@ -296,18 +302,20 @@ def _block(kept: int) -> int:
 
 
 def _targets(keep: str, kept: int) -> TargetSpec:
-    """What is kept of records of `kept` classes; masses at T ≠ 1 are not in them."""
+    """Return the target spec for records of `kept` classes, which have no masses at T ≠ 1."""
     if not keep:
         return TargetSpec(k_max=kept, k_min=kept, tau=0.0, temperatures=(1.0,))
     if "t2" in keep:
-        raise UsageError(f"--keep {keep}: these files know T = 1 alone. Leave t2= out.")
+        raise UsageError(
+            f"--keep {keep}: these files contain probabilities at T = 1 only. Leave t2= out."
+        )
     wanted = dense.keep(keep)
     k_max, k_min = min(wanted.k_max, kept), min(wanted.k_min, kept)
     return replace(wanted, k_max=k_max, k_min=k_min, temperatures=(1.0,))
 
 
 def _groups(todo: list[Part], by_view: bool) -> list[list[Part]]:
-    """Parts that are read together: those of a block, or each alone and view by view."""
+    """Group the parts to read together: those of a block, or each alone, view by view."""
     if by_view:
         return [[part] for part in todo]
     return [
@@ -318,39 +326,39 @@ def _groups(todo: list[Part], by_view: bool) -> list[list[Part]]:
     ]
 
 
-def _commit(store: Cache, images: Images, part: Part, said: Said) -> None:
+def _commit(store: Cache, images: Images, part: Part, records: RecordBlock) -> None:
     spec, rows = store.spec, store.spec.rows(part.block)
     label_B = store.table.label_N[rows.start : rows.stop]
-    sparse = _sparse(said, spec.targets)
+    sparse = _sparse(records, spec.targets)
     stored = codec.encode(sparse, spec.targets, spec.teacher.num_classes)
-    top_B, top_sum = most_probable(said.index_BK, said.probability_BK)
+    top_B, top_sum = most_probable(records.index_BK, records.probability_BK)
     correct = None
     if spec.dataset.labels and not spec.views.mixes:
         correct = float((top_B == label_B).sum())
         _check_agreement(100.0 * correct / len(label_B), store, part)
-    if spec.imported and (wrong := imported.check(said.params, spec, store.table, rows)):
+    if spec.imported and (wrong := imported.check(records.params, spec, store.table, rows)):
         raise DataError(f"{part} has {wrong}. These files are of other images than --data has.")
-    probes = _probes(store, images, part, said.params)
+    probes = _probes(store, images, part, records.params)
     statistics = part_statistics(stored, top_sum, correct)
     versions = {**view.versions(), "import": f"kdcache {__version__}"}
-    params = said.params if spec.imported else None
+    params = records.params if spec.imported else None
     store.write(part, stored, probes, statistics, versions, params)
 
 
-def _sparse(said: Said, targets: TargetSpec) -> SparseTargets:
-    """What is kept of records; the mass of all else is the tail, negative ones being rounding."""
-    p_BK = said.probability_BK.astype(np.float64)
+def _sparse(records: RecordBlock, targets: TargetSpec) -> SparseTargets:
+    """Select the kept classes; the remaining mass, at least 0 despite rounding, is the tail."""
+    p_BK = records.probability_BK.astype(np.float64)
     order_BK = np.argsort(-p_BK, axis=1, kind="stable")
     rank_BK = np.argsort(order_BK, axis=1, kind="stable")
     kept_BK = ((rank_BK < targets.k_max) & (p_BK > targets.tau)) | (rank_BK < targets.k_min)
     p_BK = np.where(kept_BK, p_BK, 0.0)
     tail_B1 = np.maximum(1.0 - p_BK.sum(axis=1, keepdims=True), 0.0)
     none = np.zeros((len(p_BK), 0))
-    return SparseTargets(np.where(kept_BK, said.index_BK, -1), p_BK, tail_B1, none, none)
+    return SparseTargets(np.where(kept_BK, records.index_BK, -1), p_BK, tail_B1, none, none)
 
 
 def _check_agreement(top1: float, store: Cache, part: Part) -> None:
-    """A teacher of these images agrees with their labels more often than chance does."""
+    """Raise DataError if the teacher agrees with the labels hardly more often than chance."""
     classes, rows = store.spec.teacher.num_classes, len(store.spec.rows(part.block))
     least = min(100.0 * _CHANCE / classes, 50.0)
     if rows >= _ENOUGH and top1 < least:
@@ -362,13 +370,13 @@ def _check_agreement(top1: float, store: Cache, part: Part) -> None:
 
 
 def _probes(store: Cache, images: Images, part: Part, params: Imported) -> NDArray[np.uint64]:
-    """Fingerprints of the probe views' pixels, as stage 1 stores them."""
+    """Compute the fingerprints of the probe views' pixels, as stage 1 stores them."""
     if not store.spec.replayable:
         return np.empty(0, dtype=np.uint64)
-    rows, shown = store.spec.rows(part.block), params.side(0, store.spec)
+    rows, own = store.spec.rows(part.block), params.side(0, store.spec)
 
     def one(number: int) -> int:
-        return verify.fingerprint(store, images, number, shown, number - rows.start)
+        return verify.fingerprint(store, images, number, own, number - rows.start)
 
     with ThreadPoolExecutor(threads.cpu_count()) as pool:
         return np.array(list(pool.map(one, probe_numbers(rows))), dtype=np.uint64)

@@ -1,9 +1,9 @@
-"""`kdcache import dense`: logits of all classes, in a file of numpy's or safetensors', to a cache.
+"""Import of dense logits, a file of numpy's or safetensors', as a cache.
 
 The file holds `logits` [N, C] or [V, N, C] (in an .npy, or an .npz or .safetensors of one array, by
-whatever name), and optionally `keys` [N] and `labels` [N]. Nobody can draw the views again that
-these logits are of, so such a cache has no pixels to replay: it serves for looking, comparing and
-sharing. Nothing is unpickled.
+whatever name), and optionally `keys` [N] and `labels` [N]. The views of these logits are
+unknown, so such a cache cannot be replayed: it serves for inspection, comparison and sharing.
+Nothing is unpickled.
 
 Shapes: V views, N samples, C classes, B rows of a block.
 """
@@ -33,7 +33,7 @@ from cache_tools.targets.statistics import part_statistics
 
 BLOCK = 65_536
 _ROWS = 1024
-"""Rows that are worked on at once: a few ten megabytes at 1,000 classes."""
+"""Rows encoded at a time: a few ten megabytes at 1,000 classes."""
 
 
 def keep(text: str) -> TargetSpec:
@@ -62,10 +62,10 @@ def keep(text: str) -> TargetSpec:
 
 
 def run(path: Path, out: Path, targets: TargetSpec, teacher: str) -> Cache:
-    """Write the cache; run again to go on.
+    """Write the cache, or resume writing it.
 
     Raises:
-        DataError, NonFinite, UsageError: As their texts say; what is committed stays.
+        DataError, NonFinite, UsageError: The file or cache does not fit; committed parts stay.
     """
     logits = logits_file.read(path)
     order, table = _table(logits, path)
@@ -124,11 +124,11 @@ def _spec(logits: Logits, table: SampleTable, targets: TargetSpec, teacher: str)
 
 
 def _table(logits: Logits, path: Path) -> tuple[NDArray[np.int64], SampleTable]:
-    """Order of the rows by sample id, and the sample table: no image is known."""
+    """Return the order of the rows by sample id, and the sample table without image data."""
     ids = np.array([sample_table.sample_id(key) for key in logits.keys], dtype=np.uint64)
     order = np.argsort(ids, kind="stable")
     if (np.diff(ids[order]) == 0).any():
-        raise DataError(f"a key stands twice in {path}. Every row needs a name of its own.")
+        raise DataError(f"a key occurs twice in {path}. Every row needs a unique key.")
     keys = [logits.keys[i] for i in order]
     sample_table.check_keys(keys)
     return order, sample_table.of_keys(keys, logits.label_N[order])

@@ -5,9 +5,9 @@
     flip    bool [V]
     labels  f4 or f2 [V, 2, K]    class ids as numbers, then probabilities; "smoothing" has [V, 2]
 
-The boxes of f4 files come back to the pixel. In their distance from whole pixels lies the identity
+The boxes of f4 files are recovered to the pixel. Their distance from whole pixels is the identity
 test: a picture of another size gives other boxes. Those of f2 files can be off by a pixel or two on
-large pictures, and are kept within them.
+large pictures, and are clipped to them.
 
 Shapes: B samples, V views of a file, K classes.
 """
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from cache_tools.data.images import Images
 from cache_tools.errors import DataError
 from cache_tools.importers import base, torch_file
-from cache_tools.importers.base import Facts, Room, Said
+from cache_tools.importers.base import ArrayAllocator, RecordBlock, SourceInfo
 from cache_tools.runtime import threads
 from cache_tools.spec.imported import ImportedSpec
 from cache_tools.spec.sample_table import SampleTable
@@ -33,8 +33,8 @@ from cache_tools.views.imported import Imported
 
 F8 = NDArray[np.float64]
 _WHOLE = 0.05
-"""Pixels by which an edge may miss a whole one in fp32: its rounding is a hundredth of that."""
-_NOTE = (
+"""Largest distance of an edge from a whole pixel in fp32, whose rounding is a hundredth of it."""
+_NOTE = (  # part of the spec: another text is another fingerprint
     "The boxes are those the teacher saw, at its own size and resampling, which FKD's files do not "
     "say (its command has 475 pixels and bicubic). Here they are resized as FKD's student is shown "
     "them: bilinear, by Pillow."
@@ -42,7 +42,7 @@ _NOTE = (
 _EXACT_IN_F2 = 2048
 
 
-class Files:
+class FkdFiles:
     """The files of one folder of soft labels."""
 
     def __init__(self, root: Path, images: Images, num_classes: int, size: int) -> None:
@@ -55,7 +55,7 @@ class Files:
             size: Height and width of the views in pixels.
 
         Raises:
-            DataError: There is an image without a file, or a file without an image.
+            DataError: An image has no file, or a file has no image.
         """
         folder = root / "train" if (root / "train").is_dir() else root
         self._paths = _match(folder, images)
@@ -69,16 +69,16 @@ class Files:
             )
         spec = ImportedSpec("FKD", _NOTE)
         views = ViewSpec(size=size, hflip=0.0, interpolation="bilinear")
-        self.facts = Facts(len(coords), labels.shape[2], spec, views)
+        self.info = SourceInfo(len(coords), labels.shape[2], spec, views)
 
     def read(
-        self, rows: range, view_numbers: Sequence[int], table: SampleTable, room: Room
-    ) -> Iterator[Said]:
-        """As `foreign.Source` has it."""
+        self, rows: range, view_numbers: Sequence[int], table: SampleTable, arrays: ArrayAllocator
+    ) -> Iterator[RecordBlock]:
+        """Yield records; see `RecordSource`."""
         names = [str(self._paths[row]) for row in rows]
         own, shape = slice(rows.start, rows.stop), (len(view_numbers), len(rows))
-        coords, flip = room.zeros((*shape, 4), "f4"), room.zeros(shape, "u1")
-        labels = room.zeros((*shape, 2, self.facts.kept), "f4")
+        coords, flip = arrays.zeros((*shape, 4), "f4"), arrays.zeros(shape, "u1")
+        labels = arrays.zeros((*shape, 2, self.info.top_k), "f4")
         sides = table.height_N[own].astype(np.float64), table.width_N[own].astype(np.float64)
 
         def one(at: int) -> None:
@@ -92,18 +92,18 @@ class Files:
             ids_BK, p_BK = labels[g, :, 0].astype(np.float64), labels[g, :, 1].astype(np.float32)
             index_BK = _whole_ids(ids_BK, names)
             base.refuse_records(index_BK, p_BK, self._num_classes, names)
-            columns = imported.blank(len(rows), room.spec)
+            columns = imported.blank(len(rows), arrays.spec)
             box_B4 = boxes(coords[g].astype(np.float64), *sides, self._narrow, names)
             columns["box_BP4"], columns["flip_BP"] = box_B4[:, None], flip[g][:, None]
-            yield Said(index_BK, p_BK, Imported(**columns))
+            yield RecordBlock(index_BK, p_BK, Imported(**columns))
 
     def _some(self, path: Path, at: NDArray[np.int64]) -> tuple[Any, Any, Any]:
         coords, flip, labels = _load(path)
         shape = len(coords), labels.shape[2], coords.dtype == np.float16
-        if shape != (self.facts.num_views, self.facts.kept, self._narrow):
+        if shape != (self.info.num_views, self.info.top_k, self._narrow):
             raise DataError(
                 f"{path} has {shape[0]} crops of {shape[1]} classes, {self._paths[0]} has "
-                f"{self.facts.num_views} of {self.facts.kept}, or one is in half precision: they "
+                f"{self.info.num_views} of {self.info.top_k}, or one is in half precision: they "
                 "are not of one run of FKD's generator."
             )
         return coords[at], flip[at], labels[at]
@@ -112,17 +112,17 @@ class Files:
 def boxes(
     coords_B4: F8, height_B: F8, width_B: F8, narrow: bool, names: Sequence[str]
 ) -> NDArray[np.int32]:
-    """Boxes in pixels (top, left, height, width), as Pillow's `crop` rounds their edges.
+    """Convert boxes to pixels (top, left, height, width), rounded as by Pillow's `crop`.
 
     Args:
         coords_B4: top/H, left/W, height/H, width/W.
         height_B: Heights of the pictures in pixels.
         width_B: Widths of the pictures in pixels.
-        narrow: Whether the coordinates were in half precision.
-        names: Files, for messages.
+        narrow: True if the coordinates were in half precision.
+        names: File names, for messages.
 
     Raises:
-        DataError: A box is not of a picture of this size.
+        DataError: A box does not fit a picture of this size.
     """
     top, left = coords_B4[:, 0] * height_B, coords_B4[:, 1] * width_B
     edges_B4 = np.stack(
@@ -148,7 +148,7 @@ def boxes(
 
 
 def _match(folder: Path, images: Images) -> list[Path]:
-    """The file of each image, by class folder and stem; by stem where the images have no folder."""
+    """Match a file to each image by class folder and stem, or by stem without class folders."""
     found: dict[str, Path] = {}
     stems: dict[str, Path] = {}
     for file in sorted(folder.glob("*/*.tar")):
@@ -180,7 +180,7 @@ def _match(folder: Path, images: Images) -> list[Path]:
 
 
 def _load(path: Path) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Coordinates [V, 4], flips [V] and labels [V, 2, K] of a file."""
+    """Read coordinates [V, 4], flips [V] and labels [V, 2, K] of a file."""
     value = torch_file.load(path)
     if type(value) is not list or len(value) != 3:
         raise DataError(f"{path} holds no list of coordinates, flips and labels as FKD's do.")
@@ -207,7 +207,7 @@ def _load(path: Path) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
 
 
 def _flips(value: Any, path: Path) -> list[bool]:
-    """Flips of today's files (bool array) and of older ones (a list, numbers 0 and 1)."""
+    """Convert flips of current files (bool array) and of older ones (a list, numbers 0 and 1)."""
     values = value.tolist() if isinstance(value, np.ndarray) else value
     numbers = type(values) is list and all(type(v) in (bool, int, float) for v in values)
     if not numbers or not all(v in (0, 1) for v in values):

@@ -7,7 +7,7 @@
 i is the number of the image in torchvision's ImageFolder. Files of joblib (`joblib: true`) have the
 same names and are read, too. Parameters name every operation: crop, flip, RandAugment, erasing, the
 partner with its own parameters, mixup and cutmix. The teacher's tensors were augmented on a GPU,
-the student's pictures are by Pillow; ours are a third kind, and differ from both by rounding.
+the student's pictures by Pillow; ours differ from both by rounding.
 
 Shapes: B samples, V views of a file, K classes, P sides.
 """
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from cache_tools.data.images import Images
 from cache_tools.errors import DataError
 from cache_tools.importers import base, torch_file, torchvision_ops
-from cache_tools.importers.base import Facts, Room, Said
+from cache_tools.importers.base import ArrayAllocator, RecordBlock, SourceInfo
 from cache_tools.importers.safe_pickle import brief
 from cache_tools.runtime import threads
 from cache_tools.spec.imported import MAX_OPERATIONS, ImportedSpec
@@ -47,17 +47,17 @@ _READ = {
 }  # fmt: skip
 Columns = dict[str, NDArray[Any]]
 """Attributes of `Imported`, [views, samples, …]."""
-Place = tuple[int, ...]
-"""Where in the columns: view, sample and, where there are two, side."""
-_NOTE = (
+Cell = tuple[int, ...]
+"""Position in the columns: view, sample and, for two pictures, side."""
+_NOTE = (  # part of the spec: another text is another fingerprint
     "Crops are Pillow's bilinear as theirs. The teacher saw torchvision's RandAugment on tensors: "
     "an operation here is within 1 of 255 of that; where a picture is turned or sheared, a few "
     "pixels are their neighbours."
 )
 
 
-class Files:
-    """The files of one reinforced data set."""
+class MlDrFiles:
+    """Files of one reinforced data set."""
 
     def __init__(
         self, root: Path, images: Images, counted: Sequence[str], num_classes: int
@@ -80,28 +80,28 @@ class Files:
         config = _config(root)
         self._entries = _entries(config, root)
         first = _load(self._path(0), self._number[0])
-        self._kept = _kept(first[0]["prob"], self._path(0))
-        self.facts = Facts(len(first), self._kept, *self._specs(config))
+        self._top_k = _top_k(first[0]["prob"], self._path(0))
+        self.info = SourceInfo(len(first), self._top_k, *self._specs(config))
 
     def read(
-        self, rows: range, view_numbers: Sequence[int], table: SampleTable, room: Room
-    ) -> Iterator[Said]:
-        """As `foreign.Source` has it."""
+        self, rows: range, view_numbers: Sequence[int], table: SampleTable, arrays: ArrayAllocator
+    ) -> Iterator[RecordBlock]:
+        """Yield records; see `RecordSource`."""
         shape = len(view_numbers), len(rows)
-        index = room.zeros((*shape, self._kept), "i4")
-        p, columns = room.zeros(index.shape, "f4"), room.blank(*shape)
+        index = arrays.zeros((*shape, self._top_k), "i4")
+        p, columns = arrays.zeros(index.shape, "f4"), arrays.blank(*shape)
 
         def one(at: int) -> None:
             path = self._path(rows[at])
-            said = _load(path, self._number[rows[at]])
-            if len(said) != self.facts.num_views:
+            views = _load(path, self._number[rows[at]])
+            if len(views) != self.info.num_views:
                 raise DataError(
-                    f"{path} has {len(said)} views, the first has {self.facts.num_views}."
+                    f"{path} has {len(views)} views, the first has {self.info.num_views}."
                 )
             for g, view in enumerate(view_numbers):
                 try:
-                    p[g, at], index[g, at] = _target(said[view], self._kept)
-                    self._put(said[view]["params"], columns, (g, at), rows[at])
+                    p[g, at], index[g, at] = _target(views[view], self._top_k)
+                    self._put(views[view]["params"], columns, (g, at), rows[at])
                 except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
                     raise DataError(
                         f"{path}, view {view}, is not what ml-dr writes with its configuration: "
@@ -115,7 +115,9 @@ class Files:
         for g in range(len(view_numbers)):
             index_BK, p_BK = index[g].astype(np.int64), np.array(p[g])
             base.refuse_records(index_BK, p_BK, self._num_classes, names)
-            yield Said(index_BK, p_BK, Imported(**{n: np.array(c[g]) for n, c in columns.items()}))
+            yield RecordBlock(
+                index_BK, p_BK, Imported(**{n: np.array(c[g]) for n, c in columns.items()})
+            )
 
     def _path(self, row: int) -> Path:
         return self._root / f"{self._number[row]}.pth.tar"
@@ -128,7 +130,7 @@ class Files:
         if not good or not 0 <= layers <= MAX_OPERATIONS:
             raise DataError(
                 f"{self._root}/config.pth.tar has views of {brief(size)} pixels with "
-                f"{brief(layers)} operations, which cannot be shown."
+                f"{brief(layers)} operations, which cannot be rendered."
             )
         views = ViewSpec(
             size=size,
@@ -144,7 +146,7 @@ class Files:
     def _mixes(self) -> bool:
         return "mixup" in self._entries or "cutmix" in self._entries
 
-    def _put(self, params: Any, columns: Columns, at: Place, row: int) -> None:
+    def _put(self, params: Any, columns: Columns, at: Cell, row: int) -> None:
         """Write the parameters of one view into the columns, at one place."""
         partner = None
         if type(params) is not list:
@@ -159,7 +161,7 @@ class Files:
             for name in self._entries:
                 if name not in ("mixup", "cutmix"):
                     value = of[name] if partner is None else of[name][side]
-                    _PUT[name](value, columns, (*at, side), self.facts.views.size)  # type: ignore[union-attr]
+                    _PUT[name](value, columns, (*at, side), self.info.views.size)  # type: ignore[union-attr]
         if self._mixes and partner is None:
             _same_on_other_side(columns, at)
         if partner is not None:
@@ -171,31 +173,31 @@ class Files:
         return int(self._row_of[number])
 
 
-def _kept(prob: Any, path: Path) -> int:
-    """K, by the first record."""
+def _top_k(prob: Any, path: Path) -> int:
+    """Return K, the classes of the first record."""
     if type(prob) not in (tuple, list) or not prob or type(prob[0]) is not list:
         raise DataError(f"{path} has {brief(prob)} for probabilities and classes.")
     return len(prob[0])
 
 
-def _put_crop(value: Any, columns: Columns, at: Place, _: int) -> None:
+def _put_crop(value: Any, columns: Columns, at: Cell, _: int) -> None:
     columns["box_BP4"][at] = _integers(value, 4)
 
 
-def _put_flip(value: Any, columns: Columns, at: Place, _: int) -> None:
+def _put_flip(value: Any, columns: Columns, at: Cell, _: int) -> None:
     if type(value) is not bool:
         raise ValueError(f"its flip is {brief(value)}")
     columns["flip_BP"][at] = value
 
 
-def _put_operations(value: Any, columns: Columns, at: Place, size: int) -> None:
+def _put_operations(value: Any, columns: Columns, at: Cell, size: int) -> None:
     for layer, (number, magnitude) in enumerate(value or ()):
         code, arguments = torchvision_ops.operation(number, float(magnitude), size)
         columns["codes_BPL"][(*at, layer)] = code
         columns["arguments_BPL6"][(*at, layer)] = arguments
 
 
-def _put_erased(value: Any, columns: Columns, at: Place, size: int) -> None:
+def _put_erased(value: Any, columns: Columns, at: Cell, size: int) -> None:
     if value is None:
         return
     top, left, height, width = _integers(value, 4)
@@ -203,8 +205,8 @@ def _put_erased(value: Any, columns: Columns, at: Place, size: int) -> None:
         columns["erase_BPE4"][(*at, 0)] = top, left, height, width
 
 
-def _put_mixing(mixup: Any, cutmix: Any, columns: Columns, at: Place) -> None:
-    """λ is the own share; the box of cutmix has rows first, and what it cuts lies above mixup."""
+def _put_mixing(mixup: Any, cutmix: Any, columns: Columns, at: Cell) -> None:
+    """Write λ, the own share, and the box of cutmix, rows first, which is pasted over mixup."""
     if mixup is not None:
         if not 0 <= float(mixup) <= 1:
             raise ValueError(f"mixup by {mixup}")
@@ -223,8 +225,8 @@ _PUT = {
 }
 
 
-def _same_on_other_side(columns: Columns, at: Place) -> None:
-    """A view that is alone is its own partner."""
+def _same_on_other_side(columns: Columns, at: Cell) -> None:
+    """Copy the parameters of an unmixed view, its own partner, to the other side."""
     for name in ("box_BP4", "flip_BP", "codes_BPL", "arguments_BPL6", "erase_BPE4"):
         columns[name][(*at, 1)] = columns[name][(*at, 0)]
 
@@ -237,17 +239,19 @@ def _integers(value: Any, count: int) -> list[int]:
     return list(value)
 
 
-def _target(said: Any, kept: int) -> tuple[list[float], list[int]]:
-    p, ids = said["prob"]
-    if not len(p) == len(ids) == kept:
-        raise ValueError(f"{len(p)} probabilities of {len(ids)} classes, the first file has {kept}")
+def _target(record: Any, top_k: int) -> tuple[list[float], list[int]]:
+    p, ids = record["prob"]
+    if not len(p) == len(ids) == top_k:
+        raise ValueError(
+            f"{len(p)} probabilities of {len(ids)} classes, the first file has {top_k}"
+        )
     if not all(type(v) in (float, int) and 0 <= v <= _MOST for v in p):
         raise ValueError(f"probabilities {brief(p)}")
-    return p, _integers(ids, kept)
+    return p, _integers(ids, top_k)
 
 
 def _load(path: Path, number: int) -> list[Any]:
-    """The views of one file."""
+    """Read the views of one file."""
     value = torch_file.load(path)
     if not (
         isinstance(value, (tuple, list))
@@ -258,12 +262,12 @@ def _load(path: Path, number: int) -> list[Any]:
     ):
         raise DataError(f"{path} holds no (number, list of views) as ml-dr's files do.")
     if type(value[0]) is not int or value[0] != number:
-        raise DataError(f"{path} says it is of image {brief(value[0])}, its name says {number}.")
+        raise DataError(f"{path} is of image {brief(value[0])}, but its name has {number}.")
     return value[1]
 
 
 def _numbers(root: Path, images: Images, counted: Sequence[str]) -> list[int]:
-    """The number of each image, after a look that there is a file for each and no other."""
+    """Return the number of each image; DataError unless each has a file and no file is left."""
     names = {path.name for path in root.glob("*.pth.tar")} - {"config.pth.tar"}
     expected = {f"{i}.pth.tar" for i in range(len(counted))}
     if names != expected:
@@ -279,33 +283,33 @@ def _numbers(root: Path, images: Images, counted: Sequence[str]) -> list[int]:
 
 
 def _config(root: Path) -> dict[str, Any]:
-    """The transforms that were on, by name."""
+    """Read the enabled transforms, by name."""
     path = root / "config.pth.tar"
     config = torch_file.load(path)
     try:
-        said = config["reinforce"]
+        reinforce = config["reinforce"]
         found = {
             str(name): dict(values or {})
-            for name, values in said["image_augmentation"].items()
+            for name, values in reinforce["image_augmentation"].items()
             if (values or {}).get("enable", True)
         }
-        compressed = bool(said.get("compress", False))
+        compressed = bool(reinforce.get("compress", False))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(
             f"{path} is no configuration of ml-dr's reinforce.py ({str(error)[:200]})."
         ) from None
     if not compressed:
-        raise DataError(f"{path} says compress: false; such parameters are not read.")
+        raise DataError(f"{path} has compress: false; such parameters are not read.")
     return found
 
 
 def _entries(config: dict[str, Any], root: Path) -> list[str]:
-    """Transforms in the order in which their parameters are stored."""
+    """Return the transforms in the order in which their parameters are stored."""
     path = root / "config.pth.tar"
     unknown = sorted(set(config) - _READ - _SILENT)
     if unknown or "random_resized_crop" not in config or "center_crop" in config:
         raise DataError(
-            f"{path} has the transforms {', '.join(sorted(config))}. Views can be drawn again of a "
+            f"{path} has the transforms {', '.join(sorted(config))}. Views can be replayed of a "
             "random_resized_crop with flip, RandAugment, erasing and mixing, not of others."
         )
     how = config["random_resized_crop"].get("interpolation", "bilinear")

@@ -1,4 +1,4 @@
-"""Which image is meant by a number: the order in which another system counted its data set."""
+"""Order in which another system numbered the images of its data set."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ from cache_tools.errors import DataError, UsageError
 
 
 def by_number(images: Images, index: Path | None) -> list[str]:
-    """Names of the images in the order in which they were counted.
+    """Return the names of the images in the order of their numbers.
 
     Args:
         images: The data set as it was opened.
@@ -16,31 +16,31 @@ def by_number(images: Images, index: Path | None) -> list[str]:
             folders and files, as this data set does when it is such a folder.
 
     Raises:
-        UsageError: Shards, whose order says nothing of another system's.
+        UsageError: The images are in shards, whose order is not another system's.
         DataError: The file names other images.
     """
     if index is not None:
         return lines(index, images.names, images.source)
     if images.sharded or not images.class_names:
         raise UsageError(
-            f"these files number their images, and {images.source} is no folder of classes: in "
-            "which order were they counted? Pass --dataset-index FILE with a line per image, such "
-            "as n01440764/n01440764_10026.JPEG, in the order of torchvision's ImageFolder."
+            f"these files number their images, and {images.source} is no folder of classes: the "
+            "order is unknown. Pass --dataset-index FILE with a line per image, such as "
+            "n01440764/n01440764_10026.JPEG, in the order of torchvision's ImageFolder."
         )
     return list(images.names)
 
 
 def lines(index: Path, names: Sequence[str], source: str) -> list[str]:
-    """The names that the lines of a file mean, each once.
+    """Return the names to which the lines of a file refer, each once.
 
     Args:
         index: The file; a line is a name, or a path that ends in one, with or without extension.
-        names: What can be meant.
-        source: What they are of, for messages.
+        names: Names of all images.
+        source: Their data set, for messages.
 
     Raises:
         UsageError: The file cannot be read.
-        DataError: It names something else, or not all.
+        DataError: A line refers to no image, or an image has no line.
     """
     try:
         text = [line.strip() for line in index.read_text("utf-8").splitlines() if line.strip()]

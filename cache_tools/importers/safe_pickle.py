@@ -1,10 +1,10 @@
-"""Values out of a pickle by a reader that can build data and nothing else.
+"""Reader of pickles that builds data and nothing else.
 
-A pickle is a program. Python's own reader runs whatever it names, even a restricted one gives
-memory away for a number in the file, and torch's reader of weights alone refuses the opcodes of
-ml-dr's files. This one knows numbers, text, bytes, lists, tuples, dictionaries and numpy arrays:
-the names in `_KNOWN` are words of that language here, no function of theirs is ever called, and any
-other name or opcode ends the reading. Memory is bounded by the limits below whatever a file says.
+A pickle is a program. Python's own reader runs whatever it names, even a restricted one allocates
+memory for a number in the file, and torch's reader of weights refuses the opcodes of ml-dr's files.
+This one builds numbers, text, bytes, lists, tuples, dictionaries and numpy arrays: the names in
+`_KNOWN` are keywords here, no function of theirs is ever called, and any other name or opcode ends
+the reading. Memory is bounded by the limits below whatever a file contains.
 """
 
 import reprlib
@@ -40,7 +40,7 @@ _BRIEF.maxlevel, _BRIEF.maxother = 3, 60
 
 
 def brief(value: Any) -> str:
-    """A value of a file, for messages: its whole `repr` may have no end.
+    """Shorten the `repr` of a file's value for messages: it may have no end.
 
     Lists that hold one another twice, forty times over, are a file of a few hundred bytes.
     """
@@ -56,26 +56,26 @@ class _Name:
 
 @dataclass
 class _Unbuilt:
-    """A dtype or an array that BUILD has not said the rest of; `places` of the memo hold it."""
+    """A dtype or array still without its BUILD; `places` of the memo hold it."""
 
     code: str
     places: list[int] = field(default_factory=list)
 
 
 class _Refused(Exception):
-    """The file is not data, or not in bounds."""
+    """Content that is not data, or beyond a limit."""
 
 
 def loads(data: bytes, name: str, begin: int = 0) -> tuple[Any, int]:
-    """The value of one pickle, and where it ends.
+    """Read the value of one pickle and the position of its end.
 
     Args:
-        data: Bytes that hold it.
-        name: What they are of, for messages.
-        begin: Where it begins.
+        data: Bytes that contain it.
+        name: Name of the file, for messages.
+        begin: Position of its first byte.
 
     Raises:
-        DataError: It holds something else than data, is cut short, or exceeds a limit.
+        DataError: It contains anything but data, is cut short, or exceeds a limit.
     """
     try:
         if len(data) > MAX_BYTES:
@@ -100,8 +100,8 @@ class _Reader:
     def run(self) -> Any:  # noqa: PLR0912 - a branch per opcode
         """Carry out opcodes up to STOP.
 
-        What a file of many numbers is made of stands here: a call for each would take four times
-        as long. The rest is in `_ACTIONS`.
+        The opcodes of files of many numbers are inlined: a call for each would take four times as
+        long. The rest is in `_ACTIONS`.
         """
         data, stack, memo, marks = self._data, self._stack, self._memo, self._marks
         push, pop, at = stack.append, stack.pop, self.at
@@ -157,7 +157,7 @@ class _Reader:
         return value
 
     def take(self, count: int) -> bytes:
-        """The next bytes of the file."""
+        """Read the next bytes of the file."""
         end = self.at + count
         if count < 0 or end > len(self._data):
             _refuse("it is cut short")
@@ -166,11 +166,11 @@ class _Reader:
         return piece
 
     def number(self, form: str) -> Any:
-        """A number of the file, as `struct` knows it."""
+        """Read a number in a format of `struct`."""
         return struct.unpack(form, self.take(struct.calcsize(form)))[0]
 
     def line(self) -> str:
-        """A line of the file."""
+        """Read a line of the file."""
         end = self._data.index(b"\n", self.at, self.at + 256)
         text = self.take(end - self.at).decode()
         self.at += 1
@@ -223,13 +223,13 @@ class _Reader:
             value.places.append(place)
 
     def name(self, module: str, name: str) -> None:
-        """Push a name, if it is one of the known."""
+        """Push a name of `_KNOWN`."""
         if (word := _KNOWN.get((module, name))) is None:
             _refuse(f"it names {module[:80]}.{name[:80]}, which is no data")
         self.push(_Name(word))
 
     def reduce(self) -> None:
-        """What the pickle wants called: here, data of a known kind."""
+        """Build the data that the pickle's call of a known name stands for."""
         arguments, called = self.one(), self.one()
         if not isinstance(called, _Name) or type(arguments) is not tuple:
             _refuse("it calls what is no name")
@@ -244,10 +244,10 @@ class _Reader:
             case "scalar", (np.dtype() as kind, bytes() as value) if len(value) == kind.itemsize:
                 self.push(np.frombuffer(value, kind)[0].item())
             case word, _:
-                _refuse(f"it wants a {word} of what cannot be one")
+                _refuse(f"it has invalid arguments of a {word}")
 
     def build(self) -> None:
-        """The rest of a dtype or an array."""
+        """Complete a dtype or an array."""
         state, unbuilt = self.one(), self.one()
         if not isinstance(unbuilt, _Unbuilt):
             _refuse(f"it changes the state of a {type(unbuilt).__name__}")
@@ -264,7 +264,7 @@ class _Reader:
             case code, (3 | 4, "<" | ">" | "|" | "=" as order, None, None, None, *_):
                 built = np.dtype(f"{order}{code}")
             case code, _:
-                _refuse(f"it describes a {code} that cannot be")
+                _refuse(f"it has an invalid state of a {code}")
         for place in unbuilt.places:
             self._memo[place] = built
         self.push(built)
@@ -272,7 +272,7 @@ class _Reader:
     def _array(
         self, shape: tuple[Any, ...], kind: np.dtype[Any], fortran: bool, data: bytes
     ) -> Any:
-        """An array over bytes that are there: no size is believed."""
+        """Build an array over the bytes read; its declared size must equal theirs."""
         if len(shape) > 4 or not all(type(n) is int and 0 <= n <= MAX_BYTES for n in shape):
             _refuse(f"an array has the shape {str(shape)[:80]}")
         expected = kind.itemsize
@@ -344,7 +344,7 @@ _ACTIONS: dict[int, Callable[[_Reader], None]] = {
     ord("R"): lambda r: r.reduce(),
     ord("b"): lambda r: r.build(),
 }
-"""Other opcodes → what they do; those that create instances or reach outside are missing."""
+"""Other opcodes → actions; those that create instances or reach outside are missing."""
 
 
 def _ignore(value: object) -> None:

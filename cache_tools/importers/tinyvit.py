@@ -3,9 +3,9 @@
     SRC/logits_top{K}_epoch{E}/rank{R}-keys.txt     a key per line
     SRC/logits_top{K}_epoch{E}/rank{R}-values.bin   as many records: i4 seed, i2 class [K], f2 p [K]
 
-An epoch becomes a view. A view is drawn by TinyViT's own code from the seed, with an augmentation
-that the files do not name: nobody else can show a student these pixels, so the cache has no pixels
-to replay. The seeds are kept, so that `kdcache convert --to tinyvit` gives back what TinyViT reads.
+An epoch becomes a view. TinyViT's own code draws a view from the seed, with an augmentation that
+the files do not name: no other code can render these pixels, so the cache cannot be replayed. The
+seeds are kept, so that `kdcache convert --to tinyvit` restores the files that TinyViT reads.
 
 Shapes: N samples, B of them, K classes.
 """
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from cache_tools.data.images import Images
 from cache_tools.errors import DataError
 from cache_tools.importers import base
-from cache_tools.importers.base import Facts, Room, Said
+from cache_tools.importers.base import ArrayAllocator, RecordBlock, SourceInfo
 from cache_tools.spec.imported import ImportedSpec
 from cache_tools.spec.sample_table import SampleTable
 from cache_tools.views import imported
@@ -33,19 +33,19 @@ _RANK = re.compile(r"rank(\d{1,5})-values\.bin")
 MOST_CLASSES = 32_767
 """A class id is an i2."""
 _MOST_ABOVE_ONE = 1.001
-_NOTE = (
+_NOTE = (  # part of the spec: another text is another fingerprint
     "Nobody but TinyViT's own code, with the configuration, libraries and data order of the run, "
     "draws the views that the seeds stand for."
 )
 
 
 def record(kept: int) -> np.dtype[np.void]:
-    """A record of `kept` classes, 4 + 4K bytes."""
+    """Return the dtype of a record of `kept` classes, 4 + 4K bytes."""
     return np.dtype([("seed", "<i4"), ("index", "<i2", (kept,)), ("p", "<f2", (kept,))])
 
 
-class Files:
-    """The saved logits of one folder."""
+class TinyVitFiles:
+    """Saved logits of one folder."""
 
     def __init__(
         self, root: Path, images: Images, counted: Sequence[str] | None, num_classes: int
@@ -60,7 +60,7 @@ class Files:
             num_classes: C.
 
         Raises:
-            DataError: There are none, or not of one kind.
+            DataError: There are no epochs, or they differ in K.
         """
         if num_classes > MOST_CLASSES:
             raise DataError(f"TinyViT's class ids end at {MOST_CLASSES}; here are {num_classes}.")
@@ -68,15 +68,15 @@ class Files:
         self._num_classes, self._kept = num_classes, kept
         self._keys = _keys(images, counted)
         self._row = {key: i for i, key in enumerate(self._keys)}
-        self.facts = Facts(
+        self.info = SourceInfo(
             len(self._epochs), kept, ImportedSpec("TinyViT", _NOTE, seeds=True), None, by_view=True
         )
         self._of_epoch = lru_cache(maxsize=1)(self._load)
 
     def read(
-        self, rows: range, view_numbers: Sequence[int], table: SampleTable, room: Room
-    ) -> Iterator[Said]:
-        """As `foreign.Source` has it."""
+        self, rows: range, view_numbers: Sequence[int], table: SampleTable, arrays: ArrayAllocator
+    ) -> Iterator[RecordBlock]:
+        """Yield records; see `RecordSource`."""
         for view in view_numbers:
             records = self._of_epoch(view)[rows.start : rows.stop]
             index_BK, p_BK = records["index"].astype(np.int64), records["p"].astype(np.float32)
@@ -85,13 +85,13 @@ class Files:
             _check_order(p_BK, names)
             if (records["seed"] < 0).any():
                 at = int(np.flatnonzero(records["seed"] < 0)[0])
-                raise DataError(f"{names[at]} has the seed {records['seed'][at]}, which is none.")
-            columns = imported.blank(len(rows), room.spec)
+                raise DataError(f"{names[at]} has the invalid seed {records['seed'][at]}.")
+            columns = imported.blank(len(rows), arrays.spec)
             columns["seed_B"] = records["seed"].astype(np.uint32)
-            yield Said(index_BK, p_BK, Imported(**columns))
+            yield RecordBlock(index_BK, p_BK, Imported(**columns))
 
     def _load(self, view: int) -> NDArray[np.void]:
-        """The records of an epoch in the order of the table.
+        """Read the records of an epoch in the order of the table.
 
         Of a key that several ranks have (samplers pad with the first samples), the record of the
         highest rank is taken, as TinyViT's reader does when it has read all ranks in order.
@@ -119,14 +119,14 @@ class Files:
 
 
 def numbered(root: Path) -> bool:
-    """Whether the first key is a number, as those of ImageFolders are."""
+    """Return True if the first key is a number, as for an ImageFolder."""
     keys = _values_to_keys(_ranks(_epochs(root)[1][0])[0])
     with _opened(keys) as lines:
         return str(lines.readline()).strip().isdecimal()
 
 
 def _epochs(root: Path) -> tuple[int, list[Path]]:
-    """K and the folders of consecutive epochs."""
+    """Return K and the folders of consecutive epochs."""
     matches = [(m, p) for p in sorted(root.glob("logits_top*")) if (m := _EPOCH.fullmatch(p.name))]
     if not matches:
         raise DataError(f"there is no logits_top{{K}}_epoch{{E}} in {root}.")
@@ -149,7 +149,7 @@ def _ranks(folder: Path) -> list[Path]:
 
 
 def _rank(values: Path, kind: np.dtype[np.void]) -> tuple[list[str], NDArray[np.void]]:
-    """Keys and records of one rank; neither file may say more or less than the other."""
+    """Read keys and records of one rank, which must be equally many."""
     with _opened(_values_to_keys(values)) as lines:
         keys = lines.read().split("\n")
     if keys.pop():
@@ -177,7 +177,7 @@ def _values_to_keys(values: Path) -> Path:
 
 
 def _keys(images: Images, counted: Sequence[str] | None) -> list[str]:
-    """TinyViT's key of each image: its number, or its stem."""
+    """Return TinyViT's key of each image: its number, or its stem."""
     if counted is None:
         return [name.rpartition("/")[2] for name in images.names]
     number = {name: str(i) for i, name in enumerate(counted)}

@@ -1,7 +1,7 @@
-"""The value in a file of `torch.save` or `joblib.dump`, without torch, joblib or unpickling.
+"""Reader of files of `torch.save` or `joblib.dump`, without torch, joblib or unpickling.
 
-Three containers are known: the zip of torch 1.6 and later, the four pickles of older ones, and
-joblib's, a pickle in one zlib stream. Tensors lie outside of the pickle and are no data here.
+Three containers are supported: the zip of torch 1.6 and later, the four pickles of older ones, and
+joblib's, a pickle in one zlib stream. Tensors are outside of the pickle and are not read.
 """
 
 import io
@@ -28,10 +28,10 @@ _PACKED = {
 
 
 def load(path: Path) -> Any:
-    """The value that a file holds: numbers, text, lists, tuples, dictionaries, numpy arrays.
+    """Read the value of a file: numbers, text, lists, tuples, dictionaries, numpy arrays.
 
     Raises:
-        DataError: The file is missing, damaged, too large, or holds anything but data.
+        DataError: The file is missing, damaged, too large, or contains anything but data.
     """
     data = _read(path)
     if data.startswith(_ZIP):
@@ -60,7 +60,7 @@ def _read(path: Path) -> bytes:
 
 
 def _member(data: bytes, path: Path) -> bytes:
-    """The pickle in torch's zip, where it lies uncompressed: a bomb has no room to unfold."""
+    """Read the pickle in torch's zip, which must be uncompressed: a bomb cannot unfold."""
     if (count := data.count(_ENTRY)) > _MOST_MEMBERS:
         raise DataError(f"{path} is refused: its zip has {count:,} members, torch.save's has few.")
     try:
@@ -94,7 +94,7 @@ def _inflated(data: bytes, path: Path) -> bytes:
 
 
 def _legacy(data: bytes, name: str) -> Any:
-    """The fourth pickle of torch before 1.6, behind a magic number, a version and system facts."""
+    """Read the fourth pickle of torch before 1.6, after magic number, version and system data."""
     value, at = safe_pickle.loads(data, name)
     if value != _MAGIC:
         return value  # a plain pickle, as joblib writes without compression

@@ -1,8 +1,8 @@
-"""RandAugment of torchvision, by number and magnitude, as operations of ours.
+"""Operations of torchvision's RandAugment, by number and magnitude, as ours.
 
-torchvision's operations and ours are the same but for rounding; a test holds each against
-torchvision's on tensors. Geometric operations take the nearest pixel, as torchvision's RandAugment
-does when it is not told otherwise, and ml-dr's is not.
+torchvision's operations and ours are equal up to rounding; a test compares each with torchvision's
+on tensors. Geometric operations take the nearest pixel, the default of torchvision's RandAugment,
+which ml-dr keeps.
 """
 
 import math
@@ -28,11 +28,11 @@ _MOST = 1e4
 
 
 def operation(number: int, magnitude: float, size: int) -> tuple[int, tuple[int, ...]]:
-    """Code and six arguments of one operation.
+    """Return code and six arguments of one operation.
 
     Args:
-        number: Which of `NAMES`.
-        magnitude: torchvision's, with its sign.
+        number: Index into `NAMES`.
+        magnitude: torchvision's magnitude, with its sign.
         size: Height and width of the view in pixels.
 
     Raises:
@@ -53,7 +53,7 @@ def operation(number: int, magnitude: float, size: int) -> tuple[int, tuple[int,
 
 
 def _matrix(name: str, magnitude: float, size: int) -> tuple[int, ...]:
-    """From pixels of the result to those of the source, in 1/65536; shears are about the corner."""
+    """Return the map from target to source pixels, in 1/65536; shears are about the corner."""
     matrix = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]
     match name:
         case "ShearX":
