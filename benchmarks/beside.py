@@ -14,9 +14,11 @@ import numpy as np
 from benchmarks import scale
 from cache_tools.spec.targets import TargetSpec
 from cache_tools.spec.views import ViewSpec
+from cache_tools.store.aligned import Members
 from cache_tools.views import draw
-from train.data.native_loader import Replay, View
+from train.data.prefetch import View
 from train.data.schedule import Schedule
+from train.data.stored_targets import StoredTargets
 
 BATCH, BLOCK = 256, 65_536
 A2 = ViewSpec(size=224, interpolation="box", auto_augment="rand-m7-mstd0.5", mixup=0.1, cutmix=1.0)
@@ -28,7 +30,7 @@ def seconds(folder: Path) -> dict[str, float]:
     store = scale.build(folder, BLOCK, 2, A2, K20)
     table, spec = store.table, store.spec
     schedule = Schedule(store, 1, BATCH, 0)
-    replay = Replay(store, None, schedule, 1)  # type: ignore[arg-type]
+    targets = StoredTargets(Members((store,), (1.0,)))
     stored, plan = store.read_view(0), schedule.plan(0)
     drawn = draw.draw(spec.views, table.id_N, table.height_N, table.width_N, 0)
     loaded, steps = [View(0, (stored,), drawn)], iter(range(10**9))
@@ -37,7 +39,7 @@ def seconds(folder: Path) -> dict[str, float]:
     def look_up() -> None:
         step = next(steps) % schedule.steps
         part = slice(step * BATCH, (step + 1) * BATCH)
-        replay._said(loaded, plan.slot_M[part], plan.row_M[part], label)
+        targets.decode(loaded, plan.slot_M[part], plan.row_M[part], label)
 
     columns = table.id_N, table.height_N, table.width_N
     return {

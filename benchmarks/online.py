@@ -62,9 +62,9 @@ from pipeline.teacher.online import Ask, online
 from pipeline.worker.job import CPU_BATCH
 from train import recipe as training
 from train import run_dir
-from train.data import native_loader
-from train.data.device_batch import Input
+from train.data.device_batch import InputTransform
 from train.data.inputs import Inputs, open_inputs
+from train.data.stored_targets import StoredTargets
 from train.evaluate.accuracy import evaluate
 from train.loss.task import CachedDistillationTask, Supervision
 from train.recipe import TrainRecipe
@@ -106,7 +106,7 @@ def train(
         put = mock.patch.object
         stack.enter_context(put(student, "CachedDistillationTask", recording(losses)))
         if words is not None:
-            stack.enter_context(put(native_loader.Replay, "_targets", saying(words)))
+            stack.enter_context(put(StoredTargets, "_targets", saying(words)))
         if nudge:
             stack.enter_context(put(student, "create_student", nudged))
         run_dir.init_run(out, recipe, silent, fresh=False)
@@ -121,7 +121,7 @@ def accuracy(out: Path, recipe: TrainRecipe, inputs: Inputs) -> float:
     assert inputs.validation is not None
     model: Any = timm.create_model(f"local-dir:{out / 'model'}", pretrained=True)
     config = model.pretrained_cfg
-    feed = Input(CPU, recipe.precision, tuple(config["mean"]), tuple(config["std"]))
+    feed = InputTransform(CPU, recipe.precision, tuple(config["mean"]), tuple(config["std"]))
     size = inputs.store.spec.views.size
     return evaluate(model, inputs.validation, feed, size, recipe.eval_crop).top1
 

@@ -16,8 +16,9 @@ from benchmarks.pairs import Bench
 from cache_tools.runtime import threads
 from cache_tools.targets import codec
 from cache_tools.views.draw import Mix
-from train.data.device_batch import Input
-from train.data.native_loader import Batch, Replay
+from train.data import create_loader
+from train.data.device_batch import InputTransform
+from train.data.loader import Batch
 from train.data.schedule import Schedule
 from train.loss import losses
 from train.loss.task import CachedDistillationTask
@@ -46,7 +47,7 @@ class Parts:
         self._bench = bench
         store, recipe = bench.inputs.store, bench.recipe
         schedule = Schedule(store, 1, recipe.batch_size, recipe.seed)
-        replay = Replay(store, bench.inputs.images, schedule, threads.cpu_count())
+        replay = create_loader.native(store, bench.inputs.images, schedule, threads.cpu_count())
         self._batch: Batch = next(iter(replay.epoch(0)))
         torch.manual_seed(0)
         student = create_student(recipe, bench.inputs.num_classes).to(bench.device)
@@ -57,7 +58,7 @@ class Parts:
         of_labels = replace(recipe, mode="labels")
         self._of_labels = CachedDistillationTask(student, of_labels, bench.device).train()
         self._optimizer = create_optimizer(recipe, student)
-        self._feed = Input(
+        self._feed = InputTransform(
             bench.device, recipe.precision, tuple(config["mean"]), tuple(config["std"])
         )
         self._rows = np.random.default_rng(0).permutation(len(store.table))[: recipe.batch_size]

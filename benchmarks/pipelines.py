@@ -38,30 +38,28 @@ Make = Callable[[Path], Epoch]
 
 def native(folder: Path, cache: str = "rrc", repeats: int = 1) -> Epoch:
     """Our native loader."""
-    from train.data.native_loader import Replay
-
-    return _replayed(Replay, folder, cache, folder / "tars", repeats)
+    return _replayed("native", folder, cache, folder / "tars", repeats)
 
 
 def ffcv_replay(folder: Path, cache: str = "rrc", raw: bool = False, repeats: int = 1) -> Epoch:
     """Our loader in FFCV's pipeline."""
-    from train.data.ffcv_loader import FfcvReplay
-
     data = folder / ("raw.beton" if raw else "jpeg.beton")
-    return _replayed(FfcvReplay, folder, cache, data, repeats)
+    return _replayed("ffcv", folder, cache, data, repeats)
 
 
-def _replayed(loader: Any, folder: Path, cache: str, data: Path, repeats: int) -> Epoch:
+def _replayed(kind: str, folder: Path, cache: str, data: Path, repeats: int) -> Epoch:
     from cache_tools.data import match
     from cache_tools.data.open import open_images
     from cache_tools.store.cache import Cache
+    from train.data import create_loader
     from train.data.schedule import Schedule
 
     store = Cache.open(folder / f"{cache}.zarr")
     images = open_images(str(data), "train")
     images = match.match(store.table, store.spec.dataset, images)
-    schedule = Schedule(store, 1, BATCH, 0, repeats)
-    replay = loader(store, images, schedule, 0)
+    schedule = Schedule(store, 1, BATCH, 0, repeats=repeats)
+    create: Any = getattr(create_loader, kind)
+    replay = create(store, images, schedule)
     return lambda epoch: sum(len(batch) for batch in replay.epoch(epoch))
 
 

@@ -18,7 +18,7 @@ from cache_tools.targets import dense
 from train import recipe as recipes
 from train import run_dir
 from train.data.inputs import Inputs, open_inputs
-from train.data.native_loader import Replay
+from train.data.loader import Loader
 from train.loss import losses, targets
 from train.loss.targets import SoftTargets
 from train.recipe import TrainRecipe
@@ -146,13 +146,13 @@ def test_a_student_that_diverges_leaves_and_the_others_go_on(
 def test_a_batch_is_made_once_for_all(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, batch = [], Replay._batch
+    made, batch = [], Loader._batch
 
-    def counted(self: Replay, *arguments: Any) -> Any:
+    def counted(self: Loader, *arguments: Any) -> Any:
         made.append(1)
         return batch(self, *arguments)
 
-    monkeypatch.setattr(Replay, "_batch", counted)
+    monkeypatch.setattr(Loader, "_batch", counted)
     cohort(["vit", "short"], inputs, tmp_path)
     assert len(made) == 10
 

@@ -13,11 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cache_tools.data.images import Images
 from cache_tools.errors import UsageError
+from cache_tools.store.aligned import Members
 from cache_tools.store.cache import Cache
-from train.data.native_loader import Replay
+from train.data.loader import Loader
+from train.data.native_renderer import NativeRenderer
 from train.data.schedule import Schedule
-from train.distributed import World
+from train.data.stored_targets import StoredTargets
+from train.distributed import ALONE, World
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 ORDER = ["epochs=2", "views_per_epoch=2", "batch_size=40", "student=test_vit", "ema_decay=0.9"]
@@ -116,9 +120,9 @@ def test_every_process_has_its_slice_and_a_batch_must_be_shared_evenly(
 ) -> None:
     store = Cache.open(made)
     schedule = Schedule(store, 1, 40, seed=0)
-    whole = next(iter(Replay(store, images, schedule, 1).epoch(0)))
+    whole = next(iter(loader(store, images, schedule, ALONE).epoch(0)))
     halves = [
-        next(iter(Replay(store, images, schedule, 1, World(rank, 2)).epoch(0))) for rank in (0, 1)
+        next(iter(loader(store, images, schedule, World(rank, 2)).epoch(0))) for rank in (0, 1)
     ]
     for rank, half in enumerate(halves):
         at = slice(20 * rank, 20 * rank + 20)
@@ -126,5 +130,10 @@ def test_every_process_has_its_slice_and_a_batch_must_be_shared_evenly(
         assert (half.partner == whole.partner[at]).all()
         assert (half.targets.index_BK == whole.targets.index_BK[at]).all()
         assert (half.label_B == whole.label_B[at]).all()
-    with pytest.raises(UsageError, match="cannot be shared by 3 processes"):
-        Replay(store, images, schedule, 1, World(0, 3))
+    with pytest.raises(UsageError, match="cannot be divided among 3 processes"):
+        loader(store, images, schedule, World(0, 3))
+
+
+def loader(store: Cache, images: Images, schedule: Schedule, world: World) -> Loader:
+    targets = StoredTargets(Members((store,), (1.0,)))
+    return Loader(schedule, targets, NativeRenderer(store, images, 1), world)

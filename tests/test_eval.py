@@ -24,8 +24,8 @@ from cache_tools.store.sampling import spread
 from cache_tools.targets import dense
 from train import recipe as recipes
 from train import run_dir
+from train.data import create_loader
 from train.data.inputs import open_inputs
-from train.data.native_loader import Replay
 from train.data.schedule import Schedule
 from train.evaluate import agreement, models
 from train.evaluate.models import EvalOptions
@@ -118,7 +118,7 @@ def test_cached_views_against_replay_and_dense_computation(
     network = models.open_target(str(finished), EvalOptions(CPU)).students[0]
     schedule = Schedule(store, 4, 100, seed=0)
     kl, agreed, right = [], [], []
-    for batch in Replay(store, images, schedule, 2).epoch(0):
+    for batch in create_loader.native(store, images, schedule, 2).epoch(0):
         both = batch.pixels, batch.partner
         own, other = (torch.from_numpy(p).permute(0, 3, 1, 2).float() for p in both)
         lam, cut = torch.from_numpy(batch.lam_B), torch.from_numpy(batch.cut_B4)

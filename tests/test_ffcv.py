@@ -27,7 +27,7 @@ from pipeline import recipe as recipes
 from pipeline.run import run
 from train import recipe as train_recipes
 from train.data import create_loader
-from train.data.native_loader import Batch, Replay
+from train.data.loader import Batch, Loader
 from train.data.schedule import Schedule
 
 A2 = ["views.auto_augment=rand-m7-mstd0.5", "views.re_prob=0.5", "views.cutmix=1.0"]
@@ -118,7 +118,7 @@ def test_damage_and_other_images_are_refused(
     data[int(images.rows_N["ptr"][0]) + 400] ^= 255
     out.write_bytes(data)
     with pytest.raises((DataError, ValueError), match="digest differs"):
-        [*Replay(store, opened(store, out), Schedule(store, 1, 6, 0), 1).epoch(0)]
+        [*create_loader.native(store, opened(store, out), Schedule(store, 1, 6, 0), 1).epoch(0)]
     out.write_bytes(data[:5000])
     with pytest.raises(DataError, match=r"cannot be read|damaged"):
         open_images(str(out), "train")
@@ -139,7 +139,7 @@ def test_the_choice_of_a_loader_says_why(
         create_loader.choose(forced, folder, spec, 1)
 
 
-def shown(replay: Replay) -> list[str]:
+def shown(replay: Loader) -> list[str]:
     """A hash of each view of two epochs and of its partner, in their order."""
     pictures: list[np.ndarray] = []
     for batch in (batch for epoch in range(2) for batch in replay.epoch(epoch)):
@@ -165,13 +165,16 @@ def test_every_form_of_the_images_and_any_threads_give_the_same_views(
     name: str, stores: dict[str, Cache], sources: dict[str, Any]
 ) -> None:
     store, schedule = stores[name], Schedule(stores[name], 1, 6, 0)
-    wanted = shown(Replay(store, opened(store, sources["folder"]), schedule, 1))
+    wanted = shown(create_loader.native(store, opened(store, sources["folder"]), schedule, 1))
     assert len(set(wanted)) == 36  # two views of 18 pictures
     for form, threads in [("folder", 8), ("tars", 1), ("tars", 2), ("tars", 8), ("url", 2)]:
-        assert shown(Replay(store, opened(store, sources[form]), schedule, threads)) == wanted
+        assert (
+            shown(create_loader.native(store, opened(store, sources[form]), schedule, threads))
+            == wanted
+        )
     for form in ("jpeg", "raw"):
         images = opened(store, sources[form])
-        assert shown(Replay(store, images, schedule, 2)) == wanted
+        assert shown(create_loader.native(store, images, schedule, 2)) == wanted
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -179,7 +182,7 @@ def test_every_form_of_the_images_and_any_threads_give_the_same_views(
 def test_ffcv_gives_the_native_batches(
     name: str, threads: int, photos: Path, stores: dict[str, Cache], tmp_path: Path
 ) -> None:
-    loader = pytest.importorskip("train.data.ffcv_loader", exc_type=ImportError)
+    pytest.importorskip("train.data.ffcv_renderer", exc_type=ImportError)
     before = torch.get_num_threads(), numba.get_num_threads()
     store = stores[name]
     schedules = [Schedule(store, 2, 4, 0), Schedule(store, 1, 4, 0, repeats=3)]
@@ -187,8 +190,8 @@ def test_ffcv_gives_the_native_batches(
     for raw in kinds:
         images = opened(store, container(photos, tmp_path / f"{raw}.beton", raw))
         for schedule in schedules:
-            ours = Replay(store, opened(store, photos), schedule, 2)
-            theirs = loader.FfcvReplay(store, images, schedule, threads)
+            ours = create_loader.native(store, opened(store, photos), schedule, 2)
+            theirs = create_loader.ffcv(store, images, schedule, threads)
             for epoch in range(3):
                 with event.install_recorder("numba:compile") as compiled:
                     got = list(theirs.epoch(epoch, first_step=epoch % 2))
@@ -203,19 +206,19 @@ def test_ffcv_gives_the_native_batches(
 def test_what_the_compiled_code_cannot_make_is_made_or_told(
     photos: Path, stores: dict[str, Cache], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loader = pytest.importorskip("train.data.ffcv_loader", exc_type=ImportError)
+    loader = pytest.importorskip("train.data.ffcv_renderer", exc_type=ImportError)
     store = stores["plain"]
     out = container(photos, tmp_path / "x.beton")
     schedule = Schedule(store, 1, 6, 0)
-    wanted = list(Replay(store, opened(store, photos), schedule, 1).epoch(0))
-    real = loader.FfcvReplay._tables
+    wanted = list(create_loader.native(store, opened(store, photos), schedule, 1).epoch(0))
+    real = loader.FfcvRenderer._tables
 
     def beyond(self: Any, loaded: Any) -> Any:  # OpenCV would abort the process
         tables = real(self, loaded)
         return tables._replace(box_V4=tables.box_V4 + np.int32(1000))
 
-    monkeypatch.setattr(loader.FfcvReplay, "_tables", beyond)
-    got = list(loader.FfcvReplay(store, opened(store, out), schedule, 2).epoch(0))
+    monkeypatch.setattr(loader.FfcvRenderer, "_tables", beyond)
+    got = list(create_loader.ffcv(store, opened(store, out), schedule, 2).epoch(0))
     assert all(equal(a, b) for a, b in zip(got, wanted, strict=True))
     monkeypatch.undo()
     images = opened(store, out)
@@ -224,16 +227,16 @@ def test_what_the_compiled_code_cannot_make_is_made_or_told(
     data[at : at + 4] = b"\xff\xd9\xff\xd9"
     out.write_bytes(data)
     with pytest.raises(DataError, match="damaged"):
-        list(loader.FfcvReplay(store, opened(store, out), schedule, 2).epoch(0))
+        list(create_loader.ffcv(store, opened(store, out), schedule, 2).epoch(0))
 
 
 def test_an_error_in_ffcvs_thread_arrives_and_leaving_early_stops_it(
     photos: Path, stores: dict[str, Cache], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loader = pytest.importorskip("train.data.ffcv_loader", exc_type=ImportError)
+    loader = pytest.importorskip("train.data.ffcv_renderer", exc_type=ImportError)
     store = stores["plain"]
     images = opened(store, container(photos, tmp_path / "x.beton"))
-    replay = loader.FfcvReplay(store, images, Schedule(store, 1, 2, 0), 1)
+    replay = create_loader.ffcv(store, images, Schedule(store, 1, 2, 0), 1)
     for _ in range(20):
         early = replay.epoch(0)
         next(early)
@@ -243,7 +246,7 @@ def test_an_error_in_ffcvs_thread_arrives_and_leaving_early_stops_it(
     def fails(*_: Any) -> None:
         raise MemoryError("no room")
 
-    monkeypatch.setattr(loader.Epoch, "run_pipeline", fails)
+    monkeypatch.setattr(loader.FfcvEpoch, "run_pipeline", fails)
     with pytest.raises(MemoryError, match="no room"):
         list(replay.epoch(0))
     assert not left_running()
@@ -252,13 +255,13 @@ def test_an_error_in_ffcvs_thread_arrives_and_leaving_early_stops_it(
 def test_other_caches_need_no_compiling(
     photos: Path, stores: dict[str, Cache], tmp_path: Path
 ) -> None:
-    loader = pytest.importorskip("train.data.ffcv_loader", exc_type=ImportError)
+    pytest.importorskip("train.data.ffcv_renderer", exc_type=ImportError)
     out = container(photos, tmp_path / "x.beton")
 
     def run(name: str) -> None:
         store = stores[name]
-        replay = loader.FfcvReplay(store, opened(store, out), Schedule(store, 1, 4, 0), 2)
-        ours = Replay(store, opened(store, photos), Schedule(store, 1, 4, 0), 2)
+        replay = create_loader.ffcv(store, opened(store, out), Schedule(store, 1, 4, 0), 2)
+        ours = create_loader.native(store, opened(store, photos), Schedule(store, 1, 4, 0), 2)
         assert shown(replay) == shown(ours)
 
     run("plain")
@@ -271,14 +274,16 @@ def test_other_caches_need_no_compiling(
 def test_two_at_once_more_threads_than_cores_and_no_scratch_memory(
     photos: Path, stores: dict[str, Cache], tmp_path: Path
 ) -> None:
-    loader = pytest.importorskip("train.data.ffcv_loader", exc_type=ImportError)
+    pytest.importorskip("train.data.ffcv_renderer", exc_type=ImportError)
     store, out = stores["plain"], container(photos, tmp_path / "x.beton")
     schedule = Schedule(store, 1, 4, 0)
-    both = [loader.FfcvReplay(store, opened(store, out), schedule, 64) for _ in range(2)]
+    both = [create_loader.ffcv(store, opened(store, out), schedule, 64) for _ in range(2)]
     pairs = list(zip(*(replay.epoch(0) for replay in both), strict=True))
     assert len(pairs) == schedule.steps
     assert all(equal(a, b) for a, b in pairs)
-    of_ffcv = both[0]._loader  # its buffers hold views, whatever the sizes of the pictures
+    of_ffcv = both[
+        0
+    ]._renderer._loader  # its buffers hold views, whatever the sizes of the pictures
     buffers = of_ffcv.graph.allocate_memory(of_ffcv.batch_size, 1)
     views = [memory for memory in buffers["operation"].values() if memory is not None]
     assert [memory.nbytes for memory in views] == [of_ffcv.batch_size * 64 * 64 * 3]
@@ -286,7 +291,7 @@ def test_two_at_once_more_threads_than_cores_and_no_scratch_memory(
 
 def test_an_image_larger_than_a_page(teacher: Path, tmp_path: Path) -> None:
     """FFCV's writer waits for ever when a sample has more bytes than a page of 8 MiB."""
-    loader = pytest.importorskip("train.data.ffcv_loader", exc_type=ImportError)
+    pytest.importorskip("train.data.ffcv_renderer", exc_type=ImportError)
     (tmp_path / "src").mkdir()
     for i, size in enumerate(((2000, 1500), (80, 60), (2000, 1500), (90, 70))):
         Image.fromarray(cv2.resize(chelsea(), size)).save(tmp_path / f"src/p{i}.jpg")
@@ -296,8 +301,8 @@ def test_an_image_larger_than_a_page(teacher: Path, tmp_path: Path) -> None:
         container(tmp_path / "src", tmp_path / "x.beton", raw=True),
         Schedule(store, 1, 4, 0),
     )
-    ours = Replay(store, opened(store, tmp_path / "src"), schedule, 1)
-    assert shown(loader.FfcvReplay(store, opened(store, out), schedule, 2)) == shown(ours)
+    ours = create_loader.native(store, opened(store, tmp_path / "src"), schedule, 1)
+    assert shown(create_loader.ffcv(store, opened(store, out), schedule, 2)) == shown(ours)
 
 
 @pytest.mark.parametrize("kind", ["native", "ffcv"])
@@ -309,11 +314,12 @@ def test_a_thread_that_fails_ends_all_of_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     store = stores["plain"]
-    images, cls = opened(store, photos), Replay
+    images, create = opened(store, photos), create_loader.native
     if kind == "ffcv":
-        loader = pytest.importorskip("train.data.ffcv_loader", exc_type=ImportError)
-        images, cls = opened(store, container(photos, tmp_path / "x.beton")), loader.FfcvReplay
-        monkeypatch.setattr(loader.Epoch, "run", lambda _: None)
+        loader = pytest.importorskip("train.data.ffcv_renderer", exc_type=ImportError)
+        images = opened(store, container(photos, tmp_path / "x.beton"))
+        create = create_loader.ffcv
+        monkeypatch.setattr(loader.FfcvEpoch, "run", lambda _: None)
     else:
 
         def fails(*_: Any, **__: Any) -> None:
@@ -321,5 +327,5 @@ def test_a_thread_that_fails_ends_all_of_them(
 
         monkeypatch.setattr(view, "views_of", fails)
     with pytest.raises(RuntimeError, match="ended without a word"):
-        list(cls(store, images, Schedule(store, 1, 2, 0), 2).epoch(0))
+        list(create(store, images, Schedule(store, 1, 2, 0), 2).epoch(0))
     assert not left_running()

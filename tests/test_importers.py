@@ -23,7 +23,7 @@ from cache_tools.store import view_params
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec
-from train.data.native_loader import Replay
+from train.data import create_loader
 from train.data.schedule import Schedule
 
 Command = Callable[..., Outcome]
@@ -109,7 +109,7 @@ def test_fkd_views_are_those_of_its_student(
     store, images = opened(tmp_path / "c.zarr", folder)
     schedule = Schedule(store, 1, 12, seed=0)
     plan = schedule.plan(1)
-    batch = next(iter(Replay(store, images, schedule, 1).epoch(1)))
+    batch = next(iter(create_loader.native(store, images, schedule, 1).epoch(1)))
     for row, pixels in zip(plan.row_M, batch.pixels, strict=True):
         name = images.names[row]
         coords, flip, _ = torch.load(tmp_path / f"fkd/train/{name}.tar", weights_only=False)
@@ -258,7 +258,7 @@ def test_ml_dr_views_are_theirs_within_rounding(
     store, images = opened(tmp_path / "c.zarr", folder)
     schedule = Schedule(store, 4, 48, seed=0)
     plan, names = schedule.plan(0), list(sizes)
-    batch = next(iter(Replay(store, images, schedule, 1).epoch(0)))
+    batch = next(iter(create_loader.native(store, images, schedule, 1).epoch(0)))
     assert batch.partner is not None
     pixels, partner = (p.transpose(0, 3, 1, 2).astype("f4") for p in (batch.pixels, batch.partner))
     side = np.arange(32)
@@ -663,7 +663,7 @@ def test_partners_stand_in_any_block(
         store.spec.dataset,
         open_images(str(tmp_path / "photos"), "train"),
     )
-    replay = Replay(store, images, Schedule(store, 1, 50, seed=0), 1)
+    replay = create_loader.native(store, images, Schedule(store, 1, 50, seed=0), 1)
     batch = next(iter(replay.epoch(0)))
     assert batch.partner is not None
     plan = Schedule(store, 1, 50, seed=0).plan(0)

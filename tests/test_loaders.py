@@ -23,9 +23,9 @@ from cache_tools.spec import sample_table
 from cache_tools.store.aligned import Members
 from cache_tools.store.cache import Cache
 from train.data import create_loader
-from train.data.buffer_pool import Memory
-from train.data.native_loader import Replay
-from train.data.prefetch import Epochs
+from train.data.buffer_pool import BufferPool
+from train.data.loader import Loader
+from train.data.prefetch import EpochPrefetcher
 from train.data.schedule import Schedule
 
 KINDS = ["native", "ffcv"]
@@ -36,19 +36,19 @@ def container(digits: Path, out: Path) -> Path:
     return out
 
 
-def replay(kind: str, store: Cache, images: Images, digits: Path, tmp_path: Path) -> Replay:
+def replay(kind: str, store: Cache, images: Images, digits: Path, tmp_path: Path) -> Loader:
     schedule = Schedule(store, 1, 20, 0)
     if kind == "native":
-        return Replay(store, images, schedule, 2)
-    loader = pytest.importorskip("train.data.ffcv_loader", exc_type=ImportError)
+        return create_loader.native(store, images, schedule, 2)
+    pytest.importorskip("train.data.ffcv_renderer", exc_type=ImportError)
     there = open_images(str(container(digits, tmp_path / "x.beton")), "train")
     matched = match.match(store.table, store.spec.dataset, there)
-    made: Replay = loader.FfcvReplay(store, matched, schedule, 2)
+    made: Loader = create_loader.ffcv(store, matched, schedule, 2)
     return made
 
 
 def test_memory_comes_back_when_nobody_has_a_part_of_it() -> None:
-    memory = Memory((4, 2, 2, 3))
+    memory = BufferPool((4, 2, 2, 3))
     first = memory.take()
     address = first.ctypes.data
     part = torch.from_numpy(first[1]).permute(2, 0, 1)
@@ -65,7 +65,7 @@ def test_memory_comes_back_when_nobody_has_a_part_of_it() -> None:
 
 
 def test_batches_that_are_kept_are_not_overwritten(made: Path, images: Images) -> None:
-    loader = Replay(Cache.open(made), images, Schedule(Cache.open(made), 1, 10, 0), 2)
+    loader = create_loader.native(Cache.open(made), images, Schedule(Cache.open(made), 1, 10, 0), 2)
     kept = [batch for epoch in range(3) for batch in loader.epoch(epoch)]
     again = [batch for epoch in range(3) for batch in loader.epoch(epoch)]
     assert all((a.pixels == b.pixels).all() for a, b in zip(kept, again, strict=True))
@@ -82,7 +82,7 @@ def test_the_next_epoch_is_made_while_this_one_runs(made: Path, images: Images) 
         return real(epoch)
 
     schedule.plan = plan  # type: ignore[method-assign]
-    epochs = Epochs(Members((store,), (1.0,)), schedule, images)
+    epochs = EpochPrefetcher(Members((store,), (1.0,)), schedule, images)
     for epoch in range(4):
         ready = epochs.get(epoch)
         assert ready.plan.views == schedule.view_numbers(epoch)
@@ -92,7 +92,8 @@ def test_the_next_epoch_is_made_while_this_one_runs(made: Path, images: Images) 
     assert made_by.pop(0) is threading.main_thread()
     assert threading.main_thread() not in made_by.values()
     assert (epochs.get(9).plan.row_M == real(9).row_M).all()  # another than was prepared
-    last = Epochs(Members((store,), (1.0,)), schedule, images, 3)
+    schedule.epochs = 3
+    last = EpochPrefetcher(Members((store,), (1.0,)), schedule, images)
     assert (last.get(2).plan.row_M == real(2).row_M).all()
     assert last._next is None  # there is none to prepare
 
@@ -105,7 +106,7 @@ def test_every_read_is_checked_and_digests_are_compared_once(
     monkeypatch.setattr(
         sample_table, "check_digest", lambda t, row, d: compared.append(row) or real(t, row, d)
     )
-    loader = Replay(store, images, Schedule(store, 1, 20, 0), 2)
+    loader = create_loader.native(store, images, Schedule(store, 1, 20, 0), 2)
     for epoch in range(3):
         list(loader.epoch(epoch))
         assert sorted(compared) == list(range(100))
@@ -124,7 +125,7 @@ def test_every_read_is_checked_and_digests_are_compared_once(
 def test_the_choice_is_logged_once_in_a_command(
     kdcache: Callable[..., Outcome], made: Path, tmp_path: Path
 ) -> None:
-    create_loader._tell.cache_clear()
+    create_loader._log_choice.cache_clear()
     arguments = ("--cache", made, "--out", tmp_path / "r", "--seeds", "2", "--device", "cpu")
     done = kdcache("train", "digits", *arguments, "epochs=1", "views_per_epoch=1")
     assert done.code == 0, done.err
@@ -159,7 +160,7 @@ def test_a_training_process_leaves_nothing(
 ) -> None:
     data = digits
     if kind == "ffcv":
-        pytest.importorskip("train.data.ffcv_loader", exc_type=ImportError)
+        pytest.importorskip("train.data.ffcv_renderer", exc_type=ImportError)
         data = container(digits, tmp_path / "x.beton")
     run = tmp_path / "run"
     command = [str(Path(sys.executable).parent / "kdcache"), "train", "digits", f"loader={kind}"]

@@ -15,9 +15,10 @@ from pipeline.run import run as make
 from pipeline.teacher.online import online
 from train import recipe as training
 from train import run_dir
-from train.data import native_loader
-from train.data.device_batch import said_now
+from train.data.device_batch import online_targets
 from train.data.inputs import Inputs, open_inputs
+from train.data.loader import Batch
+from train.data.stored_targets import StoredTargets
 from train.trainer import loop
 
 FAST = ["epochs=2", "views_per_epoch=2", "batch_size=40", "ema_decay=0.0"]
@@ -37,7 +38,7 @@ def test_the_curves_agree_to_rounding(
         out = tmp_path / mode
         run_dir.init_run(out, recipe, inputs, fresh=False)
         if mode == "kd":
-            monkeypatch.setattr(native_loader.Replay, "_targets", exact_targets(store, inputs, ask))
+            monkeypatch.setattr(StoredTargets, "_targets", exact_targets(store, inputs, ask))
         loop.train(recipe, inputs, out, torch.device("cpu"), ask if mode == "online" else None)
         curves[mode] = [json.loads(x)["loss"] for x in (out / "log.jsonl").read_text().splitlines()]
     assert curves["kd"] == pytest.approx(curves["online"], rel=1e-4)
@@ -59,13 +60,13 @@ def exact_targets(
 
 def words(store, inputs, ask, view: int) -> list[np.ndarray]:  # type: ignore[no-untyped-def]
     batches = list(_in_order(store, inputs, view))
-    parts = [said_now(ask, batch, store.spec) for batch in batches]
+    parts = [online_targets(ask, batch, store.spec) for batch in batches]
     none = np.empty((100, 0), "f4")
     names = ("index_BK", "probability_BK", "tail_BT")
     return [*(np.concatenate([getattr(p, n).numpy() for p in parts]) for n in names), none, none]
 
 
-def _in_order(store, inputs, view: int) -> Iterator[native_loader.Batch]:  # type: ignore[no-untyped-def]
+def _in_order(store, inputs, view: int) -> Iterator[Batch]:  # type: ignore[no-untyped-def]
     """Batches of 32 rows of the table, as stage 1 has them."""
     from cache_tools.render import view as render
     from cache_tools.views import draw
@@ -84,7 +85,7 @@ def _in_order(store, inputs, view: int) -> Iterator[native_loader.Batch]:  # typ
         count = len(pictures) // 2
         label, other = np.zeros(count, "i8"), count + np.arange(count)
         lam = mix.lam_B[at].astype("f4")
-        yield native_loader.Batch(pictures, other, lam, mix.cut_B4[at], none, label, label)
+        yield Batch(pictures, other, lam, mix.cut_B4[at], none, label, label)
 
 
 def test_the_command_needs_the_right_teacher(

@@ -12,7 +12,7 @@ from cache_tools.data.images import Images
 from cache_tools.store.aligned import Members
 from cache_tools.store.cache import Cache
 from train import recipe as recipes
-from train.data.prefetch import Epochs
+from train.data.prefetch import EpochPrefetcher
 from train.data.schedule import Schedule
 from train.trainer import plan
 
@@ -37,7 +37,7 @@ def test_the_plan_is_the_schedule(made: Path, images: Images, overrides: list[st
     assert facts["images"] == recipe.epochs * schedule.steps * recipe.batch_size
     shown = [v for epoch in range(recipe.epochs) for v in schedule.view_numbers(epoch)]
     assert facts["views_shown"] == len(shown) // recipe.repeats
-    epochs = Epochs(Members((store,), (1.0,)), schedule, images)
+    epochs = EpochPrefetcher(Members((store,), (1.0,)), schedule, images)
     both = [epochs.get(recipe.repeats - 1), epochs.get(recipe.repeats)]  # the next is in the making
     resident = sum(map(_bytes, {view.number: view for e in both for view in e.loaded}.values()))
     assert facts["resident_bytes"] == pytest.approx(resident, rel=0.05)

@@ -13,8 +13,8 @@ from cache_tools.render import decode
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec
-from train.data import native_loader
-from train.data.native_loader import Replay
+from train.data import create_loader
+from train.data.inputs import check_cache
 from train.data.schedule import Schedule
 
 
@@ -23,7 +23,7 @@ def test_targets_belong_to_their_views(made: Path, images: Images) -> None:
     schedule = Schedule(store, 2, 40, seed=5)
     plan = schedule.plan(0)
     views = [codec.decode(store.read(Part(v, 0))[0], store.spec.targets) for v in plan.views]
-    for step, batch in enumerate(Replay(store, images, schedule, 2).epoch(0)):
+    for step, batch in enumerate(create_loader.native(store, images, schedule, 2).epoch(0)):
         for i in range(40):
             place = step * 40 + i
             target, row = views[plan.slot_M[place]], plan.row_M[place]
@@ -57,8 +57,10 @@ def test_partners_stand_side_by_side(made: Path) -> None:
 def test_going_on_in_the_middle_of_an_epoch_changes_nothing(made: Path, images: Images) -> None:
     store = Cache.open(made)
     schedule = Schedule(store, 2, 32, seed=1)
-    whole = [b.pixels for b in Replay(store, images, schedule, 2).epoch(1)]
-    rest = [b.pixels for b in Replay(store, images, schedule, 2).epoch(1, first_step=3)]
+    whole = [b.pixels for b in create_loader.native(store, images, schedule, 2).epoch(1)]
+    rest = [
+        b.pixels for b in create_loader.native(store, images, schedule, 2).epoch(1, first_step=3)
+    ]
     assert len(rest) == len(whole) - 3
     assert all((a == b).all() for a, b in zip(whole[3:], rest, strict=True))
 
@@ -75,7 +77,7 @@ def test_rows_below_the_crop_are_not_decoded(
 
     whole = decode.decode
     monkeypatch.setattr(decode, "decode", spy)
-    for _ in Replay(store, images, schedule, 1).epoch(0):
+    for _ in create_loader.native(store, images, schedule, 1).epoch(0):
         pass
     assert all(rows is not None and rows <= 32 for rows in asked)
     assert len(set(asked)) > 5
@@ -93,7 +95,7 @@ def test_other_pixels_are_refused_naming_both_sides(
     cache: Path, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Cache.open(cache)
-    native_loader.check(store, images)
+    check_cache(store, images)
     from cache_tools.render import view
 
     real = view.crop_resize
@@ -104,7 +106,7 @@ def test_other_pixels_are_refused_naming_both_sides(
 
     monkeypatch.setattr(view, "crop_resize", other)
     with pytest.raises(CacheMismatch, match=r"other pixels.*simplejpeg.*here are.*simplejpeg"):
-        native_loader.check(store, images)
+        check_cache(store, images)
 
 
 def test_a_cache_that_is_not_whole_is_refused(cache: Path, images: Images) -> None:
@@ -113,10 +115,10 @@ def test_a_cache_that_is_not_whole_is_refused(cache: Path, images: Images) -> No
     data = chunk.read_bytes()
     chunk.write_bytes(data[:-1] + bytes([data[-1] ^ 128]))
     with pytest.raises(CacheDamaged, match="targets/tail/c/0/3/0"):
-        native_loader.check(store, images)
+        check_cache(store, images)
     chunk.unlink()
     with pytest.raises(CacheIncomplete, match="targets/tail/c/0/3/0"):
-        native_loader.check(store, images)
+        check_cache(store, images)
 
 
 def test_the_order_of_views_is_drawn_anew_each_time_all_were_shown(made: Path) -> None:

@@ -25,7 +25,7 @@ from pipeline.teacher import teacher as teachers
 from pipeline.teacher.forward import Forward
 from pipeline.worker.groups import Group
 from pipeline.worker.stage1 import Worker
-from train.data.native_loader import Replay
+from train.data import create_loader
 from train.data.schedule import Schedule
 
 Hashes = dict[tuple[int, int], str]
@@ -100,7 +100,7 @@ def seen_by_student(
     """(view, row) → hash of the mixed picture, over one epoch of all views."""
     schedule = Schedule(store, 6, batch_size, seed)
     plan, shown = schedule.plan(0), []
-    for batch in Replay(store, images, schedule, threads).epoch(0):
+    for batch in create_loader.native(store, images, schedule, threads).epoch(0):
         shown += hashes(batch.pixels, batch.partner, batch.lam_B, batch.cut_B4)
     assert len(shown) == schedule.steps * batch_size
     places = zip(plan.slot_M, plan.row_M, shown, strict=False)
@@ -175,7 +175,7 @@ def test_the_teacher_may_look_at_its_own_size(digits: Path, teacher: Path, tmp_p
     store = run(recipes.load("digits", own_size), str(digits), str(teacher), out, "cpu")
     images = opened(store, digits)
     assert verify.verify(store, images).word == "ok"
-    batch = next(iter(Replay(store, images, Schedule(store, 1, 50, 0), 2).epoch(0)))
+    batch = next(iter(create_loader.native(store, images, Schedule(store, 1, 50, 0), 2).epoch(0)))
     assert batch.pixels.shape == (50, 32, 32, 3)
 
 
@@ -193,7 +193,7 @@ def test_repeated_augmentation_decodes_a_picture_once(
     monkeypatch.setattr(
         decode, "decode", lambda d, k, *a: decoded.append(k) or decode_one(d, k, *a)
     )
-    batches = list(Replay(store, images, schedule, 2).epoch(1))
+    batches = list(create_loader.native(store, images, schedule, 2).epoch(1))
     assert len(decoded) <= 33 + 2 * len(batches)
     monkeypatch.undo()
     for step, batch in enumerate(batches):

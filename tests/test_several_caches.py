@@ -13,8 +13,11 @@ from cache_tools.data.images import Images
 from cache_tools.store.aligned import open_members
 from cache_tools.store.cache import Cache
 from cache_tools.targets import dense
-from train.data.native_loader import Replay
+from train.data import create_loader
+from train.data.loader import Loader
+from train.data.native_renderer import NativeRenderer
 from train.data.schedule import Schedule
+from train.data.stored_targets import StoredTargets
 
 Command = Callable[..., Outcome]
 
@@ -55,8 +58,10 @@ def test_batches_hold_the_mean_of_what_each_cache_says(
 ) -> None:
     members = open_members([made, sibling], WEIGHTS)
     schedule = Schedule(members.first, views_per_epoch, 40, seed=5)
-    epochs = [Replay(store, images, schedule, 1).epoch(1) for store in members.stores]
-    epochs.append(Replay(members.first, images, schedule, 1, members=members).epoch(1))
+    epochs = [create_loader.native(store, images, schedule, 1).epoch(1) for store in members.stores]
+    epochs.append(
+        Loader(schedule, StoredTargets(members), NativeRenderer(members.first, images)).epoch(1)
+    )
     for a, b, both in zip(*epochs, strict=True):
         p = [
             dense.densify(batch.targets, store.spec.targets, 10)

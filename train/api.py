@@ -58,21 +58,20 @@ def fit(
     """
     from train import recipe as recipes
     from train import run_dir
-    from train.data import native_loader
-    from train.data.inputs import open_inputs
-    from train.distributed import pick
+    from train.data.inputs import check_inputs, open_inputs
+    from train.distributed import select_device
     from train.trainer import loop, validate
 
     loaded = recipe if isinstance(recipe, TrainRecipe) else recipes.load(recipe)
     if values:
         loaded = recipes.build({**asdict(loaded), **values}, "fit")
-    inputs, where = open_inputs(cache, data), pick(device)
+    inputs, where = open_inputs(cache, data), select_device(device)
     validate.check([loaded], inputs)
     validate.set_up(inputs, where)
     folder = Path(out)
     result = run_dir.init_run(folder, loaded, inputs, fresh=False)
     if result is None:
-        native_loader.check_all(inputs.members, inputs.images, inputs.present_N)
+        check_inputs(inputs)
         told = None if on_epoch is None else lambda rows: on_epoch(rows[folder])
         result = loop.train(loaded, inputs, folder, where, told=told)
     names = ("top1", "top1_ema", "top1_best", "loss", "seconds")

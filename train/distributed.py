@@ -1,4 +1,4 @@
-"""The processes that train one student together: started by torchrun or Slurm, else one alone.
+"""Processes that train one student together: started by torchrun or Slurm, else one alone.
 
 Every process makes the same plan and takes its slice of each batch, so that the order of samples
 and the mean of the gradients are those of one process with the whole batch. Whatever is decided
@@ -22,21 +22,21 @@ class World:
     """This process among all of them."""
 
     rank: int = 0
-    """Number of this process, from 0; the first one writes and speaks."""
+    """Number of this process, from 0; process 0 writes files and logs."""
     size: int = 1
-    """How many there are."""
+    """Number of processes."""
 
     @property
-    def first(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+    def is_main(self) -> bool:
+        """True in the process that writes files and logs."""
         return self.rank == 0
 
     def any(self, flag: bool) -> bool:
-        """Whether some process says so."""
+        """True where the flag is set in any process."""
         return self.sum([float(flag)])[0] > 0
 
     def sum(self, values: list[float]) -> list[float]:
-        """Sums over all processes."""
+        """Sum each value over all processes."""
         if self.size == 1:
             return values
         device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
@@ -45,15 +45,15 @@ class World:
         return [float(v) for v in total.tolist()]
 
     def all(self, value: Any) -> list[Any]:
-        """One value of every process, by rank."""
+        """Gather one value of every process, by rank."""
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
         distributed.all_gather_object(found, value)
         return found
 
-    def of_first(self, value: Any) -> Any:
-        """The first process's value; it must be a plain one."""
+    def broadcast(self, value: Any) -> Any:
+        """Broadcast a picklable value of process 0 to all."""
         if self.size == 1:
             return value
         found = [value]
@@ -64,8 +64,8 @@ class World:
 ALONE = World()
 
 
-def pick(name: str | None) -> torch.device:
-    """The device asked for, else a GPU when there is one, else the CPU; UsageError if unknown."""
+def select_device(name: str | None) -> torch.device:
+    """Select the named device, else a GPU if any, else the CPU; UsageError if unknown."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
@@ -78,20 +78,20 @@ def pick(name: str | None) -> torch.device:
 
 
 def join(device: str | None) -> tuple[World, torch.device]:
-    """Join the processes that torchrun or Slurm started, and the device of this one.
+    """Join the processes that torchrun or Slurm started; return them and this one's device.
 
     Args:
         device: "cuda", "cuda:1" or "cpu"; None takes a GPU when there is one.
     """
     if not is_distributed_env():
-        return ALONE, pick(device)
+        return ALONE, select_device(device)
     name = device or ("cuda" if torch.cuda.is_available() else "cpu")
     facts = init_distributed_device_so(name)
     return World(facts["global_rank"], facts["world_size"]), torch.device(facts["device"])
 
 
 def leave() -> None:
-    """Part from the other processes at the end."""
+    """Leave the process group at the end."""
     if distributed.is_available() and distributed.is_initialized():
         with contextlib.suppress(RuntimeError):
             distributed.destroy_process_group()

@@ -72,15 +72,15 @@ def _measure(
     from cache_tools.runtime import threads
     from train import recipe as recipes
     from train.data import create_loader
-    from train.data.device_batch import Input
+    from train.data.device_batch import InputTransform
     from train.data.inputs import open_inputs
     from train.data.schedule import Schedule
-    from train.distributed import ALONE, pick
+    from train.distributed import select_device
     from train.trainer import factory, stage_profile
 
     loaded = recipes.load(name or "photos", overrides)
     inputs = open_inputs(cache, data)
-    torch_device, size = pick(device), inputs.store.spec.views.size
+    torch_device, size = select_device(device), inputs.store.spec.views.size
     if torch_device.type == "cpu":
         torch.set_num_threads(threads.for_torch(size)[0])
     if name is not None:
@@ -88,13 +88,18 @@ def _measure(
     most = inputs.store.spec.dataset.num_samples * loaded.views_per_epoch
     batch_size = min(loaded.batch_size, most)
     schedule = Schedule(
-        inputs.store, loaded.views_per_epoch, batch_size, loaded.seed, loaded.repeats
+        inputs.store,
+        loaded.views_per_epoch,
+        batch_size,
+        loaded.seed,
+        repeats=loaded.repeats,
+        epochs=loaded.epochs,
     )
     on_gpu = torch_device.type == "cuda"
-    replay = create_loader.create(loaded, inputs, schedule, ALONE, "uniform", on_gpu)
+    loader = create_loader.create(loaded, inputs, schedule, pin_memory=on_gpu)
     half = (0.5, 0.5, 0.5)
-    feed = Input(torch_device, loaded.precision, half, half)
-    stages = stage_profile.measure(inputs, replay, loaded if name is not None else None, feed)
+    feed = InputTransform(torch_device, loaded.precision, half, half)
+    stages = stage_profile.measure(inputs, loader, loaded if name is not None else None, feed)
     cores = loaded.threads or threads.cpu_count()
     return {
         "device": str(torch_device),

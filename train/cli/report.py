@@ -61,7 +61,7 @@ def report(
     from cache_tools.report import page, svg
     from cache_tools.runtime import progress, text
     from cache_tools.storage import atomic
-    from train.distributed import pick
+    from train.distributed import select_device
     from train.evaluate.models import EvalOptions
     from train.report.inputs import find
 
@@ -70,7 +70,7 @@ def report(
         if out.is_dir():
             raise UsageError(f"{out} is a folder. Pass --out with the name of a file.")
     named = find(subjects)
-    options = EvalOptions(pick(device))
+    options = EvalOptions(select_device(device))
     all_facts: list[dict[str, Any]] = []
     sections: list[Section] = []
     with progress.bar("report", len(named), "subjects") as advance:

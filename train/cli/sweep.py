@@ -94,7 +94,7 @@ def sweep(
     from timm.utils.distributed import is_distributed_env
 
     from train.data.inputs import open_inputs
-    from train.distributed import pick
+    from train.distributed import select_device
     from train.sweep import runner as sweeps
     from train.trainer import trackers, validate
 
@@ -105,7 +105,7 @@ def sweep(
         )
     extra = tuple(log_to or ())
     trackers.check(extra)
-    inputs, torch_device = open_inputs(cache, data, weight), pick(device)
+    inputs, torch_device = open_inputs(cache, data, weight), select_device(device)
     if print_ is None:
         validate.set_up(inputs, torch_device)
     whole = sweeps.Sweep(tuple(named), inputs, out, torch_device, extra, asha)

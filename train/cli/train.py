@@ -82,8 +82,7 @@ def train(
     if not cache or out is None:
         raise UsageError("missing --cache and --out. Pass --cache CACHE and --out RUN.")
     from train import run_dir
-    from train.data import native_loader
-    from train.data.inputs import open_inputs
+    from train.data.inputs import check_inputs, open_inputs
     from train.distributed import join, leave
     from train.trainer import loop, trackers, validate
 
@@ -94,10 +93,10 @@ def train(
     validate.set_up(inputs, torch_device, world)
     runs = _runs(loaded, out, seeds, against)
     validate.check([item for _, item in runs], inputs)
-    old = [run_dir.init_run(*run, inputs, fresh) if world.first else None for run in runs]
-    begun = [(*run, result) for run, result in zip(runs, world.of_first(old), strict=True)]
+    old = [run_dir.init_run(*run, inputs, fresh) if world.is_main else None for run in runs]
+    begun = [(*run, result) for run, result in zip(runs, world.broadcast(old), strict=True)]
     if any(result is None for _, _, result in begun):
-        native_loader.check_all(inputs.members, inputs.images, inputs.present_N)
+        check_inputs(inputs)
     online = any(item.mode == "online" and result is None for _, item, result in begun)
     teacher_fn = _teacher(inputs, teacher or [], torch_device) if online else None
     results = []
@@ -108,7 +107,7 @@ def train(
             finished or loop.train(item, inputs, folder, torch_device, teacher_fn, world, extra)
         )
     leave()
-    if not world.first:
+    if not world.is_main:
         return
     if against:
         _report(results, inputs, out, json_)
@@ -171,13 +170,13 @@ def evaluate(
     """
     if crop is not None and not 0 < crop <= 1:
         raise UsageError(f"--crop {crop} is no share: it must be above 0 and at most 1.")
-    from train.distributed import pick
+    from train.distributed import select_device
     from train.evaluate import table as score_table
     from train.evaluate.evaluate import EvalRequest, measure
     from train.evaluate.models import EvalOptions
 
     request = EvalRequest(tuple(data or ()), real, cache, views, teacher)
-    facts = measure(path, request, EvalOptions(pick(device), size, crop))
+    facts = measure(path, request, EvalOptions(select_device(device), size, crop))
     if json_:
         emit(facts)
     else:

@@ -1,8 +1,8 @@
-"""Memory of batches: made a few times, used again, page-locked where a GPU copies from it.
+"""Memory of batches: allocated a few times, reused, page-locked where a GPU copies from it.
 
 New memory costs as much as the operations on a view: the kernel clears every page, and locking one
-takes longer still. An array that is handed out comes back by itself when nobody refers to it any
-more, so that a batch which somebody keeps is never overwritten.
+takes longer still. An array returns to the pool by itself when its last reference goes, so that a
+batch which is still referred to is never overwritten.
 """
 
 import math
@@ -15,22 +15,22 @@ from numpy.typing import NDArray
 U1 = NDArray[np.uint8]
 
 
-class Memory:
-    """Arrays of one shape."""
+class BufferPool:
+    """Reusable arrays of one shape."""
 
-    def __init__(self, shape: tuple[int, ...], locked: bool = False) -> None:
-        """Arrays of `shape`; `locked` in memory, for copies that a GPU makes by itself."""
+    def __init__(self, shape: tuple[int, ...], pin_memory: bool = False) -> None:
+        """Pool arrays of `shape`; `pin_memory` locks their pages for copies to a GPU."""
         self._shape = shape
-        self._locked = locked
+        self._pin_memory = pin_memory
         self._free: list[torch.Tensor] = []
 
     def take(self) -> U1:
-        """An array with anything in it, from any thread."""
+        """Return an array with undefined content; may be called from any thread."""
         try:
             memory = self._free.pop()
         except IndexError:
             size = math.prod(self._shape)
-            memory = torch.empty(size, dtype=torch.uint8, pin_memory=self._locked)
+            memory = torch.empty(size, dtype=torch.uint8, pin_memory=self._pin_memory)
         # all views of `array`, those of torch among them, refer to it and not to `memory`
         array: U1 = memory.numpy()
         weakref.finalize(array, self._free.append, memory).atexit = False

@@ -1,86 +1,102 @@
-"""Which loader makes the batches: an automatic choice, and the reason for it in the log.
+"""Choice of the renderer that makes a run's batches, with its reason in the log.
 
-Both give the same batches bit for bit, so that nothing but the speed depends on the choice.
+Both give the same batches bit for bit, so that only the speed depends on the choice.
 """
 
+import functools
 import importlib.util
 import logging
-from functools import cache
 
 from cache_tools.data.beton import RAW, Beton
 from cache_tools.data.images import Images
 from cache_tools.errors import UsageError
 from cache_tools.spec.cache import CacheSpec
-from cache_tools.targets.mixture import Tail
+from cache_tools.store.aligned import Members
+from cache_tools.store.cache import Cache
 from train.data.inputs import Inputs
-from train.data.native_loader import Replay
+from train.data.loader import Loader, Renderer
+from train.data.native_renderer import NativeRenderer
 from train.data.schedule import Schedule
-from train.distributed import World
+from train.data.stored_targets import StoredTargets
+from train.distributed import ALONE, World
 from train.recipe import TrainRecipe
 
 log = logging.getLogger("kdcache")
 _WORTH = 2**16
-"""Views of a run from which compiling FFCV's pipeline, some ten seconds, is worth its while."""
+"""Views of a run from which compiling FFCV's pipeline, some ten seconds, pays."""
 
 
 def create(
     recipe: TrainRecipe,
     inputs: Inputs,
     schedule: Schedule,
-    world: World,
-    tail: Tail,
-    locked: bool = False,
-) -> Replay:
-    """The loader of a run.
+    world: World = ALONE,
+    pin_memory: bool = False,
+) -> Loader:
+    """Create the loader of a run.
 
     Args:
-        recipe: What the user asks for.
+        recipe: Choice of the loader, its threads, and the tail of mixtures.
         inputs: Cache and data set.
-        schedule: Which views when.
+        schedule: Views of each step.
         world: The processes that train together.
-        tail: What a mixture takes classes to be that one of its members did not keep.
-        locked: Whether pixels lie in page-locked memory, for a GPU.
+        pin_memory: Use of page-locked memory for pixels, for a GPU.
 
     Raises:
-        UsageError: The recipe asks for one that cannot be.
+        UsageError: The recipe names a loader that cannot be used.
     """
-    store, images = inputs.store, inputs.images
-    kind, why = choose(recipe, images, store.spec, schedule.num_views * recipe.epochs)
-    _tell(kind, why)
-    arguments = schedule, recipe.threads, world, inputs.members, tail, locked, recipe.epochs
-    if kind == "native":
-        return Replay(store, images, *arguments)
-    assert isinstance(images, Beton)
-    from train.data.ffcv_loader import FfcvReplay
+    cache, images = inputs.store, inputs.images
+    kind, reason = choose(recipe, images, cache.spec, schedule.num_views * (schedule.epochs or 1))
+    _log_choice(kind, reason)
+    renderer: Renderer = NativeRenderer(cache, images, recipe.threads)
+    if kind == "ffcv":
+        assert isinstance(images, Beton)
+        from train.data.ffcv_renderer import FfcvRenderer
 
-    return FfcvReplay(store, images, *arguments)
+        renderer = FfcvRenderer(cache, images, recipe.threads, schedule, world)
+    targets = StoredTargets(inputs.members, "zero" if recipe.tail == "zero" else "uniform")
+    return Loader(schedule, targets, renderer, world, pin_memory)
 
 
-@cache
-def _tell(kind: str, why: str) -> None:
+def native(cache: Cache, images: Images, schedule: Schedule, num_threads: int = 0) -> Loader:
+    """Create the native loader of one cache; 0 threads: one per core."""
+    renderer = NativeRenderer(cache, images, num_threads)
+    return Loader(schedule, StoredTargets(Members((cache,), (1.0,))), renderer)
+
+
+def ffcv(cache: Cache, images: Beton, schedule: Schedule, num_threads: int = 0) -> Loader:
+    """Create the loader of one cache by FFCV; 0 threads: one per core."""
+    from train.data.ffcv_renderer import FfcvRenderer
+
+    renderer = FfcvRenderer(cache, images, num_threads, schedule, ALONE)
+    return Loader(schedule, StoredTargets(Members((cache,), (1.0,))), renderer)
+
+
+@functools.cache
+def _log_choice(kind: str, reason: str) -> None:
     """Log the choice once in a command, however many students it trains."""
-    log.info("the %s loader: %s", kind, why)
+    log.info("the %s loader: %s", kind, reason)
 
 
 def choose(recipe: TrainRecipe, images: Images, spec: CacheSpec, num_views: int) -> tuple[str, str]:
-    """The loader's name, "native" or "ffcv", and why.
+    """Choose "native" or "ffcv", and give the reason.
 
     Args:
-        recipe: What the user asks for.
+        recipe: Its key `loader`.
         images: The data set.
-        spec: What the cache is of.
+        spec: Contents of the cache.
         num_views: Views that the run shows.
 
     Raises:
-        UsageError: The user asks for FFCV and it cannot be; says what it lacks.
+        UsageError: The recipe names FFCV and it cannot be used; contains the reason.
     """
     if recipe.loader == "native":
-        return "native", "the recipe says so"
+        return "native", "set in the recipe"
     lack = _lack(images, spec)
     if recipe.loader == "ffcv":
         if lack:
-            raise UsageError(f"loader=ffcv cannot be: {lack}. Pass loader=native, or mend that.")
-        return "ffcv", "the recipe says so"
+            raise UsageError(f"loader=ffcv cannot be used: {lack}. Pass loader=native.")
+        return "ffcv", "set in the recipe"
     if lack:
         return "native", lack
     assert isinstance(images, Beton)
@@ -92,7 +108,7 @@ def choose(recipe: TrainRecipe, images: Images, spec: CacheSpec, num_views: int)
 
 
 def _lack(images: Images, spec: CacheSpec) -> str:
-    """What FFCV lacks here, or "" when it can be used."""
+    """Reason why FFCV cannot be used here, or ""."""
     if not isinstance(images, Beton):
         return "the data set is no .beton (kdcache beton SRC FILE writes one)"
     if spec.views.interpolation not in ("area", "box"):
@@ -105,9 +121,9 @@ def _lack(images: Images, spec: CacheSpec) -> str:
 
 
 def _broken() -> str:
-    """Why ffcv cannot be imported, or ""."""
+    """Reason why ffcv cannot be imported, or ""."""
     try:
-        from train.data import ffcv_loader  # noqa: F401 - compiles, so it comes last
+        from train.data import ffcv_renderer  # noqa: F401 - compiles, so it comes last
     except (ImportError, OSError, AttributeError) as error:
         return f"ffcv cannot be imported ({error}; make ffcv builds it)"
     return ""

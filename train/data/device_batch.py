@@ -14,7 +14,7 @@ from cache_tools.render import mixing
 from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.teacher import Precision
 from cache_tools.views.draw import LAM_ONE, Mix
-from train.data.native_loader import Batch
+from train.data.loader import Batch
 from train.loss.targets import SoftTargets
 from train.loss.task import Supervision
 
@@ -27,7 +27,7 @@ Ask = Callable[..., tuple[Tensor, ...]]
 """Pixels, partners' pixels, mixing and labels of B views → fields of `codec.SparseTargets`."""
 
 
-def said_now(ask: Ask, batch: Batch, spec: CacheSpec) -> SoftTargets:
+def online_targets(ask: Ask, batch: Batch, spec: CacheSpec) -> SoftTargets:
     """What a teacher in the loop says of a batch, kept as the cache would keep it."""
     own = np.arange(len(batch.lam_B))
     mix = Mix(own, batch.lam_B.astype(np.int32), batch.cut_B4)
@@ -44,7 +44,7 @@ def said_now(ask: Ask, batch: Batch, spec: CacheSpec) -> SoftTargets:
     )
 
 
-class Arrived:
+class DeviceBatch:
     """A batch on the device: moved and mixed once, however many students learn from it."""
 
     def __init__(self, batch: Batch, temperatures: tuple[float, ...], device: torch.device) -> None:
@@ -72,7 +72,7 @@ class Arrived:
         self.supervision = Supervision(soft, *labels, lam / LAM_ONE)
         """What is to be learned from the batch."""
 
-    def seen_by(self, network: "Input") -> Tensor:
+    def seen_by(self, network: "InputTransform") -> Tensor:
         """The mixed pictures as a network wants them; those of equal normalisation share them."""
         if network.normalisation not in self._normalised:
             self._normalised[network.normalisation] = network.normalise(self._pixels)
@@ -104,7 +104,7 @@ def upload(pixels: NDArray[np.uint8], device: torch.device) -> Tensor:
     return to_device(pixels, device).permute(0, 3, 1, 2).float()
 
 
-class Input:
+class InputTransform:
     """How pictures and targets enter a network: device, normalisation, autocast."""
 
     def __init__(
@@ -133,7 +133,7 @@ class Input:
 
     def batch(self, batch: Batch, temperatures: tuple[float, ...]) -> tuple[Tensor, Supervision]:
         """A batch's mixed and normalised pictures, and what to learn from them."""
-        arrived = Arrived(batch, temperatures, self.device)
+        arrived = DeviceBatch(batch, temperatures, self.device)
         return arrived.seen_by(self), arrived.supervision
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:

@@ -6,6 +6,7 @@ class numbers again.
 Shapes: N samples.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,13 +18,18 @@ from cache_tools.data import match
 from cache_tools.data.images import Images
 from cache_tools.data.match import Coverage
 from cache_tools.data.open import has_split, open_images
-from cache_tools.errors import CacheMismatch, UsageError
+from cache_tools.errors import CacheIncomplete, CacheMismatch, UsageError
+from cache_tools.runtime import progress
 from cache_tools.spec.canonical import canonical_json, sha256
 from cache_tools.spec.dataset import NO_LABEL
 from cache_tools.store.aligned import Members, open_members
 from cache_tools.store.cache import Cache
+from cache_tools.store.commits import Part
 from cache_tools.verify import verify
 from train.recipe import TrainRecipe
+
+log = logging.getLogger("kdcache")
+_MAX_PROBED_PARTS = 64
 
 
 @dataclass(frozen=True)
@@ -129,3 +135,49 @@ def align_labels(images: Images, classes: tuple[str, ...]) -> Images:
     number = np.array([classes.index(name) for name in images.class_names])
     label = number[images.label_N].astype(images.label_N.dtype)
     return replace(images, label_N=label, class_names=classes)
+
+
+def check_inputs(inputs: Inputs) -> None:
+    """Apply `check_cache` to each cache: equal pixels are what allows to mix their targets."""
+    for cache in inputs.members.stores:
+        check_cache(cache, inputs.images, inputs.present_N)
+
+
+def check_cache(cache: Cache, images: Images, present_N: NDArray[np.bool_] | None = None) -> None:
+    """Refuse an incomplete cache, and images whose pixels differ from the cache's.
+
+    Compares every part's digests and renders the probe views of up to 64 parts, spread evenly.
+
+    Raises:
+        CacheIncomplete, CacheDamaged, CacheMismatch: Naming the file or the sample.
+    """
+    parts = list(cache.parts())
+    if cache.is_remote:
+        parts = _check_remote(cache)
+    else:
+        with progress.bar("check the cache", len(parts), "parts") as advance:
+            for _, fault in verify.faults(cache):
+                if fault is not None:
+                    raise fault
+                advance(1)
+    count = min(len(parts), _MAX_PROBED_PARTS)
+    probed = [parts[i * len(parts) // count] for i in range(count)]
+    if not sum(verify.check_probes(cache, images, part, present_N) for part in probed):
+        log.warning(
+            "%s has no fingerprint of the pixels of these samples (it was cut, or they are not "
+            "here): that they equal the teacher's follows from the library versions alone",
+            cache.name,
+        )
+
+
+def _check_remote(cache: Cache) -> list[Part]:
+    """Refuse a cache at a URL that lacks parts; return the parts of its first view.
+
+    Bytes and pixels of the others are checked when an epoch's parts are fetched.
+    """
+    log.info("%s: parts are fetched as epochs need them, and kept on this machine", cache.name)
+    committed = cache.committed()
+    for part in cache.parts():
+        if part not in committed:
+            raise cache.check_part(part) or CacheIncomplete(f"{part} of {cache.name} is missing.")
+    return [part for part in committed if part.view == 0]

@@ -1,8 +1,8 @@
-"""What an epoch shows and what the teacher said of it, ready before the epoch begins.
+"""Views of an epoch with their stored targets, loaded while the epoch before is trained on.
 
 Order, pairs and parameters of an epoch of ImageNet are seconds of work, its targets a few tenths.
-All are made in the background while the epoch before is trained on, and kept as long as they are
-needed: epochs with repeated augmentation share their views.
+All are made in the background, and kept as long as they are needed: epochs with repeated
+augmentation share their views.
 
 Shapes: N samples.
 """
@@ -26,18 +26,18 @@ from train.data.schedule import Plan, Schedule
 
 @dataclass(frozen=True)
 class View:
-    """Everything about one view number of every sample, in RAM."""
+    """One view number of every sample, in RAM."""
 
     number: int
-    """Which one."""
+    """Number of the view."""
     stored: tuple[EncodedTargets, ...]
     """[N, …] targets as they are stored, of each teacher."""
     params: draw.Views
     """Parameters of the N views, from one vectorised draw."""
     partner: draw.Views | None = None
-    """Of what each of the N views is mixed with, where that is no view of its own."""
+    """Parameters of what each of the N views is mixed with, where that is no view of the cache."""
     partner_N: NDArray[np.int64] | None = None
-    """Whose pictures these are."""
+    """Rows of the samples that these show."""
 
 
 @dataclass(frozen=True)
@@ -50,36 +50,29 @@ class Epoch:
     """Its views, in the order of the plan's slots."""
 
 
-class Epochs:
-    """The epochs of a schedule; the one after the last that was asked for is in the making."""
+class EpochPrefetcher:
+    """Epochs of a schedule; the one after the last one returned is made in the background."""
 
-    def __init__(
-        self,
-        members: Members,
-        schedule: Schedule,
-        images: Images,
-        epochs: int | None = None,
-    ) -> None:
-        """Epochs 0 .. `epochs` of a schedule; None: nobody knows how many there will be."""
+    def __init__(self, members: Members, schedule: Schedule, images: Images) -> None:
+        """Prefetch epochs 0 .. `schedule.epochs`; where that is unset, one more each time."""
         self._members = members
         self._schedule = schedule
         self._images = images
-        self._end = epochs
         self._views: dict[int, View] = {}
         self._next: tuple[int, Future[Epoch]] | None = None
         self._lock = threading.Lock()
 
     def get(self, epoch: int) -> Epoch:
-        """An epoch; from now on the following one is prepared.
+        """Return an epoch and start to prepare the following one.
 
         Raises:
             CacheIncomplete, CacheDamaged: A part of the cache cannot be read.
             CacheMismatch: A part of a cache at a URL is of other pixels.
         """
-        asked, self._next = self._next, None
-        ahead = asked[1] if asked is not None and asked[0] == epoch else None
+        prefetched, self._next = self._next, None
+        ahead = prefetched[1] if prefetched is not None and prefetched[0] == epoch else None
         found = ahead.result() if ahead is not None else self._make(epoch)
-        if epoch + 1 == self._end:
+        if epoch + 1 == self._schedule.epochs:
             return found
         background = ThreadPoolExecutor(1, thread_name_prefix="views")
         self._next = epoch + 1, background.submit(self._make, epoch + 1)

@@ -10,6 +10,7 @@ Shapes: N samples, V views, M = m·N views of an epoch, B views of a batch.
 """
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,9 @@ from cache_tools.numerics import rng
 from cache_tools.store import view_params
 from cache_tools.store.cache import Cache
 from cache_tools.views.draw import Mix
+from train.data.inputs import Inputs
+from train.distributed import World
+from train.recipe import TrainRecipe
 
 I4 = NDArray[np.int32]
 I8 = NDArray[np.int64]
@@ -53,12 +57,14 @@ class Schedule:
         views_per_epoch: int,
         batch_size: int,
         seed: int,
+        *,
         repeats: int = 1,
         num_views: int | None = None,
         shuffle: bool = False,
         present_N: NDArray[np.bool_] | None = None,
+        epochs: int | None = None,
     ) -> None:
-        """A schedule over `store`.
+        """Order the views of `store`.
 
         Args:
             store: The cache.
@@ -71,10 +77,11 @@ class Schedule:
                 these views (`pair_views`), pairs are shown whole, so that nothing is decoded for
                 a partner alone.
             num_views: Views of the cache that are shown, V; None: all.
-            shuffle: Whether the order of views is drawn each time all have been shown.
-            present_N: [N] which samples there are images of; None: all. A view whose partner has
+            shuffle: Draw the order of views anew each time all have been shown.
+            present_N: [N] True where the sample has an image; None: all. A view whose partner has
                 none is left out, since its target is of both pictures. How many are left out
                 differs from view to view; an epoch is as long as the shortest one.
+            epochs: Epochs of the run; None: unset.
 
         Raises:
             UsageError: An epoch has not even one batch, or the cache too few views.
@@ -87,7 +94,9 @@ class Schedule:
                 "some partners are missing. Pass repeats=1 with --allow-partial."
             )
         self.present_N = present_N
-        """[N] which samples can be shown."""
+        """[N] True where the sample can be shown."""
+        self.epochs = epochs
+        """Epochs of the run; None: unset."""
         self._store = store
         self._num_shown = num_views or store.num_views
         self._m = views_per_epoch * repeats
@@ -108,6 +117,21 @@ class Schedule:
                 f"Pass batch_size={self.num_views} or less."
             )
 
+    @classmethod
+    def of(cls, recipe: TrainRecipe, inputs: Inputs, epochs: int | None = None) -> Self:
+        """The schedule of a recipe; `epochs` of a cohort are those of its longest run."""
+        return cls(
+            inputs.store,
+            recipe.views_per_epoch,
+            recipe.batch_size,
+            recipe.seed_of_order,
+            repeats=recipe.repeats,
+            num_views=inputs.num_views(recipe),
+            shuffle=recipe.view_order == "shuffle",
+            present_N=inputs.present_N,
+            epochs=epochs or recipe.epochs,
+        )
+
     def view_numbers(self, epoch: int) -> tuple[int, ...]:
         """The views that `epoch` shows; with repeats r, the same in the r epochs of a turn."""
         turn = epoch // self.repeats
@@ -119,6 +143,31 @@ class Schedule:
             turn = int(np.argsort(keys, kind="stable")[position])
         first = turn * self._m
         return tuple((first + j) % self._num_shown for j in range(self._m))
+
+    def share(self, step: int, world: World) -> slice:
+        """Positions in an epoch's plan of the views that this process has in a step.
+
+        Raises:
+            UsageError: A batch cannot be divided evenly among the processes.
+        """
+        if self.batch_size % world.size:
+            raise UsageError(
+                f"batch_size={self.batch_size} cannot be divided among {world.size} processes. "
+                "Pass a multiple of their number."
+            )
+        count = self.batch_size // world.size
+        begin = step * self.batch_size + world.rank * count
+        return slice(begin, begin + count)
+
+    def max_pictures(self, world: World) -> int:
+        """Upper bound of the views and mixup partners in this process's share of a batch."""
+        part = self.share(0, world)
+        count = part.stop - part.start
+        if not self._store.spec.views.mixes:
+            return count
+        if self.repeats > 1 or view_params.has_sides(self._store):
+            return 2 * count
+        return min(2 * count, count + 2)  # partners are adjacent, but for those at the ends
 
     def plan(self, epoch: int) -> Plan:
         """The whole order of one epoch."""

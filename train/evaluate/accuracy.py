@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from cache_tools.data.images import Images
 from cache_tools.errors import NonFinite
 from cache_tools.runtime import progress
-from train.data.device_batch import Input, upload
+from train.data.device_batch import InputTransform, upload
 from train.distributed import ALONE, World
 from train.evaluate import crops, metrics
 from train.evaluate.confusion import OnPrediction
@@ -42,7 +42,7 @@ class Network:
     """Name in tables."""
     model: nn.Module
     """Module in evaluation mode, on the device of `feed`."""
-    feed: Input
+    feed: InputTransform
     """Upload, normalisation and precision of its input."""
     frame: Frame
     """Size and crop of its input."""
@@ -78,7 +78,7 @@ class Network:
 def evaluate(
     model: nn.Module,
     images: Images,
-    feed: Input,
+    feed: InputTransform,
     size: int,
     crop: float,
     world: World = ALONE,
@@ -98,7 +98,7 @@ def evaluate(
 
 @torch.inference_mode()
 def evaluate_all(
-    models: Sequence[tuple[nn.Module, Input, Frame]], images: Images, world: World = ALONE
+    models: Sequence[tuple[nn.Module, InputTransform, Frame]], images: Images, world: World = ALONE
 ) -> list[Accuracy]:
     """Measure several models on the same images, decoded once for all of them.
 

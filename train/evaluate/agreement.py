@@ -31,7 +31,7 @@ from cache_tools.targets import codec
 from cache_tools.targets.codec import EncodedTargets
 from cache_tools.verify import verify
 from cache_tools.views import draw
-from train.data.native_loader import Batch
+from train.data.loader import Batch
 from train.evaluate.accuracy import Network
 from train.evaluate.confusion import OnPrediction
 from train.evaluate.metrics import Scores, Tally

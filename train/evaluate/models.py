@@ -16,7 +16,7 @@ from cache_tools.errors import CacheNotFound, UsageError
 from cache_tools.spec.teacher import Precision
 from train import recipe as recipes
 from train import run_dir, run_state
-from train.data.device_batch import Input
+from train.data.device_batch import InputTransform
 from train.evaluate.accuracy import Network
 from train.evaluate.crops import Frame
 
@@ -45,7 +45,7 @@ class EvalTarget:
 
 @dataclass(frozen=True)
 class _Preprocessing:
-    """Input and precision of a network trained by kdcache."""
+    """InputTransform and precision of a network trained by kdcache."""
 
     frame: Frame
     precision: Precision
@@ -115,7 +115,9 @@ def _network(
     frame = Frame(options.size or fixed or wanted.size, options.crop or wanted.crop)
     if fixed and frame.size != fixed:
         raise UsageError(f"{path} accepts images of {fixed} px only. Leave out --size.")
-    feed = Input(options.device, preprocessing.precision, tuple(own["mean"]), tuple(own["std"]))
+    feed = InputTransform(
+        options.device, preprocessing.precision, tuple(own["mean"]), tuple(own["std"])
+    )
     memory = torch.channels_last if options.device.type == "cuda" else torch.contiguous_format
     model = model.to(options.device, memory_format=memory)
     return Network(name, model, feed, frame, int(model.num_classes), fixed)

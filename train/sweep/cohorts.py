@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cache_tools.errors import UsageError
-from train.data.device_batch import Input
+from train.data.device_batch import InputTransform
 from train.recipe import TrainRecipe
 from train.sweep.grid import Student
 from train.trainer.factory import create_optimizer, create_student
@@ -73,7 +73,7 @@ def measure(
     optimizer = create_optimizer(recipe, student)
     count = recipe.batch_size if device.type == "cuda" else min(recipe.batch_size, _ON_CPU)
     config: dict[str, Any] = cast(Any, student).pretrained_cfg
-    feed = Input(device, recipe.precision, tuple(config["mean"]), tuple(config["std"]))
+    feed = InputTransform(device, recipe.precision, tuple(config["mean"]), tuple(config["std"]))
     x = feed.normalise(torch.zeros(count, 3, size, size, device=device))
     label_B = torch.zeros(count, dtype=torch.long, device=device)
 

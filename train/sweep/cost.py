@@ -21,9 +21,9 @@ import torch
 
 from cache_tools.errors import KdcacheError
 from cache_tools.runtime import progress, threads
-from train.data.device_batch import said_now
+from train.data import create_loader
+from train.data.device_batch import online_targets
 from train.data.inputs import Inputs
-from train.data.native_loader import Replay
 from train.data.schedule import Schedule
 from train.sweep import cohorts
 from train.sweep.runner import Sweep
@@ -138,13 +138,13 @@ def time_teacher(
         return None
     batch = min(batch, len(inputs.images))
     schedule = Schedule(inputs.store, 1, batch, seed=0)
-    replay = Replay(inputs.store, inputs.images, schedule, threads.cpu_count())
+    replay = create_loader.native(inputs.store, inputs.images, schedule, threads.cpu_count())
     first = next(iter(replay.epoch(0)))
     seconds = []
     with progress.bar("time the teacher", _BATCHES, "batches") as advance:
         for _ in range(_BATCHES):
             begin = time.perf_counter()
-            said_now(ask, first, inputs.store.spec)
+            online_targets(ask, first, inputs.store.spec)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             seconds.append((time.perf_counter() - begin) / batch)

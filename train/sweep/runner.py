@@ -23,8 +23,7 @@ from cache_tools.errors import NonFinite, UsageError
 from cache_tools.runtime import progress
 from cache_tools.runtime.signals import StopRequest
 from train import run_dir, run_state
-from train.data import native_loader
-from train.data.inputs import Inputs
+from train.data.inputs import Inputs, check_inputs
 from train.run_state import FAILED, STOPPED, State
 from train.sweep import cohorts, grid
 from train.sweep.cohorts import MemoryEstimate
@@ -96,7 +95,7 @@ def prepare(
     """
     planned, estimates = _plan(sweep, fresh, gigabytes, max_students)
     if planned:
-        native_loader.check_all(sweep.inputs.members, sweep.inputs.images, sweep.inputs.present_N)
+        check_inputs(sweep.inputs)
     for student in sweep.students:
         run_dir.init_run(sweep.folder(student), student.recipe, sweep.inputs, fresh)
         if student.name in estimates:

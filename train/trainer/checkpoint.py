@@ -61,7 +61,7 @@ def save(
 ) -> None:
     """Write the checkpoint of a run atomically; the one before is kept beside it."""
     states = world.all(generators(task.device))
-    if not world.first:
+    if not world.is_main:
         return
     ema = task.get_trainable_module(ema=True)
     state = {

@@ -107,7 +107,7 @@ def opened(
         also: Some of `curves.PLACES`.
         config: What W&B shows beside the curves.
     """
-    if not world.first:
+    if not world.is_main:
         yield Log(None, place, [])
         return
     with ExitStack() as stack:

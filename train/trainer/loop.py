@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,8 @@ import torch
 from cache_tools.errors import NonFinite
 from cache_tools.runtime import progress
 from cache_tools.runtime.signals import StopRequest
-from cache_tools.targets.mixture import Tail
 from train.data import create_loader
-from train.data.device_batch import Arrived, Ask, said_now
+from train.data.device_batch import Ask, DeviceBatch, online_targets
 from train.data.inputs import Inputs
 from train.data.schedule import Schedule
 from train.distributed import ALONE, World
@@ -77,7 +75,7 @@ def train_cohort(  # noqa: PLR0912 - the one long function
     Args:
         students: Folder of each run, prepared by `run_dir.init_run`, and its recipe; the recipes
             agree in `TrainRecipe.stream`.
-        inputs: Cache and data, checked by `native_loader.check`.
+        inputs: Cache and data, checked by `inputs.check_inputs`.
         device: Where to train.
         ask: The teacher in the loop, for mode online.
         world: The processes that train together.
@@ -96,24 +94,11 @@ def train_cohort(  # noqa: PLR0912 - the one long function
     if any(recipe.compile for _, recipe in students):
         torch.compiler.reset()  # of one function it keeps no more than a few networks' code
     epochs = max(recipe.epochs for _, recipe in students)
-    schedule = Schedule(
-        store,
-        shared.views_per_epoch,
-        shared.batch_size,
-        shared.seed_of_order,
-        shared.repeats,
-        inputs.num_views(shared),
-        shared.view_order == "shuffle",
-        inputs.present_N,
-    )
+    schedule = Schedule.of(shared, inputs, epochs)
     learners = [
         Learner(recipe, inputs, out, device, schedule, world, also) for out, recipe in students
     ]
-    tail: Tail = "zero" if shared.tail == "zero" else "uniform"
-    locked = device.type == "cuda"
-    replay = create_loader.create(
-        replace(shared, epochs=epochs), inputs, schedule, world, tail, locked
-    )
+    loader = create_loader.create(shared, inputs, schedule, world, device.type == "cuda")
 
     stride = shared.accumulate * math.ceil(LOOK / shared.accumulate)
     views = epochs * schedule.steps * shared.batch_size
@@ -135,12 +120,12 @@ def train_cohort(  # noqa: PLR0912 - the one long function
                 learner.task.train()
             step = min(learner.place.step for learner in group)
             saved = begin = time.monotonic()
-            for batch in replay.epoch(epoch, step):
+            for batch in loader.epoch(epoch, step):
                 waited = time.monotonic() - begin
                 turn = [learner for learner in group if learner.place.step == step]
-                arrived = Arrived(batch, inputs.members.temperatures, device)
+                arrived = DeviceBatch(batch, inputs.members.temperatures, device)
                 online = ask is not None and any(one.recipe.mode == "online" for one in turn)
-                said = said_now(ask, batch, store.spec) if ask and online else None
+                said = online_targets(ask, batch, store.spec) if ask and online else None
                 step += 1
                 final = step == schedule.steps
                 due = final or step % shared.accumulate == 0

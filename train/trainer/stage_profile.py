@@ -27,10 +27,10 @@ from cache_tools.render import decode
 from cache_tools.render import view as render
 from cache_tools.runtime import threads
 from cache_tools.views import draw
-from train.data.device_batch import Input
+from train.data.device_batch import InputTransform
 from train.data.inputs import Inputs
-from train.data.native_loader import Batch, Replay
-from train.data.prefetch import Epochs, View
+from train.data.loader import Batch, Loader
+from train.data.prefetch import EpochPrefetcher, View
 from train.data.schedule import Schedule
 from train.loss.task import CachedDistillationTask
 from train.recipe import TrainRecipe
@@ -67,29 +67,31 @@ class Stages:
     """Wall time of forward, backward and update; None when there is no recipe."""
 
 
-def measure(inputs: Inputs, replay: Replay, recipe: TrainRecipe | None, feed: Input) -> Stages:
+def measure(
+    inputs: Inputs, loader: Loader, recipe: TrainRecipe | None, feed: InputTransform
+) -> Stages:
     """Measure all stages.
 
     Args:
         inputs: Cache and data set.
-        replay: The loader.
+        loader: The loader.
         recipe: What is trained; None: no student is.
         feed: How pictures enter the device.
 
     Raises:
         DataError, CacheMismatch: An image cannot be read or is not the cache's.
     """
-    schedule = Schedule(inputs.store, 1, 1, 0)
-    ready = Epochs(inputs.members, schedule, inputs.images, 1).get(0)
+    schedule = Schedule(inputs.store, 1, 1, 0, epochs=1)
+    ready = EpochPrefetcher(inputs.members, schedule, inputs.images).get(0)
     rows = ready.plan.row_M[:_VIEWS].tolist()
     read, data = _read(inputs.images, rows)
     stages = _render(inputs, rows, data, ready.loaded[0])
-    loader, batch = _loader(replay)
+    of_loader, batch = _loader(loader)
     transfer = _on_device(feed, lambda: feed.batch(batch, inputs.members.temperatures), batch)
     student = None
     if recipe is not None:
         student = _on_device(feed, _step(inputs, recipe, feed, batch), batch)
-    return Stages(read, *stages, loader, transfer, student)
+    return Stages(read, *stages, of_loader, transfer, student)
 
 
 def read_from(images: Images) -> Literal["network", "disk", "memory"]:
@@ -168,12 +170,12 @@ def _without_operations(params: draw.Views) -> draw.Views:
     )
 
 
-def _loader(replay: Replay) -> tuple[float, Batch]:
+def _loader(loader: Loader) -> tuple[float, Batch]:
     """Seconds per view of the loader as training has it, and a batch."""
-    with closing(cast(Any, replay.epoch(0))) as batches:
+    with closing(cast(Any, loader.epoch(0))) as batches:
         batch = next(batches)  # compiles, opens files, fills the queue
         begin, count = time.perf_counter(), 0
-        for batch in islice(batches, _STEPS + replay.ahead):
+        for batch in islice(batches, _STEPS + loader.ahead):
             count += len(batch)
             if time.perf_counter() - begin > _ENOUGH:
                 break
@@ -181,7 +183,9 @@ def _loader(replay: Replay) -> tuple[float, Batch]:
     return took / max(count, 1), batch
 
 
-def _step(inputs: Inputs, recipe: TrainRecipe, feed: Input, batch: Batch) -> Callable[[], None]:
+def _step(
+    inputs: Inputs, recipe: TrainRecipe, feed: InputTransform, batch: Batch
+) -> Callable[[], None]:
     """One training step of the student on a batch that is on the device."""
     student = create_student(recipe, inputs.num_classes).to(feed.device)
     if feed.device.type == "cuda":
@@ -201,7 +205,7 @@ def _step(inputs: Inputs, recipe: TrainRecipe, feed: Input, batch: Batch) -> Cal
     return step
 
 
-def _on_device(feed: Input, call: Callable[[], object], batch: Batch) -> float:
+def _on_device(feed: InputTransform, call: Callable[[], object], batch: Batch) -> float:
     """Median wall seconds per view of a call, when the device is done with it."""
     seconds: list[float] = []
     first = time.perf_counter()

@@ -23,7 +23,7 @@ from torch import nn
 
 from cache_tools.errors import NonFinite
 from train import run_dir
-from train.data.device_batch import Arrived, Input
+from train.data.device_batch import DeviceBatch, InputTransform
 from train.data.inputs import Inputs
 from train.data.schedule import Schedule
 from train.distributed import World
@@ -84,7 +84,9 @@ class Learner:
         self._forward = torch.compile(self.task) if recipe.compile else self.task
         self._optimizer = create_optimizer(recipe, student)
         self._scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
-        self.feed = Input(device, recipe.precision, tuple(config["mean"]), tuple(config["std"]))
+        self.feed = InputTransform(
+            device, recipe.precision, tuple(config["mean"]), tuple(config["std"])
+        )
         self._scheduler = create_scheduler(recipe, self._optimizer, schedule.steps)
         found = checkpoint.load(out, self.task, self._optimizer, self._scaler, world)
         self.place = found or checkpoint.Progress()
@@ -118,7 +120,7 @@ class Learner:
         """Whether all epochs are done."""
         return self.place.epoch >= self.recipe.epochs
 
-    def step(self, arrived: Arrived, said: SoftTargets | None, due: bool) -> None:
+    def step(self, arrived: DeviceBatch, said: SoftTargets | None, due: bool) -> None:
         """Learn from one batch.
 
         Args:
@@ -201,7 +203,7 @@ class Learner:
                 self.out, self.task, self._optimizer, self._scaler, self.place, self._world
             )
 
-    def measured(self, size: int) -> dict[str, tuple[nn.Module, Input, Frame]]:
+    def measured(self, size: int) -> dict[str, tuple[nn.Module, InputTransform, Frame]]:
         """The networks to be measured after an epoch, by the names of their accuracies."""
         models = {name: self.task.get_eval_model(ema=ema) for name, ema in _TOP1.items()}
         frame = Frame(size, self.recipe.eval_crop)
@@ -223,7 +225,7 @@ class Learner:
         ema = row.get("top1_ema", -1.0) > row.get("top1", -1.0)
         if (top1 := row.get("top1_ema" if ema else "top1", -1.0)) > place.best:
             place.best = top1
-            if self._world.first:
+            if self._world.is_main:
                 better = self.task.get_trainable_module(ema=ema)
                 _save(better, self.out / "model-best")
         place.history.append(row)
@@ -260,7 +262,7 @@ class Learner:
         }
         if self._inputs.coverage.missing:
             result["coverage"] = self._inputs.coverage.facts
-        if self._world.first:
+        if self._world.is_main:
             _save(self.task.trainable_module, self.out / "model")
             if self.task.has_ema():
                 _save(self.task.get_trainable_module(ema=True), self.out / "model-ema")

@@ -18,7 +18,7 @@ log = logging.getLogger("kdcache")
 
 def set_up(inputs: Inputs, device: torch.device, world: World = ALONE) -> None:
     """Threads of this process, and what its log is to say at the beginning."""
-    if not world.first:
+    if not world.is_main:
         log.setLevel(logging.ERROR)
     if device.type == "cpu":
         count, why = threads.for_torch(inputs.store.spec.views.size)

@@ -1,6 +1,6 @@
-"""The FFCV loader: the views the teacher saw, made in FFCV's compiled pipeline from a `.beton`.
+"""The FFCV renderer: pixels of a batch from FFCV's compiled pipeline over a `.beton`.
 
-The same batches as `train.data.native_loader` gives, bit for bit, and behind the same interface;
+The same pixels as `train.data.native_renderer` makes, bit for bit, behind the same interface;
 FFCV reads the container by memory map and renders a batch in compiled threads. Its epoch iterator
 keeps the metadata it hands to the pipeline; what stands there is replaced by `compiled.Tables`,
 which makes the parameters of an epoch arguments of code that is compiled once.
@@ -34,14 +34,13 @@ from numpy.typing import NDArray
 from cache_tools.data.beton import Beton
 from cache_tools.errors import UsageError
 from cache_tools.runtime import threads
-from cache_tools.store.aligned import Members
 from cache_tools.store.cache import Cache
-from cache_tools.targets.mixture import Tail
 from cache_tools.views import draw
-from train.data.native_loader import Paint, Replay
+from train.data.loader import RenderFn
+from train.data.native_renderer import NativeRenderer
 from train.data.prefetch import View
-from train.data.schedule import Plan, Schedule
-from train.distributed import ALONE, World
+from train.data.schedule import Schedule
+from train.distributed import World
 
 # "workqueue" aborts when two loaders run at once.
 setattr(numba.config, "THREADING_LAYER", "threadsafe")  # noqa: B010 - numba makes it at run time
@@ -79,7 +78,7 @@ _BATCHES_AHEAD = 2
 _LOOK_SECONDS = 0.5
 
 
-class ReplayDecoder(SimpleRGBImageDecoder):  # type: ignore[misc]
+class ViewDecoder(SimpleRGBImageDecoder):  # type: ignore[misc]
     """FFCV's step from stored bytes to views; its "sample numbers" are rows of views."""
 
     def __init__(self, side: int) -> None:
@@ -140,12 +139,12 @@ class _Mapped:
 @cache
 def _pipeline(side: int, num_workers: int) -> tuple[Graph, Any]:
     """FFCV's graph of operations and its code, which are those of any container."""
-    spec = {"image": PipelineSpec("image", None, [ReplayDecoder(side)])}
+    spec = {"image": PipelineSpec("image", None, [ViewDecoder(side)])}
     graph = Graph(spec, {"image": RGBImageField()}, {"image": 0}, {"f0": None}, None)
     return graph, graph.codegen_all(graph.collect_requirements()[1])
 
 
-class ReplayLoader:
+class FfcvLoader:
     """What FFCV's epoch iterator needs of a loader: container, compiled pipeline, sizes."""
 
     def __init__(self, images: Beton, side: int, capacity: int, num_threads: int) -> None:
@@ -158,15 +157,15 @@ class ReplayLoader:
             self.reader = Reader(str(images.path))
             self.graph, self.code = _pipeline(side, self.num_workers)
 
-    def epoch(self, view_numbers: Iterator[I8], tables: Tables) -> "Epoch":
+    def epoch(self, view_numbers: Iterator[I8], tables: Tables) -> "FfcvEpoch":
         """Views of one epoch, batch by batch."""
-        return Epoch(self, view_numbers, tables)
+        return FfcvEpoch(self, view_numbers, tables)
 
 
-class Epoch(EpochIterator):  # type: ignore[misc]
+class FfcvEpoch(EpochIterator):  # type: ignore[misc]
     """The thread that runs the pipeline ahead; errors in it reach whoever asks for a batch."""
 
-    def __init__(self, loader: ReplayLoader, view_numbers: Iterator[I8], tables: Tables) -> None:
+    def __init__(self, loader: FfcvLoader, view_numbers: Iterator[I8], tables: Tables) -> None:
         self._view_numbers, self._tables = view_numbers, tables
         with _untouched():
             super().__init__(loader, [])
@@ -222,64 +221,64 @@ class Epoch(EpochIterator):  # type: ignore[misc]
         self.closed = True
 
 
-class FfcvReplay(Replay):
-    """Batches of a schedule, as `Replay` gives them, made by FFCV."""
+class FfcvRenderer:
+    """Views of a `.beton`, rendered by FFCV; what it leaves out, the native renderer makes."""
 
-    makers = 1
+    workers = 1
     """FFCV gives batches in order."""
 
     def __init__(
-        self,
-        store: Cache,
-        images: Beton,
-        schedule: Schedule,
-        num_threads: int,
-        world: World = ALONE,
-        members: Members | None = None,
-        tail: Tail = "uniform",
-        locked: bool = False,
-        epochs: int | None = None,
+        self, cache: Cache, images: Beton, num_threads: int, schedule: Schedule, world: World
     ) -> None:
-        """As of `Replay`; `images` are a `.beton`."""
-        super().__init__(store, images, schedule, num_threads, world, members, tail, locked, epochs)
-        self._check_pictures()
-        side, most = store.spec.views.size, self._most_pictures()
-        self._loader = ReplayLoader(images, side, most, self._threads)
-        self._beton = images
+        """Compile the pipeline, and compare the container with the cache.
+
+        Args:
+            cache: The cache.
+            images: The container, in the order of the cache's sample table.
+            num_threads: Renderer threads; 0 = one per core.
+            schedule: Views to come, for the size of buffers and the samples that are shown.
+            world: The processes that divide each batch.
+
+        Raises:
+            UsageError: Images of the container have other bytes or sizes than the cache's.
+        """
+        self.images = images
+        """The container."""
+        self._cache = cache
+        self._check_pictures(schedule)
+        self._threads = num_threads or threads.cpu_count()
+        self._native = NativeRenderer(cache, images, self._threads)
+        side, capacity = cache.spec.views.size, schedule.max_pictures(world)
+        self._loader = FfcvLoader(images, side, capacity, self._threads)
 
     @contextmanager
-    def _painter(self, plan: Plan, loaded: list[View], first_step: int) -> Iterator[Paint]:
+    def epoch(self, loaded: list[View], requests: Iterator[I8]) -> Iterator[RenderFn]:
+        """Start FFCV's thread for one epoch; see `loader.Renderer`."""
         tables = self._tables(loaded)
-        rows = len(self._store.table)
-        steps = range(first_step, self._schedule.steps)
-        numbers = (self._wanted(plan, step)[0] @ np.array([1, rows]) for step in steps)
-        epoch = self._loader.epoch(numbers, tables)
+        rows = len(self._cache.table)
+        epoch = self._loader.epoch((wanted @ np.array([1, rows]) for wanted in requests), tables)
         checkers = ThreadPoolExecutor(self._threads, thread_name_prefix="check")
 
-        def paint(wanted_U2: I8, out: list[U1]) -> None:
-            view_U, pixels = next(epoch)
-            for _ in checkers.map(self._beton.check, self._beton.unchecked(wanted_U2[:, 0])):
+        def render(wanted_U2: I8, out: list[U1]) -> None:
+            view_U, rendered = next(epoch)
+            for _ in checkers.map(self.images.check, self.images.unchecked(wanted_U2[:, 0])):
                 pass
-            for place, made in zip(out, pixels, strict=True):  # which are overwritten soon
-                place[:] = made
-            self._make_up(loaded, wanted_U2, tables.status_V[view_U], out)
+            for pixels, made in zip(out, rendered, strict=True):  # which are overwritten soon
+                pixels[:] = made
+            left = np.flatnonzero(tables.status_V[view_U] != ffcv_kernels.DONE)
+            for row, group in _by_row(wanted_U2[left, 0], left):
+                views = [(loaded[wanted_U2[i, 1]].params, row, out[i]) for i in group.tolist()]
+                self._native.render(row, views)
 
         try:
-            yield paint
+            yield render
         finally:
             epoch.close()
             checkers.shutdown(cancel_futures=True)
 
-    def _make_up(self, loaded: list[View], wanted_U2: I8, status_U: U1, out: list[U1]) -> None:
-        """Make those views that the compiled code did not, or say why they cannot be made."""
-        left = np.flatnonzero(status_U != ffcv_kernels.DONE)
-        for row, group in _by_row(wanted_U2[left, 0], left):
-            wanted = [(loaded[wanted_U2[i, 1]].params, row, out[i]) for i in group.tolist()]
-            self._render(row, wanted)
-
     def _tables(self, loaded: list[View]) -> Tables:
-        """All that the compiled code wants to know of an epoch's views."""
-        rows, spec = self._beton.rows_N, self._store.spec.views
+        """Parameters of an epoch's views as the compiled code takes them."""
+        rows, spec = self.images.rows_N, self._cache.spec.views
         params = loaded[0].params
         if len(loaded) > 1:
             params = draw.concatenate([view.params for view in loaded])
@@ -299,17 +298,16 @@ class FfcvReplay(Replay):
             status_V=np.zeros(len(params), np.uint8),
         )
 
-    def _check_pictures(self) -> None:
+    def _check_pictures(self, schedule: Schedule) -> None:
         """Refuse a container whose pictures have other bytes or sizes than the cache's."""
-        table, images = self._store.table, self._images
-        assert isinstance(images, Beton)
+        table, images = self._cache.table, self.images
         rows = images.rows_N
         for own, theirs in (("digest", "digest_N"), ("height", "height_N"), ("width", "width_N")):
-            differs = (rows[own] != getattr(table, theirs)) & self._schedule.present_N
+            differs = (rows[own] != getattr(table, theirs)) & schedule.present_N
             differs = np.flatnonzero(differs)
             if len(differs):
                 raise UsageError(
-                    f"{len(differs)} images in {images.source} are not those the teacher saw "
+                    f"{len(differs)} images in {images.source} are not those of the cache "
                     f"(first: {table.keys[differs[0]]!r}, another {own}). Write the container from "
                     "the data set the cache was made from: kdcache beton SRC FILE."
                 )

@@ -1,0 +1,201 @@
+"""Batches of a schedule: pixels of the views the teacher was given, and its stored targets.
+
+A batch is a function of (epoch, step) alone: neither the renderer, nor the number of its threads,
+nor an interruption changes a bit of it. A loader is put together from a schedule (which views
+when), targets (of one cache or several) and a renderer (native or FFCV's), none of which depends on
+another. A few batches are in the making while one is trained on.
+
+Shapes: B views of a batch, S pixels a side, U views and partners of a batch, each once.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_tools.data.images import Images
+from cache_tools.store import view_params
+from cache_tools.targets.codec import DecodedTargets
+from train.data.buffer_pool import BufferPool
+from train.data.prefetch import EpochPrefetcher, View
+from train.data.schedule import Plan, Schedule
+from train.data.stored_targets import StoredTargets
+from train.distributed import ALONE, World
+
+U1 = NDArray[np.uint8]
+I8 = NDArray[np.int64]
+AHEAD = 3
+"""Batches in the making while one is trained on."""
+RenderFn = Callable[[I8, list[U1]], None]
+"""Renders views: their rows and slots [U, 2], ascending, and [S, S, 3] for the pixels of each."""
+
+
+class Renderer(Protocol):
+    """Makes the pixels of batches."""
+
+    workers: int
+    """Batches that are made at once."""
+
+    @property
+    def images(self) -> Images:
+        """The data set, in the order of the sample table."""
+
+    def epoch(self, loaded: list[View], requests: Iterator[I8]) -> AbstractContextManager[RenderFn]:
+        """Prepare one epoch.
+
+        Args:
+            loaded: Views of the epoch. Slot s is the view of `loaded[s]`, slot len(loaded) + s the
+                partner of its own that an imported view is mixed with.
+            requests: [U, 2] rows and slots of each batch to come, for renderers that work ahead.
+
+        Returns:
+            A context that yields the function which renders a batch; calls follow `requests`
+            where `workers` is 1.
+        """
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's data on the host."""
+
+    pictures: U1
+    """[U, S, S, 3] RGB: the batch's views, then those mixup partners that are not among them."""
+    partner_at_B: I8 | None
+    """Index into `pictures` of each mixup partner; None when the cache has no mixup."""
+    lam_B: NDArray[np.float32]
+    """Share of the view's own sample in 1/65536."""
+    cut_B4: NDArray[np.int32]
+    """Cutmix boxes; height 0 where there is none."""
+    targets: DecodedTargets
+    """Stored targets of the mixed views."""
+    label_B: NDArray[np.int64]
+    """Labels, NO_LABEL when the cache has none."""
+    partner_label_B: NDArray[np.int64]
+    """Labels of the partners."""
+    outside_B: NDArray[np.float32] | None = None
+    """As `Mix.outside_B`."""
+
+    def __len__(self) -> int:
+        """Views of the batch."""
+        return len(self.lam_B)
+
+    @property
+    def pixels(self) -> U1:
+        """[B, S, S, 3] RGB of the batch's views."""
+        return self.pictures[: len(self)]
+
+    @property
+    def partner(self) -> U1 | None:
+        """[B, S, S, 3] RGB of the mixup partners, copied, or None when the cache has no mixup."""
+        return None if self.partner_at_B is None else self.pictures[self.partner_at_B]
+
+
+class Loader:
+    """Batches of a schedule."""
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        targets: StoredTargets,
+        renderer: Renderer,
+        world: World = ALONE,
+        pin_memory: bool = False,
+    ) -> None:
+        """Put a loader together.
+
+        Args:
+            schedule: Views of each step.
+            targets: Targets of these views.
+            renderer: Pixels of these views.
+            world: Of each batch this process gets its slice.
+            pin_memory: Use of page-locked memory for pixels, for a GPU.
+
+        Raises:
+            UsageError: A batch cannot be divided evenly among the processes.
+        """
+        self._cache = cache = targets.members.first
+        self._schedule, self._targets, self._renderer = schedule, targets, renderer
+        self._world = world
+        self._epochs = EpochPrefetcher(targets.members, schedule, renderer.images)
+        self._has_partners = view_params.has_sides(cache)
+        side = cache.spec.views.size
+        self._pool = BufferPool((schedule.max_pictures(world), side, side, 3), pin_memory)
+
+    @property
+    def ahead(self) -> int:
+        """Batches that are ready, or in the making, while one is trained on."""
+        return AHEAD
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch from `first_step` on."""
+        ready = self._epochs.get(epoch)
+        plan, loaded = ready.plan, ready.loaded
+        steps = range(first_step, self._schedule.steps)
+        requests = (self._wanted(plan, step)[0] for step in steps)
+        queue: deque[Future[Batch]] = deque()
+        with self._renderer.epoch(loaded, requests) as render:
+            pool = ThreadPoolExecutor(self._renderer.workers, thread_name_prefix="batch")
+            try:
+                for step in steps:
+                    queue.append(pool.submit(self._batch, plan, loaded, step, render))
+                    if len(queue) > AHEAD:
+                        yield queue.popleft().result()
+                while queue:
+                    yield queue.popleft().result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _wanted(self, plan: Plan, step: int) -> tuple[I8, I8]:
+        """Row and slot of a batch's views and their partners, each once and ascending.
+
+        Returns:
+            [U, 2]; and the index into it of each view, then of each partner.
+        """
+        part = self._schedule.share(step, self._world)
+        row, slot = plan.row_M[part], plan.slot_M[part]
+        wanted = np.stack([row, slot], axis=1)
+        if self._has_partners:
+            others = np.stack([row, slot + len(plan.views)], axis=1)
+            wanted = np.concatenate([wanted, others])
+        elif self._cache.spec.views.mixes:
+            wanted = np.concatenate([wanted, np.stack([plan.partner_M[part], slot], axis=1)])
+        unique, index = np.unique(wanted, axis=0, return_inverse=True)
+        return unique, index.reshape(-1)
+
+    def _batch(self, plan: Plan, loaded: list[View], step: int, render: RenderFn) -> Batch:
+        """Render the pictures of one step and decode its targets."""
+        part = self._schedule.share(step, self._world)
+        row, slot, partner = plan.row_M[part], plan.slot_M[part], plan.partner_M[part]
+        wanted, index = self._wanted(plan, step)
+        own_B, partner_B = index[: len(row)], index[len(row) :]
+        at_U = _positions(own_B, len(wanted))
+        pictures = self._pool.take()[: len(row) + int((at_U >= len(row)).sum())]
+        render(wanted, [pictures[at] for at in at_U.tolist()])
+        for again in np.flatnonzero(at_U[own_B] != np.arange(len(row))).tolist():
+            pictures[again] = pictures[at_U[own_B[again]]]
+        label = self._cache.table.label_N
+        own, other = label[row].astype(np.int64), label[partner].astype(np.int64)
+        return Batch(
+            pictures,
+            at_U[partner_B] if self._cache.spec.views.mixes else None,
+            plan.lam_M[part].astype(np.float32),
+            plan.cut_M4[part],
+            self._targets.decode(loaded, slot, row, np.stack([own, other], axis=1)),
+            own,
+            other,
+            None if plan.outside_M is None else plan.outside_M[part].astype(np.float32),
+        )
+
+
+def _positions(own_B: I8, count: int) -> I8:
+    """Position of each picture of a batch: that of its first view, or behind all views."""
+    at_U = np.full(count, -1)
+    at_U[own_B[::-1]] = np.arange(len(own_B))[::-1]
+    others = np.flatnonzero(at_U < 0)
+    at_U[others] = len(own_B) + np.arange(len(others))
+    return at_U

@@ -1,0 +1,66 @@
+"""Soft targets of a batch, decoded from the stored targets of an epoch's views.
+
+The views of an epoch lie in RAM as the caches store them, a few bytes each; decoding a batch when
+it is made costs less than keeping decoded targets. Several caches are mixed here, so that nothing
+after it depends on their number.
+
+Shapes: B views of a batch, P labels of a view.
+"""
+
+from dataclasses import fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_tools.store.aligned import Members
+from cache_tools.targets import codec
+from cache_tools.targets.codec import DecodedTargets
+from cache_tools.targets.mixture import Tail
+from train.data.prefetch import View
+
+I8 = NDArray[np.int64]
+
+
+class StoredTargets:
+    """Targets of one cache, or the mixture of several."""
+
+    def __init__(self, members: Members, tail: Tail = "uniform") -> None:
+        """Decode targets of `members`.
+
+        Args:
+            members: The caches.
+            tail: Probability that a mixture gives to classes which a member did not keep.
+        """
+        self.members = members
+        """The caches."""
+        self._mixture = members.mixture(tail) if len(members.stores) > 1 else None
+
+    def decode(self, loaded: list[View], slot_B: I8, row_B: I8, label_BP: I8) -> DecodedTargets:
+        """Decode the targets of a batch.
+
+        Args:
+            loaded: Views of the epoch.
+            slot_B: Index into `loaded` of each view of the batch.
+            row_B: Row of the sample table of each view.
+            label_BP: Label of each view and of its partner.
+        """
+        if self._mixture is None:
+            return self._targets(loaded, slot_B, row_B)
+        each = [self._targets(loaded, slot_B, row_B, i) for i in range(len(self.members.stores))]
+        return self._mixture(each, label_BP[:, : self.members.num_labels])
+
+    def _targets(
+        self, loaded: list[View], slot_B: I8, row_B: I8, member: int = 0
+    ) -> DecodedTargets:
+        """Targets of one cache for the views of a batch, in their order."""
+        spec = self.members.stores[member].spec.targets
+        stored = [view.stored[member] for view in loaded]
+        if len(loaded) == 1:
+            return codec.decode(stored[0], spec, row_B)
+        groups = [np.flatnonzero(slot_B == slot) for slot in range(len(loaded))]
+        parts = [codec.decode(s, spec, row_B[g]) for s, g in zip(stored, groups, strict=True)]
+        back = np.argsort(np.concatenate(groups))
+        names = [f.name for f in fields(DecodedTargets)]
+        return DecodedTargets(
+            *(np.concatenate([getattr(p, n) for p in parts])[back] for n in names)
+        )
