@@ -134,9 +134,7 @@ def fewer(stored: EncodedTargets, of: TargetSpec, spec: CacheSpec, label_BP: I8)
     dropped_BK = np.where(kept_BK, 0.0, p_BK)
     changed_B = (dropped_BK > 0).any(axis=1)
     tail_BT = targets.tail_BT.astype(np.float64)
-    for t, temperature in enumerate(of.temperatures):
-        sums = (_power(x, temperature).sum(axis=1) for x in (dropped_BK, p_BK))
-        tail_BT[:, t] += (1.0 - tail_BT[:, t]) * np.divide(*sums)
+    dense.extend_tail(tail_BT, p_BK, dropped_BK, of.temperatures)
     labels = label_BP[:, : stored.true_PB.shape[0]]
     gone_BPK = (index_BK[:, None, :] == labels[:, :, None]) & (dropped_BK > 0)[:, None, :]
     true_BP = targets.true_BP + (gone_BPK * dropped_BK[:, None, :]).sum(axis=2)
@@ -259,8 +257,3 @@ def _targets(of: TargetSpec, keep: str) -> TargetSpec:
 def _origin(spec: CacheSpec) -> str:
     mapping = spec.mapping
     return sha256(canonical_json([mapping["targets"], spec.cut_from]))
-
-
-def _power(p_BK: F8, temperature: float) -> F8:
-    """p^(1/T), 0 in empty slots."""
-    return np.asarray(np.where(p_BK > 0, p_BK, 0.0) ** (1.0 / temperature))

@@ -146,11 +146,7 @@ class DiskCache:
                 fit.add(name)
         inside = sum(size for name, size in wanted.items() if name in fit)
         excess = inside + _size(others) - limit
-        for path in sorted(others, key=_used_at):
-            if excess <= 0:
-                break
-            excess -= _size([path])
-            path.unlink(missing_ok=True)
+        _remove_oldest(others, excess)
         return fit
 
     def reserve(self, size: int, ours: Path) -> bool:
@@ -163,22 +159,15 @@ class DiskCache:
             self._used = _size([*self._shards(), *self._cache_files()])
         limit = self._limit(self._used)
         if self._used + size > limit and not self._full:
-            self._drop(self._used + size - int(limit * _DOWN_TO), ours)
+            files = [*self._shards(), *self._cache_files()]
+            others = [path for path in files if not path.is_relative_to(ours)]
+            _remove_oldest(others, self._used + size - int(limit * _DOWN_TO))
             self._used = _size([*self._shards(), *self._cache_files()])
         if self._used + size > limit:
             self._full = True  # searching again each time would take longer than reading
             return False
         self._used += size
         return True
-
-    def _drop(self, count: int, ours: Path) -> None:
-        """Remove about `count` bytes of the least recently used files outside of `ours`."""
-        others = [p for p in [*self._shards(), *self._cache_files()] if not p.is_relative_to(ours)]
-        for path in sorted(others, key=_used_at):
-            if count <= 0:
-                return
-            count -= _size([path])
-            path.unlink(missing_ok=True)
 
     def _cache_files(self) -> list[Path]:
         return [p for p in self.caches.rglob("*") if p.is_file() and ".locks" not in p.parts]
@@ -207,6 +196,15 @@ def _size(paths: Iterable[Path]) -> int:
         with contextlib.suppress(OSError):
             total += path.stat().st_size
     return total
+
+
+def _remove_oldest(paths: list[Path], excess: int) -> None:
+    """Remove the least recently used files until `excess` bytes are freed."""
+    for path in sorted(paths, key=_used_at):
+        if excess <= 0:
+            return
+        excess -= _size([path])
+        path.unlink(missing_ok=True)
 
 
 def _used_at(path: Path) -> float:

@@ -105,7 +105,7 @@ class FsspecClient:
             if len(data) == size and end - begin < size:  # a server without range requests
                 data = data[begin:end]
             if len(data) != end - begin:
-                raise ConnectionError(f"{len(data):,} bytes came, {end - begin:,} were asked for")
+                raise ConnectionError(f"{len(data):,} bytes came, {end - begin:,} were requested")
             return data
 
         if begin == end:
@@ -129,7 +129,7 @@ class FsspecClient:
                 return data
             if self._fs.info(self._path(name)).get("size") == len(data):
                 return None
-            raise ConnectionError(f"{len(data):,} bytes came, {size:,} were asked for")
+            raise ConnectionError(f"{len(data):,} bytes came, {size:,} were requested")
 
         return self._with_retry(name, fetch)
 

@@ -6,6 +6,8 @@ distribution, class by class, that a loss on sparse targets assumes.
 Shapes: B views, C classes, K slots, P labels of a view.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -82,6 +84,18 @@ def kept_mask(p_BK: NDArray[np.floating], spec: TargetSpec) -> NDArray[np.bool_]
     """Mask the classes to keep: above tau, at least k_min and at most k_max of them."""
     above_BK = topk_mask(p_BK, spec.k_max) & (p_BK > spec.tau)
     return np.asarray(above_BK | topk_mask(p_BK, spec.k_min))
+
+
+def temper(p_BK: F8, temperature: float) -> F8:
+    """Compute p^(1/T), 0 in empty slots."""
+    return np.asarray(np.where(p_BK > 0, p_BK, 0.0) ** (1.0 / temperature))
+
+
+def extend_tail(tail_BT: F8, p_BK: F8, dropped_BK: F8, temperatures: Sequence[float]) -> None:
+    """Add the mass of classes of p that are dropped to the tail, in place, at each temperature."""
+    for t, temperature in enumerate(temperatures):
+        sums = (temper(x, temperature).sum(axis=1) for x in (dropped_BK, p_BK))
+        tail_BT[:, t] += (1.0 - tail_BT[:, t]) * np.divide(*sums)
 
 
 def topk_mask(p_BC: NDArray[np.floating], count: int) -> NDArray[np.bool_]:

@@ -68,14 +68,11 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
         return {"logits": np.load(path, mmap_mode="r", allow_pickle=False)}
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files if _is_ours(name, archive)}
+            single = len(archive.files) == 1
+            ours = [n for n in archive.files if single or n in ("logits", "keys", "labels")]
+            return {name: archive[name] for name in ours}
     if path.suffix == ".safetensors":
         from safetensors.numpy import load_file
 
         return dict(load_file(path))
     raise UsageError(f"{path} is none of {', '.join(SUFFIXES)}.")
-
-
-def _is_ours(name: str, archive: Any) -> bool:
-    """Return True for arrays with our names and for the only array of a file."""
-    return name in ("logits", "keys", "labels") or len(archive.files) == 1

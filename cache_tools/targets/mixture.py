@@ -100,7 +100,7 @@ class Mixture:
         factor_BT = factor_BT / np.maximum(floor_B, 1e-300)[:, None]
         for t, temperature in enumerate(self.temperatures[1:], start=1):
             rest_B = left_B * floor_B ** (1 / temperature) * factor_BT[:, t]
-            tail_BT[:, t] = rest_B / (rest_B + _power(q_BK, temperature).sum(axis=1))
+            tail_BT[:, t] = rest_B / (rest_B + dense.temper(q_BK, temperature).sum(axis=1))
         none = np.zeros((len(floor_B), 0), dtype=np.float32)
         single = q_BK.astype(np.float32), tail_BT.astype(np.float32)
         return DecodedTargets(index_BK.astype(np.int32), *single, none, none)
@@ -120,8 +120,8 @@ class Mixture:
         ratio_BT = np.ones((len(p_BK), len(self.temperatures)))
         for t, temperature in enumerate(self.temperatures[1:], start=1):
             mass_B = targets.tail_BT[:, spec.temperatures.index(temperature)].astype(np.float64)
-            sum_B = _power(p_BK, temperature).sum(axis=1) * mass_B / (1.0 - mass_B)
-            sum_B = np.maximum(sum_B - _power(true_BP, temperature).sum(axis=1), 0.0)
+            sum_B = dense.temper(p_BK, temperature).sum(axis=1) * mass_B / (1.0 - mass_B)
+            sum_B = np.maximum(sum_B - dense.temper(true_BP, temperature).sum(axis=1), 0.0)
             flat_B = others_B * u_B ** (1 / temperature)
             np.divide(sum_B, flat_B, out=ratio_BT[:, t], where=flat_B > 0)
         if true_BP.size and label_BP is not None:
@@ -164,22 +164,16 @@ def sparsify(
     kept_BK = dense.kept_mask(q_BK, spec) & (q_BK > 0)
     dropped_BK = np.where(kept_BK, 0.0, q_BK)
     tail_BT = targets.tail_BT[:, : len(spec.temperatures)].astype(np.float64)
-    for t, temperature in enumerate(spec.temperatures):
-        sums = (_power(x, temperature).sum(axis=1) for x in (dropped_BK, q_BK))
-        tail_BT[:, t] += (1.0 - tail_BT[:, t]) * np.divide(*sums)
+    dense.extend_tail(tail_BT, q_BK, dropped_BK, spec.temperatures)
     none = np.zeros((len(q_BK), 0))
     true_BP = none
     if spec.true_class and label_BP is not None:
         here_BPK = targets.index_BK[:, None, :] == label_BP[:, :, None]
         true_BP = (here_BPK * dropped_BK[:, None, :]).sum(axis=2)
     index_BK, p_BK = np.where(kept_BK, targets.index_BK, -1), np.where(kept_BK, q_BK, 0.0)
-    return SparseTargets(*_narrow(index_BK, p_BK, spec.k_max), tail_BT, true_BP, none)
-
-
-def _narrow(index_BK: I8, p_BK: F8, width: int) -> tuple[I8, F8]:
-    """Move the kept slots to the front, at most `width` of them."""
-    order = np.argsort(index_BK < 0, axis=1, kind="stable")[:, :width]
-    return np.take_along_axis(index_BK, order, axis=1), np.take_along_axis(p_BK, order, axis=1)
+    order = np.argsort(~kept_BK, axis=1, kind="stable")[:, : spec.k_max]  # kept slots first
+    index_BK, p_BK = (np.take_along_axis(x, order, axis=1) for x in (index_BK, p_BK))
+    return SparseTargets(index_BK, p_BK, tail_BT, true_BP, none)
 
 
 def _true(targets: DecodedTargets, label_BP: I8 | None, tail_B: F8) -> F8:
@@ -192,8 +186,3 @@ def _true(targets: DecodedTargets, label_BP: I8 | None, tail_B: F8) -> F8:
         true_BP[label_BP[:, 0] == label_BP[:, 1], 1] = 0.0
     excess_B = true_BP.sum(axis=1) / np.maximum(tail_B, 1e-300)  # both are rounded to codes
     return np.asarray(true_BP / np.maximum(excess_B, 1.0)[:, None])
-
-
-def _power(p_BK: F8, temperature: float) -> F8:
-    """Compute p^(1/T), 0 in empty slots."""
-    return np.asarray(np.where(p_BK > 0, p_BK, 0.0) ** (1.0 / temperature))
