@@ -27,10 +27,11 @@ from torch.nn import functional as F
 from cache_tools.data import scan
 from cache_tools.data.images import Images
 from cache_tools.data.open import open_images
+from cache_tools.data.view_renderer import ViewRenderer
 from cache_tools.errors import KdcacheError
-from cache_tools.render import decode, mixing, view
+from cache_tools.render import decode, mixing
 from cache_tools.runtime import progress, threads
-from cache_tools.spec import sample_table
+from cache_tools.spec.sample_table import SampleTable
 from cache_tools.spec.views import ViewSpec
 from cache_tools.storage import atomic
 from cache_tools.views import draw
@@ -96,12 +97,14 @@ def train_teacher(folder: Path, out: Path, at_least: float = 90.0) -> float:
             "test_resnet", num_classes=10, pretrained_cfg_overlay=PREPROCESSING
         )
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=0.05)
-    _, _, images = scan.in_table_order(open_images(str(folder), "teacher"), None)
+    _, keys, images = scan.in_table_order(open_images(str(folder), "teacher"), None)
+    table = scan.scan(keys, images, True, threads.cpu_count(), lambda _: None)
+    renderer = ViewRenderer(images, AUGMENTATION, table)
     steps = EPOCHS * (len(images) // BATCH_SIZE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
     with progress.bar("train the teacher", EPOCHS, "epochs") as advance:
         for epoch in range(EPOCHS):
-            for x, y in _epoch(images, epoch):
+            for x, y in _epoch(renderer, table, epoch):
                 optimizer.zero_grad()
                 loss = F.cross_entropy(model(x), y)
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -149,19 +152,17 @@ def _png(picture: NDArray[np.float64]) -> bytes:
     return buffer.getvalue()
 
 
-def _epoch(images: Images, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _epoch(
+    renderer: ViewRenderer, table: SampleTable, epoch: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """One epoch of augmented batches in a fresh order: view `epoch` of every image."""
-    n = len(images)
-    ids = np.array([sample_table.sample_id(name) for name in images.names], dtype=np.uint64)
-    sizes = np.full(n, 32, dtype=np.int32)
-    params = draw.draw(AUGMENTATION, ids, sizes, sizes, epoch)
-    pixels = np.empty((n, 32, 32, 3), dtype=np.uint8)
-    for i in range(n):
-        view.views_of(images.read(i), images.names[i], AUGMENTATION, [(params, i, pixels[i])])
+    n = len(table)
+    params = draw.draw(AUGMENTATION, table.id_N, table.height_N, table.width_N, epoch)
+    pixels = np.stack([renderer.render_one(i, params, i) for i in range(n)])
     order = np.argsort(np.random.Philox(key=epoch).random_raw(n), kind="stable")
     for begin in range(0, n - n % BATCH_SIZE, BATCH_SIZE):
         batch = order[begin : begin + BATCH_SIZE]
-        yield _normalise(pixels[batch]), torch.from_numpy(images.label_N[batch].astype(np.int64))
+        yield _normalise(pixels[batch]), torch.from_numpy(table.label_N[batch].astype(np.int64))
 
 
 def _normalise(pixels: NDArray[np.uint8]) -> torch.Tensor:

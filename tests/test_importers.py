@@ -656,7 +656,7 @@ def test_partners_stand_in_any_block(
     mix = view_params.mixing(store, 0)
     partners = [store.table.keys[row] for row in mix.partner_B[rows]]
     assert partners == [names[said[0]["params"][0]] for said in files]
-    backwards = view_params.parameters(store, 0, rows, side=1).box_B4
+    backwards = view_params.parameters(store, 0, rows, partner=True).box_B4
     assert backwards.tolist() == [list(said[0]["params"][1][1]) for said in files]
     images = match.match(
         store.table,

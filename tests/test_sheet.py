@@ -1,10 +1,15 @@
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from conftest import Outcome
 from PIL import Image
+
+from cache_tools.data import match
+from cache_tools.data.open import open_images
+from cache_tools.store.cache import Cache
 
 A2 = ["views.auto_augment=rand-m9-mstd0.5-inc1", "views.cutmix=1.0", "views.mixup=0.2"]
 
@@ -19,6 +24,22 @@ def test_a_sheet_of_a_cache_shows_what_the_teacher_saw(
     picture = np.asarray(Image.open(out))
     assert picture.shape[1] > 5 * 160
     assert picture.std() > 30
+
+
+def test_a_sheet_of_a_cache_refuses_an_image_that_changed(
+    kdcache: Callable[..., Outcome], made: Path, digits: Path, tmp_path: Path
+) -> None:
+    copy, store = tmp_path / "digits", Cache.open(made)
+    shutil.copytree(digits, copy)
+    images = match.match(store.table, store.spec.dataset, open_images(str(copy), "train"))
+    shard, at = images.paths[images.file_N[0]], images.offset_N[0] + images.length_N[0] - 1
+    data = bytearray(shard.read_bytes())
+    data[at] ^= 1
+    shard.write_bytes(data)
+    outcome = kdcache("views", made, "--data", copy, "--out", tmp_path / "sheet.png")
+    assert outcome.code == 1
+    assert f"image {store.table.keys[0]!r} has changed" in outcome.err
+    assert not (tmp_path / "sheet.png").exists()
 
 
 def test_a_recipe_is_seen_before_it_is_paid_for(

@@ -73,8 +73,8 @@ class ExportBlock:
             found |= {"partner": mix.partner_B[at], "lam": lam, "cut": mix.cut_B4[at]}
             if mix.outside_B is not None:
                 found["weight"] = (mix.outside_B[at] / LAM_ONE).astype(np.float32)
-        if view_params.has_sides(store):
-            other = _by_name(view_params.parameters(store, view, row_R, side=1))
+        if view_params.has_partner_params(store):
+            other = _by_name(view_params.parameters(store, view, row_R, partner=True))
             found |= {f"partner_{name}": values for name, values in other.items()}
         if spec.imported and spec.imported.seeds:
             params = store.read_params(Part(view, self.number))

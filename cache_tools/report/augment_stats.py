@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.spec.dataset import NO_LABEL
-from cache_tools.store import sampling, view_params
+from cache_tools.store import view_params
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.views import draw, ops
@@ -45,7 +45,7 @@ def measure(store: Cache, part: Part, row_B: I8) -> Strength:
     sides = table.height_N[row_B], table.width_N[row_B]
     drawn = view_params.parameters(store, part.view, row_B)
     if spec.mixes:
-        mix = sampling.mix(store, part.view, row_B)
+        mix = view_params.mixing_of(store, part.view, row_B)
         one_B = mix.lam_B / draw.LAM_ONE
         label_B = np.where(one_B < 0.5, table.label_N[mix.partner_B], label_B)
     box_B4, erase_BE = drawn.box_B4.astype(np.float64), drawn.erase_BE8.astype(np.float64)

@@ -7,8 +7,8 @@ are missing: look at an augmentation before paying for it.
 Shapes: N samples, S pixels a side.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from cache_tools.data.images import Images
+from cache_tools.data.view_renderer import ViewRenderer
 from cache_tools.render import decode, mixing
-from cache_tools.render import view as render
 from cache_tools.runtime.text import printable
+from cache_tools.spec.sample_table import sample_id
 from cache_tools.spec.views import ViewSpec
 from cache_tools.store import view_params
 from cache_tools.store.cache import Cache
@@ -32,58 +33,56 @@ _INK, _PALE = (32, 32, 32), (120, 120, 120)
 Says = Callable[[int, int], list[tuple[str, float]]]
 
 
-@dataclass(frozen=True)
 class Source:
-    """Samples and the way their views are made."""
+    """Samples and the way their views are made: of a cache, or of a recipe before there is one."""
 
-    spec: ViewSpec
-    window: int
-    """Rows within which partners are drawn."""
-    keys: tuple[str, ...]
-    id_N: NDArray[np.uint64]
-    images: Images
-    """In the order of the keys."""
-    imported: Cache | None = None
-    """The cache, where its views were imported and not drawn."""
+    def __init__(
+        self, images: Images, spec: ViewSpec, window: int, cache: Cache | None = None
+    ) -> None:
+        """Views of `images` with the augmentation `spec`.
 
-    def picture(self, number: int) -> U1:
-        """The decoded original of a sample."""
-        return decode.decode(self.images.read(number), self.keys[number])
+        Args:
+            images: In the order of the sample table.
+            spec: The augmentation, as the teacher sees it.
+            window: Rows within which partners are drawn.
+            cache: The cache whose views they are; None: those of a recipe.
+        """
+        table = None if cache is None else cache.table
+        self.renderer = ViewRenderer(images, spec, table)
+        self.keys = self.renderer.keys
+        self._spec, self._window, self._cache = spec, window, cache
 
     def parameters(self, number: int, view: int) -> views.Views:
         """Parameters of one view."""
-        if self.imported is not None:
-            return view_params.parameters(self.imported, view, np.array([number]))
-        height, width = decode.size(self.images.read(number), self.keys[number])
-        sides = np.array([[height], [width]], dtype=np.int32)
-        return views.draw(self.spec, self.id_N[number : number + 1], sides[0], sides[1], view)
+        if self._cache is not None:
+            return view_params.parameters(self._cache, view, np.array([number]), spec=self._spec)
+        sides = decode.size(self.renderer.read(number), self.keys[number])
+        height_1, width_1 = np.array(sides, dtype=np.int32)[:, None]
+        return views.draw(self._spec, _ids(self.keys[number : number + 1]), height_1, width_1, view)
 
     def view(self, number: int, view: int) -> U1:
         """Pixels of one view before mixing, [S, S, 3]."""
-        return self._pixels(number, self.parameters(number, view))
+        return self.renderer.render_one(number, self.parameters(number, view))
 
     def partner(self, number: int, view: int) -> U1:
         """Pixels of what one view is mixed with, [S, S, 3]."""
-        other = self.mix(number, view).partner_B[0]
-        if self.imported is None or not view_params.has_sides(self.imported):
-            return self.view(int(other), view)
-        params = view_params.parameters(self.imported, view, np.array([number]), side=1)
-        return self._pixels(int(other), params)
+        other = int(self.mix(number, view).partner_B[0])
+        if self._cache is None or not view_params.has_partner_params(self._cache):
+            return self.view(other, view)
+        params = view_params.parameters(self._cache, view, np.array([number]), partner=True)
+        return self.renderer.render_one(other, params)
 
     def mix(self, number: int, view: int) -> Mix:
         """How one view is mixed; a sample that is alone is its own partner."""
-        if self.imported is not None:
-            return view_params.mixing(self.imported, view, number, number + 1)
-        begin = number // self.window * self.window
-        drawn = views.mix(self.spec, self.id_N[begin : begin + self.window], view)
-        at = slice(number - begin, number - begin + 1)
-        return Mix(begin + drawn.partner_B[at], drawn.lam_B[at], drawn.cut_B4[at])
+        if self._cache is not None:
+            return view_params.mixing_of(self._cache, view, np.array([number]), self._spec)
+        begin = number // self._window * self._window
+        drawn = views.mix(self._spec, _ids(self.keys[begin : begin + self._window]), view)
+        return replace(drawn, partner_B=begin + drawn.partner_B).rows(np.array([number - begin]))
 
-    def _pixels(self, number: int, params: views.Views) -> U1:
-        out = np.empty((self.spec.size, self.spec.size, 3), dtype=np.uint8)
-        data = self.images.read(number)
-        render.views_of(data, self.keys[number], self.spec, [(params, 0, out)])
-        return out
+
+def _ids(keys: Sequence[str]) -> NDArray[np.uint64]:
+    return np.array([sample_id(key) for key in keys], dtype=np.uint64)
 
 
 def facts(source: Source, number: int, view: int) -> dict[str, Any]:
@@ -144,7 +143,7 @@ def _original(
     view_numbers: list[int],
     at: tuple[int, int],
 ) -> None:
-    picture = source.picture(number)
+    picture = source.renderer.decode(number)
     height, width = picture.shape[:2]
     scale = CELL / max(height, width)
     small = Image.fromarray(picture).resize(

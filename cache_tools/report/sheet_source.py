@@ -47,9 +47,7 @@ def of_cache(store: Cache, data: str, imagenet: Callable[[], Names]) -> Shown:
         raise UsageError(f"where are the images of {store.name}? Pass --data with their folder.")
     opened = open_images(source_path, "train")
     images = match.match(store.table, store.spec.dataset, opened)
-    seen, table = store.spec.views.for_teacher(), store.table
-    imported = store if store.spec.imported else None
-    source = Source(seen, store.spec.window, table.keys, table.id_N, images, imported)
+    source = Source(images, store.spec.views.for_teacher(), store.spec.window, store)
     names = class_names(images.class_names, store.spec.teacher.num_classes, imagenet)
 
     def says(row: int, view: int) -> list[tuple[str, float]]:

@@ -1,4 +1,4 @@
-"""Which views a look at a cache takes when it cannot take all, and how neighbours are mixed.
+"""Samples of a cache's views, spread over its parts, for what cannot look at all of them.
 
 Rows of the sample table are in the order of a hash, so neighbours are a random sample of the data
 set; the views that are taken of a part are neighbours, which share partners and one read.
@@ -12,10 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.spec.cache import CacheSpec
-from cache_tools.store import view_params
-from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
-from cache_tools.views import draw
 
 I8 = NDArray[np.int64]
 PARTS = 64
@@ -42,11 +39,3 @@ def spread(spec: CacheSpec, parts: Sequence[Part], count: int) -> list[tuple[Par
         if count == 0:
             break
     return chosen
-
-
-def mix(store: Cache, view: int, row_B: I8) -> draw.Mix:
-    """Partners (rows of the table), λ and boxes of neighbouring rows."""
-    window, last = store.spec.window, int(row_B[-1])
-    begin = int(row_B[0]) // window * window
-    end = min((last // window + 1) * window, len(store.table))
-    return view_params.mixing(store, view, begin, end).rows(row_B - begin)

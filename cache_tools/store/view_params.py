@@ -1,6 +1,6 @@
-"""The views of a cache, whether they are drawn from its spec or were imported with it.
+"""Parameters and mixing of a cache's views, whether drawn from its spec or imported with it.
 
-Whoever renders views of a cache asks here for their parameters and how they are mixed.
+The one door: all that renders, mixes or describes views of a cache takes their parameters here.
 
 Shapes: R rows of the sample table, N samples.
 """
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from cache_tools.spec.views import ViewSpec
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.views import draw
@@ -19,46 +20,64 @@ from cache_tools.views.imported import Imported
 I8 = NDArray[np.int64]
 
 
-def parameters(store: Cache, view: int, row_R: I8, side: int = 0) -> Views:
+def parameters(
+    store: Cache, view: int, row_R: I8, partner: bool = False, spec: ViewSpec | None = None
+) -> Views:
     """Parameters of one view of some samples, before mixing.
 
     Args:
         store: The cache.
         view: View number.
         row_R: Rows of the sample table.
-        side: 1: of their partners, as far as these differ from the partners' own views: see
-            `has_sides`.
+        partner: True for the partners' pictures, where these are no views of the partners' own:
+            see `has_partner_params`.
+        spec: The augmentation that is drawn; None: the cache's, as students see it.
 
     Raises:
         CacheIncomplete, CacheDamaged: Imported parameters cannot be read.
     """
     if store.spec.imported is not None:
-        return _imported(store, view, row_R).side(side, store.spec)
+        return _imported(store, view, row_R).side(int(partner), store.spec)
     table = store.table
     columns = table.id_N[row_R], table.height_N[row_R], table.width_N[row_R]
-    return draw.draw(store.spec.views, *columns, view)
+    return draw.draw(spec or store.spec.views, *columns, view)
 
 
-def has_sides(store: Cache) -> bool:
-    """Whether the picture of a partner is no view of the partner's, but one of side 1."""
+def has_partner_params(store: Cache) -> bool:
+    """True if partners have parameters of their own, as in imported caches that mix."""
     return store.spec.imported is not None and store.spec.views.mixes
 
 
-def mixing(store: Cache, view: int, begin: int = 0, end: int | None = None) -> Mix:
+def mixing(
+    store: Cache,
+    view: int,
+    begin: int = 0,
+    end: int | None = None,
+    drawn: ViewSpec | None = None,
+) -> Mix:
     """Mixing of one view of the rows `begin` (a multiple of the window) to `end` (None: all).
 
-    Partners are rows of the sample table.
+    Partners are rows of the sample table; `drawn` as the `spec` of `parameters`.
     """
     spec, end = store.spec, len(store.table) if end is None else end
+    drawn = drawn or spec.views
     if spec.imported is not None and spec.views.mixes:
         return _imported(store, view, np.arange(begin, end)).mix(spec)
     ids, begins = store.table.id_N[:end], range(begin, end, spec.window)
-    windows = [draw.mix(spec.views, ids[b : b + spec.window], view) for b in begins]
+    windows = [draw.mix(drawn, ids[b : b + spec.window], view) for b in begins]
     return Mix(
         np.concatenate([b + w.partner_B for b, w in zip(begins, windows, strict=True)]),
         np.concatenate([w.lam_B for w in windows]),
         np.concatenate([w.cut_B4 for w in windows]),
     )
+
+
+def mixing_of(store: Cache, view: int, row_B: I8, drawn: ViewSpec | None = None) -> Mix:
+    """Mixing of one view of some neighbouring, ascending rows; as `mixing`."""
+    window, last = store.spec.window, int(row_B[-1])
+    begin = int(row_B[0]) // window * window
+    end = min((last // window + 1) * window, len(store.table))
+    return mixing(store, view, begin, end, drawn).rows(row_B - begin)
 
 
 def _imported(store: Cache, view: int, row_R: I8) -> Imported:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from cache_tools.data import match
 from cache_tools.data.images import Images
 from cache_tools.data.match import Coverage
+from cache_tools.data.view_renderer import ViewRenderer
 from cache_tools.errors import (
     CacheDamaged,
     CacheIncomplete,
@@ -175,16 +176,8 @@ def fingerprint(store: Cache, images: Images, number: int, params: Views, at: in
         params: Parameters of some views.
         at: Which of them.
     """
-    spec, table = store.spec.views, store.table
-    out = np.empty((spec.size, spec.size, 3), dtype=np.uint8)
-    picture = None if spec.scaled_decode else images.pixels(number)
-    if picture is not None:
-        render.render(picture, spec, params, at, out)
-        return render.fingerprint(out)
-    data = images.read(number)
-    sample_table.check_digest(table, number, data)
-    render.views_of(data, table.keys[number], spec, [(params, at, out)])
-    return render.fingerprint(out)
+    renderer = ViewRenderer(images, store.spec.views, store.table, stored_pixels=True)
+    return render.fingerprint(renderer.render_one(number, params, at))
 
 
 def _check_parts(store: Cache, verdict: Verdict) -> list[Part]:

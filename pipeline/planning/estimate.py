@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 from cache_tools.data import scan
 from cache_tools.data.images import Images
-from cache_tools.render import decode
-from cache_tools.render import view as render
+from cache_tools.data.view_renderer import ViewRenderer
 from cache_tools.runtime import progress, threads
 from cache_tools.targets import codec
 from cache_tools.views import draw
@@ -43,18 +42,15 @@ class Sample:
         """Read up to `_IMAGES` images."""
         _, keys, images = scan.in_table_order(images, None)
         count = min(_IMAGES, len(keys))
-        self._images = images.subset(np.arange(count))
-        self._seen = recipe.views.for_teacher()
-        self._table = scan.scan(
-            keys[:count], self._images, False, threads.cpu_count(), lambda _: None
-        )
+        images, seen = images.subset(np.arange(count)), recipe.views.for_teacher()
+        self._table = scan.scan(keys[:count], images, False, threads.cpu_count(), lambda _: None)
+        self._renderer = ViewRenderer(images, seen, self._table)
         self._group = min(recipe.views_per_decode, recipe.num_views)
         self._num_views = recipe.num_views
-        self._reuse = decode.Reuse()
 
     def pixels(self, pool: ThreadPoolExecutor, turn: int, count: int | None = None) -> U1:
         """A group of views of the first `count` images, [G, M, S, S, 3]; others in every turn."""
-        spec, table = self._seen, self._table
+        spec, table = self._renderer.spec, self._table
         rows = slice(0, count or len(table))
         ids, sizes = table.id_N[rows], (table.height_N[rows], table.width_N[rows])
         numbers = [(turn * self._group + g) % self._num_views for g in range(self._group)]
@@ -62,9 +58,7 @@ class Sample:
         out = np.empty((self._group, len(ids), spec.size, spec.size, 3), dtype=np.uint8)
 
         def one(row: int) -> None:
-            wanted = [(params, row, out[g, row]) for g, params in enumerate(drawn)]
-            data = self._images.read(row)
-            render.views_of(data, table.keys[row], spec, wanted, self._reuse)
+            self._renderer.render(row, [(p, row, out[g, row]) for g, p in enumerate(drawn)])
 
         for _ in pool.map(one, range(len(ids))):
             pass
@@ -72,7 +66,8 @@ class Sample:
 
     def mix(self, count: int) -> draw.Mix | None:
         """How the first `count` images are mixed with each other in view 0."""
-        return draw.mix(self._seen, self._table.id_N[:count], 0) if self._seen.mixes else None
+        spec = self._renderer.spec
+        return draw.mix(spec, self._table.id_N[:count], 0) if spec.mixes else None
 
 
 def measure(

@@ -3,15 +3,12 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
-
 from cache_tools.data import scan
 from cache_tools.data.open import open_images
 from cache_tools.errors import UsageError
 from cache_tools.report import sheet_source
 from cache_tools.report.contact_sheet import Source
 from cache_tools.report.sheet_source import Names, Shown
-from cache_tools.spec import sample_table
 from cache_tools.store.cache import Cache
 from pipeline import recipe as recipes
 
@@ -30,10 +27,8 @@ def open_source(name: str, data: str, overrides: Iterable[str]) -> Shown:
         raise UsageError("whose views? Pass --data with a folder of shards or images.")
     recipe = recipes.load(name, overrides)
     images = open_images(data, recipe.dataset.split)
-    _, keys, images = scan.in_table_order(images, None)
-    ids = np.array([sample_table.sample_id(key) for key in keys], dtype=np.uint64)
-    source = Source(recipe.views.for_teacher(), WINDOW, tuple(keys), ids, images)
-    return Shown(source, recipe.num_views, None)
+    _, _, images = scan.in_table_order(images, None)
+    return Shown(Source(images, recipe.views.for_teacher(), WINDOW), recipe.num_views, None)
 
 
 def _imagenet() -> Names:

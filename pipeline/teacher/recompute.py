@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from cache_tools.data import match
 from cache_tools.data.images import Images
+from cache_tools.data.view_renderer import ViewRenderer
 from cache_tools.errors import CacheMismatch, KdcacheError
-from cache_tools.render import view as render
 from cache_tools.runtime import progress, threads
+from cache_tools.store import view_params
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec, dense
@@ -59,22 +60,23 @@ def recompute(
         torch.set_num_threads(threads.for_torch(seen.size)[0])
     forward = Forward(teacher, spec.targets, where)
     images = match.match(store.table, spec.dataset, images)
+    renderer = ViewRenderer(images, seen, store.table)
     total = spec.dataset.num_samples * store.num_views
     problems: list[KdcacheError] = []
     with progress.bar("recompute", count, "views") as advance:
         for i in range(count):
             view, row = divmod(i * total // count, spec.dataset.num_samples)
-            problems.extend(_problem(store, images, forward, view, row))
+            problems.extend(_problem(store, renderer, forward, view, row))
             advance(1)
     return problems
 
 
 def _problem(
-    store: Cache, images: Images, forward: Forward, view: int, row: int
+    store: Cache, renderer: ViewRenderer, forward: Forward, view: int, row: int
 ) -> Iterator[CacheMismatch]:
     spec = store.spec
     again = codec.SparseTargets(
-        *(t.cpu().numpy() for t in forward(*_shown(store, images, view, row)))
+        *(t.cpu().numpy() for t in forward(*_shown(store, renderer, view, row)))
     )
     fresh = codec.encode(again, spec.targets, spec.teacher.num_classes)
     block, at = divmod(row, spec.block_size)
@@ -91,23 +93,16 @@ def _problem(
 
 
 def _shown(
-    store: Cache, images: Images, view: int, row: int
+    store: Cache, renderer: ViewRenderer, view: int, row: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None, draw.Mix | None]:
     """One view as the teacher saw it: pixels, the partner's, and how they are mixed."""
-    spec = store.spec
-    seen, own = spec.views.for_teacher(), _pixels(store, images, view, row)
+    seen, row_1 = renderer.spec, np.array([row])
+    own = renderer.render_one(row, view_params.parameters(store, view, row_1, spec=seen))[None]
     if not seen.mixes:
         return own, None, None
-    begin = row // spec.window * spec.window
-    ids = store.table.id_N[begin : begin + spec.window]
-    drawn, at = draw.mix(seen, ids, view), slice(row - begin, row - begin + 1)
-    one = draw.Mix(drawn.partner_B[at], drawn.lam_B[at], drawn.cut_B4[at])
-    return own, _pixels(store, images, view, begin + int(one.partner_B[0])), one
-
-
-def _pixels(store: Cache, images: Images, view: int, row: int) -> NDArray[np.uint8]:
-    seen, table, one = store.spec.views.for_teacher(), store.table, slice(row, row + 1)
-    params = draw.draw(seen, table.id_N[one], table.height_N[one], table.width_N[one], view)
-    out = np.empty((1, seen.size, seen.size, 3), dtype=np.uint8)
-    render.views_of(images.read(row), table.keys[row], seen, [(params, 0, out[0])])
-    return out
+    mix = view_params.mixing_of(store, view, row_1, seen)
+    has_own = view_params.has_partner_params(store)
+    params = view_params.parameters(
+        store, view, row_1 if has_own else mix.partner_B, partner=has_own, spec=seen
+    )
+    return own, renderer.render_one(int(mix.partner_B[0]), params)[None], mix

@@ -12,7 +12,7 @@ Shapes: B views of a batch, W rows of a window, S pixels a side, P labels of a v
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cache_tools.errors import TeacherError
+from cache_tools.store import view_params
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.views import draw
@@ -80,7 +81,8 @@ class Asker:
         view, rows = window.group.views[place], window.rows
         mix = None
         if self._seen.mixes:
-            mix = draw.mix(self._seen, self._store.table.id_N[rows.start : rows.stop], view)
+            mix = view_params.mixing(self._store, view, rows.start, rows.stop, self._seen)
+            mix = replace(mix, partner_B=mix.partner_B - rows.start)
         label_WP = self._labels(rows, mix)
         pixels = self._fitting(lambda: self._upload(window, place))
         begin = self._mark()

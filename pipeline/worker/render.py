@@ -17,9 +17,9 @@ from contextlib import contextmanager
 import numpy as np
 
 from cache_tools.data.images import Images
-from cache_tools.render import decode
+from cache_tools.data.view_renderer import ViewRenderer
 from cache_tools.render import view as render
-from cache_tools.spec import sample_table
+from cache_tools.store import view_params
 from cache_tools.store.cache import Cache, probe_numbers
 from cache_tools.verify import verify
 from cache_tools.views import draw
@@ -42,7 +42,7 @@ class Renderer:
         """A renderer of `images`, which are in the order of the store's sample table."""
         self._store, self._images, self._meter = store, images, meter
         self._seen = store.spec.views.for_teacher()
-        self._reuse = decode.Reuse()
+        self._renderer = ViewRenderer(images, self._seen, store.table)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="render")
         self._free: queue.SimpleQueue[Slab] = queue.SimpleQueue()
         for _ in range(SLABS):
@@ -94,7 +94,7 @@ class Renderer:
         rows = self._store.spec.rows(block)
         for number in sorted(self._suspects.intersection(rows)):
             try:
-                decode.decode(self._read(number), self._store.table.keys[number])
+                self._renderer.decode(number)
             except Exception as error:
                 return error
             self._suspects.discard(number)
@@ -102,10 +102,11 @@ class Renderer:
 
     def begin(self, window: Window, given_up: threading.Event) -> None:
         """Hand the images of a window to the threads."""
-        spec, table = self._seen, self._store.table
-        part = slice(window.rows.start, window.rows.stop)
-        sizes = table.height_N[part], table.width_N[part]
-        params = [draw.draw(spec, table.id_N[part], *sizes, v) for v in window.group.views]
+        row_W = np.arange(window.rows.start, window.rows.stop)
+        params = [
+            view_params.parameters(self._store, view, row_W, spec=self._seen)
+            for view in window.group.views
+        ]
         tasks = [
             range(i, min(i + _TASK, len(window.rows))) for i in range(0, len(window.rows), _TASK)
         ]
@@ -136,20 +137,13 @@ class Renderer:
     def _render(self, window: Window, position: int, params: list[draw.Views]) -> None:
         """One image in all views of the group, decoded once."""
         number = window.rows[position]
-        key = self._store.table.keys[number]
         try:
-            data = self._read(number)
             wanted = [(v, position, window.pixels[g, position]) for g, v in enumerate(params)]
-            render.views_of(data, key, self._seen, wanted, self._reuse)
+            self._renderer.render(number, wanted)
         except Exception as error:
-            error.add_note(f"while rendering {key!r}")
+            error.add_note(f"while rendering {self._store.table.keys[number]!r}")
             self._suspects.add(number)
             raise
-
-    def _read(self, number: int) -> bytes:
-        data = self._images.read(number)
-        sample_table.check_digest(self._store.table, number, data)
-        return data
 
     def _probe(self, window: Window, position: int) -> None:
         """Fingerprints of a row as students see it, whatever size the teacher saw it at."""

@@ -32,12 +32,12 @@ import torch
 from numpy.typing import NDArray
 
 from cache_tools.data.beton import Beton
+from cache_tools.data.view_renderer import ViewRenderer
 from cache_tools.errors import UsageError
 from cache_tools.runtime import threads
 from cache_tools.store.cache import Cache
 from cache_tools.views import draw
 from train.data.loader import RenderFn
-from train.data.native_renderer import NativeRenderer
 from train.data.prefetch import View
 from train.data.schedule import Schedule
 from train.distributed import World
@@ -222,7 +222,7 @@ class FfcvEpoch(EpochIterator):  # type: ignore[misc]
 
 
 class FfcvRenderer:
-    """Views of a `.beton`, rendered by FFCV; what it leaves out, the native renderer makes."""
+    """Views of a `.beton`, rendered by FFCV; what it leaves out, `ViewRenderer` makes."""
 
     workers = 1
     """FFCV gives batches in order."""
@@ -247,7 +247,9 @@ class FfcvRenderer:
         self._cache = cache
         self._check_pictures(schedule)
         self._threads = num_threads or threads.cpu_count()
-        self._native = NativeRenderer(cache, images, self._threads)
+        self._views = ViewRenderer(
+            images, cache.spec.views, cache.table, stored_pixels=True, decoded_before=True
+        )
         side, capacity = cache.spec.views.size, schedule.max_pictures(world)
         self._loader = FfcvLoader(images, side, capacity, self._threads)
 
@@ -268,7 +270,7 @@ class FfcvRenderer:
             left = np.flatnonzero(tables.status_V[view_U] != ffcv_kernels.DONE)
             for row, group in _by_row(wanted_U2[left, 0], left):
                 views = [(loaded[wanted_U2[i, 1]].params, row, out[i]) for i in group.tolist()]
-                self._native.render(row, views)
+                self._views.render(row, views)
 
         try:
             yield render

@@ -122,7 +122,7 @@ class Loader:
         self._schedule, self._targets, self._renderer = schedule, targets, renderer
         self._world = world
         self._epochs = EpochPrefetcher(targets.members, schedule, renderer.images)
-        self._has_partners = view_params.has_sides(cache)
+        self._has_partners = view_params.has_partner_params(cache)
         side = cache.spec.views.size
         self._pool = BufferPool((schedule.max_pictures(world), side, side, 3), pin_memory)
 

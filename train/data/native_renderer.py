@@ -1,8 +1,7 @@
 """The native renderer: pixels of a batch from a pool of threads, in numpy and compiled kernels.
 
-An image is read and decoded once for all its views of the batch. Its bytes are compared with the
-digest in the cache the first time and with their CRC after that, since the digest costs up to a
-tenth of a decode and the CRC less than a hundredth. The number of threads changes no bit.
+An image is read and decoded once for all its views of the batch. The number of threads changes no
+bit.
 
 Shapes: S pixels a side, U views of a batch and their partners, each once.
 """
@@ -11,24 +10,18 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.data.images import Images
-from cache_tools.render import decode
-from cache_tools.render import view as render
+from cache_tools.data.view_renderer import ViewRenderer, ViewRequest
 from cache_tools.runtime import threads
-from cache_tools.spec import sample_table
 from cache_tools.store.cache import Cache
-from cache_tools.views import draw
 from train.data.loader import RenderFn
 from train.data.prefetch import View
 
 U1 = NDArray[np.uint8]
 I8 = NDArray[np.int64]
-Request = tuple[draw.Views, int, U1]
-"""Parameters of a view: those of all samples, the row in them; and [S, S, 3] for its pixels."""
 _IMAGES_PER_TASK = 8
 """Images that a thread renders in a row: handing over each would cost a tenth of its time."""
 
@@ -49,10 +42,10 @@ class NativeRenderer:
         """
         self.images = images
         """The data set."""
-        self._cache = cache
         self._threads = num_threads or threads.cpu_count()
-        self._buffer = decode.Reuse()
-        self._crc_N = np.zeros(len(cache.table), np.uint32)
+        self._views = ViewRenderer(
+            images, cache.spec.views, cache.table, stored_pixels=True, decoded_before=True
+        )
 
     @contextmanager
     def epoch(self, loaded: list[View], requests: Iterator[I8]) -> Iterator[RenderFn]:
@@ -67,7 +60,7 @@ class NativeRenderer:
         self, loaded: list[View], wanted_U2: I8, out: list[U1], pool: ThreadPoolExecutor
     ) -> None:
         """Render views: one decode per image, one rendering per view."""
-        by_image: dict[int, list[Request]] = {}
+        by_image: dict[int, list[ViewRequest]] = {}
         for (row, slot), pixels in zip(wanted_U2.tolist(), out, strict=True):
             view, image = loaded[slot % len(loaded)], row
             params = view.params
@@ -80,26 +73,6 @@ class NativeRenderer:
         for _ in pool.map(self._render_piece, pieces):
             pass
 
-    def _render_piece(self, tasks: list[tuple[int, list[Request]]]) -> None:
+    def _render_piece(self, tasks: list[tuple[int, list[ViewRequest]]]) -> None:
         for image, requests in tasks:
-            self.render(image, requests)
-
-    def render(self, image: int, requests: list[Request]) -> None:
-        """Render views of one image, given by its row of the sample table.
-
-        Raises:
-            DataError, CacheMismatch: The image cannot be read or is not the cache's.
-        """
-        table, spec = self._cache.table, self._cache.spec.views
-        decoded = None if spec.scaled_decode else self.images.pixels(image)
-        if decoded is not None:
-            for params, row, out in requests:
-                render.render(decoded, spec, params, row, out)
-            return
-        data = self.images.read(image)
-        crc = google_crc32c.value(data)
-        if not crc or crc != self._crc_N[image]:
-            sample_table.check_digest(table, image, data)
-            self._crc_N[image] = crc
-        # the digest proves that these are the bytes stage 1 decoded
-        render.views_of(data, table.keys[image], spec, requests, self._buffer, seen=True)
+            self._views.render(image, requests)

@@ -99,8 +99,8 @@ class EpochPrefetcher:
                 for block in range(member.spec.num_blocks):
                     part = Part(number, block)
                     verify.check_probes(member, self._images, part, self._schedule.present_N)
-        if not view_params.has_sides(store):
+        if not view_params.has_partner_params(store):
             return View(number, stored, params)
-        others = [view_params.parameters(store, number, rows, side=1) for rows in blocks]
+        others = [view_params.parameters(store, number, rows, partner=True) for rows in blocks]
         partner_N = view_params.mixing(store, number).partner_B
         return View(number, stored, params, draw.concatenate(others), partner_N)

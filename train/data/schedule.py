@@ -165,7 +165,7 @@ class Schedule:
         count = part.stop - part.start
         if not self._store.spec.views.mixes:
             return count
-        if self.repeats > 1 or view_params.has_sides(self._store):
+        if self.repeats > 1 or view_params.has_partner_params(self._store):
             return 2 * count
         return min(2 * count, count + 2)  # partners are adjacent, but for those at the ends
 
@@ -235,4 +235,6 @@ class Schedule:
         Imported views mix in a picture of their own each, for which nothing stands together.
         """
         own = np.arange(len(mix.partner_B))
-        return own if view_params.has_sides(self._store) else np.minimum(own, mix.partner_B)
+        return (
+            own if view_params.has_partner_params(self._store) else np.minimum(own, mix.partner_B)
+        )

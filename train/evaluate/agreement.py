@@ -18,14 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cache_tools.data.images import Images
-from cache_tools.render import view as render
+from cache_tools.data.view_renderer import ViewRenderer
 from cache_tools.runtime import progress, threads
-from cache_tools.spec import sample_table
 from cache_tools.spec.dataset import NO_LABEL
 from cache_tools.store import view_params
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
-from cache_tools.store.sampling import mix as mix_of
 from cache_tools.store.sampling import spread
 from cache_tools.targets import codec
 from cache_tools.targets.codec import EncodedTargets
@@ -119,14 +117,15 @@ def _agrees(batch: Batch, class_B: Tensor) -> Tensor:
 
 def _batches(store: Cache, images: Images, chosen: list[tuple[Part, I8]]) -> Iterator[Batch]:
     """Batches of the chosen views as in training, rendered one batch ahead."""
-    with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(threads.cpu_count()) as renderers:
+    with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(threads.cpu_count()) as pool:
+        renderer = ViewRenderer(images, store.spec.views, store.table)
         waiting: deque[Future[Batch]] = deque()
         for part, rows in chosen:
             verify.check_probes(store, images, part)
             stored = store.read(part)[0]
             for begin in range(0, len(rows), _BATCH):
                 piece = rows[begin : begin + _BATCH]
-                waiting.append(ahead.submit(_batch, store, images, part, stored, piece, renderers))
+                waiting.append(ahead.submit(_batch, store, renderer, part, stored, piece, pool))
                 if len(waiting) > 1:
                     yield waiting.popleft().result()
         while waiting:
@@ -135,24 +134,24 @@ def _batches(store: Cache, images: Images, chosen: list[tuple[Part, I8]]) -> Ite
 
 def _batch(
     store: Cache,
-    images: Images,
+    renderer: ViewRenderer,
     part: Part,
     stored: EncodedTargets,
     row_B: I8,
-    renderers: ThreadPoolExecutor,
+    pool: ThreadPoolExecutor,
 ) -> Batch:
     """Pixels, mixing and targets of some rows of one part."""
     spec, label_N = store.spec, store.table.label_N
-    mix = mix_of(store, part.view, row_B)
-    if view_params.has_sides(store):
+    mix = view_params.mixing_of(store, part.view, row_B)
+    if view_params.has_partner_params(store):
         both = (
-            _render(store, images, part.view, row_B, picture_B, renderers, side)
-            for side, picture_B in enumerate((row_B, mix.partner_B))
+            _render(store, renderer, part.view, row_B, picture_B, pool, partner)
+            for partner, picture_B in ((False, row_B), (True, mix.partner_B))
         )
         pictures, partner_at = np.concatenate([*both]), len(row_B) + np.arange(len(row_B))
     else:
         rows = np.concatenate([row_B, np.setdiff1d(mix.partner_B, row_B)])
-        pictures = _render(store, images, part.view, rows, rows, renderers)
+        pictures = _render(store, renderer, part.view, rows, rows, pool)
         order = np.argsort(rows)
         partner_at = order[np.searchsorted(rows, mix.partner_B, sorter=order)]
     return Batch(
@@ -168,25 +167,17 @@ def _batch(
 
 
 def _render(
-    store: Cache,
-    images: Images,
+    cache: Cache,
+    renderer: ViewRenderer,
     view: int,
     row_R: I8,
     picture_R: I8,
-    renderers: ThreadPoolExecutor,
-    side: int = 0,
+    pool: ThreadPoolExecutor,
+    partner: bool = False,
 ) -> U1:
-    """Pixels of one view of some rows; each picture's bytes are compared with their digest."""
-    table, spec = store.table, store.spec.views
-    params = view_params.parameters(store, view, row_R, side)
-    out = np.empty((len(row_R), spec.size, spec.size, 3), dtype=np.uint8)
-
-    def one(number: int) -> None:
-        row = int(picture_R[number])
-        data = images.read(row)
-        sample_table.check_digest(table, row, data)
-        render.views_of(data, table.keys[row], spec, [(params, number, out[number])])
-
-    for _ in renderers.map(one, range(len(row_R))):
-        pass
-    return out
+    """Render one view of some rows of the table, each from the picture of its own."""
+    params = view_params.parameters(cache, view, row_R, partner)
+    pictures = pool.map(
+        lambda at: renderer.render_one(int(picture_R[at]), params, at), range(len(row_R))
+    )
+    return np.stack(list(pictures))
