@@ -48,7 +48,7 @@ class Way:
         sides = np.array([decode.size(data, "k") for data in encoded], np.int32)
         ids = np.array([sample_table.sample_id(f"k{i}") for i in range(len(encoded))], np.uint64)
         self._params = draw.draw(spec, ids, sides[:, 0], sides[:, 1], 0)
-        self._spec, self._encoded, self._reuse = spec, encoded, decode.Reuse()
+        self._spec, self._encoded, self._reuse = spec, encoded, decode.DecodeBuffer()
         self.views = np.empty((len(encoded), spec.size, spec.size, 3), np.uint8)
 
     def run(self) -> float:
@@ -56,14 +56,14 @@ class Way:
         begin = time.process_time()
         for row, (data, out) in enumerate(zip(self._encoded, self.views, strict=True)):
             wanted = [(self._params, row, out)]
-            view.views_of(data, "k", self._spec, wanted, self._reuse, seen=True)
+            view.render_views(data, "k", self._spec, wanted, self._reuse, seen=True)
         return (time.process_time() - begin) / len(self._encoded)
 
 
 def measure(kind: str, size: int, repeats: int) -> dict[str, Any]:
     """Speed and pixels of all ways at one size of pictures and views."""
     encoded, spec = pictures(kind), replace(RRC, size=size)
-    small = [reencode.shrink(data, "k", 256, 90, decode.Reuse()) for data in encoded]
+    small = [reencode.shrink(data, "k", 256, 90, decode.DecodeBuffer()) for data in encoded]
     ways = {
         "whole": Way(spec, encoded),
         "scaled": Way(replace(spec, scaled_decode=True), encoded),

@@ -50,7 +50,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.machine import machine
-from cache_tools.render.view import views_of
+from cache_tools.render.view import render_views
 from cache_tools.store.cache import Cache
 from cache_tools.targets import codec
 from cache_tools.targets.codec import DecodedTargets
@@ -193,11 +193,11 @@ def _batches(store: Cache, images: Any, view: int) -> Iterator[tuple[Any, Any, A
     pixels = np.empty((len(table), spec.size, spec.size, 3), np.uint8)
     for row in range(len(table)):
         drawn = [(params, row, pixels[row])]
-        views_of(images.read(row), table.keys[row], spec, drawn)
+        render_views(images.read(row), table.keys[row], spec, drawn)
     mix = views.mix(spec, table.id_N, view)
     for begin in range(0, len(table), CPU_BATCH):
         at = slice(begin, begin + CPU_BATCH)
-        part = views.Mix(mix.partner_B[at], mix.lam_B[at], mix.cut_B4[at])
+        part = views.MixParams(mix.partner_B[at], mix.lam_B[at], mix.cut_B4[at])
         other = pixels[part.partner_B] if spec.mixes else None
         yield pixels[at], other, part, np.empty((len(pixels[at]), 0), np.int64)
 

@@ -15,10 +15,16 @@ import torch
 from benchmarks.pairs import Bench
 from cache_tools.runtime import threads
 from cache_tools.targets import codec
-from cache_tools.views.draw import Mix
+<<<<<<< HEAD
+from cache_tools.views.draw import MixParams
 from train.data import create_loader
 from train.data.device_batch import InputTransform
 from train.data.loader import Batch
+=======
+from cache_tools.views.draw import MixParams
+from train.data.device_batch import Input
+from train.data.native_loader import Batch, Replay
+>>>>>>> c2a2161 (ViewParams: ViewParams, MixParams, ImportedViews, LAMBDA_SCALE, DecodeBuffer, scale_log2, render_views; color in identifiers)
 from train.data.schedule import Schedule
 from train.loss import losses
 from train.loss.task import CachedDistillationTask
@@ -103,7 +109,7 @@ class Parts:
 
     def _ask(self) -> None:
         batch = self._batch
-        mix = Mix(np.arange(len(batch.lam_B)), batch.lam_B.astype(np.int32), batch.cut_B4)
+        mix = MixParams(np.arange(len(batch.lam_B)), batch.lam_B.astype(np.int32), batch.cut_B4)
         self._bench.ask(batch.pixels, batch.partner, mix, np.empty((len(batch.lam_B), 0), int))
 
     def _kd(self) -> None:

@@ -51,7 +51,7 @@ from torchvision import transforms
 
 from benchmarks.machine import machine
 from cache_tools.render import decode
-from cache_tools.render.view import views_of
+from cache_tools.render.view import render_views
 from cache_tools.spec import sample_table
 from cache_tools.spec.views import ViewSpec
 from cache_tools.views import draw
@@ -100,12 +100,12 @@ def ours(spec: ViewSpec, encoded: list[bytes], count: int = 1, seen: bool = True
     first = [column[: len(encoded)] for column in table(encoded)]
     params = [draw.draw(spec, *first, view) for view in range(count)]
     out = np.empty((count, spec.size, spec.size, 3), np.uint8)
-    reuse = decode.Reuse()
+    reuse = decode.DecodeBuffer()
 
     def run() -> None:
         for row, data in enumerate(encoded):
             wanted = [(drawn, row, out[view]) for view, drawn in enumerate(params)]
-            views_of(data, "k", spec, wanted, reuse, seen)
+            render_views(data, "k", spec, wanted, reuse, seen)
 
     return run, count
 
@@ -142,7 +142,7 @@ def decode_only(encoded: list[bytes]) -> Contestant:
 def decode_our_rows(encoded: list[bytes]) -> Contestant:
     """simplejpeg as our stage 2 uses it: into the same memory, no rows below the crop."""
     drawn = draw.draw(A2, *(column[: len(encoded)] for column in table(encoded)), 0)
-    bottom, reuse = (drawn.box_B4[:, 0] + drawn.box_B4[:, 2]).tolist(), decode.Reuse()
+    bottom, reuse = (drawn.box_B4[:, 0] + drawn.box_B4[:, 2]).tolist(), decode.DecodeBuffer()
 
     def run() -> None:
         for data, rows in zip(encoded, bottom, strict=True):

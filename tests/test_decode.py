@@ -321,7 +321,7 @@ def test_the_outcome_does_not_depend_on_the_filters_of_warnings() -> None:
 
 def test_pictures_of_all_sizes_decode_into_one_place() -> None:
     """Same pixels as in new memory, whatever lay there before, in several threads at once."""
-    random, reuse = np.random.default_rng(0), decode.Reuse()
+    random, reuse = np.random.default_rng(0), decode.DecodeBuffer()
     encoded = []
     for height, width in [(40, 60), (90, 70), (8, 8), (64, 200), (1, 1)] * 4:
         picture = Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8))

@@ -37,7 +37,7 @@ def distance(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.abs(counts[0] - counts[1]).max())
 
 
-def draw(spec: ViewSpec, height: int = 375, width: int = 500) -> views.Views:
+def draw(spec: ViewSpec, height: int = 375, width: int = 500) -> views.ViewParams:
     sides = np.full(COUNT, height, np.int32), np.full(COUNT, width, np.int32)
     return views.draw(spec, IDS, *sides, 0)
 

@@ -325,7 +325,7 @@ def test_a_thread_that_fails_ends_all_of_them(
         def fails(*_: Any, **__: Any) -> None:
             raise RuntimeError("this thread ended without a word")
 
-        monkeypatch.setattr(view, "views_of", fails)
+        monkeypatch.setattr(view, "render_views", fails)
     with pytest.raises(RuntimeError, match="ended without a word"):
         list(create(store, images, Schedule(store, 1, 2, 0), 2).epoch(0))
     assert not left_running()

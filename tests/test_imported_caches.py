@@ -15,7 +15,7 @@ from cache_tools.store.commits import Part
 from cache_tools.targets import codec
 from cache_tools.verify import verify
 from cache_tools.views import imported
-from cache_tools.views.imported import Imported
+from cache_tools.views.imported import ImportedViews
 
 Command = Callable[..., Outcome]
 
@@ -64,7 +64,7 @@ def whole(folder: Path, sizes: Sizes, kdcache: Command) -> Whole:
     return make
 
 
-def views(store: Cache, key: str, view: int) -> tuple[dict[int, int], Imported, str]:
+def views(store: Cache, key: str, view: int) -> tuple[dict[int, int], ImportedViews, str]:
     """Codes by class, parameters and the partner's key of one view."""
     row = store.table.keys.index(key)
     part = Part(view, row // store.spec.block_size)
@@ -207,7 +207,7 @@ def test_other_boxes_of_one_sample_are_a_conflict(
     assert kdcache("select", source.path, few, "--samples", tmp_path / "keys").code == 0
     store, part = Cache.open(few), Part(1, 0)
     (stored, probes), params = store.read(part), store.read_params(part)
-    params = Imported(**imported.blank(8, store.spec) | {
+    params = ImportedViews(**imported.blank(8, store.spec) | {
         "box_BP4": params.box_BP4, "flip_BP": 1 - params.flip_BP
     })  # fmt: skip
     (few / part.record).unlink()

@@ -671,6 +671,6 @@ def test_partners_stand_in_any_block(
     own, other = (np.empty((32, 32, 3), np.uint8) for _ in range(2))
     for side, out_ in enumerate((own, other)):
         params = view_params.parameters(store, 0, np.array([row]), side)
-        render.views_of(data, "x", store.spec.views, [(params, 0, out_)])
+        render.render_views(data, "x", store.spec.views, [(params, 0, out_)])
     assert np.array_equal(batch.pixels[7], own)
     assert np.array_equal(batch.partner[7], other)

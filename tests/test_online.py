@@ -76,7 +76,7 @@ def _in_order(store, inputs, view: int) -> Iterator[Batch]:  # type: ignore[no-u
     pixels = np.empty((100, 32, 32, 3), "u1")
     for row in range(100):
         data = inputs.images.read(row)
-        render.views_of(data, table.keys[row], spec, [(params, row, pixels[row])])
+        render.render_views(data, table.keys[row], spec, [(params, row, pixels[row])])
     mix = draw.mix(spec, table.id_N, view)
     none = codec.DecodedTargets(*(np.empty((0, 0)) for _ in range(5)))
     for begin in range(0, 100, 32):

@@ -92,14 +92,14 @@ def test_scaled_decoding_is_close_and_each_view_has_its_own_scale(kind: str) -> 
     spec = ViewSpec(size=64, scale=(0.005, 1.0), scaled_decode=True)
     ids = np.arange(200, dtype=np.uint64)
     params = draw.draw(spec, ids, np.full(200, 1201, np.int32), np.full(200, 903, np.int32), 0)
-    scales = {view.halvings(spec, *box[2:]) for box in params.box_B4.tolist()}
+    scales = {view.scale_log2(spec, *box[2:]) for box in params.box_B4.tolist()}
     assert scales == {0, 1, 2, 3}
     together, alone = np.empty((2, 200, 64, 64, 3), np.uint8)
     wanted = [(params, row, together[row]) for row in range(200)]
-    view.views_of(buffer.getvalue(), "k", spec, wanted, decode.Reuse())
+    view.render_views(buffer.getvalue(), "k", spec, wanted, decode.DecodeBuffer())
     whole = decode.decode(buffer.getvalue(), "k")
     for row in range(200):
-        view.views_of(buffer.getvalue(), "k", spec, [(params, row, alone[row])])
+        view.render_views(buffer.getvalue(), "k", spec, [(params, row, alone[row])])
         full = np.empty((64, 64, 3), np.uint8)
         view.render(whole, spec, params, row, full)
         assert np.abs(full.astype(int) - alone[row]).mean() < 4

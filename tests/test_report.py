@@ -200,7 +200,7 @@ def test_the_facts_of_a_cache_against_its_targets(kdcache: Command, made: Path) 
             for b in range(0, 100, store.spec.window)
         ]
         partner = np.concatenate([i * store.spec.window + m.partner_B for i, m in enumerate(mixes)])
-        lam = np.concatenate([m.lam_B for m in mixes]) / views.LAM_ONE
+        lam = np.concatenate([m.lam_B for m in mixes]) / views.LAMBDA_SCALE
         own = store.table.label_N
         label.append(np.where(lam >= 0.5, own, own[partner]))
     hit = np.stack(first) == np.stack(label)

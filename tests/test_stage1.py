@@ -152,14 +152,14 @@ def one_after_another(bench: Bench, batch: int) -> dict[str, bytes]:
             pixels = np.empty((len(window), 16, 16, 3), np.uint8)
             for i, row in enumerate(window):
                 wanted = [(params, i, pixels[i])]
-                view.views_of(bench.images.read(row), table.keys[row], spec.views, wanted)
+                view.render_views(bench.images.read(row), table.keys[row], spec.views, wanted)
                 fingerprints[row] = view.fingerprint(pixels[i])
             mix = draw.mix(spec.views, table.id_N[of], made.view)
             own = table.label_N[of].astype(np.int64)
             labels = np.stack([own, own[mix.partner_B]], axis=1)
             for first in range(0, len(window), batch):
                 at = slice(first, first + batch)
-                part_of = draw.Mix(mix.partner_B[at], mix.lam_B[at], mix.cut_B4[at])
+                part_of = draw.MixParams(mix.partner_B[at], mix.lam_B[at], mix.cut_B4[at])
                 said = forward(pixels[at], pixels[part_of.partner_B], part_of, labels[at])
                 sparse = codec.SparseTargets(*(t.numpy() for t in said))
                 stored.append(codec.encode(sparse, spec.targets, 10))
@@ -188,12 +188,12 @@ def test_stages_at_the_same_time_make_the_bytes_of_one_after_another(
 def test_mixing_in_place_has_the_bits_of_mixing() -> None:
     random, count, size = np.random.default_rng(1), 40, 12
     own, other = random.integers(0, 256, (2, count, 3, size, size), np.uint8)
-    lam = random.integers(0, draw.LAM_ONE + 1, count, np.int32)
-    lam[:2] = 0, draw.LAM_ONE
+    lam = random.integers(0, draw.LAMBDA_SCALE + 1, count, np.int32)
+    lam[:2] = 0, draw.LAMBDA_SCALE
     cut = random.integers(0, size // 2, (count, 4), np.int32)
     cut[::2] = 0
     x = torch.from_numpy(own.astype(np.float32))
-    mix_in_place(x, torch.from_numpy(other), draw.Mix(np.arange(count), lam, cut))
+    mix_in_place(x, torch.from_numpy(other), draw.MixParams(np.arange(count), lam, cut))
     floats = own.astype(np.float32), other.astype(np.float32), lam.astype(np.float32)
     expected = mixing.mix(*floats, cut, np.arange(size))
     assert np.array_equal(x.numpy(), expected)

@@ -82,7 +82,7 @@ def test_partners_are_mutual_and_share_lambda(count: int) -> None:
     assert (partner[partner] == np.arange(count)).all()
     assert (lam == lam[partner]).all()
     assert (partner == np.arange(count)).sum() == count % 2
-    assert (lam[partner == np.arange(count)] == draw.LAM_ONE).all()
+    assert (lam[partner == np.arange(count)] == draw.LAMBDA_SCALE).all()
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.2, 1.0, 4.0])
@@ -91,7 +91,7 @@ def test_lambda_is_beta_distributed(alpha: float) -> None:
     lams = []
     for view in range(20):
         mixed = draw.mix(spec, IDS, view)
-        lams.append(mixed.lam_B[mixed.partner_B > np.arange(len(IDS))] / draw.LAM_ONE)
+        lams.append(mixed.lam_B[mixed.partner_B > np.arange(len(IDS))] / draw.LAMBDA_SCALE)
     ours = np.sort(np.concatenate(lams))
     theirs = np.sort(np.random.default_rng(0).beta(alpha, alpha, 200_000))
     grid = np.linspace(0.01, 0.99, 99)
@@ -155,7 +155,7 @@ def seen(spec: ViewSpec, view: int = 0, first: int = 0) -> str:
         params = draw.draw(size, IDS[first : first + 64], *sizes(160, 200, 64), view)
         out = np.empty((size.size, size.size, 3), np.uint8)
         for row in range(64):
-            render.views_of(buffer.getvalue(), "k", size, [(params, row, out)])
+            render.render_views(buffer.getvalue(), "k", size, [(params, row, out)])
             digest.update(out.tobytes())
         mixed = draw.mix(size, IDS[first : first + 64], view)
         digest.update(mixed.lam_B.tobytes() + mixed.cut_B4.tobytes())

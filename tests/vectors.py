@@ -41,7 +41,7 @@ def table() -> list[str]:
     return [_row(key, i, drawn, mixed, id_N) for i, key in enumerate(ids)]
 
 
-def _row(key: str, i: int, drawn: draw.Views, mixed: draw.Mix, id_N: np.ndarray) -> str:
+def _row(key: str, i: int, drawn: draw.ViewParams, mixed: draw.MixParams, id_N: np.ndarray) -> str:
     steps = [
         f"{ops.NAMES[code]} {' '.join(map(str, values if code in AFFINES else values[:1]))}"
         for code, values in zip(

@@ -28,7 +28,7 @@ from cache_tools.targets import codec
 from cache_tools.targets.codec import EncodedTargets
 from cache_tools.targets.statistics import most_probable, part_statistics
 from cache_tools.version import __version__
-from cache_tools.views.imported import Imported
+from cache_tools.views.imported import ImportedViews
 
 I8 = NDArray[np.int64]
 U8 = NDArray[np.uint64]
@@ -45,7 +45,7 @@ class Made:
     """Row of the new table → fingerprint of its pixels, where an old part has one."""
     versions: dict[str, str]
     """What made the old parts."""
-    params: Imported | None
+    params: ImportedViews | None
     """Parameters of its views, where these were imported."""
 
     def probes(self, spec: CacheSpec, rows: range) -> U8:
@@ -61,7 +61,7 @@ class _Old:
     stored: EncodedTargets
     probes: U8
     versions: dict[str, str]
-    params: Imported | None
+    params: ImportedViews | None
 
 
 class Assembly:
@@ -115,10 +115,10 @@ class Assembly:
             known |= _probes(rows, read.probes, row_B[here], new_B[here])
             versions = read.versions | versions
         order = np.argsort(np.concatenate(places))
-        params = Imported.concatenate(views).rows(order) if views else None
+        params = ImportedViews.concatenate(views).rows(order) if views else None
         return Made(codec.select_rows(codec.concatenate(pieces), order), known, versions, params)
 
-    def _moved(self, params: Imported, source: int) -> Imported:
+    def _moved(self, params: ImportedViews, source: int) -> ImportedViews:
         """Parameters whose partners are rows of the new table."""
         if not (self._new_row_of and self._stores[source].spec.views.mixes):
             return params
@@ -172,7 +172,7 @@ def versions(of_source: dict[str, str], tool: str) -> dict[str, str]:
 
 
 def statistics(
-    store: Cache, part: Part, stored: EncodedTargets, params: Imported | None = None
+    store: Cache, part: Part, stored: EncodedTargets, params: ImportedViews | None = None
 ) -> dict[str, float]:
     """What a commit record says of targets, from what is stored of them."""
     top_B, top_sum = np.empty(len(stored), dtype=np.int64), 0.0
@@ -192,7 +192,7 @@ def windows(spec: CacheSpec, count: int) -> list[slice]:
     return [slice(b, min(b + spec.window, count)) for b in range(0, count, spec.window)]
 
 
-def labels(store: Cache, part: Part, params: Imported | None = None) -> I8:
+def labels(store: Cache, part: Part, params: ImportedViews | None = None) -> I8:
     """[B, P] labels of a part's views, and their partners' where views are mixed.
 
     Args:

@@ -33,7 +33,9 @@ def extension(data: bytes, key: str) -> str:
     raise DataError(f"sample {key!r} is not an image of a known kind. Repair or remove it.")
 
 
-def shrink(data: bytes, key: str, short_side: int, quality: int, reuse: decode.Reuse) -> bytes:
+def shrink(
+    data: bytes, key: str, short_side: int, quality: int, reuse: decode.DecodeBuffer
+) -> bytes:
     """The image with its short side at `short_side` pixels, as JPEG; untouched if no larger.
 
     Shrunk by INTER_AREA, which averages all pixels, and encoded with the accurate DCT and colours

@@ -72,7 +72,7 @@ def scan(
     Raises:
         DataError: Images cannot be read or decoded; a number of them are named.
     """
-    reuse = decode.Reuse()
+    reuse = decode.DecodeBuffer()
 
     def row(number: int) -> tuple[int, int, int, int] | DataError:
         try:

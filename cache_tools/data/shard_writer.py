@@ -93,7 +93,7 @@ class _Writer:
 
     def __init__(self, images: Images, target: Path, options: Options) -> None:
         self._images, self._target, self._options = images, target, options
-        self._reuse = decode.Reuse()
+        self._reuse = decode.DecodeBuffer()
         self._kinds: set[str] = set()
 
     def write(

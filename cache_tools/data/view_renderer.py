@@ -18,10 +18,14 @@ from cache_tools.render import decode, view
 from cache_tools.spec import sample_table
 from cache_tools.spec.sample_table import SampleTable
 from cache_tools.spec.views import ViewSpec
-from cache_tools.views.draw import Views
+from cache_tools.views.draw import ViewParams
 
 U1 = NDArray[np.uint8]
-ViewRequest = tuple[Views, int, U1]
+<<<<<<< HEAD
+ViewRequest = tuple[ViewParams, int, U1]
+=======
+Wanted = tuple[ViewParams, int, U1]
+>>>>>>> c2a2161 (ViewParams: ViewParams, MixParams, ImportedViews, LAMBDA_SCALE, DecodeBuffer, scale_log2, render_views; color in identifiers)
 """One view: parameters of B views, which of them, and [S, S, 3] to write."""
 
 
@@ -54,7 +58,7 @@ class ViewRenderer:
         """Names of the N samples."""
         self._stored_pixels = stored_pixels and not spec.scaled_decode
         self._crc_N = np.zeros(len(images), np.uint32) if decoded_before else None
-        self._buffer = decode.Reuse()
+        self._buffer = decode.DecodeBuffer()
 
     def read(self, row: int) -> bytes:
         """Encoded bytes of one sample, compared with its digest.
@@ -84,12 +88,12 @@ class ViewRenderer:
         picture = self._images.pixels(row) if self._stored_pixels else None
         if picture is None:
             key, whole_before = self.keys[row], self._crc_N is not None
-            view.views_of(self.read(row), key, self.spec, wanted, self._buffer, whole_before)
+            view.render_views(self.read(row), key, self.spec, wanted, self._buffer, whole_before)
             return
         for params, at, out in wanted:
             view.render(picture, self.spec, params, at, out)
 
-    def render_one(self, row: int, params: Views, at: int = 0) -> U1:
+    def render_one(self, row: int, params: ViewParams, at: int = 0) -> U1:
         """Render one view, view `at` of `params`, into new memory: [S, S, 3]."""
         out = np.empty((self.spec.size, self.spec.size, 3), dtype=np.uint8)
         self.render(row, [(params, at, out)])

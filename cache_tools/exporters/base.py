@@ -16,7 +16,7 @@ from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec
 from cache_tools.targets.codec import EncodedTargets
-from cache_tools.views.draw import LAM_ONE, Views
+from cache_tools.views.draw import LAMBDA_SCALE, ViewParams
 
 Arrays = dict[str, NDArray[Any]]
 _MEMORY = 2**28
@@ -69,10 +69,10 @@ class ExportBlock:
         if spec.views.mixes:
             begin = rows.start // spec.window * spec.window
             mix, at = view_params.mixing(store, view, begin, self.rows.stop), row_R - begin
-            lam = (mix.lam_B[at] / LAM_ONE).astype(np.float32)
+            lam = (mix.lam_B[at] / LAMBDA_SCALE).astype(np.float32)
             found |= {"partner": mix.partner_B[at], "lam": lam, "cut": mix.cut_B4[at]}
             if mix.outside_B is not None:
-                found["weight"] = (mix.outside_B[at] / LAM_ONE).astype(np.float32)
+                found["weight"] = (mix.outside_B[at] / LAMBDA_SCALE).astype(np.float32)
         if view_params.has_partner_params(store):
             other = _by_name(view_params.parameters(store, view, row_R, partner=True))
             found |= {f"partner_{name}": values for name, values in other.items()}
@@ -82,7 +82,7 @@ class ExportBlock:
         return found
 
 
-def _by_name(params: Views) -> Arrays:
+def _by_name(params: ViewParams) -> Arrays:
     """Return drawn parameters by name."""
     found: Arrays = {"box": params.box_B4, "flip": params.flip_B}
     if params.codes_BL.shape[1]:

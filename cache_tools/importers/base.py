@@ -45,7 +45,7 @@ from cache_tools.targets.statistics import most_probable, part_statistics
 from cache_tools.verify import verify
 from cache_tools.version import __version__
 from cache_tools.views import imported
-from cache_tools.views.imported import Imported
+from cache_tools.views.imported import ImportedViews
 
 log = logging.getLogger("kdcache")
 BLOCK = 65_536
@@ -66,7 +66,7 @@ class RecordBlock:
     """Class ids."""
     probability_BK: NDArray[np.float32]
     """Their probabilities, in any order."""
-    params: Imported
+    params: ImportedViews
     """View parameters: boxes, flips, operations."""
 
 
@@ -123,7 +123,7 @@ class ArrayAllocator:
             raise atomic.cannot_write(self._beside, error) from None
 
     def blank(self, views: int, samples: int) -> dict[str, NDArray[Any]]:
-        """Allocate every column of `Imported`, [views, samples, …], as views without operations."""
+        """Allocate every column of `ImportedViews`, [views, samples, …], as views without operations."""
         found = {}
         for c in imported.columns(self.spec):
             found[c.attribute] = self.zeros((views, samples, *c.shape), c.dtype)
@@ -369,7 +369,7 @@ def _check_agreement(top1: float, store: Cache, part: Part) -> None:
         )
 
 
-def _probes(store: Cache, images: Images, part: Part, params: Imported) -> NDArray[np.uint64]:
+def _probes(store: Cache, images: Images, part: Part, params: ImportedViews) -> NDArray[np.uint64]:
     """Compute the fingerprints of the probe views' pixels, as stage 1 stores them."""
     if not store.spec.replayable:
         return np.empty(0, dtype=np.uint64)

@@ -29,7 +29,7 @@ from cache_tools.spec.imported import ImportedSpec
 from cache_tools.spec.sample_table import SampleTable
 from cache_tools.spec.views import ViewSpec
 from cache_tools.views import imported
-from cache_tools.views.imported import Imported
+from cache_tools.views.imported import ImportedViews
 
 F8 = NDArray[np.float64]
 _WHOLE = 0.05
@@ -95,7 +95,7 @@ class FkdFiles:
             columns = imported.blank(len(rows), arrays.spec)
             box_B4 = boxes(coords[g].astype(np.float64), *sides, self._narrow, names)
             columns["box_BP4"], columns["flip_BP"] = box_B4[:, None], flip[g][:, None]
-            yield RecordBlock(index_BK, p_BK, Imported(**columns))
+            yield RecordBlock(index_BK, p_BK, ImportedViews(**columns))
 
     def _some(self, path: Path, at: NDArray[np.int64]) -> tuple[Any, Any, Any]:
         coords, flip, labels = _load(path)

@@ -29,8 +29,8 @@ from cache_tools.runtime import threads
 from cache_tools.spec.imported import MAX_OPERATIONS, ImportedSpec
 from cache_tools.spec.sample_table import SampleTable
 from cache_tools.spec.views import ViewSpec
-from cache_tools.views.draw import LAM_ONE
-from cache_tools.views.imported import Imported
+from cache_tools.views.draw import LAMBDA_SCALE
+from cache_tools.views.imported import ImportedViews
 
 _ORDER = (
     "uint8", "resize", "center_crop", "random_crop", "random_resized_crop",
@@ -46,7 +46,7 @@ _READ = {
     "cutmix",
 }  # fmt: skip
 Columns = dict[str, NDArray[Any]]
-"""Attributes of `Imported`, [views, samples, …]."""
+"""Attributes of `ImportedViews`, [views, samples, …]."""
 Cell = tuple[int, ...]
 """Position in the columns: view, sample and, for two pictures, side."""
 _NOTE = (  # part of the spec: another text is another fingerprint
@@ -116,7 +116,7 @@ class MlDrFiles:
             index_BK, p_BK = index[g].astype(np.int64), np.array(p[g])
             base.refuse_records(index_BK, p_BK, self._num_classes, names)
             yield RecordBlock(
-                index_BK, p_BK, Imported(**{n: np.array(c[g]) for n, c in columns.items()})
+                index_BK, p_BK, ImportedViews(**{n: np.array(c[g]) for n, c in columns.items()})
             )
 
     def _path(self, row: int) -> Path:
@@ -210,7 +210,7 @@ def _put_mixing(mixup: Any, cutmix: Any, columns: Columns, at: Cell) -> None:
     if mixup is not None:
         if not 0 <= float(mixup) <= 1:
             raise ValueError(f"mixup by {mixup}")
-        columns["weight_B"][at] = round(float(mixup) * LAM_ONE)
+        columns["weight_B"][at] = round(float(mixup) * LAMBDA_SCALE)
     if cutmix is not None:
         top, left, bottom, right = _integers(cutmix[1:], 4)
         if bottom > top and right > left:

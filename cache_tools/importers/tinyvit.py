@@ -26,7 +26,7 @@ from cache_tools.importers.base import ArrayAllocator, RecordBlock, SourceInfo
 from cache_tools.spec.imported import ImportedSpec
 from cache_tools.spec.sample_table import SampleTable
 from cache_tools.views import imported
-from cache_tools.views.imported import Imported
+from cache_tools.views.imported import ImportedViews
 
 _EPOCH = re.compile(r"logits_top(\d{1,5})_epoch(\d{1,5})")
 _RANK = re.compile(r"rank(\d{1,5})-values\.bin")
@@ -88,7 +88,7 @@ class TinyVitFiles:
                 raise DataError(f"{names[at]} has the invalid seed {records['seed'][at]}.")
             columns = imported.blank(len(rows), arrays.spec)
             columns["seed_B"] = records["seed"].astype(np.uint32)
-            yield RecordBlock(index_BK, p_BK, Imported(**columns))
+            yield RecordBlock(index_BK, p_BK, ImportedViews(**columns))
 
     def _load(self, view: int) -> NDArray[np.void]:
         """Read the records of an epoch in the order of the table.

@@ -67,11 +67,11 @@ def nearest(source: U1, matrix: I8, fill: U1, out: U1) -> None:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _paint(pixels: U1, colour: U1) -> None:
+def _paint(pixels: U1, color: U1) -> None:
     """Give pixels one colour."""
     for x in range(pixels.shape[0]):
         for c in range(3):
-            pixels[x, c] = colour[c]
+            pixels[x, c] = color[c]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

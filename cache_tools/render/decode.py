@@ -80,7 +80,7 @@ def is_plain_jpeg(data: bytes) -> bool:
     return _header(data)[2] in _PLAIN
 
 
-class Reuse(threading.local):
+class DecodeBuffer(threading.local):
     """A place to decode into, one per thread: new memory costs a fifth of a decode.
 
     A picture decoded into it is overwritten by the next one of the same thread.
@@ -97,7 +97,11 @@ class Reuse(threading.local):
 
 
 def decode(
-    data: bytes, key: str, reuse: Reuse | None = None, halvings: int = 0, rows: int | None = None
+    data: bytes,
+    key: str,
+    reuse: DecodeBuffer | None = None,
+    scale_log2: int = 0,
+    rows: int | None = None,
 ) -> U1:
     """Decode an image to [H, W, 3] RGB.
 
@@ -105,7 +109,7 @@ def decode(
         data: The encoded image.
         key: Name of the sample, for messages.
         reuse: Where to decode to; None makes new memory.
-        halvings: Decode at 1/2, 1/4 or 1/8 (1, 2, 3): [ceil(H / 2^halvings), …]. libjpeg makes
+        scale_log2: Decode at 1/2, 1/4 or 1/8 (1, 2, 3): [ceil(H / 2^scale_log2), …]. libjpeg makes
             fewer pixels of a JPEG's blocks; other formats are shrunk by INTER_AREA.
         rows: Only so many rows are wanted; there may be more, or all. Damage further down goes
             unseen, so this is for bytes that were decoded as a whole before.
@@ -114,18 +118,18 @@ def decode(
         DataError: Not an image, one of absurd size or a broken one; `key` names it.
     """
     with _naming(key):
-        height, width, colours = _header(data)
-        if rows is not None and colours in _PLAIN and not halvings:
-            beginning = _first_rows(data, rows, width, reuse or Reuse())
+        height, width, color_space = _header(data)
+        if rows is not None and color_space in _PLAIN and not scale_log2:
+            beginning = _first_rows(data, rows, width, reuse or DecodeBuffer())
             if beginning is not None:
                 return beginning
-        if colours in _PLAIN:
-            small = -(-height >> halvings), -(-width >> halvings)
+        if color_space in _PLAIN:
+            small = -(-height >> scale_log2), -(-width >> scale_log2)
             buffer = None if reuse is None else reuse.room(3 * small[0] * small[1])
-            picture = _jpeg(data, "RGB", buffer, *(small if halvings else (0, 0)))
+            picture = _jpeg(data, "RGB", buffer, *(small if scale_log2 else (0, 0)))
             height, width = small
         else:
-            if colours:  # CMYK or YCCK: Pillow makes RGB of it, but would not notice damage
+            if color_space:  # CMYK or YCCK: Pillow makes RGB of it, but would not notice damage
                 _jpeg(data, "CMYK")
             packed = png.check(data) if data.startswith(png.SIGNATURE) else []
             with _pillow(data) as image:
@@ -135,33 +139,33 @@ def decode(
                     png.check_rows(data, packed)
         if picture.shape != (height, width, 3):
             raise ValueError(f"decoded to {picture.shape}, its header says {height}×{width}")
-        if halvings and colours not in _PLAIN:
-            size = -(-width >> halvings), -(-height >> halvings)
+        if scale_log2 and color_space not in _PLAIN:
+            size = -(-width >> scale_log2), -(-height >> scale_log2)
             return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
         return picture
 
 
 def _header(data: bytes) -> tuple[int, int, str]:
     """Height, width and, of a JPEG that simplejpeg can read, the name of its colour space."""
-    colours = ""
+    color_space = ""
     try:
         # Not is_jpeg(): it also wants the end marker to be the last bytes.
         if data.startswith(_JPEG):
-            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+            height, width, color_space, _ = simplejpeg.decode_jpeg_header(data)
     except (ValueError, KeyError) as error:
         # Legal sampling factors that TurboJPEG has no name for, or a broken header: Pillow says.
         if isinstance(error, ValueError) and "subsampling" not in str(error):
             raise
-    if not colours:
+    if not color_space:
         with _pillow(data) as image:
             width, height = image.size
     if height * width > MAX_PIXELS:
         raise ValueError(f"it has {width}×{height} pixels, and {MAX_PIXELS} is the limit")
-    return height, width, colours
+    return height, width, color_space
 
 
 def _jpeg(
-    data: bytes, colours: str, buffer: U1 | None = None, height: int = 0, width: int = 0
+    data: bytes, color_space: str, buffer: U1 | None = None, height: int = 0, width: int = 0
 ) -> U1:
     """Decode a JPEG with simplejpeg, which makes errors of libjpeg's warnings when strict.
 
@@ -170,16 +174,16 @@ def _jpeg(
     options: dict[str, Any] = {"fastdct": False, "fastupsample": False, "buffer": buffer}
     options |= {"min_height": height, "min_width": width}
     try:
-        picture = simplejpeg.decode_jpeg(data, colours, **options)
+        picture = simplejpeg.decode_jpeg(data, color_space, **options)
     except ValueError as error:
         # libjpeg reports the first warning only: nothing was wrong before this one.
         if not _HARMLESS.search(str(error)):
             raise
-        picture = simplejpeg.decode_jpeg(data, colours, strict=False, **options)
+        picture = simplejpeg.decode_jpeg(data, color_space, strict=False, **options)
     return np.asarray(picture)
 
 
-def _first_rows(data: bytes, rows: int, width: int, reuse: Reuse) -> U1 | None:
+def _first_rows(data: bytes, rows: int, width: int, reuse: DecodeBuffer) -> U1 | None:
     """At least so many rows of a JPEG, or None where it must be decoded whole."""
     cut = jpeg.shorter(data, rows)
     if cut is None:

@@ -1,6 +1,6 @@
 """A view's list of image operations, run in order, and its erased rectangle.
 
-Integer arithmetic only (`colour`, `geometry`, `smoothing`), so that a pixel is the same on every
+Integer arithmetic only (`color`, `geometry`, `smoothing`), so that a pixel is the same on every
 processor; no Python lock is held, so that a thread pool renders in parallel. Operations and
 magnitudes come as integers: whoever draws them decides, here nothing is drawn but the noise of an
 erased rectangle, which is a function of its key.
@@ -119,7 +119,7 @@ def erase(
     height: int,
     width: int,
     mode: int,
-    colour3: U1,
+    color3: U1,
     seed0: np.uint64,
     seed1: np.uint64,
 ) -> None:
@@ -133,7 +133,7 @@ def erase(
         width: In pixels.
         mode: CONSTANT, or NOISE: pixel i of the rectangle, row by row, gets channel c from word c
             of the Philox block i, about normal with 58 of 255 as standard deviation.
-        colour3: [3], the colour, of noise its mean.
+        color3: [3], the colour, of noise its mean.
         seed0: First word of the noise's key.
         seed1: Second word of it.
     """
@@ -142,8 +142,8 @@ def erase(
             if mode == NOISE:
                 i = np.uint64((y - top) * width + (x - left))
                 red, green, blue, _ = philox(i, np.uint64(seed0), np.uint64(seed1))
-                out[y, x, 0] = min(max(colour3[0] + (58 * _normal(red) >> 16), 0), 255)
-                out[y, x, 1] = min(max(colour3[1] + (58 * _normal(green) >> 16), 0), 255)
-                out[y, x, 2] = min(max(colour3[2] + (58 * _normal(blue) >> 16), 0), 255)
+                out[y, x, 0] = min(max(color3[0] + (58 * _normal(red) >> 16), 0), 255)
+                out[y, x, 1] = min(max(color3[1] + (58 * _normal(green) >> 16), 0), 255)
+                out[y, x, 2] = min(max(color3[2] + (58 * _normal(blue) >> 16), 0), 255)
             else:
-                out[y, x, 0], out[y, x, 1], out[y, x, 2] = colour3[0], colour3[1], colour3[2]
+                out[y, x, 0], out[y, x, 1], out[y, x, 2] = color3[0], color3[1], color3[2]

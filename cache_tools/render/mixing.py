@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cache_tools.views.draw import LAM_ONE
+from cache_tools.views.draw import LAMBDA_SCALE
 
 
 def mix(
@@ -30,10 +30,10 @@ def mix(
         lam_B: fp32 λ in 1/65536, integers 0..65536.
         cut_B4: Cutmix box: top, left, height (0 = mixup), width in pixels.
         side_S: 0, 1, … S - 1 as an array of the same kind.
-        outside_B: As `Mix.outside_B`, fp32.
+        outside_B: As `MixParams.outside_B`, fp32.
     """
     weight = weights(lam_B, cut_B4, side_S, outside_B)[:, None]
-    return (pixels_B3SS * weight + partner_B3SS * (LAM_ONE - weight)) / LAM_ONE
+    return (pixels_B3SS * weight + partner_B3SS * (LAMBDA_SCALE - weight)) / LAMBDA_SCALE
 
 
 def weights(lam_B: Any, cut_B4: Any, side_S: Any, outside_B: Any | None = None) -> Any:
@@ -42,7 +42,7 @@ def weights(lam_B: Any, cut_B4: Any, side_S: Any, outside_B: Any | None = None) 
     rows = (side_S >= top) & (side_S < top + height)
     columns = (side_S >= left) & (side_S < left + width)
     outside = 1.0 - 1.0 * (rows[:, :, None] & columns[:, None, :])
-    own = lam_B + (LAM_ONE - lam_B) * (cut_B4[:, 2] > 0) if outside_B is None else outside_B
+    own = lam_B + (LAMBDA_SCALE - lam_B) * (cut_B4[:, 2] > 0) if outside_B is None else outside_B
     return own[:, None, None] * outside
 
 

@@ -53,8 +53,8 @@ def check_rows(data: bytes, packed: list[bytes]) -> None:
         ValueError: They are fewer.
         zlib.error: They are no zlib stream.
     """
-    width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
-    bits, due = depth * _CHANNELS[colour], 0
+    width, height, depth, color_type = struct.unpack_from(">IIBB", data, 16)
+    bits, due = depth * _CHANNELS[color_type], 0
     for top, left, down, right in _ADAM7 if is_interlaced(data) else _WHOLE:
         rows, columns = len(range(top, height, down)), len(range(left, width, right))
         due += rows * (1 + (columns * bits + 7) // 8) if columns else 0

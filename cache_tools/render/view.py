@@ -63,12 +63,12 @@ def crop_resize(
     return out
 
 
-def views_of(
+def render_views(
     data: bytes,
     key: str,
     spec: ViewSpec,
-    wanted: Sequence[tuple[draw.Views, int, U1]],
-    reuse: decode.Reuse | None = None,
+    wanted: Sequence[tuple[draw.ViewParams, int, U1]],
+    reuse: decode.DecodeBuffer | None = None,
     seen: bool = False,
 ) -> None:
     """Encoded image → views, decoded once (with scaled decoding: once per scale).
@@ -85,7 +85,7 @@ def views_of(
         DataError: The image cannot be decoded.
     """
     bottom = max(sum(params.box_B4[row, ::2].tolist()) for params, row, _ in wanted)
-    scales = [halvings(spec, *params.box_B4[row, 2:].tolist()) for params, row, _ in wanted]
+    scales = [scale_log2(spec, *params.box_B4[row, 2:].tolist()) for params, row, _ in wanted]
     for scale in sorted(set(scales)):
         picture = decode.decode(data, key, reuse, scale, bottom if seen else None)
         for (params, row, out), own in zip(wanted, scales, strict=True):
@@ -93,7 +93,7 @@ def views_of(
                 render(picture, spec, params, row, out, scale)
 
 
-def halvings(spec: ViewSpec, height: int, width: int) -> int:
+def scale_log2(spec: ViewSpec, height: int, width: int) -> int:
     """How often a picture is halved as it is decoded, 0..3, for a crop of this size in pixels."""
     return int(scale_of(spec.size, height, width)) if spec.scaled_decode else 0
 
@@ -124,7 +124,7 @@ def scaled_box(
 
 
 def render(
-    picture: U1, spec: ViewSpec, params: draw.Views, row: int, out: U1, scale: int = 0
+    picture: U1, spec: ViewSpec, params: draw.ViewParams, row: int, out: U1, scale: int = 0
 ) -> None:
     """Render one view.
 
@@ -150,8 +150,8 @@ def render(
     for erased, keys in zip(params.erase_BE8[row], params.noise_BE2[row], strict=True):
         top, left, height, width, mode = erased[:5].tolist()
         if height:
-            colour = erased[5:].astype(np.uint8)
-            kernels.erase(out, top, left, height, width, mode, colour, keys[0], keys[1])
+            color = erased[5:].astype(np.uint8)
+            kernels.erase(out, top, left, height, width, mode, color, keys[0], keys[1])
 
 
 def fingerprint(view: U1) -> int:

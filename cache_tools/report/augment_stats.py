@@ -46,7 +46,7 @@ def measure(store: Cache, part: Part, row_B: I8) -> Strength:
     drawn = view_params.parameters(store, part.view, row_B)
     if spec.mixes:
         mix = view_params.mixing_of(store, part.view, row_B)
-        one_B = mix.lam_B / draw.LAM_ONE
+        one_B = mix.lam_B / draw.LAMBDA_SCALE
         label_B = np.where(one_B < 0.5, table.label_N[mix.partner_B], label_B)
     box_B4, erase_BE = drawn.box_B4.astype(np.float64), drawn.erase_BE8.astype(np.float64)
     return Strength(

@@ -25,7 +25,7 @@ from cache_tools.store import view_params
 from cache_tools.store.cache import Cache
 from cache_tools.views import draw as views
 from cache_tools.views import ops
-from cache_tools.views.draw import Mix
+from cache_tools.views.draw import MixParams
 
 U1 = NDArray[np.uint8]
 CELL, GAP, BAR, CLASSES = 168, 10, 15, 3
@@ -52,7 +52,7 @@ class Source:
         self.keys = self.renderer.keys
         self._spec, self._window, self._cache = spec, window, cache
 
-    def parameters(self, number: int, view: int) -> views.Views:
+    def parameters(self, number: int, view: int) -> views.ViewParams:
         """Parameters of one view."""
         if self._cache is not None:
             return view_params.parameters(self._cache, view, np.array([number]), spec=self._spec)
@@ -72,7 +72,7 @@ class Source:
         params = view_params.parameters(self._cache, view, np.array([number]), partner=True)
         return self.renderer.render_one(other, params)
 
-    def mix(self, number: int, view: int) -> Mix:
+    def mix(self, number: int, view: int) -> MixParams:
         """How one view is mixed; a sample that is alone is its own partner."""
         if self._cache is not None:
             return view_params.mixing_of(self._cache, view, np.array([number]), self._spec)
@@ -97,7 +97,11 @@ def facts(source: Source, number: int, view: int) -> dict[str, Any]:
         )
         if code
     ]
-    mixing_ = {"partner": source.keys[partner], "lam": lam / views.LAM_ONE, "box": cut.tolist()}
+    mixing_ = {
+        "partner": source.keys[partner],
+        "lam": lam / views.LAMBDA_SCALE,
+        "box": cut.tolist(),
+    }
     return {
         "key": source.keys[number],
         "view": view,
@@ -172,11 +176,11 @@ def _view(
     mix = source.mix(number, view)
     lam = int(mix.lam_B[0])
     label = f"view {view}"
-    if lam < views.LAM_ONE:
+    if lam < views.LAMBDA_SCALE:
         other = source.partner(number, view)
         pixels = _mixed(own, other, mix)
         kind = "cutmix" if mix.cut_B4[0, 2] else "mixup"
-        label += f"   {kind} {lam / views.LAM_ONE:.2f}"
+        label += f"   {kind} {lam / views.LAMBDA_SCALE:.2f}"
     else:
         other, pixels = None, own
     sheet.paste(Image.fromarray(pixels).resize((CELL, CELL)), at)
@@ -190,7 +194,7 @@ def _view(
     _text(pen, (at[0], at[1] + CELL + 3), label, _PALE)
 
 
-def _mixed(own: U1, other: U1, mix: Mix) -> U1:
+def _mixed(own: U1, other: U1, mix: MixParams) -> U1:
     a, b = (p.transpose(2, 0, 1)[None].astype(np.float32) for p in (own, other))
     side, lam_B = np.arange(own.shape[0]), mix.lam_B.astype(np.float32)
     outside = None if mix.outside_B is None else mix.outside_B.astype(np.float32)

@@ -33,7 +33,7 @@ from cache_tools.store.open import open_cache
 from cache_tools.targets import codec
 from cache_tools.targets.codec import DecodedTargets, EncodedTargets
 from cache_tools.targets.mixture import Mixture, Tail, common_temperatures
-from cache_tools.views.imported import Imported
+from cache_tools.views.imported import ImportedViews
 
 log = logging.getLogger("kdcache")
 _COLUMNS = ("digest", "label", "height", "width", "bytes")
@@ -89,7 +89,7 @@ class Members:
         specs = [store.spec.targets for store in self.stores]
         return Mixture(self.weights, specs, self.first.spec.teacher.num_classes, tail)
 
-    def params(self, part: Part) -> Imported | None:
+    def params(self, part: Part) -> ImportedViews | None:
         """Parameters of the imported views of a part, None where views are drawn.
 
         Raises:

@@ -43,7 +43,7 @@ from cache_tools.store.metadata import Whole
 from cache_tools.targets import codec
 from cache_tools.targets.codec import EncodedTargets
 from cache_tools.views import imported
-from cache_tools.views.imported import Imported
+from cache_tools.views.imported import ImportedViews
 
 T = TypeVar("T")
 _ASKING = 16
@@ -214,7 +214,7 @@ class Cache:
         probes: NDArray[np.uint64],
         statistics: Mapping[str, float],
         versions: Mapping[str, str],
-        params: Imported | None = None,
+        params: ImportedViews | None = None,
     ) -> bool:
         """Write and commit one part, unless it is committed already; `params` of imported views.
 
@@ -274,7 +274,7 @@ class Cache:
             raise CacheDamaged(f"{part} of {self.name} holds {wrong}. {REMEDY}")
         return stored, probes
 
-    def read_params(self, part: Part) -> Imported:
+    def read_params(self, part: Part) -> ImportedViews:
         """Parameters of the imported views of one part, checked as targets are.
 
         Raises:
@@ -282,7 +282,7 @@ class Cache:
         """
         return self.decode_params(part, self.read_chunks(part, views=True)[1])
 
-    def decode_params(self, part: Part, chunks: Mapping[str, bytes]) -> Imported:
+    def decode_params(self, part: Part, chunks: Mapping[str, bytes]) -> ImportedViews:
         """Parameters of imported views in the chunks of one part; CacheDamaged as `read`."""
         params = self._decoded(part, self._layout.decode_views, chunks)
         rows = self.spec.rows(part.block)

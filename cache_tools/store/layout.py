@@ -29,7 +29,7 @@ from cache_tools.store import frames
 from cache_tools.targets import codec
 from cache_tools.targets.codec import EncodedTargets
 from cache_tools.views import imported
-from cache_tools.views.imported import Imported
+from cache_tools.views.imported import ImportedViews
 
 PROBES = 4
 """Views per part whose pixels are fingerprinted."""
@@ -116,7 +116,7 @@ class Layout(threading.local):
         block: int,
         stored: EncodedTargets,
         probes: NDArray[np.uint64],
-        params: Imported | None = None,
+        params: ImportedViews | None = None,
     ) -> dict[str, bytes]:
         """Chunk bytes of one part, path → bytes, for every array of `fields`."""
         if (params is None) != (self._spec.imported is None):
@@ -165,7 +165,7 @@ class Layout(threading.local):
         )
         return stored, found.get("probes/pixels", np.empty((0, 1), dtype=np.uint64))[:, 0]
 
-    def decode_views(self, view: int, block: int, chunks: Mapping[str, bytes]) -> Imported:
+    def decode_views(self, view: int, block: int, chunks: Mapping[str, bytes]) -> ImportedViews:
         """Parameters of the imported views of one part; nothing of the values is checked.
 
         Raises:

@@ -14,15 +14,15 @@ from cache_tools.spec.views import ViewSpec
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.views import draw
-from cache_tools.views.draw import Mix, Views
-from cache_tools.views.imported import Imported
+from cache_tools.views.draw import MixParams, ViewParams
+from cache_tools.views.imported import ImportedViews
 
 I8 = NDArray[np.int64]
 
 
 def parameters(
     store: Cache, view: int, row_R: I8, partner: bool = False, spec: ViewSpec | None = None
-) -> Views:
+) -> ViewParams:
     """Parameters of one view of some samples, before mixing.
 
     Args:
@@ -54,7 +54,7 @@ def mixing(
     begin: int = 0,
     end: int | None = None,
     drawn: ViewSpec | None = None,
-) -> Mix:
+) -> MixParams:
     """Mixing of one view of the rows `begin` (a multiple of the window) to `end` (None: all).
 
     Partners are rows of the sample table; `drawn` as the `spec` of `parameters`.
@@ -65,14 +65,14 @@ def mixing(
         return _imported(store, view, np.arange(begin, end)).mix(spec)
     ids, begins = store.table.id_N[:end], range(begin, end, spec.window)
     windows = [draw.mix(drawn, ids[b : b + spec.window], view) for b in begins]
-    return Mix(
+    return MixParams(
         np.concatenate([b + w.partner_B for b, w in zip(begins, windows, strict=True)]),
         np.concatenate([w.lam_B for w in windows]),
         np.concatenate([w.cut_B4 for w in windows]),
     )
 
 
-def mixing_of(store: Cache, view: int, row_B: I8, drawn: ViewSpec | None = None) -> Mix:
+def mixing_of(store: Cache, view: int, row_B: I8, drawn: ViewSpec | None = None) -> MixParams:
     """Mixing of one view of some neighbouring, ascending rows; as `mixing`."""
     window, last = store.spec.window, int(row_B[-1])
     begin = int(row_B[0]) // window * window
@@ -80,7 +80,7 @@ def mixing_of(store: Cache, view: int, row_B: I8, drawn: ViewSpec | None = None)
     return mixing(store, view, begin, end, drawn).rows(row_B - begin)
 
 
-def _imported(store: Cache, view: int, row_R: I8) -> Imported:
+def _imported(store: Cache, view: int, row_R: I8) -> ImportedViews:
     """Stored parameters of some rows, block by block."""
     block_R = row_R // store.spec.block_size
     pieces, order = [], []
@@ -90,7 +90,7 @@ def _imported(store: Cache, view: int, row_R: I8) -> Imported:
         order.append(where)
     if len(pieces) == 1:
         return pieces[0]
-    return Imported.concatenate(pieces).rows(np.argsort(np.concatenate(order), kind="stable"))
+    return ImportedViews.concatenate(pieces).rows(np.argsort(np.concatenate(order), kind="stable"))
 
 
 def _groups(block_R: I8) -> Iterator[tuple[int, I8]]:

@@ -31,7 +31,7 @@ from cache_tools.spec import sample_table
 from cache_tools.store import info, view_params
 from cache_tools.store.cache import Cache, probe_numbers
 from cache_tools.store.commits import Part
-from cache_tools.views.draw import Views
+from cache_tools.views.draw import ViewParams
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -166,7 +166,7 @@ def probe(store: Cache, images: Images, number: int, view: int) -> int:
     return fingerprint(store, images, number, params, 0)
 
 
-def fingerprint(store: Cache, images: Images, number: int, params: Views, at: int) -> int:
+def fingerprint(store: Cache, images: Images, number: int, params: ViewParams, at: int) -> int:
     """Fingerprint of the pixels of one view whose parameters are known.
 
     Args:

@@ -26,7 +26,7 @@ U8 = NDArray[np.uint64]
 F8 = NDArray[np.float64]
 
 CROP_TRIES = ERASE_TRIES = 10
-LAM_ONE = 65_536
+LAMBDA_SCALE = 65_536
 """λ is stored as an integer of 1/65536: products with uint8 pixels are then exact in fp32."""
 AREA, BILINEAR, BICUBIC, BOX = range(4)
 _ERASE_AREA, _ERASE_RATIO = (0.02, 1.0 / 3.0), (0.3, 1.0 / 0.3)
@@ -35,7 +35,7 @@ _NOISE = 58.0  # deviation of erased pixels, that of ImageNet's
 
 
 @dataclass(frozen=True)
-class Views:
+class ViewParams:
     """Parameters of one view of each of B samples, before mixing."""
 
     box_B4: I4
@@ -57,7 +57,7 @@ class Views:
         return len(self.flip_B)
 
 
-def draw(spec: ViewSpec, ids_B: U8, height_B: I4, width_B: I4, view: int) -> Views:
+def draw(spec: ViewSpec, ids_B: U8, height_B: I4, width_B: I4, view: int) -> ViewParams:
     """Draw view number `view` of B samples.
 
     Args:
@@ -68,23 +68,23 @@ def draw(spec: ViewSpec, ids_B: U8, height_B: I4, width_B: I4, view: int) -> Vie
         view: View number.
     """
     if spec.center_crop:
-        box = _centre(height_B, width_B, spec.center_crop)
+        box = _center_boxes(height_B, width_B, spec.center_crop)
     else:
         box = _crop(spec, ids_B, height_B, width_B, view)
     flip = rng.uniform(rng.bits(spec.seed, ids_B, view, rng.STREAM_FLIP, 1))[:, 0] < spec.hflip
     codes, arguments = _operations(spec, ids_B, view)
     erase, noise = _erase(spec, ids_B, view)
-    return Views(box, _filter(spec, ids_B, view), flip, codes, arguments, erase, noise)
+    return ViewParams(box, _filter(spec, ids_B, view), flip, codes, arguments, erase, noise)
 
 
-def concatenate(parts: Sequence[Views]) -> Views:
+def concatenate(parts: Sequence[ViewParams]) -> ViewParams:
     """Parameters of several blocks as one."""
-    columns = [[getattr(part, f.name) for part in parts] for f in fields(Views)]
-    return Views(*(np.concatenate(column) for column in columns))
+    columns = [[getattr(part, f.name) for part in parts] for f in fields(ViewParams)]
+    return ViewParams(*(np.concatenate(column) for column in columns))
 
 
 @dataclass(frozen=True)
-class Mix:
+class MixParams:
     """How B views are mixed with their partners."""
 
     partner_B: I8
@@ -97,13 +97,13 @@ class Mix:
     """Share of the own pixels outside of that box in 1/65536; None: λ without a box, else 1. Only
     imported views may have both a box and mixup."""
 
-    def rows(self, row_R: I8) -> "Mix":
+    def rows(self, row_R: I8) -> "MixParams":
         """How some of the views are mixed."""
         outside = None if self.outside_B is None else self.outside_B[row_R]
-        return Mix(self.partner_B[row_R], self.lam_B[row_R], self.cut_B4[row_R], outside)
+        return MixParams(self.partner_B[row_R], self.lam_B[row_R], self.cut_B4[row_R], outside)
 
 
-def mix(spec: ViewSpec, ids_W: U8, view: int) -> Mix:
+def mix(spec: ViewSpec, ids_W: U8, view: int) -> MixParams:
     """Mixing of one window of the sample table.
 
     A keyed permutation of the window pairs its samples: neighbours in it are partners, and each
@@ -117,7 +117,7 @@ def mix(spec: ViewSpec, ids_W: U8, view: int) -> Mix:
         view: View number.
     """
     count = len(ids_W)
-    partner, lam = np.arange(count), np.full(count, LAM_ONE, dtype=np.int32)
+    partner, lam = np.arange(count), np.full(count, LAMBDA_SCALE, dtype=np.int32)
     cut = np.zeros((count, 4), dtype=np.int32)
     if spec.mixes:
         turn = view // spec.pair_views
@@ -128,7 +128,7 @@ def mix(spec: ViewSpec, ids_W: U8, view: int) -> Mix:
         lam_P, cut_P4 = _pairs(spec, ids_W[a], view)
         for side in (a, b):
             lam[side], cut[side] = lam_P, cut_P4
-    return Mix(partner, lam, cut)
+    return MixParams(partner, lam, cut)
 
 
 def center(height: int, width: int, crop: float) -> tuple[int, int, int, int]:
@@ -141,7 +141,7 @@ def center(height: int, width: int, crop: float) -> tuple[int, int, int, int]:
     return (height - side) // 2, (width - side) // 2, side, side
 
 
-def _centre(height_B: I4, width_B: I4, crop: float) -> I4:
+def _center_boxes(height_B: I4, width_B: I4, crop: float) -> I4:
     boxes = [center(int(h), int(w), crop) for h, w in zip(height_B, width_B, strict=True)]
     return np.array(boxes, dtype=np.int32).reshape(-1, 4)
 
@@ -264,7 +264,7 @@ def _erase(spec: ViewSpec, ids_B: U8, view: int) -> tuple[I4, U8]:
         box[count <= k] = 0
         erase[rows, k, :4] = box
         erase[rows, k, 4] = spec.re_mode == "pixel"
-        erase[rows, k, 5:] = _erase_colour(spec, rng.uniform(of_box[:, 40:46]))
+        erase[rows, k, 5:] = _erase_color(spec, rng.uniform(of_box[:, 40:46]))
         noise[rows, k] = of_box[:, 46:48]
     return erase, noise
 
@@ -287,11 +287,11 @@ def _erase_box(u_B40: F8, count_B: F8, size: int) -> I4:
     return box
 
 
-def _erase_colour(spec: ViewSpec, u_B6: F8) -> I4:
-    colour = np.tile(np.array(spec.fill, dtype=np.float64), (len(u_B6), 1))
+def _erase_color(spec: ViewSpec, u_B6: F8) -> I4:
+    color = np.tile(np.array(spec.fill, dtype=np.float64), (len(u_B6), 1))
     if spec.re_mode == "rand":
-        colour += np.rint(_NOISE * exact.normal(u_B6[:, :3], u_B6[:, 3:]))
-    return np.clip(colour, 0.0, 255.0).astype(np.int32)
+        color += np.rint(_NOISE * exact.normal(u_B6[:, :3], u_B6[:, 3:]))
+    return np.clip(color, 0.0, 255.0).astype(np.int32)
 
 
 def _pairs(spec: ViewSpec, ids_P: U8, view: int) -> tuple[I4, I4]:
@@ -308,7 +308,7 @@ def _pairs(spec: ViewSpec, ids_P: U8, view: int) -> tuple[I4, I4]:
     box = _cut_box(lam, u[:, 2], u[:, 3], spec.size)
     box[~is_cut] = 0
     kept = 1.0 - box[:, 2] * box[:, 3] / float(spec.size * spec.size)
-    return np.rint(np.where(is_cut, kept, lam) * LAM_ONE).astype(np.int32), box
+    return np.rint(np.where(is_cut, kept, lam) * LAMBDA_SCALE).astype(np.int32), box
 
 
 def _cut_box(lam_P: F8, u_P: F8, v_P: F8, size: int) -> I4:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.sample_table import SampleTable
 from cache_tools.views import draw, ops
-from cache_tools.views.draw import LAM_ONE, Mix, Views
+from cache_tools.views.draw import LAMBDA_SCALE, MixParams, ViewParams
 
 U1 = NDArray[np.uint8]
 I4 = NDArray[np.int32]
@@ -42,7 +42,7 @@ _MATRIX = 2**30  # of an affine: 16,384 pixels
 
 
 @dataclass(frozen=True)
-class Imported:
+class ImportedViews:
     """Parameters of one view of each of B samples."""
 
     box_BP4: I4
@@ -67,33 +67,33 @@ class Imported:
     def __len__(self) -> int:
         return len(self.flip_BP)
 
-    def rows(self, row_R: I8) -> "Imported":
+    def rows(self, row_R: I8) -> "ImportedViews":
         """Some of the views."""
-        return Imported(*(getattr(self, f.name)[row_R] for f in fields(self)))
+        return ImportedViews(*(getattr(self, f.name)[row_R] for f in fields(self)))
 
-    def equals(self, other: "Imported") -> bool:
+    def equals(self, other: "ImportedViews") -> bool:
         """Whether both are of the same views."""
         return len(self) == len(other) and not self.differ(other).any()
 
-    def differ(self, other: "Imported") -> NDArray[np.bool_]:
+    def differ(self, other: "ImportedViews") -> NDArray[np.bool_]:
         """[B] which views are not those of `other`, one by one."""
         pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
         unequal = [(a != b).reshape(len(self), -1).any(axis=1) for a, b in pairs]
         return np.asarray(np.any(unequal, axis=0))
 
     @staticmethod
-    def concatenate(parts: "Sequence[Imported]") -> "Imported":
+    def concatenate(parts: "Sequence[ImportedViews]") -> "ImportedViews":
         """The views of several parts, one after another."""
-        columns = [[getattr(part, f.name) for part in parts] for f in fields(Imported)]
-        return Imported(*(np.concatenate(column) for column in columns))
+        columns = [[getattr(part, f.name) for part in parts] for f in fields(ImportedViews)]
+        return ImportedViews(*(np.concatenate(column) for column in columns))
 
-    def side(self, side: int, spec: CacheSpec) -> Views:
+    def side(self, side: int, spec: CacheSpec) -> ViewParams:
         """The views (0) or their partners (1) as the renderer takes them."""
         count, boxes = len(self), self.erase_BPE4.shape[2]
         erase = np.zeros((count, boxes, 8), dtype=np.int32)
         erase[..., :4] = self.erase_BPE4[:, side]
         erase[..., 5:] = spec.views.fill
-        return Views(
+        return ViewParams(
             self.box_BP4[:, side],
             np.full(count, draw.filter_number(spec.views.interpolation), dtype=np.int8),
             self.flip_BP[:, side].astype(np.bool_),
@@ -103,14 +103,14 @@ class Imported:
             np.zeros((count, boxes, 2), dtype=np.uint64),
         )
 
-    def mix(self, spec: CacheSpec) -> Mix:
+    def mix(self, spec: CacheSpec) -> MixParams:
         """How the views are mixed; partners are rows of the sample table."""
         area = spec.views.size * spec.views.size
         rest = area - self.cut_B4[:, 2].astype(np.int64) * self.cut_B4[:, 3]
         weight = self.weight_B.astype(np.int64)
         lam = (weight * rest * 2 + area) // (2 * area)
         partner, outside = self.partner_B.astype(np.int64), weight.astype(np.int32)
-        return Mix(partner, lam.astype(np.int32), self.cut_B4, outside)
+        return MixParams(partner, lam.astype(np.int32), self.cut_B4, outside)
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Column:
     name: str
     """Its name in the group."""
     attribute: str
-    """The attribute of `Imported` it holds."""
+    """The attribute of `ImportedViews` it holds."""
     shape: tuple[int, ...]
     """Of one view."""
     dtype: str
@@ -153,18 +153,18 @@ def columns(spec: CacheSpec) -> tuple[Column, ...]:
         Column("argument", "arguments_BPL6", (sides, layers, 6), "int32", shown),
         Column("erase", "erase_BPE4", (sides, boxes, 4), "int32", shown),
         Column("partner", "partner_B", (), "uint32", mixed),
-        Column("weight", "weight_B", (), "uint32", mixed, LAM_ONE),
+        Column("weight", "weight_B", (), "uint32", mixed, LAMBDA_SCALE),
         Column("cut", "cut_B4", (4,), "int32", mixed),
         Column("seed", "seed_B", (), "uint32", said.seeds),
     )
 
 
 def blank(count: int, spec: CacheSpec) -> dict[str, NDArray[Any]]:
-    """Every attribute of `Imported` for `count` views, with nothing done to them."""
+    """Every attribute of `ImportedViews` for `count` views, with nothing done to them."""
     return {c.attribute: np.full((count, *c.shape), c.default, c.dtype) for c in columns(spec)}
 
 
-def to_arrays(params: Imported, spec: CacheSpec) -> dict[str, NDArray[Any]]:
+def to_arrays(params: ImportedViews, spec: CacheSpec) -> dict[str, NDArray[Any]]:
     """Path → [planes, B], of the arrays that the cache has."""
     found = {}
     for c in columns(spec):
@@ -174,16 +174,16 @@ def to_arrays(params: Imported, spec: CacheSpec) -> dict[str, NDArray[Any]]:
     return found
 
 
-def from_arrays(arrays: Mapping[str, NDArray[Any]], count: int, spec: CacheSpec) -> Imported:
+def from_arrays(arrays: Mapping[str, NDArray[Any]], count: int, spec: CacheSpec) -> ImportedViews:
     """The inverse of `to_arrays`, for `count` views."""
     found = blank(count, spec)
     for c in columns(spec):
         if c.planes:
             found[c.attribute] = arrays[c.path].T.reshape(count, *c.shape)
-    return Imported(**found)
+    return ImportedViews(**found)
 
 
-def check(params: Imported, spec: CacheSpec, table: SampleTable, rows: range) -> str | None:
+def check(params: ImportedViews, spec: CacheSpec, table: SampleTable, rows: range) -> str | None:
     """What is impossible about the stored parameters of a part, or None: a look at every value.
 
     Args:
@@ -196,7 +196,7 @@ def check(params: Imported, spec: CacheSpec, table: SampleTable, rows: range) ->
 
 
 def _complaints(
-    params: Imported, spec: CacheSpec, table: SampleTable, rows: range
+    params: ImportedViews, spec: CacheSpec, table: SampleTable, rows: range
 ) -> Iterator[str]:
     if not spec.replayable:
         return
@@ -220,11 +220,11 @@ def _complaints(
         there = there[(there != 0).any(axis=1)]
         if _outside(there, size, size).any():
             yield f"{name} box that leaves the view"
-    if (params.weight_B > LAM_ONE).any():
+    if (params.weight_B > LAMBDA_SCALE).any():
         yield "a weight above 1"
 
 
-def _odd_operations(params: Imported) -> Iterator[str]:
+def _odd_operations(params: ImportedViews) -> Iterator[str]:
     codes, first = params.codes_BPL, params.arguments_BPL6[..., 0]
     if (codes >= len(ops.NAMES)).any():
         yield f"an operation {int(codes.max())} that there is not"

@@ -64,7 +64,7 @@ class Sample:
             pass
         return out
 
-    def mix(self, count: int) -> draw.Mix | None:
+    def mix(self, count: int) -> draw.MixParams | None:
         """How the first `count` images are mixed with each other in view 0."""
         spec = self._renderer.spec
         return draw.mix(spec, self._table.id_N[:count], 0) if spec.mixes else None

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cache_tools.render import mixing
 from cache_tools.spec.targets import TargetSpec
-from cache_tools.views.draw import LAM_ONE, Mix
+from cache_tools.views.draw import LAMBDA_SCALE, MixParams
 from pipeline.teacher.logits import DEFAULT, Execution, Logits
 from pipeline.teacher.teacher import Teacher
 
@@ -48,7 +48,7 @@ class Forward:
         self,
         pixels: Pixels,
         partner: Pixels | None,
-        mix: Mix | None,
+        mix: MixParams | None,
         label_BP: NDArray[np.int64] | None = None,
     ) -> tuple[Tensor, ...]:
         """Ask the teacher about B views.
@@ -74,7 +74,7 @@ class Forward:
         here = pixels if isinstance(pixels, Tensor) else self._upload(pixels)
         return here.permute(0, 3, 1, 2)
 
-    def _mix(self, x: Tensor, partner: Tensor, mix: Mix) -> Tensor:
+    def _mix(self, x: Tensor, partner: Tensor, mix: MixParams) -> Tensor:
         if self.device.type == "cpu":
             mix_in_place(x, partner, mix)
             return x
@@ -90,7 +90,7 @@ class Forward:
         return tensor
 
 
-def mix_in_place(x_B3SS: Tensor, partner_B3SS: Tensor, mix: Mix) -> None:
+def mix_in_place(x_B3SS: Tensor, partner_B3SS: Tensor, mix: MixParams) -> None:
     """`mixing.mix` for a CPU: view by view, so that each stays in a core's cache.
 
     Bit for bit the same, since every sum and product is an integer below 2^24 there and here. At
@@ -106,9 +106,9 @@ def mix_in_place(x_B3SS: Tensor, partner_B3SS: Tensor, mix: Mix) -> None:
         if height:
             box = slice(None), slice(top, top + height), slice(left, left + width)
             x[box] = partner[box]
-        elif lam < LAM_ONE:
+        elif lam < LAMBDA_SCALE:
             other = partner.float()
-            x.sub_(other).mul_(int(lam)).add_(other, alpha=LAM_ONE).div_(LAM_ONE)
+            x.sub_(other).mul_(int(lam)).add_(other, alpha=LAMBDA_SCALE).div_(LAMBDA_SCALE)
 
 
 def sparsify(

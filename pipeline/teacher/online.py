@@ -17,12 +17,12 @@ from torch import Tensor
 
 from cache_tools.errors import UsageError
 from cache_tools.store.cache import Cache
-from cache_tools.views.draw import Mix
+from cache_tools.views.draw import MixParams
 from pipeline.teacher import reload
 from pipeline.teacher.forward import Forward
 
 Ask = Callable[
-    [NDArray[np.uint8], NDArray[np.uint8] | None, Mix, NDArray[np.int64]], tuple[Tensor, ...]
+    [NDArray[np.uint8], NDArray[np.uint8] | None, MixParams, NDArray[np.int64]], tuple[Tensor, ...]
 ]
 
 

@@ -94,7 +94,7 @@ def _problem(
 
 def _shown(
     store: Cache, renderer: ViewRenderer, view: int, row: int
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None, draw.Mix | None]:
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None, draw.MixParams | None]:
     """One view as the teacher saw it: pixels, the partner's, and how they are mixed."""
     seen, row_1 = renderer.spec, np.array([row])
     own = renderer.render_one(row, view_params.parameters(store, view, row_1, spec=seen))[None]

@@ -101,17 +101,17 @@ class Asker:
         return contextlib.nullcontext() if self._on_gpu else self._meter.busy("forward")
 
     def _batch(
-        self, pixels: Tensor, mix: draw.Mix | None, label_WP: NDArray[np.int64], begin: int
+        self, pixels: Tensor, mix: draw.MixParams | None, label_WP: NDArray[np.int64], begin: int
     ) -> tuple[slice, tuple[Tensor, ...]]:
         at = slice(begin, min(begin + self.batch_size, len(pixels)))
         other = part_of = None
         if mix is not None:
-            part_of = draw.Mix(mix.partner_B[at], mix.lam_B[at], mix.cut_B4[at])
+            part_of = draw.MixParams(mix.partner_B[at], mix.lam_B[at], mix.cut_B4[at])
             chosen = torch.from_numpy(part_of.partner_B.astype(np.int64))
             other = pixels[chosen.to(self._device)]
         return at, self._forward(pixels[at], other, part_of, label_WP[at])
 
-    def _labels(self, rows: range, mix: draw.Mix | None) -> NDArray[np.int64]:
+    def _labels(self, rows: range, mix: draw.MixParams | None) -> NDArray[np.int64]:
         """[W, 1 or 2] label of each view of a window and, where views are mixed, its partner's."""
         own = self._store.table.label_N[rows.start : rows.stop].astype(np.int64)
         return np.stack([own] if mix is None else [own, own[mix.partner_B]], axis=1)

@@ -134,7 +134,7 @@ class Renderer:
         for positions in tasks:
             self._pool.submit(task, positions)
 
-    def _render(self, window: Window, position: int, params: list[draw.Views]) -> None:
+    def _render(self, window: Window, position: int, params: list[draw.ViewParams]) -> None:
         """One image in all views of the group, decoded once."""
         number = window.rows[position]
         try:

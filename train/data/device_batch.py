@@ -13,8 +13,13 @@ from torch import Tensor
 from cache_tools.render import mixing
 from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.teacher import Precision
-from cache_tools.views.draw import LAM_ONE, Mix
+<<<<<<< HEAD
+from cache_tools.views.draw import LAMBDA_SCALE, MixParams
 from train.data.loader import Batch
+=======
+from cache_tools.views.draw import LAMBDA_SCALE, MixParams
+from train.data.native_loader import Batch
+>>>>>>> c2a2161 (ViewParams: ViewParams, MixParams, ImportedViews, LAMBDA_SCALE, DecodeBuffer, scale_log2, render_views; color in identifiers)
 from train.loss.targets import SoftTargets
 from train.loss.task import Supervision
 
@@ -30,7 +35,7 @@ Ask = Callable[..., tuple[Tensor, ...]]
 def online_targets(ask: Ask, batch: Batch, spec: CacheSpec) -> SoftTargets:
     """What a teacher in the loop says of a batch, kept as the cache would keep it."""
     own = np.arange(len(batch.lam_B))
-    mix = Mix(own, batch.lam_B.astype(np.int32), batch.cut_B4)
+    mix = MixParams(own, batch.lam_B.astype(np.int32), batch.cut_B4)
     labels = np.stack([batch.label_B, batch.partner_label_B], axis=1)[:, : spec.num_labels]
     said = ask(batch.pixels, batch.partner, mix, labels)
     index, p, tail, true, square = (t.clone() for t in said)  # autograd keeps no inference tensors
@@ -69,7 +74,7 @@ class DeviceBatch:
         labels = to_device(batch.label_B, device), to_device(batch.partner_label_B, device)
         self._pixels = pixels
         self._normalised: dict[Normalisation, Tensor] = {}
-        self.supervision = Supervision(soft, *labels, lam / LAM_ONE)
+        self.supervision = Supervision(soft, *labels, lam / LAMBDA_SCALE)
         """What is to be learned from the batch."""
 
     def seen_by(self, network: "InputTransform") -> Tensor:

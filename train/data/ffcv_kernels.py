@@ -60,7 +60,7 @@ class Tables(NamedTuple):
     width_N: NDArray[np.int32]
     """Of the picture, in pixels."""
     box_V4: NDArray[np.int32]
-    """As in `views.Views`, and so on."""
+    """As in `views.ViewParams`, and so on."""
     filter_V: NDArray[np.int8]
     flip_V: U1
     codes_VL: NDArray[np.int8]

@@ -288,7 +288,7 @@ class FfcvRenderer:
             f"{name}_N": np.ascontiguousarray(rows[name])
             for name in ("ptr", "size", "mode", "height", "width")
         }
-        for name in (f.name for f in fields(draw.Views)):
+        for name in (f.name for f in fields(draw.ViewParams)):
             column = np.ascontiguousarray(getattr(params, name))
             if column.dtype == bool:
                 column = column.view(np.uint8)

@@ -78,7 +78,7 @@ class Batch:
     partner_label_B: NDArray[np.int64]
     """Labels of the partners."""
     outside_B: NDArray[np.float32] | None = None
-    """As `Mix.outside_B`."""
+    """As `MixParams.outside_B`."""
 
     def __len__(self) -> int:
         """Views of the batch."""

@@ -32,10 +32,15 @@ class View:
     """Number of the view."""
     stored: tuple[EncodedTargets, ...]
     """[N, …] targets as they are stored, of each teacher."""
-    params: draw.Views
+    params: draw.ViewParams
     """Parameters of the N views, from one vectorised draw."""
-    partner: draw.Views | None = None
+<<<<<<< HEAD
+    partner: draw.ViewParams | None = None
     """Parameters of what each of the N views is mixed with, where that is no view of the cache."""
+=======
+    partner: draw.ViewParams | None = None
+    """Of what each of the N views is mixed with, where that is no view of its own."""
+>>>>>>> c2a2161 (ViewParams: ViewParams, MixParams, ImportedViews, LAMBDA_SCALE, DecodeBuffer, scale_log2, render_views; color in identifiers)
     partner_N: NDArray[np.int64] | None = None
     """Rows of the samples that these show."""
 

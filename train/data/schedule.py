@@ -19,10 +19,14 @@ from cache_tools.errors import UsageError
 from cache_tools.numerics import rng
 from cache_tools.store import view_params
 from cache_tools.store.cache import Cache
-from cache_tools.views.draw import Mix
+<<<<<<< HEAD
+from cache_tools.views.draw import MixParams
 from train.data.inputs import Inputs
 from train.distributed import World
 from train.recipe import TrainRecipe
+=======
+from cache_tools.views.draw import MixParams
+>>>>>>> c2a2161 (ViewParams: ViewParams, MixParams, ImportedViews, LAMBDA_SCALE, DecodeBuffer, scale_log2, render_views; color in identifiers)
 
 I4 = NDArray[np.int32]
 I8 = NDArray[np.int64]
@@ -45,7 +49,7 @@ class Plan:
     cut_M4: I4
     """Cutmix box; height 0 when the view is not cut."""
     outside_M: I4 | None = None
-    """As `Mix.outside_B`."""
+    """As `MixParams.outside_B`."""
 
 
 class Schedule:
@@ -229,7 +233,7 @@ class Schedule:
         around = [*whole, *whole]
         return int(min(sum(around[first : first + self._m]) for first in starts))
 
-    def _leaders(self, mix: Mix) -> I8:
+    def _leaders(self, mix: MixParams) -> I8:
         """The row whose draw places each row: of partners the first, so that they stand together.
 
         Imported views mix in a picture of their own each, for which nothing stands together.

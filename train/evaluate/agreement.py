@@ -98,7 +98,7 @@ def measure(
 
 def _labels(batch: Batch) -> Tensor:
     """Labels [B] with the larger share of each view."""
-    own_B = batch.lam_B * 2 >= draw.LAM_ONE
+    own_B = batch.lam_B * 2 >= draw.LAMBDA_SCALE
     return torch.from_numpy(np.where(own_B, batch.label_B, batch.partner_label_B))
 
 

@@ -130,14 +130,14 @@ def _render(
 ) -> tuple[float, float, float]:
     """CPU seconds per view of decode, resize and operations."""
     spec, keys, images = inputs.store.spec.views, inputs.store.table.keys, inputs.images
-    out, reuse = np.empty((spec.size, spec.size, 3), np.uint8), decode.Reuse()
+    out, reuse = np.empty((spec.size, spec.size, 3), np.uint8), decode.DecodeBuffer()
     plain = _without_operations(view.params)
     seconds: dict[str, list[float]] = {"decode": [], "resize": [], "all": []}
     for piece in _pieces(len(rows)):
         spent = dict.fromkeys(seconds, 0.0)
         for i in piece:
             row, box = rows[i], view.params.box_B4[rows[i]].tolist()
-            scale, begin = render.halvings(spec, *box[2:]), time.thread_time()
+            scale, begin = render.scale_log2(spec, *box[2:]), time.thread_time()
             picture = images.pixels(row) if isinstance(images, Beton) else None
             raw = picture is not None and not scale
             if not raw:
@@ -162,7 +162,7 @@ def _pieces(count: int) -> Iterator[range]:
     return (range(begin, min(begin + step, count)) for begin in range(0, count, step))
 
 
-def _without_operations(params: draw.Views) -> draw.Views:
+def _without_operations(params: draw.ViewParams) -> draw.ViewParams:
     return replace(
         params,
         codes_BL=np.zeros_like(params.codes_BL),
