@@ -15,16 +15,10 @@ import torch
 from benchmarks.pairs import Bench
 from cache_tools.runtime import threads
 from cache_tools.targets import codec
-<<<<<<< HEAD
 from cache_tools.views.draw import MixParams
 from train.data import create_loader
 from train.data.device_batch import InputTransform
 from train.data.loader import Batch
-=======
-from cache_tools.views.draw import MixParams
-from train.data.device_batch import Input
-from train.data.native_loader import Batch, Replay
->>>>>>> c2a2161 (ViewParams: ViewParams, MixParams, ImportedViews, LAMBDA_SCALE, DecodeBuffer, scale_log2, render_views; color in identifiers)
 from train.data.schedule import Schedule
 from train.loss import losses
 from train.loss.task import CachedDistillationTask

@@ -21,11 +21,7 @@ from cache_tools.spec.views import ViewSpec
 from cache_tools.views.draw import ViewParams
 
 U1 = NDArray[np.uint8]
-<<<<<<< HEAD
 ViewRequest = tuple[ViewParams, int, U1]
-=======
-Wanted = tuple[ViewParams, int, U1]
->>>>>>> c2a2161 (ViewParams: ViewParams, MixParams, ImportedViews, LAMBDA_SCALE, DecodeBuffer, scale_log2, render_views; color in identifiers)
 """One view: parameters of B views, which of them, and [S, S, 3] to write."""
 
 

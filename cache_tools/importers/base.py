@@ -123,7 +123,7 @@ class ArrayAllocator:
             raise atomic.cannot_write(self._beside, error) from None
 
     def blank(self, views: int, samples: int) -> dict[str, NDArray[Any]]:
-        """Allocate every column of `ImportedViews`, [views, samples, …], as views without operations."""
+        """Allocate every column of `ImportedViews`, [views, samples, …], unmixed and plain."""
         found = {}
         for c in imported.columns(self.spec):
             found[c.attribute] = self.zeros((views, samples, *c.shape), c.dtype)

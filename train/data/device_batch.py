@@ -13,13 +13,8 @@ from torch import Tensor
 from cache_tools.render import mixing
 from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.teacher import Precision
-<<<<<<< HEAD
 from cache_tools.views.draw import LAMBDA_SCALE, MixParams
 from train.data.loader import Batch
-=======
-from cache_tools.views.draw import LAMBDA_SCALE, MixParams
-from train.data.native_loader import Batch
->>>>>>> c2a2161 (ViewParams: ViewParams, MixParams, ImportedViews, LAMBDA_SCALE, DecodeBuffer, scale_log2, render_views; color in identifiers)
 from train.loss.targets import SoftTargets
 from train.loss.task import Supervision
 

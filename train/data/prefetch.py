@@ -34,13 +34,8 @@ class View:
     """[N, …] targets as they are stored, of each teacher."""
     params: draw.ViewParams
     """Parameters of the N views, from one vectorised draw."""
-<<<<<<< HEAD
     partner: draw.ViewParams | None = None
     """Parameters of what each of the N views is mixed with, where that is no view of the cache."""
-=======
-    partner: draw.ViewParams | None = None
-    """Of what each of the N views is mixed with, where that is no view of its own."""
->>>>>>> c2a2161 (ViewParams: ViewParams, MixParams, ImportedViews, LAMBDA_SCALE, DecodeBuffer, scale_log2, render_views; color in identifiers)
     partner_N: NDArray[np.int64] | None = None
     """Rows of the samples that these show."""
 

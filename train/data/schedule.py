@@ -19,14 +19,10 @@ from cache_tools.errors import UsageError
 from cache_tools.numerics import rng
 from cache_tools.store import view_params
 from cache_tools.store.cache import Cache
-<<<<<<< HEAD
 from cache_tools.views.draw import MixParams
 from train.data.inputs import Inputs
 from train.distributed import World
 from train.recipe import TrainRecipe
-=======
-from cache_tools.views.draw import MixParams
->>>>>>> c2a2161 (ViewParams: ViewParams, MixParams, ImportedViews, LAMBDA_SCALE, DecodeBuffer, scale_log2, render_views; color in identifiers)
 
 I4 = NDArray[np.int32]
 I8 = NDArray[np.int64]
