@@ -103,9 +103,9 @@ def test_the_published_labels_come_with_timm() -> None:
 
 def test_real_labels_that_do_not_fit_are_explained(tmp_path: Path) -> None:
     labels = dict(zip(IMAGENET, map(frozenset, REAL), strict=True))
-    with pytest.raises(CacheMismatch, match=r"lack 1 of the 2 pictures .*ILSVRC2012_val_00000009"):
+    with pytest.raises(CacheMismatch, match=r"lack 1 of the 2 images .*ILSVRC2012_val_00000009"):
         real_labels.of(labels, pictures([IMAGENET[0], "ILSVRC2012_val_00000009"]), 10)
-    with pytest.raises(UsageError, match="name class 5, the networks have 5"):
+    with pytest.raises(UsageError, match="contain class 5, the networks have 5"):
         real_labels.of(labels, pictures(IMAGENET), 5)
     for text in ("[1, 2]", '{"a": [true]}', '{"a": [-1]}', '"x"', "[[1.5]]"):
         (tmp_path / "odd.json").write_text(text)
