@@ -123,7 +123,7 @@ def accuracy(out: Path, recipe: TrainRecipe, inputs: Inputs) -> float:
     config = model.pretrained_cfg
     feed = InputTransform(CPU, recipe.precision, tuple(config["mean"]), tuple(config["std"]))
     size = inputs.store.spec.views.size
-    return evaluate(model, inputs.validation, feed, size, recipe.eval_crop).top1
+    return evaluate(model, inputs.validation, feed, size, recipe.crop_pct).top1
 
 
 def recording(losses: list[torch.Tensor]) -> type[CachedDistillationTask]:

@@ -84,7 +84,8 @@ def prepare(pair: Pair, device: torch.device, work: Path) -> Bench:
     arguments = {"student": pair.student, "batch_size": pair.batch, "precision": pair.precision}
     trained = replace(
         training.load("photos", [f"{key}={value}" for key, value in arguments.items()]),
-        epochs=1, views_per_epoch=1, repeats=1, accumulate=1, task_loss_weight=0.0, ema_decay=0.0,
+        epochs=1, views_per_epoch=1, aug_repeats=1, grad_accum_steps=1,
+        task_loss_weight=0.0, model_ema_decay=0.0,
         warmup_epochs=0, compile=False,
     )  # fmt: skip
     inputs = replace(open_inputs(store.path, None), validation=None)

@@ -57,7 +57,7 @@ def _replayed(kind: str, folder: Path, cache: str, data: Path, repeats: int) -> 
     store = Cache.open(folder / f"{cache}.zarr")
     images = open_images(str(data), "train")
     images = match.match(store.table, store.spec.dataset, images)
-    schedule = Schedule(store, 1, BATCH, 0, repeats=repeats)
+    schedule = Schedule(store, 1, BATCH, 0, aug_repeats=repeats)
     create: Any = getattr(create_loader, kind)
     replay = create(store, images, schedule)
     return lambda epoch: sum(len(batch) for batch in replay.epoch(epoch))

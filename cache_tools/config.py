@@ -22,11 +22,29 @@ T = TypeVar("T")
 MAX_BASES = 8
 
 
-def read(recipe: str, package: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
+def canonical(
+    mapping: Mapping[str, Any], aliases: Mapping[str, str], context: str
+) -> dict[str, Any]:
+    """Rename keys that have a newer name; RecipeError when both are given."""
+    for old, new in aliases.items():
+        if old in mapping and new in mapping:
+            raise RecipeError(
+                f"{context}: both {new} and its former name {old} are given. Pass {new} only."
+            )
+    return {aliases.get(key, key): value for key, value in mapping.items()}
+
+
+def read(
+    recipe: str,
+    package: str,
+    overrides: Iterable[str] = (),
+    aliases: Mapping[str, str] = types.MappingProxyType({}),
+) -> dict[str, Any]:
     """Read the keys of a recipe and of those it is based on; see `load`."""
-    mapping = _with_base(recipe, package, ())
+    mapping, overrides = _with_base(recipe, package, (), aliases), list(overrides)
+    canonical({item.partition("=")[0].strip(): item for item in overrides}, aliases, "overrides")
     for item in overrides:
-        _override(mapping, item)
+        _override(mapping, item, aliases)
     return mapping
 
 
@@ -49,12 +67,13 @@ def load(cls: type[T], recipe: str, package: str, overrides: Iterable[str] = ())
     Raises:
         RecipeError: No such recipe, broken TOML, an unknown key or an impossible value.
     """
-    return build(cls, read(recipe, package, overrides), f"recipe {recipe!r}")
+    return build(cls, read(recipe, package, overrides, _aliases(cls)), f"recipe {recipe!r}")
 
 
 def build(cls: type[T], mapping: Mapping[str, Any], context: str) -> T:
     """Build the dataclass `cls` from `mapping`; error messages begin with `context`."""
     assert dataclasses.is_dataclass(cls)
+    mapping = canonical(mapping, _aliases(cls), context)
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in mapping:
@@ -73,11 +92,19 @@ def build(cls: type[T], mapping: Mapping[str, Any], context: str) -> T:
         raise RecipeError(f"{context}: {error}") from None
 
 
-def _with_base(recipe: str, package: str, above: tuple[str, ...]) -> dict[str, Any]:
+def _aliases(cls: type) -> Mapping[str, str]:
+    """Former names of keys, each with the field it became."""
+    aliases: Mapping[str, str] = getattr(cls, "ALIASES", {})
+    return aliases
+
+
+def _with_base(
+    recipe: str, package: str, above: tuple[str, ...], aliases: Mapping[str, str]
+) -> dict[str, Any]:
     """Read a recipe and lay it over its base; `above` are the recipes based on it."""
     text = _read(recipe, package)
     try:
-        mapping = tomllib.loads(text)
+        mapping = canonical(tomllib.loads(text), aliases, f"recipe {recipe!r}")
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"recipe {recipe!r} is not valid TOML: {error}.") from None
     if (base := mapping.pop("base", None)) is None:
@@ -89,7 +116,7 @@ def _with_base(recipe: str, package: str, above: tuple[str, ...]) -> dict[str, A
     chain = (*above, recipe)
     if base in chain or len(chain) > MAX_BASES:
         raise RecipeError(f"recipes are based on each other: {' on '.join((*chain, base))}.")
-    return _joined(_with_base(base, package, chain), mapping)
+    return _joined(_with_base(base, package, chain, aliases), mapping)
 
 
 def _joined(below: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,7 +168,7 @@ def _check_stage(recipe: str, package: str) -> None:
         )
 
 
-def _override(mapping: dict[str, Any], item: str) -> None:
+def _override(mapping: dict[str, Any], item: str, aliases: Mapping[str, str]) -> None:
     key, equals, text = item.partition("=")
     if not equals or not key.strip():
         raise RecipeError(f"{item!r} is not of the form key=value, such as epochs=10.")
@@ -154,7 +181,7 @@ def _override(mapping: dict[str, Any], item: str) -> None:
         mapping = mapping.setdefault(table, {})
         if not isinstance(mapping, dict):
             raise RecipeError(f"{item!r}: {table!r} is not a table of the recipe.")
-    mapping[leaf] = value
+    mapping[leaf if tables else aliases.get(leaf, leaf)] = value
 
 
 def nearest(key: str, known: Iterable[str]) -> str:

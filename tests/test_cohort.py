@@ -27,10 +27,10 @@ from train.trainer import loop, plan
 CPU = torch.device("cpu")
 FAST = ["epochs=2", "views_per_epoch=1", "batch_size=20"]
 STUDENTS = {
-    "vit": ["student=test_vit", "drop=0.2", "drop_path=0.3", "opt=lamb", "ema_decay=0.0"],
+    "vit": ["student=test_vit", "drop=0.2", "drop_path=0.3", "opt=lamb", "model_ema_decay=0.0"],
     "efficientnet": ["drop=0.3", "temperature=2.0", "clip_grad=1.0"],
-    "seeded": ["seed=5", "order_seed=0", "kept=3", "loss=dkd", "drop=0.1"],
-    "labels": ["mode=labels", "precision=bf16", "student=test_vit", "eval_crop=0.9"],
+    "seeded": ["seed=5", "order_seed=0", "top_k=3", "loss=dkd", "drop=0.1"],
+    "labels": ["mode=labels", "precision=bf16", "student=test_vit", "crop_pct=0.9"],
     "short": ["epochs=1", "tail=bucket", "drop_path=0.2"],
 }
 
@@ -159,7 +159,13 @@ def test_a_batch_is_made_once_for_all(
 
 def test_a_stream_has_all_that_decides_what_is_seen(inputs: Inputs) -> None:
     base = recipes.load("digits", FAST)
-    other = {"batch_size": 20, "num_views": 3, "seed": 1, "view_order": "shuffle", "accumulate": 2}
+    other = {
+        "batch_size": 20,
+        "num_views": 3,
+        "seed": 1,
+        "view_order": "shuffle",
+        "grad_accum_steps": 2,
+    }
     assert len({replace(base, **{key: value}).stream for key, value in other.items()}) == 5
     same = {"temperature": 1.0, "lr": 1e-4, "student": "test_vit", "epochs": 7, "precision": "bf16"}
     assert {replace(base, **{key: value}).stream for key, value in same.items()} == {base.stream}

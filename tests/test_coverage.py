@@ -151,8 +151,8 @@ def test_views_of_missing_partners_are_left_out(images: Images, made: Path) -> N
     assert np.array_equal(
         every.plan(1).row_M, Schedule(store, 2, 10, 0, present_N=np.ones(100, bool)).plan(1).row_M
     )
-    with pytest.raises(ValueError, match=r"repeats=1"):
-        Schedule(store, 1, 10, seed=0, repeats=2, present_N=present)
+    with pytest.raises(ValueError, match=r"aug_repeats=1"):
+        Schedule(store, 1, 10, seed=0, aug_repeats=2, present_N=present)
 
 
 def test_pairs_of_a_mixing_cache_with_holes_train(

@@ -24,7 +24,13 @@ from train.data.stored_targets import StoredTargets
 from train.distributed import ALONE, World
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
-ORDER = ["epochs=2", "views_per_epoch=2", "batch_size=40", "student=test_vit", "ema_decay=0.9"]
+ORDER = [
+    "epochs=2",
+    "views_per_epoch=2",
+    "batch_size=40",
+    "student=test_vit",
+    "model_ema_decay=0.9",
+]
 
 
 FOLDER = Path(sys.executable).parent
@@ -62,7 +68,7 @@ def torchrun(processes: int, *arguments: object) -> subprocess.CompletedProcess[
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [[], ["accumulate=2", "clip_grad=1.0"]])
+@pytest.mark.parametrize("more", [[], ["grad_accum_steps=2", "clip_grad=1.0"]])
 def test_one_and_two_processes_agree(made: Path, tmp_path: Path, more: list[str]) -> None:
     curves, weights = [], []
     for processes in (1, 2):

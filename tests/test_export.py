@@ -219,7 +219,7 @@ def test_class_names_come_along(
     data = ("--data", tmp_path / "photos")
     made = kdcache("cache", "digits", *data, "--teacher", teacher, "--out", cache, "num_views=1")
     assert made.code == 0, made.err
-    fast = ["epochs=1", "views_per_epoch=1", "batch_size=50", "ema_decay=0.0"]
+    fast = ["epochs=1", "views_per_epoch=1", "batch_size=50", "model_ema_decay=0.0"]
     assert kdcache("train", "digits", "--cache", cache, "--out", out, *fast).code == 0
     assert kdcache("export", out, "--out", tmp_path / "student").code == 0
     model = opened(tmp_path / "student")

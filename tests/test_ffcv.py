@@ -185,7 +185,7 @@ def test_ffcv_gives_the_native_batches(
     pytest.importorskip("train.data.ffcv_renderer", exc_type=ImportError)
     before = torch.get_num_threads(), numba.get_num_threads()
     store = stores[name]
-    schedules = [Schedule(store, 2, 4, 0), Schedule(store, 1, 4, 0, repeats=3)]
+    schedules = [Schedule(store, 2, 4, 0), Schedule(store, 1, 4, 0, aug_repeats=3)]
     kinds = [False] if name == "scaled" else [False, True]
     for raw in kinds:
         images = opened(store, container(photos, tmp_path / f"{raw}.beton", raw))

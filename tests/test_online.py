@@ -21,7 +21,7 @@ from train.data.loader import Batch
 from train.data.stored_targets import StoredTargets
 from train.trainer import loop
 
-FAST = ["epochs=2", "views_per_epoch=2", "batch_size=40", "ema_decay=0.0"]
+FAST = ["epochs=2", "views_per_epoch=2", "batch_size=40", "model_ema_decay=0.0"]
 MIXED = ["num_views=4", "views.mixup=0.5", "views.cutmix=1.0", "targets.temperatures=[1.0, 4.0]"]
 
 

@@ -24,21 +24,24 @@ Command = Callable[..., Outcome]
     [
         ["views_per_epoch=1", "batch_size=30"],
         ["views_per_epoch=2", "batch_size=64"],
-        ["views_per_epoch=1", "repeats=3", "batch_size=11"],
+        ["views_per_epoch=1", "aug_repeats=3", "batch_size=11"],
     ],
 )
 def test_the_plan_is_the_schedule(made: Path, images: Images, overrides: list[str]) -> None:
     store, recipe = Cache.open(made), recipes.load("digits", overrides)
     schedule = Schedule(
-        store, recipe.views_per_epoch, recipe.batch_size, recipe.seed, recipe.repeats
+        store, recipe.views_per_epoch, recipe.batch_size, recipe.seed, recipe.aug_repeats
     )
     facts = plan.plan(recipe, plan.of_store(store))
     assert facts["steps_per_epoch"] == schedule.steps
     assert facts["images"] == recipe.epochs * schedule.steps * recipe.batch_size
     shown = [v for epoch in range(recipe.epochs) for v in schedule.view_numbers(epoch)]
-    assert facts["views_shown"] == len(shown) // recipe.repeats
+    assert facts["views_shown"] == len(shown) // recipe.aug_repeats
     epochs = EpochPrefetcher(Members((store,), (1.0,)), schedule, images)
-    both = [epochs.get(recipe.repeats - 1), epochs.get(recipe.repeats)]  # the next is in the making
+    both = [
+        epochs.get(recipe.aug_repeats - 1),
+        epochs.get(recipe.aug_repeats),
+    ]  # the next is in the making
     resident = sum(map(_bytes, {view.number: view for e in both for view in e.loaded}.values()))
     assert facts["resident_bytes"] == pytest.approx(resident, rel=0.05)
 

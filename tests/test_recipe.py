@@ -14,6 +14,8 @@ from cache_tools.spec.views import ViewSpec
 from pipeline import recipe as caching
 from pipeline.planning import plan
 from train import recipe as training
+from train import run_dir
+from train.recipe import TrainRecipe
 
 SPEC = CacheSpec(
     DatasetSpec(100, 10, True, "stem", "sha256:1"),
@@ -130,3 +132,28 @@ def test_a_part_that_would_exhaust_memory_is_refused() -> None:
     mapping["teacher"]["num_classes"] = mapping["targets"]["k_max"] = 60_000
     with pytest.raises(CacheDamaged, match="too large for memory"):
         cache.from_mapping(mapping, "manifest")
+
+
+def test_former_names_of_keys_are_read_and_the_new_ones_written(tmp_path: Path) -> None:
+    old = tmp_path / "old.toml"
+    old.write_text('base = "vanillakd-vit-s"\nrepeats = 2\neval_crop = 0.9\n')
+    new = training.load(str(old), ["kept=5", "accumulate=2"])
+    assert (new.aug_repeats, new.crop_pct, new.top_k, new.grad_accum_steps) == (2, 0.9, 5, 2)
+    saved = asdict(new)
+    assert not saved.keys() & TrainRecipe.ALIASES.keys()
+    former = {new: old for old, new in TrainRecipe.ALIASES.items()}
+    of_an_old_run = {former.get(key, key): value for key, value in saved.items()}
+    assert training.build(of_an_old_run, "config.json") == new
+    with pytest.raises(RecipeError, match=r"both aug_repeats and its former name repeats"):
+        training.load(str(old), ["repeats=2", "aug_repeats=3"])
+    old.write_text('base = "digits"\nema_decay = 0.5\nmodel_ema_decay = 0.5\n')
+    with pytest.raises(RecipeError, match=r"both model_ema_decay and its former name ema_decay"):
+        training.load(str(old))
+
+
+def test_a_run_with_former_names_goes_on(tmp_path: Path) -> None:
+    recipe = training.load("digits", ["model_ema_decay=0.5"])
+    former = {new: old for old, new in TrainRecipe.ALIASES.items()}
+    config = {"recipe": {former.get(k, k): v for k, v in asdict(recipe).items()}}
+    run_dir.write_json(tmp_path / "config.json", config)
+    assert run_dir.read_config(tmp_path) == {"recipe": asdict(recipe)}

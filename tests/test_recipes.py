@@ -249,7 +249,7 @@ def two_updates(recipe: TrainRecipe, cache: Path, out: Path, keep: bool) -> list
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CachedDistillationTask, "forward", watched)
-        enough = property(lambda _: len(losses) >= 2 * recipe.accumulate)
+        enough = property(lambda _: len(losses) >= 2 * recipe.grad_accum_steps)
         patch.setattr(StopRequest, "requested", enough, raising=False)
         patch.setattr(StopRequest, "__init__", lambda self: setattr(self, "_before", {}))
         if not keep:
@@ -263,7 +263,7 @@ def two_updates(recipe: TrainRecipe, cache: Path, out: Path, keep: bool) -> list
 
 def tiny(name: str, *overrides: str) -> TrainRecipe:
     """A recipe with nothing changed but the size of its batches, and where it starts."""
-    size = max(1, 8 // training.load(name).accumulate)
+    size = max(1, 8 // training.load(name).grad_accum_steps)
     return training.load(name, [f"batch_size={size}", "min_views=0", "init=", *overrides])
 
 
@@ -284,11 +284,11 @@ def test_two_steps_of_every_recipe(name: str, cache: MakeCache, tmp_path: Path) 
     student = STAND_INS[re.split(r"_|50", training.load(name).student)[0]]
     recipe = tiny(name, f"student={student}", "views_per_epoch=1")
     losses = two_updates(recipe, cache(cache_of(name), 32), tmp_path / "run", keep=True)
-    assert len(losses) == 2 * recipe.accumulate
+    assert len(losses) == 2 * recipe.grad_accum_steps
     assert np.isfinite(losses).all()
     assert min(losses) > 0
     state = torch.load(tmp_path / "run" / checkpoint.NAME, weights_only=True)
-    assert state["place"]["step"] == 2 * recipe.accumulate
+    assert state["place"]["step"] == 2 * recipe.grad_accum_steps
     torch.manual_seed(recipe.seed)
     start = factory.create_student(recipe, 10).state_dict()
     assert any(not torch.equal(start[key], state["model"][key]) for key in start)
@@ -308,7 +308,7 @@ REAL = [
 def test_two_steps_of_the_real_student(
     name: str, size: int, cache: MakeCache, tmp_path: Path
 ) -> None:
-    recipe = tiny(name, "batch_size=2", "accumulate=1", "precision=fp32")
+    recipe = tiny(name, "batch_size=2", "grad_accum_steps=1", "precision=fp32")
     losses = two_updates(recipe, cache(cache_of(name), size), tmp_path / "run", keep=False)
     assert len(losses) == 2
     assert np.isfinite(losses).all()

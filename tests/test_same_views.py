@@ -185,7 +185,7 @@ def test_repeated_augmentation_decodes_a_picture_once(
     """Partners that stay for three views: 99 views of 33 pictures, mixed, from 33 decodes or so."""
     recipe = recipes.load("digits", ["num_views=9", "views.cutmix=1.0", "views.pair_views=3"])
     store = run(recipe, str(digits), str(teacher), tmp_path / "c.zarr", "cpu")
-    schedule, images = Schedule(store, 1, 24, 0, repeats=3), opened(store, digits)
+    schedule, images = Schedule(store, 1, 24, 0, aug_repeats=3), opened(store, digits)
     plan = schedule.plan(1)
     assert len({row for e in range(3) for row in schedule.plan(e).row_M.tolist()}) == 99
     assert len(set(plan.partner_M.tolist()) - set(plan.row_M.tolist())) <= 1  # 33 is odd
@@ -205,7 +205,7 @@ def test_repeated_augmentation_decodes_a_picture_once(
 
 def test_repeated_augmentation_shows_a_third_three_times(cache: Path) -> None:
     store = Cache.open(cache)
-    schedule = Schedule(store, 1, 33, 0, repeats=3)
+    schedule = Schedule(store, 1, 33, 0, aug_repeats=3)
     epochs = [schedule.plan(e) for e in range(3)]
     for plan in epochs:
         assert len(plan.row_M) == 99

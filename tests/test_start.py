@@ -111,7 +111,7 @@ def test_what_cannot_be_started_from_is_explained(pretrained: Path, tmp_path: Pa
 def test_a_run_starts_from_the_student_of_another(
     kdcache: Command, made: Path, tmp_path: Path
 ) -> None:
-    small = ["epochs=1", "views_per_epoch=1", "batch_size=50", "ema_decay=0.0"]
+    small = ["epochs=1", "views_per_epoch=1", "batch_size=50", "model_ema_decay=0.0"]
     arguments = ("train", "digits", "--cache", made, *small, "--json")
     first = kdcache(*arguments, "--out", tmp_path / "first")
     assert first.code == 0, first.err

@@ -201,10 +201,10 @@ def test_cohorts_share_a_stream_and_fit_the_memory() -> None:
 
 
 def test_what_a_student_takes_is_measured() -> None:
-    recipe = recipes.load("digits", ["student=test_resnet", "ema_decay=0.0", "opt=sgd"])
+    recipe = recipes.load("digits", ["student=test_resnet", "model_ema_decay=0.0", "opt=sgd"])
     small = cohorts.measure(recipe, 10, 32, CPU)
     large = cohorts.measure(
-        replace(recipe, batch_size=128, opt="adamw", ema_decay=0.9), 10, 32, CPU
+        replace(recipe, batch_size=128, opt="adamw", model_ema_decay=0.9), 10, 32, CPU
     )
     weights = 4 * small.parameters
     assert weights < small.resident < 2.1 * weights  # sgd has momentum
@@ -567,7 +567,7 @@ base = "digits"
 epochs = 2
 views_per_epoch = 1
 batch_size = 10
-ema_decay = 0.0
+model_ema_decay = 0.0
 checkpoint_minutes = 0.005
 [grid]
 student = ["test_efficientnet", "test_byobnet", "test_vit"]

@@ -178,12 +178,12 @@ def test_shuffled_views_are_other_views(
     "extra",
     [
         ["mode=labels", "smoothing=0.1"],
-        ["task_loss_weight=0.5", "clip_grad=1.0", "ema_decay=0.0"],
+        ["task_loss_weight=0.5", "clip_grad=1.0", "model_ema_decay=0.0"],
         ["precision=bf16", "opt=lamb", "sched=poly", "warmup_epochs=1"],
         ["loss=dkd", "dkd_beta=1.0", "temperature_end=1.0"],
         ["loss=dist", "temperature=2.0", "student=test_vit", "layer_decay=0.7", "drop_path=0.1"],
         ["loss=bkd", "task_loss=bce", "task_loss_weight=1.0", "distill_loss_weight_end=0.0"],
-        ["tail=bucket", "accumulate=2", "student=test_convnext2"],
+        ["tail=bucket", "grad_accum_steps=2", "student=test_convnext2"],
     ],
 )
 def test_ways_of_training(kdcache: Command, made: Path, tmp_path: Path, extra: list[str]) -> None:
@@ -192,8 +192,8 @@ def test_ways_of_training(kdcache: Command, made: Path, tmp_path: Path, extra: l
     assert outcome.code == 0, outcome.err
     result = json.loads(outcome.out)
     assert result["loss"] > 0
-    assert (result["top1_ema"] is None) == ("ema_decay=0.0" in extra)
-    assert (run / "model-ema").exists() == ("ema_decay=0.0" not in extra)
+    assert (result["top1_ema"] is None) == ("model_ema_decay=0.0" in extra)
+    assert (run / "model-ema").exists() == ("model_ema_decay=0.0" not in extra)
 
 
 def test_distillation_moves_the_student_towards_the_teacher(
@@ -269,7 +269,7 @@ def test_accumulated_batches_are_one_large_batch(
     found = {}
     for name, sizes in {
         "one": ["batch_size=40"],
-        "four": ["batch_size=10", "accumulate=4"],
+        "four": ["batch_size=10", "grad_accum_steps=4"],
     }.items():
         same_but = [
             "epochs=1",
@@ -277,7 +277,7 @@ def test_accumulated_batches_are_one_large_batch(
             "student=test_vit",
             "opt=sgd",
             "lr=0.1",
-            "ema_decay=0.0",
+            "model_ema_decay=0.0",
             *sizes,
         ]
         outcome = kdcache(
@@ -300,7 +300,7 @@ def test_stopped_between_updates_and_with_a_broken_last_checkpoint_it_is_still_e
     from train.trainer import checkpoint, loop
 
     recipe, inputs = (
-        recipes.load("digits", [*FAST, "accumulate=2"]),
+        recipes.load("digits", [*FAST, "grad_accum_steps=2"]),
         open_inputs(made, None),
     )
     run_dir.init_run(tmp_path / "undisturbed", recipe, inputs, fresh=False)

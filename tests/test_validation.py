@@ -70,7 +70,7 @@ def test_train_and_eval_number_the_validation_split_alike(tmp_path: Path, kdcach
         cache,
     )
     assert made.code == 0
-    keys = ["mode=labels", "epochs=12", "views_per_epoch=2", "batch_size=24", "ema_decay=0"]
+    keys = ["mode=labels", "epochs=12", "views_per_epoch=2", "batch_size=24", "model_ema_decay=0"]
     assert kdcache("train", "digits", "--cache", cache, "--out", run_, *keys).code == 0
     assert json.loads((run_ / "result.json").read_text())["top1"] > 90
     row = json.loads(kdcache("eval", run_, "--json").out)["data"][0]["networks"]["student"]

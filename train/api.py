@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cache_tools.config import canonical
 from train.recipe import TrainRecipe
 
 
@@ -64,6 +65,7 @@ def fit(
 
     loaded = recipe if isinstance(recipe, TrainRecipe) else recipes.load(recipe)
     if values:
+        values = canonical(values, TrainRecipe.ALIASES, "fit")
         loaded = recipes.build({**asdict(loaded), **values}, "fit")
     inputs, where = open_inputs(cache, data), select_device(device)
     validate.check([loaded], inputs)

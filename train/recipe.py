@@ -1,8 +1,12 @@
-"""What stage 2 is told: a TOML file becomes a `TrainRecipe`. Names are timm's."""
+"""Recipe of stage 2: a TOML file becomes a `TrainRecipe`. Names are timm's.
+
+Every value that decides a student's weights is a field here, so that the recipe saved with a run
+reproduces it.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from cache_tools import config
 from cache_tools.spec.teacher import Precision
@@ -10,9 +14,9 @@ from cache_tools.spec.teacher import Precision
 Mode = Literal["kd", "labels", "online"]
 _STREAM = (
     "batch_size",
-    "accumulate",
+    "grad_accum_steps",
     "views_per_epoch",
-    "repeats",
+    "aug_repeats",
     "num_views",
     "view_order",
     "loader",
@@ -24,18 +28,26 @@ _STREAM = (
 
 @dataclass(frozen=True)
 class TrainRecipe:
-    """Everything about a run but for where cache, data and output lie."""
+    """Everything about a run except the paths of cache, data and output."""
 
+    ALIASES: ClassVar[dict[str, str]] = {
+        "kept": "top_k",
+        "repeats": "aug_repeats",
+        "accumulate": "grad_accum_steps",
+        "eval_crop": "crop_pct",
+        "ema_decay": "model_ema_decay",
+    }
+    """Former names of keys, which recipes, overrides and saved configs may still have."""
     student: str
     """timm name of the student."""
     epochs: int
-    """Epochs; in each, every sample is seen `views_per_epoch` times."""
+    """Epochs; in each, every sample is shown `views_per_epoch` times."""
     cache_recipe: str = ""
-    """Recipe of stage 1 that makes its cache; "" = the one of the same name."""
+    """Recipe of stage 1 that makes its cache; "" = the recipe of the same name."""
     min_views: int = 0
     """Fewest views of a sample that the cache must have for this schedule; 0 = any number."""
     init: str = ""
-    """Weights the student starts from: a timm name with its tag, "hf-hub:user/model",
+    """Initial weights of the student: a timm name with its tag, "hf-hub:user/model",
     "local-dir:FOLDER" as timm and `kdcache train` save networks, or a safetensors file; "" =
     random. A head of another number of classes starts at random."""
     mode: Mode = "kd"
@@ -44,9 +56,9 @@ class TrainRecipe:
     batch_size: int = 256
     """Views per step; the last incomplete batch of an epoch is dropped."""
     views_per_epoch: int = 1
-    """Views of each sample per epoch, m: epoch e sees views e·m … e·m + m - 1, modulo V."""
-    repeats: int = 1
-    """Repeated augmentation: an epoch shows 1/repeats of the samples, each in this many views."""
+    """Views of each sample per epoch, m: epoch e shows views e·m … e·m + m - 1, modulo V."""
+    aug_repeats: int = 1
+    """Repeated augmentation r: an epoch shows one r-th of the samples, each in r views."""
     num_views: int = 0
     """Views of the cache that are shown, from the first one on; 0 = all."""
     view_order: Literal["cycle", "shuffle"] = "cycle"
@@ -55,10 +67,10 @@ class TrainRecipe:
     loss: Literal["kd", "bkd", "dkd", "dist"] = "kd"
     """Loss on the soft targets: KL, BCE per class, decoupled, correlation (`train.loss.losses`)."""
     tail: Literal["uniform", "bucket", "zero"] = "uniform"
-    """What kd takes the classes to be that were not kept."""
-    kept: int = 0
-    """Classes of each target that the student is told: the most probable of those stored, as if the
-    cache had kept no others; 0 = all."""
+    """Probability of the classes that were not kept, in kd: flat, one bucket, or zero."""
+    top_k: int = 0
+    """Classes of each target in the loss: the most probable ones, as if no others were stored; 0 =
+    all."""
     temperature: float = 1.0
     """T of the soft targets; the loss carries T² (Hinton et al., 2015)."""
     temperature_end: float = 0.0
@@ -103,53 +115,53 @@ class TrainRecipe:
     """Dropout rate of the student's head."""
     drop_path: float = 0.0
     """Stochastic depth rate of the student."""
-    accumulate: int = 1
-    """Batches whose gradients are added up for one update: an update sees batch_size views times
-    this."""
+    grad_accum_steps: int = 1
+    """Batches whose gradients are added up for one update: an update takes batch_size views
+    times this."""
     clip_grad: float = 0.0
     """Largest norm of the gradient; 0 = off."""
-    ema_decay: float = 0.0
+    model_ema_decay: float = 0.0
     """Decay of the moving average of the weights; 0 = off."""
     precision: Precision = "fp32"
     """Autocast type."""
     sync_bn: bool = False
-    """Whether batch normalisation takes its statistics over all processes."""
+    """Statistics of batch normalisation over all processes."""
     deterministic: bool = False
-    """Whether to use deterministic algorithms only, at some cost on a GPU."""
+    """Deterministic algorithms only, at some cost on a GPU."""
     compile: bool = False
-    """Whether to compile the student (torch.compile)."""
-    eval_crop: float = 0.875
-    """Share of the shorter side that the centre crop of the evaluation takes."""
+    """Use of torch.compile for the student."""
+    crop_pct: float = 0.875
+    """Share of the shorter side that the center crop of the evaluation takes."""
     checkpoint_minutes: float = 10.0
     """A checkpoint is written after every epoch and, in long ones, after this many minutes."""
     loader: Literal["auto", "native", "ffcv"] = "auto"
-    """What makes the batches: FFCV, our own, or whichever suits. Pixels do not depend on it."""
+    """Renderer of the batches: FFCV's, the native one, or the faster one; pixels are the same."""
     threads: int = 0
     """Renderer threads; 0 = one per core. Pixels do not depend on it."""
     seed: int = 0
-    """Seed of the student's start and of the order of samples."""
+    """Seed of the student's initial weights and of the order of samples."""
     order_seed: int = -1
     """Seed of the order of samples; negative = `seed`. Students of several seeds with one order
     share their batches in a sweep."""
 
     def __post_init__(self) -> None:
-        positive = (self.epochs, self.batch_size, self.views_per_epoch, self.repeats)
+        positive = (self.epochs, self.batch_size, self.views_per_epoch, self.aug_repeats)
         if min(positive) < 1:
-            raise ValueError("epochs, batch_size, views_per_epoch, repeats must be positive.")
-        if self.repeats > 1 and self.views_per_epoch > 1:
-            raise ValueError("repeats and views_per_epoch cannot both be above 1.")
+            raise ValueError("epochs, batch_size, views_per_epoch, aug_repeats must be positive.")
+        if self.aug_repeats > 1 and self.views_per_epoch > 1:
+            raise ValueError("aug_repeats and views_per_epoch cannot both be above 1.")
         if self.temperature <= 0 or self.lr <= 0:
             raise ValueError("temperature and lr must be positive.")
-        if self.accumulate < 1 or self.temperature_end < 0:
-            raise ValueError("accumulate must be positive, temperature_end not negative.")
+        if self.grad_accum_steps < 1 or self.temperature_end < 0:
+            raise ValueError("grad_accum_steps must be positive, temperature_end not negative.")
         if not (0 <= self.drop < 1 and 0 <= self.drop_path < 1 and 0 <= self.layer_decay <= 1):
             raise ValueError("drop, drop_path and layer_decay must be in 0..1.")
         if self.tail != "uniform" and self.loss != "kd":
             raise ValueError(f"tail={self.tail} goes with loss=kd only.")
-        if not 0 < self.eval_crop <= 1:
-            raise ValueError("eval_crop must be in (0, 1].")
-        if min(self.seed, self.threads, self.min_views, self.num_views, self.kept) < 0:
-            raise ValueError("seed, threads, min_views, num_views and kept cannot be negative.")
+        if not 0 < self.crop_pct <= 1:
+            raise ValueError("crop_pct must be in (0, 1].")
+        if min(self.seed, self.threads, self.min_views, self.num_views, self.top_k) < 0:
+            raise ValueError("seed, threads, min_views, num_views and top_k cannot be negative.")
 
     @property
     def views_shown(self) -> int:
@@ -158,7 +170,7 @@ class TrainRecipe:
 
     @property
     def stream(self) -> tuple[Any, ...]:
-        """Which views come when, and how they are made: students that agree share their batches."""
+        """Values that decide the batches: students that agree in them share their batches."""
         return self.seed_of_order, *(getattr(self, name) for name in _STREAM)
 
     @property
@@ -167,15 +179,15 @@ class TrainRecipe:
         return self.order_seed if self.order_seed >= 0 else self.seed
 
     def now(self, name: str, progress: float) -> float:
-        """A value that may change linearly over the run, at `progress` 0..1 of it."""
+        """Interpolate a value that may change linearly over the run, at `progress` 0..1 of it."""
         begin, end = getattr(self, name), getattr(self, f"{name}_end")
         constant = end == 0 if name == "temperature" else end < 0
         return float(begin if constant else begin + (end - begin) * progress)
 
 
-def build(mapping: Mapping[str, Any], where: str) -> TrainRecipe:
-    """A recipe from the mapping that `dataclasses.asdict` makes of one; `where` names its file."""
-    return config.build(TrainRecipe, mapping, where)
+def build(mapping: Mapping[str, Any], context: str) -> TrainRecipe:
+    """Build a recipe from what `dataclasses.asdict` made of one; errors begin with `context`."""
+    return config.build(TrainRecipe, mapping, context)
 
 
 def load(name: str, overrides: Iterable[str] = ()) -> TrainRecipe:

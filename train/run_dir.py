@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from cache_tools.config import canonical
 from cache_tools.data.open import resolve
 from cache_tools.errors import CacheNotFound, UsageError
 from cache_tools.spec.canonical import difference
@@ -57,7 +58,10 @@ def read_config(folder: Path) -> dict[str, Any]:
             else "Make one with: kdcache train RECIPE …"
         )
         raise CacheNotFound(f"there is no run at {folder}. {now}")
-    return read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
+    if isinstance(recipe := config.get("recipe"), dict):  # with the former names of an old run
+        config["recipe"] = canonical(recipe, TrainRecipe.ALIASES, str(folder / "config.json"))
+    return config
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -124,7 +128,7 @@ def _refuse_other(folder: Path, config: dict[str, Any]) -> None:
             return {**rest, "weights": value["weights"]}
         return {**rest, "cache_fingerprint": value["cache_fingerprint"]}
 
-    there = read_json(folder / "config.json")
+    there = read_config(folder)
     if found := difference(identity(there), identity(config)):
         raise UsageError(
             f"{folder} holds another run: {found} now. Choose another --out, or pass --fresh to "

@@ -92,7 +92,7 @@ def _measure(
         loaded.views_per_epoch,
         batch_size,
         loaded.seed,
-        repeats=loaded.repeats,
+        aug_repeats=loaded.aug_repeats,
         epochs=loaded.epochs,
     )
     on_gpu = torch_device.type == "cuda"

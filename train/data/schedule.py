@@ -58,7 +58,7 @@ class Schedule:
         batch_size: int,
         seed: int,
         *,
-        repeats: int = 1,
+        aug_repeats: int = 1,
         num_views: int | None = None,
         shuffle: bool = False,
         present_N: NDArray[np.bool_] | None = None,
@@ -71,7 +71,7 @@ class Schedule:
             views_per_epoch: Views of every sample per epoch, m.
             batch_size: Views per step.
             seed: Seed of the order.
-            repeats: Repeated augmentation (Hoffer et al., CVPR 2020): with r > 1 an epoch shows
+            aug_repeats: Repeated augmentation (Hoffer et al., CVPR 2020): with r > 1 an epoch shows
                 one r-th of the samples in r views each, and r epochs show all of them in the same
                 views: V epochs show every view of every sample once. When partners stay for
                 these views (`pair_views`), pairs are shown whole, so that nothing is decoded for
@@ -88,10 +88,11 @@ class Schedule:
         """
         if present_N is None or present_N.all():
             present_N = np.ones(len(store.table), dtype=bool)
-        elif repeats > 1 and store.spec.views.mixes:
+        elif aug_repeats > 1 and store.spec.views.mixes:
             raise UsageError(
-                f"repeats={repeats} shows pairs of a mixing cache in turns, which cannot be when "
-                "some partners are missing. Pass repeats=1 with --allow-partial."
+                f"aug_repeats={aug_repeats} shows pairs of a mixing cache in turns, which "
+                "is impossible when some partners are missing. Pass aug_repeats=1 with "
+                "--allow-partial."
             )
         self.present_N = present_N
         """[N] True where the sample can be shown."""
@@ -99,14 +100,14 @@ class Schedule:
         """Epochs of the run; None: unset."""
         self._store = store
         self._num_shown = num_views or store.num_views
-        self._m = views_per_epoch * repeats
-        self.repeats = repeats
+        self._m = views_per_epoch * aug_repeats
+        self.aug_repeats = aug_repeats
         self._seed = seed
         self._shuffle = shuffle
         self.batch_size = batch_size
         if self._m > self._num_shown:
             raise UsageError(
-                f"an epoch wants {self._m} views of a sample, the cache has {self._num_shown} "
+                f"an epoch shows {self._m} views of a sample, the cache has {self._num_shown} "
                 "views."
             )
         self.num_views = self._length()
@@ -125,7 +126,7 @@ class Schedule:
             recipe.views_per_epoch,
             recipe.batch_size,
             recipe.seed_of_order,
-            repeats=recipe.repeats,
+            aug_repeats=recipe.aug_repeats,
             num_views=inputs.num_views(recipe),
             shuffle=recipe.view_order == "shuffle",
             present_N=inputs.present_N,
@@ -134,7 +135,7 @@ class Schedule:
 
     def view_numbers(self, epoch: int) -> tuple[int, ...]:
         """The views that `epoch` shows; with repeats r, the same in the r epochs of a turn."""
-        turn = epoch // self.repeats
+        turn = epoch // self.aug_repeats
         if self._shuffle:
             groups = self._num_shown // self._m
             cycle, position = divmod(turn, groups)
@@ -165,7 +166,7 @@ class Schedule:
         count = part.stop - part.start
         if not self._store.spec.views.mixes:
             return count
-        if self.repeats > 1 or view_params.has_partner_params(self._store):
+        if self.aug_repeats > 1 or view_params.has_partner_params(self._store):
             return 2 * count
         return min(2 * count, count + 2)  # partners are adjacent, but for those at the ends
 
@@ -177,7 +178,7 @@ class Schedule:
         for j, view in enumerate(numbers):
             mix = view_params.mixing(self._store, view)
             leader = self._leaders(mix)
-            counter = epoch * self._m + (j if self.repeats == 1 else 0)
+            counter = epoch * self._m + (j if self.aug_repeats == 1 else 0)
             drawn = rng.bits(self._seed, ids, counter, rng.STREAM_ORDER, 1)[leader, 0]
             whole = shown[self.present_N[mix.partner_B[shown]]]
             rows.append(whole)
@@ -206,16 +207,16 @@ class Schedule:
     def _shown(self, epoch: int) -> I8:
         """Rows of the table that an epoch shows, ascending."""
         ids = self._store.table.id_N
-        if self.repeats == 1:
+        if self.aug_repeats == 1:
             return np.flatnonzero(self.present_N)
-        turn, position = divmod(epoch, self.repeats)
+        turn, position = divmod(epoch, self.aug_repeats)
         keys = rng.bits(self._seed, ids, turn, rng.STREAM_REPEAT, 1)[:, 0]
         numbers, spec = self.view_numbers(epoch), self._store.spec.views
         if spec.mixes and len({number // spec.pair_views for number in numbers}) == 1:
             keys = keys[self._leaders(view_params.mixing(self._store, numbers[0]))]
         order = np.argsort(keys, kind="stable")
         order = order[self.present_N[order]]
-        count = len(order) // self.repeats
+        count = len(order) // self.aug_repeats
         return np.sort(order[position * count : (position + 1) * count])
 
     def _length(self) -> int:

@@ -98,7 +98,7 @@ def _of_run(folder: Path, config: dict[str, Any], options: EvalOptions) -> EvalT
 
 def _preprocessing(config: dict[str, Any], folder: Path) -> _Preprocessing:
     recipe = recipes.build(config["recipe"], f"{folder}/config.json")
-    return _Preprocessing(Frame(int(config["view_size"]), recipe.eval_crop), recipe.precision)
+    return _Preprocessing(Frame(int(config["view_size"]), recipe.crop_pct), recipe.precision)
 
 
 def _network(

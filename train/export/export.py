@@ -59,7 +59,10 @@ def read(folder: Path, weights: Weights) -> ExportedStudent:
             "needs. Run its kdcache train command again: it trains nothing and adds them."
         )
     if not (folder / weights / "model.safetensors").is_file():
-        missing = {"model-ema": "ema_decay is 0", "model-best": "there was nothing to measure on"}
+        missing = {
+            "model-ema": "model_ema_decay is 0",
+            "model-best": "there was nothing to measure on",
+        }
         raise UsageError(
             f"the run {folder} has no {weights} ({missing.get(weights, 'it was removed')}). Export "
             f"one it has: {', '.join(sorted(p.name for p in folder.glob('model*')))}."

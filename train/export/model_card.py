@@ -76,5 +76,5 @@ def _table(facts: dict[str, Any]) -> str:
         mark = " (these)" if name == facts["weights"] else ""
         lines.append(f"| {name}{mark} | {accuracy['top1']:.2f} | {accuracy['top5']:.2f} |")
     images = f"{facts['validation_images']:,} validation images"
-    crop = facts["recipe"]["eval_crop"]
+    crop = facts["recipe"]["crop_pct"]
     return "\n".join([*lines, "", f"In percent, {images}, centre crop of {crop}."])

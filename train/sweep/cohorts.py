@@ -98,7 +98,7 @@ def measure(
     gradients = _bytes(p for p in student.parameters() if p.requires_grad)
     return MemoryEstimate(
         sum(p.numel() for p in student.parameters()),
-        weights * (2 if recipe.ema_decay else 1) + _bytes(states),
+        weights * (2 if recipe.model_ema_decay else 1) + _bytes(states),
         activations * recipe.batch_size // count + gradients,
         seconds * recipe.batch_size / count,
         round(count / inference_seconds, 1),
@@ -181,7 +181,7 @@ def _too_small(student: Student, own: MemoryEstimate, budget: float, size: int) 
         f"the device is too small for {student.name}: it needs {total / 1e9:.2f} GB "
         f"({own.resident / 1e9:.2f} of weights and optimizer, {own.activation_bytes / 1e9:.2f} of "
         f"a step of {student.recipe.batch_size} views), and {budget / 1e9:.2f} are available. "
-        "Lower batch_size and raise accumulate, or take it out of the grid."
+        "Lower batch_size and raise grad_accum_steps, or take it out of the grid."
     )
 
 

@@ -56,12 +56,12 @@ def load(grid: str, overrides: Iterable[str] = ()) -> list[Student]:
         RecipeError: No such grid, nothing in it, an unknown key or an impossible value, two
             students of one name.
     """
-    mapping = reading.read(_path(grid), "train", overrides)
+    mapping = reading.read(_path(grid), "train", overrides, TrainRecipe.ALIASES)
     context = f"grid {grid!r}"
     axes, runs = _axes(mapping.pop("grid", {}), context), _runs(mapping.pop("runs", [{}]), context)
     names = [field.name for field in fields(TrainRecipe)]
     for key in [*mapping, *axes, *(key for run in runs for key in run if key != "name")]:
-        if key not in names:
+        if TrainRecipe.ALIASES.get(key, key) not in names:
             known = [*names, "grid", "runs"]
             raise RecipeError(f"{context}: unknown key {key!r}. {reading.nearest(key, known)}")
     if not axes and runs == [{}]:
@@ -121,11 +121,14 @@ def _runs(runs: Any, context: str) -> list[dict[str, Any]]:
 def _student(
     mapping: dict[str, Any], run: dict[str, Any], values: dict[str, Any], context: str
 ) -> Student:
-    own = {key: value for key, value in run.items() if key != "name"} | values
+    given = {key: value for key, value in run.items() if key != "name"} | values
+    own = reading.canonical(given, TrainRecipe.ALIASES, context)
     recipe = recipes.build(mapping | own, context)
-    typed = {key: getattr(recipe, key) for key in own}
+    # names keep the keys of the grid's file, so that a sweep with former names goes on
+    typed = {key: getattr(recipe, TrainRecipe.ALIASES.get(key, key)) for key in given}
     named = {**({"name": run["name"]} if "name" in run else typed), **values}
-    return Student(_name({key: typed.get(key, named[key]) for key in named}), recipe, typed)
+    words = _name({key: typed.get(key, named[key]) for key in named})
+    return Student(words, recipe, {key: getattr(recipe, key) for key in own})
 
 
 def _name(values: Mapping[str, Any]) -> str:

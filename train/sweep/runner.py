@@ -163,7 +163,7 @@ def train_cohort(
         if len(todo) == 1:
             raise UsageError(
                 f"the device is too small for {todo[0].name} ({str(error).partition('.')[0]}). "
-                "Lower batch_size and raise accumulate."
+                "Lower batch_size and raise grad_accum_steps."
             ) from None
     if results is None:  # outside of the handler, which keeps the failed attempt's memory
         if sweep.device.type == "cuda":
@@ -218,7 +218,7 @@ def _estimates(sweep: Sweep, students: Sequence[Student]) -> dict[str, MemoryEst
     with progress.bar("measure the students", len(students), "students") as advance:
         for student in students:
             r, path = student.recipe, sweep.folder(student) / NEED
-            key = r.student, r.opt, bool(r.ema_decay), r.precision, r.batch_size
+            key = r.student, r.opt, bool(r.model_ema_decay), r.precision, r.batch_size
             if key not in alike and path.is_file():
                 there = MemoryEstimate.from_json(run_dir.read_json(path))
                 if there.device == cohorts.device_name(sweep.device):

@@ -100,7 +100,7 @@ def train_cohort(  # noqa: PLR0912 - the one long function
     ]
     loader = create_loader.create(shared, inputs, schedule, world, device.type == "cuda")
 
-    stride = shared.accumulate * math.ceil(LOOK / shared.accumulate)
+    stride = shared.grad_accum_steps * math.ceil(LOOK / shared.grad_accum_steps)
     views = epochs * schedule.steps * shared.batch_size
     done = min(learner.steps for learner in learners) * shared.batch_size
     results: dict[Path, dict[str, Any] | NonFinite] = {}
@@ -128,7 +128,7 @@ def train_cohort(  # noqa: PLR0912 - the one long function
                 said = online_targets(ask, batch, store.spec) if ask and online else None
                 step += 1
                 final = step == schedule.steps
-                due = final or step % shared.accumulate == 0
+                due = final or step % shared.grad_accum_steps == 0
                 for learner in turn:
                     learner.step(arrived, said, due)
                 advance(shared.batch_size)

@@ -90,8 +90,8 @@ def plan(recipe: TrainRecipe, cache: Expected, rate: float = 0.0) -> dict[str, A
         cache: From what.
         rate: Images per second, to tell the hours; 0 = unknown.
     """
-    shown = cache.samples // recipe.repeats
-    of_sample = recipe.views_per_epoch * recipe.repeats
+    shown = cache.samples // recipe.aug_repeats
+    of_sample = recipe.views_per_epoch * recipe.aug_repeats
     steps = shown * of_sample // recipe.batch_size
     images = recipe.epochs * steps * recipe.batch_size
     facts: dict[str, Any] = {
@@ -102,8 +102,8 @@ def plan(recipe: TrainRecipe, cache: Expected, rate: float = 0.0) -> dict[str, A
         "times_each_view": round(recipe.views_shown / (recipe.num_views or cache.num_views), 2),
         "epochs": recipe.epochs,
         "steps_per_epoch": steps,
-        "updates": recipe.epochs * -(-steps // recipe.accumulate),
-        "views_per_update": recipe.batch_size * recipe.accumulate,
+        "updates": recipe.epochs * -(-steps // recipe.grad_accum_steps),
+        "views_per_update": recipe.batch_size * recipe.grad_accum_steps,
         "images": images,
         "resident_bytes": round(_resident(cache, of_sample)),
     }

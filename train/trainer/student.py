@@ -68,7 +68,7 @@ class Learner:
         self._also = also
         torch.manual_seed(recipe.seed)
         student: Any = create_student(recipe, inputs.num_classes).to(device)
-        seen = Frame(inputs.store.spec.views.size, recipe.eval_crop)
+        seen = Frame(inputs.store.spec.views.size, recipe.crop_pct)
         student.pretrained_cfg = config = preprocessing(dict(student.pretrained_cfg), seen)
         if device.type == "cuda":
             student = student.to(memory_format=torch.channels_last)
@@ -76,8 +76,8 @@ class Learner:
             student = convert_sync_batchnorm(student)
         self._student = student
         self.task = CachedDistillationTask(student, recipe, device)
-        if recipe.ema_decay:
-            self.task.setup_ema(decay=recipe.ema_decay)
+        if recipe.model_ema_decay:
+            self.task.setup_ema(decay=recipe.model_ema_decay)
         if world.size > 1:
             self.task.prepare_distributed([device.index] if device.type == "cuda" else None)
             torch.manual_seed(recipe.seed + world.rank)
@@ -130,20 +130,20 @@ class Learner:
         """
         begin = time.monotonic()
         recipe, step = self.recipe, self.steps
-        first = step - self.place.step % recipe.accumulate  # of the batches of this update
+        first = step - self.place.step % recipe.grad_accum_steps  # of the batches of this update
         self._scheduler.step_update(first)
         self.task.progress = first / (recipe.epochs * self._schedule.steps)
         x, supervision = arrived.seen_by(self.feed), arrived.supervision
         if said is not None and recipe.mode == "online":
             supervision = replace(supervision, soft=said)
-        if recipe.kept:
+        if recipe.top_k:
             labels = torch.stack([supervision.label_B, supervision.partner_label_B], dim=1)
-            told = recipe.kept, self._inputs.num_classes, labels
+            told = recipe.top_k, self._inputs.num_classes, labels
             supervision = replace(supervision, soft=most_probable(supervision.soft, *told))
         with self._own_numbers(), nullcontext() if due else self.task.no_sync():
             with self.feed.autocast():
                 losses = self._forward(x, supervision)
-            self._scaler.scale(losses["loss"] / recipe.accumulate).backward()
+            self._scaler.scale(losses["loss"] / recipe.grad_accum_steps).backward()
             self._recent.append({k: v.detach() for k, v in losses.items() if k != "output"})
             self.place.step += 1
             if due:
@@ -206,7 +206,7 @@ class Learner:
     def measured(self, size: int) -> dict[str, tuple[nn.Module, InputTransform, Frame]]:
         """The networks to be measured after an epoch, by the names of their accuracies."""
         models = {name: self.task.get_eval_model(ema=ema) for name, ema in _TOP1.items()}
-        frame = Frame(size, self.recipe.eval_crop)
+        frame = Frame(size, self.recipe.crop_pct)
         return {name: (m, self.feed, frame) for name, m in models.items() if m is not None}
 
     def end_epoch(self, accuracies: dict[str, Accuracy]) -> dict[str, float]:
