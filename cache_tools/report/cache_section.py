@@ -171,7 +171,7 @@ def _by_view(told: Told) -> Chart:
 
     def draw(axes: Any) -> None:
         charts.points(axes, views, top1, told["error"], "view number", "right, %")
-        charts.whole(axes)
+        charts.integer_axis(axes)
 
     return chart(
         "Accuracy per view number",
@@ -205,7 +205,7 @@ def _by_operation(rows: list[Told]) -> Chart:
             [row["error"] for row in rows],
             "right on views with the operation, %",
         ),
-        charts.rows(len(rows)),
+        charts.row_size(len(rows)),
     )
 
 
@@ -244,7 +244,7 @@ def _tails(tails: dict[str, Told]) -> Chart:
             for name, t in tails.items()
         }
         charts.lines(axes, series, "mass of the classes that are not kept, %", "% of views")
-        charts.decades(axes)
+        charts.log_axis(axes)
 
     return chart("Mass that is not kept", f"On average {words}.", draw)
 
@@ -255,7 +255,7 @@ def _bound(dropped: Told, entropy: float) -> Chart:
     def draw(axes: Any) -> None:
         x = [max(v, 1e-5) for v in dropped["percentiles"]]
         charts.lines(axes, {"bound": (x, [*range(101)])}, "KL, at most, nats", "% of views")
-        charts.decades(axes)
+        charts.log_axis(axes)
 
     return chart(
         "What dropping classes can have cost",

@@ -1,10 +1,11 @@
-"""Kinds of charts, drawn into matplotlib's axes in the colours of `svg`."""
+"""Kinds of charts, drawn into matplotlib's axes, by default in the colors of `svg`."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from cache_tools.report.formatting import brief
-from cache_tools.report.svg import PALE, SERIES, SIZE
+from cache_tools.report.svg import INK, PALE, SERIES, SIZE
 from cache_tools.runtime.text import printable
 
 _DASHES: Any = ("-", "--", ":", "-.")
@@ -14,10 +15,26 @@ Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 """Name → x and y."""
 
 
+@dataclass(frozen=True)
+class Palette:
+    """Colors of a drawing, as matplotlib accepts them."""
+
+    series: tuple[str, ...]
+    ink: str
+    pale: str
+
+    def color(self, number: int, of: int = 0) -> str:
+        """Return the color of a series; all have the first if they are more than the colors."""
+        return self.series[number % len(self.series) if of <= len(self.series) else 0]
+
+
+PAGE = Palette(SERIES, INK, PALE)
+
+
 def histogram(
     axes: Any, edges: Sequence[float], counts: Sequence[int], label: str, of: str = "views"
 ) -> None:
-    """Bars between edges, as shares in percent."""
+    """Draw bars between edges, as shares in percent."""
     total = max(sum(counts), 1)
     shares = [100 * count / total for count in counts]
     axes.stairs(shares, edges, fill=True, color=SERIES[0])
@@ -30,35 +47,42 @@ def histogram(
 def lines(
     axes: Any, series: Series, x_label: str, y_label: str, groups: Mapping[str, str] | None = None
 ) -> None:
-    """A line for each series; those of one group share a colour and a name."""
+    """Draw a line for each series; those of one group share a color and a name."""
     group_of = groups or {name: name for name in series}
     known = list(dict.fromkeys(group_of[name] for name in series))
     for name, (x, y) in series.items():
         i = known.index(group_of[name])
         dash = _DASHES[i // len(SERIES) % len(_DASHES)]
         marker = "o" if len(x) < 12 else None
-        axes.plot(x, y, dash, color=colour(i), marker=marker, markersize=3.5)
+        axes.plot(x, y, dash, color=PAGE.color(i), marker=marker, markersize=3.5)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     if x_label in (EPOCH, STEP):
-        whole(axes)
+        integer_axis(axes)
     if len(known) > 1:
         legend(axes, {name: i for i, name in enumerate(known)})
 
 
-def legend(axes: Any, names: Mapping[str, int], marker: str = "", title: str = "") -> None:
-    """Names of series beneath the axes, in their colours."""
+def legend(
+    axes: Any,
+    names: Mapping[str, int],
+    marker: str = "",
+    title: str = "",
+    palette: Palette = PAGE,
+) -> None:
+    """Add the names of series beneath the figure, in their colors."""
     from matplotlib.lines import Line2D
 
     handles = [
         Line2D(
-            [], [], color=colour(i), label=short(name, 30), marker=marker or None,
+            [], [], color=palette.color(i), label=short(name, 30), marker=marker or None,
             linestyle="" if marker else _DASHES[i // len(SERIES) % len(_DASHES)],
         )
         for name, i in names.items()
     ]  # fmt: skip
     longest = max(len(short(name, 30)) for name in names)
-    columns = max(1, min(len(handles), 64 // (longest + 6)))
+    letters = 64 * axes.figure.get_figwidth() / SIZE[0]
+    columns = max(1, min(len(handles), int(letters) // (longest + 6)))
     place = {"loc": "outside lower center", "ncols": columns, "title": title or None}
     axes.figure.legend(handles=handles, title_fontsize=8.5, **place)
 
@@ -71,7 +95,7 @@ def points(
     x_label: str,
     y_label: str,
 ) -> None:
-    """Points with error bars, joined."""
+    """Draw points with error bars, joined."""
     axes.errorbar(
         x, y, errors, color=SERIES[0], marker="o", markersize=4, capsize=2.5, elinewidth=1
     )
@@ -82,7 +106,7 @@ def points(
 def bars(
     axes: Any, names: Sequence[str], values: Sequence[float], errors: Sequence[float], label: str
 ) -> None:
-    """Bars from left to right, the first at the top, with their values."""
+    """Draw bars from left to right, the first at the top, with their errors."""
     rows = range(len(names))
     axes.barh(rows, values, color=SERIES[0], height=0.72)
     if any(errors):
@@ -101,7 +125,7 @@ def matrix(
     x_label: str,
     y_label: str,
 ) -> None:
-    """A table of shares 0..1 as tints, rows from the top; small tables have their numbers."""
+    """Draw a matrix of shares 0..1 as tints, rows from the top; a small one with its numbers."""
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Rectangle
 
@@ -124,8 +148,8 @@ def matrix(
     axes.grid(visible=False)
 
 
-def decades(axes: Any) -> None:
-    """A logarithmic x axis whose numbers are plain text."""
+def log_axis(axes: Any) -> None:
+    """Make the x axis logarithmic, with numbers in plain text."""
     from matplotlib.ticker import NullFormatter
 
     axes.set_xscale("log")
@@ -133,15 +157,15 @@ def decades(axes: Any) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def whole(axes: Any) -> None:
-    """An x axis of whole numbers."""
+def integer_axis(axes: Any) -> None:
+    """Restrict the ticks of the x axis to whole numbers."""
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
 
 
-def spread(axes: Any, values: Sequence[float]) -> None:
-    """Short numbers on the x axis, which is logarithmic where values are far apart."""
+def adaptive_axis(axes: Any, values: Sequence[float]) -> None:
+    """Format the x axis with short numbers, logarithmic if values are far apart."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     if min(values) > 0 and max(values) > 8 * min(values):
@@ -151,18 +175,13 @@ def spread(axes: Any, values: Sequence[float]) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: brief(value))
 
 
-def rows(count: int) -> tuple[float, float]:
-    """Size of a chart that has a line of text for each of its rows."""
+def row_size(count: int) -> tuple[float, float]:
+    """Return the size of a chart with a line of text for each row."""
     return SIZE[0], max(1.3, 0.75 + 0.21 * count)
 
 
-def colour(number: int, of: int = 0) -> str:
-    """Colour of a series; all have one where there are more than colours."""
-    return SERIES[number % len(SERIES) if of <= len(SERIES) else 0]
-
-
 def short(text: str, most: int = 26) -> str:
-    """A name that fits beside a chart: its beginning and its end, where names differ."""
+    """Shorten a name to fit beside a chart, to its beginning and end, where names differ."""
     if len(text := printable(text)) <= most:
         return text
     tail = most // 3

@@ -57,8 +57,10 @@ def against_labels(told: Told, name: str) -> Section:
         for pair in zip(*(arm["top1"] for arm in arms), strict=True):
             axes.plot([0, 1], pair, color=svg.PALE, linewidth=1, alpha=0.6)
         for x, arm in enumerate(arms):
-            axes.scatter([x] * len(arm["top1"]), arm["top1"], color=charts.colour(x), zorder=3)
-            axes.plot([x - 0.14, x + 0.14], [arm["mean"]] * 2, color=charts.colour(x), linewidth=3)
+            axes.scatter([x] * len(arm["top1"]), arm["top1"], color=charts.PAGE.color(x), zorder=3)
+            axes.plot(
+                [x - 0.14, x + 0.14], [arm["mean"]] * 2, color=charts.PAGE.color(x), linewidth=3
+            )
         axes.set_xticks([0, 1], ["labels", "teacher's cache"])
         axes.set(xlim=(-0.5, 1.5), ylabel="top-1, %")
 
@@ -123,7 +125,7 @@ def _results(named: dict[str, Told]) -> Chart | None:
         rows = range(len(shown))
         for row, name in zip(rows, shown, strict=True):
             number = arms.index(_arm(name))
-            colour = charts.colour(number) if number < len(svg.SERIES) else svg.PALE
+            colour = charts.PAGE.color(number) if number < len(svg.SERIES) else svg.PALE
             axes.plot(found[name], row, "o", color=colour)
             axes.annotate(f"{found[name]:.1f}", (found[name], row), (6, -3), fontsize=8.5,
                           textcoords="offset points")  # fmt: skip
@@ -137,7 +139,7 @@ def _results(named: dict[str, Told]) -> Chart | None:
         f"Of {count(len(ordered))} runs {best} is the best with {found[best]:.1f} %, {last} the "
         f"last with {found[last]:.1f} %.",
         draw,
-        charts.rows(len(shown)),
+        charts.row_size(len(shown)),
     )
 
 

@@ -51,7 +51,7 @@ def _by_class(told: Told, word: str) -> Chart:
                 axes, [one["name"] for one in worst], [one["agreement"] for one in worst], [],
                 f"{word} is named first, %",
             ),
-            charts.rows(len(worst)),
+            charts.row_size(len(worst)),
         )  # fmt: skip
     edges = [5.0 * i for i in range(21)]
     counts = [sum(low <= s < low + 5 or s == low + 5 == 100 for s in shares) for low in edges[:-1]]

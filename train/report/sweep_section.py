@@ -14,16 +14,11 @@ from cache_tools.store import info
 from cache_tools.store.cache import Cache
 from train import run_dir
 from train.report.cost import table
-from train.sweep.table import headers, pareto_front
+from train.sweep import plot
+from train.sweep.table import format_value, headers, pareto_front
 
 Told = dict[str, Any]
 NAME = "sweep.json"
-_AGAINST = {
-    "parameters": ("parameters", "parameters", False),
-    "images_per_second": ("speed", "images/s of the trained student", True),
-    "cost_seconds": ("training time", "seconds of training, its share of its cohort", False),
-}
-"""Key → name, axis, and whether more is better."""
 _COLUMNS = {
     "accuracy": share,
     "loss": small,
@@ -31,8 +26,6 @@ _COLUMNS = {
     "images_per_second": count,
     "cost_seconds": small,
 }
-_TICKS = 8
-"""Numbers of a swept key that are written one by one; more are an axis."""
 _HEADS = ("top-1", "loss", "parameters", "images/s", "seconds")
 
 
@@ -56,7 +49,7 @@ def section(told: Told) -> Section:
     """The section of a sweep."""
     students, swept = told["students"], [*told.get("swept", [])]
     measured = [one for one in students if _number(one.get("accuracy")) is not None]
-    keys = [key for key in swept if len({_word(one.get(key)) for one in measured}) > 1]
+    keys = plot.varied(measured, swept)
     groups = [Group("Accuracy against what it takes", _fronts(measured, keys))]
     along = [_along(measured, key, keys[0]) for key in keys]
     if along:
@@ -100,30 +93,20 @@ def _lead(students: list[Told], measured: list[Told], swept: list[str]) -> str:
 def _fronts(measured: list[Told], keys: list[str]) -> list[Block]:
     found = [
         _against(rows, key, keys[0] if keys else "name")
-        for key in _AGAINST
+        for key in plot.AGAINST
         if len(rows := [one for one in measured if _number(one.get(key))]) > 1
     ]
     return [*found] or [Note("Fewer than two students are measured: there is nothing to compare.")]
 
 
 def _against(rows: list[Told], key: str, by: str) -> Chart:
-    name, label, more = _AGAINST[key]
+    name, label, more = plot.AGAINST[key]
     best = pareto_front(rows, key, more)
-    groups = list(dict.fromkeys(_word(one.get(by)) for one in rows))
     words = listed([f"{share(one['accuracy'])} at {brief(one[key])}" for one in best])
 
     def draw(axes: Any) -> None:
-        axes.plot(
-            [one[key] for one in best], [one["accuracy"] for one in best],
-            color=svg.PALE, linewidth=1, drawstyle="steps-pre" if more else "steps-post",
-        )  # fmt: skip
-        for one in rows:
-            number = groups.index(_word(one.get(by)))
-            axes.plot(one[key], one["accuracy"], "o", color=charts.colour(number, len(groups)))
-        axes.set(xlabel=label, ylabel="top-1, %")
-        charts.spread(axes, [one[key] for one in rows])
-        if 1 < len(groups) <= len(svg.SERIES):
-            charts.legend(axes, {g: i for i, g in enumerate(groups)}, "o", by)
+        plot.against(axes, rows, key, by, charts.PAGE)
+        plot.legend(axes, rows, by, charts.PAGE)
 
     return chart(
         f"Accuracy against {name}",
@@ -134,46 +117,23 @@ def _against(rows: list[Told], key: str, by: str) -> Chart:
 
 
 def _along(rows: list[Told], key: str, by: str) -> Chart:
-    """Accuracy along the values of a key: numbers from left to right, words from top to bottom."""
-    values: list[Any] = list(dict.fromkeys(one.get(key) for one in rows))
-    numbers = all(_number(value) is not None for value in values)
-    if numbers:
-        values.sort()
-    groups = list(dict.fromkeys(_word(one.get(by)) for one in rows))
-    of = [[one["accuracy"] for one in rows if one.get(key) == value] for value in values]
-    means = [math.fsum(each) / len(each) for each in of]
-    words = listed([f"{_word(v)}: {m:.1f} %" for v, m in zip(values, means, strict=True)])
-    many = len(values) > _TICKS
-    at = values if numbers and many else [*range(len(values))]
-
-    def draw(axes: Any) -> None:
-        for one in rows:
-            colour = charts.colour(groups.index(_word(one.get(by))), len(groups))
-            place = at[values.index(one.get(key))], one["accuracy"]
-            axes.plot(*(place if numbers else place[::-1]), "o", color=colour, alpha=0.75)
-        style = {"color": svg.INK, "marker": "D", "markersize": 5}
-        if not numbers:
-            axes.plot(means, at, linestyle="", **style)
-            axes.set_yticks(at, [charts.short(_word(value)) for value in values])
-            axes.set(ylim=(len(values) - 0.5, -0.5), xlabel="top-1, %")
-            return
-        axes.plot(at, means, **style)
-        axes.set(xlabel=key, ylabel="top-1, %")
-        if many:
-            charts.spread(axes, values)
-        else:
-            axes.set_xticks(at, [_word(value) for value in values])
-            axes.set_xlim(-0.5, len(values) - 0.5)
-
-    size = svg.SIZE if numbers else charts.rows(len(values))
-    return chart(f"Along {key}", f"Means by {key}: {words}.", draw, size)
+    """Chart accuracy along a key: numbers from left to right, words from top to bottom."""
+    values, numbers = plot.values_of(rows, key)
+    means = plot.means(rows, key)
+    words = listed([f"{format_value(value)}: {means[value]:.1f} %" for value in values])
+    return chart(
+        f"Along {key}",
+        f"Means by {key}: {words}.",
+        lambda axes: plot.along(axes, rows, key, by, charts.PAGE, upright=numbers),
+        svg.SIZE if numbers else charts.row_size(len(values)),
+    )
 
 
 def _table(students: list[Told], swept: list[str]) -> Table:
     ordered = sorted(students, key=lambda one: -(_number(one.get("accuracy")) or -1.0))
     rows = [
         [
-            *(_word(one.get(key)) for key in swept),
+            *(format_value(one.get(key)) for key in swept),
             *(
                 "–" if _number(one.get(key)) is None else form(one[key])
                 for key, form in _COLUMNS.items()
@@ -194,7 +154,3 @@ def _plain(value: Any) -> Any:
 
 def _number(value: Any) -> float | None:
     return value if type(value) in (int, float) and math.isfinite(value) else None
-
-
-def _word(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)

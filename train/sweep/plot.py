@@ -1,31 +1,46 @@
-"""What a sweep found, as a picture: accuracy against what students take, and along each key."""
+"""Charts of a sweep: accuracy against size, speed and cost, and along each swept key.
+
+`against` and `along` draw into axes; `kdcache sweep` puts all of them into one PNG, the report each
+into a chart of its own. Colors tell the values of one key apart, as long as there are enough.
+"""
 
 import io
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cache_tools.report import charts
+from cache_tools.report.charts import Palette
 from cache_tools.storage import atomic
 from train.sweep.table import Row, format_value, pareto_front
 
 log = logging.getLogger("kdcache")
-_AGAINST = (
-    ("parameters", "parameters"),
-    ("images_per_second", "images/s of the trained student"),
-    ("cost_seconds", "cost in seconds: its share of its cohort"),
-)
-"""Key and axis of the panels of the upper row."""
-_COLOURS, _TICKS, _LONGEST = 10, 8, 18
-"""Values that have colours, numbers that are written one by one, letters of a word."""
+AGAINST = {
+    "parameters": ("parameters", "parameters", False),
+    "images_per_second": ("speed", "images/s of the trained student", True),
+    "cost_seconds": ("training time", "seconds of training, its share of its cohort", False),
+}
+"""Key → name, axis label, and True if more is better."""
+_TICKS = 8
+"""Values of a numeric key with a tick each; more get an axis of their own scale."""
+_PNG = Palette(tuple(f"C{i}" for i in range(10)), ink="0.25", pale="0.6")
+_STYLE: Any = {
+    "text.parse_math": False,  # names are text, whatever they contain
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.alpha": 0.3,
+}
 
 
 def draw(rows: Sequence[Row], swept: Sequence[str], title: str, path: Path) -> bool:
-    """Draw accuracy against size, speed and cost, and against each swept key, into a PNG.
+    """Draw accuracy against size, speed and cost, and along each swept key, into a PNG.
 
     Returns:
-        Whether there was something to draw, two measured students, and something to draw with.
+        True if the picture was drawn: it needs two measured students, and matplotlib.
     """
     measured = [row for row in rows if row.get("accuracy") is not None]
     if len(measured) < 2:
@@ -35,122 +50,126 @@ def draw(rows: Sequence[Row], swept: Sequence[str], title: str, path: Path) -> b
     except ImportError:
         log.info("no picture without matplotlib: pip install 'kdcache[demo]'")
         return False
-    matplotlib.use("Agg")
-    matplotlib.rcParams["text.parse_math"] = False  # names are text, whatever they contain
-    from matplotlib import pyplot as plt
-    from matplotlib.lines import Line2D
+    from matplotlib.figure import Figure
 
-    keys = [key for key in swept if len({format_value(row[key]) for row in measured}) > 1]
-    columns = max(len(_AGAINST), min(len(keys), 4))
-    lower = math.ceil(len(keys) / columns)
-    figure, axes = plt.subplots(
-        1 + lower, columns, figsize=(4.2 * columns, 3.6 * (1 + lower)), layout="constrained",
-        sharey=True, squeeze=False,
-    )  # fmt: skip
-    panels = axes.ravel().tolist()
-    colour_by = keys[0] if keys else "name"
-    colours = _colours(measured, colour_by)
-    for panel, (key, label) in zip(panels, _AGAINST, strict=False):
-        _against(panel, measured, key, label, colour_by, colours)
-    for panel, key in zip(panels[columns:], keys, strict=False):
-        _along(panel, measured, key, colour_by, colours)
-    for panel in [*panels[len(_AGAINST) : columns], *panels[columns + len(keys) :]]:
-        panel.set_visible(False)
-    for row in axes:
-        row[0].set_ylabel("top-1 accuracy, %")
-    handles = [
-        Line2D([], [], marker="o", linestyle="", color=colour, label=f"{colour_by} = {value}")
-        for value, colour in colours.items()
-    ]
-    if 1 < len(handles) <= _COLOURS:
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
-    figure.suptitle(title)
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=110)
-    plt.close(figure)
+    keys = varied(measured, swept)
+    by = keys[0] if keys else "name"
+    columns = max(len(AGAINST), min(len(keys), 4))
+    lower, picture = math.ceil(len(keys) / columns), io.BytesIO()
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure((4.2 * columns, 3.6 * (1 + lower)), layout="constrained")
+        axes = figure.subplots(1 + lower, columns, sharey=True, squeeze=False)
+        panels = axes.ravel().tolist()
+        for panel, key in zip(panels, AGAINST, strict=False):
+            if found := [row for row in measured if row.get(key)]:
+                against(panel, found, key, by, _PNG)
+        for panel, key in zip(panels[columns:], keys, strict=False):
+            along(panel, measured, key, by, _PNG)
+            panel.set_xlabel(f"{key} (◆ mean of all)")
+        for panel in [*panels[len(AGAINST) : columns], *panels[columns + len(keys) :]]:
+            panel.set_visible(False)
+        for panel in panels:
+            panel.set_ylabel("top-1 accuracy, %" if panel in axes[:, 0] else "")
+        legend(panels[0], measured, by, _PNG)
+        figure.suptitle(title)
+        figure.savefig(picture, dpi=110)
     atomic.write(path, picture.getvalue())
     return True
 
 
-def _against(
-    axes: Any, rows: Sequence[Row], key: str, label: str, by: str, colours: dict[str, Any]
-) -> None:
-    """Accuracy against a cost or a gain; what nothing beats is joined by a line."""
-    from matplotlib.ticker import EngFormatter
+def varied(rows: Sequence[Row], swept: Sequence[str]) -> list[str]:
+    """Return the swept keys of which the students have several values."""
+    return [key for key in swept if len({format_value(row.get(key)) for row in rows}) > 1]
 
-    shown = [row for row in rows if row.get(key)]
-    for row in shown:
-        axes.scatter(row[key], row["accuracy"], color=colours[format_value(row.get(by))], zorder=3)
-    if not shown:
-        return
-    more = key == "images_per_second"
-    best, where = pareto_front(shown, key, more), "pre" if more else "post"
+
+def against(axes: Any, rows: Sequence[Row], key: str, by: str, palette: Palette) -> None:
+    """Draw accuracy against a cost or a gain, with a line through the students no other beats.
+
+    Args:
+        axes: matplotlib's axes.
+        rows: Students that have an accuracy and the key.
+        key: Key of `AGAINST`.
+        by: Key of the colors.
+        palette: Colors.
+    """
+    _, label, more = AGAINST[key]
+    best, colors = pareto_front(rows, key, more), _colors(rows, by, palette)
+    style = {"color": palette.pale, "linewidth": 1, "zorder": 1}
     x, y = [row[key] for row in best], [row["accuracy"] for row in best]
-    axes.step(x, y, where=where, color="0.6", linewidth=1, zorder=1)
-    _spread(axes, [row[key] for row in shown])
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.set_xlabel(label)
-    _plain(axes)
-
-
-def _along(axes: Any, rows: Sequence[Row], key: str, by: str, colours: dict[str, Any]) -> None:
-    """Accuracy along the values of a key: every student, their means, and lines where it counts."""
-    values = list(dict.fromkeys(row[key] for row in rows))
-    counts = all(type(value) in (int, float) for value in values)
-    if counts:
-        values.sort()
-    many = counts and len(values) > _TICKS
-    at = dict(zip(values, values if many else range(len(values)), strict=True))
+    axes.plot(x, y, drawstyle="steps-pre" if more else "steps-post", **style)
     for row in rows:
-        colour = colours[format_value(row.get(by))]
-        axes.scatter(at[row[key]], row["accuracy"], color=colour, alpha=0.6, zorder=2)
-    if counts and key != by and len(colours) <= _COLOURS:
-        for value, colour in colours.items():
-            _means(
-                axes, [r for r in rows if format_value(r.get(by)) == value], key, at, color=colour
-            )
-    line = "-" if counts else ""
-    _means(axes, rows, key, at, linestyle=line, color="0.25", marker="D", markersize=5, zorder=3)
+        axes.plot(row[key], row["accuracy"], "o", color=colors[format_value(row.get(by))])
+    axes.set(xlabel=label, ylabel="top-1, %")
+    charts.adaptive_axis(axes, [row[key] for row in rows])
+
+
+def along(
+    axes: Any, rows: Sequence[Row], key: str, by: str, palette: Palette, upright: bool = True
+) -> None:
+    """Draw accuracy along the values of a key: every student, and means; lines join numbers.
+
+    Args:
+        axes: matplotlib's axes.
+        rows: Students that have an accuracy.
+        key: A swept key.
+        by: Key of the colors.
+        palette: Colors.
+        upright: True if values go from left to right; else from top to bottom.
+    """
+    values, ordered = values_of(rows, key)
+    many = ordered and len(values) > _TICKS
+    place = dict(zip(values, values if many else range(len(values)), strict=True))
+    colors = _colors(rows, by, palette)
+
+    def plot(at: Sequence[float], accuracy: Sequence[float], **style: Any) -> None:
+        axes.plot(*((at, accuracy) if upright else (accuracy, at)), **style)
+
+    for row in rows:
+        color = colors[format_value(row.get(by))]
+        plot([place[row.get(key)]], [row["accuracy"]], marker="o", color=color, alpha=0.65)
+    if ordered and key != by and len(colors) <= len(palette.series):
+        for value, color in colors.items():
+            of_value = means([row for row in rows if format_value(row.get(by)) == value], key)
+            plot([place[v] for v in of_value], [*of_value.values()], color=color, linewidth=1)
+    mean = means(rows, key)
+    style = {"color": palette.ink, "marker": "D", "markersize": 5, "zorder": 3}
+    line = "-" if ordered else ""
+    plot([place[v] for v in values], [mean[v] for v in values], linestyle=line, **style)
+    if not upright:
+        axes.set_yticks([*place.values()], [charts.short(format_value(value)) for value in values])
+        axes.set(ylim=(len(values) - 0.5, -0.5), xlabel="top-1, %")
+        return
+    axes.set(xlabel=key, ylabel="top-1, %")
     if many:
-        _spread(axes, values)
-    else:
-        axes.set_xticks(range(len(values)), [_brief(format_value(value)) for value in values])
-        axes.set_xlim(-0.5, len(values) - 0.5)
-    letters = max(len(_brief(format_value(value))) for value in values) * len(values)
-    if not many and letters > 28:
+        charts.adaptive_axis(axes, values)
+        return
+    words = [charts.short(format_value(value), 18) for value in values]
+    axes.set_xticks([*place.values()], words)
+    axes.set_xlim(-0.5, len(values) - 0.5)
+    if (letters := max(len(word) for word in words) * len(words)) > 28:
         axes.tick_params(axis="x", rotation=20 if letters < 60 else 90)
-    axes.set_xlabel(f"{key} (◆ mean of all)")
-    _plain(axes)
 
 
-def _means(axes: Any, rows: Sequence[Row], key: str, at: dict[Any, float], **style: Any) -> None:
-    """Means of the students at each value."""
-    groups = {x: [row["accuracy"] for row in rows if row[key] == value] for value, x in at.items()}
-    points = [(x, math.fsum(group) / len(group)) for x, group in groups.items() if group]
-    axes.plot(*zip(*points, strict=True), **style)
+def legend(axes: Any, rows: Sequence[Row], by: str, palette: Palette) -> None:
+    """Add a legend of the colors to the figure, if there are several and enough of them."""
+    if 1 < len(colors := _colors(rows, by, palette)) <= len(palette.series):
+        charts.legend(axes, {value: i for i, value in enumerate(colors)}, "o", by, palette)
 
 
-def _spread(axes: Any, values: Sequence[float]) -> None:
-    """A logarithmic axis where values are far apart."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    if min(values) > 0 and max(values) > 8 * min(values):
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.xaxis.set_minor_formatter(NullFormatter())
+def values_of(rows: Sequence[Row], key: str) -> tuple[list[Any], bool]:
+    """Return the values of a key, ascending if all are numbers, and whether they are."""
+    values: list[Any] = list(dict.fromkeys(row.get(key) for row in rows))
+    ordered = all(type(value) in (int, float) and math.isfinite(value) for value in values)
+    return sorted(values) if ordered else values, ordered
 
 
-def _brief(text: str) -> str:
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+def means(rows: Sequence[Row], key: str) -> Mapping[Any, float]:
+    """Return the mean accuracy of the students at each value of a key, in order of `values_of`."""
+    values, _ = values_of(rows, key)
+    groups = {v: [row["accuracy"] for row in rows if row.get(key) == v] for v in values}
+    return {value: math.fsum(group) / len(group) for value, group in groups.items()}
 
 
-def _plain(axes: Any) -> None:
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _colours(rows: Sequence[Row], key: str) -> dict[str, Any]:
-    values = list(dict.fromkeys(format_value(row.get(key)) for row in rows))
-    few = len(values) <= _COLOURS
-    return {value: f"C{i if few else 0}" for i, value in enumerate(values)}
+def _colors(rows: Sequence[Row], by: str, palette: Palette) -> dict[str, str]:
+    values = list(dict.fromkeys(format_value(row.get(by)) for row in rows))
+    return {value: palette.color(i, len(values)) for i, value in enumerate(values)}
