@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks import scale
 from cache_tools.spec.targets import TargetSpec
 from cache_tools.spec.views import ViewSpec
-from cache_tools.store.aligned import Members
+from cache_tools.store.aligned import CacheEnsemble
 from cache_tools.views import draw
 from train.data.prefetch import View
 from train.data.schedule import Schedule
@@ -30,7 +30,7 @@ def seconds(folder: Path) -> dict[str, float]:
     store = scale.build(folder, BLOCK, 2, A2, K20)
     table, spec = store.table, store.spec
     schedule = Schedule(store, 1, BATCH, 0)
-    targets = StoredTargets(Members((store,), (1.0,)))
+    targets = StoredTargets(CacheEnsemble((store,), (1.0,)))
     stored, plan = store.read_view(0), schedule.plan(0)
     drawn = draw.draw(spec.views, table.id_N, table.height_N, table.width_N, 0)
     loaded, steps = [View(0, (stored,), drawn)], iter(range(10**9))

@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cache_tools.data import scan
-from cache_tools.data.images import Images
+from cache_tools.data.images import ImageDataset
 from cache_tools.data.open import open_images
 from cache_tools.data.view_renderer import ViewRenderer
 from cache_tools.errors import KdcacheError
@@ -172,7 +172,7 @@ def _normalise(pixels: NDArray[np.uint8]) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def _accuracy(model: nn.Module, images: Images) -> float:
+def _accuracy(model: nn.Module, images: ImageDataset) -> float:
     pictures = [decode.decode(images.read(i), images.names[i]) for i in range(len(images))]
     predicted = model(_normalise(np.stack(pictures))).argmax(1).numpy()
     return 100.0 * float((predicted == images.label_N).mean())

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from cache_tools.data.images import Images
+from cache_tools.data.images import ImageDataset
 from cache_tools.runtime import progress, threads
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
@@ -98,7 +98,7 @@ def run(
 
 def measure(
     recipe: CacheRecipe,
-    images: Images,
+    images: ImageDataset,
     sources: Sequence[TeacherSource],
     device: str | None = None,
     random_weights: bool = False,

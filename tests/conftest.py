@@ -15,7 +15,7 @@ from timm.models import save_for_hf
 
 from cache_tools.cli import main
 from cache_tools.data import match
-from cache_tools.data.images import Images
+from cache_tools.data.images import ImageDataset
 from cache_tools.data.open import open_images
 from cache_tools.store.cache import Cache
 from pipeline import demo
@@ -123,7 +123,7 @@ def cache(made: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def images(made: Path, digits: Path) -> Images:
+def images(made: Path, digits: Path) -> ImageDataset:
     """The transfer images in the order of the cache's table."""
     store = Cache.open(made)
     opened = open_images(str(digits), "train")

@@ -10,7 +10,7 @@ import pytest
 from conftest import Outcome
 
 from cache_tools.data import match
-from cache_tools.data.images import Images
+from cache_tools.data.images import ImageDataset
 from cache_tools.data.open import open_images
 from cache_tools.errors import CacheMismatch
 from cache_tools.store.cache import Cache
@@ -23,7 +23,9 @@ Command = Callable[..., Outcome]
 SHORT = ("epochs=1", "views_per_epoch=2", "batch_size=16")
 
 
-def write(images: Images, folder: Path, numbers: list[int], renamed: set[int] = frozenset()) -> str:  # type: ignore[assignment]
+def write(
+    images: ImageDataset, folder: Path, numbers: list[int], renamed: set[int] = frozenset()
+) -> str:  # type: ignore[assignment]
     """An ImageFolder of some images, written last to first; some under other names."""
     for label in range(10):
         (folder / f"{label}").mkdir(parents=True)
@@ -43,20 +45,20 @@ def plain(tmp_path_factory: pytest.TempPathFactory, digits: Path, teacher: Path)
 
 
 def test_renamed_images_are_found_by_their_bytes(
-    images: Images, made: Path, tmp_path: Path, kdcache: Command
+    images: ImageDataset, made: Path, tmp_path: Path, kdcache: Command
 ) -> None:
     source = write(images, tmp_path / "copy", [*range(100)], {3, 50, 51})
     said = kdcache("verify", made, "--data", source)
     assert said.code == 0, said.err
     assert "100 of 100 samples are there, 3 of them under other names" in said.out
     store = Cache.open(made)
-    joined, covered = match.join(store.table, store.spec.dataset, open_images(source, "train"))
+    joined, covered = match.align(store.table, store.spec.dataset, open_images(source, "train"))
     assert covered.facts == {"samples": 100, "by_key": 97, "by_digest": 3, "missing": 0, "extra": 0}
     assert [joined.read(i) for i in range(100)] == [images.read(i) for i in range(100)]
 
 
 def test_names_that_stand_for_two_images_are_told_apart(
-    images: Images, made: Path, tmp_path: Path
+    images: ImageDataset, made: Path, tmp_path: Path
 ) -> None:
     """A copy that numbers the images of each class: stems repeat, and one of them is a key."""
     for number in range(100):
@@ -71,18 +73,18 @@ def test_names_that_stand_for_two_images_are_told_apart(
 
 
 def test_digests_are_kept_until_a_file_changes(
-    images: Images, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: ImageDataset, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KDCACHE_CACHE", str(tmp_path / "kept"))
     source = write(images, tmp_path / "copy", [*range(100)], {3, 4})
     store, reads = Cache.open(made), []
-    read = Images.read
+    read = ImageDataset.read
 
-    def counted(data: Images, number: int) -> bytes:
+    def counted(data: ImageDataset, number: int) -> bytes:
         reads.append(number)
         return read(data, number)
 
-    monkeypatch.setattr(Images, "read", counted)
+    monkeypatch.setattr(ImageDataset, "read", counted)
     found = []
     for _ in range(2):
         opened = open_images(source, "train")
@@ -97,7 +99,7 @@ def test_digests_are_kept_until_a_file_changes(
 
 
 def test_another_data_set_is_refused_after_a_few_reads(
-    images: Images, made: Path, tmp_path: Path
+    images: ImageDataset, made: Path, tmp_path: Path
 ) -> None:
     store = Cache.open(made)
     source = write(images, tmp_path / "copy", [*range(100)], {*range(100)})
@@ -105,12 +107,12 @@ def test_another_data_set_is_refused_after_a_few_reads(
         path.write_bytes(path.read_bytes()[:-1] + b"x")
     opened = open_images(source, "train")
     with pytest.raises(CacheMismatch, match=r"has 100, of which 0 are shared") as refusal:
-        match.join(store.table, store.spec.dataset, opened, partial=True)
+        match.align(store.table, store.spec.dataset, opened, partial=True)
     assert "allow-partial" not in str(refusal.value)
 
 
 def test_a_part_of_the_data_is_trained_on_when_allowed(
-    images: Images, plain: Path, tmp_path: Path, kdcache: Command
+    images: ImageDataset, plain: Path, tmp_path: Path, kdcache: Command
 ) -> None:
     source = write(images, tmp_path / "copy", [*range(0, 100, 2)])
     shutil.copy(next((tmp_path / "copy").rglob("*.png")), tmp_path / "copy/0/stranger.png")
@@ -131,7 +133,7 @@ def test_a_part_of_the_data_is_trained_on_when_allowed(
     assert json.loads((tmp_path / "run/config.json").read_text())["samples"] == 50
 
 
-def test_views_of_missing_partners_are_left_out(images: Images, made: Path) -> None:
+def test_views_of_missing_partners_are_left_out(images: ImageDataset, made: Path) -> None:
     store = Cache.open(made)
     present = np.ones(100, dtype=bool)
     present[::3] = False
@@ -156,7 +158,7 @@ def test_views_of_missing_partners_are_left_out(images: Images, made: Path) -> N
 
 
 def test_pairs_of_a_mixing_cache_with_holes_train(
-    images: Images, made: Path, tmp_path: Path, kdcache: Command
+    images: ImageDataset, made: Path, tmp_path: Path, kdcache: Command
 ) -> None:
     source = write(images, tmp_path / "copy", [*range(80)])
     where = ("--cache", made, "--data", source, "--out", tmp_path / "run", "--allow-partial")

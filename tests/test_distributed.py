@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cache_tools.data.images import Images
+from cache_tools.data.images import ImageDataset
 from cache_tools.errors import UsageError
-from cache_tools.store.aligned import Members
+from cache_tools.store.aligned import CacheEnsemble
 from cache_tools.store.cache import Cache
 from train.data.loader import Loader
 from train.data.native_renderer import NativeRenderer
@@ -140,6 +140,6 @@ def test_every_process_has_its_slice_and_a_batch_must_be_shared_evenly(
         loader(store, images, schedule, World(0, 3))
 
 
-def loader(store: Cache, images: Images, schedule: Schedule, world: World) -> Loader:
-    targets = StoredTargets(Members((store,), (1.0,)))
+def loader(store: Cache, images: ImageDataset, schedule: Schedule, world: World) -> Loader:
+    targets = StoredTargets(CacheEnsemble((store,), (1.0,)))
     return Loader(schedule, targets, NativeRenderer(store, images, 1), world)

@@ -19,7 +19,7 @@ from cache_tools.errors import CacheMismatch
 from cache_tools.importers import dense as importer
 from cache_tools.spec import cache as spec
 from cache_tools.spec.teacher import MemberSpec
-from cache_tools.store.aligned import check_aligned, open_members
+from cache_tools.store.aligned import check_aligned, open_ensemble
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec
@@ -81,7 +81,7 @@ def test_the_ensemble_of_two_caches_is_a_cache(
 
 
 def test_an_ensemble_that_was_killed_goes_on(made: Path, sibling: Path, tmp_path: Path) -> None:
-    out, members = tmp_path / "e.zarr", open_members([made, sibling], blocks=True)
+    out, members = tmp_path / "e.zarr", open_ensemble([made, sibling], blocks=True)
     store = ensemble.run(members, out)
     whole = store.content_id()
     (out / Part(2, 0).record).unlink()
@@ -193,7 +193,7 @@ def test_members_of_other_pixels_are_refused(
     made: Path, sibling: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As other versions of a library would make them: the specs agree, the pixels do not."""
-    members, real = open_members([made, sibling], blocks=True), Cache.read
+    members, real = open_ensemble([made, sibling], blocks=True), Cache.read
 
     def read(self: Cache, part: Part) -> tuple[codec.EncodedTargets, np.ndarray]:
         stored, probes = real(self, part)

@@ -16,11 +16,11 @@ from PIL import Image
 from timm.models import save_for_hf
 from torch.nn import functional as F
 
-from cache_tools.data.images import Images
+from cache_tools.data.images import ImageDataset
 from cache_tools.errors import CacheMismatch
 from cache_tools.render import mixing
 from cache_tools.store.cache import Cache
-from cache_tools.store.sampling import spread
+from cache_tools.store.sampling import sample_views
 from cache_tools.targets import dense
 from train import recipe as recipes
 from train import run_dir
@@ -111,7 +111,7 @@ def test_student_average_and_teacher_against_dense_computation(
 
 
 def test_cached_views_against_replay_and_dense_computation(
-    finished: Path, made: Path, images: Images
+    finished: Path, made: Path, images: ImageDataset
 ) -> None:
     """All 400 mixed views, as the training loop replays them, and dense distributions."""
     store = Cache.open(made)
@@ -162,7 +162,7 @@ def test_views_are_spread_over_parts(count: int, num_samples: int, num_views: in
     blocks = [range(b, min(b + 64, num_samples)) for b in range(0, num_samples, 64)]
     parts = [SimpleNamespace(view=v, block=b) for v in range(num_views) for b in range(len(blocks))]
     spec = SimpleNamespace(rows=lambda b: blocks[b])
-    chosen = spread(spec, parts, count)
+    chosen = sample_views(spec, parts, count)
     total = min(count, num_samples * num_views)
     seen = {(part.view, row) for part, rows in chosen for row in rows.tolist()}
     assert len(seen) == sum(len(rows) for _, rows in chosen) == total
@@ -260,7 +260,7 @@ def test_a_cache_that_is_gone_or_another_is_left_out_unless_asked_for(
 
 
 def test_other_pixels_are_refused(
-    finished: Path, made: Path, images: Images, monkeypatch: pytest.MonkeyPatch
+    finished: Path, made: Path, images: ImageDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cache_tools.render import view
 

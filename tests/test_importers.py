@@ -14,7 +14,7 @@ from foreign_files import CLASSES, Sizes
 from PIL import Image
 
 from cache_tools.data import match
-from cache_tools.data.images import Images
+from cache_tools.data.images import ImageDataset
 from cache_tools.data.open import open_images
 from cache_tools.errors import CacheDamaged
 from cache_tools.importers import base
@@ -48,7 +48,7 @@ def import_(folder: Path, sizes: Sizes, kdcache: Command) -> Callable[..., Outco
     return call
 
 
-def opened(out: Path, folder: Path) -> tuple[Cache, Images]:
+def opened(out: Path, folder: Path) -> tuple[Cache, ImageDataset]:
     store = Cache.open(out)
     images = open_images(str(folder / "photos"), "train")
     return store, match.match(store.table, store.spec.dataset, images)

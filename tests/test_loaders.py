@@ -16,11 +16,11 @@ import torch
 from conftest import Outcome
 
 from cache_tools.data import beton, match
-from cache_tools.data.images import Images
+from cache_tools.data.images import ImageDataset
 from cache_tools.data.open import open_images
 from cache_tools.errors import CacheMismatch
 from cache_tools.spec import sample_table
-from cache_tools.store.aligned import Members
+from cache_tools.store.aligned import CacheEnsemble
 from cache_tools.store.cache import Cache
 from train.data import create_loader
 from train.data.buffer_pool import BufferPool
@@ -36,7 +36,7 @@ def container(digits: Path, out: Path) -> Path:
     return out
 
 
-def replay(kind: str, store: Cache, images: Images, digits: Path, tmp_path: Path) -> Loader:
+def replay(kind: str, store: Cache, images: ImageDataset, digits: Path, tmp_path: Path) -> Loader:
     schedule = Schedule(store, 1, 20, 0)
     if kind == "native":
         return create_loader.native(store, images, schedule, 2)
@@ -64,7 +64,7 @@ def test_memory_comes_back_when_nobody_has_a_part_of_it() -> None:
     assert second.ctypes.data != address
 
 
-def test_batches_that_are_kept_are_not_overwritten(made: Path, images: Images) -> None:
+def test_batches_that_are_kept_are_not_overwritten(made: Path, images: ImageDataset) -> None:
     loader = create_loader.native(Cache.open(made), images, Schedule(Cache.open(made), 1, 10, 0), 2)
     kept = [batch for epoch in range(3) for batch in loader.epoch(epoch)]
     again = [batch for epoch in range(3) for batch in loader.epoch(epoch)]
@@ -72,7 +72,7 @@ def test_batches_that_are_kept_are_not_overwritten(made: Path, images: Images) -
     assert all((a.partner == b.partner).all() for a, b in zip(kept, again, strict=True))
 
 
-def test_the_next_epoch_is_made_while_this_one_runs(made: Path, images: Images) -> None:
+def test_the_next_epoch_is_made_while_this_one_runs(made: Path, images: ImageDataset) -> None:
     store = Cache.open(made)
     schedule, made_by = Schedule(store, 1, 20, 0), {}
     real = schedule.plan
@@ -82,7 +82,7 @@ def test_the_next_epoch_is_made_while_this_one_runs(made: Path, images: Images) 
         return real(epoch)
 
     schedule.plan = plan  # type: ignore[method-assign]
-    epochs = EpochPrefetcher(Members((store,), (1.0,)), schedule, images)
+    epochs = EpochPrefetcher(CacheEnsemble((store,), (1.0,)), schedule, images)
     for epoch in range(4):
         ready = epochs.get(epoch)
         assert ready.plan.views == schedule.view_numbers(epoch)
@@ -93,13 +93,13 @@ def test_the_next_epoch_is_made_while_this_one_runs(made: Path, images: Images) 
     assert threading.main_thread() not in made_by.values()
     assert (epochs.get(9).plan.row_M == real(9).row_M).all()  # another than was prepared
     schedule.epochs = 3
-    last = EpochPrefetcher(Members((store,), (1.0,)), schedule, images)
+    last = EpochPrefetcher(CacheEnsemble((store,), (1.0,)), schedule, images)
     assert (last.get(2).plan.row_M == real(2).row_M).all()
     assert last._next is None  # there is none to prepare
 
 
 def test_every_read_is_checked_and_digests_are_compared_once(
-    made: Path, images: Images, monkeypatch: pytest.MonkeyPatch
+    made: Path, images: ImageDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, compared = Cache.open(made), list[int]()
     real = sample_table.check_digest
@@ -110,14 +110,14 @@ def test_every_read_is_checked_and_digests_are_compared_once(
     for epoch in range(3):
         list(loader.epoch(epoch))
         assert sorted(compared) == list(range(100))
-    read = Images.read
+    read = ImageDataset.read
 
-    def flipped(self: Images, number: int) -> bytes:
+    def flipped(self: ImageDataset, number: int) -> bytes:
         data = bytearray(read(self, number))
         data[-3] ^= number == 17
         return bytes(data)
 
-    monkeypatch.setattr(Images, "read", flipped)
+    monkeypatch.setattr(ImageDataset, "read", flipped)
     with pytest.raises(CacheMismatch, match=store.table.keys[17]):
         list(loader.epoch(3))
 
@@ -135,7 +135,7 @@ def test_the_choice_is_logged_once_in_a_command(
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_memory_stays_as_it_is(
-    kind: str, made: Path, images: Images, digits: Path, tmp_path: Path
+    kind: str, made: Path, images: ImageDataset, digits: Path, tmp_path: Path
 ) -> None:
     loader, process = replay(kind, Cache.open(made), images, digits, tmp_path), psutil.Process()
     others = threading.active_count()  # servers and clients of other tests in this process

@@ -8,7 +8,7 @@ import pytest
 import torch
 from timm.data import RealLabelsImagenet
 
-from cache_tools.data.images import Images
+from cache_tools.data.images import ImageDataset
 from cache_tools.errors import CacheMismatch, UsageError
 from cache_tools.spec.dataset import NO_LABEL
 from train.evaluate import metrics, real_labels
@@ -18,9 +18,9 @@ IMAGENET = [f"ILSVRC2012_val_{i + 1:08d}" for i in range(4)]
 REAL = [[], [0, 3], [5], [2]]
 
 
-def pictures(names: list[str]) -> Images:
+def pictures(names: list[str]) -> ImageDataset:
     none = np.zeros(len(names), "i8")
-    return Images("somewhere", [], names, none, none, none, none + NO_LABEL)
+    return ImageDataset("somewhere", [], names, none, none, none, none + NO_LABEL)
 
 
 def test_calibration_error_by_hand() -> None:

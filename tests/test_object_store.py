@@ -18,7 +18,7 @@ import fsspec
 import pytest
 from conftest import Outcome
 
-from cache_tools.data.images import Images
+from cache_tools.data.images import ImageDataset
 from cache_tools.errors import CacheMismatch, UsageError
 from cache_tools.storage import backends, fsspec_client
 from cache_tools.store import cache as store
@@ -64,7 +64,7 @@ def make(digits: Path, teacher: Path, url: str, *more: str) -> Cache:
 
 
 def test_a_cache_in_memory_has_the_bytes_of_one_in_a_folder(
-    made: Path, digits: Path, teacher: Path, bucket: str, images: Images
+    made: Path, digits: Path, teacher: Path, bucket: str, images: ImageDataset
 ) -> None:
     assert make(digits, teacher, bucket).name == bucket
     assert objects(bucket) == files(made)

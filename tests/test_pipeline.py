@@ -12,7 +12,7 @@ import timm
 import torch
 from timm.models import save_for_hf
 
-from cache_tools.data.images import Images
+from cache_tools.data.images import ImageDataset
 from cache_tools.errors import CacheMismatch, TeacherError, UsageError
 from cache_tools.spec.targets import TargetSpec
 from cache_tools.store.cache import Cache
@@ -156,7 +156,7 @@ class Broken(Forward):
         return index, p, tail, *others
 
 
-def test_nan_is_never_stored(cache: Path, images: Images, teacher: Path) -> None:
+def test_nan_is_never_stored(cache: Path, images: ImageDataset, teacher: Path) -> None:
     store = Cache.open(cache)
     loaded = teachers.load(str(teacher), 32, "fp32")
     forward = Broken(loaded, store.spec.targets, torch.device("cpu"))

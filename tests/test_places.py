@@ -9,7 +9,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from cache_tools.data.images import Images
+from cache_tools.data.images import ImageDataset
 from cache_tools.errors import CacheNotFound, UsageError
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
@@ -35,7 +35,7 @@ def memory(cache: Path) -> str:
 
 @pytest.mark.parametrize("base", [None, "cache.zarr"])
 def test_a_zip_reads_as_its_folder_does(
-    cache: Path, tmp_path: Path, base: str | None, images: Images
+    cache: Path, tmp_path: Path, base: str | None, images: ImageDataset
 ) -> None:
     store, whole = Cache.open(zipped(cache, tmp_path, base)), Cache.open(cache)
     assert verify.verify(store, images).word == "ok"
@@ -44,7 +44,7 @@ def test_a_zip_reads_as_its_folder_does(
         store.resize(9)
 
 
-def test_a_url_is_read_and_written(memory: str, cache: Path, images: Images) -> None:
+def test_a_url_is_read_and_written(memory: str, cache: Path, images: ImageDataset) -> None:
     store, whole = Cache.open(memory), Cache.open(cache)
     assert verify.verify(store, images).word == "ok"
     store.resize(5)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import Outcome
 
-from cache_tools.data.images import Images
-from cache_tools.store.aligned import Members
+from cache_tools.data.images import ImageDataset
+from cache_tools.store.aligned import CacheEnsemble
 from cache_tools.store.cache import Cache
 from train import recipe as recipes
 from train.data.prefetch import EpochPrefetcher
@@ -27,7 +27,7 @@ Command = Callable[..., Outcome]
         ["views_per_epoch=1", "aug_repeats=3", "batch_size=11"],
     ],
 )
-def test_the_plan_is_the_schedule(made: Path, images: Images, overrides: list[str]) -> None:
+def test_the_plan_is_the_schedule(made: Path, images: ImageDataset, overrides: list[str]) -> None:
     store, recipe = Cache.open(made), recipes.load("digits", overrides)
     schedule = Schedule(
         store, recipe.views_per_epoch, recipe.batch_size, recipe.seed, recipe.aug_repeats
@@ -37,7 +37,7 @@ def test_the_plan_is_the_schedule(made: Path, images: Images, overrides: list[st
     assert facts["images"] == recipe.epochs * schedule.steps * recipe.batch_size
     shown = [v for epoch in range(recipe.epochs) for v in schedule.view_numbers(epoch)]
     assert facts["views_shown"] == len(shown) // recipe.aug_repeats
-    epochs = EpochPrefetcher(Members((store,), (1.0,)), schedule, images)
+    epochs = EpochPrefetcher(CacheEnsemble((store,), (1.0,)), schedule, images)
     both = [
         epochs.get(recipe.aug_repeats - 1),
         epochs.get(recipe.aug_repeats),

@@ -14,7 +14,7 @@ from conftest import Outcome
 from range_server import RangeServer, serve
 
 from cache_tools.data import readahead, shard_writer
-from cache_tools.data.images import Images
+from cache_tools.data.images import ImageDataset
 from cache_tools.data.open import has_split, open_images
 from cache_tools.errors import DataError, UsageError
 from cache_tools.storage import disk_cache, fsspec_client
@@ -44,11 +44,11 @@ def server(digits: Path, tmp_path: Path, kept: Path) -> Iterator[RangeServer]:
         yield running
 
 
-def contents(images: Images) -> dict[str, tuple[bytes, int]]:
+def contents(images: ImageDataset) -> dict[str, tuple[bytes, int]]:
     return {name: (images.read(i), int(images.label_N[i])) for i, name in enumerate(images.names)}
 
 
-def settle(images: Images) -> None:
+def settle(images: ImageDataset) -> None:
     """Wait until every shard that was touched has its local copy."""
     streamed = images.remote
     assert streamed is not None
@@ -367,4 +367,4 @@ def test_more_shards_than_open_files(
     shard_writer.write(images, tmp_path / "s", shard_writer.Options(shard_size=10))
     made = open_images(str(tmp_path / "s"), "train")
     assert contents(made) == contents(images)
-    assert len(made._descriptors._open) == 3
+    assert len(made._file_pool._open) == 3

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cache_tools.data.images import Images
+from cache_tools.data.images import ImageDataset
 from cache_tools.errors import CacheDamaged, CacheIncomplete, CacheMismatch, UsageError
 from cache_tools.render import decode
 from cache_tools.store.cache import Cache
@@ -18,7 +18,7 @@ from train.data.inputs import check_cache
 from train.data.schedule import Schedule
 
 
-def test_targets_belong_to_their_views(made: Path, images: Images) -> None:
+def test_targets_belong_to_their_views(made: Path, images: ImageDataset) -> None:
     store = Cache.open(made)
     schedule = Schedule(store, 2, 40, seed=5)
     plan = schedule.plan(0)
@@ -54,7 +54,9 @@ def test_partners_stand_side_by_side(made: Path) -> None:
     ))  # fmt: skip
 
 
-def test_going_on_in_the_middle_of_an_epoch_changes_nothing(made: Path, images: Images) -> None:
+def test_going_on_in_the_middle_of_an_epoch_changes_nothing(
+    made: Path, images: ImageDataset
+) -> None:
     store = Cache.open(made)
     schedule = Schedule(store, 2, 32, seed=1)
     whole = [b.pixels for b in create_loader.native(store, images, schedule, 2).epoch(1)]
@@ -66,7 +68,7 @@ def test_going_on_in_the_middle_of_an_epoch_changes_nothing(made: Path, images: 
 
 
 def test_rows_below_the_crop_are_not_decoded(
-    made: Path, images: Images, monkeypatch: pytest.MonkeyPatch
+    made: Path, images: ImageDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, asked = Cache.open(made), []
     schedule = Schedule(store, 1, 50, seed=0)
@@ -92,7 +94,7 @@ def test_an_epoch_that_cannot_be_is_explained(made: Path) -> None:
 
 
 def test_other_pixels_are_refused_naming_both_sides(
-    cache: Path, images: Images, monkeypatch: pytest.MonkeyPatch
+    cache: Path, images: ImageDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Cache.open(cache)
     check_cache(store, images)
@@ -109,7 +111,7 @@ def test_other_pixels_are_refused_naming_both_sides(
         check_cache(store, images)
 
 
-def test_a_cache_that_is_not_whole_is_refused(cache: Path, images: Images) -> None:
+def test_a_cache_that_is_not_whole_is_refused(cache: Path, images: ImageDataset) -> None:
     store = Cache.open(cache)
     chunk = cache / "targets/tail/c/0/3/0"
     data = chunk.read_bytes()

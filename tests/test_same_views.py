@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from cache_tools.data import match
-from cache_tools.data.images import Images
+from cache_tools.data.images import ImageDataset
 from cache_tools.data.open import open_images
 from cache_tools.errors import CacheMismatch
 from cache_tools.render import decode, mixing
@@ -89,13 +89,13 @@ def seen_by_teacher(cache: Path, digits: Path, teacher: Path) -> Hashes:
     return result
 
 
-def opened(store: Cache, source: Path) -> Images:
+def opened(store: Cache, source: Path) -> ImageDataset:
     images = open_images(str(source), "train")
     return match.match(store.table, store.spec.dataset, images)
 
 
 def seen_by_student(
-    store: Cache, images: Images, batch_size: int, threads: int, seed: int
+    store: Cache, images: ImageDataset, batch_size: int, threads: int, seed: int
 ) -> Hashes:
     """(view, row) → hash of the mixed picture, over one epoch of all views."""
     schedule = Schedule(store, 6, batch_size, seed)

@@ -9,8 +9,8 @@ import pytest
 from conftest import Outcome
 from test_mixture import WEIGHTS, mean
 
-from cache_tools.data.images import Images
-from cache_tools.store.aligned import open_members
+from cache_tools.data.images import ImageDataset
+from cache_tools.store.aligned import open_ensemble
 from cache_tools.store.cache import Cache
 from cache_tools.targets import dense
 from train.data import create_loader
@@ -54,20 +54,20 @@ def test_two_steps_from_two_caches(
 
 @pytest.mark.parametrize("views_per_epoch", [1, 2])
 def test_batches_hold_the_mean_of_what_each_cache_says(
-    views_per_epoch: int, made: Path, sibling: Path, images: Images
+    views_per_epoch: int, made: Path, sibling: Path, images: ImageDataset
 ) -> None:
-    members = open_members([made, sibling], WEIGHTS)
-    schedule = Schedule(members.first, views_per_epoch, 40, seed=5)
-    epochs = [create_loader.native(store, images, schedule, 1).epoch(1) for store in members.stores]
+    members = open_ensemble([made, sibling], WEIGHTS)
+    schedule = Schedule(members.reference, views_per_epoch, 40, seed=5)
+    epochs = [create_loader.native(store, images, schedule, 1).epoch(1) for store in members.caches]
     epochs.append(
-        Loader(schedule, StoredTargets(members), NativeRenderer(members.first, images)).epoch(1)
+        Loader(schedule, StoredTargets(members), NativeRenderer(members.reference, images)).epoch(1)
     )
     for a, b, both in zip(*epochs, strict=True):
         p = [
             dense.densify(batch.targets, store.spec.targets, 10)
-            for batch, store in zip((a, b), members.stores, strict=True)
+            for batch, store in zip((a, b), members.caches, strict=True)
         ]
-        q = dense.densify(both.targets, members.first.spec.targets, 10)
+        q = dense.densify(both.targets, members.reference.spec.targets, 10)
         assert np.abs(q - mean(*p, weights=members.weights)).max() < 1e-6
         assert (a.pixels == both.pixels).all()
         assert (a.label_B == both.label_B).all()

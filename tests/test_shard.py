@@ -21,7 +21,7 @@ from timm.data import create_dataset
 
 from cache_tools.data import scan, shard_writer, tar_index
 from cache_tools.data.beton import Beton
-from cache_tools.data.images import Images
+from cache_tools.data.images import ImageDataset
 from cache_tools.data.open import open_images
 from cache_tools.errors import DataError, UsageError
 from cache_tools.render import decode
@@ -59,7 +59,7 @@ def tar_of(content: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def contents(images: Images) -> dict[str, tuple[bytes, int]]:
+def contents(images: ImageDataset) -> dict[str, tuple[bytes, int]]:
     return {name: (images.read(i), int(images.label_N[i])) for i, name in enumerate(images.names)}
 
 

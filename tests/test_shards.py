@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cache_tools.data import match, scan
-from cache_tools.data.images import Images
+from cache_tools.data.images import ImageDataset
 from cache_tools.data.info_json import SPLITS
 from cache_tools.data.open import open_images
 from cache_tools.errors import CacheMismatch, DataError, UsageError
@@ -26,7 +26,7 @@ def unpack(tar: Path, root: Path) -> None:
             (folder / name).write_bytes(data)
 
 
-def table(images: Images) -> tuple[DatasetSpec, sample_table.SampleTable]:
+def table(images: ImageDataset) -> tuple[DatasetSpec, sample_table.SampleTable]:
     kind, keys, ordered = scan.in_table_order(images, None)
     made = scan.scan(keys, ordered, True, 2, lambda _: None)
     return DatasetSpec(len(made), 10, True, kind, made.sha256), made

@@ -20,7 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cache_tools.data.images import Images
+from cache_tools.data.images import ImageDataset
 from cache_tools.data.open import open_images
 from cache_tools.errors import CacheIncomplete, DataError, KdcacheError, NonFinite, TeacherError
 from cache_tools.render import mixing, view
@@ -75,7 +75,7 @@ class Bench:
     """A cache without parts, its images and its teacher."""
 
     store: Cache
-    images: Images
+    images: ImageDataset
     network: Teacher
 
     def make(
@@ -261,15 +261,15 @@ def test_a_teacher_that_never_fits_is_explained(
 
 def broken_reads(bench: Bench, monkeypatch: pytest.MonkeyPatch, times: int) -> str:
     """Reading the last row fails so many times; the key of that row."""
-    left, read, key = [times], Images.read, bench.store.table.keys[-1]
+    left, read, key = [times], ImageDataset.read, bench.store.table.keys[-1]
 
-    def fails(self: Images, number: int) -> bytes:
+    def fails(self: ImageDataset, number: int) -> bytes:
         if number == COUNT - 1 and left[0]:
             left[0] -= 1
             raise DataError(f"cannot read sample {key!r}: Input/output error.")
         return read(self, number)
 
-    monkeypatch.setattr(Images, "read", fails)
+    monkeypatch.setattr(ImageDataset, "read", fails)
     return key
 
 
@@ -322,16 +322,16 @@ def test_a_deleted_image_is_named_with_what_to_do(
             data = tar.extractfile(member)
             assert data is not None
             (folder / f"class{i % 10}" / member.name).write_bytes(data.read())
-    read, gone, reads = Images.read, folder / "class7" / "17.jpg", []
+    read, gone, reads = ImageDataset.read, folder / "class7" / "17.jpg", []
 
-    def delete(self: Images, number: int) -> bytes:
+    def delete(self: ImageDataset, number: int) -> bytes:
         if self.names[number] == "class7/17":
             reads.append(number)
             if len(reads) > 5:  # of nine views and what opening reads
                 gone.unlink(missing_ok=True)
         return read(self, number)
 
-    monkeypatch.setattr(Images, "read", delete)
+    monkeypatch.setattr(ImageDataset, "read", delete)
     monkeypatch.setattr(stage1, "PAUSE_SECONDS", 0.0)
     out, keys = tmp_path / "cache.zarr", ["num_views=9", "views_per_decode=1"]
     result = kdcache("cache", "digits", "--data", folder, "--teacher", teacher, "--out", out, *keys)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import zarr
 
-from cache_tools.data.images import Images
+from cache_tools.data.images import ImageDataset
 from cache_tools.errors import (
     CacheDamaged,
     CacheIncomplete,
@@ -53,7 +53,7 @@ def test_the_cell_of_the_readme_reads_one_view(
     assert found["key"] in capsys.readouterr().out
 
 
-def test_a_whole_cache_is_found_whole(made: Path, images: Images) -> None:
+def test_a_whole_cache_is_found_whole(made: Path, images: ImageDataset) -> None:
     verdict = verify.verify(Cache.open(made), images)
     assert verdict.as_dict() == {
         "verdict": "ok",
@@ -175,7 +175,7 @@ def test_nothing_there_and_something_else_there(tmp_path: Path, made: Path) -> N
         Cache.create(tmp_path / "full", store.spec, store.table, 2)
 
 
-def test_growing_keeps_what_is_there(cache: Path, images: Images) -> None:
+def test_growing_keeps_what_is_there(cache: Path, images: ImageDataset) -> None:
     store = Cache.open(cache)
     before = (cache / CODE).read_bytes()
     fingerprint = store.spec.fingerprint

@@ -11,7 +11,7 @@ from conftest import Outcome
 from PIL import Image
 from timm.models import save_for_hf
 
-from cache_tools.data.images import Images
+from cache_tools.data.images import ImageDataset
 from cache_tools.data.open import open_images
 from cache_tools.errors import CacheMismatch
 from train.data.inputs import align_labels
@@ -19,7 +19,7 @@ from train.data.inputs import align_labels
 Command = Callable[..., Outcome]
 
 
-def folder(root: Path, split: str, *names: str) -> Images:
+def folder(root: Path, split: str, *names: str) -> ImageDataset:
     for name in names:
         (root / split / name).mkdir(parents=True)
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(root / split / name / f"{name}.png")

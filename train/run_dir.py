@@ -96,7 +96,7 @@ def _accuracy(row: dict[str, float], suffix: str) -> dict[str, float | None]:
 
 def _config(recipe: TrainRecipe, inputs: Inputs) -> dict[str, Any]:
     spec = inputs.store.spec
-    paths = [store.location for store in inputs.members.stores]
+    paths = [store.location for store in inputs.members.caches]
     config: dict[str, Any] = {
         "recipe": asdict(recipe),
         "cache_fingerprint": inputs.fingerprint,
@@ -114,7 +114,7 @@ def _config(recipe: TrainRecipe, inputs: Inputs) -> dict[str, Any]:
         config["coverage"] = inputs.coverage.facts
     if len(paths) == 1:
         return config
-    names = " + ".join(store.spec.teacher.name for store in inputs.members.stores)
+    names = " + ".join(store.spec.teacher.name for store in inputs.members.caches)
     teachers = {**config["teacher"], "name": names}
     return {**config, "cache": paths, "weights": inputs.shares, "teacher": teachers}
 

@@ -10,7 +10,7 @@ from cache_tools.errors import UsageError
 
 if TYPE_CHECKING:
     from cache_tools.data.beton import Beton
-    from cache_tools.data.images import Images
+    from cache_tools.data.images import ImageDataset
 
 
 def beton(
@@ -51,7 +51,7 @@ def beton(
         print(sentence(found))
 
 
-def write(images: "Images", out: Path, raw: bool, threads: int = 0) -> "Beton":
+def write(images: "ImageDataset", out: Path, raw: bool, threads: int = 0) -> "Beton":
     """Write one with a progress bar, and open it; `threads` 0 = one per core."""
     from cache_tools.data import beton as container
     from cache_tools.runtime import progress

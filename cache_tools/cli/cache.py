@@ -180,7 +180,7 @@ def ensemble(
 
     if len(caches) < 2:
         raise UsageError("an ensemble has two members or more. Name the caches of all teachers.")
-    opened = aligned.open_members(caches, _numbers(weights), blocks=True)
+    opened = aligned.open_ensemble(caches, _numbers(weights), blocks=True)
     facts = summary.info(mixer.run(opened, out, mixer.keep(keep)))
     if json_:
         emit(facts)

@@ -9,7 +9,7 @@ from cache_tools.cli.cache import DataCache, Json, emit
 from cache_tools.errors import UsageError
 
 if TYPE_CHECKING:
-    from cache_tools.data.images import Images
+    from cache_tools.data.images import ImageDataset
 
 
 def shard(
@@ -82,7 +82,7 @@ def shard(
             print(beton_command.sentence(said["beton"]))
 
 
-def _container(images: "Images", out: Path, raw: bool) -> dict[str, Any]:
+def _container(images: "ImageDataset", out: Path, raw: bool) -> dict[str, Any]:
     """Write a `.beton`, unless the one there has these images; its facts."""
     from cache_tools.cli import beton as beton_command
     from cache_tools.data import beton
@@ -95,7 +95,7 @@ def _container(images: "Images", out: Path, raw: bool) -> dict[str, Any]:
     return beton_command.facts(beton_command.write(images, out, raw))
 
 
-def _open(source: str, folder: Path, split: str, labels: Path | None) -> "Images":
+def _open(source: str, folder: Path, split: str, labels: Path | None) -> "ImageDataset":
     """The data set to write, ILSVRC's tars among them, with its labels."""
     from cache_tools.data import ilsvrc
     from cache_tools.data.open import describe, open_images

@@ -22,7 +22,7 @@ from cache_tools.spec.canonical import canonical_json, sha256
 from cache_tools.spec.dataset import NO_LABEL
 from cache_tools.spec.targets import TargetSpec
 from cache_tools.spec.teacher import ENSEMBLE, TeacherSpec
-from cache_tools.store.aligned import Members
+from cache_tools.store.aligned import CacheEnsemble
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec, mixture
@@ -34,7 +34,7 @@ _ROWS = 4096
 """Rows that are mixed at once: a few ten megabytes at 64 kept classes."""
 
 
-def run(members: Members, out: Path, targets: TargetSpec | None = None) -> Cache:
+def run(members: CacheEnsemble, out: Path, targets: TargetSpec | None = None) -> Cache:
     """Write the cache of a mixture, or what is missing of it.
 
     Args:
@@ -49,7 +49,9 @@ def run(members: Members, out: Path, targets: TargetSpec | None = None) -> Cache
     """
     cache_spec = _spec(members, targets)
     _check_whole(members)
-    store = Cache.create_or_open(out, cache_spec, lambda: members.first.table, members.num_views)
+    store = Cache.create_or_open(
+        out, cache_spec, lambda: members.reference.table, members.num_views
+    )
     if members.source:
         store.set_data_path(members.source)
     todo = [part for part in store.parts() if store.check_part(part) is not None]
@@ -77,13 +79,13 @@ def keep(text: str) -> TargetSpec | None:
     return dense.keep(text) if text else None
 
 
-def default_targets(members: Members) -> TargetSpec:
+def default_targets(members: CacheEnsemble) -> TargetSpec:
     """What is kept of a mixture when nothing is said: as much as the member that keeps most.
 
     The threshold is the highest of the members': a class that no member kept is below it in every
     member, and so in the mixture. Temperatures and true classes are stored when all members do.
     """
-    each = [store.spec.targets for store in members.stores]
+    each = [store.spec.targets for store in members.caches]
     return TargetSpec(
         k_max=max(t.k_max for t in each),
         tau=max(t.tau for t in each),
@@ -94,37 +96,37 @@ def default_targets(members: Members) -> TargetSpec:
     )
 
 
-def _spec(members: Members, wanted: TargetSpec | None) -> CacheSpec:
-    first, targets = members.first.spec, default_targets(members)
+def _spec(members: CacheEnsemble, wanted: TargetSpec | None) -> CacheSpec:
+    first, targets = members.reference.spec, default_targets(members)
     if wanted is not None:
         classes = first.teacher.num_classes
         k_max, k_min = min(wanted.k_max, classes), min(wanted.k_min, classes)
         targets = replace(targets, k_max=k_max, k_min=k_min, tau=wanted.tau, levels=wanted.levels)
     known = max(
-        t.k_max if t.tau == 0 else t.k_min for t in (s.spec.targets for s in members.stores)
+        t.k_max if t.tau == 0 else t.k_min for t in (s.spec.targets for s in members.caches)
     )
     if targets.k_min > known:
         raise UsageError(
             f"{targets.k_min} classes of every view cannot be kept: of some, the members know "
             f"{known}. Ask for at most min={known}, such as --keep tau=1e-3,max=64,min={known}."
         )
-    sizes = {store.spec.views.teacher_size for store in members.stores}
+    sizes = {store.spec.views.teacher_size for store in members.caches}
     seen = replace(first.views, teacher_size=sizes.pop() if len(sizes) == 1 else 0)
     return replace(first, teacher=_teacher(members), views=seen, targets=targets)
 
 
-def _teacher(members: Members) -> TeacherSpec:
+def _teacher(members: CacheEnsemble) -> TeacherSpec:
     """The ensemble as a teacher: its weights are those of its members, by name and share."""
     named = members.specs
     name = " + ".join(f"{member.weight:.4g}*({member.name})" for member in named)
     digest = sha256(canonical_json([[m.weights_sha256, m.weight] for m in named]))
-    classes, no_mean, no_std = members.first.spec.teacher.num_classes, (0.0,) * 3, (1.0,) * 3
+    classes, no_mean, no_std = members.reference.spec.teacher.num_classes, (0.0,) * 3, (1.0,) * 3
     return TeacherSpec(name, ENSEMBLE, digest, classes, no_mean, no_std, members=named)
 
 
-def _check_whole(members: Members) -> None:
+def _check_whole(members: CacheEnsemble) -> None:
     """A quick look whether every part is there, before hours are spent on the first ones."""
-    for store in members.stores:
+    for store in members.caches:
         for part in store.parts():
             if part.view < members.num_views and not store.present(part):
                 raise store.check_part(part) or CacheIncomplete(
@@ -132,19 +134,19 @@ def _check_whole(members: Members) -> None:
                 )
 
 
-def _make(members: Members, store: Cache, part: Part) -> None:
+def _make(members: CacheEnsemble, store: Cache, part: Part) -> None:
     """Mix and commit one part."""
-    read = [member.read(part) for member in members.stores]
+    read = [member.read(part) for member in members.caches]
     probes = read[0][1]
-    for member, (_, theirs) in zip(members.stores[1:], read[1:], strict=True):
+    for member, (_, theirs) in zip(members.caches[1:], read[1:], strict=True):
         if not np.array_equal(probes, theirs):
-            a, b = (s.record(part)["versions"] for s in (members.first, member))
+            a, b = (s.record(part)["versions"] for s in (members.reference, member))
             raise CacheMismatch(
-                f"{part} of {members.first.name} and of {member.name} are of other pixels: the "
+                f"{part} of {members.reference.name} and of {member.name} are of other pixels: the "
                 f"first was made with {a}, the second with {b}. Make one of them anew with the "
                 "libraries of the other."
             )
-    label_NP = assemble.labels(members.first, part)
+    label_NP = assemble.labels(members.reference, part)
     pieces, top_N = [], np.empty(len(label_NP), dtype=np.int64)
     top_sum, mix = 0.0, members.mixture()
     for begin in range(0, len(label_NP), _ROWS):
@@ -158,5 +160,5 @@ def _make(members: Members, store: Cache, part: Part) -> None:
     labelled = not store.spec.views.mixes and NO_LABEL not in label_NP
     correct = float((top_N == label_NP[:, 0]).sum()) if labelled else None
     statistics = part_statistics(stored, top_sum, correct)
-    versions = {**members.first.record(part)["versions"], "ensemble": f"kdcache {__version__}"}
+    versions = {**members.reference.record(part)["versions"], "ensemble": f"kdcache {__version__}"}
     store.write(part, stored, probes, statistics, versions, members.params(part))

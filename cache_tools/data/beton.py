@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.data.images import Images, classes
+from cache_tools.data.images import ImageDataset, classes
 from cache_tools.data.info_json import SPLITS
 from cache_tools.errors import DataError, UsageError
 from cache_tools.render import decode
@@ -70,7 +70,7 @@ RECORD = np.dtype(
 
 
 @dataclass
-class Beton(Images):
+class Beton(ImageDataset):
     """An opened `.beton`: a data set like any other whose pictures may be there as pixels."""
 
     rows_N: Records = field(default_factory=lambda: np.empty(0, RECORD))
@@ -88,7 +88,11 @@ class Beton(Images):
     def subset(self, numbers: NDArray[np.int64]) -> "Beton":
         """The same data set with only these samples, in this order."""
         part = super().subset(numbers)
-        own = {name: getattr(part, name) for name in Images.__dataclass_fields__ if name[0] != "_"}
+        own = {
+            name: getattr(part, name)
+            for name in ImageDataset.__dataclass_fields__
+            if name[0] != "_"
+        }
         return Beton(**own, rows_N=self.rows_N[numbers])
 
     def read(self, number: int) -> bytes:
@@ -136,7 +140,7 @@ class Beton(Images):
     def stored(self, number: int) -> bytes:
         """The bytes that lie there of a sample, of a JPEG or of pixels."""
         row = self.rows_N[number]
-        return self._descriptors.read(self.paths[0], int(row["ptr"]), int(row["size"]))
+        return self._file_pool.read(self.paths[0], int(row["ptr"]), int(row["size"]))
 
 
 def find(source: str, split: str) -> Path | None:
@@ -186,7 +190,9 @@ def open_beton(path: Path) -> Beton:
     )
 
 
-def write(images: Images, out: Path, raw: bool, threads: int, done: Callable[[int], None]) -> None:
+def write(
+    images: ImageDataset, out: Path, raw: bool, threads: int, done: Callable[[int], None]
+) -> None:
     """Write a data set; the file appears whole or not at all.
 
     Args:
@@ -234,7 +240,7 @@ class _Encoded:
     source: bytes
 
 
-def _encode(images: Images, number: int, raw: bool) -> _Encoded:
+def _encode(images: ImageDataset, number: int, raw: bool) -> _Encoded:
     data, key = images.read(number), images.names[number]
     picture = decode.decode(data, key)
     height, width = picture.shape[:2]
@@ -272,7 +278,11 @@ class _Pages:
 
 
 def _write(
-    file: BinaryIO, images: Images, raw: bool, pool: ThreadPoolExecutor, done: Callable[[int], None]
+    file: BinaryIO,
+    images: ImageDataset,
+    raw: bool,
+    pool: ThreadPoolExecutor,
+    done: Callable[[int], None],
 ) -> None:
     count = len(images)
     metadata = np.zeros(count, _METADATA)
@@ -298,7 +308,7 @@ def _write(
     file.write(np.array(pages.allocated, _ALLOCATION).tobytes())
 
 
-def _encoded(images: Images, raw: bool, pool: ThreadPoolExecutor) -> Iterator[_Encoded]:
+def _encoded(images: ImageDataset, raw: bool, pool: ThreadPoolExecutor) -> Iterator[_Encoded]:
     """All samples in order, a bounded number of them in memory."""
     for begin in range(0, len(images), _CHUNK):
         numbers = range(begin, min(begin + _CHUNK, len(images)))

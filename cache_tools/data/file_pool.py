@@ -13,7 +13,7 @@ from pathlib import Path
 _LEFT_TO_OTHERS = 0.5
 
 
-class Descriptors:
+class FilePool:
     """Open files of one data set."""
 
     def __init__(self) -> None:

@@ -18,7 +18,7 @@ from typing import BinaryIO
 import numpy as np
 
 from cache_tools.data import tar_index
-from cache_tools.data.images import Images
+from cache_tools.data.images import ImageDataset
 from cache_tools.errors import DataError, UsageError
 from cache_tools.runtime import progress
 
@@ -38,7 +38,7 @@ def is_tar_of_tars(path: Path) -> bool:
     return first is not None and first.name.endswith(".tar")
 
 
-def train(path: Path) -> Images:
+def train(path: Path) -> ImageDataset:
     """Open a tar that holds a tar of images for each class; nothing is unpacked.
 
     Raises:
@@ -55,7 +55,7 @@ def train(path: Path) -> Images:
         raise DataError(f"cannot read {path}: {error}. Fetch it again.") from None
     offset, length, label = np.array(rows, dtype=np.int64).reshape(-1, 3).T
     where = np.zeros(len(names), dtype=np.int32)
-    return Images(
+    return ImageDataset(
         str(path), [path], names, where, offset, length, label.astype(np.int32), tuple(classes)
     )
 
@@ -82,7 +82,7 @@ def _classes(
     return names, rows
 
 
-def with_labels(images: Images, labels: Path, classes: Sequence[str]) -> Images:
+def with_labels(images: ImageDataset, labels: Path, classes: Sequence[str]) -> ImageDataset:
     """Images without labels, labelled from a file of synsets or ILSVRC's ground truth.
 
     Args:

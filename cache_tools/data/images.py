@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.data.file_pool import Descriptors
-from cache_tools.data.remote_shards import Streamed
+from cache_tools.data.file_pool import FilePool
+from cache_tools.data.remote_shards import RemoteShards
 from cache_tools.errors import DataError
 from cache_tools.spec.dataset import NO_LABEL, KeyKind
 
@@ -25,7 +25,7 @@ _NUMBER = re.compile(r"0|[1-9][0-9]{0,5}")
 
 
 @dataclass
-class Images:
+class ImageDataset:
     """An opened data set: N encoded images and where each of them lies."""
 
     source: str
@@ -48,9 +48,9 @@ class Images:
     """Whether a file holds many images (tar) or is one itself."""
     crc_N: NDArray[np.uint32] | None = field(default=None, repr=False)
     """CRC-32 of each image, of shards behind a URL."""
-    remote: Streamed | None = field(default=None, repr=False)
+    remote: RemoteShards | None = field(default=None, repr=False)
     """The shards behind a URL; `paths` is empty then."""
-    _descriptors: Descriptors = field(default_factory=Descriptors, repr=False)
+    _file_pool: FilePool = field(default_factory=FilePool, repr=False)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -75,7 +75,7 @@ class Images:
             return self.remote.read(where, offset, length, int(self.crc_N[number]))
         try:
             if self.sharded:
-                data = self._descriptors.read(self.paths[where], offset, length)
+                data = self._file_pool.read(self.paths[where], offset, length)
             else:
                 data = self.paths[where].read_bytes()
         except OSError as error:
@@ -105,10 +105,10 @@ class Images:
             kind = "stem" if len(set(stems)) == len(stems) else "path"
         return kind, stems if kind == "stem" else list(self.names)
 
-    def subset(self, numbers: NDArray[np.int64]) -> "Images":
+    def subset(self, numbers: NDArray[np.int64]) -> "ImageDataset":
         """The same data set with only these samples, in this order."""
         names = [self.names[i] for i in numbers]
-        return Images(
+        return ImageDataset(
             self.source,
             self.paths,
             names,
@@ -120,7 +120,7 @@ class Images:
             self.sharded,
             None if self.crc_N is None else self.crc_N[numbers],
             self.remote,
-            self._descriptors,
+            self._file_pool,
         )
 
 

@@ -38,7 +38,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Description:
+class DatasetInfo:
     """A data set of shards."""
 
     where: str
@@ -60,7 +60,7 @@ class Description:
         return found
 
 
-def parse(data: bytes, where: str) -> Description:
+def parse(data: bytes, where: str) -> DatasetInfo:
     """The description in `data`.
 
     Raises:
@@ -74,7 +74,7 @@ def parse(data: bytes, where: str) -> Description:
         raise DataError(
             f"{where} is not a WebDataset description as timm writes it ({error!r})."
         ) from None
-    return Description(where, splits, classes)
+    return DatasetInfo(where, splits, classes)
 
 
 def _split(value: dict[str, Any]) -> Split:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.data import scan, sources
-from cache_tools.data.images import Images
+from cache_tools.data.images import ImageDataset
 from cache_tools.errors import CacheMismatch
 from cache_tools.runtime import progress, threads
 from cache_tools.spec import sample_table
@@ -38,10 +38,10 @@ _AHEAD = 1024
 
 
 @dataclass(frozen=True)
-class Coverage:
+class DatasetMatch:
     """Where a cache's samples are in a data set."""
 
-    number_N: I8
+    image_index_N: I8
     """Number of the image in the data set; -1 where there is none."""
     by_digest: int
     """How many were found by their bytes, under other keys."""
@@ -55,7 +55,7 @@ class Coverage:
     @property
     def present_N(self) -> NDArray[np.bool_]:
         """[N] which samples are there."""
-        return np.asarray(self.number_N >= 0)
+        return np.asarray(self.image_index_N >= 0)
 
     @property
     def found(self) -> int:
@@ -65,7 +65,7 @@ class Coverage:
     @property
     def missing(self) -> int:
         """How many are not."""
-        return len(self.number_N) - self.found
+        return len(self.image_index_N) - self.found
 
     @property
     def by_name(self) -> bool:
@@ -76,7 +76,7 @@ class Coverage:
     def facts(self) -> dict[str, Any]:
         """The counts, for `--json` and result.json."""
         return {
-            "samples": len(self.number_N),
+            "samples": len(self.image_index_N),
             "by_key": self.found - self.by_digest,
             "by_digest": self.by_digest,
             "missing": self.missing,
@@ -84,13 +84,13 @@ class Coverage:
         }
 
     def __str__(self) -> str:
-        words = f"{self.found:,} of {len(self.number_N):,} samples are there"
+        words = f"{self.found:,} of {len(self.image_index_N):,} samples are there"
         words += f", {self.by_digest:,} of them under other names" * bool(self.by_digest)
         words += f"; first missing: {self.first_missing!r}" * bool(self.missing)
         return words + f"; {self.extra:,} other images" * bool(self.extra)
 
 
-def find(table: SampleTable, dataset: DatasetSpec, images: Images) -> Coverage:
+def find(table: SampleTable, dataset: DatasetSpec, images: ImageDataset) -> DatasetMatch:
     """Look for the samples of `table` among `images`."""
     _, keys = images.keys(dataset.key)
     id_M = np.array([sample_table.sample_id(key) for key in keys], dtype=np.uint64)
@@ -98,14 +98,20 @@ def find(table: SampleTable, dataset: DatasetSpec, images: Images) -> Coverage:
     alone = first[count == 1]  # images that share a name are told apart by their bytes
     row = np.searchsorted(table.id_N, id_M[alone]).clip(max=len(table) - 1)
     hit = table.id_N[row] == id_M[alone]
-    number_N = np.full(len(table), -1, dtype=np.int64)
-    number_N[row[hit]] = alone[hit]
-    missing, strange = np.flatnonzero(number_N < 0), np.setdiff1d(np.arange(len(keys)), alone[hit])
+    image_index_N = np.full(len(table), -1, dtype=np.int64)
+    image_index_N[row[hit]] = alone[hit]
+    missing, strange = (
+        np.flatnonzero(image_index_N < 0),
+        np.setdiff1d(np.arange(len(keys)), alone[hit]),
+    )
     renamed = _renamed(table, missing, images, strange)
-    number_N[list(renamed)] = list(renamed.values())
-    missing, extra = np.flatnonzero(number_N < 0), np.setdiff1d(strange, list(renamed.values()))
-    return Coverage(
-        number_N,
+    image_index_N[list(renamed)] = list(renamed.values())
+    missing, extra = (
+        np.flatnonzero(image_index_N < 0),
+        np.setdiff1d(strange, list(renamed.values())),
+    )
+    return DatasetMatch(
+        image_index_N,
         len(renamed),
         len(extra),
         min((table.keys[i] for i in missing), default=""),
@@ -113,13 +119,13 @@ def find(table: SampleTable, dataset: DatasetSpec, images: Images) -> Coverage:
     )
 
 
-def join(
+def align(
     table: SampleTable,
     dataset: DatasetSpec,
-    images: Images,
+    images: ImageDataset,
     partial: bool = False,
-    covered: Coverage | None = None,
-) -> tuple[Images, Coverage]:
+    covered: DatasetMatch | None = None,
+) -> tuple[ImageDataset, DatasetMatch]:
     """The data set in the order of `table`, after checking that it is the one the cache is of.
 
     Keys, labels and encoded sizes are compared here, which costs no read where no image was
@@ -143,7 +149,7 @@ def join(
         log.info("%s: %s", images.source, covered)
     rows = np.flatnonzero(covered.present_N)
     ordered = images.subset(
-        np.where(covered.present_N, covered.number_N, covered.number_N[rows[0]])
+        np.where(covered.present_N, covered.image_index_N, covered.image_index_N[rows[0]])
     )
     _check_sizes(table, rows, ordered)
     if dataset.labels:
@@ -151,12 +157,12 @@ def join(
     return ordered, covered
 
 
-def match(table: SampleTable, dataset: DatasetSpec, images: Images) -> Images:
-    """The data set in the order of `table`, if it is the one the cache is of; raises as `join`."""
-    return join(table, dataset, images)[0]
+def match(table: SampleTable, dataset: DatasetSpec, images: ImageDataset) -> ImageDataset:
+    """The data set in the order of `table`, if it is the one the cache is of; raises as `align`."""
+    return align(table, dataset, images)[0]
 
 
-def _renamed(table: SampleTable, missing: I8, images: Images, strange: I8) -> dict[int, int]:
+def _renamed(table: SampleTable, missing: I8, images: ImageDataset, strange: I8) -> dict[int, int]:
     """Missing row → number of the image that has its bytes, and its label if that is known."""
     strange = strange[np.isin(images.length_N[strange], table.bytes_N[missing])]
     if not len(strange) or not len(missing):
@@ -175,7 +181,7 @@ def _renamed(table: SampleTable, missing: I8, images: Images, strange: I8) -> di
     return found
 
 
-def _digests(images: Images, numbers: I8, wanted: U8) -> U8:
+def _digests(images: ImageDataset, numbers: I8, wanted: U8) -> U8:
     """Digests of some images; all 0 when none of a few that are tried first is wanted."""
     kept, name = DiskCache(), disk_cache.key("digests", _copy(images, numbers))
     if (data := kept.index(name)) is not None and len(data) == 8 * len(numbers):
@@ -189,7 +195,7 @@ def _digests(images: Images, numbers: I8, wanted: U8) -> U8:
     return found
 
 
-def _read(images: Images, numbers: I8) -> U8:
+def _read(images: ImageDataset, numbers: I8) -> U8:
     """Digests of the bytes of images."""
     digests: list[int] = []
     with (
@@ -203,7 +209,7 @@ def _read(images: Images, numbers: I8) -> U8:
     return np.array(digests, dtype=np.uint64)
 
 
-def _copy(images: Images, numbers: I8) -> str:
+def _copy(images: ImageDataset, numbers: I8) -> str:
     """What tells some images of a copy from those of another, without reading them."""
     told = hashlib.sha256(sources.resolve(images.source).encode())
     for path in images.paths:
@@ -217,7 +223,7 @@ def _copy(images: Images, numbers: I8) -> str:
     return told.hexdigest()
 
 
-def _check_sizes(table: SampleTable, rows: I8, images: Images) -> None:
+def _check_sizes(table: SampleTable, rows: I8, images: ImageDataset) -> None:
     changed = rows[images.length_N[rows] != table.bytes_N[rows]]
     if len(changed):
         first = int(changed[0])
@@ -229,7 +235,7 @@ def _check_sizes(table: SampleTable, rows: I8, images: Images) -> None:
         )
 
 
-def _check_labels(table: SampleTable, dataset: DatasetSpec, rows: I8, images: Images) -> None:
+def _check_labels(table: SampleTable, dataset: DatasetSpec, rows: I8, images: ImageDataset) -> None:
     named = dataset.classes_sha256 and images.class_names
     if named and scan.classes_sha256(images) != dataset.classes_sha256:
         raise CacheMismatch(
@@ -247,7 +253,7 @@ def _check_labels(table: SampleTable, dataset: DatasetSpec, rows: I8, images: Im
         )
 
 
-def _mismatch(covered: Coverage, images: Images, partial: bool) -> CacheMismatch:
+def _mismatch(covered: DatasetMatch, images: ImageDataset, partial: bool) -> CacheMismatch:
     first = f"first unknown key: {covered.first_extra}"
     if covered.missing:
         first = f"first missing key: {covered.first_missing}"
@@ -255,7 +261,7 @@ def _mismatch(covered: Coverage, images: Images, partial: bool) -> CacheMismatch
         not partial and covered.found > 0
     )
     return CacheMismatch(
-        f"this cache was made from {len(covered.number_N):,} samples, the data set at "
+        f"this cache was made from {len(covered.image_index_N):,} samples, the data set at "
         f"{images.source} has {covered.found + covered.extra:,}, of which {covered.found:,} are "
         f"shared ({first}). Point --data at the data set the cache was made from, {way}."
     )

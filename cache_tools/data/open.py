@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from cache_tools.data import beton, info_json, local_index, sources
-from cache_tools.data.images import Images, classes
-from cache_tools.data.remote_shards import Streamed
+from cache_tools.data.images import ImageDataset, classes
+from cache_tools.data.remote_shards import RemoteShards
 from cache_tools.data.sources import describe, resolve
 from cache_tools.data.tar_index import IMAGES, TarIndex
 from cache_tools.errors import DataError
@@ -22,7 +22,7 @@ from cache_tools.storage.fsspec_client import FsspecClient
 __all__ = ["describe", "has_split", "open_images", "resolve"]
 
 
-def open_images(source: str, split: str, containers: bool = True) -> Images:
+def open_images(source: str, split: str, containers: bool = True) -> ImageDataset:
     """Open a data set.
 
     Args:
@@ -54,30 +54,30 @@ def has_split(source: str, split: str) -> bool:
     return sources.has_split(source, split)
 
 
-def _tars(source: str, place: sources.Place) -> Images:
+def _tars(source: str, place: sources.ShardSource) -> ImageDataset:
     paths = [Path(place.root) / name for name in place.names]
     return _indexed(source, place, paths, local_index.indices(paths), None)
 
 
-def _streamed(source: str, split: str) -> Images:
+def _streamed(source: str, split: str) -> ImageDataset:
     place = sources.find_remote(source, split)
-    streamed = Streamed(FsspecClient(place.root), place.names, source)
+    streamed = RemoteShards(FsspecClient(place.root), place.names, source)
     return _indexed(source, place, [], streamed.indices(place.split.indexed), streamed)
 
 
 def _indexed(
     source: str,
-    place: sources.Place,
+    place: sources.ShardSource,
     paths: list[Path],
     found: list[TarIndex],
-    remote: Streamed | None,
-) -> Images:
+    remote: RemoteShards | None,
+) -> ImageDataset:
     """One data set of the indices of its shards."""
     counts = [len(index.names) for index in found]
     if place.info is not None and place.split.lengths:
         info_json.check_counts(place.info.where, place.split, place.names, counts)
     crc = [index.crc_N for index in found if index.crc_N is not None]
-    return Images(
+    return ImageDataset(
         source,
         paths,
         [name for index in found for name in index.names],
@@ -91,7 +91,7 @@ def _indexed(
     )
 
 
-def _folder(source: str, split: str) -> Images:
+def _folder(source: str, split: str) -> ImageDataset:
     """An ImageFolder: the first level of folders names the classes."""
     root = sources.split_folder(Path(source), split)
     files = sorted(_walk(root))
@@ -105,7 +105,7 @@ def _folder(source: str, split: str) -> Images:
     columns = np.array(rows, dtype=np.int64).reshape(-1, 3)
     zeros = np.zeros(len(rows), dtype=np.int64)
     where, label = columns[:, 0].astype(np.int32), columns[:, 2].astype(np.int32)
-    return Images(
+    return ImageDataset(
         source, files, names, where, zeros, columns[:, 1], label, class_names, sharded=False
     )
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cache_tools.data import info_json, tar_index
-from cache_tools.data.file_pool import Descriptors
+from cache_tools.data.file_pool import FilePool
 from cache_tools.data.readahead import ReadAhead
 from cache_tools.data.tar_index import TarIndex
 from cache_tools.errors import DataError
@@ -47,7 +47,7 @@ class Shard:
     """Its name in the local data folder."""
 
 
-class Streamed:
+class RemoteShards:
     """The shards of one data set."""
 
     def __init__(self, remote: FsspecClient, names: Sequence[str], pattern: str) -> None:
@@ -65,7 +65,7 @@ class Streamed:
         ]
         self._fit = self._folder.evict({s.key: s.size for s in self.shards})
         self._local: dict[int, Path] = {}
-        self._descriptors = Descriptors()
+        self._file_pool = FilePool()
         self._ahead = ReadAhead(self._part)
         self._wanted: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._asked: set[int] = set()
@@ -173,7 +173,7 @@ class Streamed:
                 return None
             self._local[where] = path
         try:
-            return None if path is None else self._descriptors.read(path, offset, length)
+            return None if path is None else self._file_pool.read(path, offset, length)
         except OSError:  # somebody emptied the folder
             self._local.pop(where, None)
             return None

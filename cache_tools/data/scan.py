@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.data.images import Images
+from cache_tools.data.images import ImageDataset
 from cache_tools.errors import DataError
 from cache_tools.render import decode
 from cache_tools.spec.canonical import sha256
@@ -27,7 +27,9 @@ _MANY_BROKEN = 1000
 _SHOWN = 10
 
 
-def in_table_order(images: Images, kind: KeyKind | None) -> tuple[KeyKind, list[str], Images]:
+def in_table_order(
+    images: ImageDataset, kind: KeyKind | None
+) -> tuple[KeyKind, list[str], ImageDataset]:
     """The data set in the order of a sample table.
 
     Args:
@@ -55,7 +57,7 @@ def in_table_order(images: Images, kind: KeyKind | None) -> tuple[KeyKind, list[
 
 
 def scan(
-    keys: list[str], images: Images, labels: bool, threads: int, done: Progress
+    keys: list[str], images: ImageDataset, labels: bool, threads: int, done: Progress
 ) -> SampleTable:
     """Read and decode every image once and make its row of the table.
 
@@ -100,7 +102,7 @@ def scan(
     return SampleTable(tuple(keys), ids, digests, label, *sides, length)
 
 
-def _broken(broken: list[DataError], looked_at: int, images: Images) -> DataError:
+def _broken(broken: list[DataError], looked_at: int, images: ImageDataset) -> DataError:
     shown = "\n".join(str(error) for error in broken[:_SHOWN])
     more = f"\n… and {len(broken) - _SHOWN:,} more" if len(broken) > _SHOWN else ""
     return DataError(
@@ -110,6 +112,6 @@ def _broken(broken: list[DataError], looked_at: int, images: Images) -> DataErro
     )
 
 
-def classes_sha256(images: Images) -> str:
+def classes_sha256(images: ImageDataset) -> str:
     """Digest of the class names, "" when the data set does not name its classes."""
     return sha256("\n".join(images.class_names).encode()) if images.class_names else ""

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from cache_tools.data import info_json, reencode, scan, tar_index
-from cache_tools.data.images import Images
-from cache_tools.data.info_json import Description
+from cache_tools.data.images import ImageDataset
+from cache_tools.data.info_json import DatasetInfo
 from cache_tools.data.open import describe
 from cache_tools.data.tar_index import TarIndex
 from cache_tools.errors import DataError, UsageError
@@ -56,7 +56,7 @@ class Options:
     """Whether to leave broken images out; otherwise they are an error."""
 
 
-def write(images: Images, target: Path, options: Options) -> dict[str, Any]:
+def write(images: ImageDataset, target: Path, options: Options) -> dict[str, Any]:
     """Write the shards of one split, or those that are missing.
 
     Returns:
@@ -68,7 +68,7 @@ def write(images: Images, target: Path, options: Options) -> dict[str, Any]:
     """
     _, _, images = scan.in_table_order(images, None)
     _check_names(images)
-    info = describe(str(target)) or Description(str(target / info_json.NAME))
+    info = describe(str(target)) or DatasetInfo(str(target / info_json.NAME))
     _claim(images, target, options, info)
     count = -(-len(images) // options.shard_size)
     digits = max(4, len(str(count - 1)))
@@ -91,7 +91,7 @@ def write(images: Images, target: Path, options: Options) -> dict[str, Any]:
 class _Writer:
     """Reads, looks at and shrinks images on all cores, and writes them shard by shard."""
 
-    def __init__(self, images: Images, target: Path, options: Options) -> None:
+    def __init__(self, images: ImageDataset, target: Path, options: Options) -> None:
         self._images, self._target, self._options = images, target, options
         self._reuse = decode.DecodeBuffer()
         self._kinds: set[str] = set()
@@ -181,7 +181,7 @@ def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(member, io.BytesIO(data))
 
 
-def _check_names(images: Images) -> None:
+def _check_names(images: ImageDataset) -> None:
     """DataError when WebDataset would cut a name elsewhere than we do."""
     for name in images.names:
         if "." in name.rpartition("/")[2] or name.startswith("/"):
@@ -191,7 +191,7 @@ def _check_names(images: Images) -> None:
             )
 
 
-def _claim(images: Images, target: Path, options: Options, info: Description) -> None:
+def _claim(images: ImageDataset, target: Path, options: Options, info: DatasetInfo) -> None:
     """Note what the folder is being filled with; UsageError when it is something else."""
     note = target / f"_shards-{options.split}.json"
     hashed = hashlib.sha256()
@@ -229,7 +229,7 @@ def _claim(images: Images, target: Path, options: Options, info: Description) ->
     atomic.write(note, json.dumps(plan, indent=2).encode() + b"\n")
 
 
-def _written(path: Path, images: Images, rows: range, options: Options) -> TarIndex | None:
+def _written(path: Path, images: ImageDataset, rows: range, options: Options) -> TarIndex | None:
     """The index of a shard that is whole already and of these samples, or None."""
     try:
         index = tar_index.unpack(
@@ -249,7 +249,7 @@ def _written(path: Path, images: Images, rows: range, options: Options) -> TarIn
 
 def _describe(
     target: Path,
-    info: Description,
+    info: DatasetInfo,
     split: str,
     names: list[str],
     indices: list[TarIndex],
@@ -274,7 +274,7 @@ def _describe(
         atomic.write(path, data)
 
 
-def _broken(broken: dict[str, str], images: Images) -> DataError:
+def _broken(broken: dict[str, str], images: ImageDataset) -> DataError:
     shown = "\n".join(broken[name] for name in sorted(broken)[:_SHOWN])
     more = f"\n… and {len(broken) - _SHOWN:,} more" if len(broken) > _SHOWN else ""
     return DataError(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cache_tools.data import info_json
-from cache_tools.data.info_json import SPLITS, Description, Split
+from cache_tools.data.info_json import SPLITS, DatasetInfo, Split
 from cache_tools.errors import UsageError
 from cache_tools.storage.fsspec_client import FsspecClient
 
@@ -27,7 +27,7 @@ def has_split(source: str, split: str) -> bool:
     return "://" not in source and any((Path(source) / name).is_dir() for name in SPLITS[split])
 
 
-def describe(source: str) -> Description | None:
+def describe(source: str) -> DatasetInfo | None:
     """What the `_info.json` of a folder or URL says, or None when there is none."""
     if "://" in source:
         if _is_pattern(source) or source.endswith(".tar"):
@@ -41,14 +41,14 @@ def describe(source: str) -> Description | None:
 
 
 @dataclass(frozen=True)
-class Place:
+class ShardSource:
     """The shards that a source names."""
 
     root: str
     """Folder or URL."""
     names: tuple[str, ...]
     """Shards, relative to it."""
-    info: Description | None = None
+    info: DatasetInfo | None = None
     """What describes them."""
     split: Split = field(default_factory=lambda: Split(()))
     """Its split that was asked for."""
@@ -59,13 +59,13 @@ def _is_pattern(source: str) -> bool:
     return any(c in source for c in ("*[{" if "://" in source else "*?[{"))
 
 
-def find_local(source: str, split: str) -> Place | None:
+def find_local(source: str, split: str) -> ShardSource | None:
     """The shards of a local source; None when it is a folder of images."""
     folder = Path(source)
     if _is_pattern(source):
-        return Place("", tuple(_matches(source)))
+        return ShardSource("", tuple(_matches(source)))
     if folder.is_file():
-        return Place("", (source,))
+        return ShardSource("", (source,))
     if not folder.is_dir():
         raise UsageError(f"there is no data set at {source}. DATA is a folder of shards or images.")
     if (info := describe(source)) is not None:
@@ -73,9 +73,9 @@ def find_local(source: str, split: str) -> Place | None:
         absent = [name for name in found.filenames if not (folder / name).is_file()]
         if absent:
             raise info_json.missing(info.where, found.filenames, absent)
-        return Place(source, found.filenames, info, found)
+        return ShardSource(source, found.filenames, info, found)
     paths = sorted(split_folder(folder, split).glob("*.tar"))
-    return Place("", tuple(map(str, paths))) if paths else None
+    return ShardSource("", tuple(map(str, paths))) if paths else None
 
 
 def _matches(pattern: str) -> list[str]:
@@ -96,11 +96,11 @@ def split_folder(folder: Path, split: str) -> Path:
     return next((folder / n for n in SPLITS[split] if (folder / n).is_dir()), folder)
 
 
-def find_remote(source: str, split: str) -> Place:
+def find_remote(source: str, split: str) -> ShardSource:
     """The shards of a URL; UsageError when there are none."""
     if (info := describe(source)) is not None:
         found = info.need(split)
-        return Place(source, found.filenames, info, found)
+        return ShardSource(source, found.filenames, info, found)
     root, _, pattern = source.rstrip("/").rpartition("/")
     if "*" in source:
         names = FsspecClient(root).find(pattern)
@@ -117,4 +117,4 @@ def find_remote(source: str, split: str) -> Place:
             f"there are no shards at {source}: no {info_json.NAME}, and no tar that can be "
             "listed. Name them by a pattern such as URL/train-{0000..0127}.tar."
         )
-    return Place(root, tuple(names))
+    return ShardSource(root, tuple(names))

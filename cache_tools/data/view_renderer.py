@@ -13,7 +13,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.data.images import Images
+from cache_tools.data.images import ImageDataset
 from cache_tools.render import decode, view
 from cache_tools.spec import sample_table
 from cache_tools.spec.sample_table import SampleTable
@@ -30,7 +30,7 @@ class ViewRenderer:
 
     def __init__(
         self,
-        images: Images,
+        images: ImageDataset,
         spec: ViewSpec,
         table: SampleTable | None,
         stored_pixels: bool = False,

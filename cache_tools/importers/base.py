@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.data import match, scan
-from cache_tools.data.images import Images
+from cache_tools.data.images import ImageDataset
 from cache_tools.errors import DataError, UsageError
 from cache_tools.importers import dense
 from cache_tools.render import view
@@ -146,7 +146,7 @@ class ImportOptions:
     """Name of the teacher."""
 
 
-def classes_of(images: Images, options: ImportOptions) -> int:
+def classes_of(images: ImageDataset, options: ImportOptions) -> int:
     """Return the number of the teacher's classes.
 
     Raises:
@@ -157,7 +157,7 @@ def classes_of(images: Images, options: ImportOptions) -> int:
     raise UsageError("the number of the teacher's classes is unknown. Pass --classes N.")
 
 
-def run(source: RecordSource, images: Images, options: ImportOptions, out: Path) -> Cache:
+def run(source: RecordSource, images: ImageDataset, options: ImportOptions, out: Path) -> Cache:
     """Write the cache, or resume writing it.
 
     Args:
@@ -228,8 +228,8 @@ def refuse_records(
 
 
 def _open(
-    info: SourceInfo, images: Images, options: ImportOptions, out: Path
-) -> tuple[Cache, Images]:
+    info: SourceInfo, images: ImageDataset, options: ImportOptions, out: Path
+) -> tuple[Cache, ImageDataset]:
     if (out / "zarr.json").is_file():
         store = Cache.open(out)
         _check_samples(store, images, out)
@@ -248,7 +248,7 @@ def _open(
     return store, images
 
 
-def _check_samples(store: Cache, images: Images, out: Path) -> None:
+def _check_samples(store: Cache, images: ImageDataset, out: Path) -> None:
     if tuple(scan.in_table_order(images, store.spec.dataset.key)[1]) != store.table.keys:
         raise UsageError(
             f"{out} is another cache: its samples are not those of {images.source}. Choose another "
@@ -256,7 +256,7 @@ def _check_samples(store: Cache, images: Images, out: Path) -> None:
         )
 
 
-def _table(keys: list[str], images: Images, labels: bool, scanned: bool) -> SampleTable:
+def _table(keys: list[str], images: ImageDataset, labels: bool, scanned: bool) -> SampleTable:
     """Build the sample table; image sizes and digests are read only if views can be replayed."""
     if scanned:
         with progress.bar("look at images", len(keys), "images") as advance:
@@ -266,7 +266,11 @@ def _table(keys: list[str], images: Images, labels: bool, scanned: bool) -> Samp
 
 
 def _spec(
-    info: SourceInfo, table: SampleTable, kind: KeyKind, images: Images, options: ImportOptions
+    info: SourceInfo,
+    table: SampleTable,
+    kind: KeyKind,
+    images: ImageDataset,
+    options: ImportOptions,
 ) -> CacheSpec:
     classes = classes_of(images, options)
     labelled = options.labels and NO_LABEL not in table.label_N
@@ -326,7 +330,7 @@ def _groups(todo: list[Part], by_view: bool) -> list[list[Part]]:
     ]
 
 
-def _commit(store: Cache, images: Images, part: Part, records: RecordBlock) -> None:
+def _commit(store: Cache, images: ImageDataset, part: Part, records: RecordBlock) -> None:
     spec, rows = store.spec, store.spec.rows(part.block)
     label_B = store.table.label_N[rows.start : rows.stop]
     sparse = _sparse(records, spec.targets)
@@ -369,7 +373,9 @@ def _check_agreement(top1: float, store: Cache, part: Part) -> None:
         )
 
 
-def _probes(store: Cache, images: Images, part: Part, params: ImportedViews) -> NDArray[np.uint64]:
+def _probes(
+    store: Cache, images: ImageDataset, part: Part, params: ImportedViews
+) -> NDArray[np.uint64]:
     """Compute the fingerprints of the probe views' pixels, as stage 1 stores them."""
     if not store.spec.replayable:
         return np.empty(0, dtype=np.uint64)

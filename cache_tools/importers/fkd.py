@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.data.images import Images
+from cache_tools.data.images import ImageDataset
 from cache_tools.errors import DataError
 from cache_tools.importers import base, torch_file
 from cache_tools.importers.base import ArrayAllocator, RecordBlock, SourceInfo
@@ -45,7 +45,7 @@ _EXACT_IN_F2 = 2048
 class FkdFiles:
     """The files of one folder of soft labels."""
 
-    def __init__(self, root: Path, images: Images, num_classes: int, size: int) -> None:
+    def __init__(self, root: Path, images: ImageDataset, num_classes: int, size: int) -> None:
         """Find the file of every image.
 
         Args:
@@ -147,7 +147,7 @@ def boxes(
     return np.stack([top, left, bottom - top, right - left], axis=1).astype(np.int32)
 
 
-def _match(folder: Path, images: Images) -> list[Path]:
+def _match(folder: Path, images: ImageDataset) -> list[Path]:
     """Match a file to each image by class folder and stem, or by stem without class folders."""
     found: dict[str, Path] = {}
     stems: dict[str, Path] = {}

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.data.images import Images
+from cache_tools.data.images import ImageDataset
 from cache_tools.errors import DataError
 from cache_tools.importers import base, torch_file, torchvision_ops
 from cache_tools.importers.base import ArrayAllocator, RecordBlock, SourceInfo
@@ -60,7 +60,7 @@ class MlDrFiles:
     """Files of one reinforced data set."""
 
     def __init__(
-        self, root: Path, images: Images, counted: Sequence[str], num_classes: int
+        self, root: Path, images: ImageDataset, counted: Sequence[str], num_classes: int
     ) -> None:
         """Read the configuration and find the file of every image.
 
@@ -266,7 +266,7 @@ def _load(path: Path, number: int) -> list[Any]:
     return value[1]
 
 
-def _numbers(root: Path, images: Images, counted: Sequence[str]) -> list[int]:
+def _numbers(root: Path, images: ImageDataset, counted: Sequence[str]) -> list[int]:
     """Return the number of each image; DataError unless each has a file and no file is left."""
     names = {path.name for path in root.glob("*.pth.tar")} - {"config.pth.tar"}
     expected = {f"{i}.pth.tar" for i in range(len(counted))}

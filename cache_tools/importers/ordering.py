@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from cache_tools.data.images import Images
+from cache_tools.data.images import ImageDataset
 from cache_tools.errors import DataError, UsageError
 
 
-def by_number(images: Images, index: Path | None) -> list[str]:
+def by_number(images: ImageDataset, index: Path | None) -> list[str]:
     """Return the names of the images in the order of their numbers.
 
     Args:

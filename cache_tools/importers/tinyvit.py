@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.data.images import Images
+from cache_tools.data.images import ImageDataset
 from cache_tools.errors import DataError
 from cache_tools.importers import base
 from cache_tools.importers.base import ArrayAllocator, RecordBlock, SourceInfo
@@ -48,7 +48,7 @@ class TinyVitFiles:
     """Saved logits of one folder."""
 
     def __init__(
-        self, root: Path, images: Images, counted: Sequence[str] | None, num_classes: int
+        self, root: Path, images: ImageDataset, counted: Sequence[str] | None, num_classes: int
     ) -> None:
         """Find the epochs.
 
@@ -176,7 +176,7 @@ def _values_to_keys(values: Path) -> Path:
     return values.with_name(values.name.replace("-values.bin", "-keys.txt"))
 
 
-def _keys(images: Images, counted: Sequence[str] | None) -> list[str]:
+def _keys(images: ImageDataset, counted: Sequence[str] | None) -> list[str]:
     """Return TinyViT's key of each image: its number, or its stem."""
     if counted is None:
         return [name.rpartition("/")[2] for name in images.names]

@@ -79,7 +79,7 @@ def _look(
 ) -> tuple[Said, Strength, NDArray[np.int64]]:
     """Numbers of some views, and their view numbers."""
     spec, piece = store.spec, max(1, _PIECE // store.spec.targets.k_max)
-    selected = sampling.spread(spec, there, limit)
+    selected = sampling.sample_views(spec, there, limit)
     words, how, numbers = [], [], []
     label = f"read targets of {store.name}"
     with progress.bar(label, sum(len(rows) for _, rows in selected), "views") as advance:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from cache_tools.data.images import Images
+from cache_tools.data.images import ImageDataset
 from cache_tools.data.view_renderer import ViewRenderer
 from cache_tools.render import decode, mixing
 from cache_tools.runtime.text import printable
@@ -37,7 +37,7 @@ class Source:
     """Samples and the way their views are made: of a cache, or of a recipe before there is one."""
 
     def __init__(
-        self, images: Images, spec: ViewSpec, window: int, cache: Cache | None = None
+        self, images: ImageDataset, spec: ViewSpec, window: int, cache: Cache | None = None
     ) -> None:
         """Views of `images` with the augmentation `spec`.
 

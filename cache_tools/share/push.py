@@ -174,7 +174,7 @@ def _send(
 
 def _describe(store: Cache, target: Storage, stated: Manifest) -> None:
     """The sample table and the metadata of all arrays; after them, the manifest."""
-    described = metadata.skeleton(store.spec, store.table, stated.num_views)
+    described = metadata.initial_files(store.spec, store.table, stated.num_views)
     for name, data in described.items():
         if name != manifest.NAME:
             target.write(name, data)

@@ -40,54 +40,54 @@ _COLUMNS = ("digest", "label", "height", "width", "bytes")
 
 
 @dataclass(frozen=True)
-class Members:
+class CacheEnsemble:
     """Aligned caches and their shares; a single one is an ensemble of itself."""
 
-    stores: tuple[Cache, ...]
+    caches: tuple[Cache, ...]
     """By ascending fingerprint; all questions but that of the targets may go to the first."""
     weights: tuple[float, ...]
     """Positive; they add up to 1."""
 
     @property
-    def first(self) -> Cache:
+    def reference(self) -> Cache:
         """The store to ask about samples and views."""
-        return self.stores[0]
+        return self.caches[0]
 
     @property
     def num_views(self) -> int:
         """How many views all of them have."""
-        return min(store.num_views for store in self.stores)
+        return min(store.num_views for store in self.caches)
 
     @property
     def num_labels(self) -> int:
         """Labels of a view that some member stores the probability of, P."""
-        return max(store.spec.num_labels for store in self.stores)
+        return max(store.spec.num_labels for store in self.caches)
 
     @property
     def temperatures(self) -> tuple[float, ...]:
         """The temperatures at which the mass of the tail is known."""
-        if len(self.stores) == 1:
-            return self.first.spec.targets.temperatures
-        return common_temperatures([store.spec.targets for store in self.stores])
+        if len(self.caches) == 1:
+            return self.reference.spec.targets.temperatures
+        return common_temperatures([store.spec.targets for store in self.caches])
 
     @property
     def source(self) -> str:
         """Where this machine has the images, or ""."""
-        return next((store.source for store in self.stores if store.source), "")
+        return next((store.source for store in self.caches if store.source), "")
 
     @property
     def specs(self) -> tuple[MemberSpec, ...]:
         """The members as the manifest of their ensemble names them."""
         return tuple(
             MemberSpec(t.name, t.architecture, t.weights_sha256, store.spec.fingerprint, weight)
-            for store, weight in zip(self.stores, self.weights, strict=True)
+            for store, weight in zip(self.caches, self.weights, strict=True)
             for t in [store.spec.teacher]
         )
 
     def mixture(self, tail: Tail = "uniform") -> Mixture:
         """How the targets of these caches become one."""
-        specs = [store.spec.targets for store in self.stores]
-        return Mixture(self.weights, specs, self.first.spec.teacher.num_classes, tail)
+        specs = [store.spec.targets for store in self.caches]
+        return Mixture(self.weights, specs, self.reference.spec.teacher.num_classes, tail)
 
     def params(self, part: Part) -> ImportedViews | None:
         """Parameters of the imported views of a part, None where views are drawn.
@@ -95,14 +95,14 @@ class Members:
         Raises:
             CacheMismatch: The members have others.
         """
-        if self.first.spec.imported is None:
+        if self.reference.spec.imported is None:
             return None
-        first = self.first.read_params(part)
-        for other in self.stores[1:]:
+        first = self.reference.read_params(part)
+        for other in self.caches[1:]:
             if not first.equals(other.read_params(part)):
                 raise CacheMismatch(
-                    f"{part} of {self.first.name} and of {other.name} are of other views: their "
-                    "boxes differ. Only caches whose boxes are the same can be mixed."
+                    f"{part} of {self.reference.name} and of {other.name} has different boxes. "
+                    "Only caches of the same views can be mixed."
                 )
         return first
 
@@ -110,13 +110,13 @@ class Members:
         self, stored: Sequence[EncodedTargets], row_B: NDArray[np.int64]
     ) -> list[DecodedTargets]:
         """Some rows of what lies in each cache."""
-        pairs = zip(stored, self.stores, strict=True)
+        pairs = zip(stored, self.caches, strict=True)
         return [codec.decode(one, store.spec.targets, row_B) for one, store in pairs]
 
 
-def open_members(
+def open_ensemble(
     caches: Sequence[str | Path], weights: Sequence[float] | None = None, blocks: bool = False
-) -> Members:
+) -> CacheEnsemble:
     """Open caches that are to be mixed.
 
     Args:
@@ -139,8 +139,8 @@ def open_members(
             )
     for other in opened[1:]:
         check_aligned(opened[0], other, blocks)
-    members = Members(tuple(store for store, _ in pairs), tuple(share for _, share in pairs))
-    if len(opened) > 1 and not members.first.spec.replayable:
+    members = CacheEnsemble(tuple(store for store, _ in pairs), tuple(share for _, share in pairs))
+    if len(opened) > 1 and not members.reference.spec.replayable:
         log.warning("these caches were imported: that they are of the same views is your word")
     if len({store.num_views for store in opened}) > 1:
         log.info("the first %d views are used: not every cache has more", members.num_views)

@@ -39,7 +39,7 @@ from cache_tools.store import commits, manifest, metadata
 from cache_tools.store.commits import REMEDY, Part
 from cache_tools.store.layout import PROBES, Layout
 from cache_tools.store.manifest import Manifest
-from cache_tools.store.metadata import Whole
+from cache_tools.store.metadata import CacheMetadata
 from cache_tools.targets import codec
 from cache_tools.targets.codec import EncodedTargets
 from cache_tools.views import imported
@@ -80,7 +80,7 @@ class Cache:
         storage = open_storage(where)
         # 1 and 1.0 are one fingerprint
         normal = cache.from_mapping(cache_spec.mapping, "the spec")
-        contents = metadata.skeleton(normal, table, num_views)
+        contents = metadata.initial_files(normal, table, num_views)
         for attempt in range(_TRIES):
             if attempt:
                 time.sleep(_jitter(attempt))
@@ -162,7 +162,7 @@ class Cache:
     @cached_property
     def table(self) -> SampleTable:
         """The sample table, read once and checked against the spec's digest."""
-        return self._whole.table()
+        return self._metadata.table()
 
     @property
     def source(self) -> str:
@@ -195,11 +195,11 @@ class Cache:
         self.num_views = stated.num_views
         self._manifest = stated
         self._layout = Layout(stated.spec, stated.num_views)
-        self._whole = Whole(self.storage, stated, self._layout)
+        self._metadata = CacheMetadata(self.storage, stated, self._layout)
 
     def metadata_faults(self) -> Iterator[CacheDamaged]:
         """Every file outside the parts that is damaged or misleads readers."""
-        return self._whole.faults()
+        return self._metadata.faults()
 
     def parts(self) -> Iterator[Part]:
         """Every part the cache should have, view by view."""

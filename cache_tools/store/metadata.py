@@ -35,7 +35,7 @@ _MOST_EXPANSION = 1000
 """Keys of real data sets compress three- to tenfold."""
 
 
-class Whole:
+class CacheMetadata:
     """Reads the files of an opened cache that are not of a part."""
 
     def __init__(self, storage: Storage, stated: Manifest, layout: Layout) -> None:
@@ -158,7 +158,7 @@ class Whole:
             raise CacheDamaged(f"{self.name}/{name} cannot be read: {reason}. {_FETCH}") from None
 
 
-def skeleton(cache_spec: CacheSpec, table: SampleTable, num_views: int) -> dict[str, bytes]:
+def initial_files(cache_spec: CacheSpec, table: SampleTable, num_views: int) -> dict[str, bytes]:
     """Every file of a cache without parts, the manifest last."""
     layout = Layout(cache_spec, num_views)
     columns: dict[str, Array] = {

@@ -19,7 +19,7 @@ PARTS = 64
 """Parts that are looked at, unless more are needed."""
 
 
-def spread(spec: CacheSpec, parts: Sequence[Part], count: int) -> list[tuple[Part, I8]]:
+def sample_views(spec: CacheSpec, parts: Sequence[Part], count: int) -> list[tuple[Part, I8]]:
     """`count` views, or all: parts far apart, and the rows to look at in each.
 
     Args:

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.data import match
-from cache_tools.data.images import Images
-from cache_tools.data.match import Coverage
+from cache_tools.data.images import ImageDataset
+from cache_tools.data.match import DatasetMatch
 from cache_tools.data.view_renderer import ViewRenderer
 from cache_tools.errors import (
     CacheDamaged,
@@ -53,7 +53,7 @@ class Verdict:
     """Views that were rendered and compared with their fingerprint."""
     recomputed: int = 0
     """Views the teacher was asked about again."""
-    coverage: Coverage | None = None
+    coverage: DatasetMatch | None = None
     """Where the cache's samples are in the data set."""
     problems: list[KdcacheError] = field(default_factory=list)
     """Every problem, in words."""
@@ -84,7 +84,7 @@ class Verdict:
         return {"verdict": self.word, **counts, **covered, "problems": problems}
 
 
-def verify(store: Cache, images: Images | None = None, partial: bool = False) -> Verdict:
+def verify(store: Cache, images: ImageDataset | None = None, partial: bool = False) -> Verdict:
     """Check a cache, and its data set when one is given (any order of samples).
 
     Args:
@@ -105,7 +105,7 @@ def verify(store: Cache, images: Images | None = None, partial: bool = False) ->
     if images is not None:
         try:
             verdict.coverage = match.find(table, store.spec.dataset, images)
-            matched, _ = match.join(table, store.spec.dataset, images, partial, verdict.coverage)
+            matched, _ = match.align(table, store.spec.dataset, images, partial, verdict.coverage)
             _check_images(store, matched, whole, verdict, verdict.coverage.present_N)
         except KdcacheError as error:
             verdict.problems.append(error)
@@ -127,7 +127,7 @@ def faults(store: Cache) -> Iterator[tuple[Part, CacheIncomplete | CacheDamaged 
 
 
 def check_probes(
-    store: Cache, images: Images, part: Part, present_N: NDArray[np.bool_] | None = None
+    store: Cache, images: ImageDataset, part: Part, present_N: NDArray[np.bool_] | None = None
 ) -> int:
     """Render the probe views of one part and compare their pixels; how many.
 
@@ -160,13 +160,15 @@ def check_probes(
     return len(known)
 
 
-def probe(store: Cache, images: Images, number: int, view: int) -> int:
+def probe(store: Cache, images: ImageDataset, number: int, view: int) -> int:
     """Fingerprint of the pixels of one view, rendered here and now."""
     params = view_params.parameters(store, view, np.array([number]))
     return fingerprint(store, images, number, params, 0)
 
 
-def fingerprint(store: Cache, images: Images, number: int, params: ViewParams, at: int) -> int:
+def fingerprint(
+    store: Cache, images: ImageDataset, number: int, params: ViewParams, at: int
+) -> int:
     """Fingerprint of the pixels of one view whose parameters are known.
 
     Args:
@@ -206,7 +208,7 @@ def _check_parts(store: Cache, verdict: Verdict) -> list[Part]:
 
 def _check_images(
     store: Cache,
-    images: Images,
+    images: ImageDataset,
     whole: list[Part],
     verdict: Verdict,
     present_N: NDArray[np.bool_],

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from cache_tools.data import scan
-from cache_tools.data.images import Images
+from cache_tools.data.images import ImageDataset
 from cache_tools.data.view_renderer import ViewRenderer
 from cache_tools.runtime import progress, threads
 from cache_tools.targets import codec
@@ -38,7 +38,7 @@ U1 = NDArray[np.uint8]
 class Sample:
     """A few images of a data set, and their views."""
 
-    def __init__(self, recipe: CacheRecipe, images: Images) -> None:
+    def __init__(self, recipe: CacheRecipe, images: ImageDataset) -> None:
         """Read up to `_IMAGES` images."""
         _, keys, images = scan.in_table_order(images, None)
         count = min(_IMAGES, len(keys))
@@ -71,7 +71,7 @@ class Sample:
 
 
 def measure(
-    recipe: CacheRecipe, images: Images, teacher: Teacher, forward: Forward, batch: int
+    recipe: CacheRecipe, images: ImageDataset, teacher: Teacher, forward: Forward, batch: int
 ) -> dict[str, Any]:
     """Views per second of rendering, teacher and both, and what the teacher keeps.
 

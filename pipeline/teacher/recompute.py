@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from cache_tools.data import match
-from cache_tools.data.images import Images
+from cache_tools.data.images import ImageDataset
 from cache_tools.data.view_renderer import ViewRenderer
 from cache_tools.errors import CacheMismatch, KdcacheError
 from cache_tools.runtime import progress, threads
@@ -33,7 +33,7 @@ TOLERANCE = {"fp32": 0.05, "bf16": 0.25, "fp16": 0.1}
 
 def recompute(
     store: Cache,
-    images: Images,
+    images: ImageDataset,
     teacher_names: Sequence[str],
     device: str | None,
     count: int,

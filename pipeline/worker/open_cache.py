@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cache_tools.data import match, scan
-from cache_tools.data.images import Images
+from cache_tools.data.images import ImageDataset
 from cache_tools.data.open import open_images, resolve
 from cache_tools.errors import CacheMismatch, UsageError
 from cache_tools.runtime import progress, threads
@@ -47,8 +47,8 @@ def prepare(
 
 
 def open_or_create(
-    recipe: CacheRecipe, images: Images, teacher: Teacher, out: str | Path
-) -> tuple[Cache, Images]:
+    recipe: CacheRecipe, images: ImageDataset, teacher: Teacher, out: str | Path
+) -> tuple[Cache, ImageDataset]:
     """The cache at `out`, made when there is none, and the images in the order of its table.
 
     Of several processes that find none, one makes it and the others wait where they can.
@@ -75,7 +75,7 @@ def open_or_create(
 
 def _create(
     recipe: CacheRecipe,
-    images: Images,
+    images: ImageDataset,
     teacher: Teacher,
     labels: tuple[bool, int],
     out: str | Path,
@@ -89,7 +89,7 @@ def _create(
     Cache.create(out, _spec(recipe, dataset, teacher), table, recipe.num_views)
 
 
-def check_labels(recipe: CacheRecipe, images: Images, teacher: Teacher) -> tuple[bool, int]:
+def check_labels(recipe: CacheRecipe, images: ImageDataset, teacher: Teacher) -> tuple[bool, int]:
     """Whether labels are kept and of how many classes; refuses labels of other classes."""
     if recipe.dataset.labels == "ignore":
         return False, 0

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from cache_tools.data.images import Images
+from cache_tools.data.images import ImageDataset
 from cache_tools.data.view_renderer import ViewRenderer
 from cache_tools.render import view as render
 from cache_tools.store import view_params
@@ -37,7 +37,7 @@ class Renderer:
     """Renders windows with its own threads."""
 
     def __init__(
-        self, store: Cache, images: Images, threads: int, meter: Meter, pinned: bool
+        self, store: Cache, images: ImageDataset, threads: int, meter: Meter, pinned: bool
     ) -> None:
         """A renderer of `images`, which are in the order of the store's sample table."""
         self._store, self._images, self._meter = store, images, meter

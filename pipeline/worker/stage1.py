@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
-from cache_tools.data.images import Images
+from cache_tools.data.images import ImageDataset
 from cache_tools.runtime.signals import StopRequest
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
@@ -45,7 +45,7 @@ class Worker:
     """Makes parts of one cache with one teacher."""
 
     def __init__(
-        self, store: Cache, images: Images, forward: Forward, batch_size: int, threads: int
+        self, store: Cache, images: ImageDataset, forward: Forward, batch_size: int, threads: int
     ) -> None:
         """A worker on `images` in the order of the store's sample table."""
         self.store = store

@@ -275,7 +275,7 @@ def _report(results: list[dict[str, Any]], inputs: "Inputs", out: Path, json_: b
     assert inputs.validation is not None
     facts = {
         "student": results[0]["student"],
-        "teacher": " + ".join(s.spec.teacher.architecture for s in inputs.members.stores),
+        "teacher": " + ".join(s.spec.teacher.architecture for s in inputs.members.caches),
         "transfer_images": inputs.coverage.found,
         "validation_images": len(inputs.validation),
         "cache_fingerprint": inputs.fingerprint,

@@ -8,10 +8,10 @@ import importlib.util
 import logging
 
 from cache_tools.data.beton import RAW, Beton
-from cache_tools.data.images import Images
+from cache_tools.data.images import ImageDataset
 from cache_tools.errors import UsageError
 from cache_tools.spec.cache import CacheSpec
-from cache_tools.store.aligned import Members
+from cache_tools.store.aligned import CacheEnsemble
 from cache_tools.store.cache import Cache
 from train.data.inputs import Inputs
 from train.data.loader import Loader, Renderer
@@ -58,10 +58,10 @@ def create(
     return Loader(schedule, targets, renderer, world, pin_memory)
 
 
-def native(cache: Cache, images: Images, schedule: Schedule, num_threads: int = 0) -> Loader:
+def native(cache: Cache, images: ImageDataset, schedule: Schedule, num_threads: int = 0) -> Loader:
     """Create the native loader of one cache; 0 threads: one per core."""
     renderer = NativeRenderer(cache, images, num_threads)
-    return Loader(schedule, StoredTargets(Members((cache,), (1.0,))), renderer)
+    return Loader(schedule, StoredTargets(CacheEnsemble((cache,), (1.0,))), renderer)
 
 
 def ffcv(cache: Cache, images: Beton, schedule: Schedule, num_threads: int = 0) -> Loader:
@@ -69,7 +69,7 @@ def ffcv(cache: Cache, images: Beton, schedule: Schedule, num_threads: int = 0) 
     from train.data.ffcv_renderer import FfcvRenderer
 
     renderer = FfcvRenderer(cache, images, num_threads, schedule, ALONE)
-    return Loader(schedule, StoredTargets(Members((cache,), (1.0,))), renderer)
+    return Loader(schedule, StoredTargets(CacheEnsemble((cache,), (1.0,))), renderer)
 
 
 @functools.cache
@@ -78,7 +78,9 @@ def _log_choice(kind: str, reason: str) -> None:
     log.info("the %s loader: %s", kind, reason)
 
 
-def choose(recipe: TrainRecipe, images: Images, spec: CacheSpec, num_views: int) -> tuple[str, str]:
+def choose(
+    recipe: TrainRecipe, images: ImageDataset, spec: CacheSpec, num_views: int
+) -> tuple[str, str]:
     """Choose "native" or "ffcv", and give the reason.
 
     Args:
@@ -107,7 +109,7 @@ def choose(recipe: TrainRecipe, images: Images, spec: CacheSpec, num_views: int)
     return "native", "of JPEG bytes it is as fast as FFCV and compiles nothing"
 
 
-def _lack(images: Images, spec: CacheSpec) -> str:
+def _lack(images: ImageDataset, spec: CacheSpec) -> str:
     """Reason why FFCV cannot be used here, or ""."""
     if not isinstance(images, Beton):
         return "the data set is no .beton (kdcache beton SRC FILE writes one)"

@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.data import match
-from cache_tools.data.images import Images
-from cache_tools.data.match import Coverage
+from cache_tools.data.images import ImageDataset
+from cache_tools.data.match import DatasetMatch
 from cache_tools.data.open import has_split, open_images
 from cache_tools.errors import CacheIncomplete, CacheMismatch, UsageError
 from cache_tools.runtime import progress
 from cache_tools.spec.canonical import canonical_json, sha256
 from cache_tools.spec.dataset import NO_LABEL
-from cache_tools.store.aligned import Members, open_members
+from cache_tools.store.aligned import CacheEnsemble, open_ensemble
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.verify import verify
@@ -36,15 +36,15 @@ _MAX_PROBED_PARTS = 64
 class Inputs:
     """What a run reads."""
 
-    members: Members
+    members: CacheEnsemble
     """The cache, or several whose mixture is learned."""
-    images: Images
+    images: ImageDataset
     """Its data set, in the order of its sample table."""
-    validation: Images | None
+    validation: ImageDataset | None
     """Labelled pictures to measure on, when the data set has them."""
     source: str
     """Where the data set lies."""
-    coverage: Coverage
+    coverage: DatasetMatch
     """Which of the cache's samples it has."""
 
     @property
@@ -55,12 +55,12 @@ class Inputs:
     @property
     def store(self) -> Cache:
         """The cache to ask about samples and views: the same in all of them."""
-        return self.members.first
+        return self.members.reference
 
     @property
     def fingerprint(self) -> str:
         """What result.json names: the fingerprint of the cache, or of all with their weights."""
-        if len(self.members.stores) == 1:
+        if len(self.members.caches) == 1:
             return self.store.spec.fingerprint
         return sha256(canonical_json(self.shares))
 
@@ -96,19 +96,19 @@ def open_inputs(
     Raises:
         CacheMismatch: The caches are not of the same views, or not of these images.
     """
-    members = open_members([cache] if isinstance(cache, str | Path) else cache, weights)
-    store = members.first
+    members = open_ensemble([cache] if isinstance(cache, str | Path) else cache, weights)
+    store = members.reference
     verify.check_replayable(store)
     source = data or members.source
     if not source:
         raise UsageError(f"where are the images of {store.name}? Pass --data with their folder.")
     opened = open_images(source, "train")
-    images, covered = match.join(store.table, store.spec.dataset, opened, partial)
+    images, covered = match.align(store.table, store.spec.dataset, opened, partial)
     validation = _validation(source, store, images.class_names)
     return Inputs(members, images, validation, source, covered)
 
 
-def _validation(source: str, store: Cache, classes: tuple[str, ...]) -> Images | None:
+def _validation(source: str, store: Cache, classes: tuple[str, ...]) -> ImageDataset | None:
     """The labelled validation split, or None when there is none of the teacher's classes."""
     if not store.spec.dataset.labels or not has_split(source, "validation"):
         return None
@@ -123,7 +123,7 @@ def _validation(source: str, store: Cache, classes: tuple[str, ...]) -> Images |
     return align_labels(images, classes)
 
 
-def align_labels(images: Images, classes: tuple[str, ...]) -> Images:
+def align_labels(images: ImageDataset, classes: tuple[str, ...]) -> ImageDataset:
     """The validation images with the numbers that the training split gives the class folders."""
     if not classes or not images.class_names or images.class_names == classes:
         return images
@@ -139,11 +139,13 @@ def align_labels(images: Images, classes: tuple[str, ...]) -> Images:
 
 def check_inputs(inputs: Inputs) -> None:
     """Apply `check_cache` to each cache: equal pixels are what allows to mix their targets."""
-    for cache in inputs.members.stores:
+    for cache in inputs.members.caches:
         check_cache(cache, inputs.images, inputs.present_N)
 
 
-def check_cache(cache: Cache, images: Images, present_N: NDArray[np.bool_] | None = None) -> None:
+def check_cache(
+    cache: Cache, images: ImageDataset, present_N: NDArray[np.bool_] | None = None
+) -> None:
     """Refuse an incomplete cache, and images whose pixels differ from the cache's.
 
     Compares every part's digests and renders the probe views of up to 64 parts, spread evenly.

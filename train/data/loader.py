@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.data.images import Images
+from cache_tools.data.images import ImageDataset
 from cache_tools.store import view_params
 from cache_tools.targets.codec import DecodedTargets
 from train.data.buffer_pool import BufferPool
@@ -42,7 +42,7 @@ class Renderer(Protocol):
     """Batches that are made at once."""
 
     @property
-    def images(self) -> Images:
+    def images(self) -> ImageDataset:
         """The data set, in the order of the sample table."""
 
     def epoch(self, loaded: list[View], requests: Iterator[I8]) -> AbstractContextManager[RenderFn]:
@@ -118,7 +118,7 @@ class Loader:
         Raises:
             UsageError: A batch cannot be divided evenly among the processes.
         """
-        self._cache = cache = targets.members.first
+        self._cache = cache = targets.members.reference
         self._schedule, self._targets, self._renderer = schedule, targets, renderer
         self._world = world
         self._epochs = EpochPrefetcher(targets.members, schedule, renderer.images)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.data.images import Images
+from cache_tools.data.images import ImageDataset
 from cache_tools.data.view_renderer import ViewRenderer, ViewRequest
 from cache_tools.runtime import threads
 from cache_tools.store.cache import Cache
@@ -32,7 +32,7 @@ class NativeRenderer:
     workers = 3
     """Batches that are made at once."""
 
-    def __init__(self, cache: Cache, images: Images, num_threads: int = 0) -> None:
+    def __init__(self, cache: Cache, images: ImageDataset, num_threads: int = 0) -> None:
         """Render views of `cache`.
 
         Args:

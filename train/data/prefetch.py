@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.data.images import Images
+from cache_tools.data.images import ImageDataset
 from cache_tools.store import view_params
-from cache_tools.store.aligned import Members
+from cache_tools.store.aligned import CacheEnsemble
 from cache_tools.store.commits import Part
 from cache_tools.targets.codec import EncodedTargets
 from cache_tools.verify import verify
@@ -53,7 +53,7 @@ class Epoch:
 class EpochPrefetcher:
     """Epochs of a schedule; the one after the last one returned is made in the background."""
 
-    def __init__(self, members: Members, schedule: Schedule, images: Images) -> None:
+    def __init__(self, members: CacheEnsemble, schedule: Schedule, images: ImageDataset) -> None:
         """Prefetch epochs 0 .. `schedule.epochs`; where that is unset, one more each time."""
         self._members = members
         self._schedule = schedule
@@ -87,14 +87,14 @@ class EpochPrefetcher:
         return Epoch(plan, loaded)
 
     def _load(self, number: int) -> View:
-        store = self._members.first
+        store = self._members.reference
         blocks = [np.array(store.spec.rows(block)) for block in range(store.spec.num_blocks)]
         params = draw.concatenate([view_params.parameters(store, number, rows) for rows in blocks])
-        if len(self._members.stores) > 1:
+        if len(self._members.caches) > 1:
             for block in range(store.spec.num_blocks):
                 self._members.params(Part(number, block))
-        stored = tuple(member.read_view(number) for member in self._members.stores)
-        for member in self._members.stores:
+        stored = tuple(member.read_view(number) for member in self._members.caches)
+        for member in self._members.caches:
             if member.is_remote:  # others were checked before the first epoch
                 for block in range(member.spec.num_blocks):
                     part = Part(number, block)

@@ -12,7 +12,7 @@ from dataclasses import fields
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.store.aligned import Members
+from cache_tools.store.aligned import CacheEnsemble
 from cache_tools.targets import codec
 from cache_tools.targets.codec import DecodedTargets
 from cache_tools.targets.mixture import Tail
@@ -24,7 +24,7 @@ I8 = NDArray[np.int64]
 class StoredTargets:
     """Targets of one cache, or the mixture of several."""
 
-    def __init__(self, members: Members, tail: Tail = "uniform") -> None:
+    def __init__(self, members: CacheEnsemble, tail: Tail = "uniform") -> None:
         """Decode targets of `members`.
 
         Args:
@@ -33,7 +33,7 @@ class StoredTargets:
         """
         self.members = members
         """The caches."""
-        self._mixture = members.mixture(tail) if len(members.stores) > 1 else None
+        self._mixture = members.mixture(tail) if len(members.caches) > 1 else None
 
     def decode(self, loaded: list[View], slot_B: I8, row_B: I8, label_BP: I8) -> DecodedTargets:
         """Decode the targets of a batch.
@@ -46,14 +46,14 @@ class StoredTargets:
         """
         if self._mixture is None:
             return self._targets(loaded, slot_B, row_B)
-        each = [self._targets(loaded, slot_B, row_B, i) for i in range(len(self.members.stores))]
+        each = [self._targets(loaded, slot_B, row_B, i) for i in range(len(self.members.caches))]
         return self._mixture(each, label_BP[:, : self.members.num_labels])
 
     def _targets(
         self, loaded: list[View], slot_B: I8, row_B: I8, member: int = 0
     ) -> DecodedTargets:
         """Targets of one cache for the views of a batch, in their order."""
-        spec = self.members.stores[member].spec.targets
+        spec = self.members.caches[member].spec.targets
         stored = [view.stored[member] for view in loaded]
         if len(loaded) == 1:
             return codec.decode(stored[0], spec, row_B)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cache_tools.data.images import Images
+from cache_tools.data.images import ImageDataset
 from cache_tools.errors import NonFinite
 from cache_tools.runtime import progress
 from train.data.device_batch import InputTransform, upload
@@ -77,7 +77,7 @@ class Network:
 
 def evaluate(
     model: nn.Module,
-    images: Images,
+    images: ImageDataset,
     feed: InputTransform,
     size: int,
     crop: float,
@@ -98,7 +98,9 @@ def evaluate(
 
 @torch.inference_mode()
 def evaluate_all(
-    models: Sequence[tuple[nn.Module, InputTransform, Frame]], images: Images, world: World = ALONE
+    models: Sequence[tuple[nn.Module, InputTransform, Frame]],
+    images: ImageDataset,
+    world: World = ALONE,
 ) -> list[Accuracy]:
     """Measure several models on the same images, decoded once for all of them.
 
@@ -131,7 +133,7 @@ def evaluate_all(
 @torch.inference_mode()
 def evaluate_networks(
     networks: Sequence[Network],
-    images: Images,
+    images: ImageDataset,
     allowed: Sequence[frozenset[int]] | None = None,
     teacher: Network | None = None,
     on_prediction: OnPrediction | None = None,

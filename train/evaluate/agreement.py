@@ -17,14 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cache_tools.data.images import Images
+from cache_tools.data.images import ImageDataset
 from cache_tools.data.view_renderer import ViewRenderer
 from cache_tools.runtime import progress, threads
 from cache_tools.spec.dataset import NO_LABEL
 from cache_tools.store import view_params
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
-from cache_tools.store.sampling import spread
+from cache_tools.store.sampling import sample_views
 from cache_tools.targets import codec
 from cache_tools.targets.codec import EncodedTargets
 from cache_tools.verify import verify
@@ -56,7 +56,7 @@ class CacheAgreement:
 def measure(
     networks: Sequence[Network],
     store: Cache,
-    images: Images,
+    images: ImageDataset,
     count: int,
     on_prediction: OnPrediction | None = None,
 ) -> CacheAgreement:
@@ -72,7 +72,7 @@ def measure(
     Raises:
         CacheIncomplete, CacheDamaged, CacheMismatch: Naming the part or the sample.
     """
-    chosen = spread(store.spec, list(store.parts()), count)
+    chosen = sample_views(store.spec, list(store.parts()), count)
     total = sum(len(rows) for _, rows in chosen)
     tallies, teacher = {network.name: Tally() for network in networks}, Tally()
     with progress.bar("compare on cached views", total, "views") as advance:
@@ -115,7 +115,7 @@ def _agrees(batch: Batch, class_B: Tensor) -> Tensor:
     return torch.from_numpy((p_BK * here_BK).max(axis=1) == p_BK.max(axis=1))
 
 
-def _batches(store: Cache, images: Images, chosen: list[tuple[Part, I8]]) -> Iterator[Batch]:
+def _batches(store: Cache, images: ImageDataset, chosen: list[tuple[Part, I8]]) -> Iterator[Batch]:
     """Batches of the chosen views as in training, rendered one batch ahead."""
     with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(threads.cpu_count()) as pool:
         renderer = ViewRenderer(images, store.spec.views, store.table)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.data.images import Images
+from cache_tools.data.images import ImageDataset
 from cache_tools.render import decode, view
 from cache_tools.runtime import threads
 from cache_tools.views import draw
@@ -49,7 +49,7 @@ def preprocessing(known: dict[str, Any], frame: Frame) -> dict[str, Any]:
     }
 
 
-def batches(images: Images, frames: Sequence[Frame]) -> Iterator[tuple[slice, list[U1]]]:
+def batches(images: ImageDataset, frames: Sequence[Frame]) -> Iterator[tuple[slice, list[U1]]]:
     """Numbers and pixels [B, S, S, 3] for each frame of every batch, one batch ahead."""
 
     def cropped(number: int) -> list[U1]:

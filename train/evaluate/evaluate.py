@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from cache_tools.data import match
-from cache_tools.data.images import Images
+from cache_tools.data.images import ImageDataset
 from cache_tools.data.open import has_split, open_images
 from cache_tools.errors import CacheMismatch, KdcacheError, UsageError
 from cache_tools.runtime import threads
@@ -51,7 +51,7 @@ class EvalRequest:
 class Validation:
     """One validation set."""
 
-    images: Images
+    images: ImageDataset
     """Images labelled with the students' classes."""
     allowed: list[frozenset[int]] | None
     """Their ReaL labels [N]; None: unset."""
@@ -63,7 +63,7 @@ class Reference:
 
     store: Cache
     """The cache."""
-    images: Images
+    images: ImageDataset
     """Its images in the order of its table."""
 
 
@@ -167,7 +167,7 @@ def _validations(
     return found
 
 
-def _own_validation(target: EvalTarget, reference: Reference | None) -> list[Images]:
+def _own_validation(target: EvalTarget, reference: Reference | None) -> list[ImageDataset]:
     """Open the validation split of the run's data set; it may be missing beside a reference."""
     try:
         if target.config is None:
@@ -185,7 +185,7 @@ def _own_validation(target: EvalTarget, reference: Reference | None) -> list[Ima
         return []
 
 
-def _labelled(source: str, target: EvalTarget) -> Images:
+def _labelled(source: str, target: EvalTarget) -> ImageDataset:
     """Open a validation set: class folders numbered as in training, labels checked."""
     if has_split(source, "train") and not has_split(source, "validation"):
         raise UsageError(f"{source} has a train split only. Pass --data with a validation set.")

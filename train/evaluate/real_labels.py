@@ -17,7 +17,7 @@ from typing import Any
 
 from timm.data import RealLabelsImagenet
 
-from cache_tools.data.images import Images
+from cache_tools.data.images import ImageDataset
 from cache_tools.data.tar_index import IMAGES
 from cache_tools.errors import CacheMismatch, UsageError
 
@@ -52,7 +52,7 @@ def load(source: str) -> RealLabels:
     return _checked(value, source)
 
 
-def of(labels: RealLabels, images: Images, num_classes: int) -> list[frozenset[int]] | None:
+def of(labels: RealLabels, images: ImageDataset, num_classes: int) -> list[frozenset[int]] | None:
     """Right classes of every image; None if the labels contain none of them.
 
     Raises:

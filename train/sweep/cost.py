@@ -54,7 +54,7 @@ def sweep_cost(
     samples, views = len(store.table), sweep.inputs.members.num_views
     shown = sum(recipes[row["name"]].views_shown for row in finished)
     student_hours = sum(row["cost_seconds"] for row in finished) / 3600
-    teachers = len(sweep.inputs.members.stores)
+    teachers = len(sweep.inputs.members.caches)
     forwards = {
         "cache": teachers * samples * views,
         "online": teachers * sum(row["images"] for row in finished),
@@ -128,7 +128,7 @@ def time_teacher(
         KdcacheError: The teacher of `names` cannot be run.
     """
     found = entry_points(group="kdcache.teachers", name="online")
-    if not found or len(inputs.members.stores) > 1:
+    if not found or len(inputs.members.caches) > 1:
         return None
     try:
         ask = next(iter(found)).load()(inputs.store, list(names), device)

@@ -110,7 +110,7 @@ def _tuner(sweep: Sweep, planned: Sequence[Sequence[Student]], gpu: bool, cores:
 
     trials = [[_plain(student) for student in cohort] for cohort in planned]
     settings = {
-        "caches": [store.location for store in sweep.inputs.members.stores],
+        "caches": [store.location for store in sweep.inputs.members.caches],
         "weights": list(sweep.inputs.members.weights),
         "data": resolve(sweep.inputs.source),
         "out": str(sweep.out.resolve()),

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from cache_tools.data.beton import Beton
-from cache_tools.data.images import Images
+from cache_tools.data.images import ImageDataset
 from cache_tools.render import decode
 from cache_tools.render import view as render
 from cache_tools.runtime import threads
@@ -94,7 +94,7 @@ def measure(
     return Stages(read, *stages, of_loader, transfer, student)
 
 
-def read_from(images: Images) -> Literal["network", "disk", "memory"]:
+def read_from(images: ImageDataset) -> Literal["network", "disk", "memory"]:
     """Where images come from after the first epoch: the kernel keeps files that have room."""
     if images.remote is not None:
         return "network"
@@ -103,7 +103,7 @@ def read_from(images: Images) -> Literal["network", "disk", "memory"]:
     return "memory" if int(size.sum()) < _KEPT * memory else "disk"
 
 
-def _read(images: Images, rows: list[int]) -> tuple[float, list[bytes]]:
+def _read(images: ImageDataset, rows: list[int]) -> tuple[float, list[bytes]]:
     """Seconds per image with all threads at it, and the bytes."""
     if read_from(images) == "disk":
         _forget(images)
@@ -115,7 +115,7 @@ def _read(images: Images, rows: list[int]) -> tuple[float, list[bytes]]:
         return (time.perf_counter() - begin) / len(rows), data
 
 
-def _forget(images: Images) -> None:
+def _forget(images: ImageDataset) -> None:
     """Ask the kernel to drop what it keeps of the files, as it will during a long epoch."""
     for path in images.paths[: len(images.paths) if images.sharded else _VIEWS]:
         descriptor = os.open(path, os.O_RDONLY)

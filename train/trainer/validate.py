@@ -63,7 +63,7 @@ def _wants_labels(recipe: TrainRecipe) -> bool:
 def _check_members(inputs: Inputs, recipes: Iterable[TrainRecipe]) -> None:
     """Refuse what cannot be learned from a mixture, and say what is approximate in it."""
     members, recipes = inputs.members, list(recipes)
-    if len(members.stores) == 1:
+    if len(members.caches) == 1:
         return
     if any(item.mode == "online" for item in recipes):
         raise UsageError(
