@@ -1,4 +1,4 @@
-"""The whole way from one lab to another: what README.md calls "use somebody's cache"."""
+"""The whole way from one lab to another: README.md's section on published caches."""
 
 import json
 import os
@@ -68,7 +68,7 @@ def test_the_section_of_the_readme_works_as_written(
 ) -> None:
     """Every command of it, in a folder with data and cache where `make cache` puts them."""
     readme = (Path(__file__).parent.parent / "README.md").read_text()
-    section = readme.split("## Use somebody's cache")[1].split("\n## ")[0]
+    section = readme.split("## Download and train from a published cache")[1].split("\n## ")[0]
     cell = section.split("```sh\n")[1].split("```")[0]
     shutil.copytree(digits, tmp_path / "build/digits")
     out = tmp_path / "build/digits-cache.zarr"
