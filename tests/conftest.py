@@ -4,7 +4,6 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import hypothesis
@@ -21,6 +20,7 @@ from cache_tools.store.cache import Cache
 from pipeline import demo
 from pipeline import recipe as recipes
 from pipeline.run import run
+from tests.helpers.outcome import Outcome
 
 torch.set_num_threads(1)
 # hypothesis would call an example that takes 0.2 s a failure, on a busy machine any; and it draws
@@ -34,13 +34,6 @@ for name, fixed in (("dice", False), ("fixed", True)):
         suppress_health_check=[hypothesis.HealthCheck.too_slow],
     )
 hypothesis.settings.load_profile("fixed")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,0 +1,63 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from cache_tools.data import match
+from cache_tools.data.open import open_images
+from cache_tools.store.cache import Cache
+from tests.helpers.outcome import Outcome
+
+A2 = ["views.auto_augment=rand-m9-mstd0.5-inc1", "views.cutmix=1.0", "views.mixup=0.2"]
+
+
+def test_a_sheet_of_a_cache_shows_what_the_teacher_saw(
+    kdcache: Callable[..., Outcome], made: Path, digits: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "sheet.png"
+    outcome = kdcache("views", made, "--data", digits, "--out", out, "--samples", 3, "--views", 4)
+    assert outcome.code == 0, outcome.err
+    assert "4 views of 3 samples" in outcome.out
+    picture = np.asarray(Image.open(out))
+    assert picture.shape[1] > 5 * 160
+    assert picture.std() > 30
+
+
+def test_a_sheet_of_a_cache_refuses_an_image_that_changed(
+    kdcache: Callable[..., Outcome], made: Path, digits: Path, tmp_path: Path
+) -> None:
+    copy, store = tmp_path / "digits", Cache.open(made)
+    shutil.copytree(digits, copy)
+    images = match.match(store.table, store.spec.dataset, open_images(str(copy), "train"))
+    shard, at = images.paths[images.file_N[0]], images.offset_N[0] + images.length_N[0] - 1
+    data = bytearray(shard.read_bytes())
+    data[at] ^= 1
+    shard.write_bytes(data)
+    outcome = kdcache("views", made, "--data", copy, "--out", tmp_path / "sheet.png")
+    assert outcome.code == 1
+    assert f"image {store.table.keys[0]!r} has changed" in outcome.err
+    assert not (tmp_path / "sheet.png").exists()
+
+
+def test_a_recipe_is_seen_before_it_is_paid_for(
+    kdcache: Callable[..., Outcome], digits: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "sheet.png"
+    outcome = kdcache("views", "digits", *A2, "--data", digits, "--out", out, "--json")
+    assert outcome.code == 0, outcome.err
+    shown = json.loads(outcome.out)["views"]
+    assert len(shown) == 6 * 5
+    assert out.exists()
+    assert {v["view"] for v in shown} == set(range(5))
+    assert any(o["operation"] != "affine" for v in shown for o in v["operations"])
+    assert any(v["mixing"]["box"][2] for v in shown)
+    again = kdcache("views", "digits", *A2, "--data", digits, "--json")
+    assert json.loads(again.out)["views"] == shown
+
+
+def test_a_sheet_without_images_or_place_is_explained(kdcache: Callable[..., Outcome]) -> None:
+    assert "Pass --data" in kdcache("views", "digits", "--json").err
+    assert "Pass --out" in kdcache("views", "digits", "--data", "x").err

@@ -1,0 +1,141 @@
+"""Heads of other classes: chosen or summed by a map, known by what it means."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from timm.data import ImageNetInfo
+
+from cache_tools.errors import CacheMismatch, UsageError
+from cache_tools.spec.canonical import sha256
+from cache_tools.spec.targets import TargetSpec
+from cache_tools.store import info
+from cache_tools.store.cache import Cache
+from pipeline.teacher import class_map, create, reload
+from pipeline.teacher import teacher as teachers
+from pipeline.teacher.forward import Forward
+from pipeline.teacher.logits import Logits
+from tests.helpers.outcome import Outcome
+
+Command = Callable[..., Outcome]
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def pixels() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+
+
+def written(folder: Path, name: str, text: str) -> str:
+    path = folder / name
+    path.write_text(text)
+    return str(path)
+
+
+def test_one_source_each_is_a_softmax_over_the_chosen(
+    wide: Path, tmp_path: Path, pixels: np.ndarray
+) -> None:
+    chosen = [3, 1, 24, 7, 0, 9, 11, 12, 20, 5]
+    path = written(tmp_path, "map.txt", "".join(f"{c}\n" for c in chosen))
+    loaded = teachers.load(str(wide), 32, "fp32", class_map=path)
+    assert loaded.spec.num_classes == 10
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
+    plain = Logits(teachers.load(str(wide), 32, "fp32"), CPU)(x)
+    assert torch.equal(Logits(loaded, CPU)(x), plain[:, chosen])
+
+
+def test_several_sources_are_summed_at_every_temperature(
+    wide: Path, tmp_path: Path, pixels: np.ndarray
+) -> None:
+    groups = [[0], [1, 2, 3], [4, 9], [24, 23, 22, 21, 20]]
+    path = written(tmp_path, "map.json", json.dumps([0, *groups[1:]]))
+    loaded = teachers.load(str(wide), 32, "fp32", class_map=path)
+    plain = teachers.load(str(wide), 32, "fp32")
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
+    p_BH = Logits(plain, CPU)(x).double().softmax(1)
+    p = torch.stack([p_BH[:, group].sum(1) for group in groups], 1)
+    p = p / p.sum(1, keepdim=True)
+    k1 = TargetSpec(k_max=1, k_min=1, tau=0.0, temperatures=(1.0, 4.0))
+    index, kept, tail, _, _ = Forward(loaded, k1, CPU)(pixels, None, None)
+    torch.testing.assert_close(kept.double(), p.gather(1, index), atol=1e-6, rtol=1e-4)
+    for t, dense in enumerate((p, p**0.25 / (p**0.25).sum(1, keepdim=True))):
+        expected = 1 - dense.gather(1, index)[:, 0]
+        torch.testing.assert_close(tail[:, t].double(), expected, atol=1e-5, rtol=1e-3)
+
+
+def test_a_map_is_known_by_what_it_means(wide: Path, tmp_path: Path) -> None:
+    model = create.create(str(wide))[1]
+    files = (
+        written(tmp_path, "a.json", "[3, [5, 4], 0]"),
+        written(tmp_path, "b.txt", "3\n4 5\n0\n"),
+        written(tmp_path, "c.csv", "3\n5,4\n0"),
+    )
+    digests = {class_map.load(path, model).sha256 for path in files}
+    assert digests == {sha256(b"[[3],[4,5],[0]]")}
+    with_map = teachers.load(str(wide), 32, "fp32", class_map=files[0]).spec
+    assert with_map.class_map_sha256 in digests
+    plain = teachers.load(str(wide), 32, "fp32").spec
+    assert plain.weights_sha256 == with_map.weights_sha256
+    assert plain.class_map_sha256 == ""
+
+
+def test_synsets_are_found_in_the_head() -> None:
+    model = timm.create_model("test_resnet", num_classes=21841)
+    names = ImageNetInfo("imagenet-22k").label_names()  # type: ignore[no-untyped-call]
+    assert class_map._names(model)["n01440764"] == names.index("n01440764")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[1, 25]", "class 1 .* names 25: .* 0 to 24"),
+        ("[1, -1]", "names -1"),
+        ("[1, []]", "class 1 .* is empty"),
+        ("[1, [2, 2]]", "twice"),
+        ('[1, "n01440764"]', "names 'n01440764': .* 25 classes, which it has no names for"),
+        ("[1, true]", "names True"),
+        ("[1]", "is of 1 classes"),
+        ('{"a": 1}', "JSON dict, expected a list"),
+        ("[1,", "cannot read the class map"),
+    ],
+)
+def test_impossible_maps_are_refused(wide: Path, tmp_path: Path, text: str, words: str) -> None:
+    path = written(tmp_path, "map.json", text)
+    with pytest.raises(UsageError, match=words):
+        class_map.load(path, create.create(str(wide))[1])
+    with pytest.raises(UsageError, match=r"class 1 .* is empty"):
+        class_map.load(written(tmp_path, "m.txt", "1\n\n2\n"), create.create(str(wide))[1])
+
+
+def test_a_cache_through_a_class_map(
+    digits: Path, wide: Path, teacher: Path, tmp_path: Path, kdcache: Command
+) -> None:
+    """A head of 25 classes serves data of 10; beside it a teacher that needs no map."""
+    pair = [[c, c + 10] for c in range(10)]
+    path = written(tmp_path, "map.json", json.dumps(pair))
+    out = tmp_path / "c"
+    make = ("cache", "digits", "--data", digits, "--out", out, "num_views=1")
+    refused = kdcache(*make, "--teacher", wide)
+    assert refused.code == 1
+    assert "10 classes, the teacher of 25" in refused.err
+    assert "--class-map FILE" in refused.err
+    both = ("--teacher", wide, "--teacher", teacher, "--class-map", path, "--class-map", "")
+    made = kdcache(*make, *both, "--teacher-weight", 1, "--teacher-weight", 3)
+    assert made.code == 0, made
+    members = info.info(Cache.open(out))["teacher"]["members"]
+    mapped = [m for m in members if "class_map_sha256" in m]
+    assert [m["weight"] for m in mapped] == [0.25]
+    verify = ("verify", out, "--data", digits, "--recompute", 3, *both[:4])
+    assert kdcache(*verify, "--class-map", path).code == 0
+    without = kdcache(*verify)
+    assert without.code == 1
+    assert "Pass --class-map with the original file" in without.out
+    with pytest.raises(CacheMismatch, match="another is given"):
+        wrong = written(tmp_path, "wrong.json", json.dumps(list(range(10))))
+        reload.load(Cache.open(out).spec.teacher, 32, [str(wide), str(teacher)], [wrong])
