@@ -1,4 +1,4 @@
-"""Several caches of the same views by other teachers: are they aligned, and read as one.
+"""Ensembles of caches: check that caches of several teachers are aligned, and read them as one.
 
 Targets can be mixed only where they are of the same pixels: the same samples in the same order, the
 same draws, the same renderer, the same classes. That is compared field by field and image by image;
@@ -44,18 +44,18 @@ class CacheEnsemble:
     """Aligned caches and their shares; a single one is an ensemble of itself."""
 
     caches: tuple[Cache, ...]
-    """By ascending fingerprint; all questions but that of the targets may go to the first."""
+    """By ascending fingerprint; samples and views are equal in all."""
     weights: tuple[float, ...]
     """Positive; they add up to 1."""
 
     @property
     def reference(self) -> Cache:
-        """The store to ask about samples and views."""
+        """Cache from which samples and views are read."""
         return self.caches[0]
 
     @property
     def num_views(self) -> int:
-        """How many views all of them have."""
+        """Number of views present in all of them."""
         return min(store.num_views for store in self.caches)
 
     @property
@@ -65,14 +65,14 @@ class CacheEnsemble:
 
     @property
     def temperatures(self) -> tuple[float, ...]:
-        """The temperatures at which the mass of the tail is known."""
+        """Temperatures at which every member stores the tail mass."""
         if len(self.caches) == 1:
             return self.reference.spec.targets.temperatures
         return common_temperatures([store.spec.targets for store in self.caches])
 
     @property
     def source(self) -> str:
-        """Where this machine has the images, or ""."""
+        """Path or URL of the images on this machine, or ""."""
         return next((store.source for store in self.caches if store.source), "")
 
     @property
@@ -85,7 +85,7 @@ class CacheEnsemble:
         )
 
     def mixture(self, tail: Tail = "uniform") -> Mixture:
-        """How the targets of these caches become one."""
+        """Build the mixture of these caches' targets."""
         specs = [store.spec.targets for store in self.caches]
         return Mixture(self.weights, specs, self.reference.spec.teacher.num_classes, tail)
 
@@ -109,7 +109,7 @@ class CacheEnsemble:
     def decode(
         self, stored: Sequence[EncodedTargets], row_B: NDArray[np.int64]
     ) -> list[DecodedTargets]:
-        """Some rows of what lies in each cache."""
+        """Decode some rows of each cache's encoded targets."""
         pairs = zip(stored, self.caches, strict=True)
         return [codec.decode(one, store.spec.targets, row_B) for one, store in pairs]
 
@@ -117,12 +117,12 @@ class CacheEnsemble:
 def open_ensemble(
     caches: Sequence[str | Path], weights: Sequence[float] | None = None, blocks: bool = False
 ) -> CacheEnsemble:
-    """Open caches that are to be mixed.
+    """Open caches as one ensemble.
 
     Args:
-        caches: Where they lie.
+        caches: Paths or URLs.
         weights: A positive number for each; only their ratios count. None weighs all alike.
-        blocks: Whether their parts must hold the same rows.
+        blocks: True if their parts must hold the same rows.
 
     Raises:
         UsageError: Weights that cannot be, or one cache twice.
@@ -135,20 +135,22 @@ def open_ensemble(
         if a.spec.fingerprint == b.spec.fingerprint:
             raise UsageError(
                 f"{a.name} and {b.name} are the same cache ({a.spec.fingerprint[:19]}…). Name each "
-                "teacher's cache once; a weight says how much it counts."
+                "teacher's cache once; its weight sets its share."
             )
     for other in opened[1:]:
         check_aligned(opened[0], other, blocks)
     members = CacheEnsemble(tuple(store for store, _ in pairs), tuple(share for _, share in pairs))
     if len(opened) > 1 and not members.reference.spec.replayable:
-        log.warning("these caches were imported: that they are of the same views is your word")
+        log.warning(
+            "these caches were imported: it cannot be checked that they are of the same views"
+        )
     if len({store.num_views for store in opened}) > 1:
         log.info("the first %d views are used: not every cache has more", members.num_views)
     return members
 
 
 def check_aligned(a: Cache, b: Cache, blocks: bool = False) -> None:
-    """CacheMismatch when the targets of two caches are not of the same views; names the first."""
+    """Raise CacheMismatch, naming the first difference, unless two caches are of the same views."""
     found = next(_differences(a, b, blocks), None)
     if found is not None:
         raise CacheMismatch(
@@ -185,7 +187,7 @@ def _differences(a: Cache, b: Cache, blocks: bool) -> Iterator[str]:
 
 
 def _identity(spec: CacheSpec) -> dict[str, Any]:
-    """What must be equal: all that says which pixels were seen, and what classes mean.
+    """Select the fields that must be equal: those that define the pixels and the classes.
 
     Not so `teacher_size`: the student sees the same pixels, whatever size the teacher saw them at.
     """
@@ -200,7 +202,7 @@ def _identity(spec: CacheSpec) -> dict[str, Any]:
 
 
 def _table_differences(a: SampleTable, b: SampleTable) -> Iterator[str]:
-    """How two sample tables differ, by name of the first sample."""
+    """Describe how two sample tables differ, by name of the first sample."""
     if a.keys != b.keys:
         only_a, only_b = sorted(set(a.keys) - set(b.keys)), sorted(set(b.keys) - set(a.keys))
         first = f"{only_a[0]!r} is not in the second" if only_a else f"{only_b[0]!r} is new in it"

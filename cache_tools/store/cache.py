@@ -1,10 +1,10 @@
-"""A cache: create, open, write a part, read a part, and never trust a file name.
+"""A cache: create, open, write and read parts, checking every file that is read.
 
 A part (one block of the sample table × one view number) is done when its commit record exists and
 the digests in it hold. Chunks are written first, the record last, each whole or not at all. A
 reader checks the record, the SHA-256 of every chunk and the values in it before it uses them: a
-missing chunk can never look like data, and neither a flipped bit nor a stranger's file is trained
-on. FORMAT.md has the layout; `storage` knows folders, zips and object stores.
+missing chunk can never look like data, and neither a flipped bit nor a foreign file is trained on.
+FORMAT.md has the layout; `storage` implements folders, zips and object stores.
 
 Shapes: V views, N samples.
 """
@@ -47,7 +47,7 @@ from cache_tools.views.imported import ImportedViews
 
 T = TypeVar("T")
 _ASKING = 16
-"""Records that are asked for at once over a network."""
+"""Records requested at once over a network."""
 _TRIES = 5
 _PAUSE_MS = 250
 _ANOTHER = (
@@ -68,13 +68,13 @@ class Cache:
     def create(
         cls, where: str | Path, cache_spec: CacheSpec, table: SampleTable, num_views: int
     ) -> "Cache":
-        """Make an empty cache, which appears whole or not at all, and open it.
+        """Create an empty cache, which appears whole or not at all, and open it.
 
         Of several processes that do so at once one wins, and all open what that one made. Where
-        the storage cannot put all files in place at once, each looks again at what lies there.
+        the storage cannot put all files in place at once, each reads back what was written.
 
         Raises:
-            UsageError: Something that is not a cache lies there.
+            UsageError: The place holds something that is not a cache.
             CacheMismatch: Another process made another cache there just now.
         """
         storage = open_storage(where)
@@ -96,16 +96,16 @@ class Cache:
     def create_or_open(
         cls, out: Path, cache_spec: CacheSpec, table: Callable[[], SampleTable], num_views: int
     ) -> "Cache":
-        """The cache that a command writes to `out`: the one it began there, else a new one.
+        """Open the cache that a command began at `out`, or create it.
 
         Args:
             out: A folder.
-            cache_spec: What the cache is of.
-            table: Makes its samples; asked for a new one only.
-            num_views: How many views it has room for, at least.
+            cache_spec: Spec of the cache.
+            table: Makes its sample table; called for a new one only.
+            num_views: Least number of views it has room for.
 
         Raises:
-            UsageError: Another cache, or something else, lies there.
+            UsageError: `out` holds another cache, or something else.
         """
         if not (out / manifest.NAME).is_file():
             return cls.create(out, cache_spec, table(), num_views)
@@ -121,7 +121,7 @@ class Cache:
 
     @classmethod
     def open(cls, where: str | Path) -> "Cache":
-        """Open a cache by its manifest: a folder, a zip of one, or a URL that fsspec knows.
+        """Open a cache by its manifest: a folder, a zip of one, or a URL that fsspec supports.
 
         Raises:
             CacheNotFound, CacheMismatch, CacheDamaged: As `manifest.read`.
@@ -130,20 +130,20 @@ class Cache:
 
     @classmethod
     def from_storage(cls, storage: Storage) -> "Cache":
-        """Open the cache that lies in a storage; raises as `open`."""
+        """Open the cache in a storage; raises as `open`."""
         return cls(storage, with_retry(storage, lambda: manifest.read(storage), manifest.NAME))
 
     @property
     def name(self) -> str:
-        """Where the cache lies, for messages."""
+        """Path or URL of the cache, for messages."""
         return str(self.storage)
 
     @property
     def path(self) -> Path:
-        """Its folder on this machine.
+        """Folder of the cache on this machine.
 
         Raises:
-            UsageError: It lies in a zip or an object store.
+            UsageError: The cache is in a zip or an object store.
         """
         if not isinstance(self.storage, Folder):
             raise UsageError(f"{self.name} is not a folder on this machine; copy it to one first.")
@@ -151,34 +151,34 @@ class Cache:
 
     @property
     def location(self) -> str:
-        """Where it lies, so that it is found from another folder: a path or a URL."""
+        """Absolute path or URL of the cache."""
         return self.name if "://" in self.name else str(Path(self.name).resolve())
 
     @property
     def is_remote(self) -> bool:
-        """Whether reading it may mean to wait for a network."""
+        """True if reading may wait for a network."""
         return self.storage.tries > 1
 
     @cached_property
     def table(self) -> SampleTable:
-        """The sample table, read once and checked against the spec's digest."""
+        """Sample table, read once and checked against the spec's digest."""
         return self._metadata.table()
 
     @property
     def source(self) -> str:
-        """Where this machine has the images, or "": a note beside the cache, never part of it."""
+        """Path or URL of the images on this machine, or "": noted beside the cache, not in it."""
         if not isinstance(self.storage, Folder):
             return ""
         path = _source_note(self.path)
         return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
 
     def set_data_path(self, source: str) -> None:
-        """Remember where the images lie on this machine, when the cache lies there, too."""
+        """Note the path of the images beside a cache that is a folder."""
         if isinstance(self.storage, Folder) and self.source != source:
             atomic.write(_source_note(self.path), f"{source}\n".encode())
 
     def resize(self, num_views: int) -> None:
-        """Make room for more views; what is committed stays as it is."""
+        """Make room for more views; committed parts stay as they are."""
         for _ in range(_TRIES):  # another process may write its own number over ours
             with self.storage.locked():
                 self._adopt(manifest.read(self.storage))
@@ -191,7 +191,7 @@ class Cache:
         raise KdcacheError(f"{self.name} does not grow to {num_views} views. {_ANOTHER}")
 
     def _adopt(self, stated: Manifest) -> None:
-        """Take over what the manifest says."""
+        """Take over the contents of a manifest."""
         self.num_views = stated.num_views
         self._manifest = stated
         self._layout = Layout(stated.spec, stated.num_views)
@@ -219,12 +219,12 @@ class Cache:
         """Write and commit one part, unless it is committed already; `params` of imported views.
 
         Of two workers that race on a part the second finds it done and yields. Where the storage
-        knows no locks both may write; each looks again at what lies there and, should it find one's
-        bytes under the other's record, waits for the other to finish and writes once more if that
-        did not mend it.
+        has no locks both may write; each reads the part back and, should it find one's bytes under
+        the other's record, waits for the other to finish and writes once more if the part is still
+        damaged.
 
         Returns:
-            Whether the part is ours.
+            True if the committed part is this one.
         """
         chunks = self._layout.encode_part(part.view, part.block, stored, probes, params)
         return self.commit(
@@ -251,13 +251,13 @@ class Cache:
         )
 
     def record(self, part: Part) -> dict[str, Any]:
-        """The commit record of a part, checked; see `commits.read`."""
+        """Read and check the commit record of a part; see `commits.read`."""
         return with_retry(
             self.storage, lambda: commits.read(self.storage, self.spec, part), part.record
         )
 
     def read(self, part: Part) -> tuple[EncodedTargets, NDArray[np.uint64]]:
-        """Targets and probes of one part; digests are checked first, then every value.
+        """Read targets and probes of one part, checking digests first, then every value.
 
         Raises:
             CacheIncomplete: The part or one of its chunks is not there.
@@ -268,14 +268,14 @@ class Cache:
     def decode(
         self, part: Part, chunks: Mapping[str, bytes]
     ) -> tuple[EncodedTargets, NDArray[np.uint64]]:
-        """Targets and probes in the chunks of one part; CacheDamaged as `read`."""
+        """Decode targets and probes from the chunks of one part; CacheDamaged as `read`."""
         stored, probes = self._decoded(part, self._layout.decode_part, chunks)
         if wrong := codec.check(stored, self.spec.targets, self.spec.teacher.num_classes):
             raise CacheDamaged(f"{part} of {self.name} holds {wrong}. {REMEDY}")
         return stored, probes
 
     def read_params(self, part: Part) -> ImportedViews:
-        """Parameters of the imported views of one part, checked as targets are.
+        """Read parameters of the imported views of one part, checked as targets are.
 
         Raises:
             CacheIncomplete, CacheDamaged: As `read`.
@@ -283,7 +283,7 @@ class Cache:
         return self.decode_params(part, self.read_chunks(part, views=True)[1])
 
     def decode_params(self, part: Part, chunks: Mapping[str, bytes]) -> ImportedViews:
-        """Parameters of imported views in the chunks of one part; CacheDamaged as `read`."""
+        """Decode parameters of imported views from one part's chunks; CacheDamaged as `read`."""
         params = self._decoded(part, self._layout.decode_views, chunks)
         rows = self.spec.rows(part.block)
         if wrong := imported.check(params, self.spec, self.table, rows):
@@ -291,7 +291,7 @@ class Cache:
         return params
 
     def _decoded(self, part: Part, decode: Callable[..., T], chunks: Mapping[str, bytes]) -> T:
-        """What the layout makes of a part's chunks, or why it cannot."""
+        """Decode a part's chunks, turning every failure into CacheDamaged."""
         try:
             return decode(part.view, part.block, chunks)
         except MemoryError:
@@ -302,7 +302,7 @@ class Cache:
             ) from None
 
     def read_view(self, view: int) -> EncodedTargets:
-        """Targets of one view number of all N samples."""
+        """Read the targets of one view number of all N samples."""
         parts = [Part(view, block) for block in range(self.spec.num_blocks)]
         if not self.is_remote:
             return codec.concatenate([self.read(part)[0] for part in parts])
@@ -312,7 +312,7 @@ class Cache:
             return codec.concatenate([stored for stored, _ in pool.map(self.read, parts)])
 
     def check_part(self, part: Part) -> CacheIncomplete | CacheDamaged | None:
-        """What is wrong with a part, by its record and digests; None when nothing is."""
+        """Check a part by its record and digests; return the error, or None."""
         try:
             self.read_chunks(part)
         except (CacheIncomplete, CacheDamaged) as error:
@@ -320,7 +320,7 @@ class Cache:
         return None
 
     def present(self, part: Part) -> bool:
-        """Whether record and chunks are there with their sizes: quick, without a digest."""
+        """Check that record and chunks exist with their sizes: quick, without a digest."""
         try:
             chunks = self.record(part)["chunks"]
             names = self._layout.part_chunks(part.view, part.block)
@@ -329,7 +329,7 @@ class Cache:
             return False
 
     def committed(self) -> dict[Part, dict[str, Any]]:
-        """The records of all parts that have one; CacheDamaged when one is not as written."""
+        """Read the records of all parts that have one; CacheDamaged if one was changed."""
 
         def find(part: Part) -> dict[str, Any] | None:
             return None if self.storage.size(part.record) is None else self.record(part)
@@ -340,7 +340,7 @@ class Cache:
         return {part: record for part, record in found.items() if record is not None}
 
     def content_id(self) -> str:
-        """Digest of fingerprint and chunk digests of the committed parts: it names the bytes."""
+        """Compute the digest of the fingerprint and of the committed parts' chunk digests."""
         chunks = {
             name: chunk["sha256"]
             for record in self.committed().values()
@@ -349,7 +349,7 @@ class Cache:
         return sha256(canonical_json({"fingerprint": self.spec.fingerprint, "chunks": chunks}))
 
     def _is_whole(self) -> bool:
-        """Whether all but the parts is as the manifest says it."""
+        """Check that all files outside the parts match the manifest."""
         try:
             return len(self.table) > 0 and next(self.metadata_faults(), None) is None
         except CacheDamaged:
@@ -358,11 +358,11 @@ class Cache:
     def read_chunks(
         self, part: Part, record: dict[str, Any] | None = None, views: bool | None = None
     ) -> tuple[dict[str, Any], dict[str, bytes]]:
-        """The record of a part and the chunks that it names, path → bytes; raises as `read`.
+        """Read the record of a part and its chunks, path → bytes; raises as `read`.
 
         Args:
             part: Which part.
-            record: Its record, where it is known already.
+            record: Its record, where it was read already.
             views: None for all chunks, else those of imported views or those of targets alone.
         """
         record = record or self.record(part)
@@ -396,12 +396,12 @@ class Cache:
 
 
 def _jitter(attempt: int) -> float:
-    """Seconds before a part is written again: other ones for each process, longer each time."""
+    """Draw seconds to wait before a part is written again: longer each time, random per process."""
     return secrets.randbelow(int(_PAUSE_MS * 2**attempt)) / 1000
 
 
 def probe_numbers(rows: range) -> list[int]:
-    """The rows of a block whose pixels are fingerprinted: first, last and two between."""
+    """Select the rows of a block whose pixels are fingerprinted: first, last and two between."""
     return [rows[i * (len(rows) - 1) // (PROBES - 1)] for i in range(PROBES)]
 
 

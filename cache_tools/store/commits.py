@@ -1,4 +1,4 @@
-"""Commit records: the truth about which parts of a cache are done, and what lies in them."""
+"""Commit records: the parts of a cache that are done, and the digests of their chunks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Part:
 
     @property
     def record(self) -> str:
-        """Path of its commit record within the cache."""
+        """Path of the commit record within the cache."""
         return f"commits/v{self.view:04d}/b{self.block:04d}.json"
 
     def __str__(self) -> str:
@@ -42,10 +42,10 @@ def encode(
     statistics: Mapping[str, float],
     versions: Mapping[str, str],
 ) -> bytes:
-    """The commit record of a part as it is written: canonical JSON with its own digest.
+    """Encode the commit record of a part: canonical JSON with its own digest.
 
     Args:
-        spec: What the cache is of.
+        spec: Spec of the cache.
         part: Which part.
         chunks: Its chunk bytes by path.
         statistics: Facts about its targets.
@@ -65,16 +65,16 @@ def encode(
 
 
 def sealed(record: Mapping[str, Any]) -> bytes:
-    """A record, as `read` gives it, as it is written."""
+    """Encode a record as returned by `read`."""
     return canonical_json({**record, "sha256": sha256(canonical_json(record))})
 
 
 def read(cache: Storage, spec: CacheSpec, part: Part) -> dict[str, Any]:
-    """The commit record of a part, its digest and its identity checked.
+    """Read the commit record of a part and check its digest and identity.
 
     Raises:
         CacheIncomplete: The part is not committed.
-        CacheDamaged: The record is not as it was written, or not of this part.
+        CacheDamaged: The record was changed, or is of another part.
     """
     path = f"{cache}/{part.record}"
     try:

@@ -1,8 +1,8 @@
-"""Look at a compressed chunk before a decompressor does: are its sizes and offsets possible?
+"""Check sizes and offsets of a compressed chunk before it is decompressed.
 
 A chunk is a frame of Blosc 1 with its crc32c behind it. Blosc trusts the sizes and the offsets in a
-frame's head: a forged one makes it give gigabytes away or read beyond its input. Whoever wrote the
-cache may have computed any digest, so digests do not help against that; this does.
+frame's head: a forged one makes it allocate gigabytes or read beyond its input. The author of a
+forged cache can compute any digest, so digests do not help against that; this check does.
 """
 
 import struct
@@ -43,7 +43,7 @@ def check(data: bytes, size: int, itemsize: int) -> None:
 
 
 def _check_blocks(data: bytes, size: int, itemsize: int, blocksize: int, unsplit: bool) -> None:
-    """Every block's streams must lie behind the table of blocks and end within the frame."""
+    """Check that every block's streams begin behind the table of blocks and end in the frame."""
     length = len(data) - _CRC
     if not 0 < blocksize <= size:
         raise ValueError(f"blocks of {blocksize} bytes in {size}")

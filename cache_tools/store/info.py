@@ -1,4 +1,4 @@
-"""What a cache is, in numbers: the facts that `info`, `status` and the README print."""
+"""Facts of a cache, as `info`, `status` and the README print them."""
 
 import re
 from typing import Any
@@ -10,7 +10,7 @@ from cache_tools.store.commits import Part
 
 
 def info(store: Cache) -> dict[str, Any]:
-    """Identity, sizes, bytes per view and the teacher's words, over the committed parts."""
+    """Collect identity, sizes, bytes per view and statistics of the committed parts."""
     spec, teacher = store.spec, store.spec.teacher
     records = [store.record(part) for part in store.parts() if store.present(part)]
     rows = sum(r["rows"][1] - r["rows"][0] for r in records)
@@ -42,7 +42,7 @@ def info(store: Cache) -> dict[str, Any]:
 
 
 def status(store: Cache) -> dict[str, Any]:
-    """Done and missing parts, by commit records and sizes (digests are `verify`'s)."""
+    """List done and missing parts, by commit records and sizes (`verify` checks digests)."""
     parts = list(store.parts())
     missing = [part for part in parts if not store.present(part)]
     return {
@@ -54,16 +54,16 @@ def status(store: Cache) -> dict[str, Any]:
 
 
 def check_content(store: Cache, content_id: str) -> None:
-    """CacheMismatch unless the records of the cache make this content id."""
+    """Raise CacheMismatch unless the cache has this content id."""
     if (found := store.content_id()) != content_id:
         raise CacheMismatch(
             f"{store.name} has the content id {found}, not {content_id}. It is another cache, has "
-            "grown since, or lacks parts; ask whoever gave you the id."
+            "grown since, or lacks parts; compare with the source of the id."
         )
 
 
 def ranges(numbers: list[int]) -> str:
-    """Ascending numbers as Slurm writes an array: 0-3,7,9-10."""
+    """Format ascending numbers as a Slurm array: 0-3,7,9-10."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:
@@ -74,7 +74,7 @@ def ranges(numbers: list[int]) -> str:
 
 
 def numbers(text: str) -> list[int] | None:
-    """What `ranges` wrote, such as 0-3,7; None when it is nothing of the kind, or too much."""
+    """Parse the format of `ranges`, such as 0-3,7; None if `text` is not of it, or too long."""
     if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
         return None
     runs = [[int(n) for n in run.split("-")] for run in text.split(",")]
@@ -84,12 +84,12 @@ def numbers(text: str) -> list[int] | None:
 
 
 def part_number(store: Cache, part: Part) -> int:
-    """Place of a part in `Cache.parts`."""
+    """Return the position of a part in `Cache.parts`."""
     return part.view * store.spec.num_blocks + part.block
 
 
 def _means(records: list[dict[str, Any]]) -> dict[str, float]:
-    """Row-weighted means of the statistics in the commit records."""
+    """Average the statistics in the commit records, weighted by rows."""
     sums: dict[str, float] = {}
     weights: dict[str, int] = {}
     for record in records:

@@ -1,9 +1,9 @@
-"""The arrays of a cache and their chunk bytes, made and read by zarr in memory.
+"""Arrays of a cache and their chunk bytes, encoded and decoded by zarr in memory.
 
-`Layout` holds a Zarr v3 group of the very shape a `CacheSpec` asks for, in a dictionary. Writing a
+`Layout` holds a Zarr v3 group of the shape that a `CacheSpec` implies, in a dictionary. Writing a
 region of it yields the bytes that belong on disk; putting bytes in and reading the region decodes
-them. So what lies on disk is what zarr writes, while `store` alone decides when a file exists. A
-reader never follows the array metadata of a stranger's cache, only the layout its spec implies.
+them. So the bytes on disk are zarr's, while `Cache` alone decides when a file exists. A reader
+never follows the array metadata of a foreign cache, only the layout its spec implies.
 
 Every array has one chunk per part, at `c/VIEW/BLOCK` (`c/0/VIEW/BLOCK` with planes in front).
 
@@ -41,19 +41,19 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Field:
-    """An array of parts."""
+    """One array of the parts."""
 
     name: str
-    """Its path in the group."""
+    """Path in the group."""
     dtype: str
     width: int
     """Values of a part along the last axis."""
     planes: int = 0
-    """Length of an axis in front of the views; 0 = there is none."""
+    """Length of an axis in front of the views; 0 = no such axis."""
     rows: bool = True
-    """Whether the last axis is that of the samples, so that the last block is shorter."""
+    """True if the last axis is that of the samples, so that the last block is shorter."""
     fill: int = 255
-    """What stands where no part has been written: no legal value."""
+    """Fill value of parts that are not written: no legal value."""
 
     @property
     def bytes(self) -> int:
@@ -66,7 +66,7 @@ class Field:
 
 
 def fields(spec: CacheSpec) -> tuple[Field, ...]:
-    """The arrays that hold the parts of a cache; FORMAT.md, section 1."""
+    """List the arrays that hold the parts of a cache; FORMAT.md, section 1."""
     rows, planes = spec.block_size, len(spec.targets.temperatures)
     entries = rows * spec.targets.k_max
     index = codec.index_dtype(spec.teacher.num_classes)
@@ -88,7 +88,7 @@ def fields(spec: CacheSpec) -> tuple[Field, ...]:
 
 
 class Layout(threading.local):
-    """The Zarr group that a spec and a number of views imply; each thread has its own."""
+    """Zarr group that a spec and a number of views imply; each thread has its own."""
 
     def __init__(self, spec: CacheSpec, num_views: int) -> None:
         self._files: dict[str, Any] = {}
@@ -102,11 +102,11 @@ class Layout(threading.local):
             shape, chunks = (*front, num_views, along), (*front, 1, f.width)
             self._arrays[f.name] = self._create(f.name, shape, chunks, f.dtype, f.fill)
         self._groups = (*_GROUPS, _VIEWS) if spec.imported else _GROUPS
-        for name in self._groups:  # commits is one too, so that plain zarr knows the folder
+        for name in self._groups:  # commits is one too, so that plain zarr lists the folder
             self._group.require_group(name)
 
     def metadata(self) -> dict[str, bytes]:
-        """`zarr.json` of the arrays of parts and of all groups but the root, path → bytes."""
+        """Encode `zarr.json` of the parts' arrays and of all groups but the root, path → bytes."""
         nodes = [*(f.name for f in self.fields), *self._groups]
         return {f"{n}/zarr.json": self._node(n) for n in nodes}
 
@@ -118,7 +118,7 @@ class Layout(threading.local):
         probes: NDArray[np.uint64],
         params: ImportedViews | None = None,
     ) -> dict[str, bytes]:
-        """Chunk bytes of one part, path → bytes, for every array of `fields`."""
+        """Encode the chunks of one part, path → bytes, for every array of `fields`."""
         if (params is None) != (self._spec.imported is None):
             raise ValueError("parameters of views belong to imported views, and to no others")
         arrays: dict[str, Array] = imported.to_arrays(params, self._spec) if params else {}
@@ -143,7 +143,7 @@ class Layout(threading.local):
     def decode_part(
         self, view: int, block: int, chunks: Mapping[str, bytes]
     ) -> tuple[EncodedTargets, NDArray[np.uint64]]:
-        """The inverse of `encode_part`; nothing of the values is checked but the entries' end.
+        """Decode targets and probes of one part; of the values only the entries' end is checked.
 
         Raises:
             ValueError, RuntimeError: The bytes do not decode.
@@ -166,7 +166,7 @@ class Layout(threading.local):
         return stored, found.get("probes/pixels", np.empty((0, 1), dtype=np.uint64))[:, 0]
 
     def decode_views(self, view: int, block: int, chunks: Mapping[str, bytes]) -> ImportedViews:
-        """Parameters of the imported views of one part; nothing of the values is checked.
+        """Decode parameters of the imported views of one part; their values are not checked.
 
         Raises:
             ValueError, RuntimeError: The bytes do not decode.
@@ -175,7 +175,7 @@ class Layout(threading.local):
         return imported.from_arrays(found, len(self._spec.rows(block)), self._spec)
 
     def encode_whole(self, columns: Mapping[str, Array]) -> dict[str, bytes]:
-        """All files (metadata and the one chunk) of small one-dimensional arrays."""
+        """Encode all files (metadata and the one chunk) of small one-dimensional arrays."""
         for name, values in columns.items():
             shape, dtype = values.shape, values.dtype.name
             self._create(name, shape, shape, dtype, _fill(dtype))[:] = values
@@ -183,7 +183,7 @@ class Layout(threading.local):
         return chunks | {f"{n}/zarr.json": self._node(n) for n in columns}
 
     def decode_whole(self, name: str, length: int, dtype: str, chunk: bytes) -> Array:
-        """One small array of known length and type from the bytes of its only chunk."""
+        """Decode one small array of given length and type from its only chunk."""
         itemsize = np.dtype(dtype).itemsize
         frames.check(chunk, itemsize * length, itemsize)
         array = self._create(name, (length,), (length,), dtype, 0)
@@ -191,7 +191,7 @@ class Layout(threading.local):
         return np.asarray(array[:])
 
     def part_chunks(self, view: int, block: int, views: bool | None = None) -> dict[str, int]:
-        """Paths of the chunks of one part, and the most bytes each can have.
+        """List the chunks of one part and the most bytes each can have.
 
         Args:
             view: View number.
@@ -202,14 +202,14 @@ class Layout(threading.local):
         return {f.chunk(view, block): f.bytes + frames.SLACK for f in wanted}
 
     def whole_metadata(self, name: str, length: int, dtype: str) -> bytes:
-        """`zarr.json` of a small one-dimensional array."""
+        """Encode `zarr.json` of a small one-dimensional array."""
         self._create(name, (length,), (length,), dtype, _fill(dtype))
         return self._node(name)
 
     def _decode(
         self, view: int, block: int, chunks: Mapping[str, bytes], views: bool
     ) -> dict[str, Array]:
-        """Name → values of the arrays of parts: those of imported views, or those of targets."""
+        """Decode the arrays of imported views, or those of targets, name → values."""
         found: dict[str, Array] = {}
         for f in self.fields:
             if f.name.startswith(f"{_VIEWS}/") != views:
@@ -225,12 +225,12 @@ class Layout(threading.local):
         return found
 
     def _node(self, name: str) -> bytes:
-        """`zarr.json` of a node: zarr's, as canonical JSON and without what it need not say."""
+        """Encode `zarr.json` of a node: zarr's, as canonical JSON without empty members."""
         node = json.loads(self._files[f"{name}/zarr.json"].to_bytes())
-        said = {key: value for key, value in node.items() if value not in ({}, [])}
-        if said["node_type"] == "array":
-            said["chunk_key_encoding"] = {"name": "default"}
-        return canonical_json(said)
+        members = {key: value for key, value in node.items() if value not in ({}, [])}
+        if members["node_type"] == "array":
+            members["chunk_key_encoding"] = {"name": "default"}
+        return canonical_json(members)
 
     def _region(self, field: Field, view: int, block: int) -> tuple[Any, ...]:
         begin = block * field.width
@@ -260,5 +260,5 @@ class Layout(threading.local):
 
 
 def _fill(dtype: str) -> int:
-    """The fill value of a small array: no value it has."""
+    """Return the fill value of a small array: no value it has."""
     return int(np.iinfo(dtype).max)

@@ -24,13 +24,13 @@ _REMEDY = "Fetch it again from where the cache came."
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a cache says of itself."""
+    """Manifest contents: spec and number of views."""
 
     spec: CacheSpec
     num_views: int
 
     def encode(self) -> bytes:
-        """The group's zarr.json."""
+        """Encode the group's zarr.json."""
         attributes: dict[str, Any] = {
             "format_version": self.spec.format_version,
             "fingerprint": self.spec.fingerprint,
@@ -43,12 +43,12 @@ class Manifest:
 
 
 def read(storage: Storage) -> Manifest:
-    """The manifest of a cache.
+    """Read and check the manifest of a cache.
 
     Raises:
         CacheNotFound: There is none.
         CacheMismatch: Another version of the format.
-        CacheDamaged: The manifest is not as it was written.
+        CacheDamaged: The manifest was changed.
     """
     path = f"{storage}/{NAME}"
     try:
@@ -101,5 +101,5 @@ def _require(holds: bool, path: str, what: str) -> None:
 
 
 def _folder(where: str) -> str:
-    """What somebody may have meant by a path or URL at which there is no cache."""
+    """Guess the intended path or URL of a cache that was not found."""
     return where.removesuffix(f"/{NAME}") if where.endswith(f"/{NAME}") else f"{where}/cache.zarr"

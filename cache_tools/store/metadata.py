@@ -1,6 +1,6 @@
-"""What a cache has but its parts: the sample table and every array's metadata.
+"""Sample table and array metadata of a cache: all its files outside the parts.
 
-None of it is believed. Metadata must be what the manifest's spec implies, or other readers would
+All of it is checked. Metadata must be what the manifest's spec implies, or other readers would
 read something else than we do; the table must have the digest that the spec names.
 
 Shapes: N samples.
@@ -36,7 +36,7 @@ _MOST_EXPANSION = 1000
 
 
 class CacheMetadata:
-    """Reads the files of an opened cache that are not of a part."""
+    """Reader of an opened cache's files outside the parts."""
 
     def __init__(self, storage: Storage, stated: Manifest, layout: Layout) -> None:
         self.name = str(storage)
@@ -45,10 +45,10 @@ class CacheMetadata:
         self._layout = layout
 
     def table(self) -> SampleTable:
-        """The sample table, checked against its digest, its ids and their order.
+        """Read the sample table and check it against its digest, its ids and their order.
 
         Raises:
-            CacheDamaged: It is not as it was written, or is none.
+            CacheDamaged: The table was changed, or is none.
         """
         n = self.spec.dataset.num_samples
         # Ids are uniform and sorted: even 2^32 of them do not compress below 4 bytes each, so what
@@ -83,7 +83,7 @@ class CacheMetadata:
             raise CacheDamaged(f"{self.name}/samples/key is not UTF-8: {error}.") from None
 
     def _length_of_keys(self) -> int:
-        """Bytes of all keys together, as the metadata of their array says it."""
+        """Read the length of all keys in bytes from the metadata of their array."""
         name, n = "samples/key/zarr.json", self.spec.dataset.num_samples
         ask = partial(self._json, name)
         shape = with_retry(self.storage, ask, name).get("shape")
@@ -112,7 +112,7 @@ class CacheMetadata:
             raise CacheDamaged(f"{self.name}/{name} does not decode: {error}. {_FETCH}") from None
 
     def faults(self) -> Iterator[CacheDamaged]:
-        """Every metadata file that is not what the spec implies."""
+        """Find every metadata file that is not what the spec implies."""
         n, layout = self.spec.dataset.num_samples, self._layout
         for name, expected in layout.metadata().items():
             yield from self._fault(name, expected)
@@ -129,7 +129,7 @@ class CacheMetadata:
         yield from self._fault(f"{name}/zarr.json", layout.whole_metadata(name, length, "uint8"))
 
     def _fault(self, name: str, expected: bytes) -> Iterator[CacheDamaged]:
-        """What is wrong with a metadata file: other readers follow it."""
+        """Compare a metadata file, which other readers follow, with the expected one."""
         try:
             theirs = with_retry(self.storage, partial(self._json, name), name)
         except CacheDamaged as error:
@@ -148,7 +148,7 @@ class CacheMetadata:
         return atomic.parse_json(self._read(name), f"{self.name}/{name}")
 
     def _read(self, name: str) -> bytes:
-        """A file outside the parts."""
+        """Read a file outside the parts."""
         try:
             return self.storage.read(name, atomic.MAX_JSON if name.endswith(".json") else MAX_FILE)
         except CacheDamaged:
@@ -159,7 +159,7 @@ class CacheMetadata:
 
 
 def initial_files(cache_spec: CacheSpec, table: SampleTable, num_views: int) -> dict[str, bytes]:
-    """Every file of a cache without parts, the manifest last."""
+    """Encode every file of a cache without parts, the manifest last."""
     layout = Layout(cache_spec, num_views)
     columns: dict[str, Array] = {
         "samples/key": np.frombuffer("\n".join(table.keys).encode(), dtype=np.uint8),

@@ -1,4 +1,4 @@
-"""Samples of a cache's views, spread over its parts, for what cannot look at all of them.
+"""A sample of a cache's views, spread over its parts.
 
 Rows of the sample table are in the order of a hash, so neighbours are a random sample of the data
 set; the views that are taken of a part are neighbours, which share partners and one read.
@@ -16,19 +16,19 @@ from cache_tools.store.commits import Part
 
 I8 = NDArray[np.int64]
 PARTS = 64
-"""Parts that are looked at, unless more are needed."""
+"""Parts that are sampled, unless more are needed."""
 
 
 def sample_views(spec: CacheSpec, parts: Sequence[Part], count: int) -> list[tuple[Part, I8]]:
-    """`count` views, or all: parts far apart, and the rows to look at in each.
+    """Select `count` views, or all: parts far apart, and neighbouring rows of each.
 
     Args:
-        spec: What the cache is of.
-        parts: Those that can be looked at, at least one.
-        count: How many views.
+        spec: Spec of the cache.
+        parts: Parts to select from, at least one.
+        count: Number of views.
     """
     share = -(-count // min(PARTS, len(parts)))
-    golden = np.arange(len(parts)) * 0.6180339887498949 % 1.0  # its least values lie far apart
+    golden = np.arange(len(parts)) * 0.6180339887498949 % 1.0  # its least values are far apart
     chosen: list[tuple[Part, I8]] = []
     for i, number in enumerate(np.argsort(golden, kind="stable").tolist()):
         block = spec.rows(parts[number].block)

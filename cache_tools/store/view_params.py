@@ -1,6 +1,6 @@
 """Parameters and mixing of a cache's views, whether drawn from its spec or imported with it.
 
-The one door: all that renders, mixes or describes views of a cache takes their parameters here.
+All that renders, mixes or describes views of a cache takes their parameters here.
 
 Shapes: R rows of the sample table, N samples.
 """
@@ -23,7 +23,7 @@ I8 = NDArray[np.int64]
 def parameters(
     store: Cache, view: int, row_R: I8, partner: bool = False, spec: ViewSpec | None = None
 ) -> ViewParams:
-    """Parameters of one view of some samples, before mixing.
+    """Compute parameters of one view of some samples, before mixing.
 
     Args:
         store: The cache.
@@ -44,7 +44,7 @@ def parameters(
 
 
 def has_partner_params(store: Cache) -> bool:
-    """True if partners have parameters of their own, as in imported caches that mix."""
+    """Check for parameters of partners, which imported caches that mix have."""
     return store.spec.imported is not None and store.spec.views.mixes
 
 
@@ -55,7 +55,7 @@ def mixing(
     end: int | None = None,
     drawn: ViewSpec | None = None,
 ) -> MixParams:
-    """Mixing of one view of the rows `begin` (a multiple of the window) to `end` (None: all).
+    """Compute the mixing of a view of rows `begin` (a multiple of the window) to `end` (None: all).
 
     Partners are rows of the sample table; `drawn` as the `spec` of `parameters`.
     """
@@ -73,7 +73,7 @@ def mixing(
 
 
 def mixing_of(store: Cache, view: int, row_B: I8, drawn: ViewSpec | None = None) -> MixParams:
-    """Mixing of one view of some neighbouring, ascending rows; as `mixing`."""
+    """Compute how one view of some neighbouring, ascending rows is mixed; as `mixing`."""
     window, last = store.spec.window, int(row_B[-1])
     begin = int(row_B[0]) // window * window
     end = min((last // window + 1) * window, len(store.table))
@@ -81,7 +81,7 @@ def mixing_of(store: Cache, view: int, row_B: I8, drawn: ViewSpec | None = None)
 
 
 def _imported(store: Cache, view: int, row_R: I8) -> ImportedViews:
-    """Stored parameters of some rows, block by block."""
+    """Read stored parameters of some rows, block by block."""
     block_R = row_R // store.spec.block_size
     pieces, order = [], []
     for block, where in _groups(block_R):

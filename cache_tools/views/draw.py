@@ -1,7 +1,7 @@
-"""From random numbers to the parameters of a view: box, flip, operations, erased boxes, partner.
+"""Draw the parameters of views: box, flip, operations, erased boxes, partner.
 
-Parameters know sizes and numbers, never pixels: they can be printed, compared and checked without
-an image, and a whole block's are one vectorised call. Distributions are timm's; the arithmetic uses
+Parameters are sizes and numbers, never pixels: they can be printed, compared and checked without an
+image, and a whole block's are one vectorised call. Distributions are timm's; the arithmetic uses
 `exact`, so that the same bits come out everywhere. FORMAT.md, section 3, is the specification.
 
 Shapes: B views (one per sample), 4 = top, left, height, width; L operations with 6 arguments;
@@ -43,7 +43,7 @@ class ViewParams:
     filter_B: I1
     """Resampling of the crop: AREA, BILINEAR, BICUBIC or BOX."""
     flip_B: NDArray[np.bool_]
-    """Whether the resized crop is flipped horizontally."""
+    """True if the resized crop is flipped horizontally."""
     codes_BL: I1
     """Operations in their order, numbered as in `ops`."""
     arguments_BL6: I4
@@ -78,14 +78,14 @@ def draw(spec: ViewSpec, ids_B: U8, height_B: I4, width_B: I4, view: int) -> Vie
 
 
 def concatenate(parts: Sequence[ViewParams]) -> ViewParams:
-    """Parameters of several blocks as one."""
+    """Concatenate parameters of several blocks."""
     columns = [[getattr(part, f.name) for part in parts] for f in fields(ViewParams)]
     return ViewParams(*(np.concatenate(column) for column in columns))
 
 
 @dataclass(frozen=True)
 class MixParams:
-    """How B views are mixed with their partners."""
+    """Mixing of B views with their partners."""
 
     partner_B: I8
     """Position of the partner; a sample that stays alone is its own."""
@@ -98,13 +98,13 @@ class MixParams:
     imported views may have both a box and mixup."""
 
     def rows(self, row_R: I8) -> "MixParams":
-        """How some of the views are mixed."""
+        """Select the mixing of some views."""
         outside = None if self.outside_B is None else self.outside_B[row_R]
         return MixParams(self.partner_B[row_R], self.lam_B[row_R], self.cut_B4[row_R], outside)
 
 
 def mix(spec: ViewSpec, ids_W: U8, view: int) -> MixParams:
-    """Mixing of one window of the sample table.
+    """Draw how one window of the sample table is mixed.
 
     A keyed permutation of the window pairs its samples: neighbours in it are partners, and each
     mixes the other into itself with the same λ and box. The last of an odd number stays alone. Only
@@ -132,7 +132,7 @@ def mix(spec: ViewSpec, ids_W: U8, view: int) -> MixParams:
 
 
 def center(height: int, width: int, crop: float) -> tuple[int, int, int, int]:
-    """The box of timm's evaluation: shorter side resized to size/crop, then a centre crop.
+    """Compute the box of timm's evaluation: shorter side resized to size/crop, then a centre crop.
 
     Returns:
         top, left, height, width of the square in the original picture, in pixels.
@@ -147,7 +147,7 @@ def _center_boxes(height_B: I4, width_B: I4, crop: float) -> I4:
 
 
 def _crop(spec: ViewSpec, ids_B: U8, height_B: I4, width_B: I4, view: int) -> I4:
-    """Random resized crop: up to ten tries, then the largest centred box of an allowed ratio."""
+    """Draw a random resized crop: ten tries, then the largest centred box of a valid ratio."""
     box = _fallback(spec, height_B, width_B)
     todo = np.arange(len(ids_B))
     low, high = exact.log(np.array(spec.ratio))
@@ -185,12 +185,12 @@ def _filter(spec: ViewSpec, ids_B: U8, view: int) -> I1:
 
 
 def filter_number(interpolation: str) -> int:
-    """The number of a resampling that is the same for all views."""
+    """Return the number of a resampling that is the same for all views."""
     return {"area": AREA, "bilinear": BILINEAR, "bicubic": BICUBIC, "box": BOX}[interpolation]
 
 
 def _operations(spec: ViewSpec, ids_B: U8, view: int) -> tuple[I1, I4]:
-    """Rotation and shift, RandAugment, 3-Augment and colour jitter, in this order."""
+    """Draw rotation and shift, RandAugment, 3-Augment and colour jitter, in this order."""
     drawn: list[tuple[I1, I4]] = []
     if spec.affine:
         drawn.append(_affine(spec, ids_B, view))
@@ -209,7 +209,7 @@ def _operations(spec: ViewSpec, ids_B: U8, view: int) -> tuple[I1, I4]:
 
 
 def _affine(spec: ViewSpec, ids_B: U8, view: int) -> tuple[I1, I4]:
-    """Rotation about the centre, then a shift."""
+    """Draw a rotation about the centre, then a shift."""
     u = rng.uniform(rng.bits(spec.seed, ids_B, view, rng.STREAM_AFFINE, 3)) * 2.0 - 1.0
     matrix = randaugment.rotation(u[:, 0] * spec.degrees / 360.0, spec.size)
     matrix[:, [2, 5]] += u[:, 1:] * (spec.translate * spec.size)
@@ -220,7 +220,7 @@ def _affine(spec: ViewSpec, ids_B: U8, view: int) -> tuple[I1, I4]:
 
 
 def _three(spec: ViewSpec, ids_B: U8, view: int) -> tuple[I1, I4]:
-    """One of grayscale, solarize at 128, Gaussian blur of radius 0.1..2."""
+    """Draw one of grayscale, solarize at 128, Gaussian blur of radius 0.1..2."""
     u = rng.uniform(rng.bits(spec.seed, ids_B, view, rng.STREAM_THREE, 2))
     choices = np.array([ops.GRAYSCALE, ops.SOLARIZE, ops.BLUR], dtype=np.int8)
     codes = choices[np.floor(u[:, 0] * 3.0).astype(np.int64)]
@@ -233,7 +233,7 @@ def _three(spec: ViewSpec, ids_B: U8, view: int) -> tuple[I1, I4]:
 
 
 def _jitter(spec: ViewSpec, ids_B: U8, view: int) -> tuple[I1, I4]:
-    """Brightness, contrast, saturation and hue in a random order."""
+    """Draw brightness, contrast, saturation and hue in a random order."""
     bits = rng.bits(spec.seed, ids_B, view, rng.STREAM_JITTER, 8)
     order = np.argsort(bits[:, 4:], axis=1, kind="stable")
     u = rng.uniform(bits[:, :4]) * 2.0 - 1.0
@@ -248,7 +248,7 @@ def _jitter(spec: ViewSpec, ids_B: U8, view: int) -> tuple[I1, I4]:
 
 
 def _erase(spec: ViewSpec, ids_B: U8, view: int) -> tuple[I4, U8]:
-    """Random erasing: boxes of 2..33 % of the area, shared among their number."""
+    """Draw random erasing: boxes of 2..33 % of the area, shared among their number."""
     boxes = spec.re_count if spec.re_prob else 0
     erase = np.zeros((len(ids_B), boxes, 8), dtype=np.int32)
     noise = np.zeros((len(ids_B), boxes, 2), dtype=np.uint64)
@@ -270,7 +270,7 @@ def _erase(spec: ViewSpec, ids_B: U8, view: int) -> tuple[I4, U8]:
 
 
 def _erase_box(u_B40: F8, count_B: F8, size: int) -> I4:
-    """The first of ten tries that is smaller than the view; height 0 when none is."""
+    """Draw the first of ten boxes that is smaller than the view; height 0 if none is."""
     box = np.zeros((len(u_B40), 4), dtype=np.int32)
     open_ = np.ones(len(u_B40), dtype=np.bool_)
     low, high = exact.log(np.array(_ERASE_RATIO))
@@ -295,7 +295,7 @@ def _erase_color(spec: ViewSpec, u_B6: F8) -> I4:
 
 
 def _pairs(spec: ViewSpec, ids_P: U8, view: int) -> tuple[I4, I4]:
-    """λ and cutmix box of pairs, drawn by the id of each pair's first."""
+    """Draw λ and cutmix box of pairs by the id of each pair's first."""
     bits = rng.bits(spec.seed, ids_P, view, rng.STREAM_MIX, 4)
     u = rng.uniform(rng.bits(spec.seed, ids_P, view, rng.STREAM_CUT, 4))
     if spec.mixup and spec.cutmix:
@@ -312,7 +312,7 @@ def _pairs(spec: ViewSpec, ids_P: U8, view: int) -> tuple[I4, I4]:
 
 
 def _cut_box(lam_P: F8, u_P: F8, v_P: F8, size: int) -> I4:
-    """A square of 1 - λ of the area about a random point, clipped by the border."""
+    """Place a square of 1 - λ of the area about a random point, clipped by the border."""
     side = np.floor(size * np.sqrt(1.0 - lam_P))
     edges = []
     for u in (u_P, v_P):
@@ -328,7 +328,7 @@ def _cut_box(lam_P: F8, u_P: F8, v_P: F8, size: int) -> I4:
 
 
 def _beta(alpha_P: F8, bits_P: U8) -> F8:
-    """λ ~ Beta(α, α) without rejection (Ulrich, 1984; Devroye, 1986, p. 437)."""
+    """Draw λ ~ Beta(α, α) without rejection (Ulrich, 1984; Devroye, 1986, p. 437)."""
     u = rng.uniform(bits_P)
     cosine = exact.cos_turns(u[:, 1])
     power = np.minimum(exact.log(1.0 - u[:, 0]) * (-1.0 / alpha_P), 600.0)

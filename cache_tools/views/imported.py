@@ -1,4 +1,4 @@
-"""Parameters of imported views: as they lie in a cache, checked, and as the renderer takes them.
+"""Parameters of imported views: as a cache stores them, checked, and as the renderer takes them.
 
 A view that is mixed has two sides, its own and that of its partner: unlike with views that are
 drawn, the partner's parameters are not those of one of the partner's own views. FORMAT.md, section
@@ -48,7 +48,7 @@ class ImportedViews:
     box_BP4: I4
     """Crop: top, left, height, width in pixels of the picture (of the partner's, on side 1)."""
     flip_BP: U1
-    """Whether the resized crop is flipped horizontally."""
+    """1 if the resized crop is flipped horizontally."""
     codes_BPL: U1
     """Operations, numbered as in `ops`."""
     arguments_BPL6: I4
@@ -68,27 +68,27 @@ class ImportedViews:
         return len(self.flip_BP)
 
     def rows(self, row_R: I8) -> "ImportedViews":
-        """Some of the views."""
+        """Select some of the views."""
         return ImportedViews(*(getattr(self, f.name)[row_R] for f in fields(self)))
 
     def equals(self, other: "ImportedViews") -> bool:
-        """Whether both are of the same views."""
+        """Check that both are of the same views."""
         return len(self) == len(other) and not self.differ(other).any()
 
     def differ(self, other: "ImportedViews") -> NDArray[np.bool_]:
-        """[B] which views are not those of `other`, one by one."""
+        """Compare with `other` view by view: [B], True where they differ."""
         pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
         unequal = [(a != b).reshape(len(self), -1).any(axis=1) for a, b in pairs]
         return np.asarray(np.any(unequal, axis=0))
 
     @staticmethod
     def concatenate(parts: "Sequence[ImportedViews]") -> "ImportedViews":
-        """The views of several parts, one after another."""
+        """Concatenate the views of several parts."""
         columns = [[getattr(part, f.name) for part in parts] for f in fields(ImportedViews)]
         return ImportedViews(*(np.concatenate(column) for column in columns))
 
     def side(self, side: int, spec: CacheSpec) -> ViewParams:
-        """The views (0) or their partners (1) as the renderer takes them."""
+        """Convert the views (0) or their partners (1) to what the renderer takes."""
         count, boxes = len(self), self.erase_BPE4.shape[2]
         erase = np.zeros((count, boxes, 8), dtype=np.int32)
         erase[..., :4] = self.erase_BPE4[:, side]
@@ -104,7 +104,7 @@ class ImportedViews:
         )
 
     def mix(self, spec: CacheSpec) -> MixParams:
-        """How the views are mixed; partners are rows of the sample table."""
+        """Compute how the views are mixed; partners are rows of the sample table."""
         area = spec.views.size * spec.views.size
         rest = area - self.cut_B4[:, 2].astype(np.int64) * self.cut_B4[:, 3]
         weight = self.weight_B.astype(np.int64)
@@ -118,16 +118,16 @@ class Column:
     """One array of the group `views`."""
 
     name: str
-    """Its name in the group."""
+    """Name in the group."""
     attribute: str
-    """The attribute of `ImportedViews` it holds."""
+    """Attribute of `ImportedViews`."""
     shape: tuple[int, ...]
-    """Of one view."""
+    """Shape for one view."""
     dtype: str
     stored: bool
-    """Whether the cache has it."""
+    """True if the cache has it."""
     default: int = 0
-    """What it is where the cache does not have it."""
+    """Value where the cache does not have it."""
 
     @property
     def planes(self) -> int:
@@ -136,16 +136,16 @@ class Column:
 
     @property
     def path(self) -> str:
-        """Its path in the cache."""
+        """Path in the cache."""
         return f"views/{self.name}"
 
 
 def columns(spec: CacheSpec) -> tuple[Column, ...]:
-    """The arrays that hold the parameters of a cache's imported views."""
-    if (said := spec.imported) is None:
+    """List the arrays that hold the parameters of a cache's imported views."""
+    if (source := spec.imported) is None:
         return ()
     mixed, shown = spec.views.mixes, spec.replayable
-    sides, layers, boxes = 1 + mixed, said.operations, said.erased
+    sides, layers, boxes = 1 + mixed, source.operations, source.erased
     return (
         Column("box", "box_BP4", (sides, 4), "int32", shown),
         Column("flip", "flip_BP", (sides,), "uint8", shown),
@@ -155,17 +155,17 @@ def columns(spec: CacheSpec) -> tuple[Column, ...]:
         Column("partner", "partner_B", (), "uint32", mixed),
         Column("weight", "weight_B", (), "uint32", mixed, LAMBDA_SCALE),
         Column("cut", "cut_B4", (4,), "int32", mixed),
-        Column("seed", "seed_B", (), "uint32", said.seeds),
+        Column("seed", "seed_B", (), "uint32", source.seeds),
     )
 
 
 def blank(count: int, spec: CacheSpec) -> dict[str, NDArray[Any]]:
-    """Every attribute of `ImportedViews` for `count` views, with nothing done to them."""
+    """Allocate every attribute of `ImportedViews` for `count` views without operations."""
     return {c.attribute: np.full((count, *c.shape), c.default, c.dtype) for c in columns(spec)}
 
 
 def to_arrays(params: ImportedViews, spec: CacheSpec) -> dict[str, NDArray[Any]]:
-    """Path → [planes, B], of the arrays that the cache has."""
+    """Convert to the arrays that the cache has, path → [planes, B]."""
     found = {}
     for c in columns(spec):
         if c.planes:
@@ -175,7 +175,7 @@ def to_arrays(params: ImportedViews, spec: CacheSpec) -> dict[str, NDArray[Any]]
 
 
 def from_arrays(arrays: Mapping[str, NDArray[Any]], count: int, spec: CacheSpec) -> ImportedViews:
-    """The inverse of `to_arrays`, for `count` views."""
+    """Convert the arrays of `to_arrays` back, for `count` views."""
     found = blank(count, spec)
     for c in columns(spec):
         if c.planes:
@@ -184,12 +184,12 @@ def from_arrays(arrays: Mapping[str, NDArray[Any]], count: int, spec: CacheSpec)
 
 
 def check(params: ImportedViews, spec: CacheSpec, table: SampleTable, rows: range) -> str | None:
-    """What is impossible about the stored parameters of a part, or None: a look at every value.
+    """Check every stored parameter of a part; return a description of the first fault, or None.
 
     Args:
         params: As they were read.
         spec: Of which cache.
-        table: Its samples; boxes lie within their pictures.
+        table: Its samples; boxes must be within their pictures.
         rows: Which of them.
     """
     return next(_complaints(params, spec, table, rows), None)
@@ -237,7 +237,7 @@ def _odd_operations(params: ImportedViews) -> Iterator[str]:
 
 
 def _outside(box_B4: I8, height_B: NDArray[Any], width_B: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which boxes are empty or leave their pictures."""
+    """Find boxes that are empty or leave their pictures."""
     top, left, height, width = box_B4.T
     empty = (height < 1) | (width < 1) | (top < 0) | (left < 0)
     return np.asarray(empty | (top + height > height_B) | (left + width > width_B))

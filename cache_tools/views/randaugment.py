@@ -64,7 +64,7 @@ def draw(
 
 
 def rotation(turns: F8, size: int) -> F8:
-    """Matrices [..., 6] that rotate about the centre of a square picture, anticlockwise."""
+    """Compute matrices [..., 6] that rotate about the centre of a square, anticlockwise."""
     cosine, sine = exact.cos_turns(turns), exact.sin_turns(turns)
     middle = (size - 1) / 2.0
     x0 = middle - cosine * middle + sine * middle
@@ -73,7 +73,7 @@ def rotation(turns: F8, size: int) -> F8:
 
 
 def _choose(config: RandAugment, u_BL: F8) -> I8:
-    """Which operation each layer takes."""
+    """Draw the operation of each layer."""
     count = len(config.operations)
     if not config.weights:
         return np.asarray(np.floor(u_BL * count), dtype=np.int64)
@@ -124,7 +124,7 @@ def _solarize(level: F8) -> F8:
 
 
 def _between(code: int, low: float, high: float, flip: bool) -> Operation:
-    """A magnitude that runs from low to high, or 1 - it."""
+    """Make an operation whose magnitude runs from low to high, or 1 - it."""
 
     def draw(level: F8, sign: F8, size: int) -> Drawn:
         value = np.clip(low + (high - low) * level, low, high)
