@@ -74,7 +74,7 @@ def fit(
     result = run_dir.init_run(folder, loaded, inputs, fresh=False)
     if result is None:
         check_inputs(inputs)
-        told = None if on_epoch is None else lambda rows: on_epoch(rows[folder])
-        result = loop.train(loaded, inputs, folder, where, told=told)
+        report = None if on_epoch is None else lambda rows: on_epoch(rows[folder])
+        result = loop.train(loaded, inputs, folder, where, on_epoch=report)
     names = ("top1", "top1_ema", "top1_best", "loss", "seconds")
     return Result(folder, **{name: result[name] for name in names}, facts=result)

@@ -1,9 +1,16 @@
-"""From uint8 pixels on the host to a network's input on its device."""
+"""Upload, mixing and normalisation: from uint8 pixels on the host to a network's input.
+
+A batch is moved and mixed once for all students of a cohort; normalisation and autocast are a
+network's own.
+
+Shapes: B views of a batch, S pixels a side, K kept classes, T temperatures, P labels of a view.
+"""
 
 import contextlib
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -22,18 +29,19 @@ Normalisation = tuple[tuple[float, float, float], tuple[float, float, float]]
 """Mean and deviation of red, green and blue, of 0..1."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-
-Ask = Callable[..., tuple[Tensor, ...]]
+TeacherFn = Callable[..., tuple[Tensor, ...]]
 """Pixels, partners' pixels, mixing and labels of B views → fields of `codec.SparseTargets`."""
 
 
-def online_targets(ask: Ask, batch: Batch, spec: CacheSpec) -> SoftTargets:
-    """What a teacher in the loop says of a batch, kept as the cache would keep it."""
+def online_targets(teacher_fn: TeacherFn, batch: Batch, spec: CacheSpec) -> SoftTargets:
+    """Run the teacher on a batch and keep of its logits what a cache would store."""
     own = np.arange(len(batch.lam_B))
     mix = MixParams(own, batch.lam_B.astype(np.int32), batch.cut_B4)
     labels = np.stack([batch.label_B, batch.partner_label_B], axis=1)[:, : spec.num_labels]
-    said = ask(batch.pixels, batch.partner, mix, labels)
-    index, p, tail, true, square = (t.clone() for t in said)  # autograd keeps no inference tensors
+    outputs = teacher_fn(batch.pixels, batch.partner, mix, labels)
+    index, p, tail, true, square = (
+        t.clone() for t in outputs
+    )  # autograd keeps no inference tensors
     return SoftTargets(
         index.clamp(min=0),
         p,
@@ -44,11 +52,18 @@ def online_targets(ask: Ask, batch: Batch, spec: CacheSpec) -> SoftTargets:
     )
 
 
+@dataclass(frozen=True)
 class DeviceBatch:
-    """A batch on the device: moved and mixed once, however many students learn from it."""
+    """A batch on the device, moved and mixed once, however many students train on it."""
 
-    def __init__(self, batch: Batch, temperatures: tuple[float, ...], device: torch.device) -> None:
-        """Move a batch; `temperatures` are those of its targets."""
+    pixels: Tensor
+    """[B, 3, S, S] fp32 of the mixed views, 0..255."""
+    supervision: Supervision
+    """Targets and labels of these views."""
+
+    @classmethod
+    def of(cls, batch: Batch, temperatures: tuple[float, ...], device: torch.device) -> Self:
+        """Move a batch to the device and mix it; `temperatures` are those of its targets."""
         pictures, lam = upload(batch.pictures, device), to_device(batch.lam_B, device)
         pixels = pictures[: len(batch)]
         if batch.partner_at_B is not None:
@@ -67,25 +82,16 @@ class DeviceBatch:
             to_device(targets.square_BQ[:, 0], device) if targets.square_BQ.size else None,
         )
         labels = to_device(batch.label_B, device), to_device(batch.partner_label_B, device)
-        self._pixels = pixels
-        self._normalised: dict[Normalisation, Tensor] = {}
-        self.supervision = Supervision(soft, *labels, lam / LAMBDA_SCALE)
-        """What is to be learned from the batch."""
-
-    def seen_by(self, network: "InputTransform") -> Tensor:
-        """The mixed pictures as a network wants them; those of equal normalisation share them."""
-        if network.normalisation not in self._normalised:
-            self._normalised[network.normalisation] = network.normalise(self._pixels)
-        return self._normalised[network.normalisation]
+        return cls(pixels, Supervision(soft, *labels, lam / LAMBDA_SCALE))
 
 
 _read_by_gpu: deque[tuple[torch.cuda.Event, NDArray[Any]]] = deque()
-"""Page-locked arrays and when their copies are done: their memory is used again once nobody holds
-them (memory.py)."""
+"""Page-locked arrays whose copies are under way: the pool reuses an array without references
+(buffer_pool.py)."""
 
 
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
-    """An array as a tensor on the device."""
+    """Copy an array to the device as a tensor."""
     tensor = torch.from_numpy(array)
     if device.type != "cuda":
         return tensor
@@ -100,12 +106,12 @@ def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
 
 
 def upload(pixels: NDArray[np.uint8], device: torch.device) -> Tensor:
-    """[B, S, S, 3] uint8 → [B, 3, S, S] fp32 0..255 on the device."""
+    """Upload [B, S, S, 3] uint8 as [B, 3, S, S] fp32 0..255."""
     return to_device(pixels, device).permute(0, 3, 1, 2).float()
 
 
 class InputTransform:
-    """How pictures and targets enter a network: device, normalisation, autocast."""
+    """Input of one network: device, normalisation, autocast."""
 
     def __init__(
         self,
@@ -123,21 +129,21 @@ class InputTransform:
         self._offset = torch.from_numpy(offset).to(device)[:, None, None]
 
     def upload(self, pixels: NDArray[np.uint8]) -> Tensor:
-        """[B, S, S, 3] uint8 → [B, 3, S, S] fp32 0..255 on the device."""
+        """Upload [B, S, S, 3] uint8 as [B, 3, S, S] fp32 0..255."""
         return upload(pixels, self.device)
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """0..255 → the network's normalisation."""
+        """Normalise pixels 0..255 with the network's mean and deviation."""
         x = pixels * self._scale + self._offset
         return x.contiguous(memory_format=torch.channels_last) if x.is_cuda else x
 
     def batch(self, batch: Batch, temperatures: tuple[float, ...]) -> tuple[Tensor, Supervision]:
-        """A batch's mixed and normalised pictures, and what to learn from them."""
-        arrived = DeviceBatch(batch, temperatures, self.device)
-        return arrived.seen_by(self), arrived.supervision
+        """Move, mix and normalise a batch; return the network's input and its targets."""
+        moved = DeviceBatch.of(batch, temperatures, self.device)
+        return self.normalise(moved.pixels), moved.supervision
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Autocast of the recipe's precision; nothing for fp32."""
+        """Enter autocast of the recipe's precision; a null context for fp32."""
         if self._dtype is torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self._dtype)

@@ -29,7 +29,7 @@ from train.sweep import cohorts, grid
 from train.sweep.cohorts import MemoryEstimate
 from train.sweep.grid import Student
 from train.trainer import loop, validate
-from train.trainer.loop import Told
+from train.trainer.loop import OnEpoch
 
 log = logging.getLogger("kdcache")
 NEED = "need.json"
@@ -145,7 +145,7 @@ def train(sweep: Sweep, planned: Sequence[Sequence[Student]]) -> None:
 def train_cohort(
     sweep: Sweep,
     cohort: Sequence[Student],
-    on_epoch: Told | None = None,
+    on_epoch: OnEpoch | None = None,
     stop: StopRequest | None = None,
 ) -> None:
     """Train the unfinished students of a cohort; in halves if memory does not suffice."""
@@ -156,7 +156,7 @@ def train_cohort(
     runs = [(sweep.folder(student), student.recipe) for student in todo]
     try:
         results = loop.train_cohort(
-            runs, sweep.inputs, sweep.device, also=sweep.trackers, told=on_epoch, stop=stop
+            runs, sweep.inputs, sweep.device, trackers=sweep.trackers, on_epoch=on_epoch, stop=stop
         )
     except torch.OutOfMemoryError as error:
         results = None

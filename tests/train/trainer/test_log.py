@@ -28,7 +28,7 @@ from train import recipe as recipes
 from train import run_dir
 from train.data.inputs import Inputs, open_inputs
 from train.distributed import ALONE, World
-from train.trainer import checkpoint, log, loop, trackers
+from train.trainer import cadence, checkpoint, log, loop, trackers
 
 FAST = ["epochs=2", "views_per_epoch=2", "batch_size=20", "task_loss_weight=0.5"]
 CLOCK = ("images_per_second", "data_wait")
@@ -59,7 +59,7 @@ def begin(made: Path, out: Path, *also: str) -> None:
     """Train, or go on, in this process; KeyboardInterrupt where the run is stopped."""
     recipe, inputs = recipes.load("digits", FAST), opened(made)
     run_dir.init_run(out, recipe, inputs, fresh=False)
-    loop.train(recipe, inputs, out, torch.device("cpu"), also=also)
+    loop.train(recipe, inputs, out, torch.device("cpu"), trackers=also)
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +89,7 @@ def test_two_files_of_tensorboard_are_never_of_one_second(
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "LOOK", 4)
+    monkeypatch.setattr(cadence, "LOG_STEPS", 4)
     # TensorBoard sorts files by name, and those of one second by a number without leading zeros
     monkeypatch.setattr(event_file_writer, "_global_uid", AtomicCounter(10_000))
 
@@ -99,7 +99,7 @@ def whole(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An undisturbed run."""
     out = tmp_path_factory.mktemp("whole") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "LOOK", 4)
+        patch.setattr(cadence, "LOG_STEPS", 4)
         begin(made, out)
     return out
 
@@ -282,7 +282,7 @@ def test_every_student_of_a_cohort_is_a_run_of_its_own(
     students = [(tmp_path / f"T{t}", replace(recipe, temperature=t)) for t in (1.0, 4.0)]
     for out, each in students:
         run_dir.init_run(out, each, inputs, fresh=False)
-    loop.train_cohort(students, inputs, torch.device("cpu"), also=("wandb",))
+    loop.train_cohort(students, inputs, torch.device("cpu"), trackers=("wandb",))
     assert [one.options["config"]["temperature"] for one in wandb.runs] == [1.0, 4.0]
     assert [one.exit_code for one in wandb.runs] == [0, 0]
     for (out, _), one in zip(students, wandb.runs, strict=True):

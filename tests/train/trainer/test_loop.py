@@ -87,10 +87,10 @@ def test_a_second_time_trains_nothing_until_asked(
 INTERRUPTED = """
 import os, signal, sys
 from cache_tools.cli import main as cli
-from train.trainer.student import Learner
+from train.trainer.student import StudentTrainer
 
 name, left = sys.argv.pop(1), int(sys.argv.pop(1))
-real = getattr(Learner, name)
+real = getattr(StudentTrainer, name)
 
 def interrupted(self, *arguments):
     global left
@@ -99,14 +99,14 @@ def interrupted(self, *arguments):
         os.kill(os.getpid(), signal.SIGINT)
     return real(self, *arguments)
 
-setattr(Learner, name, interrupted)
+setattr(StudentTrainer, name, interrupted)
 sys.argv[0] = "kdcache"
 cli.console()
 """
 """`kdcache train` that gets Ctrl-C at its n-th call of a method of the learner."""
 
 
-@pytest.mark.parametrize(("name", "number"), [("__init__", 1), ("step", 1), ("step", 7)])
+@pytest.mark.parametrize(("name", "number"), [("__init__", 1), ("turn", 1), ("turn", 7)])
 def test_ctrl_c_and_going_on_give_the_undisturbed_student(
     finished: Path, made: Path, tmp_path: Path, name: str, number: int
 ) -> None:
@@ -117,7 +117,7 @@ def test_ctrl_c_and_going_on_give_the_undisturbed_student(
     assert stopped.returncode == 130, stopped.stderr
     assert "Traceback" not in stopped.stderr
     assert "run the same command again" in stopped.stderr
-    assert (run / "checkpoint.pt").exists() == (name == "step")
+    assert (run / "checkpoint.pt").exists() == (name == "turn")
     subprocess.run([kdcache_binary(), *arguments], check=True)
     assert same(weights(run), weights(finished))
     assert same(weights(run, "model-ema"), weights(finished, "model-ema"))
