@@ -114,13 +114,12 @@ def _read(
 
 def _section(subject: "Subject", facts: dict[str, Any], pictures: "list[Block]") -> "Section":
     from cache_tools.report import cache_section
-    from train.report import comparison as several
-    from train.report import run_section, sweep_section
+    from train.report import comparison, run_section, sweep_section
 
     if subject.kind == "cache":
         return cache_section.section(facts, pictures)
     if subject.kind == "comparison":
-        return several.against_labels(facts, subject.where)
+        return comparison.against_labels(facts, subject.where)
     return run_section.section(facts) if subject.kind == "run" else sweep_section.section(facts)
 
 
@@ -128,13 +127,13 @@ def _compared(
     named: "Sequence[Subject]", all_facts: list[dict[str, Any]], sections: "list[Section]"
 ) -> "list[Section]":
     """Insert a comparison before the sections of several runs."""
-    from train.report import comparison as several
+    from train.report import comparison
 
     runs = [i for i, subject in enumerate(named) if subject.kind == "run"]
     if len(runs) < 2:
         return sections
-    names = several.short_names([Path(named[i].where) for i in runs])
-    beside = several.section([all_facts[i] for i in runs], names)
+    names = comparison.short_names([Path(named[i].where) for i in runs])
+    beside = comparison.section([all_facts[i] for i in runs], names)
     return [*sections[: runs[0]], beside, *sections[runs[0] :]]
 
 

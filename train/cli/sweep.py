@@ -95,7 +95,7 @@ def sweep(
 
     from train.data.inputs import open_inputs
     from train.distributed import select_device
-    from train.sweep import runner as sweeps
+    from train.sweep import runner
     from train.trainer import trackers, validate
 
     if is_distributed_env():
@@ -108,19 +108,19 @@ def sweep(
     inputs, torch_device = open_inputs(cache, data, weight), select_device(device)
     if print_ is None:
         validate.set_up(inputs, torch_device)
-    whole = sweeps.Sweep(tuple(named), inputs, out, torch_device, extra, asha)
+    whole = runner.Sweep(tuple(named), inputs, out, torch_device, extra, asha)
     mine = replace(whole, students=tuple(chosen))
     if print_ is not None:
         from train.sweep import scripts
 
-        cohorts = sweeps.plan(mine, fresh, memory, together)
+        cohorts = runner.plan(mine, fresh, memory, together)
         print(scripts.script(print_, sys.argv[1:], named, cohorts, gpu=device != "cpu"))
         return
-    planned = sweeps.prepare(mine, fresh, memory, together)
+    planned = runner.prepare(mine, fresh, memory, together)
     if engine == "ray":
         ray_tune.train(mine, planned)
     else:
-        sweeps.train(mine, planned)
+        runner.train(mine, planned)
     _report(whole, teacher or [], json_)
 
 
@@ -138,9 +138,8 @@ def _chosen(named: "Sequence[Student]", numbers: str) -> "list[Student]":
 def _report(sweep: "Sweep", teacher: list[str], json_: bool) -> None:
     """Write files and plot of all students of the grid; print the table."""
     from train import run_dir
-    from train.sweep import cost, table
+    from train.sweep import cost, runner, table
     from train.sweep import grid as grids
-    from train.sweep import runner as sweeps
 
     old = sweep.out / "sweep.json"
     known = run_dir.read_json(old).get("ledger", {}).get("teacher") if old.is_file() else None
@@ -152,7 +151,7 @@ def _report(sweep: "Sweep", teacher: list[str], json_: bool) -> None:
     facts: dict[str, Any] = {}
     while states != (states := [sweep.state(one) for one in sweep.students]):
         # Again if another task of an array finished meanwhile and saw this one unfinished.
-        rows = sweeps.rows(sweep)
+        rows = runner.rows(sweep)
         facts = {
             "cache_fingerprint": sweep.inputs.fingerprint,
             "swept": swept,

@@ -24,7 +24,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from cache_tools import config as reading
+from cache_tools import config
 from cache_tools.errors import RecipeError
 from train import recipe as recipes
 from train.recipe import TrainRecipe
@@ -56,14 +56,14 @@ def load(grid: str, overrides: Iterable[str] = ()) -> list[Student]:
         RecipeError: No such grid, nothing in it, an unknown key or an impossible value, two
             students of one name.
     """
-    mapping = reading.read(_path(grid), "train", overrides, TrainRecipe.ALIASES)
+    mapping = config.read(_path(grid), "train", overrides, TrainRecipe.ALIASES)
     context = f"grid {grid!r}"
     axes, runs = _axes(mapping.pop("grid", {}), context), _runs(mapping.pop("runs", [{}]), context)
     names = [field.name for field in fields(TrainRecipe)]
     for key in [*mapping, *axes, *(key for run in runs for key in run if key != "name")]:
         if TrainRecipe.ALIASES.get(key, key) not in names:
             known = [*names, "grid", "runs"]
-            raise RecipeError(f"{context}: unknown key {key!r}. {reading.nearest(key, known)}")
+            raise RecipeError(f"{context}: unknown key {key!r}. {config.nearest(key, known)}")
     if not axes and runs == [{}]:
         raise RecipeError(
             f"{context}: nothing is swept. Give [grid] a key with a list of values, such as "
@@ -95,7 +95,7 @@ def _path(grid: str) -> str:
         return str(folder / f"{grid}.toml")
     if not Path(grid).is_file():
         raise RecipeError(
-            f"there is no grid {grid!r}. {reading.nearest(grid, shipped)} A path is a grid of your "
+            f"there is no grid {grid!r}. {config.nearest(grid, shipped)} A path is a grid of your "
             "own; docs/sweeps.md describes its keys."
         )
     return grid
@@ -122,7 +122,7 @@ def _student(
     mapping: dict[str, Any], run: dict[str, Any], values: dict[str, Any], context: str
 ) -> Student:
     given = {key: value for key, value in run.items() if key != "name"} | values
-    own = reading.canonical(given, TrainRecipe.ALIASES, context)
+    own = config.canonical(given, TrainRecipe.ALIASES, context)
     recipe = recipes.build(mapping | own, context)
     # names keep the keys of the grid's file, so that a sweep with former names goes on
     typed = {key: getattr(recipe, TrainRecipe.ALIASES.get(key, key)) for key in given}

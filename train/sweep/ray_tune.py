@@ -20,7 +20,7 @@ import torch
 from cache_tools.data.open import resolve
 from cache_tools.errors import KdcacheError, UsageError
 from cache_tools.runtime import ray_cluster, threads
-from train.sweep import runner as sweeps
+from train.sweep import runner
 from train.sweep.grid import Student
 from train.sweep.runner import Sweep
 
@@ -71,7 +71,7 @@ def train(sweep: Sweep, planned: Sequence[Sequence[Student]]) -> None:
     left = {n: [s for s in cohort if s in sweep.todo] for n, cohort in enumerate(planned)}
     for number in ended:
         for student in left.pop(number):
-            sweeps.mark_stopped(sweep, student)
+            runner.mark_stopped(sweep, student)
     if any(left.values()):
         raise KeyboardInterrupt  # Tune returns normally after an interrupt
 
@@ -164,7 +164,7 @@ def _trial(config: dict[str, Any], settings: dict[str, Any], trials: list[list[A
         if epoch < max(one.recipe.epochs for one in students):  # the last, once it has its result
             tune.report(now)
 
-    sweeps.train_cohort(sweep, students, on_epoch)
+    runner.train_cohort(sweep, students, on_epoch)
     tune.report(last)
 
 
