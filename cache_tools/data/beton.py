@@ -66,7 +66,7 @@ RECORD = np.dtype(
         ("stored", "<u8"),
     ]
 )
-"""What `Beton.rows_N` has of a sample: where its stored bytes lie and what they must be."""
+"""Columns of `Beton.rows_N`: range, kind, size and digests of a sample's stored bytes."""
 
 
 @dataclass
@@ -86,7 +86,7 @@ class Beton(ImageDataset):
         return self.paths[0]
 
     def subset(self, numbers: NDArray[np.int64]) -> "Beton":
-        """The same data set with only these samples, in this order."""
+        """Select samples, in this order."""
         part = super().subset(numbers)
         own = {
             name: getattr(part, name)
@@ -96,7 +96,7 @@ class Beton(ImageDataset):
         return Beton(**own, rows_N=self.rows_N[numbers])
 
     def read(self, number: int) -> bytes:
-        """Encoded bytes of one sample.
+        """Read the encoded bytes of one sample.
 
         Raises:
             DataError: The file holds only its pixels, or is damaged.
@@ -104,7 +104,7 @@ class Beton(ImageDataset):
         if int(self.offset_N[number]) == 0:
             raise DataError(
                 f"{self.source} holds the pixels of {self.names[number]!r} and no encoded image, "
-                "which is wanted here. Write it without --raw, or point --data at the original."
+                "which is needed here. Write it without --raw, or point --data at the original."
             )
         return super().read(number)
 
@@ -133,18 +133,18 @@ class Beton(ImageDataset):
         self._whole_N[number] = True
 
     def unchecked(self, numbers: NDArray[np.int64]) -> list[int]:
-        """Those of some samples that `check` has not looked at, each once."""
+        """List those of some samples that `check` has not compared yet, each once."""
         left: list[int] = np.unique(numbers[~self._whole_N[numbers]]).tolist()
         return left
 
     def stored(self, number: int) -> bytes:
-        """The bytes that lie there of a sample, of a JPEG or of pixels."""
+        """Read the stored bytes of a sample, a JPEG or pixels."""
         row = self.rows_N[number]
         return self._file_pool.read(self.paths[0], int(row["ptr"]), int(row["size"]))
 
 
 def find(source: str, split: str) -> Path | None:
-    """The `.beton` that `source` means by a split, or None when it means none.
+    """Find the `.beton` of a split of `source`, or None.
 
     A folder has train.beton, validation.beton, …; a file stands for the train split and, for other
     splits, for the file beside it that has their name or, when there is none, for itself.
@@ -253,7 +253,7 @@ def _encode(images: ImageDataset, number: int, raw: bool) -> _Encoded:
 
 
 class _Pages:
-    """Where bytes go: one after another, none across a page, and the page as large as needed."""
+    """Allocator of file ranges: consecutive, none across a page, the page as large as needed."""
 
     def __init__(self, file: BinaryIO, begin: int) -> None:
         self._file, self._at, self.page = file, -(-begin // _PAGE) * _PAGE, _PAGE
@@ -333,7 +333,7 @@ def _read_tables(file: BinaryIO, path: Path) -> tuple[Records, Records]:
         raise _not_ours(path)
     count, size = int(header["samples"][0]), path.stat().st_size
     if count * _METADATA.itemsize > size or int(header["table"][0]) > size:
-        raise ValueError("it is shorter than its header says")
+        raise ValueError("it is shorter than its header states")
     metadata = np.fromfile(file, _METADATA, count)
     file.seek(int(header["table"][0]))
     return metadata, np.fromfile(file, _ALLOCATION)

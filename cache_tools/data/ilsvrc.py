@@ -29,7 +29,7 @@ _DEVKIT = "the development kit (ILSVRC2012_devkit_t12.tar.gz)"
 
 
 def is_tar_of_tars(path: Path) -> bool:
-    """Whether the first file in a tar is a tar."""
+    """Check if the first file in a tar is a tar."""
     try:
         with tarfile.open(path, "r:") as tar:
             first = next((member for member in tar if member.isfile()), None)
@@ -108,7 +108,7 @@ def with_labels(images: ImageDataset, labels: Path, classes: Sequence[str]) -> I
 
 
 def _read(path: Path, stems: list[str]) -> tuple[list[str], set[str]]:
-    """The synset of each image, and all synsets."""
+    """Read the synset of each image, and all synsets."""
     files = _devkit(path) if tarfile.is_tarfile(path) else _beside(path)
     lines = files[GROUND_TRUTH].decode("utf-8", "replace").split("\n")
     lines = [line.strip() for line in lines if line.strip()]

@@ -1,10 +1,10 @@
-"""Where images come from: WebDataset tar shards or an ImageFolder, with random access by number.
+"""An opened data set: WebDataset tar shards or an ImageFolder, with random access by number.
 
-An opened data set is an index: for every sample its name, the file it lies in, where, and its
-label. Bytes are read when they are asked for (`read`), from any thread; tars are scanned once, by
-header, and nothing is unpacked. Known layouts: timm's `_info.json` beside the tars, a folder of
-tars, a glob, a brace pattern, split sub-folders, each of them behind a URL as well (streamed.py);
-and folders of images named after their class, or numbered by it as ImageNet-V2 is published.
+It is an index: for every sample its name, its file, its range of bytes in it, and its label. Bytes
+are read on request (`read`), from any thread; tars are scanned once, by header, and nothing is
+unpacked. Known layouts: timm's `_info.json` beside the tars, a folder of tars, a glob, a brace
+pattern, split sub-folders, each of them behind a URL as well (`remote_shards`); and folders of
+images named after their class, or numbered by it as ImageNet-V2 is published.
 
 Shapes: N samples.
 """
@@ -26,26 +26,26 @@ _NUMBER = re.compile(r"0|[1-9][0-9]{0,5}")
 
 @dataclass
 class ImageDataset:
-    """An opened data set: N encoded images and where each of them lies."""
+    """An opened data set: N encoded images, by file and range of bytes."""
 
     source: str
-    """What was opened, for messages."""
+    """Path, pattern or URL that was opened, for messages."""
     paths: list[Path]
     """Files: shards, or one per image."""
     names: list[str]
     """[N] path of the sample within the data set, without extension."""
     file_N: NDArray[np.int32]
-    """Which of `paths` holds the sample."""
+    """Number of the sample's file in `paths`."""
     offset_N: NDArray[np.int64]
-    """Where its bytes begin in that file."""
+    """First byte of the sample in that file."""
     length_N: NDArray[np.int64]
-    """How many bytes it has."""
+    """Bytes of the sample."""
     label_N: NDArray[np.int32]
     """Class, or NO_LABEL."""
     class_names: tuple[str, ...] = ()
     """Names of the classes in the order of the labels; none when numbered or not recorded."""
     sharded: bool = True
-    """Whether a file holds many images (tar) or is one itself."""
+    """True if a file holds many images (tar), False if it is one."""
     crc_N: NDArray[np.uint32] | None = field(default=None, repr=False)
     """CRC-32 of each image, of shards behind a URL."""
     remote: RemoteShards | None = field(default=None, repr=False)
@@ -57,13 +57,13 @@ class ImageDataset:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes the labels speak of; 0 when a sample has no label."""
+        """Number of classes; 0 if a sample has no label."""
         if len(self) == 0 or int(self.label_N.min()) == NO_LABEL:
             return 0
         return max(len(self.class_names), int(self.label_N.max()) + 1)
 
     def read(self, number: int) -> bytes:
-        """Encoded bytes of one sample; safe to call from many threads.
+        """Read the encoded bytes of one sample; safe to call from many threads.
 
         Raises:
             DataError: The file is gone, unreadable or shorter than it was.
@@ -88,11 +88,11 @@ class ImageDataset:
         return data
 
     def pixels(self, number: int) -> NDArray[np.uint8] | None:
-        """[H, W, 3] of a sample that is stored as pixels, which only a `.beton` has; else None."""
+        """Return [H, W, 3] of a sample stored as pixels, which only a `.beton` has; else None."""
         return None
 
     def keys(self, kind: KeyKind | None = None) -> tuple[KeyKind, list[str]]:
-        """Names that identify the samples wherever they lie.
+        """Return names that identify the samples in any copy of the data set.
 
         Args:
             kind: "stem" or "path"; None takes the stem when it is unique in the data set.
@@ -106,7 +106,7 @@ class ImageDataset:
         return kind, stems if kind == "stem" else list(self.names)
 
     def subset(self, numbers: NDArray[np.int64]) -> "ImageDataset":
-        """The same data set with only these samples, in this order."""
+        """Select samples, in this order."""
         names = [self.names[i] for i in numbers]
         return ImageDataset(
             self.source,
@@ -125,7 +125,7 @@ class ImageDataset:
 
 
 def classes(folders: set[str]) -> tuple[dict[str, int], tuple[str, ...]]:
-    """The class of each folder, and the names of all classes in the order of their numbers.
+    """Return the class of each folder, and the names of all classes in their order.
 
     Folders that are numbers are the classes themselves, whichever of them are there (ImageNet-V2:
     0..999, "10" after "9"), and have no names; but 1..n are n names counted from one. All others

@@ -1,8 +1,8 @@
-"""What a data set of shards says of itself: timm's `_info.json`, and brace patterns.
+"""Descriptions of sharded data sets: timm's `_info.json`, and brace patterns.
 
 `_info.json` names the shards of each split and how many samples each has; timm's `wds/…` reader
 needs it. Ours has two members more, which timm passes over: `class_names`, and for each split
-`index`, true when every shard has its index beside it (tars.py).
+`index`, true when every shard has its index beside it (`tar_index`).
 """
 
 import json
@@ -17,7 +17,7 @@ from cache_tools.errors import DataError, UsageError
 
 NAME = "_info.json"
 MAX_NAMES = 10**6
-"""The most names of a pattern: a description from a stranger must not fill the memory."""
+"""The most names of a pattern: a foreign description must not fill the memory."""
 SPLITS = {
     "train": ("train", "training"),
     "validation": ("validation", "val", "valid", "test"),
@@ -32,9 +32,9 @@ class Split:
     filenames: tuple[str, ...]
     """Shards, relative to the description."""
     lengths: tuple[int, ...] = ()
-    """Samples of each; empty when the description does not say."""
+    """Samples of each; empty when the description has no counts."""
     indexed: bool = False
-    """Whether an index lies beside each shard."""
+    """True if there is an index beside each shard."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ class DatasetInfo:
     """Names of the classes in the order of the labels, when they were recorded."""
 
     def find(self, split: str) -> Split | None:
-        """The split that is meant by "train", "validation" or "teacher"."""
+        """Find the split "train", "validation" or "teacher" under any of its names."""
         return next((self.splits[n] for n in SPLITS[split] if n in self.splits), None)
 
     def need(self, split: str) -> Split:
-        """The same; UsageError when there is none."""
+        """Find a split as `find`; UsageError if there is none."""
         if (found := self.find(split)) is None:
             names = ", ".join(self.splits)
             raise UsageError(f"{self.where} has no {split} split, only {names}.")
@@ -61,7 +61,7 @@ class DatasetInfo:
 
 
 def parse(data: bytes, where: str) -> DatasetInfo:
-    """The description in `data`.
+    """Parse a description.
 
     Raises:
         DataError: It is not one as timm writes it, or names files outside of its folder.
@@ -102,7 +102,7 @@ def expand(pattern: str) -> list[str]:
         UsageError: It is none, or of more than MAX_NAMES names.
     """
     if _at_most(pattern) > MAX_NAMES:
-        raise UsageError(f"{pattern} stands for more than {MAX_NAMES:,} names. Correct its range.")
+        raise UsageError(f"{pattern} expands to more than {MAX_NAMES:,} names. Correct its range.")
     try:
         return list(braceexpand(pattern))
     except ValueError:
@@ -112,7 +112,7 @@ def expand(pattern: str) -> list[str]:
 
 
 def _at_most(pattern: str) -> int:
-    """A bound on how many names a brace pattern stands for, without making them."""
+    """Bound the number of names that a brace pattern expands to, without expanding it."""
     bound = 1
     while inner := re.search(r"\{([^{}]*)\}", pattern):
         ends = re.fullmatch(r"(-?\d+|\w)\.\.(-?\d+|\w)(\.\.-?\d+)?", inner[1])
@@ -123,12 +123,12 @@ def _at_most(pattern: str) -> int:
 
 
 def _order(end: str) -> int:
-    """Where an end of a range stands among the numbers or letters."""
+    """Return the position of a range's end among the numbers or letters."""
     return ord(end) if len(end) == 1 and not end.isdigit() else int(end)
 
 
 def missing(pattern: str, names: Sequence[str], absent: Sequence[str]) -> UsageError:
-    """The error for shards that a pattern or a description names and that are not there."""
+    """Make the error for missing shards of a pattern or a description."""
     if len(absent) == len(names):
         return UsageError(f"there is no shard at {pattern}: not one of the {len(names):,} names.")
     return UsageError(
@@ -138,10 +138,10 @@ def missing(pattern: str, names: Sequence[str], absent: Sequence[str]) -> UsageE
 
 
 def check_counts(where: str, split: Split, names: Sequence[str], counts: Sequence[int]) -> None:
-    """DataError when the shards hold other numbers of images than the description says."""
-    for name, said, found in zip(names, split.lengths, counts, strict=bool(split.lengths)):
-        if said != found:
+    """Raise DataError if the shards hold other numbers of images than the description states."""
+    for name, stated, found in zip(names, split.lengths, counts, strict=bool(split.lengths)):
+        if stated != found:
             raise DataError(
-                f"{where} says that {name} has {said:,} samples, {found:,} are in it. One of the "
+                f"{where} states {stated:,} samples for {name}, {found:,} are in it. One of the "
                 "two is of another version: fetch both again, or correct the description."
             )

@@ -1,7 +1,7 @@
 """The indices of shards on this machine: each shard's headers are read once, and never again.
 
 Reading the headers of ImageNet's 1,282 shards takes the better part of a minute, reading their
-indices a third of a second. An index that lies beside its shard is used unless the shard is newer.
+indices a third of a second. An index beside its shard is used unless the shard is newer.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from cache_tools.storage.disk_cache import DiskCache
 
 
 def indices(paths: list[Path]) -> list[TarIndex]:
-    """The index of every shard.
+    """Read or make the index of every shard.
 
     Raises:
         DataError: A shard is not there or cannot be read.
@@ -34,7 +34,7 @@ def indices(paths: list[Path]) -> list[TarIndex]:
 
 
 def _known_index(path: Path) -> TarIndex | None:
-    """The index of a shard on this machine, from beside it or as kept before; None: neither.
+    """Read the index of a shard on this machine, from beside it or the data folder, or None.
 
     Raises:
         DataError: The shard is not there.
@@ -53,7 +53,7 @@ def _known_index(path: Path) -> TarIndex | None:
 
 
 def _read_index(path: Path) -> TarIndex:
-    """The index of a shard on this machine, by a look at its headers; it is kept."""
+    """Make the index of a shard on this machine from its headers, and store it."""
     with _naming(path):
         found = path.stat()
         with path.open("rb") as file:

@@ -1,6 +1,6 @@
-"""Which images of a foreign copy of the data set are a cache's samples: by key, then by digest.
+"""Match a copy of the data set to a cache's samples: by key, then by digest.
 
-Other shards, another order, an ImageFolder: keys say it, and cost no read. Where samples are
+Other shards, another order, an ImageFolder: keys match, and cost no read. Where samples are
 missing and the copy has images of other names, their bytes are compared: a renamed image has the
 digest that the sample table has. Only images whose encoded size is that of a missing sample are
 read, and a few of them first, since a copy of which none fits is another data set. Digests are kept
@@ -39,12 +39,12 @@ _AHEAD = 1024
 
 @dataclass(frozen=True)
 class DatasetMatch:
-    """Where a cache's samples are in a data set."""
+    """A cache's samples in a data set."""
 
     image_index_N: I8
     """Number of the image in the data set; -1 where there is none."""
     by_digest: int
-    """How many were found by their bytes, under other keys."""
+    """Samples found by their bytes, under other keys."""
     extra: int
     """Images that are no sample of the cache."""
     first_missing: str
@@ -54,22 +54,22 @@ class DatasetMatch:
 
     @property
     def present_N(self) -> NDArray[np.bool_]:
-        """[N] which samples are there."""
+        """[N] True for samples that were found."""
         return np.asarray(self.image_index_N >= 0)
 
     @property
     def found(self) -> int:
-        """How many are."""
+        """Number of samples found."""
         return int(self.present_N.sum())
 
     @property
     def missing(self) -> int:
-        """How many are not."""
+        """Number of samples not found."""
         return len(self.image_index_N) - self.found
 
     @property
     def by_name(self) -> bool:
-        """Whether all were found by their keys, and nothing else is there."""
+        """True if all were found by their keys and there are no other images."""
         return not (self.by_digest or self.missing or self.extra)
 
     @property
@@ -95,7 +95,7 @@ def find(table: SampleTable, dataset: DatasetSpec, images: ImageDataset) -> Data
     _, keys = images.keys(dataset.key)
     id_M = np.array([sample_table.sample_id(key) for key in keys], dtype=np.uint64)
     _, first, count = np.unique(id_M, return_index=True, return_counts=True)
-    alone = first[count == 1]  # images that share a name are told apart by their bytes
+    alone = first[count == 1]  # images that share a name are distinguished by their bytes
     row = np.searchsorted(table.id_N, id_M[alone]).clip(max=len(table) - 1)
     hit = table.id_N[row] == id_M[alone]
     image_index_N = np.full(len(table), -1, dtype=np.int64)
@@ -126,18 +126,18 @@ def align(
     partial: bool = False,
     covered: DatasetMatch | None = None,
 ) -> tuple[ImageDataset, DatasetMatch]:
-    """The data set in the order of `table`, after checking that it is the one the cache is of.
+    """Order a data set as `table`, after checking that it is the one the cache was made from.
 
     Keys, labels and encoded sizes are compared here, which costs no read where no image was
-    renamed; the bytes themselves are compared with their digests by whoever reads them.
+    renamed; the bytes themselves are compared with their digests when they are read.
 
     Args:
         table: The cache's samples.
-        dataset: What the cache says of them.
+        dataset: The cache's description of its data set.
         images: A copy of the data set.
-        partial: Whether some samples may be missing and others be there. In place of a missing
-            sample stands some other image, which nobody must show.
-        covered: What `find` found, if it was asked.
+        partial: True if samples may be missing and other images be there. A missing sample is
+            replaced by some other image, which must not be shown.
+        covered: Result of `find`, where it was called before.
 
     Raises:
         CacheMismatch: Samples are missing or too many, or a label or the size of an image differs.
@@ -158,12 +158,12 @@ def align(
 
 
 def match(table: SampleTable, dataset: DatasetSpec, images: ImageDataset) -> ImageDataset:
-    """The data set in the order of `table`, if it is the one the cache is of; raises as `align`."""
+    """Order a data set as `table`; raises as `align`."""
     return align(table, dataset, images)[0]
 
 
 def _renamed(table: SampleTable, missing: I8, images: ImageDataset, strange: I8) -> dict[int, int]:
-    """Missing row → number of the image that has its bytes, and its label if that is known."""
+    """Find missing rows by their bytes, and their label if there is one: row → image."""
     strange = strange[np.isin(images.length_N[strange], table.bytes_N[missing])]
     if not len(strange) or not len(missing):
         return {}
@@ -182,7 +182,7 @@ def _renamed(table: SampleTable, missing: I8, images: ImageDataset, strange: I8)
 
 
 def _digests(images: ImageDataset, numbers: I8, wanted: U8) -> U8:
-    """Digests of some images; all 0 when none of a few that are tried first is wanted."""
+    """Compute digests of some images; all 0 if none of a first few matches."""
     kept, name = DiskCache(), disk_cache.key("digests", _copy(images, numbers))
     if (data := kept.index(name)) is not None and len(data) == 8 * len(numbers):
         return np.frombuffer(data, dtype="<u8").astype(np.uint64)
@@ -196,7 +196,7 @@ def _digests(images: ImageDataset, numbers: I8, wanted: U8) -> U8:
 
 
 def _read(images: ImageDataset, numbers: I8) -> U8:
-    """Digests of the bytes of images."""
+    """Compute digests of the bytes of images."""
     digests: list[int] = []
     with (
         progress.bar("compare images", len(numbers), "images") as advance,
@@ -210,7 +210,7 @@ def _read(images: ImageDataset, numbers: I8) -> U8:
 
 
 def _copy(images: ImageDataset, numbers: I8) -> str:
-    """What tells some images of a copy from those of another, without reading them."""
+    """Compute an identity of some images of a copy without reading them."""
     told = hashlib.sha256(sources.resolve(images.source).encode())
     for path in images.paths:
         with contextlib.suppress(OSError):

@@ -1,6 +1,6 @@
 """Open a data set by its source: shards, a folder of images, a `.beton` or a URL.
 
-The kind of a source follows from its name and from what lies there. This module builds on all kinds
+The kind of a source follows from its name and its contents. This module builds on all kinds
 of data sets, and none of them on it.
 """
 
@@ -29,7 +29,7 @@ def open_images(source: str, split: str, containers: bool = True) -> ImageDatase
         source: A folder (of tars, of images, or of splits), a tar, a glob or a brace pattern of
             tars; a `.beton`; or a URL of a folder or of tars that fsspec can read.
         split: "train", "validation" or "teacher": the part of a data set that has parts.
-        containers: Whether a `.beton` in a folder stands for what lies beside it.
+        containers: True if a `.beton` in a folder replaces the files beside it.
 
     Raises:
         UsageError: Nothing there, or not all of it.
@@ -48,7 +48,7 @@ def open_images(source: str, split: str, containers: bool = True) -> ImageDatase
 
 
 def has_split(source: str, split: str) -> bool:
-    """Whether the data set at `source` has images of its own for `split`."""
+    """Check if the data set at `source` has images of its own for `split`."""
     if "://" not in source and (file := beton.find(source, split)) is not None:
         return split == "train" or file != Path(source)
     return sources.has_split(source, split)
@@ -72,7 +72,7 @@ def _indexed(
     found: list[TarIndex],
     remote: RemoteShards | None,
 ) -> ImageDataset:
-    """One data set of the indices of its shards."""
+    """Join the indices of shards to one data set."""
     counts = [len(index.names) for index in found]
     if place.info is not None and place.split.lengths:
         info_json.check_counts(place.info.where, place.split, place.names, counts)
@@ -92,7 +92,7 @@ def _indexed(
 
 
 def _folder(source: str, split: str) -> ImageDataset:
-    """An ImageFolder: the first level of folders names the classes."""
+    """Open an ImageFolder: the first level of folders names the classes."""
     root = sources.split_folder(Path(source), split)
     files = sorted(_walk(root))
     folders = [file.relative_to(root).parts[0] for file in files if file.parent != root]

@@ -2,7 +2,7 @@
 
 Stage 1 goes through shards of `kdcache shard` from front to back, and a request per image would
 wait for the network a million times. As kernels do for files, a read near the end of the one before
-it doubles what is asked for; a read elsewhere asks for its own bytes.
+it doubles the request; a read elsewhere requests its own bytes.
 """
 
 import threading
@@ -19,7 +19,7 @@ _RUNS = 8
 
 @dataclass
 class _Run:
-    """What was read of one shard lately."""
+    """Recent reads of one shard."""
 
     last: int = -1
     """End of the furthest read; -1 before the first."""
@@ -42,7 +42,7 @@ class ReadAhead:
     """Parts of many shards, read from many threads."""
 
     def __init__(self, part: Callable[[int, int, int], bytes]) -> None:
-        """Reads by `part(shard, begin, end)`."""
+        """Read by `part(shard, begin, end)`."""
         self._part = part
         self._runs: OrderedDict[int, _Run] = OrderedDict()
         self._lock = threading.Lock()

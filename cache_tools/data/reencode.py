@@ -1,4 +1,4 @@
-"""One image on its way into a shard: looked at, or made smaller; and what kind of file it is."""
+"""Images on their way into a shard: check, shrink, and find the kind of file."""
 
 import re
 from importlib.metadata import version
@@ -18,11 +18,11 @@ KINDS = (
     (rb"II[*+]\0|MM\0[*+]", "tiff"),
     (rb"P[1-6]\s", "ppm"),
 )
-"""How a file of each kind begins (a regular expression), and its extension in a shard."""
+"""First bytes of each kind of file (a regular expression), and its extension in a shard."""
 
 
 def extension(data: bytes, key: str) -> str:
-    """The extension of an encoded image, by its first bytes: names are wrong now and then.
+    """Return the extension of an encoded image, by its first bytes: names can be wrong.
 
     Raises:
         DataError: It is none of the known kinds; `key` names it.
@@ -36,7 +36,7 @@ def extension(data: bytes, key: str) -> str:
 def shrink(
     data: bytes, key: str, short_side: int, quality: int, reuse: decode.DecodeBuffer
 ) -> bytes:
-    """The image with its short side at `short_side` pixels, as JPEG; untouched if no larger.
+    """Shrink an image to `short_side` pixels, as JPEG; untouched if no larger.
 
     Shrunk by INTER_AREA, which averages all pixels, and encoded with the accurate DCT and colours
     at half resolution (4:2:0). EXIF data are dropped: no decoder here turns pictures by them.
@@ -55,5 +55,5 @@ def shrink(
 
 
 def encoder() -> str:
-    """What the bytes of a shrunk image depend on beside the options."""
+    """List the versions that the bytes of a shrunk image depend on."""
     return f"simplejpeg {version('simplejpeg')}, opencv {cv2.__version__}"

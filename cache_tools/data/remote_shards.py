@@ -4,7 +4,7 @@ Opening needs an index of every shard: from the local data folder, from beside t
 shard` writes it there), or, once, by reading the shard through. A sample is then read from the
 shard's local copy when there is one, else by a range request, while a few threads fetch the shards
 that were touched. Every image is compared with its CRC-32, wherever it came from: a local copy that
-fails is dropped, a reply that fails is asked for again, and a shard that changed is an error.
+fails is dropped, a reply that fails is requested again, and a shard that changed is an error.
 """
 
 import logging
@@ -73,10 +73,10 @@ class RemoteShards:
         self._fetchers: list[threading.Thread] = []
 
     def indices(self, beside: bool) -> list[TarIndex]:
-        """The index of every shard, fetching what must be fetched for it.
+        """Read or make the index of every shard, fetching what is needed for it.
 
         Args:
-            beside: Whether an index lies beside each shard.
+            beside: True if there is an index beside each shard.
 
         Raises:
             DataError, UsageError: A shard or index cannot be read.
@@ -121,7 +121,7 @@ class RemoteShards:
         if now != (shard.size, shard.version):
             raise DataError(
                 f"{self._remote.url}/{shard.name} has changed since this run opened it. Run the "
-                "same command again: it will look at the new shard, and say whether it fits."
+                "same command again: it checks whether the new shard matches."
             )
         raise DataError(
             f"{self._remote.url}/{shard.name}: the bytes at {offset:,} are not those of its index. "
@@ -163,7 +163,7 @@ class RemoteShards:
         return index
 
     def _read_local(self, where: int, offset: int, length: int) -> bytes | None:
-        """Bytes of the local copy, or None; asks for a copy when there is none and may be one."""
+        """Read the local copy, or None; requests a copy where there is none and may be one."""
         shard = self.shards[where]
         path = self._local.get(where)
         if path is None and shard.key in self._fit:
@@ -174,12 +174,12 @@ class RemoteShards:
             self._local[where] = path
         try:
             return None if path is None else self._file_pool.read(path, offset, length)
-        except OSError:  # somebody emptied the folder
+        except OSError:  # the folder was emptied
             self._local.pop(where, None)
             return None
 
     def _drop(self, where: int) -> None:
-        """A local copy is damaged: this run reads its shard by ranges, the next one fetches it."""
+        """Drop a damaged copy: this run reads its shard by ranges, the next one fetches it."""
         shard = self.shards[where]
         log.warning("the local copy of %s is damaged and was removed", shard.name)
         self._folder.invalidate(shard.key)
@@ -214,7 +214,7 @@ class RemoteShards:
 
 @contextmanager
 def _megabytes(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar in MB, told in bytes from many threads; none when there is nothing to do."""
+    """Show progress in MB, reported in bytes from many threads, if there is anything to do."""
     if not total:
         yield lambda _: None
         return

@@ -1,6 +1,6 @@
 """Read a data set in the order of a sample table, and make the table by reading every image once.
 
-What cannot be decoded is found here, before a teacher is asked: later it would cost every part that
+What cannot be decoded is found here, before inference: later it would cost every part that
 the image is in, and mending it would make another data set.
 
 Shapes: N samples.
@@ -30,7 +30,7 @@ _SHOWN = 10
 def in_table_order(
     images: ImageDataset, kind: KeyKind | None
 ) -> tuple[KeyKind, list[str], ImageDataset]:
-    """The data set in the order of a sample table.
+    """Order a data set as a sample table.
 
     Args:
         images: An opened data set.
@@ -61,13 +61,13 @@ def scan(
 ) -> SampleTable:
     """Read and decode every image once and make its row of the table.
 
-    What cannot be decoded is found here, before a teacher is asked: later it would cost every part
+    What cannot be decoded is found here, before inference starts: later it would cost every part
     that the image is in, and mending it would make another data set.
 
     Args:
         keys: Keys in table order.
         images: The data set in table order.
-        labels: Whether to keep the labels of the data set.
+        labels: Use of the data set's labels.
         threads: Reader threads.
         done: Called with the number of samples read since the last call.
 

@@ -40,7 +40,7 @@ _SHOWN = 10
 
 @dataclass(frozen=True)
 class Options:
-    """How shards are written."""
+    """Options of writing shards."""
 
     split: str = "train"
     """Name of the split: train, validation or teacher."""
@@ -51,9 +51,9 @@ class Options:
     quality: int = 90
     """JPEG quality of what is shrunk."""
     check: bool = True
-    """Whether every image is decoded, so that broken ones are found now."""
+    """True if every image is decoded, so that broken ones are found now."""
     skip_broken: bool = False
-    """Whether to leave broken images out; otherwise they are an error."""
+    """True if broken images are left out; otherwise they are an error."""
 
 
 def write(images: ImageDataset, target: Path, options: Options) -> dict[str, Any]:
@@ -128,7 +128,7 @@ class _Writer:
         return broken
 
     def _load(self, row: int) -> bytes | DataError:
-        """The bytes of a sample as they go into the shard, or what is wrong with it."""
+        """Read the bytes of a sample as they go into the shard, or return its error."""
         name, options = self._images.names[row], self._options
         try:
             data = self._images.read(row)
@@ -161,7 +161,7 @@ class _Writer:
         return index
 
     def _tar(self, content: Sequence[tuple[int, bytes]]) -> bytes:
-        """A shard: for each sample its image and, if it has a label, that as .cls."""
+        """Write a shard: for each sample its image and, if it has a label, that as .cls."""
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
             for row, data in content:
@@ -230,7 +230,7 @@ def _claim(images: ImageDataset, target: Path, options: Options, info: DatasetIn
 
 
 def _written(path: Path, images: ImageDataset, rows: range, options: Options) -> TarIndex | None:
-    """The index of a shard that is whole already and of these samples, or None."""
+    """Read the index of a shard that is complete already and of these samples, or None."""
     try:
         index = tar_index.unpack(
             path.with_name(path.name + tar_index.SUFFIX).read_bytes(), path.name

@@ -1,6 +1,6 @@
-"""Which shards a source names: a folder with timm's `_info.json` or without, a pattern, a URL.
+"""Shards of a source: a folder with timm's `_info.json` or without, a pattern, a URL.
 
-What is found has names only; whether it can be read is up to who opens it (shards.py, streamed.py).
+Only names are found here; `open` and `remote_shards` read them.
 """
 
 import glob
@@ -16,19 +16,19 @@ _MAX_INFO = 2**26
 
 
 def resolve(source: str) -> str:
-    """The same data set, named so that it can be found from another folder."""
+    """Make the name of a data set absolute."""
     return source if "://" in source else str(Path(source).resolve())
 
 
 def has_split(source: str, split: str) -> bool:
-    """Whether the data set at `source` has images of its own for `split`."""
+    """Check if the data set at `source` has images of its own for `split`."""
     if (info := describe(source)) is not None:
         return info.find(split) is not None
     return "://" not in source and any((Path(source) / name).is_dir() for name in SPLITS[split])
 
 
 def describe(source: str) -> DatasetInfo | None:
-    """What the `_info.json` of a folder or URL says, or None when there is none."""
+    """Read the `_info.json` of a folder or URL, or None if there is none."""
     if "://" in source:
         if _is_pattern(source) or source.endswith(".tar"):
             return None
@@ -49,18 +49,18 @@ class ShardSource:
     names: tuple[str, ...]
     """Shards, relative to it."""
     info: DatasetInfo | None = None
-    """What describes them."""
+    """Their description."""
     split: Split = field(default_factory=lambda: Split(()))
-    """Its split that was asked for."""
+    """The requested split."""
 
 
 def _is_pattern(source: str) -> bool:
-    """Whether a source stands for several names; a question mark in a URL begins its query."""
+    """Check if a source is a pattern of names; a question mark in a URL begins its query."""
     return any(c in source for c in ("*[{" if "://" in source else "*?[{"))
 
 
 def find_local(source: str, split: str) -> ShardSource | None:
-    """The shards of a local source; None when it is a folder of images."""
+    """Find the shards of a local source; None if it is a folder of images."""
     folder = Path(source)
     if _is_pattern(source):
         return ShardSource("", tuple(_matches(source)))
@@ -92,12 +92,12 @@ def _matches(pattern: str) -> list[str]:
 
 
 def split_folder(folder: Path, split: str) -> Path:
-    """The sub-folder of this split, or the folder itself when it has none."""
+    """Return the sub-folder of this split, or the folder itself if it has none."""
     return next((folder / n for n in SPLITS[split] if (folder / n).is_dir()), folder)
 
 
 def find_remote(source: str, split: str) -> ShardSource:
-    """The shards of a URL; UsageError when there are none."""
+    """Find the shards of a URL; UsageError if there are none."""
     if (info := describe(source)) is not None:
         found = info.need(split)
         return ShardSource(source, found.filenames, info, found)

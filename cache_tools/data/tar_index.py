@@ -1,8 +1,8 @@
-"""What lies where in one WebDataset shard: the index of a tar, made by one pass over its headers.
+"""Index of one WebDataset shard, a tar, made by one pass over its headers.
 
 An index is small (some 40 bytes a sample) and can be kept: beside the shard (`NAME.tar.kdx`, which
 `kdcache shard` writes) or in the local data folder. One that was made from the whole file also
-holds a CRC-32 of every image, so that bytes from a network can be told from wrong ones.
+holds a CRC-32 of every image, so that wrong bytes from a network are found.
 
 Shapes: N samples of the shard.
 """
@@ -22,7 +22,7 @@ from cache_tools.spec.dataset import NO_LABEL
 
 IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
 SUFFIX = ".kdx"
-"""What is appended to a shard's name for the index beside it."""
+"""Suffix of a shard's name for the index beside it."""
 _MAGIC = "kdcache shard index 1"
 _BLOCK = 512
 
@@ -36,16 +36,16 @@ class TarIndex:
     names: list[str]
     """[N] path of each sample within the data set, without extension."""
     offset_N: NDArray[np.int64]
-    """Where its image begins, in bytes."""
+    """First byte of its image."""
     length_N: NDArray[np.int64]
-    """How many bytes it has."""
+    """Bytes of its image."""
     label_N: NDArray[np.int32]
     """Class, or NO_LABEL."""
     crc_N: NDArray[np.uint32] | None = None
     """CRC-32 of its bytes; None when only the headers were read."""
 
     def pack(self) -> bytes:
-        """The index as bytes: one line of JSON, the columns, the names, a CRC-32 of it all."""
+        """Encode the index: one line of JSON, the columns, the names, a CRC-32 of it all."""
         head = {
             "kind": _MAGIC,
             "tar_bytes": self.tar_bytes,
@@ -62,10 +62,10 @@ class TarIndex:
 
 
 def unpack(data: bytes, name: str) -> TarIndex:
-    """The index in `data`.
+    """Decode an index.
 
     Raises:
-        DataError: It is none, or not whole; `name` says whose.
+        DataError: It is none, or incomplete; `name` is the shard's.
     """
     try:
         if zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
@@ -148,7 +148,7 @@ def _members(file: BinaryIO, name: str) -> Iterator[tuple[str, str, int, int]]:
 
 
 def split_name(member: str) -> tuple[str, str]:
-    """The sample a member of a shard belongs to, and its last extension in small letters."""
+    """Split a member's name into its sample and its last extension in small letters."""
     folder, _, file = member.removeprefix("./").rpartition("/")
     stem, _, extension = file.partition(".")
     return f"{folder}/{stem}" if folder else stem, "." + extension.lower().rpartition(".")[2]

@@ -45,7 +45,7 @@ class ViewRenderer:
             stored_pixels: Use of the pixels that a `.beton` stores instead of an encoded image.
             decoded_before: True if every image was decoded as a whole when the table was made and
                 is read many times now: rows below all boxes are not decoded, and from the second
-                read on the CRC-32C stands for the digest (the digest costs up to a tenth of a
+                read on the CRC-32C replaces the digest (the digest costs up to a tenth of a
                 decode, the CRC less than a hundredth).
         """
         self.spec = spec
@@ -57,7 +57,7 @@ class ViewRenderer:
         self._buffer = decode.DecodeBuffer()
 
     def read(self, row: int) -> bytes:
-        """Encoded bytes of one sample, compared with its digest.
+        """Read the encoded bytes of one sample and compare them with its digest.
 
         Raises:
             DataError: They cannot be read.

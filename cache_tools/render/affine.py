@@ -76,7 +76,7 @@ def _paint(pixels: U1, color: U1) -> None:
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _inside(source: U1, matrix: I8, y: int, width: int) -> tuple[int, int]:
-    """Which columns of an output row, half-open, map into the source's area."""
+    """Find the columns of an output row, half-open, that map into the source's area."""
     first, last = _between(matrix[0], matrix[1] * y + matrix[2], source.shape[1], width)
     upper, lower = _between(matrix[3], matrix[4] * y + matrix[5], source.shape[0], width)
     first = max(first, upper)
@@ -85,7 +85,7 @@ def _inside(source: U1, matrix: I8, y: int, width: int) -> tuple[int, int]:
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _between(slope: int, offset: int, size: int, count: int) -> tuple[int, int]:
-    """Which x of 0…count - 1, half-open, have -1/2 ≤ slope · x + offset < size - 1/2."""
+    """Find x of 0…count - 1, half-open, with -1/2 ≤ slope · x + offset < size - 1/2."""
     low, high = -32768 - offset, size * 65536 - 32768 - offset
     if slope == 0:
         return 0, count if low <= 0 < high else 0
@@ -96,7 +96,7 @@ def _between(slope: int, offset: int, size: int, count: int) -> tuple[int, int]:
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _along_rows(source: U1, matrix: I8, bicubic: bool, out: U1) -> None:
-    """A map that moves whole rows sideways; what lies outside of the source is left alone."""
+    """Map whole rows sideways; pixels outside of the source are left alone."""
     width = source.shape[1]
     lines, result = source.reshape(source.shape[0], -1), out.reshape(out.shape[0], -1)
     padded = np.empty(3 * (width + 4), np.uint8)
@@ -135,7 +135,7 @@ def _one_row(flat: U1, by: tuple[int, int, int, int], line: U1) -> None:
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _along_columns(source: U1, matrix: I8, bicubic: bool, out: U1) -> None:
-    """A map that moves whole columns up or down; what lies outside of the source is anything."""
+    """Map whole columns up or down; pixels outside of the source are undefined."""
     height, width, left = source.shape[0], source.shape[1], matrix[2] >> 16
     weights = np.zeros((4, width, 3), np.int32)
     moved = np.empty((height + 3, 3 * width), np.uint8)
@@ -190,14 +190,14 @@ def _four_rows(lines: U1, weights: I4, line: U1) -> None:
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _clip(value: np.int32) -> np.uint8:
-    """A sum of 32 bits in 1/2^20, rounded down, and the nearest of 0…255 to that."""
+    """Round a sum of 32 bits in 1/2^20 down, and clip it to 0…255."""
     whole = np.int32(np.int32(value) >> np.int32(20))
     return np.uint8(min(max(whole, np.int32(0)), np.int32(255)))
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _along_both(source: U1, matrix: I8, bicubic: bool, out: U1) -> None:
-    """Any map; what lies outside of the source is left alone."""
+    """Apply any map; pixels outside of the source are left alone."""
     pairs, width = _pairs(source), out.shape[1]
     at, fractions = np.empty(width, np.uint32), np.empty((2, width), np.int32)
     near, planes = np.empty((2, width), np.uint64), np.empty((3, width), np.uint8)
@@ -218,7 +218,7 @@ def _along_both(source: U1, matrix: I8, bicubic: bool, out: U1) -> None:
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _pairs(source: U1) -> U8:
-    """The pairs [H + 4, W + 4] of a picture with its border's pixels twice more on each side."""
+    """Make the pairs [H + 4, W + 4] of a picture with its border repeated twice on each side."""
     height, width = source.shape[0], source.shape[1]
     pairs = np.empty((height + 4, width + 4), np.uint64)
     line = np.empty(width + 5, np.uint32)
@@ -297,7 +297,7 @@ def _two_columns(words: U4, part: I4, count: int, sums: I4) -> None:
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _byte(word: np.uint32, shift: np.uint32) -> np.int32:
-    """The byte of a word that is `shift` bits from its lower end."""
+    """Take the byte of a word that is `shift` bits from its lower end."""
     return np.int32(word >> shift & np.uint32(255))
 
 
@@ -353,7 +353,7 @@ def _sum_of_four(
     by: tuple[np.int32, np.int32, np.int32, np.int32],
     shift: np.uint32,
 ) -> np.int32:
-    """A channel of four pixels, weighted."""
+    """Weight a channel of four pixels."""
     upper = by[0] * _byte(words[0], shift) + by[1] * _byte(words[1], shift)
     lower = by[2] * _byte(words[2], shift) + by[3] * _byte(words[3], shift)
     return np.int32(np.int32(upper + lower + 128) >> 8)

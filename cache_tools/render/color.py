@@ -39,7 +39,7 @@ def _map(image: U1, tables: U1) -> None:
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _histogram(image: U1) -> I8:
-    """How often each of the 256 values occurs in each channel: [3, 256]."""
+    """Count the 256 values of each channel: [3, 256]."""
     counts = np.zeros((3, 256), np.int64)
     flat = image.reshape(-1)
     reds, greens, blues = counts[0], counts[1], counts[2]
@@ -52,7 +52,7 @@ def _histogram(image: U1) -> I8:
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _clip(value: np.int32) -> np.uint8:
-    """The nearest of 0…255."""
+    """Clip to 0…255."""
     return np.uint8(min(max(value, np.int32(0)), np.int32(255)))
 
 
@@ -100,7 +100,7 @@ def solarize_add(image: U1, add: int, threshold: int = 128) -> None:
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _round_53(value: int) -> int:
-    """A non-negative integer of up to 62 bits, rounded to 53 significant ones, half to even."""
+    """Round a non-negative integer of up to 62 bits to 53 significant ones, half to even."""
     shift = 0
     while value >> shift >= 1 << 53:
         shift += 1
@@ -136,7 +136,7 @@ def _stretch(low: int, high: int, table: U1) -> None:
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _extremes(image: U1) -> tuple[I8, I8]:
-    """The lowest and the highest value of each channel."""
+    """Find the lowest and the highest value of each channel."""
     flat = image.reshape(-1)
     low_red = low_green = low_blue = np.uint8(255)
     high_red = high_green = high_blue = np.uint8(0)
@@ -231,7 +231,7 @@ def color(image: U1, factor: int) -> None:
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _from(grey: np.int32, value: np.uint8, slope: np.int32) -> np.uint8:
-    """A value blended from a grey, rounding towards zero."""
+    """Blend a value from a grey, rounding towards zero."""
     return _clip(grey + ((np.int32(value) - grey) * slope >> np.int32(16)))
 
 

@@ -1,6 +1,6 @@
 """Encoded image → uint8 RGB pixels, or a `DataError` that names the sample. Nothing between.
 
-What becomes of every odd kind of image stands in FORMAT.md, section 3.4. JPEG is decoded by
+FORMAT.md, section 3.4, defines the treatment of every odd kind of image. JPEG is decoded by
 libjpeg-turbo with the accurate DCT and fancy upsampling (Pillow, OpenCV and torchvision give the
 same bits), everything else by Pillow. libjpeg fills what a broken file lacks with grey and only
 warns; `simplejpeg` makes an error of the warning, Pillow does not, so that as few JPEG as possible
@@ -53,7 +53,7 @@ _PLUGINS: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
     (rb"II[*+]\0|MM\0[*+]", TiffImagePlugin.TiffImageFile),
     (rb"P[1-6]\s", PpmImagePlugin.PpmImageFile),
 )
-"""How a file of each format begins (a regular expression), and what reads it."""
+"""First bytes of each format (a regular expression), and the plug-in that reads it."""
 
 # The padding some cameras leave: all pixels were decoded when libjpeg met these bytes.
 _HARMLESS = re.compile(r": \d{1,2} extraneous bytes before marker 0xd9")
@@ -76,7 +76,7 @@ def size(data: bytes, key: str) -> tuple[int, int]:
 
 
 def is_plain_jpeg(data: bytes) -> bool:
-    """Whether TurboJPEG makes RGB of an image without further ado: no CMYK, no other format."""
+    """Check that TurboJPEG decodes an image to RGB: no CMYK, no other format."""
     return _header(data)[2] in _PLAIN
 
 
@@ -227,7 +227,7 @@ def _silence_pillow() -> None:
 
 
 def _rgb(image: Image.Image) -> U1:
-    """The pixels of an opened image as 8-bit RGB, without alpha."""
+    """Convert an opened image to 8-bit RGB, without alpha."""
     image.load()
     # Else converting would look for a colour that stands for "transparent" in the new mode.
     image.info.pop("transparency", None)
@@ -235,7 +235,7 @@ def _rgb(image: Image.Image) -> U1:
         grey = (np.asarray(image) >> 8).astype(np.uint8)  # convert() would clip at 255
         return np.repeat(grey[:, :, None], 3, axis=2)
     if image.mode in ("I", "F"):
-        raise ValueError("its pixels are numbers of 32 bits, whose range nobody knows")
+        raise ValueError("its pixels are numbers of 32 bits of unknown range")
     rgba = image.convert("RGBA") if image.mode in ("P", "PA", "LA") else image
     return np.array(rgba.convert("RGB"))
 

@@ -110,6 +110,6 @@ def _add(line: U1, weight: np.uint32, sums: NDArray[np.uint32]) -> None:
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _save(sums: NDArray[np.uint32], line: U1) -> None:
-    """The sums' upper eight bits."""
+    """Take the sums' upper eight bits."""
     for i in range(sums.size):
         line[i] = sums[i] >> 24

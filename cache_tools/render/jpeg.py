@@ -1,4 +1,4 @@
-"""A JPEG that says it is less high than it is, so that a decoder stops early.
+"""Shorten the height in a JPEG header so that decoding stops early.
 
 A crop rarely reaches the last row, and a baseline JPEG is decoded from the top: what lies below
 the crop costs time for nothing. No decoder at hand takes "so many rows" for an argument, but all of
@@ -19,7 +19,7 @@ BLENDED = 4
 
 
 def shorter(data: bytes, rows: int) -> bytes | None:
-    """The same JPEG, its header changed so that at least `rows` rows of it come out unchanged.
+    """Change a JPEG's header so that at least `rows` rows of it are decoded unchanged.
 
     Args:
         data: A JPEG.
@@ -38,7 +38,7 @@ def shorter(data: bytes, rows: int) -> bytes | None:
 
 @njit(nogil=True, cache=True)
 def height_at(data: U1, rows: int) -> int:
-    """Where a JPEG's header has the height (two bytes, big-endian); 0 = `shorter` has none."""
+    """Find the height (two bytes, big-endian) in a JPEG's header; 0 = not for `shorter`."""
     at, found, components = 2, 0, 0
     while at + 9 < data.size:
         marker, length = data[at + 1], int(data[at + 2]) << 8 | int(data[at + 3])

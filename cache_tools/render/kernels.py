@@ -103,7 +103,7 @@ def philox(
 
 @njit(nogil=True, cache=True)
 def _normal(word: np.uint64) -> np.int64:
-    """A word's four 16-bit limbs summed and scaled to mean 0 and variance 1, in 1/65536."""
+    """Sum a word's four 16-bit limbs and scale to mean 0 and variance 1, in 1/65536."""
     total = np.int64(0)
     for _ in range(4):
         total += np.int64(word & _LIMB)

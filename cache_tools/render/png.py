@@ -42,7 +42,7 @@ def check(data: bytes) -> list[bytes]:
 
 
 def is_interlaced(data: bytes) -> bool:
-    """Whether the rows come in seven passes, so that a late one may lack anywhere."""
+    """Check if rows come in seven passes, so that a late one may be missing anywhere."""
     return data[28] != 0
 
 

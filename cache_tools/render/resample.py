@@ -117,7 +117,7 @@ def _rows(pixels: U1, at: int, pitch: int, weights: I4, line: U2) -> None:
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _three_rows(pixels: U1, at: int, pitch: int, weights: I4, line: U2) -> None:
-    """As `_rows`, for what most crops take."""
+    """Resample rows as `_rows`, for the taps of most crops."""
     count, (t, u, v) = line.size, (weights[0], weights[1], weights[2])
     a, b = pixels[at:][:count], pixels[at + pitch :][:count]
     c = pixels[at + 2 * pitch :][:count]
@@ -127,7 +127,7 @@ def _three_rows(pixels: U1, at: int, pitch: int, weights: I4, line: U2) -> None:
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _many_rows(pixels: U1, at: int, pitch: int, weights: I4, line: U2) -> None:
-    """As `_rows`, for any number of taps."""
+    """Resample rows as `_rows`, for any number of taps."""
     sums = np.full(line.size, 32, np.int32)
     for k in range(weights.size):
         values = pixels[at + k * pitch :][: line.size]
@@ -159,7 +159,7 @@ def _interleave(rows: U8, mixed: U8) -> None:
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _separate(mixed: U4, rows: U4) -> None:
-    """The inverse of `_interleave`."""
+    """Invert `_interleave`."""
     a, b, c, d = rows[0], rows[1], rows[2], rows[3]
     for i in range(a.size):
         a[i] = mixed[4 * i]
@@ -170,7 +170,7 @@ def _separate(mixed: U4, rows: U4) -> None:
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _unpack(words: U4, out: U1, first: int) -> None:
-    """The inverse of `_pack`, to rows `first` to `first` + 3; what is past the last goes there."""
+    """Invert `_pack`, to rows `first` to `first` + 3; those past the last go there."""
     last = out.shape[0] - 1
     a, b = out[min(first, last)], out[min(first + 1, last)]
     c, d = out[min(first + 2, last)], out[min(first + 3, last)]
@@ -203,7 +203,7 @@ def _columns(lanes: U2, left: I4, weights: I4, out: U1) -> None:
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _three_columns(lanes: U2, left: I4, weights: I4, out: U1) -> None:
-    """As `_columns`, for what most crops take."""
+    """Resample columns as `_columns`, for the taps of most crops."""
     for x in range(left.size):
         columns, result = lanes[_COLUMN * left[x] :], out[_COLUMN * x :][:_COLUMN]
         t, u, v = weights[x, 0], weights[x, 1], weights[x, 2]
@@ -216,7 +216,7 @@ def _three_columns(lanes: U2, left: I4, weights: I4, out: U1) -> None:
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _many_columns(lanes: U2, left: I4, weights: I4, out: U1) -> None:
-    """As `_columns`, for any number of taps."""
+    """Resample columns as `_columns`, for any number of taps."""
     sums = np.empty(_COLUMN, np.int32)
     for x in range(left.size):
         sums[:] = 1 << 21

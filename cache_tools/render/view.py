@@ -71,7 +71,7 @@ def render_views(
     reuse: decode.DecodeBuffer | None = None,
     seen: bool = False,
 ) -> None:
-    """Encoded image → views, decoded once (with scaled decoding: once per scale).
+    """Render views of an encoded image, decoded once (with scaled decoding: once per scale).
 
     Args:
         data: The encoded image.
@@ -94,13 +94,13 @@ def render_views(
 
 
 def scale_log2(spec: ViewSpec, height: int, width: int) -> int:
-    """How often a picture is halved as it is decoded, 0..3, for a crop of this size in pixels."""
+    """Compute how often a picture is halved in decoding, 0..3, for a crop of this size."""
     return int(scale_of(spec.size, height, width)) if spec.scaled_decode else 0
 
 
 @njit(nogil=True, cache=True)
 def scale_of(size: int, height: int, width: int) -> int:
-    """The most halvings, 0..3, after which a crop has no side below `size` pixels."""
+    """Compute the most halvings, 0..3, after which a crop has no side below `size` pixels."""
     scale, shorter = 0, min(height, width)
     while scale < 3 and shorter >> (scale + 1) >= size:
         scale += 1

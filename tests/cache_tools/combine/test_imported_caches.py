@@ -38,11 +38,11 @@ def sizes(folder: Path) -> Sizes:
     return writers.pictures(folder / "photos")
 
 
-CacheMetadata = Callable[[str], Path]
+WholeCache = Callable[[str], Path]
 
 
 @pytest.fixture
-def whole(folder: Path, sizes: Sizes, kdcache: Command) -> CacheMetadata:
+def whole(folder: Path, sizes: Sizes, kdcache: Command) -> WholeCache:
     """The cache of everything that a kind's files say, made once."""
 
     def make(kind: str) -> Path:
@@ -98,7 +98,7 @@ def trains(out: Path, data: Path, tmp_path: Path, kdcache: Command, *more: str) 
 
 @pytest.mark.parametrize("kind", ["fkd", "plain", "tinyvit"])
 def test_fewer_samples_keep_their_views(
-    kind: str, whole: CacheMetadata, folder: Path, tmp_path: Path, kdcache: Command
+    kind: str, whole: WholeCache, folder: Path, tmp_path: Path, kdcache: Command
 ) -> None:
     source, out = Cache.open(whole(kind)), tmp_path / "few.zarr"
     said = kdcache("select", whole(kind), out, "--samples", "0.5")
@@ -115,7 +115,7 @@ def test_fewer_samples_keep_their_views(
 
 @pytest.mark.parametrize("kind", ["fkd", "mixed", "tinyvit"])
 def test_fewer_classes_keep_their_views(
-    kind: str, whole: CacheMetadata, folder: Path, tmp_path: Path, kdcache: Command
+    kind: str, whole: WholeCache, folder: Path, tmp_path: Path, kdcache: Command
 ) -> None:
     source, out = Cache.open(whole(kind)), tmp_path / "few.zarr"
     url = f"file://{whole(kind)}"
@@ -142,7 +142,7 @@ def test_fewer_classes_keep_their_views(
 
 
 def test_mixed_partners_cannot_be_left_out(
-    whole: CacheMetadata, tmp_path: Path, kdcache: Command
+    whole: WholeCache, tmp_path: Path, kdcache: Command
 ) -> None:
     said = kdcache("select", whole("mixed"), tmp_path / "few.zarr", "--samples", "0.5")
     assert (said.code, "partners would be missing" in said.err) == (2, True)
@@ -152,7 +152,7 @@ def test_mixed_partners_cannot_be_left_out(
 
 @pytest.mark.parametrize("kind", ["fkd", "tinyvit"])
 def test_cuts_by_samples_merge_to_what_they_were_cut_from(
-    kind: str, whole: CacheMetadata, folder: Path, tmp_path: Path, kdcache: Command
+    kind: str, whole: WholeCache, folder: Path, tmp_path: Path, kdcache: Command
 ) -> None:
     source = Cache.open(whole(kind))
     for name, keys in (("a", source.table.keys[:7]), ("b", source.table.keys[5:])):
@@ -201,7 +201,7 @@ def test_partners_are_found_again_in_the_table_of_a_merge(
 
 
 def test_other_boxes_of_one_sample_are_a_conflict(
-    whole: CacheMetadata, tmp_path: Path, kdcache: Command
+    whole: WholeCache, tmp_path: Path, kdcache: Command
 ) -> None:
     source = Cache.open(whole("fkd"))
     (tmp_path / "keys").write_text("\n".join(source.table.keys[:8]))
