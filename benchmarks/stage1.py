@@ -8,7 +8,7 @@ noisy machine hits all alike:
 
 * "bare": the network alone on a random batch on its device; no top-k, nothing comes back.
 * "render G": the first stage alone with all cores, G views of each decode. No teacher.
-* "pipeline G": `pipeline.worker.stage1.Worker` itself: images to committed parts on disk.
+* "pipeline G": `pipeline.worker.stage1.Stage1` itself: images to committed parts on disk.
 
 Ratios are taken within a turn; medians and ranges are over the turns. On a GPU the pipeline can be
 as fast as the slower one of both; on a CPU both use the same cores, and no order of work makes them
@@ -60,8 +60,8 @@ from pipeline.teacher import teacher as teachers
 from pipeline.teacher.forward import Forward
 from pipeline.teacher.logits import Execution, Logits
 from pipeline.worker import open_cache
-from pipeline.worker.groups import Group, groups
-from pipeline.worker.stage1 import Worker
+from pipeline.worker.groups import DecodeGroup, decode_groups
+from pipeline.worker.stage1 import Stage1
 
 LIBRARIES = ("torch", "timm", "numpy", "numba", "zarr", "simplejpeg", "opencv-python-headless")
 GOAL = 0.97
@@ -149,18 +149,18 @@ class Bench:
         self._resident = 255 * torch.rand(case.batch, 3, case.size, case.size, device=device)
         self._resident = self._resident.to(memory_format=torch.channels_last)
 
-    def worker(self, render_threads: int | None = None) -> Worker:
-        """Worker that makes the parts."""
+    def worker(self, render_threads: int | None = None) -> Stage1:
+        """Open the process that makes the parts."""
         count = render_threads or threads.cpu_count()
-        return Worker(self.store, self.images, self.forward, self.case.batch, count)
+        return Stage1(self.store, self.images, self.forward, self.case.batch, count)
 
-    def take(self, decode: int, views: int) -> list[Group]:
+    def take(self, decode: int, views: int) -> list[DecodeGroup]:
         """Groups of the next views still to make."""
         blocks, begin = self.store.spec.num_blocks, self._turn
         self._turn += views
         parts = [p for p in self.store.parts() if begin <= p.view < self._turn]
         assert len(parts) == views * blocks
-        return groups(parts, decode)
+        return decode_groups(parts, decode)
 
     @torch.inference_mode()
     def bare(self) -> Cost:
@@ -170,9 +170,9 @@ class Bench:
             return timed(lambda: [self._logits(self._resident) for _ in range(count)],
                          count * self.case.batch, self.device)  # fmt: skip
 
-    def render(self, worker: Worker, decode: int) -> Cost:
+    def render(self, worker: Stage1, decode: int) -> Cost:
         """The first stage alone."""
-        wanted = groups([p for p in self.store.parts() if p.view < self.case.views], decode)
+        wanted = decode_groups([p for p in self.store.parts() if p.view < self.case.views], decode)
 
         def run() -> None:
             with worker._renderer.stream(wanted) as stream:
@@ -181,7 +181,7 @@ class Bench:
 
         return timed(run, self.case.views * self.case.samples, self.device)
 
-    def pipeline(self, worker: Worker, decode: int) -> Cost:
+    def pipeline(self, worker: Stage1, decode: int) -> Cost:
         """All stages, from the first batch on."""
         wanted, told = self.take(decode, self.case.views), []
 
@@ -195,7 +195,7 @@ class Bench:
         waits = [record["statistics"]["teacher_wait"] for record in records]
         return Cost(wall, whole.cpu, statistics.mean(waits))
 
-    def _views(self, wanted: list[Group]) -> Iterator[int]:
+    def _views(self, wanted: list[DecodeGroup]) -> Iterator[int]:
         for group in wanted:
             yield len(group.views) * len(self.store.spec.rows(group.block))
 

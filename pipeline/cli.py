@@ -26,7 +26,7 @@ Teachers = Annotated[
 ]
 Weights = Annotated[
     list[float] | None,
-    typer.Option("--teacher-weight", help="Share of each teacher in the mean; default: equal."),
+    typer.Option("--teacher-weight", help="Weight of each teacher in the mean; default: equal."),
 ]
 Architectures = Annotated[
     list[str] | None,
@@ -216,10 +216,10 @@ def cache(
 
     numbers = _numbers(parts)
     mine = launch.choose(task, tasks, by_number=bool(numbers))
-    share = run.Share(mine.number, mine.count, limit, numbers)
-    makers = launch.engine(mine, device, workers, engine, address)
-    store = run.run(loaded, data, sources, out, device, random_weights, share, makers)
-    if not mine.speaks:
+    selection = run.PartSelection(mine.number, mine.count, limit, numbers)
+    open_engine = launch.engine(mine, device, workers, engine, address)
+    store = run.run(loaded, data, sources, out, device, random_weights, selection, open_engine)
+    if not mine.is_main:
         return
     facts = info.info(store)
     print(

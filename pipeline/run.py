@@ -1,7 +1,7 @@
-"""`kdcache cache` from end to end: open the data, know the teacher, make what is missing.
+"""`kdcache cache` from end to end: open data and teacher, make the missing parts.
 
-Resuming is running the same command again. What is committed is checked by its digests first; what
-is damaged is made anew.
+Resuming is running the same command again. Committed parts are checked by their digests first;
+damaged ones are made anew.
 """
 
 import logging
@@ -16,6 +16,7 @@ from cache_tools.data.images import ImageDataset
 from cache_tools.runtime import progress, threads
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
+from cache_tools.verify import verify
 from pipeline.engines import base
 from pipeline.engines.base import Engine
 from pipeline.planning import estimate
@@ -25,69 +26,72 @@ from pipeline.teacher.forward import Forward, choose_device
 from pipeline.teacher.logits import Execution
 from pipeline.worker import failures as outcome
 from pipeline.worker import open_cache
-from pipeline.worker.job import Failure, Job, Work, batch_size, groups, missing
+from pipeline.worker.failures import Failure
+from pipeline.worker.groups import decode_groups
+from pipeline.worker.job import JobSpec, batch_size
+from pipeline.worker.stage1 import Stage1
 
 log = logging.getLogger("kdcache")
 
 
 @dataclass(frozen=True)
-class Share:
-    """Which of the missing parts this process makes.
+class PartSelection:
+    """Selection of the parts that this process makes.
 
-    A share is of decode groups: a block in `views_per_decode` neighbouring views. Which groups are
-    whose depends on nothing that changes while others work.
+    Tasks divide decode groups: a block in `views_per_decode` neighbouring views. The division
+    depends on nothing that changes while others work.
     """
 
-    worker: int = 0
-    """Number of this worker, from 0."""
-    workers: int = 1
-    """How many there are."""
+    task: int = 0
+    """Number of this task, from 0."""
+    tasks: int = 1
+    """Count of tasks."""
     limit: int | None = None
-    """Stop after this many parts."""
+    """Largest number of parts; None = all."""
     numbers: frozenset[int] = frozenset()
     """Only of these parts, in the order of `Cache.parts`; empty = all."""
 
     def of(self, store: Cache, views_per_decode: int) -> list[Part]:
-        """The parts of this share."""
+        """Selected parts of a cache."""
         blocks = store.spec.num_blocks
         return [
             part
             for number, part in enumerate(store.parts())
             if (not self.numbers or number in self.numbers)
-            and (part.view // views_per_decode * blocks + part.block) % self.workers == self.worker
+            and (part.view // views_per_decode * blocks + part.block) % self.tasks == self.task
         ]
 
 
 def run(
     recipe: CacheRecipe,
     data: str,
-    teacher_name: str | Sequence[TeacherSource],
+    teachers: str | Sequence[TeacherSource],
     out: str | Path,
     device: str | None = None,
     random_weights: bool = False,
-    share: Share = Share(),
-    engine: base.Open = Work,
+    selection: PartSelection = PartSelection(),
+    engine: base.Open = Stage1.open,
 ) -> Cache:
-    """Make a cache, or what is missing of it.
+    """Make a cache, or its missing parts.
 
     Args:
-        recipe: What to do.
-        data: Where the images lie.
-        teacher_name: Name of the teacher, or where one or several come from.
-        out: Where the cache lies: a folder, or a URL that fsspec knows.
-        device: Where the teacher runs.
-        random_weights: For speed trials.
-        share: Which of the parts are made.
-        engine: Who makes them; this process when nothing is said.
+        recipe: Recipe of the cache.
+        data: Path or URL of the images.
+        teachers: Name of the teacher, or sources of one or several.
+        out: Path of the cache, or a URL of fsspec's kinds.
+        device: Device of the teacher.
+        random_weights: Use of an untrained teacher, for speed trials.
+        selection: Parts to make.
+        engine: Opens the engine; by default, this process.
 
     Raises:
-        KdcacheError: Any of its kinds; what is committed stays.
-        KeyboardInterrupt: A signal came; its text says what is kept and how to go on.
+        KdcacheError: Any of its kinds; committed parts stay.
+        KeyboardInterrupt: A signal came; the text has the parts kept and the command to continue.
     """
-    named = [TeacherSource(teacher_name)] if isinstance(teacher_name, str) else teacher_name
-    opened = engine(Job(recipe, data, tuple(named), str(out), device, random_weights))
+    sources = [TeacherSource(teachers)] if isinstance(teachers, str) else teachers
+    opened = engine(JobSpec(recipe, data, tuple(sources), str(out), device, random_weights))
     try:
-        failures = _make_missing(opened, recipe, share)
+        failures = _make_missing(opened, recipe, selection)
     except KeyboardInterrupt as signal:
         raise KeyboardInterrupt(outcome.interrupted(opened.store, str(signal))) from None
     finally:
@@ -103,37 +107,46 @@ def measure(
     device: str | None = None,
     random_weights: bool = False,
 ) -> dict[str, Any]:
-    """What a few real batches say of the time it will take (`estimate.measure`), and `classes`.
+    """Measure a few real batches to estimate the hours (`estimate.measure`); adds `classes`.
 
     Raises:
         UsageError, TeacherError, DataError, CacheMismatch: As `run` would.
     """
-    where = choose_device(device)
+    target = choose_device(device)
     size = recipe.views.for_teacher().size
-    if where.type == "cpu":
+    if target.type == "cpu":
         torch.set_num_threads(threads.for_torch(size)[0])
     teacher = teachers.load_all(sources, size, recipe.precision, random_weights)
     open_cache.check_labels(recipe, images, teacher)
     classes = teacher.spec.num_classes
-    how = Execution(recipe.memory_format, recipe.compile)
-    forward = Forward(teacher, recipe.targets_of(classes), where, how)
-    facts = estimate.measure(recipe, images, teacher, forward, batch_size(recipe, where))
+    execution = Execution(recipe.memory_format, recipe.compile)
+    forward = Forward(teacher, recipe.targets_of(classes), target, execution)
+    facts = estimate.measure(recipe, images, teacher, forward, batch_size(recipe, target))
     if random_weights:
-        del facts["kept_classes"]  # what an untrained network says has no size worth knowing
+        del facts["kept_classes"]  # an untrained network has nearly uniform outputs
     return facts | {"classes": classes}
 
 
-def _make_missing(engine: Engine, recipe: CacheRecipe, share: Share) -> list[Failure]:
-    store, lacking = engine.store, missing(engine.store)
-    mine = share.of(store, recipe.views_per_decode)
-    todo = [part for part in mine if part in lacking][: share.limit]
-    total = sum(len(store.spec.rows(part.block)) for part in store.parts())
+def _make_missing(engine: Engine, recipe: CacheRecipe, selection: PartSelection) -> list[Failure]:
+    store, missing = engine.store, set()
+    parts = list(store.parts())
+    with progress.bar("check parts", len(parts), "parts") as advance:
+        for part, fault in verify.faults(store):
+            if fault is not None:
+                missing.add(part)
+                if store.storage.size(part.record) is not None:
+                    log.warning("%s is made anew: %s", part, fault)
+            advance(1)
+    selected = selection.of(store, recipe.views_per_decode)
+    todo = [part for part in selected if part in missing][: selection.limit]
+    total = sum(len(store.spec.rows(part.block)) for part in parts)
     left = sum(len(store.spec.rows(part.block)) for part in todo)
-    log.info("%d of %d parts to make", len(todo), len(list(store.parts())))
+    log.info("%d of %d parts to make", len(todo), len(parts))
     if not todo:
         return []
-    done = total - left if share == Share() else 0
+    done = total - left if selection == PartSelection() else 0
     with progress.bar("cache", done + left, "views", done) as advance:
         return engine.make(
-            groups(todo, recipe.views_per_decode), lambda views: advance(views, engine.note())
+            decode_groups(todo, recipe.views_per_decode),
+            lambda views: advance(views, engine.note()),
         )

@@ -1,9 +1,8 @@
-"""Which share of the parts this process makes, and on which device: from whoever started it.
+"""Share of the parts and device of this process, from its launcher or the command line.
 
-torchrun, srun and Slurm's arrays each tell a process its number and how many there are, in the
-environment; `--task I --tasks N` says it by hand. Nothing is negotiated: processes that agree on
-the two numbers agree on the shares. What would have processes make the same parts, or leave some
-to nobody, is refused.
+torchrun, srun and Slurm's arrays each give a process its number and their count, in the
+environment; `--task I --tasks N` does so by hand. Nothing is negotiated: processes with the same
+count have disjoint shares. Numbers by which parts would be made twice, or never, are refused.
 """
 
 import functools
@@ -16,9 +15,9 @@ from typing import Literal
 from cache_tools.errors import UsageError
 from cache_tools.runtime import threads
 from pipeline.engines import base, local
-from pipeline.engines.local import Processes
-from pipeline.engines.ray import Actors
-from pipeline.worker.job import Work
+from pipeline.engines.local import LocalEngine
+from pipeline.engines.ray import RayEngine
+from pipeline.worker.stage1 import Stage1
 
 log = logging.getLogger("kdcache")
 Kind = Literal["local", "ray"]
@@ -30,23 +29,23 @@ class Task:
     """This process among all that make one cache."""
 
     number: int = 0
-    """Its number, from 0."""
+    """Number, from 0."""
     count: int = 1
-    """How many there are."""
+    """Count of processes."""
     local: int = 0
-    """Its number among those of this machine."""
+    """Number among those of this machine."""
     local_count: int = 1
-    """How many of them this machine has."""
+    """Count on this machine."""
     rank: int = 0
-    """Its number among those that were started at the same time."""
+    """Number among those started at the same time."""
     reason: str = ""
-    """Who said so."""
+    """Source of the numbers."""
     started_by: str = ""
-    """Who started these, if anybody did."""
+    """Launcher of these processes; empty = none."""
 
     @property
-    def speaks(self) -> bool:
-        """Whether it logs and prints: of those started together, the first one does."""
+    def is_main(self) -> bool:
+        """True for the process that logs and prints, the first of those started together."""
         return self.rank == 0
 
 
@@ -56,33 +55,33 @@ def choose(
     by_number: bool = False,
     environ: Mapping[str, str] = os.environ,
 ) -> Task:
-    """The task of this process: as told on the command line, else by who started it.
+    """Choose the task of this process: from the command line, else from its launcher.
 
     Args:
-        number: What --task says.
-        count: What --tasks says.
-        by_number: Whether --parts names the parts, as the tasks of an array do: then the array
-            shares nothing out.
+        number: Value of --task.
+        count: Value of --tasks.
+        by_number: True if --parts selects the parts, as the tasks of an array do: then the array
+            divides nothing.
         environ: The environment.
 
     Raises:
-        UsageError: The numbers cannot be, or who started the process says otherwise.
+        UsageError: The numbers are invalid, or contradict the launcher's.
     """
-    together = _together(environ)
+    launched = _launched(environ)
     if number is None and count is None:
-        return together if by_number else _in_array(together, environ)
+        return launched if by_number else _in_array(launched, environ)
     if count is None:
         raise UsageError(f"--task {number} of how many? Pass --tasks, too.")
     if number is None:
-        number = _of(together, _array(environ), count)
-    if together.count not in (1, count):
+        number = _from_environment(launched, _array(environ), count)
+    if launched.count not in (1, count):
         raise UsageError(
-            f"--tasks {count}, but {together.started_by} started {together.count} processes: they "
-            "would make the same parts, or leave some to nobody. Leave --task and --tasks out."
+            f"--tasks {count}, but {launched.started_by} started {launched.count} processes: parts "
+            "would be made twice, or never. Leave --task and --tasks out."
         )
     if not 0 <= number < count:
         raise UsageError(f"--task {number} is none of 0..{count - 1}: tasks are counted from 0.")
-    return replace(together, number=number, count=count, reason="--task and --tasks")
+    return replace(launched, number=number, count=count, reason="--task and --tasks")
 
 
 def engine(
@@ -92,33 +91,33 @@ def engine(
     kind: Kind = "local",
     address: str | None = None,
 ) -> base.Open:
-    """Who makes the parts of a task: this process, several that it starts, or Ray's actors.
+    """Choose the engine of a task: this process, several that it starts, or Ray's actors.
 
     Args:
         task: This process among all.
-        device: What --device says.
-        workers: What --workers says.
-        kind: What --engine says.
-        address: Where Ray's cluster is.
+        device: Value of --device.
+        workers: Value of --workers.
+        kind: Value of --engine.
+        address: Address of Ray's cluster.
 
     Raises:
-        UsageError: Processes are there already, or there are fewer GPUs than workers.
+        UsageError: The launcher has started several already, or there are fewer GPUs than workers.
     """
     if task.reason:
-        log.info("task %d of %d, as %s said", task.number, task.count, task.reason)
-    if not task.speaks:
+        log.info("task %d of %d, from %s", task.number, task.count, task.reason)
+    if not task.is_main:
         log.setLevel(logging.WARNING)
-    asked = f"--workers {workers}" if workers and workers > 1 else ""
-    asked = "--engine ray" if kind == "ray" else asked
-    if task.local_count > 1 and asked:
+    option = f"--workers {workers}" if workers and workers > 1 else ""
+    option = "--engine ray" if kind == "ray" else option
+    if task.local_count > 1 and option:
         raise UsageError(
-            f"{asked}, but {task.started_by} started {task.local_count} processes on this machine "
-            f"already. Leave {asked.partition(' ')[0]} out, or start one process."
+            f"{option}, but {task.started_by} started {task.local_count} processes on this machine "
+            f"already. Leave {option.partition(' ')[0]} out, or start one process."
         )
     if kind == "ray":
-        return functools.partial(Actors, workers=workers, address=address)
+        return functools.partial(RayEngine, workers=workers, address=address)
     if address:
-        raise UsageError(f"--address {address} is of Ray's cluster: pass --engine ray, too.")
+        raise UsageError(f"--address {address} is for Ray's cluster: pass --engine ray, too.")
     if task.local_count > 1:
         threads.limit(threads.cpu_count() // task.local_count)
         named = local.devices(device, None)
@@ -127,23 +126,23 @@ def engine(
     if len(named) == 1:
         return _on(named[0])
     log.info("%d workers: %s", len(named), ", ".join(n or "cpu" for n in named))
-    return functools.partial(Processes, devices=named)
+    return functools.partial(LocalEngine, devices=named)
 
 
 def _on(device: str | None) -> base.Open:
     """This process, on a device."""
-    return lambda job: Work(replace(job, device=device))
+    return lambda job: Stage1.open(replace(job, device=device))
 
 
-def _together(environ: Mapping[str, str]) -> Task:
-    """What torchrun or srun says of processes that it started at the same time."""
+def _launched(environ: Mapping[str, str]) -> Task:
+    """Task given by torchrun or srun, which start processes at the same time."""
     srun = _srun(environ)
     if "TORCHELASTIC_RUN_ID" not in environ:
         return srun
     agents = _number(environ, "GROUP_WORLD_SIZE", 1)
     if srun.count not in (1, agents):
         raise UsageError(
-            f"srun started {srun.count} torchruns, and this one knows of {agents}: they would all "
+            f"srun started {srun.count} torchruns, and this one is for {agents}: all of them would "
             "make the same parts. Pass torchrun --nnodes and --rdzv-endpoint, or use srun alone."
         )
     local = _number(environ, "LOCAL_RANK", 0), _number(environ, "LOCAL_WORLD_SIZE", 1)
@@ -166,7 +165,7 @@ def _srun(environ: Mapping[str, str]) -> Task:
 
 
 def _array(environ: Mapping[str, str]) -> Task:
-    """What a Slurm array says; its numbers need not begin at 0."""
+    """Task given by a Slurm array, whose numbers need not begin at 0."""
     if _ARRAY + "ID" not in environ:
         return Task()
     number, count = _number(environ, _ARRAY + "ID"), _number(environ, _ARRAY + "COUNT", 1)
@@ -174,7 +173,7 @@ def _array(environ: Mapping[str, str]) -> Task:
 
 
 def _in_array(inner: Task, environ: Mapping[str, str]) -> Task:
-    """The task of a process that srun or torchrun started, or nobody, within a task of an array."""
+    """Task of a process within a task of a Slurm array, started by srun, torchrun or neither."""
     array = _array(environ)
     if not array.reason:
         return inner
@@ -191,15 +190,15 @@ def _in_array(inner: Task, environ: Mapping[str, str]) -> Task:
     return replace(inner, number=number, count=array.count * inner.count, reason=reason)
 
 
-def _of(together: Task, array: Task, count: int) -> int:
-    """The number that goes with --tasks alone: that of the environment."""
-    said = together if together.reason else array
-    if not said.reason:
+def _from_environment(launched: Task, array: Task, count: int) -> int:
+    """Number for --tasks without --task: that of the environment."""
+    task = launched if launched.reason else array
+    if not task.reason:
         raise UsageError(
             f"which of the {count} tasks is this? Pass --task, counted from 0; torchrun, srun and "
-            "Slurm's arrays tell it by themselves."
+            "Slurm's arrays set it."
         )
-    return said.number
+    return task.number
 
 
 def _number(environ: Mapping[str, str], name: str, default: int | None = None) -> int:
@@ -208,6 +207,6 @@ def _number(environ: Mapping[str, str], name: str, default: int | None = None) -
         return default
     if text is None or not (text.isascii() and text.isdigit()):
         raise UsageError(
-            f"{name} is {text!r} and no number. Pass --task and --tasks to say which share to make."
+            f"{name} is {text!r}, expected a number. Pass --task and --tasks to choose the share."
         )
     return int(text)

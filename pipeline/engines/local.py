@@ -1,8 +1,8 @@
-"""The local engine: a process for each GPU of this machine, or several that share its cores.
+"""Local engine: a process for each GPU of this machine, or several that share its cores.
 
 The parent opens the cache, hands out lots and shows the progress; it never touches a device. A
-worker that is lost (the kernel's out-of-memory killer, a fault in a driver) is replaced, and what
-it had in hand goes to another: a lot given twice costs forward passes and changes nothing.
+worker that is lost (the kernel's out-of-memory killer, a fault in a driver) is replaced, and its
+lot goes to another: a lot made twice costs forward passes and changes nothing.
 """
 
 import contextlib
@@ -23,234 +23,235 @@ from cache_tools.errors import KdcacheError, UsageError
 from cache_tools.runtime import threads
 from cache_tools.runtime.signals import StopRequest
 from cache_tools.store.cache import Cache
-from pipeline.engines import process as worker
-from pipeline.engines import work_queue
-from pipeline.engines.process import Did, Failed, Made, Said
-from pipeline.engines.work_queue import TRIES, Lots
+from pipeline.engines import process, work_queue
+from pipeline.engines.process import Done, Error, LogLine, Progress
+from pipeline.engines.work_queue import TRIES, WorkQueue
 from pipeline.worker import open_cache
 from pipeline.worker.failures import Failure
-from pipeline.worker.job import Group, Job
+from pipeline.worker.groups import DecodeGroup
+from pipeline.worker.job import JobSpec
 
 log = logging.getLogger("kdcache")
 START = "spawn"
-"""How processes are started: CUDA does not survive a fork."""
+"""Start method of processes: CUDA does not survive a fork."""
 _POLL, _GRACE = 0.5, 25.0
-"""Seconds between looks for a signal, and until a worker that was told to stop is killed."""
-_NOBODY = (
-    f"no worker is left: each was lost {TRIES} times in a row; the log says how. What is committed "
-    "is safe. Mend it, or pass a smaller batch_size if memory ran out, and run the same command "
-    "again."
+"""Seconds between checks for a signal, and until a worker that does not stop is killed."""
+_NO_WORKER_LEFT = (
+    f"no worker is left: each was lost {TRIES} times in a row; the log has the reasons. Committed "
+    "parts are safe. Fix the cause, or pass a smaller batch_size if memory ran out, and run the "
+    "same command again."
 )
-_GIVEN_UP = f"{TRIES} workers were lost at it; the log says how they ended"
+_GIVEN_UP = f"{TRIES} workers were lost at it; the log has the reasons"
 
 
-def devices(asked: str | None, workers: int | None) -> list[str | None]:
-    """The device of each worker: every visible GPU, or what was asked for.
+def devices(device: str | None, workers: int | None) -> list[str | None]:
+    """Device of each worker: every visible GPU, or that of the command line.
 
     Args:
-        asked: What --device says.
-        workers: How many processes --workers asks for.
+        device: Value of --device.
+        workers: Value of --workers.
 
     Raises:
         UsageError: There are fewer devices than workers.
     """
-    gpus = torch.cuda.device_count() if asked in (None, "cuda") else 0
+    gpus = torch.cuda.device_count() if device in (None, "cuda") else 0
     if not gpus:
-        if workers and workers > 1 and asked not in (None, "cpu"):
+        if workers and workers > 1 and device not in (None, "cpu"):
             raise UsageError(
-                f"--workers {workers} on {asked} alone: a GPU takes one. Leave --device out."
+                f"--workers {workers} on {device} alone: a GPU takes one. Leave --device out."
             )
-        return [asked] * (workers or 1)
+        return [device] * (workers or 1)
     if workers and workers > gpus:
         raise UsageError(f"--workers {workers} are more than the {gpus} visible GPUs. Pass fewer.")
     return [f"cuda:{number}" for number in range(workers or gpus)]
 
 
-class Processes:
-    """Worker processes behind the interface of `Work`."""
+class LocalEngine:
+    """Worker processes as an `Engine`."""
 
-    def __init__(self, job: Job, devices: Sequence[str | None]) -> None:
-        """Open the cache, or make it; no worker is started before there is work.
+    def __init__(self, job: JobSpec, devices: Sequence[str | None]) -> None:
+        """Open or create the cache; workers start when there is work.
 
         Raises:
             KdcacheError: Any of its kinds.
         """
-        facts = job.recipe, job.data, job.sources, job.out, job.random_weights
-        self.store = open_cache.prepare(*facts)
+        self.store, _, _ = open_cache.open_job(job)
         self._jobs = [replace(job, device=device) for device in devices]
-        self._crew: _Crew | None = None
+        self._pool: _WorkerPool | None = None
 
-    def make(self, groups: Sequence[Group], done: Callable[[int], None]) -> list[Failure]:
-        """Make and commit parts; see `Engine`."""
-        crew = self._crew = _Crew(self.store, self._jobs[: len(groups)], groups, done)
+    def make(
+        self, groups: Sequence[DecodeGroup], on_progress: Callable[[int], None]
+    ) -> list[Failure]:
+        """Make and commit parts, as `Engine.make`."""
+        pool = self._pool = _WorkerPool(self.store, self._jobs[: len(groups)], groups, on_progress)
         with StopRequest() as stop:
             try:
-                crew.work(stop)
+                pool.run(stop)
             except BaseException:
-                crew.stop()
+                pool.stop()
                 raise
-            crew.dismiss()
-        return crew.failures
+            pool.dismiss()
+        return pool.failures
 
     def note(self) -> str:
-        """Parts that are done, and how busy one of the workers is."""
-        return self._crew.note() if self._crew else ""
+        """Parts done, and the load of one of the workers."""
+        return self._pool.note() if self._pool else ""
 
     def close(self) -> None:
-        """Nothing is left: workers live as long as `make` runs."""
+        """Do nothing: workers run only within `make`."""
 
 
 @dataclass
-class _Member:
-    """A worker process as its parent knows it."""
+class _Worker:
+    """A worker process, in its parent."""
 
     number: int
     process: BaseProcess
     pipe: Connection
     ready: bool = False
-    """Whether it waits for a lot."""
-    lot: list[Group] = field(default_factory=list)
-    """What it has in hand."""
+    """True while it waits for a lot."""
+    lot: list[DecodeGroup] = field(default_factory=list)
+    """Groups in hand."""
     views: int = 0
-    """Views of the lot that it has counted."""
+    """Views of the lot counted so far."""
     parts: int = 0
-    """Parts that it has committed."""
+    """Parts committed."""
 
 
-class _Crew:
-    """The workers of one call of `make`."""
+class _WorkerPool:
+    """Workers of one call of `make`."""
 
     def __init__(
         self,
         store: Cache,
-        jobs: Sequence[Job],
-        groups: Sequence[Group],
-        done: Callable[[int], None],
+        jobs: Sequence[JobSpec],
+        groups: Sequence[DecodeGroup],
+        on_progress: Callable[[int], None],
     ) -> None:
-        self._store, self._jobs, self._done = store, jobs, done
-        self._lots = Lots(groups, len(jobs))
+        self._store, self._jobs, self._on_progress = store, jobs, on_progress
+        self._queue = WorkQueue(groups, len(jobs))
         self._lost = [0] * len(jobs)  # in a row, with nothing committed in between
         self._cores = max(1, threads.cpu_count() // len(jobs))
-        self._members: dict[Connection, _Member] = {}
+        self._workers: dict[Connection, _Worker] = {}
         self._parts, self._note = 0, ""
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
         self.failures: list[Failure] = []
-        """Parts that were left out."""
+        """Parts that failed."""
         for number in range(len(jobs)):
             self._start(number)
 
-    def work(self, stop: StopRequest) -> None:
+    def run(self, stop: StopRequest) -> None:
         """Hand out lots until all are made."""
-        while self._lots or any(member.lot for member in self._members.values()):
-            if not self._members:
-                raise KdcacheError(_NOBODY)
+        while self._queue or any(worker.lot for worker in self._workers.values()):
+            if not self._workers:
+                raise KdcacheError(_NO_WORKER_LEFT)
             self._hand_out()
-            for pipe in connection.wait(list(self._members), _POLL):
-                self._listen(self._members[pipe])  # type: ignore[index]
+            for pipe in connection.wait(list(self._workers), _POLL):
+                self._receive(self._workers[pipe])  # type: ignore[index]
             if stop.requested:
                 raise KeyboardInterrupt(stop.received)
-        for group in self._lots.given_up:
+        for group in self._queue.given_up:
             self.failures += [Failure(part, _GIVEN_UP, "WorkersLost") for part in group.parts]
 
     def note(self) -> str:
-        """Parts that are done, and how busy the worker is that spoke last."""
-        parts = self._parts + sum(member.parts for member in self._members.values())
+        """Parts done, and the load of the worker that reported last."""
+        parts = self._parts + sum(worker.parts for worker in self._workers.values())
         return f"{parts} parts done, {self._note}"
 
     def stop(self) -> None:
-        """Tell all to stop, and end those that do not."""
-        for member in self._members.values():
-            member.process.terminate()
+        """Ask all to stop, and kill those that do not."""
+        for worker in self._workers.values():
+            worker.process.terminate()
         self._end()
 
     def dismiss(self) -> None:
-        """Let all go home."""
-        for member in self._members.values():
+        """End all, which have no work left."""
+        for worker in self._workers.values():
             with contextlib.suppress(OSError):
-                member.pipe.send(None)
+                worker.pipe.send(None)
         self._end()
 
     def _end(self) -> None:
         deadline = time.monotonic() + _GRACE
         try:
-            for member in self._members.values():
-                member.process.join(max(0.0, deadline - time.monotonic()))
+            for worker in self._workers.values():
+                worker.process.join(max(0.0, deadline - time.monotonic()))
         finally:  # a second Ctrl-C comes here at once
-            for member in self._members.values():
-                member.process.kill()
-                member.process.join()
-                member.pipe.close()
-            self._members.clear()
+            for worker in self._workers.values():
+                worker.process.kill()
+                worker.process.join()
+                worker.pipe.close()
+            self._workers.clear()
 
     def _start(self, number: int) -> None:
         context: Any = multiprocessing.get_context(START)
         ours, theirs = context.Pipe()
-        process = context.Process(
-            target=worker.main,
+        child = context.Process(
+            target=process.main,
             args=(self._cores, theirs),
             name=f"kdcache worker {number}",
         )
-        process.start()
+        child.start()
         theirs.close()
         with contextlib.suppress(OSError):
             ours.send(self._jobs[number])
-        self._members[ours] = _Member(number, process, ours)
+        self._workers[ours] = _Worker(number, child, ours)
 
     def _hand_out(self) -> None:
-        for member in self._members.values():
-            if member.ready and (lot := self._lots.take()):
-                member.ready, member.lot, member.views = False, lot, 0
-                with contextlib.suppress(OSError):  # it is gone, as will be heard
-                    member.pipe.send(lot)
+        for worker in self._workers.values():
+            if worker.ready and (lot := self._queue.take()):
+                worker.ready, worker.lot, worker.views = False, lot, 0
+                with contextlib.suppress(OSError):  # it is lost; `_receive` finds out
+                    worker.pipe.send(lot)
 
-    def _listen(self, member: _Member) -> None:
+    def _receive(self, worker: _Worker) -> None:
         try:
-            message = member.pipe.recv()
+            message = worker.pipe.recv()
         except (EOFError, OSError):
-            self._replace(member)
+            self._replace(worker)
             return
         match message:
-            case Said(level, text):
-                if level > logging.INFO or text not in self._said:  # they choose the same
-                    log.log(level, f"worker {member.number}: {text}")
-                self._said.add(text)
-            case Did(views, parts, note):
-                member.views += views
-                member.parts = parts
-                self._note = f"worker {member.number}: {note.partition(', ')[2]}"
-                self._done(views)
-            case Made(failures):
-                if member.lot:
-                    self._lost[member.number] = 0
+            case LogLine(level, text):
+                if level > logging.INFO or text not in self._logged:  # the same choices in each
+                    log.log(level, f"worker {worker.number}: {text}")
+                self._logged.add(text)
+            case Progress(views, parts, note):
+                worker.views += views
+                worker.parts = parts
+                self._note = f"worker {worker.number}: {note.partition(', ')[2]}"
+                self._on_progress(views)
+            case Done(failures):
+                if worker.lot:
+                    self._lost[worker.number] = 0
                 self.failures += failures
-                member.ready, member.lot = True, []
-            case Failed(error):
+                worker.ready, worker.lot = True, []
+            case Error(error):
                 raise error
 
-    def _replace(self, lost: _Member) -> None:
-        """Start another worker in place of a lost one, and let others have what it left."""
-        del self._members[lost.pipe]
+    def _replace(self, lost: _Worker) -> None:
+        """Start another worker in place of a lost one, and queue its groups again."""
+        del self._workers[lost.pipe]
         self._parts += lost.parts
         lost.pipe.close()
         lost.process.join()
         left = work_queue.uncommitted(self._store, lost.lot)
-        self._done(
+        self._on_progress(
             work_queue.rows(self._store, lost.lot) - work_queue.rows(self._store, left) - lost.views
         )
-        self._lots.give_back(left)
+        self._queue.requeue(left)
         self._lost[lost.number] = 1 + (self._lost[lost.number] if left == lost.lot else 0)
         log.warning(
-            f"worker {lost.number} (process {lost.process.pid}) {_how(lost.process.exitcode)}"
+            f"worker {lost.number} (process {lost.process.pid}) {_ending(lost.process.exitcode)}"
             + (f" with {work_queue.names(left)} in hand" if left else "")
         )
         if self._lost[lost.number] < TRIES:
             self._start(lost.number)
         else:
-            log.warning(f"worker {lost.number} was lost {TRIES} times in a row: it stays away")
+            log.warning(f"worker {lost.number} was lost {TRIES} times in a row: it is not replaced")
 
 
-def _how(code: int | None) -> str:
-    """How a process ended, in words."""
+def _ending(code: int | None) -> str:
+    """Text for the end of a process, in logs."""
     if code is None or code >= 0:
         return f"ended with exit code {code}"
     name = signal.Signals(-code).name

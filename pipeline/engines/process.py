@@ -1,7 +1,7 @@
-"""A worker process of the local engine: a `Work` behind a pipe.
+"""Worker process of the local engine: a `Stage1` behind a pipe.
 
-It ends by itself when its parent is gone, however that went, and watches that before it imports
-anything heavy. Ctrl-C is heeded by the parent, which tells its workers to stop.
+It ends by itself after the end of its parent, of whatever kind, and watches for it before it
+imports anything heavy. Ctrl-C is the parent's to handle, which stops its workers.
 """
 
 import contextlib
@@ -20,63 +20,63 @@ from cache_tools.errors import KdcacheError
 from cache_tools.runtime import progress, threads
 
 if TYPE_CHECKING:
-    from pipeline.worker.job import Failure
+    from pipeline.worker.failures import Failure
 
 log = logging.getLogger("kdcache")
 
 
 @dataclass(frozen=True)
-class Said:
-    """A line of a worker's log."""
+class LogLine:
+    """Line of a worker's log."""
 
     level: int
     text: str
 
 
 @dataclass(frozen=True)
-class Did:
+class Progress:
     """Progress within a lot."""
 
     views: int
     """Views just finished; negative when they are lost again."""
     parts: int
-    """Parts committed since it was started."""
+    """Parts committed since its start."""
     note: str
-    """How busy it is."""
+    """Load, in a few words."""
 
 
 @dataclass(frozen=True)
-class Made:
-    """A lot is through: whoever gets this may hand out the next one."""
+class Done:
+    """End of a lot: the worker waits for the next one."""
 
     failures: "tuple[Failure, ...]" = ()
-    """Parts of it that were left out."""
+    """Parts of the lot that failed."""
 
 
 @dataclass(frozen=True)
-class Failed:
-    """The worker cannot go on, and no other one could."""
+class Error:
+    """Error that would stop every worker."""
 
     error: KdcacheError
 
 
-Message = Said | Did | Made | Failed
+Message = LogLine | Progress | Done | Error
 
 
 def main(cores: int, pipe: Connection) -> None:
-    """Take a job from the pipe, then lots, and make them until it says None.
+    """Receive a job from the pipe, then lots, and make them until None comes.
 
     Args:
-        cores: Processor cores it may use.
-        pipe: Lots in, messages out.
+        cores: Processor cores for this process.
+        pipe: WorkQueue in, messages out.
     """
-    # Ctrl-C and Slurm's warning reach every process: one that was told twice would not finish what
-    # it could. Before there is a thread, as threads inherit it.
+    # Ctrl-C and Slurm's warning reach every process: a worker signaled twice would not complete its
+    # parts. Before there is a thread, as threads inherit the mask.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGUSR1})
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    tell = _Voice(pipe)
-    log.handlers[:] = [tell]
+    messages = _MessageHandler(pipe)
+    log.handlers[:] = [messages]
     log.setLevel(logging.INFO)
     log.propagate = False
     progress.bars = False
@@ -84,22 +84,24 @@ def main(cores: int, pipe: Connection) -> None:
     threads.limit(cores)
     with contextlib.suppress(KeyboardInterrupt, EOFError, BrokenPipeError):
         try:
-            _serve(pipe, tell.send)
+            _serve(pipe, messages.send)
         except KdcacheError as error:
-            tell.send(Failed(error))
+            messages.send(Error(error))
 
 
 def _serve(pipe: Connection, send: Callable[[Message], None]) -> None:
-    from pipeline.worker.job import Work
+    from pipeline.worker.stage1 import Stage1
 
-    work = Work(pipe.recv())
+    stage1 = Stage1.open(pipe.recv())
     try:
-        send(Made())
+        send(Done())
         while (lot := pipe.recv()) is not None:
-            failures = work.make(lot, lambda views: send(Did(views, work.meter.parts, work.note())))
-            send(Made(tuple(failures)))
+            failures = stage1.make(
+                lot, lambda views: send(Progress(views, stage1.meter.parts, stage1.note()))
+            )
+            send(Done(tuple(failures)))
     finally:
-        work.close()
+        stage1.close()
 
 
 def _end_with_parent() -> None:
@@ -109,18 +111,18 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-class _Voice(logging.Handler):
-    """Sends messages to the parent, log lines among them: the terminal is the parent's."""
+class _MessageHandler(logging.Handler):
+    """Sender of messages to the parent, log lines among them: the terminal is the parent's."""
 
     def __init__(self, pipe: Connection) -> None:
         super().__init__()
         self._pipe = pipe
 
     def send(self, message: Message) -> None:
-        """Send a message, from whichever thread."""
+        """Send a message, from any thread."""
         with self.lock:  # type: ignore[union-attr]
             self._pipe.send(message)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send a line."""
-        self._pipe.send(Said(record.levelno, record.getMessage()))
+        """Send a log line."""
+        self._pipe.send(LogLine(record.levelno, record.getMessage()))

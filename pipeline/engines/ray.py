@@ -1,4 +1,4 @@
-"""The Ray engine: an actor for each GPU that a cluster lends, or several that share its cores.
+"""Ray engine: an actor for each GPU of a cluster, or several that share its cores.
 
 Ray starts the actors, on whichever node, and starts those again that are lost with a process or a
 node; a call they had in hand is made again and skips what was committed. The driver hands out lots
@@ -21,28 +21,30 @@ from cache_tools.runtime import ray_cluster, threads
 from cache_tools.runtime.signals import StopRequest
 from cache_tools.storage import backends
 from pipeline.engines import work_queue
-from pipeline.engines.work_queue import TRIES, Lots
+from pipeline.engines.work_queue import TRIES, WorkQueue
 from pipeline.worker import open_cache
 from pipeline.worker.failures import Failure
-from pipeline.worker.job import Group, Job, Work
+from pipeline.worker.groups import DecodeGroup
+from pipeline.worker.job import JobSpec
+from pipeline.worker.stage1 import Stage1
 
 log = logging.getLogger("kdcache")
 _POLL = 1.0
-"""Seconds between looks at the progress."""
+"""Seconds between updates of the progress."""
 
 
 @dataclass(frozen=True)
-class Made:
-    """What an actor answers: errors are values, as Ray would wrap them in its own."""
+class CallResult:
+    """Result of an actor's call; errors are values, as Ray would wrap them in its own."""
 
     failures: tuple[Failure, ...] = ()
-    """Parts of the lot that were left out."""
+    """Parts of the lot that failed."""
     error: KdcacheError | None = None
-    """What keeps the actor, and any other, from going on."""
+    """Error that would stop every actor."""
 
 
-class Tally:
-    """An actor that counts views for the driver."""
+class ProgressCounter:
+    """Actor that counts views for the driver."""
 
     def __init__(self) -> None:
         self._views: Counter[int] = Counter()
@@ -52,44 +54,48 @@ class Tally:
         self._views[lot] += views
 
     def take(self) -> dict[int, int]:
-        """What was counted since the last time, by lot."""
+        """Views counted since the last call, by lot."""
         taken, self._views = dict(self._views), Counter()
         return taken
 
 
-class Maker:
-    """An actor that makes parts. What it needs comes with each call: Ray starts it again bare."""
+class Stage1Actor:
+    """Actor that makes parts; each call brings its job, as Ray restarts actors without state."""
 
     def __init__(self) -> None:
-        self._work: Work | None = None
+        self._stage1: Stage1 | None = None
         log.handlers[:] = [logging.StreamHandler()]
         log.setLevel(logging.WARNING)
 
-    def make(self, job: Job, cores: int, tally: Any, lot: int, groups: Sequence[Group]) -> Made:
-        """Make a lot; what is committed of it is skipped."""
+    def make(
+        self, job: JobSpec, cores: int, counter: Any, lot: int, groups: Sequence[DecodeGroup]
+    ) -> CallResult:
+        """Make a lot, except the parts committed already."""
         threads.limit(cores)
         try:
-            self._work = self._work or _open(job)
-            failures = self._work.make(groups, lambda views: tally.add.remote(lot, views))
+            self._stage1 = self._stage1 or _open(job)
+            failures = self._stage1.make(groups, lambda views: counter.add.remote(lot, views))
         except KdcacheError as error:
-            return Made(error=error)
-        return Made(tuple(failures))
+            return CallResult(error=error)
+        return CallResult(tuple(failures))
 
 
-def _open(job: Job) -> Work:
+def _open(job: JobSpec) -> Stage1:
     if backends.open_storage(job.out).size(backends.MANIFEST) is None:
         raise UsageError(
-            f"the node {socket.gethostname()} does not see the cache {job.out}. Pass --out with a "
+            f"the node {socket.gethostname()} cannot find the cache {job.out}. Pass --out with a "
             "folder that all nodes share, or a URL such as s3://…"
         )
-    return Work(job)
+    return Stage1.open(job)
 
 
-class Actors:
-    """Ray's actors behind the interface of `Work`."""
+class RayEngine:
+    """Ray's actors as an `Engine`."""
 
-    def __init__(self, job: Job, workers: int | None = None, address: str | None = None) -> None:
-        """Open the cache, or make it, and join a cluster or start one on this machine.
+    def __init__(
+        self, job: JobSpec, workers: int | None = None, address: str | None = None
+    ) -> None:
+        """Open or create the cache, and join a cluster or start one on this machine.
 
         Raises:
             UsageError: Ray is not installed, or there is no cluster at the address.
@@ -99,71 +105,74 @@ class Actors:
         self._joined = not self._ray.is_initialized()
         if self._joined:
             ray_cluster.join(self._ray, address)
-        self._job = _anywhere(job)
-        facts = self._job.recipe, self._job.data, self._job.sources, self._job.out
-        self.store = open_cache.prepare(*facts, job.random_weights)
-        self._share = _share(self._ray.nodes(), self._job.device, workers)
-        self._aside = contextlib.ExitStack()
-        # What Ray prints of its actors is no result.
-        self._aside.enter_context(contextlib.redirect_stdout(sys.stderr))
+        self._job = _absolute_paths(job)
+        self.store, _, _ = open_cache.open_job(self._job)
+        self._resources = _resources(self._ray.nodes(), self._job.device, workers)
+        self._redirected = contextlib.ExitStack()
+        # stdout is for results, not for the output of actors.
+        self._redirected.enter_context(contextlib.redirect_stdout(sys.stderr))
         self._started: list[Any] = []
         self._done_parts = 0
 
-    def make(self, groups: Sequence[Group], done: Callable[[int], None]) -> list[Failure]:
-        """Make and commit parts; see `Engine`."""
-        ray, (count, gpus, cores) = self._ray, self._share
+    def make(
+        self, groups: Sequence[DecodeGroup], on_progress: Callable[[int], None]
+    ) -> list[Failure]:
+        """Make and commit parts, as `Engine.make`."""
+        ray, (count, gpus, cores) = self._ray, self._resources
         count = min(count, len(groups))
         log.info(f"{count} actors of Ray with {gpus} GPUs and {cores} cores each")
-        tally = ray.remote(Tally).options(num_cpus=0, max_restarts=-1).remote()
-        maker = ray.remote(Maker).options(
+        counter = ray.remote(ProgressCounter).options(num_cpus=0, max_restarts=-1).remote()
+        actor = ray.remote(Stage1Actor).options(
             num_gpus=gpus, num_cpus=cores, max_restarts=-1, max_task_retries=TRIES - 1
         )
-        makers = [maker.remote() for _ in range(count)]
-        self._started = [tally, *makers]
+        actors = [actor.remote() for _ in range(count)]
+        self._started = [counter, *actors]
         with StopRequest() as stop:
-            return self._spread(Lots(groups, count), makers, tally, done, stop)
+            return self._run(WorkQueue(groups, count), actors, counter, on_progress, stop)
 
-    def _spread(
+    def _run(
         self,
-        waiting: Lots,
+        queue: WorkQueue,
         idle: list[Any],
-        tally: Any,
-        done: Callable[[int], None],
+        counter: Any,
+        on_progress: Callable[[int], None],
         stop: StopRequest,
     ) -> list[Failure]:
-        """Hand out lots until all are made; parts that were left out."""
+        """Hand out lots until all are made; the parts that failed."""
         failures: list[Failure] = []
-        at_work: dict[Any, tuple[Any, int, list[Group]]] = {}
+        at_work: dict[Any, tuple[Any, int, list[DecodeGroup]]] = {}
         counted: Counter[int] = Counter()
         number = 0
-        while waiting or at_work:
-            while idle and (lot := waiting.take()):
-                maker, number = idle.pop(), number + 1
-                call = maker.make.remote(self._job, self._share[2], tally, number, lot)
-                at_work[call] = maker, number, lot
+        while queue or at_work:
+            while idle and (lot := queue.take()):
+                actor, number = idle.pop(), number + 1
+                call = actor.make.remote(self._job, self._resources[2], counter, number, lot)
+                at_work[call] = actor, number, lot
             ready, _ = self._ray.wait(list(at_work), timeout=_POLL)
-            for of, views in self._ray.get(tally.take.remote()).items():
+            for of, views in self._ray.get(counter.take.remote()).items():
                 counted[of] += views
-                done(views)
+                on_progress(views)
             for answer in ready:
-                maker, of, lot = at_work.pop(answer)
-                left = self._heed(answer, lot, failures)
-                waiting.give_back(left)
+                actor, of, lot = at_work.pop(answer)
+                left = self._collect(answer, lot, failures)
+                queue.requeue(left)
                 made = work_queue.rows(self.store, lot) - work_queue.rows(self.store, left)
-                done(made - counted[of])
+                on_progress(made - counted[of])
                 counted[of] = made
                 self._done_parts += sum(len(group.views) for group in lot)
-                idle.append(maker)
+                idle.append(actor)
             if stop.requested:
                 raise KeyboardInterrupt(stop.received)
-        for group in waiting.given_up:
+        for group in queue.given_up:
             failures += [Failure(part, _GIVEN_UP, "WorkersLost") for part in group.parts]
         return failures
 
-    def _heed(self, answer: Any, lot: list[Group], failures: list[Failure]) -> list[Group]:
-        """Take an actor's answer; what is left of the lot when it was lost too often."""
+    def _collect(
+        self, answer: Any, lot: list[DecodeGroup], failures: list[Failure]
+    ) -> list[DecodeGroup]:
+        """Fetch a call's result; the groups left of the lot if it was lost too often."""
         try:
-            made: Made = self._ray.get(answer)
+            result: CallResult = self._ray.get(answer)
         except self._ray.exceptions.RayError as error:
             left = work_queue.uncommitted(self.store, lot)
             first = str(error).partition("\n")[0]
@@ -171,13 +180,13 @@ class Actors:
                 f"an actor was lost {TRIES} times with {work_queue.names(left)} in hand: {first}"
             )
             return left
-        if made.error is not None:
-            raise made.error
-        failures += made.failures
+        if result.error is not None:
+            raise result.error
+        failures += result.failures
         return []
 
     def note(self) -> str:
-        """Parts that are done."""
+        """Parts done."""
         return f"{self._done_parts} parts done by Ray"
 
     def close(self) -> None:
@@ -187,10 +196,12 @@ class Actors:
                 self._ray.kill(actor)
         if self._joined:
             self._ray.shutdown()
-        self._aside.close()
+        self._redirected.close()
 
 
-_GIVEN_UP = f"actors were lost {TRIES} times at it, each after {TRIES} tries; Ray's log says how"
+_GIVEN_UP = (
+    f"actors were lost {TRIES} times at it, each after {TRIES} tries; Ray's log has the reasons"
+)
 
 
 def _import() -> Any:
@@ -201,10 +212,10 @@ def _import() -> Any:
     return ray
 
 
-def _share(
+def _resources(
     nodes: Sequence[dict[str, Any]], device: str | None, workers: int | None
 ) -> tuple[int, int, int]:
-    """Actors, and GPUs and cores of each.
+    """RayEngine, and GPUs and cores of each.
 
     Raises:
         UsageError: The cluster has fewer GPUs than workers.
@@ -221,8 +232,8 @@ def _share(
     return workers or gpus, 1, max(1, min(int(r.get("CPU", 1) // r["GPU"]) for r in with_gpu))
 
 
-def _anywhere(job: Job) -> Job:
-    """The job with paths that mean the same in another process's folder."""
+def _absolute_paths(job: JobSpec) -> JobSpec:
+    """The job with paths that are valid in any working directory."""
     sources = tuple(
         replace(s, name=_absolute(s.name), class_map=_absolute(s.class_map)) for s in job.sources
     )

@@ -1,57 +1,60 @@
-"""A thread that works off what it is handed, in order, while those who hand it in go on."""
+"""Single-thread executor with a bounded queue: work in order, beside the thread that submits it."""
 
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVarTuple
+
+Args = TypeVarTuple("Args")
 
 
-class Lane:
+class SerialExecutor:
     """One thread and a bounded queue.
 
-    Whoever hands in more than there is room for waits. The first error ends the lane: what was
-    handed in after it is dropped, and the error is raised where work is handed in or waited for.
+    `submit` waits while the queue is full. The first error ends the work: everything submitted
+    after it is dropped, and the next `submit` or `finish` raises it.
     """
 
-    def __init__(self, name: str, room: int) -> None:
-        """A lane in which at most `room` pieces of work wait or are worked on."""
+    def __init__(self, name: str, capacity: int) -> None:
+        """Start the thread; at most `capacity` calls wait or run."""
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
-        self._room = threading.BoundedSemaphore(room)
+        self._capacity = threading.BoundedSemaphore(capacity)
         self._error: BaseException | None = None
 
-    def hand(self, work: Callable[[], None]) -> None:
-        """Hand in work; waits while there is no room.
+    def submit(self, work: Callable[[*Args], None], *args: *Args) -> None:
+        """Queue a call; waits while the queue is full.
 
         Raises:
-            BaseException: What earlier work has raised; `reset` forgets it.
+            BaseException: The error of an earlier call; `drop` clears it.
         """
-        self._room.acquire()
+        self._capacity.acquire()
         if self._error is not None:
-            self._room.release()
+            self._capacity.release()
             raise self._error
-        self._pool.submit(self._do, work)
+        self._pool.submit(self._run, lambda: work(*args))
 
     def finish(self) -> None:
-        """Wait until all that was handed in is done; raises as `hand`."""
+        """Wait until all calls are done; raises as `submit`."""
         self._pool.submit(lambda: None).result()
         if self._error is not None:
             raise self._error
 
     def drop(self) -> None:
-        """Drop what waits, wait for what is being worked on, and forget its error."""
+        """Drop waiting calls, wait for the running one, and clear the error."""
         self._error = self._error or InterruptedError("dropped")
         self._pool.submit(lambda: None).result()
         self._error = None
 
     def close(self) -> None:
-        """Stop the thread; what has not begun is dropped."""
+        """Stop the thread; waiting calls are dropped."""
         self._error = self._error or InterruptedError("closed")
         self._pool.shutdown()
 
-    def _do(self, work: Callable[[], None]) -> None:
+    def _run(self, work: Callable[[], None]) -> None:
         try:
             if self._error is None:
                 work()
         except BaseException as error:
             self._error = error
         finally:
-            self._room.release()
+            self._capacity.release()

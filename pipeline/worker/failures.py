@@ -1,4 +1,4 @@
-"""What a run of stage 1 leaves behind, and what to do next."""
+"""Parts that could not be made: which errors are theirs, which are tried again, what to do next."""
 
 import shlex
 import sys
@@ -16,33 +16,33 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Failure:
-    """A part that could not be made; plain values, so that it can be sent to another process."""
+    """A part that could not be made; plain values, which can be pickled."""
 
     part: Part
-    """Which one."""
+    """Part."""
     error: str
-    """Why, in words."""
+    """Text of the error."""
     kind: str
     """Name of the error's class."""
 
 
 def failure(part: Part, error: Exception) -> Failure:
-    """A part and what kept it from being made."""
+    """Failure of a part."""
     return Failure(part, str(error), type(error).__name__)
 
 
 def is_of_a_part(error: Exception) -> bool:
-    """Whether an error is about a part's own images or views, so that others may still be made."""
+    """True for errors of a part's own images or views: other parts may still be made."""
     return isinstance(error, OSError | CacheMismatch | NonFinite)
 
 
 def is_worth_another_try(error: Exception) -> bool:
-    """Whether trying again may help: reading fails and recovers; NaN and other bytes stay."""
+    """True if another attempt may help: reading fails and recovers; NaN and other bytes stay."""
     return isinstance(error, OSError)
 
 
 def refuse_failures(store: Cache, failures: Sequence[Failure]) -> None:
-    """CacheIncomplete when there are failures: the parts, why, and what to do."""
+    """Raise CacheIncomplete if there are failures: the parts, the reasons, what to do."""
     if not failures:
         return
     reasons: dict[tuple[str, str], list[int]] = {}
@@ -59,21 +59,21 @@ def refuse_failures(store: Cache, failures: Sequence[Failure]) -> None:
     raise CacheIncomplete(
         f"{len(failures)} part{'s' if many else ''} of {store.name} could not be made and "
         f"{'were' if many else 'was'} left out:{''.join(lines)}\n"
-        f"All others are committed. `kdcache status {store.name} --missing` lists what is not; "
-        f"mend it and go on with: {command()}"
+        f"All others are committed. `kdcache status {store.name} --missing` lists the missing "
+        f"ones; fix the cause and continue with: {command()}"
     )
 
 
 def interrupted(store: Cache, signal: str) -> str:
-    """What is kept after a signal, and how to go on."""
+    """Parts kept after a signal, and the command that continues."""
     facts = info.status(store)["parts"]
     return (
         f"Stopped{f' by {signal}' if signal else ''}. {facts['done']} of {facts['total']} parts of "
-        f"{store.name} are committed and stay. Go on with: {command()}"
+        f"{store.name} are committed and stay. Continue with: {command()}"
     )
 
 
 def command() -> str:
-    """The command that is running, as its user would type it again."""
+    """The running command, as typed by its user."""
     called = Path(sys.argv[0]).name
     return shlex.join([called, *sys.argv[1:]]) if called == "kdcache" else "the same command again"

@@ -1,4 +1,4 @@
-"""What a worker is asked for: parts of one block that share their decoded images."""
+"""Decode groups: parts of one block that share their decoded images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from cache_tools.store.commits import Part
 
 
 @dataclass(frozen=True)
-class Group:
-    """Parts of one block that are rendered from one decode."""
+class DecodeGroup:
+    """Parts of one block, rendered from one decode of each image."""
 
     block: int
     """Block of the sample table."""
@@ -21,13 +21,13 @@ class Group:
         return [Part(view, self.block) for view in self.views]
 
 
-def groups(parts: Sequence[Part], size: int) -> list[Group]:
-    """Parts as groups: up to `size` views of a block are rendered from one decode."""
+def decode_groups(parts: Sequence[Part], size: int) -> list[DecodeGroup]:
+    """Parts grouped by block, in up to `size` views each."""
     by_block: dict[int, list[int]] = {}
     for part in parts:
         by_block.setdefault(part.block, []).append(part.view)
     return [
-        Group(block, tuple(numbers[i : i + size]))
+        DecodeGroup(block, tuple(numbers[i : i + size]))
         for block, numbers in sorted(by_block.items())
         for i in range(0, len(numbers), size)
     ]

@@ -1,8 +1,8 @@
-"""How busy each stage is, so that whoever waits for a cache sees what it waits for.
+"""Share of time in which each stage is busy: the bottleneck of a run.
 
 Stages run at the same time: their shares do not add up to one. Those of the teacher do: it works,
-or it waits for pixels, and what is left is the price of asking. On a GPU both are measured there,
-between events on its stream; the thread that asks runs ahead of it.
+or it waits for pixels, and the rest is overhead. On a GPU both are measured there, between events
+on its stream; the calling thread runs ahead of it.
 """
 
 import threading
@@ -19,10 +19,10 @@ NAMES = {
     "forward": "teacher_busy",
     "commit": "commit_busy",
 }
-"""Stages and what commit records call their shares (FORMAT.md, section 5)."""
+"""Stages, and the names of their shares in commit records (FORMAT.md, section 5)."""
 RATE = "views_per_second"
 TIMINGS = (RATE, *NAMES.values())
-"""Statistics of a commit record that say how it was made, not what was made."""
+"""Statistics of a commit record about the run, not about the targets."""
 _NOTE_SECONDS = 5.0
 
 
@@ -30,28 +30,28 @@ class Meter:
     """Seconds that each stage was busy, from any thread."""
 
     def __init__(self, render_threads: int) -> None:
-        """Rendering is shared by so many threads, encoding and committing by two."""
+        """Start at zero; rendering has `render_threads` threads, encoding and committing two."""
         self._width = {"render": render_threads, "commit": 2}
         self._lock = threading.Lock()
         self._busy = dict.fromkeys(NAMES, 0.0)
         self._under_way: Counter[tuple[Stage, float]] = Counter()
         self._views = 0
         self.parts = 0
-        """Parts that were committed."""
+        """Parts committed."""
         self.start()
 
     def start(self) -> None:
-        """Begin to count: what was before is nobody's lap."""
+        """Restart all intervals; earlier time counts in none."""
         with self._lock:
-            self._begin = self._lap = self._noted = self._now()
+            self._begin = self._last = self._noted = self._now()
             self._note = ""
 
     @contextmanager
     def busy(self, stage: Stage) -> Iterator[None]:
-        """Count the time of the body, on the calling thread's clock on the wall.
+        """Count the wall time of the body.
 
-        A lap that ends meanwhile has what has passed of it, so that no share exceeds one: stages
-        end long after the lap in which they began where a machine is busy with something else.
+        An interval that ends meanwhile includes the time so far, so that no share exceeds one: on a
+        machine busy with something else, stages end long after the interval in which they began.
         """
         with self._lock:
             now = stage, time.perf_counter()
@@ -64,20 +64,20 @@ class Meter:
                 self._under_way -= Counter([now])
 
     def add(self, stage: Stage, seconds: float) -> None:
-        """Count so many seconds."""
+        """Count seconds."""
         with self._lock:
             self._busy[stage] += seconds
 
     def count(self, views: int) -> None:
-        """Count views that the teacher has been asked about."""
+        """Count views that the teacher has labeled."""
         with self._lock:
             self._views += views
 
-    def lap(self) -> dict[str, float]:
-        """Rate and shares since the last lap, by their names in commit records."""
+    def since_last(self) -> dict[str, float]:
+        """Rate and shares since the last call, by their names in commit records."""
         with self._lock:
-            before, self._lap = self._lap, self._now()
-            return self._between(before, self._lap)
+            before, self._last = self._last, self._now()
+            return self._between(before, self._last)
 
     def rate(self) -> float:
         """Views per second since the start."""
@@ -85,7 +85,7 @@ class Meter:
             return self._between(self._begin, self._now())[RATE]
 
     def note(self) -> str:
-        """The last seconds in a few words, for the progress bar."""
+        """Describe the last seconds in a few words, for the progress bar."""
         with self._lock:
             now = self._now()
             if not self._note or now[0] - self._noted[0] >= _NOTE_SECONDS:

@@ -1,11 +1,10 @@
-"""The cache that a run works on: opened, or created from a look at every image.
+"""Open the cache of a run, or create it from a scan of every image.
 
 A cache of other data, another teacher or other views at the same path is refused, naming the
 field.
 """
 
 import logging
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,55 +18,51 @@ from cache_tools.spec.canonical import difference
 from cache_tools.spec.dataset import NO_LABEL, DatasetSpec
 from cache_tools.storage import atomic, backends
 from cache_tools.store.cache import Cache
-from pipeline.recipe import CacheRecipe, TeacherSource
+from pipeline.recipe import CacheRecipe
 from pipeline.teacher import teacher as teachers
 from pipeline.teacher.teacher import Teacher
+from pipeline.worker.job import JobSpec
 
 log = logging.getLogger("kdcache")
 
 
-def prepare(
-    recipe: CacheRecipe,
-    data: str,
-    sources: Sequence[TeacherSource],
-    out: str,
-    random_weights: bool = False,
-) -> Cache:
-    """The cache that a run works on, opened or made by who hands out work and does none.
+def open_job(job: JobSpec) -> tuple[Cache, Images, Teacher]:
+    """Open or create the cache of a job; its images in table order, its teacher on the CPU.
 
     Raises:
         KdcacheError: Any of its kinds.
     """
-    images = open_images(data, recipe.dataset.split)
+    recipe = job.recipe
+    images = open_images(job.data, recipe.dataset.split)
     size = recipe.views.for_teacher().size
-    teacher = teachers.load_all(sources, size, recipe.precision, random_weights)
-    store, _ = open_or_create(recipe, images, teacher, out)
-    store.set_data_path(resolve(data))
-    return store
+    teacher = teachers.load_all(job.sources, size, recipe.precision, job.random_weights)
+    store, images = open_or_create(recipe, images, teacher, job.out)
+    store.set_data_path(resolve(job.data))
+    return store, images, teacher
 
 
 def open_or_create(
     recipe: CacheRecipe, images: ImageDataset, teacher: Teacher, out: str | Path
 ) -> tuple[Cache, ImageDataset]:
-    """The cache at `out`, made when there is none, and the images in the order of its table.
+    """Open or create the cache at `out`; the images follow in the order of its table.
 
-    Of several processes that find none, one makes it and the others wait where they can.
+    Of several processes that find none, one creates it and the others wait where they can.
 
     Raises:
-        CacheMismatch: Another cache lies there, or the labels are of other classes.
+        CacheMismatch: There is another cache at `out`, or the labels have other classes.
         DataError, UsageError: The images cannot be read, or not all have a label.
     """
     labels, num_classes = check_labels(recipe, images, teacher)
-    where = backends.open_storage(out)
-    if where.size(backends.MANIFEST) is None:
-        with where.creation_lock():
-            if where.size(backends.MANIFEST) is None:
+    storage = backends.open_storage(out)
+    if storage.size(backends.MANIFEST) is None:
+        with storage.creation_lock():
+            if storage.size(backends.MANIFEST) is None:
                 _create(recipe, images, teacher, (labels, num_classes), out)
     store = Cache.open(out)
     images = match.match(store.table, store.spec.dataset, images)
     dataset = replace(store.spec.dataset, labels=labels, num_classes=num_classes)
     _refuse_other(store, _spec(recipe, dataset, teacher))
-    if isinstance(where, backends.Folder) and (swept := atomic.sweep(where.path)):
+    if isinstance(storage, backends.Folder) and (swept := atomic.sweep(storage.path)):
         log.info("removed %d temporary files that killed processes left", swept)
     store.resize(recipe.num_views)
     return store, images
@@ -80,9 +75,9 @@ def _create(
     labels: tuple[bool, int],
     out: str | Path,
 ) -> None:
-    """Make an empty cache from a look at every image."""
+    """Create an empty cache from a scan of every image."""
     kind, keys, images = scan.in_table_order(images, None)
-    with progress.bar("look at images", len(keys), "images") as advance:
+    with progress.bar("scan images", len(keys), "images") as advance:
         table = scan.scan(keys, images, labels[0], threads.cpu_count(), advance)
     classes = scan.classes_sha256(images) if labels[0] else ""
     dataset = DatasetSpec(len(table), labels[1], labels[0], kind, table.sha256, classes)
@@ -90,7 +85,7 @@ def _create(
 
 
 def check_labels(recipe: CacheRecipe, images: ImageDataset, teacher: Teacher) -> tuple[bool, int]:
-    """Whether labels are kept and of how many classes; refuses labels of other classes."""
+    """Use of the labels and their number of classes; labels of other classes are refused."""
     if recipe.dataset.labels == "ignore":
         return False, 0
     classes = recipe.dataset.num_classes or images.num_classes
@@ -102,20 +97,17 @@ def check_labels(recipe: CacheRecipe, images: ImageDataset, teacher: Teacher) ->
     highest = int(images.label_N.max())
     if classes != teacher.spec.num_classes or highest >= classes:
         raise CacheMismatch(
-            f"the labels of {images.source} speak of {max(classes, highest + 1)} classes, the "
-            f"teacher of {teacher.spec.num_classes}. {_classes_fix(classes, teacher)}"
+            f"{images.source} has {max(classes, highest + 1)} classes, the teacher predicts "
+            f"{teacher.spec.num_classes}. {_classes_fix(classes, teacher)}"
         )
     return True, classes
 
 
 def _classes_fix(classes: int, teacher: Teacher) -> str:
-    """What to do when labels and teacher speak of different numbers of classes."""
+    """Advice for labels and a teacher of different numbers of classes."""
     fix = f"Choose a teacher of {classes} classes; or pass "
     if classes < teacher.spec.num_classes:
-        fix += (
-            "--class-map FILE, which says which of the teacher's classes those of the data set "
-            "are; or "
-        )
+        fix += "--class-map FILE, which maps the teacher's classes to those of the data set; or "
     return fix + "dataset.labels=ignore when its classes are meant to be others."
 
 

@@ -1,10 +1,9 @@
-"""The teacher's stage: rendered windows in, sparse targets on their way back out.
+"""Inference stage: upload windows, run the teacher, fetch sparse targets.
 
 A view of a window is uploaded as a whole, on a stream of its own, while the teacher is busy with
 the one before; partners of mixup are then picked on the device. Batches never cross the borders of
-a window or a view, so that what is said of a view depends on nothing but the size of batches. What
-comes back is copied to page-locked memory behind the teacher's back. On the CPU the same calls
-copy nothing.
+a window or a view, so that the targets of a view depend on nothing but the size of batches. They
+are copied to page-locked memory while the teacher goes on. On the CPU the same calls copy nothing.
 
 Shapes: B views of a batch, W rows of a window, S pixels a side, P labels of a view.
 """
@@ -35,36 +34,38 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Span:
-    """When a device began and finished with a view of a window."""
+class GpuInterval:
+    """Begin and end of a GPU's work on a view of a window."""
 
     begin: torch.cuda.Event
     end: torch.cuda.Event
 
 
 @dataclass(frozen=True)
-class Said:
-    """What the teacher said of a batch."""
+class Prediction:
+    """Sparse teacher targets of one batch."""
 
     part: Part
-    """Whose it is."""
+    """Part of the batch."""
     rows: range
-    """Of which rows of the sample table, B of them."""
+    """Its B rows of the sample table."""
     label_BP: NDArray[np.int64]
     """Their labels."""
     mixed: bool
-    """Whether the views were mixed."""
+    """True if the views were mixed."""
     sparse: tuple[Tensor, ...]
-    """The fields of `codec.SparseTargets` in the host's memory, complete when `copied` has come."""
+    """Fields of `codec.SparseTargets` in the host's memory, complete after `copied`."""
     copied: torch.cuda.Event | None = None
-    """When they are; None: now."""
+    """End of the copy; None: nothing to wait for."""
+    gpu: GpuInterval | None = None
+    """Time of the view on the GPU, with its last batch."""
 
 
-class Asker:
-    """Asks a teacher, in batches as large as its device can hold."""
+class Predictor:
+    """A teacher's inference, in batches as large as its device can hold."""
 
     def __init__(self, store: Cache, forward: Forward, batch_size: int, meter: Meter) -> None:
-        """Batches have `batch_size` views, until the device says that this is too much."""
+        """Start with batches of `batch_size` views; they are halved when memory runs out."""
         self.batch_size = batch_size
         self._store, self._forward, self._meter = store, forward, meter
         self._seen = store.spec.views.for_teacher()
@@ -72,33 +73,33 @@ class Asker:
         self._on_gpu = self._device.type == "cuda"
         self._copies = torch.cuda.Stream(self._device) if self._on_gpu else None  # type: ignore[no-untyped-call]
 
-    def ask(self, window: Window, place: int) -> Iterator[Said | Span]:
-        """What the teacher says of the view at `place` of the group, batch by batch.
+    def predict(self, window: Window, view_index: int) -> Iterator[Prediction]:
+        """Predict the group's view number `view_index`, batch by batch.
 
         Raises:
             TeacherError: Not even a single view fits into the device's memory.
         """
-        view, rows = window.group.views[place], window.rows
+        view, rows = window.group.views[view_index], window.rows
         mix = None
         if self._seen.mixes:
             mix = view_params.mixing(self._store, view, rows.start, rows.stop, self._seen)
             mix = replace(mix, partner_B=mix.partner_B - rows.start)
         label_WP = self._labels(rows, mix)
-        pixels = self._fitting(lambda: self._upload(window, place))
+        pixels = self._fit_memory(lambda: self._upload(window, view_index))
         begin = self._mark()
         done = 0
         while done < len(rows):
-            with self._busy():
-                at, said = self._fitting(partial(self._batch, pixels, mix, label_WP, done))
+            # A GPU's time is measured there.
+            with contextlib.nullcontext() if self._on_gpu else self._meter.busy("forward"):
+                at, sparse = self._fit_memory(partial(self._batch, pixels, mix, label_WP, done))
             done = at.stop
+            fetched, copied = self._fetch(sparse)
+            interval = None
+            if done == len(rows) and begin is not None and (end := self._mark()) is not None:
+                interval = GpuInterval(begin, end)
             part = Part(view, window.group.block)
-            yield Said(part, rows[at], label_WP[at], mix is not None, *self._fetch(said))
-        if begin is not None and (end := self._mark()) is not None:
-            yield Span(begin, end)
-
-    def _busy(self) -> contextlib.AbstractContextManager[None]:
-        """Counts the time of a forward pass on the CPU; a GPU's is measured there."""
-        return contextlib.nullcontext() if self._on_gpu else self._meter.busy("forward")
+            mixed = mix is not None
+            yield Prediction(part, rows[at], label_WP[at], mixed, fetched, copied, interval)
 
     def _batch(
         self, pixels: Tensor, mix: draw.MixParams | None, label_WP: NDArray[np.int64], begin: int
@@ -116,40 +117,40 @@ class Asker:
         own = self._store.table.label_N[rows.start : rows.stop].astype(np.int64)
         return np.stack([own] if mix is None else [own, own[mix.partner_B]], axis=1)
 
-    def _upload(self, window: Window, place: int) -> Tensor:
-        """A view of a window, [W, S, S, 3] on the device; on the CPU the slab itself."""
-        pixels = torch.from_numpy(window.pixels[place])
-        if self._copies is None or window.slab is None:
+    def _upload(self, window: Window, view_index: int) -> Tensor:
+        """A view of a window, [W, S, S, 3] on the device; on the CPU the buffer itself."""
+        pixels = torch.from_numpy(window.pixels[view_index])
+        if self._copies is None or window.buffer is None:
             return pixels
         with torch.cuda.stream(self._copies):
             there = pixels.to(self._device, non_blocking=True)
-            window.slab.uploaded = self._copies.record_event()
+            window.buffer.uploaded = self._copies.record_event()
         teacher = torch.cuda.current_stream(self._device)
-        teacher.wait_event(window.slab.uploaded)
+        teacher.wait_event(window.buffer.uploaded)
         there.record_stream(teacher)
         return there
 
     def _fetch(
-        self, said: tuple[Tensor, ...]
+        self, sparse: tuple[Tensor, ...]
     ) -> tuple[tuple[Tensor, ...], torch.cuda.Event | None]:
-        """The same in the host's memory, and when it is there."""
+        """Targets in the host's memory, and the event that ends their copy."""
         if not self._on_gpu:
-            return said, None
-        here = tuple(torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in said)
-        for to, there in zip(here, said, strict=True):
+            return sparse, None
+        here = tuple(torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in sparse)
+        for to, there in zip(here, sparse, strict=True):
             to.copy_(there, non_blocking=True)
         return here, torch.cuda.current_stream(self._device).record_event()
 
     def _mark(self) -> torch.cuda.Event | None:
-        """A point in the teacher's time."""
+        """Record an event on the teacher's stream."""
         if not self._on_gpu:
             return None
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(self._device))
         return event
 
-    def _fitting(self, work: Callable[[], T]) -> T:
-        """What `work` returns, with batches halved until it fits into the device's memory."""
+    def _fit_memory(self, work: Callable[[], T]) -> T:
+        """Call `work`, with batches halved until it fits into the device's memory."""
         while True:
             try:
                 return work()

@@ -1,184 +1,205 @@
-"""The work of stage 1: parts, from images to commit records, with a teacher that never waits.
+"""Stage 1 in one process: parts, from images to commit records, with a teacher that never waits.
 
-Four stages run at the same time, each with its own threads, handing on what is bounded in memory:
+The stages run at the same time, each in its own threads, with bounded queues between them; the
+loop that connects them is `Stage1._run_windows`:
 
-    read, decode once, render G views   rendering.py  a pool of threads, a window ahead
-    upload, forward, choose classes     ask.py        the thread that calls, and the device
-    encode, gather statistics           collect.py    one thread
-    make chunks, commit                 collect.py    one thread
+    render    render.py     read, decode once, render G views: a pool of threads, a window ahead
+    predict   predict.py    upload, forward, choose classes: the calling thread, and the device
+    encode    write.py      encode, gather statistics: one thread
+    commit    write.py      make chunks, commit: one thread
 
-All of them go on across the borders of windows, groups and blocks. What is made of a part depends
-on nothing but the size of batches: not on threads, groups, or what was done before it.
+They go on across the borders of windows, groups and blocks. The bytes of a part depend on nothing
+but the size of batches: not on threads, groups, or the parts made before it.
 """
 
 import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+
+import torch
 
 from cache_tools.data.images import ImageDataset
+from cache_tools.runtime import threads
 from cache_tools.runtime.signals import StopRequest
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
-from pipeline.teacher.forward import Forward
-from pipeline.worker import failures as outcome
+from pipeline.teacher.forward import Forward, choose_device
+from pipeline.teacher.logits import Execution
+from pipeline.worker import failures, open_cache
 from pipeline.worker.failures import Failure
-from pipeline.worker.groups import Group, groups
+from pipeline.worker.groups import DecodeGroup, decode_groups
+from pipeline.worker.job import JobSpec, batch_size
 from pipeline.worker.meter import Meter
-from pipeline.worker.predict import Asker, Said
+from pipeline.worker.predict import Prediction, Predictor
 from pipeline.worker.render import Renderer
 from pipeline.worker.window import Window
-from pipeline.worker.write import Collector
+from pipeline.worker.write import PartWriter
 
 log = logging.getLogger("kdcache")
 TRIES = 3
-"""How often a part is tried whose images cannot be read."""
+"""Attempts at a part whose images cannot be read."""
 PAUSE_SECONDS = 5.0
-"""Before the second try; the third one waits twice as long."""
+"""Pause before the second attempt; twice as long before the third."""
 GRACE_SECONDS = 20.0
-"""A group that can be finished in this time is finished when a signal comes: Slurm kills after
-30."""
+"""After a signal, a group that ends within this time is completed: Slurm kills after 30."""
 
 
-class Worker:
-    """Makes parts of one cache with one teacher."""
+class Stage1:
+    """Maker of the parts of one cache with one teacher.
+
+    Making a part twice costs a forward pass and changes nothing.
+    """
 
     def __init__(
         self, store: Cache, images: ImageDataset, forward: Forward, batch_size: int, threads: int
     ) -> None:
-        """A worker on `images` in the order of the store's sample table."""
+        """Start the threads; `images` are in the order of the cache's sample table."""
         self.store = store
         self.meter = Meter(threads)
-        pinned = forward.device.type == "cuda"
-        self._times_itself = pinned
-        self._renderer = Renderer(store, images, threads, self.meter, pinned)
-        self._asker = Asker(store, forward, batch_size, self.meter)
-        self._collector = Collector(store, forward, self.meter)
-        self._largest = 1
+        self._on_gpu = forward.device.type == "cuda"
+        self._renderer = Renderer(store, images, threads, self.meter, self._on_gpu)
+        self._predictor = Predictor(store, forward, batch_size, self.meter)
+        self._writer = PartWriter(store, forward, self.meter)
+        self._group_size = 1
 
-    def make(
-        self,
-        wanted: Iterable[Group],
-        done: Callable[[int], None],
-        stop: StopRequest | None = None,
-    ) -> list[Failure]:
-        """Make and commit parts.
-
-        Args:
-            wanted: Which ones, in this order; asked for one ahead of the teacher.
-            done: Called with the number of views finished, negative when they are lost again.
-            stop: Asks to stop.
-
-        Returns:
-            Parts that could not be made, although tried again where that may help.
+    @classmethod
+    def open(cls, job: JobSpec) -> "Stage1":
+        """Open or create the cache of a job and load its teacher.
 
         Raises:
-            KdcacheError: What concerns more than a part: a full disk, a teacher that says NaN only.
-            KeyboardInterrupt: `stop` asked to; what was whole is committed.
+            KdcacheError: Any of its kinds.
         """
-        stop = stop or StopRequest()
-        failures: list[Failure] = []
-        for attempt in range(1, TRIES + 1):
-            failed = self._try(wanted, done, stop)
-            again = [p for p, e in failed.items() if outcome.is_worth_another_try(e)]
-            again = again if attempt < TRIES else []
-            failures += [outcome.failure(p, e) for p, e in failed.items() if p not in again]
-            if not again:
-                break
-            first = failed[again[0]]
-            log.warning(
-                "%d parts failed and are tried again (try %d of %d): %s",
-                len(again), attempt + 1, TRIES, first,
-            )  # fmt: skip
-            wanted = groups(again, self._largest)
-            self._pause(PAUSE_SECONDS * attempt, stop)
-        return failures
+        recipe, device = job.recipe, choose_device(job.device)
+        if device.type == "cpu":
+            count, reason = threads.for_torch(recipe.views.for_teacher().size)
+            torch.set_num_threads(count)
+            log.info("%s", reason)
+        store, images, teacher = open_cache.open_job(job)
+        execution = Execution(recipe.memory_format, recipe.compile)
+        forward = Forward(teacher, store.spec.targets, device, execution)
+        return cls(store, images, forward, batch_size(recipe, device), threads.cpu_count())
+
+    def make(
+        self, groups: Iterable[DecodeGroup], on_progress: Callable[[int], None]
+    ) -> list[Failure]:
+        """Make and commit parts, except those that another process commits meanwhile.
+
+        One call for many groups keeps the teacher busy over their borders. An iterator is advanced
+        one group ahead of the teacher, so that groups can be handed out as they are needed. In the
+        main thread, SIGINT, SIGTERM and SIGUSR1 stop it.
+
+        Args:
+            groups: Decode groups, in the order in which they are made.
+            on_progress: Called, in a thread of its own, with the number of views finished; negative
+                when a part is lost again.
+
+        Returns:
+            Parts that failed, after further attempts where those may help, each with the reason.
+
+        Raises:
+            KdcacheError: An error of more than a part: a full disk, a teacher of NaN outputs.
+            KeyboardInterrupt: A signal came; its text is the signal's name. Complete parts are
+                committed.
+        """
+        failed_for_good: list[Failure] = []
+        with StopRequest() as stop:
+            try:
+                for attempt in range(1, TRIES + 1):
+                    failed = self._run(groups, on_progress, stop)
+                    again = [p for p, e in failed.items() if failures.is_worth_another_try(e)]
+                    again = again if attempt < TRIES else []
+                    failed_for_good += [
+                        failures.failure(p, e) for p, e in failed.items() if p not in again
+                    ]
+                    if not again:
+                        break
+                    log.warning(
+                        "%d parts failed and are tried again (try %d of %d): %s",
+                        len(again), attempt + 1, TRIES, failed[again[0]],
+                    )  # fmt: skip
+                    groups = decode_groups(again, self._group_size)
+                    end = time.monotonic() + PAUSE_SECONDS * attempt
+                    while not stop.requested and time.monotonic() < end:
+                        time.sleep(0.05)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(stop.received) from None
+        return failed_for_good
+
+    def note(self) -> str:
+        """Parts done and shares of the stages, in a few words."""
+        return self.meter.note()
 
     def close(self) -> None:
         """Stop the threads; work that has not begun is dropped."""
         self._renderer.close()
-        self._collector.close()
+        self._writer.close()
 
-    def _try(
-        self, wanted: Iterable[Group], done: Callable[[int], None], stop: StopRequest
+    def _run(
+        self, groups: Iterable[DecodeGroup], on_progress: Callable[[int], None], stop: StopRequest
     ) -> dict[Part, Exception]:
-        """Make parts; those that failed, and why."""
+        """Make parts in one attempt; those that failed, and why."""
         self.meter.start()
-        self._collector.begin(done)
-        finished = False
+        self._writer.begin(on_progress)
         try:
-            with self._renderer.stream(self._missing(wanted)) as stream:
-                finished = self._ask(stream, stop)
-            self._collector.finish()
+            with self._renderer.stream(self._uncommitted(groups)) as windows:
+                completed = self._run_windows(iter(windows), stop)
+            self._writer.finish()
         finally:
-            self._collector.drop()
-        if not finished:
+            self._writer.drop()
+        if not completed:
             raise KeyboardInterrupt
-        return self._collector.failed
+        return self._writer.failed
 
-    def _missing(self, wanted: Iterable[Group]) -> Iterator[Group]:
-        """Groups without the parts that another worker has committed meanwhile."""
-        for group in wanted:
-            self._largest = max(self._largest, len(group.views))
-            lacking = [part for part in group.parts if self.store.check_part(part) is not None]
-            if there := len(group.views) - len(lacking):
-                self._collector.skip(there * len(self.store.spec.rows(group.block)))
-            if lacking:
-                yield Group(group.block, tuple(part.view for part in lacking))
+    def _uncommitted(self, groups: Iterable[DecodeGroup]) -> Iterator[DecodeGroup]:
+        """Groups without the parts that another process has committed meanwhile."""
+        for group in groups:
+            self._group_size = max(self._group_size, len(group.views))
+            missing = [part for part in group.parts if self.store.check_part(part) is not None]
+            if committed := len(group.views) - len(missing):
+                self._writer.skip(committed * len(self.store.spec.rows(group.block)))
+            if missing:
+                yield DecodeGroup(group.block, tuple(part.view for part in missing))
 
-    def _ask(self, windows: Iterable[Window], stop: StopRequest) -> bool:
-        """The teacher's thread; whether it came to the end."""
-        finishing = False
-        for window in self._waited_for(windows):
-            first = self.store.spec.rows(window.group.block).start
-            if stop.requested and window.rows.start == first:
-                return False
-            for asked in self._batches(window):
-                if stop.requested and not finishing:
-                    finishing = self._is_soon_done(window, asked)
-                    if not finishing:
-                        return False
-        return True
-
-    def _waited_for(self, windows: Iterable[Window]) -> Iterator[Window]:
-        """The same windows; the time they are waited for is counted."""
-        waiting = contextlib.nullcontext if self._times_itself else partial(self.meter.busy, "wait")
-        there = iter(windows)
+    def _run_windows(self, windows: Iterator[Window], stop: StopRequest) -> bool:
+        """Take every window through the stages; False if a signal ended it early."""
+        completing = False
         while True:
-            with waiting():
-                window = next(there, None)
+            # Render. The pool is a window ahead: time spent here is time the teacher waits.
+            with contextlib.nullcontext() if self._on_gpu else self.meter.busy("wait"):
+                window = next(windows, None)
             if window is None:
-                return
-            yield window
+                return True
+            if (
+                stop.requested
+                and window.rows.start == self.store.spec.rows(window.group.block).start
+            ):
+                return False
+            if window.error is not None and not failures.is_of_a_part(window.error):
+                raise window.error
+            for view_index, part in enumerate(window.group.parts):
+                if window.error is not None and part not in self._writer.failed:
+                    self._writer.fail(part, window.error)
+                if part in self._writer.failed:
+                    continue
+                # Predict. On a GPU this only queues work; the device runs behind.
+                for prediction in self._predictor.predict(window, view_index):
+                    # Encode, in a thread of its own. Waits only if the teacher is far ahead.
+                    self._writer.add_batch(prediction)
+                    if stop.requested and not completing:
+                        completing = self._is_soon_done(window, view_index, prediction)
+                        if not completing:
+                            return False
+                # Commit, in another thread, once the group's last window is in.
+                self._writer.end_view(window, view_index)
 
-    def _batches(self, window: Window) -> Iterator[int]:
-        """Ask about a window; after every batch, how many of its views were asked about."""
-        if window.error is not None and not outcome.is_of_a_part(window.error):
-            raise window.error
-        for place, part in enumerate(window.group.parts):
-            if window.error is not None and part not in self._collector.failed:
-                self._collector.fail(part, window.error)
-            if part in self._collector.failed:
-                continue
-            for said in self._asker.ask(window, place):
-                self._collector.take(said)
-                if isinstance(said, Said):
-                    yield len(window.rows) * place + said.rows.stop - window.rows.start
-            self._collector.end(window, place)
-
-    @staticmethod
-    def _pause(seconds: float, stop: StopRequest) -> None:
-        end = time.monotonic() + seconds
-        while not stop.requested and time.monotonic() < end:
-            time.sleep(0.05)
-
-    def _is_soon_done(self, window: Window, asked: int) -> bool:
-        """Whether the group of a window ends within the time of grace."""
+    def _is_soon_done(self, window: Window, view_index: int, last: Prediction) -> bool:
+        """True if the group of a window ends within the time of grace."""
         rows = self.store.spec.rows(window.group.block)
-        left = (rows.stop - window.rows.start) * len(window.group.views) - asked
+        done = len(window.rows) * view_index + last.rows.stop - window.rows.start
+        left = (rows.stop - window.rows.start) * len(window.group.views) - done
         rate = max(self.meter.rate(), 1e-9)
         soon = left <= rate * GRACE_SECONDS
-        what = f"finished first, {left / rate:.0f} s" if soon else "dropped"
-        log.info("asked to stop: the parts in hand are %s", what)
+        outcome = f"completed first, {left / rate:.0f} s" if soon else "dropped"
+        log.info("stop requested: the parts in hand are %s", outcome)
         return soon

@@ -1,4 +1,4 @@
-"""A window of views on its way from the renderer to the teacher, and the memory it lies in.
+"""A window of views between renderer and teacher, and its page-locked memory.
 
 Shapes: W rows of a window, G views of a group, S pixels a side.
 """
@@ -11,23 +11,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.worker.groups import Group
+from pipeline.worker.groups import DecodeGroup
 
 log = logging.getLogger("kdcache")
 U1 = NDArray[np.uint8]
 
 
-class Slab:
-    """Memory for a window in all views of a group."""
+class PinnedBuffer:
+    """Reusable memory for a window in all views of a group, page-locked where possible."""
 
     def __init__(self, pinned: bool) -> None:
         self._pinned = pinned
         self._memory = torch.empty(0, dtype=torch.uint8)
         self.uploaded: torch.cuda.Event | None = None
-        """When the device has read what lies here; None: nobody does behind our back."""
+        """End of the device's read of the last contents; None: nothing to wait for."""
 
-    def room(self, shape: tuple[int, ...]) -> U1:
-        """Memory of this shape, once the device has read what lay there."""
+    def array(self, shape: tuple[int, ...]) -> U1:
+        """Memory of this shape, after the device's read of the last contents."""
         if self.uploaded is not None:
             self.uploaded.synchronize()
             self.uploaded = None
@@ -51,19 +51,19 @@ class Slab:
 class Window:
     """Rows of a block in the views of a group, rendered or on the way."""
 
-    group: Group
-    """Whose they are."""
+    group: DecodeGroup
+    """Decode group of the views."""
     rows: range
-    """Which rows of the sample table."""
+    """Rows of the sample table."""
     pixels: U1
     """[G, W, S, S, 3], complete when `ready` is set and there is no error."""
     last: bool
-    """Whether the group ends here."""
-    slab: Slab | None = None
-    """What the pixels lie in."""
+    """True for the last window of the group."""
+    buffer: PinnedBuffer | None = None
+    """Memory of the pixels."""
     probes: dict[tuple[int, int], int] = field(default_factory=dict)
     """View and row → fingerprint, of the rows that are probed."""
     error: Exception | None = None
-    """Why it could not be rendered."""
+    """Reason why rendering failed."""
     ready: threading.Event = field(default_factory=threading.Event)
-    """Set when all its images are rendered, or given up."""
+    """Set when all images are rendered or abandoned."""

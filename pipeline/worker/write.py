@@ -1,12 +1,11 @@
-"""The last stage: what the teacher said becomes parts, encoded and committed beside it.
+"""Last stages: encode predictions, commit complete parts.
 
-One thread takes batches and encodes them, another makes chunks of whole parts and commits them.
-Neither stops the teacher, unless it says more than they can store.
+One thread encodes batches, another makes chunks of complete parts and commits them. Neither stops
+the teacher, unless it is faster than they are for long.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from importlib.metadata import version
 
 import numpy as np
@@ -22,20 +21,20 @@ from cache_tools.targets import codec
 from cache_tools.targets.codec import EncodedTargets
 from cache_tools.targets.statistics import part_statistics
 from pipeline.teacher.forward import Forward
-from pipeline.worker.executor import Lane
-from pipeline.worker.groups import Group
+from pipeline.worker.executor import SerialExecutor
+from pipeline.worker.groups import DecodeGroup
 from pipeline.worker.meter import Meter
-from pipeline.worker.predict import Said, Span
+from pipeline.worker.predict import GpuInterval, Prediction
 from pipeline.worker.window import Window
 
-BATCHES = 16
+CAPACITY = 16
 """Batches that the teacher may be ahead."""
 _MEMORY = 2**30
-_MOST_PARTS = 16
+_MAX_PARTS = 16
 
 
 @dataclass
-class _Growing:
+class _PartBuilder:
     """A part in the making."""
 
     stored: list[EncodedTargets] = field(default_factory=list)
@@ -47,141 +46,142 @@ class _Growing:
     views: int = 0
 
 
-class Collector:
-    """Takes what a teacher says and commits parts."""
+class PartWriter:
+    """Encoder and committer of parts, each in a thread of its own."""
 
     def __init__(self, store: Cache, forward: Forward, meter: Meter) -> None:
-        """A collector for `store` of what `forward` says."""
+        """Start the threads for parts of `store` that `forward` predicts."""
         self._store, self._forward, self._meter = store, forward, meter
-        self._growing: dict[Part, _Growing] = {}
-        self._encode = Lane("encode", BATCHES)
-        room = min(max(_MEMORY // store.spec.part_bytes, 1), _MOST_PARTS)
-        self._commit = Lane("commit", room)
-        self._device_done: torch.cuda.Event | None = None
-        self._timed: Group | None = None
+        self._builders: dict[Part, _PartBuilder] = {}
+        self._encoding = SerialExecutor("encode", CAPACITY)
+        capacity = min(max(_MEMORY // store.spec.part_bytes, 1), _MAX_PARTS)
+        self._committing = SerialExecutor("commit", capacity)
+        self._gpu_end: torch.cuda.Event | None = None
+        self._timed: DecodeGroup | None = None
         self._timings: dict[str, float] = {}
         self.failed: dict[Part, Exception] = {}
-        """Parts of which nothing more is taken, and why."""
-        self._done: Callable[[int], None] = lambda _: None
+        """Parts that are dropped, and why."""
+        self._on_progress: Callable[[int], None] = lambda _: None
 
-    def begin(self, done: Callable[[int], None]) -> None:
-        """Begin anew; `done` is told the number of views finished, negative when they are lost."""
+    def begin(self, on_progress: Callable[[int], None]) -> None:
+        """Start anew; `on_progress` gets the views finished, negative when they are lost."""
         self.failed = {}
-        self._done = done
-        self._device_done = self._timed = None
+        self._on_progress = on_progress
+        self._gpu_end = self._timed = None
 
-    def take(self, said: Said | Span) -> None:
-        """Take a batch; waits when the teacher is too far ahead.
+    def add_batch(self, batch: Prediction) -> None:
+        """Queue a batch; waits if the teacher is too far ahead.
 
         Raises:
-            KdcacheError: A part could not be committed, or the teacher says NaN of everything.
+            KdcacheError: A part could not be committed, or the teacher predicts NaN everywhere.
         """
-        work = self._span if isinstance(said, Span) else self._batch
-        self._encode.hand(partial(work, said))  # type: ignore[arg-type]
+        self._encoding.submit(self._encode, batch)
 
-    def end(self, window: Window, place: int) -> None:
-        """All of a window in one view was taken; with the last one the part is committed."""
-        group, view = window.group, window.group.views[place]
-        probes = {row: pixels for (of, row), pixels in window.probes.items() if of == view}
-        work = partial(self._end, Part(view, group.block), probes, group if window.last else None)
-        self._encode.hand(work)
+    def end_view(self, window: Window, view_index: int) -> None:
+        """End a view of a window; that of a group's last window completes and commits the part."""
+        group, view = window.group, window.group.views[view_index]
+        probes = {row: probe for (of, row), probe in window.probes.items() if of == view}
+        complete = group if window.last else None
+        self._encoding.submit(self._end_view, Part(view, group.block), probes, complete)
 
     def skip(self, views: int) -> None:
-        """Count views that somebody else has made meanwhile."""
-        self._encode.hand(partial(self._done, views))
+        """Count views that another process has made meanwhile."""
+        self._encoding.submit(lambda: self._on_progress(views))
 
     def fail(self, part: Part, error: Exception) -> None:
         """Drop a part."""
         self.failed[part] = error
-        self._encode.hand(partial(self._forget, part))
+        self._encoding.submit(self._drop_part, part)
 
     def finish(self) -> None:
-        """Wait until all is committed, and drop parts that are not whole."""
-        self._encode.finish()
-        self._commit.finish()
-        self._growing.clear()
+        """Wait until all complete parts are committed, and drop the others."""
+        self._encoding.finish()
+        self._committing.finish()
+        self._builders.clear()
 
     def drop(self) -> None:
-        """Drop all that is not committed."""
-        self._encode.drop()
-        self._commit.drop()
-        self._growing.clear()
+        """Drop everything that is not committed."""
+        self._encoding.drop()
+        self._committing.drop()
+        self._builders.clear()
 
     def close(self) -> None:
         """Stop the threads."""
-        self._commit.close()
-        self._encode.close()
+        self._committing.close()
+        self._encoding.close()
 
-    def _span(self, span: Span) -> None:
-        """Count when the device worked and when it waited; milliseconds."""
-        span.end.synchronize()
-        self._meter.add("forward", span.begin.elapsed_time(span.end) / 1000)
-        if self._device_done is not None:
-            self._meter.add("wait", self._device_done.elapsed_time(span.begin) / 1000)
-        self._device_done = span.end
+    # In the thread "encode".
 
-    def _batch(self, said: Said) -> None:
-        if said.part in self.failed:
+    def _encode(self, batch: Prediction) -> None:
+        if batch.part not in self.failed:
+            if batch.copied is not None:
+                batch.copied.synchronize()
+            with self._meter.busy("commit"):
+                self._add(batch, codec.SparseTargets(*(t.numpy() for t in batch.sparse)))
+        if batch.gpu is not None:
+            self._count_gpu(batch.gpu)
+
+    def _add(self, batch: Prediction, sparse: codec.SparseTargets) -> None:
+        if error := self._not_finite(batch, sparse.tail_BT):
+            self.failed[batch.part] = error
+            self._drop_part(batch.part)
             return
-        if said.copied is not None:
-            said.copied.synchronize()
-        with self._meter.busy("commit"):
-            self._add(said, codec.SparseTargets(*(t.numpy() for t in said.sparse)))
+        spec, builder = self._store.spec, self._builders.setdefault(batch.part, _PartBuilder())
+        builder.stored.append(codec.encode(sparse, spec.targets, spec.teacher.num_classes))
+        builder.top_sum += float(sparse.probability_BK[:, 0].sum())
+        if not batch.mixed and NO_LABEL not in batch.label_BP:
+            hit = sparse.index_BK[:, 0] == batch.label_BP[:, 0]
+            builder.correct = (builder.correct or 0.0) + float(hit.sum())
+        builder.views += len(batch.rows)
+        self._meter.count(len(batch.rows))
+        self._on_progress(len(batch.rows))
 
-    def _add(self, said: Said, sparse: codec.SparseTargets) -> None:
-        if error := self._not_finite(said, sparse.tail_BT):
-            self.failed[said.part] = error
-            self._forget(said.part)
-            return
-        spec, part = self._store.spec, self._growing.setdefault(said.part, _Growing())
-        part.stored.append(codec.encode(sparse, spec.targets, spec.teacher.num_classes))
-        part.top_sum += float(sparse.probability_BK[:, 0].sum())
-        if not said.mixed and NO_LABEL not in said.label_BP:
-            hit = sparse.index_BK[:, 0] == said.label_BP[:, 0]
-            part.correct = (part.correct or 0.0) + float(hit.sum())
-        part.views += len(said.rows)
-        self._meter.count(len(said.rows))
-        self._done(len(said.rows))
-
-    def _not_finite(self, said: Said, tail_BT: NDArray[np.floating]) -> NonFinite | None:
-        """What to say of a batch with NaN or Inf; raised when it is all NaN: no part will do."""
+    def _not_finite(self, batch: Prediction, tail_BT: NDArray[np.floating]) -> NonFinite | None:
+        """Error of a batch with NaN or Inf; raised if every row is: other parts would fail, too."""
         bad = np.flatnonzero(~np.isfinite(tail_BT).all(axis=1))
         if not len(bad):
             return None
-        key = self._store.table.keys[said.rows[int(bad[0])]]
+        key = self._store.table.keys[batch.rows[int(bad[0])]]
         error = NonFinite(
-            f"the teacher said NaN or Inf of view {said.part.view} of {key!r} ({len(bad)} of "
-            f"{len(said.rows)} in its batch). Nothing of this part was stored. Use a wider type "
-            f"than {self._store.spec.teacher.precision}, such as precision=fp32, or check the "
-            "weights."
+            f"the teacher predicted NaN or Inf for view {batch.part.view} of {key!r} ({len(bad)} "
+            f"of {len(batch.rows)} in its batch). Nothing of this part was stored. Use a wider "
+            f"type than {self._store.spec.teacher.precision}, such as precision=fp32, or check "
+            "the weights."
         )
-        if len(bad) == len(said.rows) > 1:
+        if len(bad) == len(batch.rows) > 1:
             raise error
         return error
 
-    def _forget(self, part: Part) -> None:
-        lost = self._growing.pop(part, None)
-        if lost is not None:
-            self._done(-lost.views)
+    def _count_gpu(self, interval: GpuInterval) -> None:
+        """Count milliseconds in which the GPU worked and in which it waited."""
+        interval.end.synchronize()
+        self._meter.add("forward", interval.begin.elapsed_time(interval.end) / 1000)
+        if self._gpu_end is not None:
+            self._meter.add("wait", self._gpu_end.elapsed_time(interval.begin) / 1000)
+        self._gpu_end = interval.end
 
-    def _end(self, part: Part, probes: dict[int, int], whole: Group | None) -> None:
+    def _drop_part(self, part: Part) -> None:
+        if (lost := self._builders.pop(part, None)) is not None:
+            self._on_progress(-lost.views)
+
+    def _end_view(self, part: Part, probes: dict[int, int], complete: DecodeGroup | None) -> None:
         if part in self.failed:
             return
-        made = self._growing[part]
-        made.probes |= probes
-        if whole is None:
+        self._builders[part].probes |= probes
+        if complete is None:
             return
-        if self._timed is not whole:  # the parts of a group were made at the same time
-            self._timed, self._timings = whole, self._meter.lap()
-        del self._growing[part]
-        self._commit.hand(partial(self._write, part, made, self._timings))
+        if self._timed is not complete:  # the parts of a group are made at the same time
+            self._timed, self._timings = complete, self._meter.since_last()
+        self._committing.submit(self._commit, part, self._builders.pop(part), self._timings)
 
-    def _write(self, part: Part, made: _Growing, timings: dict[str, float]) -> None:
+    # In the thread "commit".
+
+    def _commit(self, part: Part, builder: _PartBuilder, timings: dict[str, float]) -> None:
         with self._meter.busy("commit"):
-            numbers = self._store.spec.rows(part.block)
-            stored = codec.concatenate(made.stored)
-            statistics = part_statistics(stored, made.top_sum, made.correct)
-            probes = np.array([made.probes[n] for n in probe_numbers(numbers)], dtype=np.uint64)
+            rows = self._store.spec.rows(part.block)
+            stored = codec.concatenate(builder.stored)
+            statistics = part_statistics(stored, builder.top_sum, builder.correct)
+            probes = np.array([builder.probes[n] for n in probe_numbers(rows)], dtype=np.uint64)
             self._store.write(part, stored, probes, statistics | timings, self._versions())
         self._meter.parts += 1
 

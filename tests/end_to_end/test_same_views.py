@@ -23,8 +23,8 @@ from pipeline import recipe as recipes
 from pipeline.run import run
 from pipeline.teacher import teacher as teachers
 from pipeline.teacher.forward import Forward
-from pipeline.worker.groups import Group
-from pipeline.worker.stage1 import Worker
+from pipeline.worker.groups import DecodeGroup
+from pipeline.worker.stage1 import Stage1
 from train.data import create_loader
 from train.data.schedule import Schedule
 
@@ -78,12 +78,12 @@ def seen_by_teacher(cache: Path, digits: Path, teacher: Path) -> Hashes:
     forward = Recorder(
         teachers.load(str(teacher), 48, "fp32"), store.spec.targets, torch.device("cpu")
     )
-    worker = Worker(store, opened(store, digits), forward, 32, 2)
+    worker = Stage1(store, opened(store, digits), forward, 32, 2)
     result = {}
     for view in range(6):
         forward.seen.clear()
         (store.path / Part(view, 0).record).unlink()
-        worker.make([Group(0, (view,))], lambda _: None)
+        worker.make([DecodeGroup(0, (view,))], lambda _: None)
         result |= {(view, row): seen for row, seen in enumerate(forward.seen)}
     worker.close()
     return result

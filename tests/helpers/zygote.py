@@ -96,7 +96,7 @@ def _patch(pace: float = 0, perturbed: float = 0, locks: bool = True, poison: An
     from pipeline.worker import write as collect
 
     local.START = "fork"
-    collect.BATCHES = collect._MOST_PARTS = 1
+    collect.CAPACITY = collect._MAX_PARTS = 1
     ask, say, write = Forward.__call__, Logits.__call__, Cache.write
 
     def slowly(self: Forward, pixels: Any, *more: Any) -> Any:

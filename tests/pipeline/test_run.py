@@ -19,12 +19,12 @@ from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.verify import verify
 from pipeline import recipe as recipes
-from pipeline.run import Share, run
+from pipeline.run import PartSelection, run
 from pipeline.teacher import teacher as teachers
 from pipeline.teacher.forward import Forward
-from pipeline.worker.groups import Group
+from pipeline.worker.groups import DecodeGroup
 from pipeline.worker.meter import TIMINGS
-from pipeline.worker.stage1 import Worker
+from pipeline.worker.stage1 import Stage1
 
 SMALL = ["num_views=4", "views.mixup=0.5"]
 
@@ -102,11 +102,11 @@ def test_only_what_is_missing_or_damaged_is_made_again(
 def test_shares_and_limits_add_up(made: Path, digits: Path, teacher: Path, tmp_path: Path) -> None:
     out = tmp_path / "s.zarr"
     one = "views_per_decode=1"
-    again(digits, teacher, out, one, share=Share(1, 3))
-    store = again(digits, teacher, out, one, share=Share(limit=1))
+    again(digits, teacher, out, one, share=PartSelection(1, 3))
+    store = again(digits, teacher, out, one, share=PartSelection(limit=1))
     assert [p.view for p in store.parts() if store.present(p)] == [0, 1]
-    again(digits, teacher, out, one, share=Share(0, 2))
-    again(digits, teacher, out, one, share=Share(1, 2))
+    again(digits, teacher, out, one, share=PartSelection(0, 2))
+    again(digits, teacher, out, one, share=PartSelection(1, 2))
     assert files(out) == files(made)
 
 
@@ -136,7 +136,9 @@ def test_another_recipe_or_teacher_is_refused_by_field(
 
 
 def test_labels_of_other_classes_are_refused(digits: Path, tmp_path: Path) -> None:
-    with pytest.raises(CacheMismatch, match=r"10 classes, the teacher of 1000.*labels=ignore"):
+    with pytest.raises(
+        CacheMismatch, match=r"10 classes, the teacher predicts 1000.*labels=ignore"
+    ):
         loaded = recipes.load("digits", SMALL)
         run(loaded, str(digits), "test_resnet", tmp_path / "x", "cpu", random_weights=True)
     assert not (tmp_path / "x").exists()
@@ -161,8 +163,8 @@ def test_nan_is_never_stored(cache: Path, images: ImageDataset, teacher: Path) -
     loaded = teachers.load(str(teacher), 32, "fp32")
     forward = Broken(loaded, store.spec.targets, torch.device("cpu"))
     (cache / Part(0, 0).record).unlink()
-    worker = Worker(store, images, forward, 16, 2)
-    (failed,) = worker.make([Group(0, (0,))], lambda _: None)
+    worker = Stage1(store, images, forward, 16, 2)
+    (failed,) = worker.make([DecodeGroup(0, (0,))], lambda _: None)
     worker.close()
     assert failed.part == Part(0, 0)
     assert failed.kind == "NonFinite"

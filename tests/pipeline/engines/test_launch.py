@@ -12,7 +12,7 @@ from cache_tools.runtime import threads
 from cache_tools.store.cache import Cache
 from pipeline.engines import launch, local
 from pipeline.engines.launch import Task
-from pipeline.run import Share
+from pipeline.run import PartSelection
 from tests.helpers.outcome import Outcome
 
 Environ = dict[str, str]
@@ -80,7 +80,7 @@ def test_what_is_told_wins() -> None:
         ({}, (8, 8), r"none of 0\.\.7"),
         (torchrun(3, 8), (0, 2), "torchrun started 8 processes"),
         (srun(3, 8), (None, 4), "srun started 8 processes"),
-        (torchrun(0, 4) | srun(1, 2, nodes=2), (None, None), "2 torchruns.*knows of 1"),
+        (torchrun(0, 4) | srun(1, 2, nodes=2), (None, None), "2 torchruns.*is for 1"),
         (array(9, 3, 9, count=3), (None, None), r"\$SLURM_ARRAY_TASK_ID"),
         (torchrun(0, 2) | {"RANK": "first"}, (None, None), "RANK is 'first'"),
     ],
@@ -95,14 +95,14 @@ def test_settings_that_disagree_are_refused(
 def test_shares_are_whole_decode_groups_and_add_up(made: Path) -> None:
     store = Cache.open(made)
     store.num_views = 24
-    shares = [Share(worker, 3).of(store, 4) for worker in range(3)]
+    shares = [PartSelection(worker, 3).of(store, 4) for worker in range(3)]
     assert sorted(chain(*shares)) == sorted(store.parts())
     assert [sorted({part.view // 4 for part in share}) for share in shares] == [
         [0, 3],
         [1, 4],
         [2, 5],
     ]
-    some = Share(0, 2, numbers=frozenset({1, 2, 5, 9})).of(store, 4)
+    some = PartSelection(0, 2, numbers=frozenset({1, 2, 5, 9})).of(store, 4)
     assert [part.view for part in some] == [1, 2, 9]
 
 
@@ -131,7 +131,7 @@ def test_ranks_of_one_machine_take_a_gpu_each_and_share_the_cores(
     launch.engine(Task(6, 8, 2, 4, 6, "torchrun", "torchrun"), None, None)
     assert asked == ["cuda:2"]
     assert threads.cpu_count() == 2
-    assert log.level == logging.WARNING  # the first one speaks
+    assert log.level == logging.WARNING  # only rank 0 logs
     with pytest.raises(UsageError, match="--workers 2, but torchrun started 4 processes"):
         launch.engine(Task(6, 8, 2, 4, 6, "torchrun", "torchrun"), None, 2)
 

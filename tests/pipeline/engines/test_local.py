@@ -16,21 +16,21 @@ from cache_tools.runtime import progress
 from cache_tools.runtime.progress import Advance
 from cache_tools.store.cache import Cache
 from pipeline.engines import local
-from pipeline.engines.work_queue import TRIES, Lots, names, uncommitted
-from pipeline.worker.job import Group
+from pipeline.engines.work_queue import TRIES, WorkQueue, names, uncommitted
+from pipeline.worker.groups import DecodeGroup
 from tests.helpers.outcome import Outcome
 from tests.helpers.stage1 import KDCACHE, PATIENCE, arguments, files, gone
 
 """Seconds that a busy machine may take to start or end a process."""
 
 
-def groups(count: int) -> list[Group]:
-    return [Group(0, (view,)) for view in range(count)]
+def groups(count: int) -> list[DecodeGroup]:
+    return [DecodeGroup(0, (view,)) for view in range(count)]
 
 
 @pytest.mark.parametrize("takers", [1, 3])
 def test_lots_shrink_to_one_group_and_lose_none(takers: int) -> None:
-    lots, sizes, taken = Lots(groups(100), takers), [], []
+    lots, sizes, taken = WorkQueue(groups(100), takers), [], []
     while lot := lots.take():
         sizes.append(len(lot))
         taken += lot
@@ -41,14 +41,14 @@ def test_lots_shrink_to_one_group_and_lose_none(takers: int) -> None:
 
 
 def test_what_a_lost_worker_had_comes_back_until_it_has_cost_too_many() -> None:
-    lots = Lots(groups(9), 1)
+    lots = WorkQueue(groups(9), 1)
     in_hand = lots.take()
     assert len(in_hand) == 4
-    lots.give_back(in_hand[2:])
+    lots.requeue(in_hand[2:])
     assert [lots.take(), lots.take()] == [[group] for group in in_hand[2:]]
     for _ in range(TRIES - 1):
         assert lots.given_up == []
-        lots.give_back(in_hand[2:3])
+        lots.requeue(in_hand[2:3])
         assert lots.take() == (in_hand[2:3] if not lots.given_up else groups(9)[4:6])
     assert lots.given_up == in_hand[2:3]
     assert names(lots.given_up) == "block 0, view 2"
@@ -58,8 +58,8 @@ def test_what_is_left_of_a_lot_is_found_in_the_cache(cache: Path) -> None:
     store = Cache.open(cache)
     for part in list(store.parts())[1:3]:
         (cache / part.record).unlink()
-    lot = [Group(0, (0, 1)), Group(0, (2, 3))]
-    assert uncommitted(store, lot) == [Group(0, (1,)), Group(0, (2,))]
+    lot = [DecodeGroup(0, (0, 1)), DecodeGroup(0, (2, 3))]
+    assert uncommitted(store, lot) == [DecodeGroup(0, (1,)), DecodeGroup(0, (2,))]
 
 
 def test_two_workers_make_the_cache_of_one(
@@ -111,8 +111,8 @@ def test_three_workers_and_torchrun_make_the_cache_of_one(
     ranks += ["--no-python", KDCACHE, *arguments(digits, teacher, tmp_path / "ranks.zarr")]
     done = subprocess.run(ranks, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "task 0 of 2, as torchrun said" in done.stderr
-    assert "task 1 of 2, as torchrun said" in done.stderr
+    assert "task 0 of 2, from torchrun" in done.stderr
+    assert "task 1 of 2, from torchrun" in done.stderr
     assert files(tmp_path / "three.zarr") == files(made)
     assert files(tmp_path / "ranks.zarr") == files(made)
 
@@ -158,9 +158,9 @@ def test_a_killed_worker_is_replaced_and_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It is killed with a lot in hand: halted before it gets it, it cannot be done too soon."""
-    out, hand_out, killed = tmp_path / "c.zarr", local._Crew._hand_out, list[int]()
+    out, hand_out, killed = tmp_path / "c.zarr", local._WorkerPool._hand_out, list[int]()
 
-    def kill_one(crew: local._Crew) -> None:
+    def kill_one(crew: local._WorkerPool) -> None:
         waiting = [one for one in crew._members.values() if one.ready and not killed]
         for pid in [one.process.pid for one in waiting[:1]]:
             os.kill(pid, signal.SIGSTOP)
@@ -169,7 +169,7 @@ def test_a_killed_worker_is_replaced_and_named(
             killed.append(pid)
         hand_out(crew)
 
-    monkeypatch.setattr(local._Crew, "_hand_out", kill_one)
+    monkeypatch.setattr(local._WorkerPool, "_hand_out", kill_one)
     done = kdcache(*arguments(digits, teacher, out, "--workers=2", "num_views=30"))
     assert done.code == 0, done.err
     assert f"(process {killed[0]}) was killed by SIGKILL, perhaps for lack of memory" in done.err

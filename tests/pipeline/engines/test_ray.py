@@ -20,9 +20,10 @@ from cache_tools.runtime import ray_cluster, threads
 from cache_tools.store.cache import Cache
 from cache_tools.verify import verify
 from pipeline.engines import ray as engine
-from pipeline.engines.ray import Maker
+from pipeline.engines.ray import Stage1Actor
 from pipeline.recipe import TeacherSource
-from pipeline.worker.job import Group, Job
+from pipeline.worker.groups import DecodeGroup
+from pipeline.worker.job import JobSpec
 from tests.helpers.outcome import Outcome
 from tests.helpers.stage1 import KDCACHE, arguments, files
 
@@ -35,22 +36,22 @@ def node(alive: bool = True, **resources: float) -> dict[str, Any]:
 
 def test_an_actor_for_each_gpu_or_each_node() -> None:
     mixed = [node(CPU=32, GPU=4), node(CPU=16, GPU=4), node(CPU=64), node(False, CPU=9, GPU=9)]
-    assert engine._share(mixed, None, None) == (8, 1, 4)
-    assert engine._share(mixed, None, 3) == (3, 1, 4)
-    assert engine._share(mixed, "cpu", None) == (3, 0, 16)
-    assert engine._share([node(CPU=2)], None, 2) == (2, 0, 1)
+    assert engine._resources(mixed, None, None) == (8, 1, 4)
+    assert engine._resources(mixed, None, 3) == (3, 1, 4)
+    assert engine._resources(mixed, "cpu", None) == (3, 0, 16)
+    assert engine._resources([node(CPU=2)], None, 2) == (2, 0, 1)
     with pytest.raises(UsageError, match="more than the 8 GPUs"):
-        engine._share(mixed, None, 9)
+        engine._resources(mixed, None, 9)
 
 
 def test_paths_mean_the_same_on_every_node(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(teacher.parent)
     recipe: Any = None
-    job = Job(recipe, "data", (TeacherSource("model"), TeacherSource("resnet18")), "c.zarr")
-    there = engine._anywhere(job)
+    job = JobSpec(recipe, "data", (TeacherSource("model"), TeacherSource("resnet18")), "c.zarr")
+    there = engine._absolute_paths(job)
     assert [source.name for source in there.sources] == [str(teacher), "resnet18"]
     assert there.out == str(teacher.parent / "c.zarr")
-    assert engine._anywhere(Job(recipe, "s3://b/d", (), "s3://b/c")).out == "s3://b/c"
+    assert engine._absolute_paths(JobSpec(recipe, "s3://b/d", (), "s3://b/c")).out == "s3://b/c"
 
 
 def test_a_node_that_does_not_see_the_cache_says_so(
@@ -59,8 +60,10 @@ def test_a_node_that_does_not_see_the_cache_says_so(
     recipe: Any = None
     monkeypatch.setattr(engine, "log", logging.getLogger("an actor's"))
     monkeypatch.setattr(threads, "_max_cores", threads._max_cores)
-    answer = Maker().make(Job(recipe, "", (), str(tmp_path / "c")), 1, None, 1, [Group(0, (0,))])
-    assert "does not see the cache" in str(answer.error)
+    answer = Stage1Actor().make(
+        JobSpec(recipe, "", (), str(tmp_path / "c")), 1, None, 1, [DecodeGroup(0, (0,))]
+    )
+    assert "cannot find the cache" in str(answer.error)
 
 
 def test_without_ray_the_extra_is_named(
@@ -110,7 +113,7 @@ def test_a_cluster_that_is_not_there_is_missed_at_once(monkeypatch: pytest.Monke
 def makers() -> list[psutil.Process]:
     """Processes of actors that make parts."""
     found = psutil.process_iter(["name", "cmdline"])
-    return [p for p in found if " ".join(p.info["cmdline"] or ()).startswith("ray::Maker")]
+    return [p for p in found if " ".join(p.info["cmdline"] or ()).startswith("ray::Stage1Actor")]
 
 
 @pytest.mark.slow

@@ -101,7 +101,7 @@ def test_mistakes_are_told_before_anything_is_measured(
     arguments = ("--data", digits, "--teacher", "test_resnet", "--random-weights")
     outcome = kdcache("plan", "digits", *arguments)
     assert outcome.code == 1
-    assert "10 classes, the teacher of 1000" in outcome.err
+    assert "10 classes, the teacher predicts 1000" in outcome.err
 
 
 def test_an_image_that_is_broken_is_named(digits: Path, teacher: Path, tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ from cache_tools.data.images import ImageDataset
 from cache_tools.data.open import open_images
 from cache_tools.errors import CacheIncomplete, DataError, KdcacheError, NonFinite, TeacherError
 from cache_tools.render import mixing, view
-from cache_tools.runtime.signals import StopRequest
 from cache_tools.spec import sample_table
 from cache_tools.storage import atomic
 from cache_tools.store.cache import Cache, probe_numbers
@@ -38,10 +37,10 @@ from pipeline.teacher import teacher as teachers
 from pipeline.teacher.forward import Forward, mix_in_place
 from pipeline.teacher.teacher import Teacher
 from pipeline.worker import open_cache, stage1
-from pipeline.worker.groups import Group, groups
+from pipeline.worker.groups import DecodeGroup, decode_groups
 from pipeline.worker.meter import TIMINGS, Meter
-from pipeline.worker.stage1 import Worker
-from pipeline.worker.window import Slab
+from pipeline.worker.stage1 import Stage1
+from pipeline.worker.window import PinnedBuffer
 
 CPU = torch.device("cpu")
 COUNT, BATCH, PATIENCE = 1100, 64, 120.0
@@ -80,13 +79,13 @@ class Bench:
 
     def make(
         self,
-        *wanted: Group,
+        *wanted: DecodeGroup,
         forward: Forward | None = None,
         batch: int = BATCH,
         threads: int = 2,
         done: Callable[[int], None] = lambda _: None,
     ) -> list[stage1.Failure]:
-        worker = Worker(self.store, self.images, forward or self.ask(), batch, threads)
+        worker = Stage1(self.store, self.images, forward or self.ask(), batch, threads)
         try:
             return worker.make(wanted or self.groups(2), done)
         finally:
@@ -95,8 +94,8 @@ class Bench:
     def ask(self, kind: type[Forward] = Forward) -> Forward:
         return kind(self.network, self.store.spec.targets, CPU)
 
-    def groups(self, size: int) -> list[Group]:
-        return groups(list(self.store.parts()), size)
+    def groups(self, size: int) -> list[DecodeGroup]:
+        return decode_groups(list(self.store.parts()), size)
 
     def chunks(self) -> dict[str, bytes]:
         folder = self.store.path
@@ -205,12 +204,12 @@ def test_what_another_worker_commits_meanwhile_is_not_asked_for(opened: Opener) 
     asked = Counting(bench.network, bench.store.spec.targets, CPU)
     done: list[int] = []
 
-    def handed_out() -> Iterator[Group]:
+    def handed_out() -> Iterator[DecodeGroup]:
         yield wanted[0]
-        other.make(Group(wanted[1].block, wanted[1].views[:1]))
+        other.make(DecodeGroup(wanted[1].block, wanted[1].views[:1]))
         yield wanted[1]
 
-    worker = Worker(bench.store, bench.images, asked, BATCH, 2)
+    worker = Stage1(bench.store, bench.images, asked, BATCH, 2)
     assert worker.make(handed_out(), done.append) == []
     worker.close()
     assert sum(done) == COUNT * 2
@@ -339,7 +338,7 @@ def test_a_deleted_image_is_named_with_what_to_do(
     err = result.err  # type: ignore[attr-defined]
     assert "DataError: cannot read sample 'class7/17'" in err
     assert f"kdcache status {out} --missing" in err
-    assert f"go on with: kdcache cache digits --data {folder}" in err
+    assert f"continue with: kdcache cache digits --data {folder}" in err
     store = Cache.open(out)
     left = [p for p in store.parts() if not store.present(p)]
     assert 0 < len(left) < 9
@@ -383,14 +382,14 @@ def test_a_signal_keeps_what_is_committed_and_says_how_to_go_on(
     """It comes while the second group's first window is asked about."""
     monkeypatch.setattr(stage1, "GRACE_SECONDS", grace)
     recipe = recipes.load("digits", [*WINDOWS, "num_views=3", "views_per_decode=1"])
-    out, ask = tmp_path / "cache.zarr", stage1.Asker.ask
+    out, predict = tmp_path / "cache.zarr", stage1.Predictor.predict
 
-    def signalled(self: stage1.Asker, window: stage1.Window, place: int) -> Iterator[object]:
+    def signalled(self: stage1.Predictor, window: stage1.Window, view: int) -> Iterator[object]:
         if window.group.views == (1,) and window.rows.start == 0:
             os.kill(os.getpid(), number)
-        return ask(self, window, place)
+        return predict(self, window, view)
 
-    monkeypatch.setattr(stage1.Asker, "ask", signalled)
+    monkeypatch.setattr(stage1.Predictor, "predict", signalled)
     with pytest.raises(KeyboardInterrupt) as stopped:
         run(recipe, str(photos), str(teacher), out, "cpu")
     kept = 2 if grace else 1
@@ -406,19 +405,18 @@ def test_a_signal_keeps_what_is_committed_and_says_how_to_go_on(
 def test_a_second_signal_stops_at_once(opened: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
     bench, asked = opened(BLOCKS), []
 
-    def signalled(self: stage1.Asker, window: stage1.Window, place: int) -> Iterator[object]:
-        asked.append(place)
+    def signalled(self: stage1.Predictor, window: stage1.Window, view: int) -> Iterator[object]:
+        asked.append(view)
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
         yield from ()
 
-    monkeypatch.setattr(stage1.Asker, "ask", signalled)
-    worker = Worker(bench.store, bench.images, bench.ask(), BATCH, 2)
-    with StopRequest() as stop, pytest.raises(KeyboardInterrupt):
-        worker.make(bench.groups(2), lambda _: None, stop)
+    monkeypatch.setattr(stage1.Predictor, "predict", signalled)
+    worker = Stage1(bench.store, bench.images, bench.ask(), BATCH, 2)
+    with pytest.raises(KeyboardInterrupt, match="SIGINT"):
+        worker.make(bench.groups(2), lambda _: None)
     worker.close()
     assert asked == [0]
-    assert stop.received == "SIGINT"
     assert not bench.chunks()
 
 
@@ -441,7 +439,7 @@ def test_a_command_that_gets_a_signal(
     assert process.returncode == 130
     assert 0 < len(done) < 4000
     assert f"Stopped by {number.name}. {len(done)} of 4000 parts of {out} are committed" in told
-    assert f"Go on with: kdcache cache digits --data {photos}" in told
+    assert f"Continue with: kdcache cache digits --data {photos}" in told
     assert "Traceback" not in told
     assert all(store.check_part(p) is None for p in done)
 
@@ -466,12 +464,12 @@ def test_memory_that_cannot_be_page_locked_is_used_as_it_is(
         return new(*shape, **options)  # type: ignore[call-overload, no-any-return]
 
     monkeypatch.setattr(torch, "empty", refuse)
-    slab = Slab(pinned=True)
+    buffer = PinnedBuffer(pinned=True)
     with caplog.at_level("INFO", "kdcache"):
-        first = slab.room((2, 3, 4, 4, 3))
+        first = buffer.array((2, 3, 4, 4, 3))
     assert "not page-locked (CUDA error: out of memory)" in caplog.text
     first[:] = 7
-    again = slab.room((1, 3, 4, 4, 3))
+    again = buffer.array((1, 3, 4, 4, 3))
     assert again.shape == (1, 3, 4, 4, 3)
     assert again.base is not None
     assert (again == 7).all(), "the same memory"
@@ -541,34 +539,34 @@ def test_commit_records_say_how_busy_the_stages_were(opened: Opener) -> None:
         assert said["teacher_busy"] + said["teacher_wait"] <= 1.01
 
 
-def test_what_is_under_way_when_a_lap_ends_is_shared_by_both(
+def test_a_wait_that_spans_two_intervals_counts_in_both(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A teacher that begins to wait in one lap and ends in the next has waited in both."""
+    """A wait that spans two intervals counts in both."""
     now = [0.0]
     monkeypatch.setattr("pipeline.worker.meter.time.perf_counter", lambda: now[0])
     meter = Meter(1)
     now[0] = 3.0
     with meter.busy("wait"):
         now[0] = 4.0
-        assert meter.lap()["teacher_wait"] == 0.25
+        assert meter.since_last()["teacher_wait"] == 0.25
         now[0] = 5.0
-        assert meter.lap()["teacher_wait"] == 1.0
+        assert meter.since_last()["teacher_wait"] == 1.0
         now[0] = 6.0
     now[0] = 7.0
-    assert meter.lap()["teacher_wait"] == 0.5
-    assert meter.lap()["teacher_wait"] == 0.0
+    assert meter.since_last()["teacher_wait"] == 0.5
+    assert meter.since_last()["teacher_wait"] == 0.0
 
 
 def test_the_meter_adds_up_and_forgets() -> None:
     meter = Meter(2)
-    assert meter.lap()["views_per_second"] == 0.0
+    assert meter.since_last()["views_per_second"] == 0.0
     for stage in ("render", "render", "wait", "forward", "commit"):
         meter.add(stage, 1.0)
     meter.count(5)
-    found = meter.lap()
+    found = meter.since_last()
     assert found["render_busy"] == found["teacher_wait"] == found["teacher_busy"] > 1
-    assert meter.lap()["teacher_busy"] == 0.0
+    assert meter.since_last()["teacher_busy"] == 0.0
     meter.parts = 3
     assert meter.note().startswith("3 parts done, teacher waits ")
 
