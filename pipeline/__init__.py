@@ -1,1 +1,1 @@
-"""Stage 1: run a teacher over views that can be drawn again, and write what it says to a cache."""
+"""Stage 1: run a teacher over reproducible views and write its sparse targets to a cache."""

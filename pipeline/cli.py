@@ -20,7 +20,7 @@ Teachers = Annotated[
     list[str] | None,
     typer.Option(
         "--teacher",
-        help="timm name, hf-hub:…, folder as timm saves networks, .safetensors or .pth, "
+        help="timm name, hf-hub:…, folder as saved by timm, .safetensors or .pth, "
         "lite0-imagenet. Several: the mean of their probabilities is stored.",
     ),
 ]
@@ -41,18 +41,18 @@ ClassMaps = Annotated[
     typer.Option(
         "--class-map",
         metavar="FILE",
-        help="Which of the teacher's classes those of the data set are: a JSON list or a line for "
+        help="Map of the teacher's classes to those of the data set: a JSON list or a line for "
         "each class, with numbers or synsets; several are summed. For all teachers, or for each.",
     ),
 ]
 Device = Annotated[str | None, typer.Option(help="cuda, cuda:1, cpu; default: a GPU.")]
 RandomWeights = Annotated[
-    bool, typer.Option("--random-weights", help="Do not load weights: for speed trials.")
+    bool, typer.Option("--random-weights", help="Use untrained weights, for speed trials.")
 ]
 
 
 def demo(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write the data set.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write the data set to.")],
 ) -> None:
     """Write the embedded real data set as WebDataset shards and train its teacher."""
     from importlib.util import find_spec
@@ -76,7 +76,7 @@ def plan(
     data: Data = "",
     data_cache: DataCache = "",
     rate: Annotated[
-        float, typer.Option(min=0, help="Views per second the teacher does: tells the hours.")
+        float, typer.Option(min=0, help="Views per second of the teacher, to compute the hours.")
     ] = 0.0,
     teacher: Teachers = None,
     teacher_weight: Weights = None,
@@ -88,8 +88,8 @@ def plan(
 ) -> None:
     """Print samples, parts, bytes, forwards and hours of a recipe; write nothing.
 
-    With --data and --teacher a few real batches are rendered and shown to the teacher: that tells
-    the hours on this machine, what binds, and the bytes.
+    With --data and --teacher, render a few real batches and run the teacher on them to measure the
+    hours on this machine, the bottleneck, and the bytes.
     """
     from cache_tools.data.open import open_images
     from pipeline import recipe as recipes
@@ -100,7 +100,7 @@ def plan(
     measured = None
     if teacher:
         if images is None:
-            raise UsageError("measuring a teacher takes images: pass --data, too.")
+            raise UsageError("measuring a teacher needs images: pass --data, too.")
         from pipeline import run
 
         named = teacher, teacher_weight or (), architecture or (), class_map or ()
@@ -119,20 +119,18 @@ def views(
     overrides: Overrides = None,
     data: Data = "",
     data_cache: DataCache = "",
-    out: Annotated[
-        Path | None, typer.Option(metavar="PNG", help="Where to draw the sheet.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="PNG", help="File of the sheet.")] = None,
     samples: Annotated[int, typer.Option(min=1, max=100, help="Rows of the sheet.")] = 6,
     columns: Annotated[int, typer.Option("--views", min=1, max=50, help="Columns.")] = 5,
     json_: Json = False,
 ) -> None:
-    """Draw a contact sheet of views; works on a recipe before there is a cache."""
+    """Draw a contact sheet of the views of a cache, or of a recipe before there is one."""
     from cache_tools.report import contact_sheet
     from cache_tools.report.sheet_source import spread
     from pipeline.planning import preview
 
     if out is None and not json_:
-        raise UsageError("where to draw? Pass --out sheet.png, or --json for the parameters.")
+        raise UsageError("no output is chosen. Pass --out sheet.png, or --json for the parameters.")
     shown = preview.open_source(source, data, overrides or ())
     numbers = spread(len(shown.source.keys), samples)
     view_numbers = list(range(min(columns, shown.num_views)))
@@ -164,7 +162,7 @@ def cache(
     random_weights: RandomWeights = False,
     engine: Annotated[
         Literal["local", "ray"],
-        typer.Option(help="Who makes the parts: processes on this machine, or Ray's actors."),
+        typer.Option(help="Engine: processes on this machine, or Ray's actors."),
     ] = "local",
     address: Annotated[
         str | None,
@@ -181,8 +179,8 @@ def cache(
         int | None,
         typer.Option(
             min=0,
-            help="Make this share of --tasks, counted from 0; default: as torchrun, srun or a "
-            "Slurm array says.",
+            help="Make this share of --tasks, counted from 0; default: from torchrun, srun or a "
+            "Slurm array.",
         ),
     ] = None,
     tasks: Annotated[int | None, typer.Option(min=1, help="Number of shares.")] = None,
@@ -190,24 +188,26 @@ def cache(
         str,
         typer.Option(
             metavar="NUMBERS",
-            help="Only these parts, as `status --missing` numbers them: 0-3,7.",
+            help="Only these parts, by their numbers in `status --missing`: 0-3,7.",
         ),
     ] = "",
     limit: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Stop after this many parts, as a try-out: they count when the command is run "
+            help="Stop after this many parts, as a trial: they are kept when the command is run "
             "again without it.",
         ),
     ] = None,
 ) -> None:
-    """Stage 1: run the teacher once and store what it said. Run again to go on."""
+    """Stage 1: run the teacher once and store its soft targets. Run again to continue."""
     from pipeline import recipe as recipes
 
     loaded = recipes.load(recipe, overrides or ())
     if not data:
-        raise UsageError("which images? Pass --data with a folder of shards or images, or a URL.")
+        raise UsageError(
+            "no images are given. Pass --data with a folder of shards or images, or a URL."
+        )
     named = teacher or (), teacher_weight or (), architecture or (), class_map or ()
     sources = recipes.sources(loaded, *named)
     from cache_tools.store import info
@@ -229,7 +229,7 @@ def cache(
 
 
 def _numbers(parts: str) -> frozenset[int]:
-    """What --parts says."""
+    """Part numbers of --parts; empty = all."""
     if not parts:
         return frozenset()
     from cache_tools.store import info
@@ -237,6 +237,6 @@ def _numbers(parts: str) -> frozenset[int]:
     if (found := info.numbers(parts)) is not None:
         return frozenset(found)
     raise UsageError(
-        f"--parts {parts} are no numbers such as 0-3,7. For a share of all, pass --task and "
-        "--tasks."
+        f"--parts {parts} is invalid, expected numbers such as 0-3,7. For a share of all, pass "
+        "--task and --tasks."
     )

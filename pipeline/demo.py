@@ -1,10 +1,10 @@
-"""The embedded demonstration: real handwritten digits as shards, and a teacher for them.
+"""Embedded demonstration: real handwritten digits as shards, and a teacher for them.
 
-scikit-learn carries 1,797 digits of 43 writers (UCI, 8×8 grey values). They are written as 32×32
-RGB images into WebDataset shards as timm lays them out: 1,000 with labels for the teacher, of which
+scikit-learn contains 1,797 digits of 43 writers (UCI, 8×8 grey values). They are written as 32×32
+RGB images into WebDataset shards in timm's layout: 1,000 with labels for the teacher, of which
 100 are the transfer set of the students, and 797 for validation. The teacher is `test_resnet` of
-timm, trained here in half a minute and saved as timm saves networks, so that it enters stage 1 like
-any other.
+timm, trained here in half a minute and saved in timm's format, so that it enters stage 1 like any
+other.
 """
 
 import io
@@ -82,11 +82,11 @@ def train_teacher(folder: Path, out: Path, at_least: float = 90.0) -> float:
 
     Args:
         folder: Shards of 32×32 pictures of ten classes, with the splits teacher and validation.
-        out: Where the teacher goes.
-        at_least: Accuracy in % below which the training is taken as failed.
+        out: Folder of the teacher.
+        at_least: Lowest accuracy of a successful training, in %.
 
     Raises:
-        KdcacheError: It is.
+        KdcacheError: The accuracy is lower.
     """
     count, why = threads.for_torch(AUGMENTATION.size)
     torch.set_num_threads(count)
@@ -114,8 +114,8 @@ def train_teacher(folder: Path, out: Path, at_least: float = 90.0) -> float:
     accuracy = _accuracy(model.eval(), open_images(str(folder), "validation"))
     if accuracy < at_least:
         raise KdcacheError(
-            f"the teacher reached {accuracy:.1f} % only, at least {at_least:g} % was expected. "
-            "Something is wrong with this installation of torch or timm."
+            f"the teacher reached {accuracy:.1f} % only, expected {at_least:g} % or more. Check the "
+            "installation of torch and timm."
         )
     save_for_hf(model, str(out), safe_serialization=True)
     return accuracy
@@ -144,7 +144,7 @@ def _write_shard(
 
 
 def _png(picture: NDArray[np.float64]) -> bytes:
-    """Grey 8×8 values 0..16 as a 32×32 RGB PNG."""
+    """Encode grey 8×8 values 0..16 as a 32×32 RGB PNG."""
     grey = np.rint(picture * (255.0 / 16.0)).astype(np.uint8)
     large = cv2.resize(grey, (32, 32), interpolation=cv2.INTER_LINEAR)
     buffer = io.BytesIO()
@@ -155,7 +155,7 @@ def _png(picture: NDArray[np.float64]) -> bytes:
 def _epoch(
     renderer: ViewRenderer, table: SampleTable, epoch: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """One epoch of augmented batches in a fresh order: view `epoch` of every image."""
+    """Iterate over augmented batches in a fresh order: view `epoch` of every image."""
     n = len(table)
     params = draw.draw(AUGMENTATION, table.id_N, table.height_N, table.width_N, epoch)
     pixels = np.stack([renderer.render_one(i, params, i) for i in range(n)])

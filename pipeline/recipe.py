@@ -1,4 +1,4 @@
-"""What stage 1 is told: a TOML file becomes a `CacheRecipe`."""
+"""Recipe of stage 1: a TOML file becomes a `CacheRecipe`."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -16,59 +16,58 @@ MemoryFormat = Literal["auto", "channels_last", "contiguous"]
 
 @dataclass(frozen=True)
 class DatasetRecipe:
-    """What is known of the data set before it is opened."""
+    """Facts about the data set before it is opened."""
 
     num_samples: int = 0
     """Number of samples to plan with when there is no data set at hand."""
     num_classes: int = 0
-    """Number of classes the labels speak of; 0 = as found in the data set."""
+    """Number of classes of the labels; 0 = that of the data set."""
     split: str = "train"
-    """Which split of the data set is seen by the teacher."""
+    """Split of the data set for the teacher."""
     labels: Literal["use", "ignore"] = "use"
-    """Whether the labels are of the teacher's classes and go into the cache."""
+    """Use of the labels: "use" stores them, and their classes must be the teacher's."""
 
 
 @dataclass(frozen=True)
 class TeacherSource:
-    """Where one teacher comes from."""
+    """Source of one teacher."""
 
     name: str
-    """timm name, "hf-hub:…", a folder as timm saves networks, or a file of weights."""
+    """timm name, "hf-hub:…", a folder as saved by timm, or a file of weights."""
     weight: float = 1.0
     """Its share in the mean of probabilities of several; only ratios count."""
     architecture: str = ""
-    """timm's name of the network in a file, whose tag decides mean and deviation."""
+    """timm's name of the network in a file; its tag decides mean and deviation."""
     class_map: str = ""
-    """File that says of which of its classes those of the data set are made."""
+    """File that maps its classes to those of the data set."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.weight) and self.weight > 0):
-            raise ValueError(f"the weight {self.weight} of a teacher cannot be: it is positive.")
+            raise ValueError(f"the weight {self.weight} of a teacher is invalid: it is positive.")
 
 
 @dataclass(frozen=True)
 class CacheRecipe:
-    """Everything stage 1 does, but for where the data, the teacher and the cache lie."""
+    """All settings of stage 1 except the paths of data, teacher and cache."""
 
     views: ViewSpec
-    """The augmentation."""
+    """Augmentation of the views."""
     targets: TargetSpec
-    """What is kept of the teacher's words."""
+    """Classes and temperatures kept of the teacher's predictions."""
     num_views: int
     """Views per sample, V."""
     dataset: DatasetRecipe = DatasetRecipe()
-    """What is known of the data set."""
+    """Facts about the data set."""
     teacher: str = ""
-    """timm name of the teacher; --teacher wins."""
+    """timm name of the teacher; --teacher overrides it."""
     teachers: tuple[TeacherSource, ...] = ()
-    """One teacher or several, of which the mean of probabilities is stored; instead of `teacher`,
-    and wins over it."""
+    """One teacher or several, whose mean of probabilities is stored; overrides `teacher`."""
     precision: Precision = "fp32"
     """Autocast type of the teacher's forward pass."""
     memory_format: MemoryFormat = "auto"
-    """Order of the pixels in memory; the log says what "auto" chose and why."""
+    """Order of the pixels in memory; the log has the choice of "auto" and its reason."""
     compile: bool = False
-    """Whether torch.compile makes the teacher's kernels: a few minutes first, faster afterwards."""
+    """Use of torch.compile for the teacher: a few minutes at the start, faster afterwards."""
     batch_size: int = 256
     """Views per forward pass of the teacher."""
     views_per_decode: int = 4
@@ -86,11 +85,11 @@ class CacheRecipe:
 
     @property
     def sources(self) -> tuple[TeacherSource, ...]:
-        """The teachers it names."""
+        """Teachers of the recipe."""
         return self.teachers or ((TeacherSource(self.teacher),) if self.teacher else ())
 
     def targets_of(self, num_classes: int) -> TargetSpec:
-        """What is kept of a teacher of so many classes: no more than there are."""
+        """Targets for a teacher of `num_classes` classes: top-k is at most that."""
         k_max, k_min = (min(k, num_classes) for k in (self.targets.k_max, self.targets.k_min))
         return replace(self.targets, k_max=k_max, k_min=k_min)
 
@@ -107,21 +106,23 @@ def sources(
     architectures: Sequence[str] = (),
     class_maps: Sequence[str] = (),
 ) -> tuple[TeacherSource, ...]:
-    """The teachers of a recipe, or those of the command line, with what that says of them.
+    """Teachers of a recipe, or of the command line, with the options of the command line.
 
     Args:
-        recipe: Whose teachers speak when no names are given.
-        names: Teachers instead of them.
+        recipe: Recipe with the teachers used when no names are given.
+        names: Teachers instead of the recipe's.
         weights: A weight for each, or none.
         architectures: An architecture for each, or one for all; "" is none.
         class_maps: A class map for each, or one for all; "" is none.
 
     Raises:
-        UsageError: Nobody names a teacher, or the numbers do not agree.
+        UsageError: No teacher is named, or the numbers do not agree.
     """
     found = tuple(map(TeacherSource, names)) or recipe.sources
     if not found:
-        raise UsageError("which teacher? Pass --teacher with a timm name, a folder or a file.")
+        raise UsageError(
+            "no teacher is named. Pass --teacher with a timm name, a folder or a file."
+        )
     if weights and len(weights) != len(found):
         raise UsageError(
             f"there are {len(found)} teachers and {len(weights)} weights. Give each teacher one, "
@@ -138,15 +139,16 @@ def sources(
 def _each(
     found: tuple[TeacherSource, ...], field: str, values: Sequence[str | float]
 ) -> tuple[TeacherSource, ...]:
-    """The sources with a field set: to a value for each, or to one for all."""
+    """Set a field of the sources: to a value for each, or to one for all."""
     if not values:
         return found
     if len(values) == 1:
         values = list(values) * len(found)
     if len(values) != len(found):
+        option = f"--{field.replace('_', '-')}"
         raise UsageError(
-            f"there are {len(found)} teachers and --{field.replace('_', '-')} stands {len(values)} "
-            "times. Give one for all, or one for each in the same order ('' for none)."
+            f"there are {len(found)} teachers and {option} is given {len(values)} times. "
+            "Give one for all, or one for each in the same order ('' for none)."
         )
     pairs = zip(found, values, strict=True)
     return tuple(replace(source, **{field: value}) for source, value in pairs)  # type: ignore[arg-type]

@@ -52,7 +52,7 @@ class PartSelection:
     """Only of these parts, in the order of `Cache.parts`; empty = all."""
 
     def of(self, store: Cache, views_per_decode: int) -> list[Part]:
-        """Selected parts of a cache."""
+        """Select from the parts of a cache."""
         blocks = store.spec.num_blocks
         return [
             part

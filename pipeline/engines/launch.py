@@ -130,7 +130,7 @@ def engine(
 
 
 def _on(device: str | None) -> base.Open:
-    """This process, on a device."""
+    """Open `Stage1` in this process, on a device."""
     return lambda job: Stage1.open(replace(job, device=device))
 
 
@@ -191,7 +191,7 @@ def _in_array(inner: Task, environ: Mapping[str, str]) -> Task:
 
 
 def _from_environment(launched: Task, array: Task, count: int) -> int:
-    """Number for --tasks without --task: that of the environment."""
+    """Take the number for --tasks without --task from the environment."""
     task = launched if launched.reason else array
     if not task.reason:
         raise UsageError(

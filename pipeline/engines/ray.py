@@ -54,7 +54,7 @@ class ProgressCounter:
         self._views[lot] += views
 
     def take(self) -> dict[int, int]:
-        """Views counted since the last call, by lot."""
+        """Return the views counted since the last call, by lot."""
         taken, self._views = dict(self._views), Counter()
         return taken
 
@@ -233,7 +233,7 @@ def _resources(
 
 
 def _absolute_paths(job: JobSpec) -> JobSpec:
-    """The job with paths that are valid in any working directory."""
+    """Make the paths of a job valid in any working directory."""
     sources = tuple(
         replace(s, name=_absolute(s.name), class_map=_absolute(s.class_map)) for s in job.sources
     )

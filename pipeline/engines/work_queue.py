@@ -34,7 +34,7 @@ class WorkQueue:
         return len(self._again) + len(self._waiting)
 
     def take(self) -> list[DecodeGroup]:
-        """The next lot; [] when none waits."""
+        """Take the next lot; [] if none waits."""
         if self._again:
             return [self._again.popleft()]
         size = min(_MAX_LOT, max(1, len(self._waiting) // (2 * self._workers)))
@@ -54,7 +54,7 @@ class WorkQueue:
 
 
 def uncommitted(store: Cache, groups: Sequence[DecodeGroup]) -> list[DecodeGroup]:
-    """Groups of a lot without the parts committed, by records and digests."""
+    """Filter the groups of a lot to its uncommitted parts, by records and digests."""
     left = []
     for group in groups:
         views = tuple(v for v in group.views if store.check_part(Part(v, group.block)) is not None)
@@ -64,7 +64,7 @@ def uncommitted(store: Cache, groups: Sequence[DecodeGroup]) -> list[DecodeGroup
 
 
 def rows(store: Cache, groups: Sequence[DecodeGroup]) -> int:
-    """Views in a lot."""
+    """Count the views of groups."""
     return sum(len(group.views) * len(store.spec.rows(group.block)) for group in groups)
 
 

@@ -1,10 +1,10 @@
-"""How long a cache will take, measured: a few real batches are rendered and shown to the teacher.
+"""Measured duration of stage 1: render a few real batches and run the teacher on them.
 
 Images are drawn over the whole data set (the sample table's order is that of hashes) and rendered
 as stage 1 does it: each decoded once for its group of views, by all cores. The teacher is timed
 from pixels in memory to encoded targets. Rendering and teacher run at the same time in stage 1, so
-on a GPU the slower one binds; on a CPU both want the same cores and their times add up. Images
-come from the page cache here: a slow disk or network is not seen.
+on a GPU the slower one binds; on a CPU both share the same cores and their times add up. Images
+come from the page cache here: a slow disk or network does not count.
 
 Shapes: G views of a group, M images.
 """
@@ -29,7 +29,7 @@ from pipeline.teacher.forward import Forward
 from pipeline.teacher.teacher import Teacher
 
 SECONDS = 4.0
-"""How long each of both is timed, at least."""
+"""Shortest time of each of the two measurements."""
 _IMAGES = 256
 
 U1 = NDArray[np.uint8]
@@ -49,7 +49,7 @@ class Sample:
         self._num_views = recipe.num_views
 
     def pixels(self, pool: ThreadPoolExecutor, turn: int, count: int | None = None) -> U1:
-        """A group of views of the first `count` images, [G, M, S, S, 3]; others in every turn."""
+        """Render a group of views of `count` images, [G, M, S, S, 3]; other views in each turn."""
         spec, table = self._renderer.spec, self._table
         rows = slice(0, count or len(table))
         ids, sizes = table.id_N[rows], (table.height_N[rows], table.width_N[rows])
@@ -65,7 +65,7 @@ class Sample:
         return out
 
     def mix(self, count: int) -> draw.MixParams | None:
-        """How the first `count` images are mixed with each other in view 0."""
+        """Mixing parameters of the first `count` images with each other in view 0."""
         spec = self._renderer.spec
         return draw.mix(spec, self._table.id_N[:count], 0) if spec.mixes else None
 
@@ -73,12 +73,12 @@ class Sample:
 def measure(
     recipe: CacheRecipe, images: ImageDataset, teacher: Teacher, forward: Forward, batch: int
 ) -> dict[str, Any]:
-    """Views per second of rendering, teacher and both, and what the teacher keeps.
+    """Measure views per second of rendering, teacher and both, and the classes kept per view.
 
     Args:
-        recipe: What to do.
+        recipe: Recipe of the cache.
         images: The data set.
-        teacher: Who is asked.
+        teacher: The teacher.
         forward: The same on its device.
         batch: Views per forward pass.
 
@@ -92,7 +92,7 @@ def measure(
     sample = Sample(recipe, images)
     with progress.bar("measure", round(2 * SECONDS), "seconds") as advance:
         render_rate, pixels = _rendering(sample, advance)
-        teacher_rate, kept = _asking(sample, pixels, teacher, forward, batch, advance)
+        teacher_rate, kept = _predicting(sample, pixels, teacher, forward, batch, advance)
     on_gpu = forward.device.type == "cuda"
     both = min(render_rate, teacher_rate)
     if not on_gpu:
@@ -110,16 +110,16 @@ def measure(
 
 
 def _timed(work: Callable[[int], int], advance: Callable[[int], None]) -> float:
-    """Views per second of `work(turn)`, which returns how many it did, after one turn unseen."""
+    """Measure views per second of `work(turn)`, which returns their number; turn 0 is untimed."""
     work(0)
-    begin, done, turn, told = time.perf_counter(), 0, 0, 0
+    begin, done, turn, shown = time.perf_counter(), 0, 0, 0
     while (passed := time.perf_counter() - begin) < SECONDS or turn < 2:
         turn += 1
         done += work(turn)
-        if told < int(passed) <= SECONDS:
-            advance(int(passed) - told)
-            told = int(passed)
-    advance(round(SECONDS) - told)
+        if shown < int(passed) <= SECONDS:
+            advance(int(passed) - shown)
+            shown = int(passed)
+    advance(round(SECONDS) - shown)
     return done / (time.perf_counter() - begin)
 
 
@@ -136,7 +136,7 @@ def _rendering(sample: Sample, advance: Callable[[int], None]) -> tuple[float, U
     return rate, last[0]
 
 
-def _asking(
+def _predicting(
     sample: Sample,
     pixels: U1,
     teacher: Teacher,
@@ -144,7 +144,7 @@ def _asking(
     batch: int,
     advance: Callable[[int], None],
 ) -> tuple[float, float]:
-    """Views per second of the teacher, and classes it keeps of a view."""
+    """Measure views per second of the teacher, and the mean number of classes kept per view."""
     spec, classes = forward.targets, teacher.spec.num_classes
     size = min(batch, int(pixels.shape[1]))
     mix, kept = sample.mix(size), []
@@ -152,8 +152,8 @@ def _asking(
     def work(turn: int) -> int:
         own = pixels[turn % len(pixels), :size]
         other = None if mix is None else own[mix.partner_B]
-        said = forward(own, other, mix, None)
-        sparse = codec.SparseTargets(*(tensor.cpu().numpy() for tensor in said))
+        found = forward(own, other, mix, None)
+        sparse = codec.SparseTargets(*(tensor.cpu().numpy() for tensor in found))
         stored = codec.encode(sparse, spec, classes)
         kept.append(len(stored.code_E) / size)
         return size

@@ -1,4 +1,4 @@
-"""What a recipe will cost before anything is run: samples, parts, bytes, forwards."""
+"""Cost of a recipe before anything is run: samples, parts, bytes, forward passes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,22 +18,24 @@ def plan(
     rate: float = 0.0,
     measured: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The size of the work.
+    """Compute the size of a cache and the work of stage 1.
 
     Args:
-        recipe: What to do.
+        recipe: Recipe of the cache.
         num_samples: N; 0 takes the recipe's.
         num_classes: C; 0 takes the recipe's.
-        rate: Views per second that the teacher does, to tell the hours; 0 = as measured.
-        measured: What `estimate.measure` found.
+        rate: Views per second of the teacher, to compute the hours; 0 = as measured.
+        measured: Result of `estimate.measure`.
 
     Raises:
-        UsageError: Neither says how many there are.
+        UsageError: The number of samples is unknown.
     """
     n = num_samples or recipe.dataset.num_samples
     c = num_classes or recipe.dataset.num_classes or 1000
     if not n:
-        raise UsageError("how many samples are there? Pass --data DATA or dataset.num_samples=N.")
+        raise UsageError(
+            "the number of samples is unknown. Pass --data DATA or dataset.num_samples=N."
+        )
     found = dict(measured or {})
     kept = found.get("kept_classes") or _kept(recipe, c)
     per_view = codec.expected_bytes(c, kept, recipe.targets)
@@ -56,14 +58,14 @@ def plan(
 
 
 def expected(name: str) -> dict[str, Any]:
-    """What stage 2 plans with of the cache of a recipe (`train.trainer.plan.Expected`).
+    """Facts about the cache of a recipe for planning stage 2 (`train.trainer.plan.Expected`).
 
     Raises:
-        UsageError: There is no such recipe, or it does not say how many samples there are.
+        UsageError: There is no such recipe, or it has no number of samples.
     """
     recipe = recipes.load(name)
     if not recipe.dataset.num_samples:
-        raise UsageError(f"the recipe {name} is for any number of samples. Pass --cache CACHE.")
+        raise UsageError(f"the recipe {name} has no number of samples. Pass --cache CACHE.")
     return {
         "samples": recipe.dataset.num_samples,
         "num_views": recipe.num_views,
@@ -74,5 +76,5 @@ def expected(name: str) -> dict[str, Any]:
 
 
 def _kept(recipe: CacheRecipe, num_classes: int) -> float:
-    """Classes kept per view, as expected or at most."""
+    """Classes kept per view: the expected number, else the maximum."""
     return recipe.expected_kept or min(recipe.targets.k_max, num_classes)

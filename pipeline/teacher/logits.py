@@ -1,9 +1,9 @@
-"""From mixed pictures to the logits of the teacher, on its device.
+"""Mixed pictures to the logits of the teacher, on its device.
 
-Each network gets the pictures normalised its own way. What a head says is taken to fp32 before
-anything is computed of it: classes are regrouped by the class map, and several teachers become the
-logarithm of their weighted mean of probabilities, which is the logits of a network that says this
-mean: every temperature, tail and top-k that follows is exact.
+Each network gets the pictures normalised its own way. The logits of a head are converted to fp32
+before anything is computed of them: classes are regrouped by the class map, and several teachers
+become the logarithm of their weighted mean of probabilities, which is the logits of a network that
+predicts this mean: every temperature, tail and top-k that follows is exact.
 
 Shapes: B views, S pixels a side, C classes.
 """
@@ -31,15 +31,15 @@ _FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous
 
 @dataclass(frozen=True)
 class Execution:
-    """How a network is run; no part of a cache's identity, but noted with its parts."""
+    """Execution of a network; no part of a cache's identity, but recorded with its parts."""
 
     memory_format: MemoryFormat = "auto"
     """Order of the pixels in memory."""
     compile: bool = False
-    """Whether torch.compile makes the kernels."""
+    """Use of torch.compile."""
 
     def choose(self, model: nn.Module) -> str:
-        """The memory format for a network: channels_last where there are convolutions.
+        """Choose the memory format of a network: channels_last where there are convolutions.
 
         Measured on two CPU cores, fp32, views per CPU-second against contiguous memory: ResNet-50
         1.19×, EfficientNet-B0 1.5×, ConvNeXt-T 1.03×, timm's test_resnet at 32 px 3.6×.
@@ -59,23 +59,23 @@ class Logits:
     def __init__(
         self, teacher: Teacher, device: torch.device, execution: Execution = DEFAULT
     ) -> None:
-        """Take the networks to the device."""
-        of = teacher.members or (teacher,)
-        self._voices = [_Voice(one, device, execution) for one in of]
+        """Move the networks to the device."""
+        members = teacher.members or (teacher,)
+        self._networks = [_TeacherNetwork(member, device, execution) for member in members]
         shares = [member.weight for member in teacher.spec.members]
         self._log_weights = [math.log(share) for share in shares]
         precision = teacher.spec.precision
-        formats = "/".join(dict.fromkeys(voice.memory_format for voice in self._voices))
+        formats = "/".join(dict.fromkeys(network.memory_format for network in self._networks))
         compiled = "compiled" if execution.compile else "not compiled"
         self.how = f"{precision}, {formats}, {compiled}"
-        """How the networks are run, for the commit records."""
-        why = "the layout that convolutions like best, where there are some"
-        why = why if execution.memory_format == "auto" else "recipe: memory_format"
+        """Execution of the networks, for the commit records."""
+        reason = "the fastest layout for convolutions, where there are some"
+        reason = reason if execution.memory_format == "auto" else "recipe: memory_format"
         log.info(
             "forward pass: %s (recipe: precision), %s (%s), %s (recipe: compile)",
             precision,
             formats,
-            why,
+            reason,
             compiled,
         )
         if execution.compile:
@@ -84,16 +84,16 @@ class Logits:
     def __call__(self, x_B3SS: Tensor) -> Tensor:
         """Logits [B, C] in fp32 of pictures with values 0..255."""
         if not self._log_weights:
-            return self._voices[0](x_B3SS)
+            return self._networks[0](x_B3SS)
         total = None
-        for voice, log_weight in zip(self._voices, self._log_weights, strict=True):
-            said_BC = voice(x_B3SS).log_softmax(1) + log_weight
-            total = said_BC if total is None else torch.logaddexp(total, said_BC)
+        for network, log_weight in zip(self._networks, self._log_weights, strict=True):
+            log_p_BC = network(x_B3SS).log_softmax(1) + log_weight
+            total = log_p_BC if total is None else torch.logaddexp(total, log_p_BC)
         assert total is not None
         return total
 
 
-class _Voice:
+class _TeacherNetwork:
     """One network with its own normalisation and classes."""
 
     def __init__(self, teacher: Teacher, device: torch.device, execution: Execution) -> None:
@@ -127,7 +127,7 @@ class _Voice:
             return self._model(x_B3SS)
         except (TorchDynamoException, ImportError, FileNotFoundError) as error:
             raise UsageError(
-                f"torch.compile cannot make this teacher ({type(error).__name__}: "
+                f"torch.compile fails for this teacher ({type(error).__name__}: "
                 f"{str(error).strip().partition(chr(10))[0]}). Pass compile=false."
             ) from None
 

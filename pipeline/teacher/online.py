@@ -1,9 +1,9 @@
-"""The teacher in the loop: what online distillation does, on the very views of a cache.
+"""Teacher in the training loop: online distillation on the views of a cache.
 
 Offered to `kdcache train … mode=online` by the entry point `online` of `kdcache.teachers`: the
-student's batches are shown to the teacher as stage 1 would show them, and what it says is kept as
-the cache's recipe says, but not rounded to codes. It costs a teacher's forward pass per view and
-run; it is there to prove that cached is equal.
+teacher gets the student's batches as in stage 1, and its targets are made sparse by the cache's
+recipe, but not rounded to codes. It costs a teacher's forward pass per view and run; it is there to
+prove that cached is equal.
 
 Shapes: B views, S pixels a side, P labels of a view.
 """
@@ -21,36 +21,36 @@ from cache_tools.views.draw import MixParams
 from pipeline.teacher import reload
 from pipeline.teacher.forward import Forward
 
-Ask = Callable[
+TeacherFn = Callable[
     [NDArray[np.uint8], NDArray[np.uint8] | None, MixParams, NDArray[np.int64]], tuple[Tensor, ...]
 ]
 
 
-def online(store: Cache, teacher: str | Sequence[str], device: torch.device) -> Ask:
-    """A teacher to ask about batches.
+def online(store: Cache, teacher: str | Sequence[str], device: torch.device) -> TeacherFn:
+    """Load the teacher of a cache as a function of batches.
 
     Args:
-        store: The cache whose views, targets and teacher these are.
+        store: The cache.
         teacher: Names, folders or files of the teachers; none takes the names in the cache.
-        device: Where it runs.
+        device: Device of the teacher.
 
     Raises:
-        UsageError: The teacher sees views at a size of its own, which the student's loader does not
-            render; or through a class map, which this mode does not take.
-        CacheMismatch: It has other weights than the cache's teacher.
+        UsageError: The teacher has views of its own size, which the student's loader does not
+            render; or a class map, which this mode does not support.
+        CacheMismatch: The weights differ from those of the cache's teacher.
     """
     spec = store.spec
     if spec.views.teacher_size not in (0, spec.views.size):
         raise UsageError(
-            f"this cache's teacher sees views of {spec.views.teacher_size} px, the student's have "
-            f"{spec.views.size}: mode=online cannot show it those. Train with mode=kd."
+            f"this cache's teacher has views of {spec.views.teacher_size} px, the student's have "
+            f"{spec.views.size}: mode=online does not render both. Train with mode=kd."
         )
     of = [member.class_map_sha256 for member in spec.teacher.members]
     if any([spec.teacher.class_map_sha256, *of]):
         raise UsageError(
-            "this cache's teacher speaks through a class map, which mode=online does not take. "
+            "this cache's teacher has a class map, which mode=online does not support. "
             "Train with mode=kd."
         )
     names = [teacher] if isinstance(teacher, str) else list(teacher)
-    asked = reload.load(spec.teacher, spec.views.size, [name for name in names if name])
-    return Forward(asked, spec.targets, device)
+    loaded = reload.load(spec.teacher, spec.views.size, [name for name in names if name])
+    return Forward(loaded, spec.targets, device)

@@ -1,4 +1,4 @@
-"""Ask the teacher again about a few views and hold its words against what the cache says.
+"""Re-run the teacher on sampled views and compare with the stored targets.
 
 Offered to `kdcache verify --recompute N` by the entry point `recompute` of `kdcache.checks`. Two
 runs of a network differ in the last bits, and the codec rounds: a stored view and a fresh one go
@@ -28,7 +28,7 @@ from pipeline.teacher import reload
 from pipeline.teacher.forward import Forward, choose_device
 
 TOLERANCE = {"fp32": 0.05, "bf16": 0.25, "fp16": 0.1}
-"""L1 distance (0..2) that a view may have, by the precision of the cache's forward passes."""
+"""Largest L1 distance (0..2) of a view, by the precision of the cache's forward passes."""
 
 
 def recompute(
@@ -39,14 +39,14 @@ def recompute(
     count: int,
     class_maps: Sequence[str] = (),
 ) -> list[KdcacheError]:
-    """Run the teacher on `count` views spread over the cache; what differs, in words.
+    """Run the teacher on `count` views spread over the cache; the differences, as errors.
 
     Args:
-        store: A whole cache.
+        store: A complete cache.
         images: Its data set, in any order.
         teacher_names: Names, folders or files of the teachers; none takes the names in the cache.
-        device: Where it runs.
-        count: How many views.
+        device: Device of the teacher.
+        count: Number of views.
         class_maps: Files of the class maps, where teachers have some.
     """
     spec = store.spec
@@ -55,10 +55,10 @@ def recompute(
         teacher = reload.load(spec.teacher, seen.size, teacher_names, class_maps)
     except CacheMismatch as mismatch:
         return [mismatch]
-    where = choose_device(device)
-    if where.type == "cpu":
+    target = choose_device(device)
+    if target.type == "cpu":
         torch.set_num_threads(threads.for_torch(seen.size)[0])
-    forward = Forward(teacher, spec.targets, where)
+    forward = Forward(teacher, spec.targets, target)
     images = match.match(store.table, spec.dataset, images)
     renderer = ViewRenderer(images, seen, store.table)
     total = spec.dataset.num_samples * store.num_views
@@ -76,7 +76,7 @@ def _problem(
 ) -> Iterator[CacheMismatch]:
     spec = store.spec
     again = codec.SparseTargets(
-        *(t.cpu().numpy() for t in forward(*_shown(store, renderer, view, row)))
+        *(t.cpu().numpy() for t in forward(*_inputs(store, renderer, view, row)))
     )
     fresh = codec.encode(again, spec.targets, spec.teacher.num_classes)
     block, at = divmod(row, spec.block_size)
@@ -86,16 +86,16 @@ def _problem(
     distance, allowed = float(np.abs(p - q).sum()), TOLERANCE[spec.teacher.precision]
     if not distance <= allowed:
         yield CacheMismatch(
-            f"view {view} of {store.table.keys[row]!r}: what the teacher says now differs from "
-            f"what is stored by {distance:.3f} (L1; {allowed} is allowed in "
-            f"{spec.teacher.precision}). The cache was made by another teacher or of other pixels."
+            f"view {view} of {store.table.keys[row]!r}: teacher and cache differ "
+            f"by {distance:.3f} (L1; {allowed} is allowed in "
+            f"{spec.teacher.precision}). The cache is of another teacher or other pixels."
         )
 
 
-def _shown(
+def _inputs(
     store: Cache, renderer: ViewRenderer, view: int, row: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None, draw.MixParams | None]:
-    """One view as the teacher saw it: pixels, the partner's, and how they are mixed."""
+    """Render the teacher's inputs for one view: pixels, the partner's, and their mixing."""
     seen, row_1 = renderer.spec, np.array([row])
     own = renderer.render_one(row, view_params.parameters(store, view, row_1, spec=seen))[None]
     if not seen.mixes:

@@ -1,7 +1,7 @@
-"""The teacher of a cache, loaded again and held against what the cache says of it.
+"""Load the teacher of a cache again and check its identity against the cache.
 
-A network is known by its weights and its class map, and so is every member of an ensemble that
-spoke in one pass. Which file they come from now and in which order they are named does not matter.
+A network is identified by its weights and its class map, and so is every member of an ensemble.
+Their files and the order of their names do not matter.
 """
 
 from collections.abc import Sequence
@@ -20,20 +20,20 @@ from pipeline.teacher.teacher import Teacher
 def load(
     spec: TeacherSpec, view_size: int, names: Sequence[str] = (), class_maps: Sequence[str] = ()
 ) -> Teacher:
-    """The teacher that `spec` speaks of.
+    """Load the teacher with the identity `spec`.
 
     Args:
-        spec: What a cache says of its teacher.
-        view_size: Height and width of the views it is shown.
+        spec: Identity of a cache's teacher.
+        view_size: Height and width of the views in pixels.
         names: Names, folders or files of the networks, in any order; none takes the cache's names.
         class_maps: Class maps of those that have one, in any order.
 
     Raises:
         UsageError: It was mixed from caches, or not every network or class map is named.
         CacheMismatch: These are other networks, or other class maps.
-        TeacherError: Weights cannot be had.
+        TeacherError: Weights are not available.
     """
-    _check_asked(spec)
+    _check_reloadable(spec)
     members = spec.members or (_as_member(spec),)
     names = names or [member.name for member in members]
     if len(names) != len(members):
@@ -46,22 +46,22 @@ def load(
     found = [_member(name, left, spec, view_size, class_maps) for name in names]
     if not spec.members:
         return found[0][0]
-    return teachers.together([t for t, _ in found], [member.weight for _, member in found])
+    return teachers.ensemble([t for t, _ in found], [member.weight for _, member in found])
 
 
-def _check_asked(spec: TeacherSpec) -> None:
-    """UsageError when what spoke was mixed from caches, or imported: no network can be asked."""
+def _check_reloadable(spec: TeacherSpec) -> None:
+    """Raise UsageError for targets mixed from caches, or imported without weights."""
     if not spec.weights_sha256:
         raise UsageError(
-            f"the targets of this cache were imported: which weights {spec.name!r} had is not "
-            "known, so that nobody can be asked again. verify without --recompute checks the rest; "
+            f"the targets of this cache were imported and the weights of {spec.name!r} are "
+            "unknown: its teacher cannot run again. verify without --recompute checks the rest; "
             "train with mode=kd."
         )
     if any(member.cache for member in spec.members):
         names = ", ".join(member.name for member in spec.members)
         raise UsageError(
-            f"the teacher of this cache is an ensemble ({names}), mixed from their caches: there "
-            "is no one network to ask. Ask each member by its own cache."
+            f"the teacher of this cache is an ensemble ({names}), mixed from their caches: "
+            "no single network can run again. Use each member's own cache."
         )
 
 
@@ -81,8 +81,8 @@ def _as_member(spec: TeacherSpec) -> MemberSpec:
 def _member(
     name: str, left: list[MemberSpec], spec: TeacherSpec, view_size: int, maps: Sequence[str]
 ) -> tuple[Teacher, MemberSpec]:
-    """A network and which of those that are left it is; that one is taken off the list."""
-    loaded = _opened(name, left, spec, view_size)
+    """Load a network and find its member among `left`, which is removed from the list."""
+    loaded = _load_member(name, left, spec, view_size)
     same = [m for m in left if m.weights_sha256 == loaded.spec.weights_sha256]
     if not same:
         wanted = " or ".join(m.weights_sha256 for m in left)
@@ -102,8 +102,10 @@ def _member(
     return Teacher(loaded.model, as_then, class_map), member
 
 
-def _opened(name: str, left: Sequence[MemberSpec], spec: TeacherSpec, view_size: int) -> Teacher:
-    """A network; the cache knows of which architecture the weights in a file can be."""
+def _load_member(
+    name: str, left: Sequence[MemberSpec], spec: TeacherSpec, view_size: int
+) -> Teacher:
+    """Load a network; a file of weights may have any architecture of the members left."""
     known = {""}
     if Path(name).suffix in checkpoint.SUFFIXES:
         known = {member.name.removeprefix("local:") for member in left}
@@ -120,7 +122,7 @@ def _opened(name: str, left: Sequence[MemberSpec], spec: TeacherSpec, view_size:
 def _with_map(
     same: Sequence[MemberSpec], loaded: Teacher, maps: Sequence[str]
 ) -> tuple[MemberSpec, ClassMap | None]:
-    """The member of these weights whose class map is at hand, and that map."""
+    """Find the member of these weights whose class map is given, and that map."""
     plain = next((m for m in same if not m.class_map_sha256), None)
     if plain is not None:
         return plain, None
@@ -129,6 +131,6 @@ def _with_map(
         if member.class_map_sha256 in given:
             return member, given[member.class_map_sha256]
     raise CacheMismatch(
-        f"the teacher {same[0].name} spoke through the class map {same[0].class_map_sha256}, and "
+        f"the teacher {same[0].name} used the class map {same[0].class_map_sha256}, and "
         f"{'another' if maps else 'none'} is given. Pass --class-map with the original file."
     )

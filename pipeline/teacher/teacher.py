@@ -1,8 +1,8 @@
-"""Any timm network as a teacher: by name, from the Hub, a folder or a file; one, or several as one.
+"""Any timm network as a teacher, by name, from the Hub, a folder or a file; or an ensemble of them.
 
-A teacher is known by its weights: the SHA-256 over its state dict in canonical order stands in the
-cache, so that another checkpoint under the same name is noticed, and the same weights are known in
-whatever file they come. Nothing here unpickles code.
+A teacher is identified by its weights: the cache stores the SHA-256 over its state dict in
+canonical order, so that another checkpoint under the same name is noticed, and the same weights are
+recognized in any file. Nothing here unpickles code.
 """
 
 import hashlib
@@ -29,14 +29,14 @@ log = logging.getLogger("kdcache")
 
 @dataclass(frozen=True)
 class Teacher:
-    """A network in evaluation mode, or several that speak as one."""
+    """A network in evaluation mode, or an ensemble."""
 
     model: nn.Module
-    """Normalised pictures to logits of its own head; of several, their `nn.ModuleList`."""
+    """Normalised pictures to logits of its own head; of an ensemble, the `nn.ModuleList`."""
     spec: TeacherSpec
-    """What it is."""
+    """Identity, stored in the cache."""
     class_map: ClassMap | None = None
-    """How its head's classes become those of `spec`."""
+    """Mapping of its head's classes to those of `spec`."""
     members: tuple["Teacher", ...] = ()
     """The members of an ensemble, in the order of `spec.members`."""
 
@@ -56,34 +56,34 @@ def load(
             `model.safetensors` as timm saves them, a file of weights, or "lite0-imagenet".
         view_size: Height and width of the views in pixels; a network of fixed size must fit.
         precision: Autocast type of its forward pass.
-        random_weights: Make a network of this architecture without its weights, to measure speed.
+        random_weights: Use of an untrained network of this architecture, to measure speed.
         architecture: timm's name of the network in a file.
-        class_map: File that says which of its classes are those of the data set (`classes`).
+        class_map: File that maps its classes to those of the data set (`class_map`).
 
     Raises:
-        UsageError: No such network, or one that does not take views of this size.
-        TeacherError: Its weights cannot be had.
+        UsageError: No such network, or one for views of another size.
+        TeacherError: Its weights are not available.
     """
-    known_as, model = create.create(name, random_weights, architecture)
+    stored_name, model = create.create(name, random_weights, architecture)
     model = model.eval().requires_grad_(False)
     config = cast(dict[str, Any], model.pretrained_cfg)
     expected = config.get("input_size", (3, view_size, view_size))[-1]
     if config.get("fixed_input_size") and expected != view_size:
         raise UsageError(
             f"the teacher {name} takes pictures of {expected} px only, the recipe makes views of "
-            f"{view_size} px. Pass views.size={expected}, or views.teacher_size={expected} to show "
-            "it the same views at its own size."
+            f"{view_size} px. Pass views.size={expected}, or views.teacher_size={expected} to "
+            "render the same views at its own size."
         )
     mapped = classes.load(class_map, model) if class_map else None
     num_classes = len(mapped.sources) if mapped else cast(int, model.num_classes)
     if num_classes < 2:
         raise UsageError(
-            f"the teacher {name} knows classes: {num_classes}, and there is nothing to learn from "
-            "fewer than two. Choose a network with a head for classification."
+            f"the teacher {name} has {num_classes} classes, expected two or more. Choose a network "
+            "with a head for classification."
         )
     spec = TeacherSpec(
-        name=known_as,
-        architecture=config.get("architecture", known_as),
+        name=stored_name,
+        architecture=config.get("architecture", stored_name),
         weights_sha256=weights_sha256(model),
         num_classes=num_classes,
         mean=tuple(float(v) for v in config["mean"]),  # type: ignore[arg-type]
@@ -93,7 +93,15 @@ def load(
         interpolation=str(config.get("interpolation") or ""),
         class_map_sha256=mapped.sha256 if mapped else "",
     )
-    _tell(name, spec, cast(int, model.num_classes), view_size)
+    of = f", of {model.num_classes} by the class map" if mapped else ""
+    log.info("teacher %s: %d classes%s, %s…", name, num_classes, of, spec.weights_sha256[:19])
+    if view_size != expected:
+        log.info(
+            "its input size is %d px, its views have %d: the recipe's views.size and "
+            "views.teacher_size",
+            expected,
+            view_size,
+        )
     return Teacher(model, spec, mapped)
 
 
@@ -106,23 +114,25 @@ def load_all(
     """Load one teacher, or several whose probabilities are averaged.
 
     Raises:
-        UsageError, TeacherError: As `load`, or they are not of the same classes, or are the same.
+        UsageError, TeacherError: As `load`, or their classes differ, or two are the same.
     """
     loaded = [
         load(s.name, view_size, precision, random_weights, s.architecture, s.class_map)
         for s in sources
     ]
-    return loaded[0] if len(loaded) == 1 else together(loaded, [s.weight for s in sources])
+    return loaded[0] if len(loaded) == 1 else ensemble(loaded, [s.weight for s in sources])
 
 
-def together(teachers: Sequence[Teacher], weights: Sequence[float]) -> Teacher:
-    """Several teachers as one: the mean of their probabilities, by weights of any sum.
+def ensemble(teachers: Sequence[Teacher], weights: Sequence[float]) -> Teacher:
+    """Combine teachers by the weighted mean of their probabilities; weights may have any sum.
 
     Raises:
-        UsageError: They are not of the same classes, or one is there twice.
+        UsageError: Their classes differ, or two are the same.
     """
     if len(teachers) > MAX_MEMBERS:
-        raise UsageError(f"{len(teachers)} teachers are too many: it can be {MAX_MEMBERS}.")
+        raise UsageError(
+            f"{len(teachers)} teachers are too many: at most {MAX_MEMBERS} are possible."
+        )
     total = math.fsum(weights)
     pairs = [(t, w / total) for t, w in zip(teachers, weights, strict=True)]
     pairs.sort(key=lambda pair: _identity(pair[0].spec))
@@ -131,15 +141,15 @@ def together(teachers: Sequence[Teacher], weights: Sequence[float]) -> Teacher:
         if _identity(a.spec) == _identity(b.spec):
             raise UsageError(
                 f"{a.spec.name} and {b.spec.name} are the same network (weights "
-                f"{a.spec.weights_sha256[:19]}…). Name it once; its weight says how much it counts."
+                f"{a.spec.weights_sha256[:19]}…). Name it once, with a larger weight."
             )
         if a.spec.num_classes != b.spec.num_classes:
             raise UsageError(
-                f"the teachers {a.spec.name} and {b.spec.name} are of {a.spec.num_classes} and "
-                f"{b.spec.num_classes} classes, and only the same can be averaged. Pass a "
+                f"the teachers {a.spec.name} and {b.spec.name} have {a.spec.num_classes} and "
+                f"{b.spec.num_classes} classes, and only equal ones can be averaged. Pass a "
                 "--class-map for each of them ('' for none), or other teachers."
             )
-    spec = _ensemble(members, [w for _, w in pairs])
+    spec = _ensemble_spec(members, [w for _, w in pairs])
     log.info("mean of probabilities: %s", spec.name)
     return Teacher(nn.ModuleList([t.model for t in members]), spec, None, members)
 
@@ -159,19 +169,7 @@ def _identity(spec: TeacherSpec) -> tuple[str, str]:
     return spec.weights_sha256, spec.class_map_sha256
 
 
-def _tell(name: str, spec: TeacherSpec, head: int, view_size: int) -> None:
-    """Log what the teacher is, and where it is not used as its makers did."""
-    of = f", of {head} by the class map" if spec.class_map_sha256 else ""
-    log.info("teacher %s: %d classes%s, %s…", name, spec.num_classes, of, spec.weights_sha256[:19])
-    if view_size != spec.input_size:
-        log.info(
-            "it was made for %d px and sees %d: the recipe's views.size and views.teacher_size",
-            spec.input_size,
-            view_size,
-        )
-
-
-def _ensemble(members: Sequence[Teacher], weights: Sequence[float]) -> TeacherSpec:
+def _ensemble_spec(members: Sequence[Teacher], weights: Sequence[float]) -> TeacherSpec:
     specs = [t.spec for t in members]
     shares = list(zip(specs, weights, strict=True))
     named = tuple(

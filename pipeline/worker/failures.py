@@ -32,12 +32,12 @@ def failure(part: Part, error: Exception) -> Failure:
 
 
 def is_of_a_part(error: Exception) -> bool:
-    """True for errors of a part's own images or views: other parts may still be made."""
+    """Return True for errors of a part's own images or views: other parts may still be made."""
     return isinstance(error, OSError | CacheMismatch | NonFinite)
 
 
 def is_worth_another_try(error: Exception) -> bool:
-    """True if another attempt may help: reading fails and recovers; NaN and other bytes stay."""
+    """Return True if another attempt may help: reading fails and recovers; NaN and other bytes stay."""
     return isinstance(error, OSError)
 
 
@@ -74,6 +74,6 @@ def interrupted(store: Cache, signal: str) -> str:
 
 
 def command() -> str:
-    """The running command, as typed by its user."""
+    """Return the running command, as typed by its user."""
     called = Path(sys.argv[0]).name
     return shlex.join([called, *sys.argv[1:]]) if called == "kdcache" else "the same command again"

@@ -30,7 +30,7 @@ class JobSpec:
 
 
 def batch_size(recipe: CacheRecipe, device: torch.device) -> int:
-    """Views per forward pass on a device."""
+    """Choose the views per forward pass on a device."""
     if device.type == "cpu" and recipe.batch_size > CPU_BATCH:
         log.info("batches of %d on the CPU: larger ones only wait for memory pages", CPU_BATCH)
         return CPU_BATCH

@@ -80,7 +80,7 @@ class Meter:
             return self._between(before, self._last)
 
     def rate(self) -> float:
-        """Views per second since the start."""
+        """Return views per second since the start."""
         with self._lock:
             return self._between(self._begin, self._now())[RATE]
 

@@ -118,7 +118,7 @@ class Predictor:
         return np.stack([own] if mix is None else [own, own[mix.partner_B]], axis=1)
 
     def _upload(self, window: Window, view_index: int) -> Tensor:
-        """A view of a window, [W, S, S, 3] on the device; on the CPU the buffer itself."""
+        """Upload a view of a window, [W, S, S, 3]; on the CPU, return the buffer itself."""
         pixels = torch.from_numpy(window.pixels[view_index])
         if self._copies is None or window.buffer is None:
             return pixels

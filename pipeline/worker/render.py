@@ -82,7 +82,7 @@ class Renderer:
             window.buffer = None
 
     def windows(self, block: int) -> list[range]:
-        """The windows of a block."""
+        """Divide a block into windows."""
         rows, step = self._store.spec.rows(block), self._store.spec.window
         return [rows[i : i + step] for i in range(0, len(rows), step)]
 

@@ -152,7 +152,7 @@ class Stage1:
         return self._writer.failed
 
     def _uncommitted(self, groups: Iterable[DecodeGroup]) -> Iterator[DecodeGroup]:
-        """Groups without the parts that another process has committed meanwhile."""
+        """Leave out parts that another process has committed meanwhile."""
         for group in groups:
             self._group_size = max(self._group_size, len(group.views))
             missing = [part for part in group.parts if self.store.check_part(part) is not None]
@@ -194,7 +194,7 @@ class Stage1:
                 self._writer.end_view(window, view_index)
 
     def _is_soon_done(self, window: Window, view_index: int, last: Prediction) -> bool:
-        """True if the group of a window ends within the time of grace."""
+        """Return True if the group of a window ends within the time of grace."""
         rows = self.store.spec.rows(window.group.block)
         done = len(window.rows) * view_index + last.rows.stop - window.rows.start
         left = (rows.stop - window.rows.start) * len(window.group.views) - done

@@ -77,9 +77,11 @@ def test_missing_run(kdcache: Command, tmp_path: Path) -> None:
 
 
 def test_no_data_and_no_teacher(kdcache: Command, digits: Path, tmp_path: Path) -> None:
-    fails(kdcache("cache", "digits", "--out", tmp_path / "c"), 2, "which images? Pass --data")
+    fails(
+        kdcache("cache", "digits", "--out", tmp_path / "c"), 2, "no images are given. Pass --data"
+    )
     outcome = kdcache("cache", "digits", "--data", digits, "--out", tmp_path / "c")
-    fails(outcome, 2, "which teacher? Pass --teacher")
+    fails(outcome, 2, "no teacher is named. Pass --teacher")
     wrong = kdcache("cache", "digits", "--data", tmp_path / "x", "--teacher", "y", "--out", "c")
     fails(wrong, 2, "no data set at")
 

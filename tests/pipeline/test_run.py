@@ -198,7 +198,7 @@ def test_a_hub_that_cannot_be_reached_is_explained(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("timm.create_model", unreachable)
     with pytest.raises(
-        TeacherError, match=r"resnet18\.a1_in1k cannot be fetched.*--random-weights"
+        TeacherError, match=r"resnet18\.a1_in1k cannot be downloaded.*--random-weights"
     ):
         teachers.load("resnet18.a1_in1k", 224, "fp32")
 

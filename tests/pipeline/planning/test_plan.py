@@ -110,7 +110,7 @@ def test_training_wants_a_cache_and_a_place(kdcache: Command, tmp_path: Path) ->
     assert "does not say which cache it is for. Pass --cache CACHE" in outcome.err
     outcome = kdcache("train", "photos", "--plan")
     assert outcome.code == 2
-    assert "for any number of samples. Pass --cache CACHE" in outcome.err
+    assert "has no number of samples. Pass --cache CACHE" in outcome.err
 
 
 def test_a_student_that_does_not_take_the_views_is_refused(

@@ -123,7 +123,7 @@ def test_a_cache_through_a_class_map(
     make = ("cache", "digits", "--data", digits, "--out", out, "num_views=1")
     refused = kdcache(*make, "--teacher", wide)
     assert refused.code == 1
-    assert "10 classes, the teacher of 25" in refused.err
+    assert "10 classes, the teacher predicts 25" in refused.err
     assert "--class-map FILE" in refused.err
     both = ("--teacher", wide, "--teacher", teacher, "--class-map", path, "--class-map", "")
     made = kdcache(*make, *both, "--teacher-weight", 1, "--teacher-weight", 3)

@@ -42,7 +42,7 @@ def test_several_are_the_mean_of_probabilities(
     teacher: Path, second: Path, pixels: np.ndarray
 ) -> None:
     loaded = [teachers.load(str(folder), 32, "fp32") for folder in (teacher, second)]
-    both = teachers.together(loaded, [7.0, 3.0])
+    both = teachers.ensemble(loaded, [7.0, 3.0])
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2).double()
     p = 0.0
     for one, share in zip(loaded, (0.7, 0.3), strict=True):
@@ -64,7 +64,7 @@ def test_several_are_the_mean_of_probabilities(
 def test_an_overflow_in_one_of_several_is_seen(teacher: Path, second: Path) -> None:
     loaded = [teachers.load(str(folder), 32, "fp32") for folder in (teacher, second)]
     loaded[1].model.get_classifier().bias.data[3] = float("inf")
-    tail = Forward(teachers.together(loaded, [1, 1]), ALL, CPU)(
+    tail = Forward(teachers.ensemble(loaded, [1, 1]), ALL, CPU)(
         np.zeros((2, 32, 32, 3), "u1"), None, None
     )[2]
     assert not torch.isfinite(tail).any()
@@ -97,13 +97,13 @@ def test_several_that_cannot_be_are_refused(
         teachers.load_all([TeacherSource(str(teacher)), TeacherSource(str(wide))], 32, "fp32")
     recipe = recipes.load("digits")
     for names, weights, words in (
-        ([], [], "which teacher"),
+        ([], [], "no teacher is named"),
         (["a", "b"], [1.0], "2 teachers and 1 weights"),
         (["a", "b"], [1.0, 0.0], "it is positive"),
     ):
         with pytest.raises(UsageError, match=words):
             recipes.sources(recipe, names, weights)
-    with pytest.raises(UsageError, match="--class-map stands 2 times"):
+    with pytest.raises(UsageError, match="--class-map is given 2 times"):
         recipes.sources(recipe, ["a", "b", "c"], class_maps=["x", "y"])
     with pytest.raises(RecipeError, match="it is positive"):
         recipes.load("digits", ['teachers=[{name="a", weight=-1.0}]'])

@@ -318,7 +318,7 @@ def test_mistakes_are_explained(
     fails(outcome, 1, "NonFinite", "the student predicts NaN or Inf in fp32")
     broken = shutil.copytree(finished, tmp_path / "broken")
     (broken / "model/model.safetensors").write_bytes(b"half a file")
-    fails(kdcache("eval", broken), 1, "TeacherError", "does not hold a network")
+    fails(kdcache("eval", broken), 1, "TeacherError", "does not contain a network")
 
 
 def test_a_run_without_validation_still_has_its_cache(
