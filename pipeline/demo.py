@@ -114,8 +114,8 @@ def train_teacher(folder: Path, out: Path, at_least: float = 90.0) -> float:
     accuracy = _accuracy(model.eval(), open_images(str(folder), "validation"))
     if accuracy < at_least:
         raise KdcacheError(
-            f"the teacher reached {accuracy:.1f} % only, expected {at_least:g} % or more. Check the "
-            "installation of torch and timm."
+            f"the teacher reached {accuracy:.1f} % only, expected {at_least:g} % or more. Check "
+            "the installation of torch and timm."
         )
     save_for_hf(model, str(out), safe_serialization=True)
     return accuracy

@@ -37,7 +37,7 @@ def is_of_a_part(error: Exception) -> bool:
 
 
 def is_worth_another_try(error: Exception) -> bool:
-    """Return True if another attempt may help: reading fails and recovers; NaN and other bytes stay."""
+    """Return True if another attempt may help, as reading recovers; NaN and other bytes do not."""
     return isinstance(error, OSError)
 
 
