@@ -3,7 +3,7 @@
 Normalisation, mixup, the forward pass and the choice of classes happen on the network's device;
 only a few numbers per view come back. Logits are fp32 before anything is computed of them.
 
-Shapes: B views, S pixels a side, C classes, K kept classes, T temperatures, P labels of a view.
+Shapes: B views, S pixels a side, P labels of a view.
 """
 
 from typing import Any
@@ -17,6 +17,7 @@ from cache_tools.render import mixing
 from cache_tools.spec.targets import TargetSpec
 from cache_tools.views.draw import LAMBDA_SCALE, MixParams
 from pipeline.teacher.logits import DEFAULT, Execution, Logits
+from pipeline.teacher.sparsify import sparsify
 from pipeline.teacher.teacher import Teacher
 
 Pixels = NDArray[np.uint8] | Tensor
@@ -109,25 +110,3 @@ def mix_in_place(x_B3SS: Tensor, partner_B3SS: Tensor, mix: MixParams) -> None:
         elif lam < LAMBDA_SCALE:
             other = partner.float()
             x.sub_(other).mul_(int(lam)).add_(other, alpha=LAMBDA_SCALE).div_(LAMBDA_SCALE)
-
-
-def sparsify(
-    logits_BC: Tensor, spec: TargetSpec, label_BP: Tensor | None = None
-) -> tuple[Tensor, ...]:
-    """Choose the classes to keep; the device's version of `dense.sparsify`.
-
-    NaN and Inf logits become NaN tails, so that one check of the tails finds them.
-    """
-    probability_BC = logits_BC.softmax(1)
-    p, index = probability_BC.topk(spec.k_max, dim=1)
-    slots = torch.arange(spec.k_max, device=p.device)
-    keep = (p > spec.tau) | (slots < spec.k_min)
-    kept_BC = torch.zeros_like(logits_BC, dtype=torch.bool).scatter_(1, index, keep)
-    tails = [(logits_BC / t).softmax(1).masked_fill(kept_BC, 0.0).sum(1) for t in spec.temperatures]
-    tail = torch.stack(tails, dim=1) + 0.0 * logits_BC.sum(1, keepdim=True)
-    rest_BC = probability_BC.masked_fill(kept_BC, 0.0)
-    square_BQ = rest_BC.square().sum(1, keepdim=True)[:, : int(spec.tail_square)]
-    if label_BP is None or not spec.true_class:
-        label_BP = index.new_zeros((len(index), 0))
-    true_BP = rest_BC.gather(1, label_BP.clamp(min=0)).masked_fill(label_BP < 0, 0.0)
-    return index.masked_fill(~keep, -1), p.masked_fill(~keep, 0.0), tail, true_BP, square_BQ

@@ -173,7 +173,7 @@ def test_nan_is_never_stored(cache: Path, images: ImageDataset, teacher: Path) -
 
 
 def test_nan_logits_show_in_the_tail() -> None:
-    from pipeline.teacher.forward import sparsify
+    from pipeline.teacher.sparsify import sparsify
 
     logits = torch.randn(4, 20)
     logits[1, 3], logits[2, 5] = float("nan"), float("inf")

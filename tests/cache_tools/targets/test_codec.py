@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from cache_tools.spec.targets import TargetSpec
 from cache_tools.targets import codec, dense
-from pipeline.teacher.forward import sparsify
+from pipeline.teacher.sparsify import sparsify
 
 STEP = 18 / 253
 """Log-odds between two codes of a tail."""
