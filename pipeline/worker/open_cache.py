@@ -26,7 +26,7 @@ from pipeline.worker.job import JobSpec
 log = logging.getLogger("kdcache")
 
 
-def open_job(job: JobSpec) -> tuple[Cache, Images, Teacher]:
+def open_job(job: JobSpec) -> tuple[Cache, ImageDataset, Teacher]:
     """Open or create the cache of a job; its images in table order, its teacher on the CPU.
 
     Raises:
