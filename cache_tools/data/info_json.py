@@ -142,6 +142,6 @@ def check_counts(where: str, split: Split, names: Sequence[str], counts: Sequenc
     for name, stated, found in zip(names, split.lengths, counts, strict=bool(split.lengths)):
         if stated != found:
             raise DataError(
-                f"{where} states {stated:,} samples for {name}, {found:,} are in it. One of the "
-                "two is of another version: fetch both again, or correct the description."
+                f"{where} states that {name} has {stated:,} samples, {found:,} are in it. One "
+                "of the two is of another version: fetch both again, or correct the description."
             )

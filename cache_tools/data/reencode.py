@@ -55,5 +55,5 @@ def shrink(
 
 
 def encoder() -> str:
-    """List the versions that the bytes of a shrunk image depend on."""
+    """Return the versions that the bytes of a shrunk image depend on."""
     return f"simplejpeg {version('simplejpeg')}, opencv {cv2.__version__}"
