@@ -1,1 +1,1 @@
-"""Stage 2: train students on the very views the teacher saw, with what it said of them."""
+"""Stage 2: train students on the views the teacher was given, with its stored targets."""

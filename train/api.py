@@ -1,4 +1,4 @@
-"""One student by one call: what a tuner such as Optuna, or a W&B agent, calls for each trial."""
+"""One student by one call, for each trial of a tuner such as Optuna or a W&B agent."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -39,7 +39,7 @@ def fit(
     values: Mapping[str, Any] | None = None,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
 ) -> Result:
-    """Train a student from a cache, or find it trained, or go on where it was stopped.
+    """Train a student from a cache; resume a stopped run, return the result of a finished one.
 
     Args:
         recipe: A recipe, its name or its file.
@@ -48,8 +48,8 @@ def fit(
         data: The images; None: where the cache was made from.
         device: "cuda", "cuda:1" or "cpu"; None takes a GPU when there is one.
         values: Keys of the recipe to override.
-        on_epoch: Is told the row of every finished epoch (epoch, loss, top1, …). What it raises
-            ends the training, which the same call takes up again.
+        on_epoch: Callback with the row of every finished epoch (epoch, loss, top1, …). An error
+            in it ends the training, which the same call takes up again.
 
     Raises:
         UsageError: Anything that cannot be, before any work is done.

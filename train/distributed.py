@@ -32,7 +32,7 @@ class World:
         return self.rank == 0
 
     def any(self, flag: bool) -> bool:
-        """True where the flag is set in any process."""
+        """Return True if the flag is set in any process."""
         return self.sum([float(flag)])[0] > 0
 
     def sum(self, values: list[float]) -> list[float]:

@@ -8,7 +8,7 @@
     RUN/result.json      written last: the run is finished when this exists
 
 Running the same command again goes on, or finds the run finished. Another recipe or cache in the
-same folder is refused unless `--fresh` says to begin anew.
+same folder is refused unless `--fresh` replaces it.
 """
 
 import json
@@ -31,10 +31,10 @@ _FREE = ("threads", "loader", "checkpoint_minutes", "cache_recipe", "min_views")
 def init_run(
     folder: Path, recipe: TrainRecipe, inputs: Inputs, fresh: bool
 ) -> dict[str, Any] | None:
-    """Prepare the folder of a run; its result when it is finished already.
+    """Prepare the folder of a run; return its result when it is finished already.
 
     Raises:
-        UsageError: Another run lies there.
+        UsageError: The folder holds another run.
     """
     if fresh and (folder / "config.json").is_file():
         shutil.rmtree(folder)
@@ -49,7 +49,7 @@ def init_run(
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The config of a run; CacheNotFound when there is none."""
+    """Read the config of a run; CacheNotFound when there is none."""
     if not (folder / "config.json").is_file():
         several = ", ".join(sorted(path.parent.name for path in folder.glob("*/result.json")))
         now = (
@@ -65,7 +65,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of a run."""
+    """Read a JSON file of a run."""
     try:
         value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -79,7 +79,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def accuracies(folder: Path) -> dict[str, dict[str, float | None]]:
-    """Top-1 and top-5, in percent, of all weights of a finished run, by their folders' names."""
+    """Read top-1 and top-5, in percent, of all weights of a finished run, by folder name."""
     lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     found = {"model": _accuracy(rows[-1], ""), "model-ema": _accuracy(rows[-1], "_ema")}
@@ -124,7 +124,7 @@ def _refuse_other(folder: Path, config: dict[str, Any]) -> None:
         recipe = {k: v for k, v in value["recipe"].items() if k not in _FREE}
         rest = {"recipe": recipe, "num_views": value["num_views"]}
         rest |= {"missing": value.get("coverage", {}).get("missing", 0)}
-        if "weights" in value:  # says more than the fingerprint of all together
+        if "weights" in value:  # names more than the fingerprint of all together
             return {**rest, "weights": value["weights"]}
         return {**rest, "cache_fingerprint": value["cache_fingerprint"]}
 

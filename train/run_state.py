@@ -1,4 +1,4 @@
-"""How far a run is, as the files in its folder say."""
+"""State of a run, derived from the files in its folder."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from cache_tools.errors import CacheIncomplete
 
 State = Literal["finished", "diverged", "stopped", "begun", "new"]
 FAILED, STOPPED = "failed.json", "stopped.json"
-"""Why a student has left a sweep: its loss became NaN or Inf, or ASHA has stopped it."""
+"""Files with the reason why a student left a sweep: a loss of NaN or Inf, or ASHA."""
 _BY_FILE: tuple[tuple[str, State], ...] = (
     ("result.json", "finished"),
     (FAILED, "diverged"),
@@ -18,23 +18,23 @@ _BY_FILE: tuple[tuple[str, State], ...] = (
 
 
 def of(folder: Path) -> State:
-    """How far a run is."""
+    """Derive the state of a run."""
     return next((state for name, state in _BY_FILE if (folder / name).is_file()), "new")
 
 
 def why(folder: Path) -> str:
-    """Why a run that diverged or was stopped did not go on; "" of any other."""
+    """Read the reason why a run diverged or was stopped; "" of any other."""
     name = {"diverged": FAILED, "stopped": STOPPED}.get(of(folder))
     if name is None:
         return ""
     try:
         return str(json.loads((folder / name).read_text(encoding="utf-8"))["error"])
     except (OSError, ValueError, KeyError, TypeError):
-        return "nobody knows why"
+        return "the reason is not recorded"
 
 
 def unfinished(folder: Path) -> CacheIncomplete:
-    """What to tell who wants the student of a run that is not finished."""
+    """Build the error for a run whose student is not finished."""
     if reason := why(folder):
         return CacheIncomplete(
             f"the run {folder} {'has diverged' if of(folder) == 'diverged' else 'was stopped'} "

@@ -2,8 +2,8 @@
 
 The same steps as `cache_tools.render.view` with the same kernels, and the same bits:
 libjpeg-turbo's accurate DCT (FFCV itself takes the fast one, whose pixels differ), FFCV's
-INTER_AREA, flip, operations, erased boxes. Whatever is not surely right here is left to `render`: a
-view that could not be made gets a status, and whoever reads it makes that view the other way.
+INTER_AREA, flip, operations, erased boxes. Uncertain cases are left to
+`cache_tools.render.view`: a view that was not made gets a status, and the renderer makes it there.
 
 Everything about the views comes as arguments, never as closures: numba freezes those into the code
 at compile time (or, above a megabyte, keeps a pointer), so that a new epoch would need compiling.
@@ -47,12 +47,12 @@ _resize = njit(nogil=True)(libffcv.resize_crop)  # OpenCV's INTER_AREA
 
 
 class Tables(NamedTuple):
-    """What the compiled code looks up: a row per sample, or per view (slot · N + row)."""
+    """Arguments of the compiled code: a row per sample, or per view (slot · N + row)."""
 
     ptr_N: NDArray[np.uint64]
-    """Where the stored bytes begin in the file."""
+    """Offset of the stored bytes in the file."""
     size_N: NDArray[np.uint64]
-    """How many they are."""
+    """Number of stored bytes."""
     mode_N: U1
     """JPEG or RAW."""
     height_N: NDArray[np.int32]
@@ -96,7 +96,7 @@ def _operate(  # noqa: PLR0912 - one line per operation
 ) -> bool:
     """One step of `kernels.apply`, whose loop is Python's; False when there is no such operation.
 
-    numba cannot look functions up in a table, so that they stand here a second time. A test runs
+    numba cannot look functions up in a table, so that this lists them again. A test runs
     every operation through both.
     """
     by = int(arguments6[0])
@@ -204,7 +204,7 @@ def _decode(
 
 @njit(nogil=True)
 def _inside(box: NDArray[np.int32], height: int, width: int) -> bool:
-    """Whether a box lies in its picture: OpenCV ends the process on one that does not."""
+    """Return True if a box is inside its picture: OpenCV ends the process on one that is not."""
     return (
         box[0] >= 0
         and box[1] >= 0
@@ -222,7 +222,7 @@ def render_all(data: U1, row: int, view_B: I8, tables: Tables, out_BSS3: U1) -> 
         row: Row of the sample.
         view_B: Rows of its views.
         tables: All about them.
-        out_BSS3: [B, S, S, 3], written where the status says so.
+        out_BSS3: [B, S, S, 3], written where the status is DONE.
     """
     raw = tables.mode_N[row] == RAW
     height, width = int(tables.height_N[row]), int(tables.width_N[row])

@@ -2,7 +2,7 @@
 
 The same pixels as `train.data.native_renderer` makes, bit for bit, behind the same interface;
 FFCV reads the container by memory map and renders a batch in compiled threads. Its epoch iterator
-keeps the metadata it hands to the pipeline; what stands there is replaced by `compiled.Tables`,
+keeps the metadata it hands to the pipeline; these are replaced by `ffcv_kernels.Tables`,
 which makes the parameters of an epoch arguments of code that is compiled once.
 
 FFCV is not maintained and has its traps. Closed here: decode errors and boxes outside of their
@@ -92,7 +92,7 @@ class ViewDecoder(SimpleRGBImageDecoder):  # type: ignore[misc]
         return state, AllocationQuery(shape, kind)
 
     def generate_code(self) -> Callable[..., Any]:
-        """What FFCV compiles: the first view of each picture makes all of that picture."""
+        """Return the code to compile: the first view of each picture makes all of that picture."""
         render_all, each = ffcv_kernels.render_all, Compiler.get_iterator()
 
         def decode(view_B: I8, out: U1, tables: Tables, file: U1) -> U1:
@@ -145,10 +145,10 @@ def _pipeline(side: int, num_workers: int) -> tuple[Graph, Any]:
 
 
 class FfcvLoader:
-    """What FFCV's epoch iterator needs of a loader: container, compiled pipeline, sizes."""
+    """Loader as FFCV's epoch iterator requires it: container, compiled pipeline, sizes."""
 
     def __init__(self, images: Beton, side: int, capacity: int, num_threads: int) -> None:
-        """A loader of views of `side` pixels, at most `capacity` at once."""
+        """Load views of `side` pixels, at most `capacity` at once."""
         self.batch_size, self.batches_ahead = capacity, _BATCHES_AHEAD
         self.num_workers = max(1, min(num_threads, threads.cpu_count()))
         self.memory_manager = _Mapped(str(images.path))
@@ -158,12 +158,12 @@ class FfcvLoader:
             self.graph, self.code = _pipeline(side, self.num_workers)
 
     def epoch(self, view_numbers: Iterator[I8], tables: Tables) -> "FfcvEpoch":
-        """Views of one epoch, batch by batch."""
+        """Start one epoch; it yields batches."""
         return FfcvEpoch(self, view_numbers, tables)
 
 
 class FfcvEpoch(EpochIterator):  # type: ignore[misc]
-    """The thread that runs the pipeline ahead; errors in it reach whoever asks for a batch."""
+    """Thread that runs the pipeline ahead; its errors are raised where the next batch is taken."""
 
     def __init__(self, loader: FfcvLoader, view_numbers: Iterator[I8], tables: Tables) -> None:
         self._view_numbers, self._tables = view_numbers, tables
@@ -176,7 +176,7 @@ class FfcvEpoch(EpochIterator):  # type: ignore[misc]
         super().start()
 
     def run(self) -> None:
-        """Make batch after batch until there are no more or nobody wants them."""
+        """Make batches until there are no more or the epoch is closed."""
         try:
             numba.set_num_threads(self.loader.num_workers)
             slots = self.loader.batches_ahead + 2
@@ -186,7 +186,7 @@ class FfcvEpoch(EpochIterator):  # type: ignore[misc]
                 if not self._give((view_B, *self.run_pipeline(step, view_B, step % slots, None))):
                     return
             self._give(StopIteration())
-        except BaseException as error:  # whatever it is, the reader is to know
+        except BaseException as error:  # any error is raised again in the reader
             self._give(error)
 
     def _give(self, item: object) -> bool:

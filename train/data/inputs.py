@@ -34,32 +34,32 @@ _MAX_PROBED_PARTS = 64
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run reads."""
+    """Inputs of a run."""
 
     members: CacheEnsemble
-    """The cache, or several whose mixture is learned."""
+    """The cache, or several whose mixture is the target."""
     images: ImageDataset
     """Its data set, in the order of its sample table."""
     validation: ImageDataset | None
-    """Labelled pictures to measure on, when the data set has them."""
+    """Labelled validation images, when the data set has them."""
     source: str
-    """Where the data set lies."""
+    """Path or URL of the data set."""
     coverage: DatasetMatch
-    """Which of the cache's samples it has."""
+    """Samples of the cache that it has."""
 
     @property
     def present_N(self) -> NDArray[np.bool_]:
-        """[N] which samples can be shown."""
+        """[N] True where the sample can be shown."""
         return self.coverage.present_N
 
     @property
     def store(self) -> Cache:
-        """The cache to ask about samples and views: the same in all of them."""
+        """Reference for samples and views, which are the same in all caches."""
         return self.members.reference
 
     @property
     def fingerprint(self) -> str:
-        """What result.json names: the fingerprint of the cache, or of all with their weights."""
+        """Fingerprint in result.json: of the cache, or of all with their weights."""
         if len(self.members.caches) == 1:
             return self.store.spec.fingerprint
         return sha256(canonical_json(self.shares))
@@ -70,7 +70,7 @@ class Inputs:
         return {member.cache: member.weight for member in self.members.specs}
 
     def num_views(self, recipe: TrainRecipe) -> int:
-        """Views of a sample that a run shows: the recipe's, or all that there are."""
+        """Count the views of a sample that a run shows: the recipe's, or all."""
         return recipe.num_views or self.members.num_views
 
     @property
@@ -85,13 +85,13 @@ def open_inputs(
     weights: Sequence[float] | None = None,
     partial: bool = False,
 ) -> Inputs:
-    """Open a cache, or several that are to be mixed, and their data set.
+    """Open a cache, or several to mix, and their data set.
 
     Args:
         cache: Folder, zip or URL of the cache, or of each.
-        data: The data set; None takes the place the cache was made from on this machine.
-        weights: How much each cache counts; None: all alike.
-        partial: Whether to train on those samples that the data set has.
+        data: The data set; None: the one the cache was made from on this machine.
+        weights: Weight of each cache; None: all alike.
+        partial: Train on those samples that the data set has.
 
     Raises:
         CacheMismatch: The caches are not of the same views, or not of these images.
@@ -109,7 +109,7 @@ def open_inputs(
 
 
 def _validation(source: str, store: Cache, classes: tuple[str, ...]) -> ImageDataset | None:
-    """The labelled validation split, or None when there is none of the teacher's classes."""
+    """Open the labelled validation split; None when there is none of the teacher's classes."""
     if not store.spec.dataset.labels or not has_split(source, "validation"):
         return None
     images = open_images(source, "validation")
@@ -124,7 +124,7 @@ def _validation(source: str, store: Cache, classes: tuple[str, ...]) -> ImageDat
 
 
 def align_labels(images: ImageDataset, classes: tuple[str, ...]) -> ImageDataset:
-    """The validation images with the numbers that the training split gives the class folders."""
+    """Renumber the classes of validation images as in the training split."""
     if not classes or not images.class_names or images.class_names == classes:
         return images
     if strange := sorted({*images.class_names} - {*classes}):

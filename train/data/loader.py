@@ -81,7 +81,7 @@ class Batch:
     """As `MixParams.outside_B`."""
 
     def __len__(self) -> int:
-        """Views of the batch."""
+        """Count the views of the batch."""
         return len(self.lam_B)
 
     @property
@@ -132,7 +132,7 @@ class Loader:
         return AHEAD
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch from `first_step` on."""
+        """Yield the batches of one epoch from `first_step` on."""
         ready = self._epochs.get(epoch)
         plan, loaded = ready.plan, ready.loaded
         steps = range(first_step, self._schedule.steps)

@@ -1,10 +1,10 @@
-"""(epoch, step) → which view of which sample: a pure function, whatever happened before.
+"""Order of views: (epoch, step) → views and samples, a pure function.
 
 Epoch e shows every sample `views_per_epoch` = m times, in views e·m … e·m + m - 1 modulo V, so that
 a cache of V views serves any number of epochs; or in groups of m whose order is drawn anew each
 time all have been shown. Every order is drawn by counter from the run's seed.
-Mixup partners stand side by side in it, and with repeated augmentation all views of both, so that
-a picture is decoded once for all of them.
+Mixup partners are adjacent in it, and with repeated augmentation all views of both, so that a
+picture is decoded once for all of them.
 
 Shapes: N samples, V views, M = m·N views of an epoch, B views of a batch.
 """
@@ -37,7 +37,7 @@ class Plan:
     row_M: I8
     """Row of the sample table."""
     slot_M: I8
-    """Which of `views`."""
+    """Index into `views`."""
     partner_M: I8
     """Row of the mixup partner (of the same view); the row itself when there is none."""
     lam_M: I4
@@ -120,7 +120,7 @@ class Schedule:
 
     @classmethod
     def of(cls, recipe: TrainRecipe, inputs: Inputs, epochs: int | None = None) -> Self:
-        """The schedule of a recipe; `epochs` of a cohort are those of its longest run."""
+        """Make the schedule of a recipe; `epochs` of a cohort are those of its longest run."""
         return cls(
             inputs.store,
             recipe.views_per_epoch,
@@ -134,7 +134,7 @@ class Schedule:
         )
 
     def view_numbers(self, epoch: int) -> tuple[int, ...]:
-        """The views that `epoch` shows; with repeats r, the same in the r epochs of a turn."""
+        """List the views of `epoch`; with repeats r, the same in the r epochs of a turn."""
         turn = epoch // self.aug_repeats
         if self._shuffle:
             groups = self._num_shown // self._m
@@ -171,7 +171,7 @@ class Schedule:
         return min(2 * count, count + 2)  # partners are adjacent, but for those at the ends
 
     def plan(self, epoch: int) -> Plan:
-        """The whole order of one epoch."""
+        """Draw the order of one epoch."""
         numbers, ids = self.view_numbers(epoch), self._store.table.id_N
         shown = self._shown(epoch)
         rows, keys, mixes = [], [], []
@@ -198,7 +198,7 @@ class Schedule:
         )
 
     def names(self, epoch: int, step: int) -> list[str]:
-        """The views of one step, as "key (view 3)"."""
+        """Name the views of one step, as "key (view 3)"."""
         plan, keys = self.plan(epoch), self._store.table.keys
         at = slice(step * self.batch_size, (step + 1) * self.batch_size)
         pairs = zip(plan.row_M[at].tolist(), plan.slot_M[at].tolist(), strict=True)
@@ -220,7 +220,7 @@ class Schedule:
         return np.sort(order[position * count : (position + 1) * count])
 
     def _length(self) -> int:
-        """Views of an epoch; with missing partners, of the shortest."""
+        """Count the views of an epoch; with missing partners, of the shortest."""
         shown = self._shown(0)
         if self.present_N.all() or not self._store.spec.views.mixes:
             return len(shown) * self._m
@@ -231,9 +231,9 @@ class Schedule:
         return int(min(sum(around[first : first + self._m]) for first in starts))
 
     def _leaders(self, mix: MixParams) -> I8:
-        """The row whose draw places each row: of partners the first, so that they stand together.
+        """Return the row whose draw orders each row: of partners the first, so they are adjacent.
 
-        Imported views mix in a picture of their own each, for which nothing stands together.
+        Imported views mix in a picture of their own each, for which nothing is adjacent.
         """
         own = np.arange(len(mix.partner_B))
         return (

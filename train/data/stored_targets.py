@@ -1,6 +1,6 @@
 """Soft targets of a batch, decoded from the stored targets of an epoch's views.
 
-The views of an epoch lie in RAM as the caches store them, a few bytes each; decoding a batch when
+Targets of an epoch stay in RAM as the caches store them, a few bytes a view; decoding a batch when
 it is made costs less than keeping decoded targets. Several caches are mixed here, so that nothing
 after it depends on their number.
 

@@ -12,7 +12,7 @@ scale):
           a class; the latter over the classes some view of the batch keeps, an approximation
 
 The tail is "uniform" (above), a "bucket" of its own, or "zero" (what is kept, renormalised); kd
-knows all three. None but the intra-class term of dist builds the teacher's dense distribution.
+implements all three. None but the intra-class term of dist builds the teacher's dense distribution.
 
 Shapes: B views, C classes, K slots.
 """
@@ -57,37 +57,39 @@ def kd(
     logits_BC: Tensor, targets: SoftTargets, temperature: float = 1.0, tail: str = "uniform"
 ) -> Tensor:
     """KL(teacher ‖ student) at `temperature`, times its square."""
-    said = at_temperature(targets, temperature, logits_BC.shape[1])
+    teacher = at_temperature(targets, temperature, logits_BC.shape[1])
     scaled = _wide(logits_BC)
     if temperature != 1.0:  # a division by 1 would copy the logits there and their gradient back
         scaled = scaled / temperature
     if tail == "uniform":
-        loss_B = _SparseKL.apply(scaled, targets.index_BK, said.p_BK, said.u_B, said.others_B)
+        loss_B = _SparseKL.apply(
+            scaled, targets.index_BK, teacher.p_BK, teacher.u_B, teacher.others_B
+        )
     else:
-        loss_B = _kl_of_kept(scaled, targets.index_BK, said, tail)
+        loss_B = _kl_of_kept(scaled, targets.index_BK, teacher, tail)
     return loss_B.mean() * temperature**2
 
 
-def _kl_of_kept(scaled_BC: Tensor, index_BK: Tensor, said: AtTemperature, tail: str) -> Tensor:
+def _kl_of_kept(scaled_BC: Tensor, index_BK: Tensor, teacher: AtTemperature, tail: str) -> Tensor:
     """KL over the kept classes and, for "bucket", one class of all others."""
     log_q_BK = scaled_BC.log_softmax(1).gather(1, index_BK)
-    p_BK, kept_BK = said.p_BK, said.p_BK > 0
+    p_BK, kept_BK = teacher.p_BK, teacher.p_BK > 0
     if tail == "zero":
-        p_BK = p_BK / (1.0 - said.tail_B)[:, None]
+        p_BK = p_BK / (1.0 - teacher.tail_B)[:, None]
     loss_B = (torch.xlogy(p_BK, p_BK) - p_BK * log_q_BK).sum(1)
     if tail == "bucket":
         q_B = 1.0 - torch.where(kept_BK, log_q_BK.exp(), 0.0).sum(1)
-        rest_B = torch.xlogy(said.tail_B, said.tail_B)
-        loss_B = loss_B + rest_B - torch.xlogy(said.tail_B, q_B.clamp(min=_EPS))
+        rest_B = torch.xlogy(teacher.tail_B, teacher.tail_B)
+        loss_B = loss_B + rest_B - torch.xlogy(teacher.tail_B, q_B.clamp(min=_EPS))
     return loss_B
 
 
 def bkd(logits_BC: Tensor, targets: SoftTargets) -> Tensor:
     """Mean over views and classes of BCE(student's logit, teacher's probability)."""
     logits = _wide(logits_BC)
-    said = at_temperature(targets, 1.0, logits.shape[1])
-    excess_BK = torch.where(said.p_BK > 0, said.p_BK - said.u_B[:, None], 0.0)
-    hit_B = (excess_BK * logits.gather(1, targets.index_BK)).sum(1) + said.u_B * logits.sum(1)
+    teacher = at_temperature(targets, 1.0, logits.shape[1])
+    excess_BK = torch.where(teacher.p_BK > 0, teacher.p_BK - teacher.u_B[:, None], 0.0)
+    hit_B = (excess_BK * logits.gather(1, targets.index_BK)).sum(1) + teacher.u_B * logits.sum(1)
     return (F.softplus(logits).sum(1) - hit_B).mean() / logits.shape[1]
 
 
@@ -112,15 +114,17 @@ def dkd(
         beta: Weight of the second.
     """
     scaled, column = _wide(logits_BC) / temperature, label_B[:, None]
-    said = at_temperature(targets, temperature, scaled.shape[1])
-    p_y, kept_B = probability_of(targets, said, temperature, label_B, which_B)
+    teacher = at_temperature(targets, temperature, scaled.shape[1])
+    p_y, kept_B = probability_of(targets, teacher, temperature, label_B, which_B)
     p_y = p_y.clamp(_EPS, 1.0 - _EPS)
     own_B = scaled.gather(1, column)[:, 0]
     rest_lse_B = scaled.scatter(1, column, float("-inf")).logsumexp(1)
     target_class = _binary_kl(p_y, own_B - rest_lse_B)
-    others_B = (said.others_B - 1.0 * ~kept_B).clamp(min=0)
-    u_B = torch.where(kept_B, said.tail_B, said.tail_B - p_y).clamp(min=0) / others_B.clamp(min=1)
-    p_BK = said.p_BK.masked_fill(targets.index_BK == column, 0.0) / (1.0 - p_y)[:, None]
+    others_B = (teacher.others_B - 1.0 * ~kept_B).clamp(min=0)
+    u_B = torch.where(kept_B, teacher.tail_B, teacher.tail_B - p_y).clamp(min=0) / others_B.clamp(
+        min=1
+    )
+    p_BK = teacher.p_BK.masked_fill(targets.index_BK == column, 0.0) / (1.0 - p_y)[:, None]
     u_B = u_B / (1.0 - p_y)
     excess_BK = torch.where(p_BK > 0, p_BK - u_B[:, None], 0.0)
     hit_B = (excess_BK * scaled.gather(1, targets.index_BK)).sum(1)
@@ -145,27 +149,27 @@ def dist(
 ) -> Tensor:
     """β T² (1 - correlation of classes within a view) + γ T² (1 - … of views within a class)."""
     num_classes = logits_BC.shape[1]
-    said = at_temperature(targets, temperature, num_classes)
+    teacher = at_temperature(targets, temperature, num_classes)
     q_BC = (_wide(logits_BC) / temperature).softmax(1)
-    excess_BK = torch.where(said.p_BK > 0, said.p_BK - said.u_B[:, None], 0.0)
-    both_B = (excess_BK * q_BC.gather(1, targets.index_BK)).sum(1) + said.u_B
+    excess_BK = torch.where(teacher.p_BK > 0, teacher.p_BK - teacher.u_B[:, None], 0.0)
+    both_B = (excess_BK * q_BC.gather(1, targets.index_BK)).sum(1) + teacher.u_B
     stored = targets.square_B if temperature == 1.0 else None
-    rest_B = said.others_B * said.u_B**2 if stored is None else stored
-    square_B = (said.p_BK**2).sum(1) + rest_B
+    rest_B = teacher.others_B * teacher.u_B**2 if stored is None else stored
+    square_B = (teacher.p_BK**2).sum(1) + rest_B
     mean = 1.0 / num_classes
     spread_B = (q_BC.square().sum(1) - mean).clamp(min=0) * (square_B - mean).clamp(min=0)
     inter = 1.0 - ((both_B - mean) / (spread_B + _EPS**2).sqrt()).mean()
-    intra = _intra(q_BC, targets.index_BK, said) if gamma else 0.0
+    intra = _intra(q_BC, targets.index_BK, teacher) if gamma else 0.0
     return (beta * inter + gamma * intra) * temperature**2
 
 
-def _intra(q_BC: Tensor, index_BK: Tensor, said: AtTemperature) -> Tensor:
+def _intra(q_BC: Tensor, index_BK: Tensor, teacher: AtTemperature) -> Tensor:
     """1 - correlation over the batch, mean over the classes that some view keeps."""
-    kept_BK = said.p_BK > 0
+    kept_BK = teacher.p_BK > 0
     present, place = index_BK[kept_BK].unique(return_inverse=True)
     row = kept_BK.nonzero()[:, 0]
-    p_BX = said.u_B[:, None].repeat(1, len(present))
-    p_BX[row, place] = said.p_BK[kept_BK]
+    p_BX = teacher.u_B[:, None].repeat(1, len(present))
+    p_BX[row, place] = teacher.p_BK[kept_BK]
     q_BX = q_BC[:, present]
     p_BX, q_BX = p_BX - p_BX.mean(0), q_BX - q_BX.mean(0)
     spread = p_BX.norm(dim=0) * q_BX.norm(dim=0)

@@ -1,4 +1,4 @@
-"""What the teacher said, on the student's device, and its distribution at a temperature.
+"""Soft targets on the student's device, and the teacher's distribution at a temperature.
 
 At T = 1 the kept probabilities are those stored. At a declared temperature the kept ones are
 softmax(log p / T) · (1 - m_T) with the stored mass m_T, which is exact; at any other, all are
@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SoftTargets:
-    """What the teacher said of B views."""
+    """Soft targets of B views."""
 
     index_BK: Tensor
     """Class ids, int64; 0 in empty slots."""
@@ -40,9 +40,9 @@ class AtTemperature:
     tail_B: Tensor
     """Mass of the others together."""
     others_B: Tensor
-    """How many those are, as floats."""
+    """Number of the others, as floats."""
     log_z_B: Tensor
-    """log Σ p^(1/T): what turns a probability at T = 1 into one at T."""
+    """log Σ p^(1/T): divides p^(1/T) of a probability at T = 1 into the one at T."""
 
     @property
     def u_B(self) -> Tensor:
@@ -51,7 +51,7 @@ class AtTemperature:
 
 
 def at_temperature(targets: SoftTargets, temperature: float, num_classes: int) -> AtTemperature:
-    """The teacher's distribution over `num_classes` classes at `temperature`."""
+    """Return the teacher's distribution over `num_classes` classes at `temperature`."""
     p = targets.probability_BK
     kept = p > 0
     others = (num_classes - kept.sum(1)).to(p.dtype)
@@ -73,13 +73,13 @@ def at_temperature(targets: SoftTargets, temperature: float, num_classes: int) -
 def most_probable(
     targets: SoftTargets, count: int, num_classes: int, label_BP: Tensor
 ) -> SoftTargets:
-    """The targets as if no more than the `count` most probable classes had been kept.
+    """Reduce targets to the `count` most probable classes, as if no others had been kept.
 
     The others join the tail, exactly at each declared temperature, and what is stored of the tail
     (true class, Σp²) takes them in.
 
     Args:
-        targets: What is stored.
+        targets: The stored targets.
         count: Classes that stay.
         num_classes: C.
         label_BP: The classes whose probability is stored where they are not kept.
@@ -107,13 +107,17 @@ def most_probable(
 
 
 def probability_of(
-    targets: SoftTargets, said: AtTemperature, temperature: float, label_B: Tensor, which_B: Tensor
+    targets: SoftTargets,
+    teacher: AtTemperature,
+    temperature: float,
+    label_B: Tensor,
+    which_B: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """The teacher's probability of a class of each view.
+    """Look up the teacher's probability of a class of each view.
 
     Args:
-        targets: What is stored.
-        said: The same at a temperature.
+        targets: The stored targets.
+        teacher: The same at a temperature.
         temperature: That temperature.
         label_B: The class, 0..C-1.
         which_B: Which of the stored labels it is: 0 the view's own, 1 its partner's.
@@ -122,12 +126,12 @@ def probability_of(
         Its probability; and whether it is among the kept. Where it is neither kept nor stored, the
         flat tail's.
     """
-    here_BK = (targets.index_BK == label_B[:, None]) & (said.p_BK > 0)
+    here_BK = (targets.index_BK == label_B[:, None]) & (teacher.p_BK > 0)
     kept_B = here_BK.any(1)
-    p_kept_B = (said.p_BK * here_BK).sum(1)
+    p_kept_B = (teacher.p_BK * here_BK).sum(1)
     if targets.true_BP is None:
-        return torch.where(kept_B, p_kept_B, said.u_B), kept_B
+        return torch.where(kept_B, p_kept_B, teacher.u_B), kept_B
     column = which_B.clamp(max=targets.true_BP.shape[1] - 1)
     stored_B = targets.true_BP.gather(1, column[:, None])[:, 0]
-    at_t = (stored_B.log() / temperature - said.log_z_B).exp()
-    return torch.where(kept_B, p_kept_B, torch.minimum(at_t, said.tail_B)), kept_B
+    at_t = (stored_B.log() / temperature - teacher.log_z_B).exp()
+    return torch.where(kept_B, p_kept_B, torch.minimum(at_t, teacher.tail_B)), kept_B

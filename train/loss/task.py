@@ -1,4 +1,4 @@
-"""`CachedDistillationTask`: timm's training task with the teacher's words from a cache.
+"""`CachedDistillationTask`: timm's training task with soft targets from a cache.
 
 Inherits EMA, evaluation model and state handling from timm; only the forward pass is ours.
 
@@ -20,7 +20,7 @@ from train.recipe import TrainRecipe
 
 @dataclass(frozen=True)
 class Supervision:
-    """What a batch is to be learned from, on the student's device."""
+    """Targets and labels of a batch, on the student's device."""
 
     soft: SoftTargets
     label_B: Tensor
@@ -39,7 +39,7 @@ class CachedDistillationTask(TrainingTask):
         self.trainable_module = student
         self.recipe = recipe
         self.progress = 0.0
-        """How much of the run is done, 0..1: weights and temperature may change with it."""
+        """Finished share of the run, 0..1: weights and temperature may change with it."""
 
     def prepare_distributed(
         self, device_ids: list[int] | None = None, **options: Any

@@ -1,7 +1,7 @@
-"""Everything a run needs to go on as if nothing had happened, in one file.
+"""Checkpoint of a run: all that it needs to resume as if it had never stopped, in one file.
 
-The file is whole or not there. It holds the student, its moving average, the optimizer, torch's
-generators and the place in the schedule. It is read with `weights_only`: tensors and plain values,
+The file is written atomically. It holds the student, its moving average, the optimizer, torch's
+generators and the progress of the run. It is read with `weights_only`: tensors and plain values,
 never code.
 """
 
@@ -27,7 +27,7 @@ PREVIOUS = "checkpoint-previous.pt"
 
 @dataclass
 class Progress:
-    """Where a run is."""
+    """Epochs and steps of a run that are done, and sums over them."""
 
     epoch: int = 0
     """Epoch in hand, from 0."""
@@ -56,7 +56,7 @@ def save(
     task: CachedDistillationTask,
     optimizer: Optimizer,
     scaler: Any,
-    place: Progress,
+    progress: Progress,
     world: World = ALONE,
 ) -> None:
     """Write the checkpoint of a run atomically; the one before is kept beside it."""
@@ -70,7 +70,7 @@ def save(
         "optimizer": optimizer.state_dict(),
         "scaler": scaler.state_dict(),
         "generators": states,
-        "place": vars(place),
+        "place": vars(progress),
     }
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -92,7 +92,7 @@ def load(
     scaler: Any,
     world: World = ALONE,
 ) -> Progress | None:
-    """Take up the last checkpoint of a run that can be read; None when there is none.
+    """Restore the last readable checkpoint of a run; None when there is none.
 
     Raises:
         CacheDamaged: There is one, and neither it nor the one before can be read.
@@ -113,7 +113,7 @@ def load(
 
 
 def generators(device: torch.device) -> list[torch.Tensor]:
-    """States of torch's generators of the CPU and, on a GPU, of the device."""
+    """Return the states of torch's generators of the CPU and, on a GPU, of the device."""
     states = [torch.get_rng_state()]
     return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
 

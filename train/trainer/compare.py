@@ -33,7 +33,7 @@ class Arm:
 
 
 def compare(kd: Arm, labels: Arm, seeds: Sequence[int], facts: dict[str, Any]) -> dict[str, Any]:
-    """The paired comparison of two arms with equal seeds.
+    """Compare two arms with equal seeds, in pairs.
 
     Args:
         kd: Accuracies with the teacher's targets.
@@ -53,7 +53,7 @@ def compare(kd: Arm, labels: Arm, seeds: Sequence[int], facts: dict[str, Any]) -
 
 
 def table(result: dict[str, Any]) -> str:
-    """The comparison in lines of text."""
+    """Format the comparison as lines of text."""
     gain = result["gain"]
     lines = [f"{'seed':8}" + "".join(f"{s:>8}" for s in result["seeds"]) + "    mean ± deviation"]
     for mode in ("labels", "kd"):

@@ -18,7 +18,7 @@ SCHEDULES = ("cosine", "poly", "tanh", "step", "multistep", "wsd", "rsqrt")
 
 
 def create_student(recipe: TrainRecipe, num_classes: int) -> nn.Module:
-    """The student with random weights, drawn from torch's generator, or with those of `init`.
+    """Create the student with random weights from torch's generator, or with those of `init`.
 
     Raises:
         UsageError: There is no such student, or no such weights.
@@ -86,10 +86,10 @@ def create_scheduler(recipe: TrainRecipe, optimizer: Optimizer, steps: int) -> S
 
 
 def check(recipe: TrainRecipe, num_classes: int, size: int) -> None:
-    """Create everything once, so that what cannot be is told before any work is done.
+    """Create everything once, so that impossible values are reported before any work is done.
 
     Args:
-        recipe: What to do.
+        recipe: Recipe of the run.
         num_classes: Length of the student's logits.
         size: Height and width of the cache's views in pixels.
 

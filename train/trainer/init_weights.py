@@ -1,8 +1,8 @@
-"""Weights a student starts from: timm's, the Hub's, or those of an earlier run.
+"""Initial weights of a student: timm's, the Hub's, or those of an earlier run.
 
 Only safetensors and timm's own loading (`weights_only`) are used: nothing here runs code of a
 checkpoint. Every tensor must be there and have its shape, but for the head: one of another number
-of classes starts at random, which is said.
+of classes starts at random, which is logged.
 """
 
 import difflib
@@ -25,7 +25,7 @@ def start(student: nn.Module, name: str, init: str) -> None:
 
     Args:
         student: A network of timm's with random weights.
-        name: What it is called in messages.
+        name: Its name in messages.
         init: As in `TrainRecipe.init`.
 
     Raises:
@@ -51,7 +51,7 @@ def start(student: nn.Module, name: str, init: str) -> None:
 
 
 def _read(init: str) -> dict[str, Tensor]:
-    """The tensors that `init` names, on the CPU."""
+    """Read the tensors that `init` names, on the CPU."""
     place = Path(init.removeprefix("local-dir:"))
     if init.startswith("local-dir:") or place.is_dir():
         return _read_file(place / "model.safetensors", init)

@@ -1,4 +1,4 @@
-"""What a run says while it learns: rows of numbers, each kept in every place that was asked for.
+"""Log of a run: rows of numbers, each written to JSONL, TensorBoard and, on request, W&B.
 
     RUN/log.jsonl      a row per epoch: mean loss and accuracies; no clock enters it
     RUN/steps.jsonl    a row per few dozen steps: terms of the loss, lr, images/s, share of waiting
@@ -29,20 +29,20 @@ EPOCHS, STEPS = "log.jsonl", "steps.jsonl"
 class Log:
     """The rows of one run; processes other than the first have one that keeps nothing."""
 
-    def __init__(self, folder: Path | None, place: Progress, places: list[Curves]) -> None:
-        """A log; `opened` makes one.
+    def __init__(self, folder: Path | None, progress: Progress, curves: list[Curves]) -> None:
+        """Open a log; see `opened`.
 
         Args:
             folder: Folder of the run; None keeps nothing.
-            place: Where the run is; sums since the last row are kept in it, and so in checkpoints.
-            places: Places that draw curves.
+            progress: Progress of the run, which holds the sums since the last row.
+            curves: Trackers that draw curves.
         """
         self._folder = folder
-        self._place = place
-        self._places = places
+        self._progress = progress
+        self._curves = curves
 
     def steps(self, epoch: int, step: int, views: int, lr: float) -> str:
-        """A row for the steps since the last one.
+        """Log a row for the steps since the last one.
 
         Args:
             epoch: Epoch in hand.
@@ -53,82 +53,82 @@ class Log:
         Returns:
             The row in short, for the progress bar.
         """
-        row = {"epoch": epoch, "step": step, **_since_last(self._place, views), "lr": lr}
+        row = {"epoch": epoch, "step": step, **_since_last(self._progress, views), "lr": lr}
         if self._folder is not None:
             atomic.append(self._folder / STEPS, f"{json.dumps(row)}\n".encode())
         self._draw(step, "train", row)
         return f"loss {row['loss']:.3f}, {100 * row['data_wait']:.0f} % waiting"
 
     def epoch(self, step: int) -> None:
-        """The last row of the history, before the checkpoint that holds it."""
+        """Log the last row of the history, before the checkpoint that holds it."""
         self._write_epochs()
-        self._draw(step, "epoch", self._place.history[-1])
+        self._draw(step, "epoch", self._progress.history[-1])
 
     def resume(self, step: int) -> None:
         """Take back what was written after `step`, where the last checkpoint is."""
         if self._folder is None:
             return
         kept = _cut(self._folder / STEPS, step)
-        if self._place.history or (self._folder / EPOCHS).exists():
+        if self._progress.history or (self._folder / EPOCHS).exists():
             self._write_epochs()
         # the rows of this very step were purged with those after it
         if kept and kept[-1]["step"] == step:
             self._draw(step, "train", kept[-1])
-        if self._place.history and self._place.step == 0:
-            self._draw(step, "epoch", self._place.history[-1])
+        if self._progress.history and self._progress.step == 0:
+            self._draw(step, "epoch", self._progress.history[-1])
 
     def _write_epochs(self) -> None:
         if self._folder is not None:
-            lines = "".join(f"{json.dumps(row)}\n" for row in self._place.history)
+            lines = "".join(f"{json.dumps(row)}\n" for row in self._progress.history)
             atomic.write(self._folder / EPOCHS, lines.encode())
 
     def _draw(self, step: int, group: str, row: Row) -> None:
         values = {f"{group}/{k}": v for k, v in row.items() if k not in ("epoch", "step")}
-        for each in self._places:
+        for each in self._curves:
             each.write(step, values)
 
 
 @contextmanager
 def opened(
     folder: Path,
-    place: Progress,
+    progress: Progress,
     step: int,
     world: World,
     also: tuple[str, ...] = (),
     config: dict[str, Any] | None = None,
 ) -> Iterator[Log]:
-    """The log of a run that goes on after `step`.
+    """Open the log of a run that goes on after `step`.
 
     Args:
         folder: Folder of the run.
-        place: Where the run is.
+        progress: Progress of the run.
         step: Steps done since it began.
         world: The processes that train together; the first one writes.
-        also: Some of `curves.PLACES`.
-        config: What W&B shows beside the curves.
+        also: Some of `trackers.PLACES`.
+        config: Facts that W&B shows beside the curves.
     """
     if not world.is_main:
-        yield Log(None, place, [])
+        yield Log(None, progress, [])
         return
     with ExitStack() as stack:
-        places: list[Curves] = [
+        curves: list[Curves] = [
             stack.enter_context(trackers.tensorboard(folder / trackers.BOARD, step))
         ]
         if "wandb" in also:
-            places.append(stack.enter_context(trackers.wandb(folder, config or {})))
-        log = Log(folder, place, places)
+            curves.append(stack.enter_context(trackers.wandb(folder, config or {})))
+        log = Log(folder, progress, curves)
         log.resume(step)
         yield log
 
 
-def _since_last(place: Progress, views: int) -> Row:
+def _since_last(progress: Progress, views: int) -> Row:
     """Means of the loss's terms and the speed since the last row, which this becomes."""
-    seconds, wait = place.seconds - place.mark[0], place.wait - place.mark[1]
-    count = place.terms["loss"][1]
-    row = {name: total / number for name, (total, number) in place.terms.items()}
+    seconds, wait = progress.seconds - progress.mark[0], progress.wait - progress.mark[1]
+    count = progress.terms["loss"][1]
+    row = {name: total / number for name, (total, number) in progress.terms.items()}
     row["images_per_second"] = round(views * count / max(seconds, 1e-9), 1)
     row["data_wait"] = round(wait / max(seconds, 1e-9), 4)
-    place.terms, place.mark = {}, [place.seconds, place.wait]
+    progress.terms, progress.mark = {}, [progress.seconds, progress.wait]
     return row
 
 

@@ -1,4 +1,4 @@
-"""What a run of stage 2 will take before anything is run: steps, images, views, memory, hours.
+"""Plan of a run of stage 2: steps, images, views, memory and hours, before anything is run.
 
 The cache is the one at hand or, before there is one, the one its recipe of stage 1 would make.
 
@@ -25,7 +25,7 @@ _ENTRY = 2 + 1
 
 @dataclass(frozen=True)
 class Expected:
-    """What a plan needs to know of a cache."""
+    """Facts of a cache that enter a plan."""
 
     samples: int
     """N."""
@@ -36,18 +36,18 @@ class Expected:
     views: ViewSpec
     """The augmentation."""
     targets: TargetSpec
-    """What is kept of the teacher's words."""
+    """Storage of the targets."""
 
 
 def of_store(store: Cache) -> Expected:
-    """A cache that is there."""
+    """Read the facts of an existing cache."""
     spec = store.spec
     kept = info.info(store)["kept_classes_mean"] or float(spec.targets.k_max)
     return Expected(spec.dataset.num_samples, store.num_views, kept, spec.views, spec.targets)
 
 
 def of_recipe(name: str) -> Expected:
-    """The cache that the recipe `name` of stage 1 would make.
+    """Compute the facts of the cache that the recipe `name` of stage 1 would make.
 
     Raises:
         UsageError: No stage 1 is installed, or it has no such recipe.
@@ -61,7 +61,7 @@ def of_recipe(name: str) -> Expected:
 
 
 def check(recipe: TrainRecipe, num_views: int) -> None:
-    """Refuse a cache with fewer views than the schedule wants.
+    """Refuse a cache with fewer views than the schedule requires.
 
     Raises:
         UsageError: Says how to add views.
@@ -83,7 +83,7 @@ def check(recipe: TrainRecipe, num_views: int) -> None:
 
 
 def plan(recipe: TrainRecipe, cache: Expected, rate: float = 0.0) -> dict[str, Any]:
-    """The size of a run.
+    """Compute the size of a run.
 
     Args:
         recipe: What to do.
@@ -113,9 +113,9 @@ def plan(recipe: TrainRecipe, cache: Expected, rate: float = 0.0) -> dict[str, A
 def _resident(cache: Expected, of_sample: int) -> float:
     """Bytes of RAM for targets and parameters of the views of an epoch and of the next one."""
     targets = cache.targets
-    said = 10 + _ENTRY * cache.kept + len(targets.temperatures)
-    said += (1 + cache.views.mixes) * targets.true_class + targets.tail_square
+    target = 10 + _ENTRY * cache.kept + len(targets.temperatures)
+    target += (1 + cache.views.mixes) * targets.true_class + targets.tail_square
     one = np.ones(1, dtype=np.uint64), np.full(1, 500, np.int32), np.full(1, 500, np.int32)
     drawn = draw.draw(cache.views, *one, 0)
     params = sum(getattr(drawn, field.name).nbytes for field in fields(drawn))
-    return cache.samples * min(2 * of_sample, cache.num_views) * (said + params)
+    return cache.samples * min(2 * of_sample, cache.num_views) * (target + params)

@@ -1,4 +1,4 @@
-"""What each stage of a training step costs: read, decode, resize, operations, transfer, student.
+"""Profile of a training step by stage: read, decode, resize, operations, transfer, student.
 
 A few hundred views of the first epoch go through the functions that training runs, one stage after
 another. Stages of renderer threads are measured as CPU time of one thread, since that is what more
@@ -95,7 +95,7 @@ def measure(
 
 
 def read_from(images: ImageDataset) -> Literal["network", "disk", "memory"]:
-    """Where images come from after the first epoch: the kernel keeps files that have room."""
+    """Return the source of images after the first epoch: the kernel keeps files that have room."""
     if images.remote is not None:
         return "network"
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -18,7 +18,7 @@ from cache_tools.storage import atomic
 Row = dict[str, float]
 BOARD, WANDB_ID = "tensorboard", "wandb.json"
 PLACES = ("wandb",)
-"""What --log knows beside TensorBoard."""
+"""Values of --log; TensorBoard is always on."""
 
 
 class Curves(Protocol):
@@ -55,7 +55,7 @@ class _Board:
 
 @contextmanager
 def tensorboard(folder: Path, step: int) -> Iterator[_Board]:
-    """TensorBoard's event files; a later one hides what earlier ones say from `step` on."""
+    """Open TensorBoard's event files; a later one hides rows of earlier ones from `step` on."""
     from torch.utils.tensorboard import SummaryWriter
 
     again = folder.is_dir()
@@ -83,7 +83,7 @@ class _Wandb:
 
 @contextmanager
 def wandb(folder: Path, config: dict[str, Any]) -> Iterator[_Wandb]:
-    """A run of W&B; its id is kept in the folder, so that it is one run however often killed."""
+    """Open a run of W&B; its id is in the folder, so that it is one run however often killed."""
     library = _import_wandb()
     if not (folder / WANDB_ID).is_file():
         atomic.write(folder / WANDB_ID, json.dumps({"id": uuid.uuid4().hex[:12]}).encode())

@@ -1,4 +1,4 @@
-"""What is looked at before any work is done: recipes against cache and timm, and this process."""
+"""Pre-flight validation: recipes against cache and timm, and the set-up of this process."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -17,7 +17,7 @@ log = logging.getLogger("kdcache")
 
 
 def set_up(inputs: Inputs, device: torch.device, world: World = ALONE) -> None:
-    """Threads of this process, and what its log is to say at the beginning."""
+    """Set the threads of this process, and log what was chosen."""
     if not world.is_main:
         log.setLevel(logging.ERROR)
     if device.type == "cpu":
@@ -40,28 +40,28 @@ def check(recipes: Sequence[TrainRecipe], inputs: Inputs) -> None:
     for recipe in dict.fromkeys(_as_created(recipe) for recipe in recipes):
         factory.check(recipe, inputs.num_classes, inputs.store.spec.views.size)
     _check_members(inputs, recipes)
-    if any(_wants_labels(recipe) for recipe in recipes) and not inputs.store.spec.dataset.labels:
+    if any(_requires_labels(recipe) for recipe in recipes) and not inputs.store.spec.dataset.labels:
         raise UsageError(
-            f"{inputs.store.name} has no labels (its recipe says dataset.labels=ignore), so "
+            f"{inputs.store.name} has no labels (its recipe has dataset.labels=ignore), so "
             "mode=labels, task_loss_weight and loss=dkd cannot be. Train with mode=kd."
         )
 
 
 def _as_created(recipe: TrainRecipe) -> TrainRecipe:
-    """The recipe but for what creates nothing: of a sweep, each network is created once."""
+    """Drop the keys that create nothing, so that each network of a sweep is created once."""
     alike = TrainRecipe(recipe.student, epochs=1)
     creates = ("init", "opt", "weight_decay", "layer_decay", "sched", "drop", "drop_path")
     return replace(alike, **{name: getattr(recipe, name) for name in creates})
 
 
-def _wants_labels(recipe: TrainRecipe) -> bool:
-    """Whether a run cannot do without labels."""
+def _requires_labels(recipe: TrainRecipe) -> bool:
+    """Return True if a run requires labels."""
     weights = recipe.task_loss_weight, recipe.task_loss_weight_end
     return recipe.mode == "labels" or recipe.loss == "dkd" or max(weights) > 0
 
 
 def _check_members(inputs: Inputs, recipes: Iterable[TrainRecipe]) -> None:
-    """Refuse what cannot be learned from a mixture, and say what is approximate in it."""
+    """Refuse what a mixture does not support, and log what is approximate in it."""
     members, recipes = inputs.members, list(recipes)
     if len(members.caches) == 1:
         return

@@ -462,7 +462,7 @@ def test_a_student_that_left_says_why(swept: Path, kdcache: Command) -> None:
     (swept / "stopped" / "failed.json").rename(swept / "stopped" / "stopped.json")
     assert "was stopped (the loss" in kdcache("eval", swept / "stopped").err
     (swept / "stopped" / "stopped.json").write_text("[")
-    assert "was stopped (nobody knows why)" in kdcache("eval", swept / "stopped").err
+    assert "was stopped (the reason is not recorded)" in kdcache("eval", swept / "stopped").err
 
 
 def test_the_cores_of_a_trial() -> None:
