@@ -211,16 +211,16 @@ def _read(images: ImageDataset, numbers: I8) -> U8:
 
 def _copy(images: ImageDataset, numbers: I8) -> str:
     """Compute an identity of some images of a copy without reading them."""
-    told = hashlib.sha256(sources.resolve(images.source).encode())
+    identity = hashlib.sha256(sources.resolve(images.source).encode())
     for path in images.paths:
         with contextlib.suppress(OSError):
             found = path.stat()
-            told.update(f"{path}\n{found.st_size} {found.st_mtime_ns}\n".encode())
+            identity.update(f"{path}\n{found.st_size} {found.st_mtime_ns}\n".encode())
     names = "\n".join(images.names[i] for i in numbers.tolist())
-    told.update(names.encode("utf-8", "surrogateescape"))
+    identity.update(names.encode("utf-8", "surrogateescape"))
     for column in (images.length_N, images.offset_N):
-        told.update(column[numbers].astype("<i8").tobytes())
-    return told.hexdigest()
+        identity.update(column[numbers].astype("<i8").tobytes())
+    return identity.hexdigest()
 
 
 def _check_sizes(table: SampleTable, rows: I8, images: ImageDataset) -> None:
