@@ -121,9 +121,8 @@ def dkd(
     rest_lse_B = scaled.scatter(1, column, float("-inf")).logsumexp(1)
     target_class = _binary_kl(p_y, own_B - rest_lse_B)
     others_B = (teacher.others_B - 1.0 * ~kept_B).clamp(min=0)
-    u_B = torch.where(kept_B, teacher.tail_B, teacher.tail_B - p_y).clamp(min=0) / others_B.clamp(
-        min=1
-    )
+    tail_B = torch.where(kept_B, teacher.tail_B, teacher.tail_B - p_y).clamp(min=0)
+    u_B = tail_B / others_B.clamp(min=1)
     p_BK = teacher.p_BK.masked_fill(targets.index_BK == column, 0.0) / (1.0 - p_y)[:, None]
     u_B = u_B / (1.0 - p_y)
     excess_BK = torch.where(p_BK > 0, p_BK - u_B[:, None], 0.0)

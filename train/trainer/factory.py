@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from cache_tools.errors import UsageError
 from train.recipe import TrainRecipe
-from train.trainer.init_weights import start
+from train.trainer.init_weights import apply_init
 
 SCHEDULES = ("cosine", "poly", "tanh", "step", "multistep", "wsd", "rsqrt")
 
@@ -41,7 +41,7 @@ def create_student(recipe: TrainRecipe, num_classes: int) -> nn.Module:
             "drop and drop_path at 0 for it."
         ) from None
     if recipe.init:
-        start(model, recipe.student, recipe.init)
+        apply_init(model, recipe.student, recipe.init)
     return model
 
 

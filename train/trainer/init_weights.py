@@ -20,7 +20,7 @@ from cache_tools.errors import UsageError
 log = logging.getLogger("kdcache")
 
 
-def start(student: nn.Module, name: str, init: str) -> None:
+def apply_init(student: nn.Module, name: str, init: str) -> None:
     """Give `student` the weights of `init`.
 
     Args:

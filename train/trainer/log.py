@@ -30,7 +30,7 @@ class Log:
     """The rows of one run; processes other than the first have one that keeps nothing."""
 
     def __init__(self, folder: Path | None, progress: Progress, curves: list[Curves]) -> None:
-        """Open a log; see `opened`.
+        """Open a log; see `open_log`.
 
         Args:
             folder: Folder of the run; None keeps nothing.
@@ -89,12 +89,12 @@ class Log:
 
 
 @contextmanager
-def opened(
+def open_log(
     folder: Path,
     progress: Progress,
     step: int,
     world: World,
-    also: tuple[str, ...] = (),
+    names: tuple[str, ...] = (),
     config: dict[str, Any] | None = None,
 ) -> Iterator[Log]:
     """Open the log of a run that goes on after `step`.
@@ -104,7 +104,7 @@ def opened(
         progress: Progress of the run.
         step: Steps done since it began.
         world: The processes that train together; the first one writes.
-        also: Some of `trackers.PLACES`.
+        names: Some of `trackers.PLACES`.
         config: Facts that W&B shows beside the curves.
     """
     if not world.is_main:
@@ -114,7 +114,7 @@ def opened(
         curves: list[Curves] = [
             stack.enter_context(trackers.tensorboard(folder / trackers.BOARD, step))
         ]
-        if "wandb" in also:
+        if "wandb" in names:
             curves.append(stack.enter_context(trackers.wandb(folder, config or {})))
         log = Log(folder, progress, curves)
         log.resume(step)

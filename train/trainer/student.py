@@ -103,7 +103,9 @@ class StudentTrainer:
     def open(self) -> None:
         """Open the log; before the first step."""
         facts = {**asdict(self.recipe), "cache_fingerprint": self._inputs.store.spec.fingerprint}
-        book = logs.opened(self.out, self.progress, self.steps, self._world, self._trackers, facts)
+        book = logs.open_log(
+            self.out, self.progress, self.steps, self._world, self._trackers, facts
+        )
         self._book = self._open.enter_context(book)
 
     def close(self, error: BaseException | None = None) -> None:

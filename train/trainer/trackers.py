@@ -28,12 +28,12 @@ class Curves(Protocol):
         """Take values at a step, counted in batches from the run's beginning; they outlive us."""
 
 
-def check(also: tuple[str, ...]) -> None:
+def check(names: tuple[str, ...]) -> None:
     """Refuse a place that is not known, not installed or not ready, before any work is done."""
-    for name in also:
+    for name in names:
         if name not in PLACES:
             raise UsageError(f"--log {name} is not known; it can be: {', '.join(PLACES)}.")
-    if "wandb" in also:
+    if "wandb" in names:
         library = _import_wandb()
         online = library.setup().settings.mode in ("online", "shared")
         if online and not library.login(prompt=False):

@@ -76,10 +76,10 @@ def test_weights_of_timm_by_name(monkeypatch: pytest.MonkeyPatch, pretrained: Pa
     torch.manual_seed(0)
     student = factory.create_student(recipe(""), 10)
     monkeypatch.setattr("train.trainer.init_weights.timm.create_model", from_hub)
-    from train.trainer.init_weights import start
+    from train.trainer.init_weights import apply_init
 
     before = torch.get_rng_state()
-    start(student, "test_efficientnet", "test_efficientnet.r160_in1k")
+    apply_init(student, "test_efficientnet", "test_efficientnet.r160_in1k")
     assert asked == [("test_efficientnet.r160_in1k", True)]
     assert torch.equal(torch.get_rng_state(), before)
     there = load_file(pretrained / "model.safetensors")

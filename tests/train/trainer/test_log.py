@@ -203,7 +203,7 @@ def test_kill_9_at_any_time(made: Path, tmp_path: Path) -> None:
 def test_only_the_first_process_writes(tmp_path: Path) -> None:
     for world, files in ((World(1, 2), []), (ALONE, ["log.jsonl", "steps.jsonl", "tensorboard"])):
         place = checkpoint.Progress(terms={"loss": [3.0, 2]}, history=[{"epoch": 0, "loss": 1.5}])
-        with log.opened(tmp_path, place, 0, world) as book:
+        with log.open_log(tmp_path, place, 0, world) as book:
             book.steps(0, 2, 20, 0.1)
             book.epoch(2)
         assert sorted(p.name for p in tmp_path.iterdir()) == files
