@@ -16,7 +16,7 @@ from cache_tools.render import decode
 from cache_tools.spec.teacher import Precision
 from pipeline import recipe as recipes
 from pipeline.run import run as make
-from pipeline.teacher.online import Ask, online
+from pipeline.teacher.online import TeacherFn, online
 from train import recipe as training
 from train.data.inputs import Inputs, open_inputs
 from train.recipe import TrainRecipe
@@ -69,7 +69,7 @@ class Bench:
     pair: Pair
     inputs: Inputs
     recipe: TrainRecipe
-    ask: Ask
+    ask: TeacherFn
     device: torch.device
 
 
