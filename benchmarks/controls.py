@@ -48,7 +48,7 @@ from cache_tools.data.open import open_images
 from cache_tools.targets.codec import DecodedTargets
 from pipeline import recipe as recipes
 from pipeline.run import run as make
-from pipeline.teacher.online import Ask, online
+from pipeline.teacher.online import TeacherFn, online
 from train import recipe as training
 from train.data.inputs import Inputs, open_inputs
 
@@ -93,7 +93,7 @@ class Trial:
     """Cache and data, validated on the split that is reported."""
     choosing: Inputs
     """The same, validated on the split that chooses."""
-    ask: Ask
+    ask: TeacherFn
     """The teacher in the loop."""
     arms: dict[str, Arm]
     temperatures: tuple[float, ...]

@@ -58,7 +58,7 @@ from cache_tools.views import draw as views
 from pipeline import demo
 from pipeline import recipe as recipes
 from pipeline.run import run as make
-from pipeline.teacher.online import Ask, online
+from pipeline.teacher.online import TeacherFn, online
 from pipeline.worker.job import CPU_BATCH
 from train import recipe as training
 from train import run_dir
@@ -95,7 +95,7 @@ def train(
     recipe: TrainRecipe,
     inputs: Inputs,
     words: DecodedTargets | None = None,
-    ask: Ask | None = None,
+    ask: TeacherFn | None = None,
     nudge: bool = False,
 ) -> Student:
     """Train one student; `words` [V, N, …] stand in for the cache's targets."""
@@ -167,7 +167,7 @@ def stored(store: Cache) -> DecodedTargets:
     return _stack([codec.decode(store.read_view(view), spec) for view in numbers])
 
 
-def exact(store: Cache, images: Any, ask: Ask) -> DecodedTargets:
+def exact(store: Cache, images: Any, ask: TeacherFn) -> DecodedTargets:
     """Teacher's targets [V, N, …] in stage 1's batches, not rounded.
 
     Raises:
