@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cache_tools.cli.cache import DataCache, Json, emit, table
+from cache_tools.cli.options import Json, emit, table
 from cache_tools.errors import UsageError
 
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe, or a TOML file.")]
@@ -74,7 +74,6 @@ def plan(
     recipe: Recipe,
     overrides: Overrides = None,
     data: Data = "",
-    data_cache: DataCache = "",
     rate: Annotated[
         float, typer.Option(min=0, help="Views per second of the teacher, to compute the hours.")
     ] = 0.0,
@@ -118,7 +117,6 @@ def views(
     source: Annotated[str, typer.Argument(metavar="CACHE|RECIPE", help="A cache, or a recipe.")],
     overrides: Overrides = None,
     data: Data = "",
-    data_cache: DataCache = "",
     out: Annotated[Path | None, typer.Option(metavar="PNG", help="File of the sheet.")] = None,
     samples: Annotated[int, typer.Option(min=1, max=100, help="Rows of the sheet.")] = 6,
     columns: Annotated[int, typer.Option("--views", min=1, max=50, help="Columns.")] = 5,
@@ -153,7 +151,6 @@ def cache(
     out: Annotated[str, typer.Option(metavar="CACHE", help="Folder or URL of the cache.")],
     overrides: Overrides = None,
     data: Data = "",
-    data_cache: DataCache = "",
     teacher: Teachers = None,
     teacher_weight: Weights = None,
     architecture: Architectures = None,

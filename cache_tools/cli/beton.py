@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cache_tools.cli.cache import Json, emit
+from cache_tools.cli.options import Json, emit
 from cache_tools.errors import UsageError
 
 if TYPE_CHECKING:

@@ -1,38 +1,19 @@
 """Commands on a cache: `verify`, `info`, `status`, `ensemble`, `diff`."""
 
-import json
-import os
-import sys
-from importlib.metadata import entry_points
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from cache_tools.errors import CacheIncomplete, UsageError
-from cache_tools.storage import disk_cache
+from cache_tools.cli.options import KEEP, CachePath, Json, emit
+from cache_tools.errors import CacheIncomplete, KdcacheError, UsageError
+from cache_tools.runtime.plugins import Plugin
 from cache_tools.store.cache import Cache
 
-CachePath = Annotated[str, typer.Argument(metavar="CACHE", help="Folder, zip or URL of the cache.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")]
-
-
-def _keep_data_in(folder: str) -> str:
-    """Tell everybody in this run, and the processes it starts, where to keep what is fetched."""
-    if folder:
-        os.environ[disk_cache.FOLDER] = folder
-    return folder
-
-
-DataCache = Annotated[
-    str,
-    typer.Option(
-        metavar="DIR",
-        callback=_keep_data_in,
-        help="Where shards from URLs and indices are kept; default: $KDCACHE_CACHE or "
-        "~/.cache/kdcache, up to $KDCACHE_CACHE_LIMIT.",
-    ),
-]
+RECOMPUTE: Plugin[Callable[..., list[KdcacheError]]] = Plugin(
+    "kdcache.checks", "recompute", "run a teacher again"
+)
 
 
 def verify(
@@ -50,7 +31,6 @@ def verify(
         typer.Option(metavar="FILE", help="The teacher's class map, if it has one; repeatable."),
     ] = None,
     device: Annotated[str | None, typer.Option(help="Where it runs: cuda, cpu.")] = None,
-    data_cache: DataCache = "",
     content_id: Annotated[
         str, typer.Option(metavar="ID", help="Also compare the content id, as somebody signed it.")
     ] = "",
@@ -69,7 +49,7 @@ def verify(
     images = None if data is None else open_images(data, "train")
     verdict = verifier.verify(store, images, allow_partial)
     if recompute and images is not None and verdict.word == "ok":
-        check = _check("recompute")
+        check = RECOMPUTE.load()
         verdict.recomputed = recompute
         verdict.problems.extend(
             check(store, images, teacher or [], device, recompute, class_map or [])
@@ -165,7 +145,7 @@ def ensemble(
     ] = "",
     keep: Annotated[
         str,
-        typer.Option(help="tau=1e-3,max=64 (also min=, levels=) or k=20; default: as they do."),
+        typer.Option(help=f"{KEEP}; also k_min=, levels=. Default: as the members."),
     ] = "",
     json_: Json = False,
 ) -> None:
@@ -181,7 +161,7 @@ def ensemble(
     if len(caches) < 2:
         raise UsageError("an ensemble has two members or more. Name the caches of all teachers.")
     opened = aligned.open_ensemble(caches, _numbers(weights), blocks=True)
-    facts = summary.info(mixer.run(opened, out, mixer.keep(keep)))
+    facts = summary.info(mixer.run(opened, out, keep))
     if json_:
         emit(facts)
         return
@@ -214,33 +194,12 @@ def diff(
     print(f"{'bytes_per_view':16} {sizes['a']:.2f} and {sizes['b']:.2f}")
 
 
-def emit(facts: dict[str, Any]) -> None:
-    """Print facts as JSON on stdout."""
-    json.dump(facts, sys.stdout, indent=2)
-    print()
-
-
 def _numbers(text: str) -> list[float]:
     """Numbers that commas separate."""
     try:
         return [float(number) for number in text.split(",")] if text else []
     except ValueError:
         raise UsageError(f"--weights {text} are not numbers such as 0.7,0.3.") from None
-
-
-def table(facts: dict[str, Any]) -> None:
-    """Print numbers and words by name for people."""
-    width = max([16, *map(len, facts)])
-    for name, value in facts.items():
-        print(f"{name:{width}} {value if isinstance(value, str) else f'{value:,}':>16}")
-
-
-def _check(name: str) -> Any:
-    """A check that another package offers."""
-    found = entry_points(group="kdcache.checks", name=name)
-    if not found:
-        raise UsageError(f"nothing is installed that can {name}. Install kdcache as a whole.")
-    return next(iter(found)).load()
 
 
 def _looked(verdict: Any, cache: str, store: Cache) -> str:

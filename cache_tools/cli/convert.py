@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from cache_tools.cli.cache import CachePath, Json, emit
+from cache_tools.cli.options import CachePath, Json, emit
 from cache_tools.errors import UsageError
 from cache_tools.storage import atomic
 from cache_tools.store.cache import Cache

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cache_tools.cli.cache import DataCache, Json, emit
+from cache_tools.cli.options import KEEP, Json, emit
 from cache_tools.errors import UsageError
 from cache_tools.store.cache import Cache
 
@@ -32,8 +32,8 @@ def import_(
     keep: Annotated[
         str,
         typer.Option(
-            help="tau=1e-3,max=64 (also min=, levels=, of dense t2=) or k=20; default: "
-            "tau=1e-3,max=64 of dense, all that is there of others."
+            help=f"{KEEP}; also k_min=, levels=, and temperature= of dense. Default: "
+            "tau=1e-3,k_max=64 of dense, all that is there of others."
         ),
     ] = "",
     teacher: Annotated[str, typer.Option(help="Name of the network that said this.")] = "unknown",
@@ -55,7 +55,6 @@ def import_(
         int,
         typer.Option(metavar="PIXELS", min=1, max=4096, help="Of FKD's views, for the student."),
     ] = 224,
-    data_cache: DataCache = "",
     json_: Json = False,
 ) -> None:
     """Write targets that exist as a cache: logits, or another system's files. Run again to go on.
@@ -67,10 +66,11 @@ def import_(
 
     if kind == "dense":
         from cache_tools.importers import dense
+        from cache_tools.targets.keep import of_all_classes
 
         if data:
             raise UsageError("logits name their samples themselves: leave --data out.")
-        store = dense.run(source, out, dense.keep(keep or "tau=1e-3,max=64"), teacher)
+        store = dense.run(source, out, of_all_classes(keep), teacher)
     else:
         from cache_tools.importers.base import ImportOptions
 

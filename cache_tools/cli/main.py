@@ -15,13 +15,14 @@ from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
 from cache_tools.errors import KdcacheError, UsageError
+from cache_tools.storage import disk_cache
 from cache_tools.version import __version__
 
 HELP = {
@@ -65,14 +66,26 @@ def console() -> None:
 
 def main() -> None:
     """Run the command that `sys.argv` names."""
-    arguments = sys.argv[1:]
-    called = next((a for a in arguments if not a.startswith("-")), None)
+    option, rest = _data_cache(sys.argv[1:])
+    called = next((a for a in rest if not a.startswith("-")), None)
     try:
-        _application(called)(prog_name="kdcache")
+        _application(called)(option + rest, prog_name="kdcache")
     except KdcacheError as error:
         _fail(error)
     except KeyboardInterrupt:  # while a command was being imported
         sys.exit(INTERRUPTED)
+
+
+def _data_cache(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Separate the global option --data-cache, which may stand after the command as well."""
+    for i, argument in enumerate(arguments):
+        if argument == "--":
+            break
+        if argument == "--data-cache":
+            return arguments[i : i + 2], arguments[:i] + arguments[i + 2 :]
+        if argument.startswith("--data-cache="):
+            return [argument], arguments[:i] + arguments[i + 1 :]
+    return [], arguments
 
 
 def _application(called: str | None) -> typer.Typer:
@@ -88,14 +101,32 @@ def _application(called: str | None) -> typer.Typer:
     return app
 
 
-def _options(
-    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
-    quiet: bool = typer.Option(False, "--quiet", "-q", help="Log warnings only."),
-) -> None:
-    """Run the teacher once, keep what it said, train any number of students from it."""
+def _print_version(version: bool) -> None:
     if version:
         print(f"kdcache {__version__}")
         raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version and exit."
+        ),
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Log warnings only.")] = False,
+    data_cache: Annotated[
+        str,
+        typer.Option(
+            metavar="DIR",
+            help="Folder for indices and for what is read from URLs; default: $KDCACHE_CACHE or "
+            "~/.cache/kdcache, up to $KDCACHE_CACHE_LIMIT. It may stand after the command, too.",
+        ),
+    ] = "",
+) -> None:
+    """Run the teacher once, store its soft targets, train any number of students from them."""
+    if data_cache:
+        os.environ[disk_cache.FOLDER] = data_cache  # for the processes that this one starts, too
     _set_up_logging(logging.WARNING if quiet else logging.INFO)
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cache_tools.cli.cache import DataCache, Json, emit
+from cache_tools.cli.options import Json, emit
 from cache_tools.errors import UsageError
 
 if TYPE_CHECKING:
@@ -48,7 +48,6 @@ def shard(
     raw: Annotated[
         bool, typer.Option("--raw", help="With --beton: store pixels instead of JPEG bytes.")
     ] = False,
-    data_cache: DataCache = "",
     json_: Json = False,
 ) -> None:
     """Write WebDataset shards that timm reads, too. Run again to go on."""

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cache_tools.cli.cache import CachePath, Json, emit
+from cache_tools.cli.options import KEEP, CachePath, Json, emit
 from cache_tools.errors import UsageError
 from cache_tools.storage.backends import Folder
 from cache_tools.store.cache import Cache
@@ -22,9 +22,7 @@ Samples = Annotated[
 ]
 Keep = Annotated[
     str,
-    typer.Option(
-        metavar="k=K,tau=P", help="Keep fewer classes: at most K, those above P; default: all."
-    ),
+    typer.Option(help=f"Fewer classes: {KEEP}; also k_min=. Default: all."),
 ]
 Jobs = Annotated[int, typer.Option(min=1, max=64, help="Parts in flight at once.")]
 

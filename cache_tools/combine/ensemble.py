@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from cache_tools.combine import assemble
 from cache_tools.errors import CacheIncomplete, CacheMismatch, UsageError
-from cache_tools.importers import dense
 from cache_tools.runtime import progress
 from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.canonical import canonical_json, sha256
@@ -26,6 +25,7 @@ from cache_tools.store.aligned import CacheEnsemble
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec, mixture
+from cache_tools.targets.keep import checked, parse
 from cache_tools.targets.statistics import most_probable, part_statistics
 from cache_tools.version import __version__
 
@@ -34,20 +34,20 @@ _ROWS = 4096
 """Rows that are mixed at once: a few ten megabytes at 64 kept classes."""
 
 
-def run(members: CacheEnsemble, out: Path, targets: TargetSpec | None = None) -> Cache:
+def run(members: CacheEnsemble, out: Path, keep: str = "") -> Cache:
     """Write the cache of a mixture, or what is missing of it.
 
     Args:
         members: Two or more aligned caches whose parts hold the same rows.
         out: Where the cache lies.
-        targets: Which classes are kept; None: as the members do (`default_targets`).
+        keep: Classes to keep (`targets.keep`); "": as the members do (`default_targets`).
 
     Raises:
         UsageError: Another cache lies at `out`, or more is to be kept than the members know.
         CacheIncomplete, CacheDamaged, CacheMismatch: A part of a member is not there, is damaged,
             or is of other pixels; what is committed stays.
     """
-    cache_spec = _spec(members, targets)
+    cache_spec = _spec(members, keep)
     _check_whole(members)
     store = Cache.create_or_open(
         out, cache_spec, lambda: members.reference.table, members.num_views
@@ -63,20 +63,6 @@ def run(members: CacheEnsemble, out: Path, targets: TargetSpec | None = None) ->
             _make(members, store, part)
             advance(len(cache_spec.rows(part.block)))
     return store
-
-
-def keep(text: str) -> TargetSpec | None:
-    """What `--keep` says, as for imported logits; "" is None: as the members keep.
-
-    Raises:
-        UsageError: Something that cannot be read, or temperatures, which the members decide.
-    """
-    if "t2" in text:
-        raise UsageError(
-            f"--keep {text}: a mixture knows the temperatures that all its members declare, and "
-            "stores those. Leave t2= out."
-        )
-    return dense.keep(text) if text else None
 
 
 def default_targets(members: CacheEnsemble) -> TargetSpec:
@@ -96,19 +82,23 @@ def default_targets(members: CacheEnsemble) -> TargetSpec:
     )
 
 
-def _spec(members: CacheEnsemble, wanted: TargetSpec | None) -> CacheSpec:
+def _spec(members: CacheEnsemble, keep: str) -> CacheSpec:
     first, targets = members.reference.spec, default_targets(members)
-    if wanted is not None:
-        classes = first.teacher.num_classes
-        k_max, k_min = min(wanted.k_max, classes), min(wanted.k_min, classes)
-        targets = replace(targets, k_max=k_max, k_min=k_min, tau=wanted.tau, levels=wanted.levels)
     known = max(
         t.k_max if t.tau == 0 else t.k_min for t in (s.spec.targets for s in members.caches)
     )
+    if keep:
+        wanted = parse(keep, ("k", "k_max", "k_min", "tau", "levels"))
+        k_max = min(wanted.most or TargetSpec.k_max, first.teacher.num_classes)
+        only_k = wanted.k is not None and wanted.tau is None
+        k_min = wanted.k_min or (min(k_max, known) if only_k else 1)
+        tau = targets.tau if only_k else TargetSpec.tau if wanted.tau is None else wanted.tau
+        levels = wanted.levels or TargetSpec.levels
+        targets = checked(targets, keep, k_max=k_max, k_min=k_min, tau=tau, levels=levels)
     if targets.k_min > known:
         raise UsageError(
-            f"{targets.k_min} classes of every view cannot be kept: of some, the members know "
-            f"{known}. Ask for at most min={known}, such as --keep tau=1e-3,max=64,min={known}."
+            f"{targets.k_min} classes of every view cannot be kept: of some, the members have "
+            f"{known}. Pass at most k_min={known}, such as --keep tau=1e-3,k_max=64,k_min={known}."
         )
     sizes = {store.spec.views.teacher_size for store in members.caches}
     seen = replace(first.views, teacher_size=sizes.pop() if len(sizes) == 1 else 0)

@@ -35,6 +35,7 @@ from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec, dense
 from cache_tools.targets.codec import EncodedTargets
+from cache_tools.targets.keep import checked, parse
 
 F8 = NDArray[np.float64]
 I8 = NDArray[np.int64]
@@ -225,33 +226,24 @@ def _check_windows(store: Cache, row_N: I8) -> None:
 
 
 def _targets(of: TargetSpec, keep: str) -> TargetSpec:
-    """What `--keep` makes of what a cache keeps."""
-    asked: dict[str, float] = {}
-    try:
-        for item in keep.split(","):
-            name, _, value = item.partition("=")
-            read = float if name == "tau" else int
-            asked[{"k": "k", "max": "k", "min": "min", "tau": "tau"}[name]] = read(value)
-    except (KeyError, ValueError):
-        raise UsageError(
-            f"--keep {keep} cannot be read. It is k=10 (the most classes of a view), tau=1e-2 (a "
-            "threshold on probability), or both; min= is optional."
-        ) from None
-    k_max, tau = int(asked.get("k", of.k_max)), asked.get("tau", of.tau)
-    fixed = of.tau == 0 and tau > 0  # a threshold on what had none
-    k_min = int(asked.get("min", 1 if fixed else min(of.k_min, k_max)))
+    """Sparsity of a cut: that of a cache, and what `--keep` takes away."""
+    wanted = parse(keep, ("k", "k_max", "k_min", "tau"))
+    k_max = of.k_max if wanted.most is None else wanted.most
+    tau = of.tau if wanted.tau is None else wanted.tau
+    new_threshold = of.tau == 0 and tau > 0
+    k_min = wanted.k_min or (1 if new_threshold else min(of.k_min, k_max))
     known = of.k_max if of.tau == 0 else of.k_min
-    for what, count, most in (("k", k_max, of.k_max), ("min", k_min, known)):
+    for name, count, most in (("k", k_max, of.k_max), ("k_min", k_min, known)):
         if count > most:
             raise UsageError(
-                f"--keep {keep}: {what} can be at most {most}; the cache knows no more classes of "
-                "every view. Only its teacher does."
+                f"--keep {keep}: {name} can be at most {most}; the cache has no more classes of "
+                "every view. Only its teacher has."
             )
     if tau < of.tau:
         raise UsageError(
             f"--keep {keep}: tau must be at least {of.tau:g}; classes below are not in the cache."
         )
-    return replace(of, k_max=k_max, k_min=k_min, tau=tau)
+    return checked(of, keep, k_max=k_max, k_min=k_min, tau=tau)
 
 
 def _origin(spec: CacheSpec) -> str:

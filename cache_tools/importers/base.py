@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from cache_tools.data import match, scan
 from cache_tools.data.images import ImageDataset
 from cache_tools.errors import DataError, UsageError
-from cache_tools.importers import dense
 from cache_tools.render import view
 from cache_tools.runtime import progress, threads
 from cache_tools.spec import sample_table
@@ -41,6 +40,7 @@ from cache_tools.store.commits import Part
 from cache_tools.store.manifest import MAX_VIEWS
 from cache_tools.targets import codec
 from cache_tools.targets.codec import SparseTargets
+from cache_tools.targets.keep import of_all_classes
 from cache_tools.targets.statistics import most_probable, part_statistics
 from cache_tools.verify import verify
 from cache_tools.version import __version__
@@ -309,11 +309,7 @@ def _targets(keep: str, kept: int) -> TargetSpec:
     """Return the target spec for records of `kept` classes, which have no masses at T ≠ 1."""
     if not keep:
         return TargetSpec(k_max=kept, k_min=kept, tau=0.0, temperatures=(1.0,))
-    if "t2" in keep:
-        raise UsageError(
-            f"--keep {keep}: these files contain probabilities at T = 1 only. Leave t2= out."
-        )
-    wanted = dense.keep(keep)
+    wanted = of_all_classes(keep, temperatures=False)
     k_max, k_min = min(wanted.k_max, kept), min(wanted.k_min, kept)
     return replace(wanted, k_max=k_max, k_min=k_min, temperatures=(1.0,))
 

@@ -11,12 +11,11 @@ Shapes: V views, N samples, C classes, B rows of a block.
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.errors import DataError, NonFinite, UsageError
+from cache_tools.errors import DataError, NonFinite
 from cache_tools.runtime import progress
 from cache_tools.spec import sample_table
 from cache_tools.spec.cache import CacheSpec
@@ -34,31 +33,6 @@ from cache_tools.targets.statistics import part_statistics
 BLOCK = 65_536
 _ROWS = 1024
 """Rows encoded at a time: a few ten megabytes at 1,000 classes."""
-
-
-def keep(text: str) -> TargetSpec:
-    """What `--keep tau=1e-3,max=64` or `--keep k=20` says; also min, levels and t2 (temperature).
-
-    Raises:
-        UsageError: Something else.
-    """
-    fields: dict[str, Any] = {}
-    try:
-        for item in text.split(","):
-            name, _, value = item.partition("=")
-            if name == "k":
-                fields |= {"k_max": int(value), "k_min": int(value), "tau": 0.0}
-            elif name == "t2":
-                fields["temperatures"] = (1.0, float(value))
-            else:
-                field = {"tau": "tau", "max": "k_max", "min": "k_min", "levels": "levels"}[name]
-                fields[field] = float(value) if field == "tau" else int(value)
-        return TargetSpec(**fields)
-    except (KeyError, ValueError) as error:
-        raise UsageError(
-            f"--keep {text} cannot be read ({error}). It is tau=1e-3,max=64 (a threshold on "
-            "probability and the most classes; min=, levels=, t2= are optional) or k=20."
-        ) from None
 
 
 def run(path: Path, out: Path, targets: TargetSpec, teacher: str) -> Cache:

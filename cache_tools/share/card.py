@@ -6,11 +6,12 @@ does not know them. The licence of a published teacher is looked up by whoever o
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.metadata import entry_points
 from typing import Any
 
 from cache_tools.errors import CacheIncomplete, UsageError
+from cache_tools.runtime.plugins import Plugin
 from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.targets import TargetSpec
 from cache_tools.spec.views import ViewSpec
@@ -18,6 +19,7 @@ from cache_tools.store import info
 from cache_tools.store.cache import Cache
 from cache_tools.version import __version__
 
+LICENSE: Plugin[Callable[[str], str]] = Plugin("kdcache.teachers", "license", "name licences")
 TAGS = ("knowledge-distillation", "teacher-logits", "soft-labels", "zarr", "kdcache")
 _SIZES = {
     10**3: "n<1K",
@@ -235,8 +237,8 @@ def _fidelity(facts: dict[str, Any], targets: TargetSpec) -> str:
 
 def _license_of(teacher: str) -> str:
     """The licence of a published network, "" when it is not known."""
-    found = entry_points(group="kdcache.teachers", name="license")
-    return str(next(iter(found)).load()(teacher)) if found else ""
+    find = LICENSE.find()
+    return find(teacher) if find is not None else ""
 
 
 def _on(spec: ViewSpec | TargetSpec) -> dict[str, Any]:

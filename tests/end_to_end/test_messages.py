@@ -1,6 +1,8 @@
 """What a user's mistake looks like: one paragraph, the next step, an exit code, no traceback."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -209,3 +211,20 @@ def test_tracebacks_are_for_those_who_ask(tmp_path: Path, debug: bool) -> None:
     env = {"PATH": "/usr/bin"} | ({"KDCACHE_DEBUG": "1"} if debug else {})
     result = subprocess.run(command, capture_output=True, text=True, env=env)
     assert ("Traceback" in result.stderr) is debug
+
+
+def test_the_version_needs_no_command(kdcache: Command) -> None:
+    result = kdcache("--version")
+    assert result.code == 0
+    assert re.fullmatch(r"kdcache \S+\n", result.out)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_data_cache_is_a_global_option(
+    before: bool, made: Path, tmp_path: Path, kdcache: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KDCACHE_CACHE", "")
+    option = ("--data-cache", tmp_path / "kept")
+    words = ("info", made)
+    assert kdcache(*option, *words).code == 0 if before else kdcache(*words, *option).code == 0
+    assert os.environ["KDCACHE_CACHE"] == str(tmp_path / "kept")

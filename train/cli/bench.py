@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cache_tools.cli.cache import DataCache, Json, emit
+from cache_tools.cli.options import Json, emit
 from cache_tools.errors import UsageError
 from train.cli.options import Data, Device, Overrides
 
@@ -45,7 +45,6 @@ def bench(
         Path | None, typer.Option(metavar="CACHE", help="Folder of the cache.")
     ] = None,
     data: Data = None,
-    data_cache: DataCache = "",
     device: Device = None,
     json_: Json = False,
 ) -> None:

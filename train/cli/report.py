@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cache_tools.cli.cache import DataCache, Json, emit
+from cache_tools.cli.options import Json, emit
 from cache_tools.errors import KdcacheError, UsageError
 from train.cli.options import Device
 
@@ -35,7 +35,6 @@ def report(
         str,
         typer.Option(metavar="SRC", help="Images of the caches; default: the noted sources."),
     ] = "",
-    data_cache: DataCache = "",
     no_images: Annotated[
         bool, typer.Option("--no-images", help="Leave out contact sheets, for publication.")
     ] = False,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cache_tools.cli.cache import DataCache, Json, emit
+from cache_tools.cli.options import Json, emit
 from cache_tools.errors import UsageError
 from cache_tools.store import info
 from train.cli.options import Data, Device, Fresh, Log, Weight
@@ -35,7 +35,6 @@ def sweep(
     weight: Weight = None,
     out: Annotated[Path | None, typer.Option(metavar="SWEEP", help="Folder of the sweep.")] = None,
     data: Data = None,
-    data_cache: DataCache = "",
     students: Annotated[
         str,
         typer.Option(metavar="0-3,7", help="Only these, by their number in the grid, from 0."),

@@ -2,19 +2,16 @@
 
 import logging
 from dataclasses import replace
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from cache_tools.cli.cache import DataCache, Json, emit, table
+from cache_tools.cli.options import Json, emit, table
 from cache_tools.errors import UsageError
 from train.cli.options import Data, Device, Fresh, Log, Overrides, Weight
 
 if TYPE_CHECKING:
-    import torch
-
     from train.data.inputs import Inputs
     from train.recipe import Mode, TrainRecipe
 
@@ -35,7 +32,6 @@ def train(
     weight: Weight = None,
     out: Annotated[Path | None, typer.Option(metavar="RUN", help="Folder of the run.")] = None,
     data: Data = None,
-    data_cache: DataCache = "",
     seeds: Annotated[
         int | None, typer.Option(min=1, help="Train this many students, from `seed` on.")
     ] = None,
@@ -82,6 +78,7 @@ def train(
     if not cache or out is None:
         raise UsageError("missing --cache and --out. Pass --cache CACHE and --out RUN.")
     from train import run_dir
+    from train.data.device_batch import ONLINE
     from train.data.inputs import check_inputs, open_inputs
     from train.distributed import join, leave
     from train.trainer import loop, trackers, validate
@@ -98,7 +95,7 @@ def train(
     if any(result is None for _, _, result in begun):
         check_inputs(inputs)
     online = any(item.mode == "online" and result is None for _, item, result in begun)
-    teacher_fn = _teacher(inputs, teacher or [], torch_device) if online else None
+    teacher_fn = ONLINE.load()(inputs.store, teacher or [], torch_device) if online else None
     results = []
     for folder, item, finished in begun:
         if finished is not None:
@@ -134,7 +131,6 @@ def evaluate(
             "once per set. Default: the run's own.",
         ),
     ] = None,
-    data_cache: DataCache = "",
     real: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="ReaL labels (real.json), or timm for timm's copy."),
@@ -250,14 +246,6 @@ def _plan(name: str, recipe: "TrainRecipe", cache: str | None, rate: float, json
         table(facts)
         print(f"{'memory':16} {facts['resident_bytes'] / 1e9:>13.2f} GB")
     planner.check(recipe, expected.num_views)
-
-
-def _teacher(inputs: "Inputs", names: list[str], device: "torch.device") -> Any:
-    """Load the teacher in the loop through the entry point `online` of the installed packages."""
-    found = entry_points(group="kdcache.teachers", name="online")
-    if not found:
-        raise UsageError("no installed package runs a teacher. Install kdcache as a whole.")
-    return next(iter(found)).load()(inputs.store, names, device)
 
 
 def _report(results: list[dict[str, Any]], inputs: "Inputs", out: Path, json_: bool) -> None:

@@ -8,7 +8,7 @@ Shapes: B views of a batch, S pixels a side, K kept classes, T temperatures, P l
 
 import contextlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cache_tools.render import mixing
+from cache_tools.runtime.plugins import Plugin
 from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.teacher import Precision
+from cache_tools.store.cache import Cache
 from cache_tools.views.draw import LAMBDA_SCALE, MixParams
 from train.data.loader import Batch
 from train.loss.targets import SoftTargets
@@ -31,6 +33,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 TeacherFn = Callable[..., tuple[Tensor, ...]]
 """Pixels, partners' pixels, mixing and labels of B views → fields of `codec.SparseTargets`."""
+ONLINE: Plugin[Callable[[Cache, Sequence[str], torch.device], TeacherFn]] = Plugin(
+    "kdcache.teachers", "online", "run a teacher in the loop"
+)
 
 
 def online_targets(teacher_fn: TeacherFn, batch: Batch, spec: CacheSpec) -> SoftTargets:

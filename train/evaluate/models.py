@@ -4,8 +4,8 @@ Size and crop of a run's students come from the run, also when one of its model 
 those of any other network from its `pretrained_cfg`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,17 @@ import torch
 from torch import nn
 
 from cache_tools.errors import CacheNotFound, UsageError
+from cache_tools.runtime.plugins import Plugin
 from cache_tools.spec.teacher import Precision
 from train import recipe as recipes
 from train import run_dir, run_state
 from train.data.device_batch import InputTransform
 from train.evaluate.accuracy import Network
 from train.evaluate.crops import Frame
+
+NETWORK: Plugin[Callable[[str], nn.Module]] = Plugin(
+    "kdcache.teachers", "network", "load a network"
+)
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ def _network(
     name: str, path: str, options: EvalOptions, preprocessing: _Preprocessing | None = None
 ) -> Network:
     """Load a network; the options precede `preprocessing`, which precedes `pretrained_cfg`."""
-    model: Any = _load(path)
+    model: Any = NETWORK.load()(path)
     own = model.pretrained_cfg
     size = int(own["input_size"][-1])
     fixed = size if own.get("fixed_input_size") else 0
@@ -121,12 +126,3 @@ def _network(
     memory = torch.channels_last if options.device.type == "cuda" else torch.contiguous_format
     model = model.to(options.device, memory_format=memory)
     return Network(name, model, feed, frame, int(model.num_classes), fixed)
-
-
-def _load(path: str) -> nn.Module:
-    """Load a network through the entry point `network` of the installed packages."""
-    found = entry_points(group="kdcache.teachers", name="network")
-    if not found:
-        raise UsageError("no installed package loads a network. Install kdcache as a whole.")
-    network: nn.Module = next(iter(found)).load()(path)
-    return network

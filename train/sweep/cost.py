@@ -14,7 +14,6 @@ Shapes: B views of a batch.
 import statistics
 import time
 from collections.abc import Sequence
-from importlib.metadata import entry_points
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ import torch
 from cache_tools.errors import KdcacheError
 from cache_tools.runtime import progress, threads
 from train.data import create_loader
-from train.data.device_batch import online_targets
+from train.data.device_batch import ONLINE, online_targets
 from train.data.inputs import Inputs
 from train.data.schedule import Schedule
 from train.sweep import cohorts
@@ -127,11 +126,11 @@ def time_teacher(
     Raises:
         KdcacheError: The teacher of `names` cannot be run.
     """
-    found = entry_points(group="kdcache.teachers", name="online")
-    if not found or len(inputs.members.caches) > 1:
+    online = ONLINE.find()
+    if online is None or len(inputs.members.caches) > 1:
         return None
     try:
-        ask = next(iter(found)).load()(inputs.store, list(names), device)
+        ask = online(inputs.store, list(names), device)
     except KdcacheError:
         if names:
             raise

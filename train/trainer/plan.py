@@ -5,13 +5,14 @@ The cache is the one at hand or, before there is one, the one its recipe of stag
 Shapes: N samples, V views of the cache, m views of a sample per epoch.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from importlib.metadata import entry_points
 from typing import Any
 
 import numpy as np
 
 from cache_tools.errors import UsageError
+from cache_tools.runtime.plugins import Plugin
 from cache_tools.spec.targets import TargetSpec
 from cache_tools.spec.views import ViewSpec
 from cache_tools.store import info
@@ -19,6 +20,9 @@ from cache_tools.store.cache import Cache
 from cache_tools.views import draw
 from train.recipe import TrainRecipe
 
+EXPECTED: Plugin[Callable[[str], dict[str, Any]]] = Plugin(
+    "kdcache.plans", "cache", "read a recipe of stage 1"
+)
 _ENTRY = 2 + 1
 """Bytes of a kept class in RAM: the difference to the class before it, and its code."""
 
@@ -54,10 +58,7 @@ def of_recipe(name: str) -> Expected:
     """
     if name.endswith(".toml"):
         raise UsageError(f"{name} does not say which cache it is for. Pass --cache CACHE.")
-    found = entry_points(group="kdcache.plans", name="cache")
-    if not found:
-        raise UsageError("nothing is installed that knows recipes of stage 1. Pass --cache CACHE.")
-    return Expected(**next(iter(found)).load()(name))
+    return Expected(**EXPECTED.load()(name))
 
 
 def check(recipe: TrainRecipe, num_views: int) -> None:

@@ -21,6 +21,7 @@ from cache_tools.store.aligned import check_aligned, open_ensemble
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec
+from cache_tools.targets.keep import of_all_classes
 from pipeline import recipe as recipes
 from pipeline.run import run
 from tests.helpers.mixtures import WEIGHTS, B, logits, mean
@@ -102,18 +103,18 @@ def test_what_is_kept_of_an_ensemble_can_be_chosen(
     assert other.code == 2
     assert "is another cache: teacher." in other.err
     refused = kdcache("ensemble", sibling, made, "--out", tmp_path / "l", "--keep", "t2=3")
-    assert "Leave t2= out" in refused.err
+    assert "'temperature' is no name of it" in refused.err
 
 
 def test_more_than_the_members_know_cannot_be_kept(tmp_path: Path, kdcache: Command) -> None:
     for seed in (1, 2):
         np.save(tmp_path / f"{seed}.npy", logits(seed))
-        keep = importer.keep("tau=0.05,max=9,min=2")
+        keep = of_all_classes("tau=0.05,max=9,min=2")
         importer.run(tmp_path / f"{seed}.npy", tmp_path / f"{seed}.zarr", keep, f"t{seed}")
     arguments = ("ensemble", tmp_path / "1.zarr", tmp_path / "2.zarr", "--out", tmp_path / "e")
-    refused = kdcache(*arguments, "--keep", "k=5")
+    refused = kdcache(*arguments, "--keep", "tau=0,k_max=5,k_min=5")
     assert refused.code == 2
-    assert "the members know 2" in refused.err
+    assert "the members have 2" in refused.err
     assert "it cannot be checked" in refused.err
     assert kdcache(*arguments).code == 0
     facts = json.loads(kdcache("diff", tmp_path / "1.npy", tmp_path / "e", "--json").out)

@@ -180,7 +180,7 @@ def test_fewer_classes_are_nearly_what_the_teacher_would_have_kept(
     ("arguments", "message"),
     [
         (("--keep", "k=17"), "k can be at most 16"),
-        (("--keep", "min=2"), "min can be at most 1"),
+        (("--keep", "min=2"), "k_min can be at most 1"),
         (("--keep", "tau=1e-3"), "tau must be at least 0.01"),
         (("--keep", "q=3"), "cannot be read"),
         (("--keep", "k=2.5"), "cannot be read"),

@@ -14,6 +14,7 @@ from cache_tools.importers import dense as importer
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.targets import dense
+from cache_tools.targets.keep import of_all_classes
 
 N, C = 3000, 50
 
@@ -32,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.save(out / "a.npy", values)
     np.savez(out / "a.npz", logits=values, keys=keys, labels=values.argmax(1))
     save_file({"logits": values}, out / "a.safetensors")
-    importer.run(out / "a.npz", out / "a.zarr", importer.keep("tau=1e-3,max=20"), "mine")
+    importer.run(out / "a.npz", out / "a.zarr", of_all_classes("tau=1e-3,max=20"), "mine")
     return out
 
 
@@ -57,7 +58,7 @@ def test_keys_labels_and_every_view_are_taken(tmp_path: Path) -> None:
     keys = np.array([f"k{i}" for i in range(N)])
     np.savez(tmp_path / "v.npz", logits=values, keys=keys, labels=np.arange(N) % C)
     store = importer.run(
-        tmp_path / "v.npz", tmp_path / "c.zarr", importer.keep("k=50,levels=200"), "mine"
+        tmp_path / "v.npz", tmp_path / "c.zarr", of_all_classes("k=50,levels=200"), "mine"
     )
     assert (store.num_views, store.spec.teacher.name, len(store.table)) == (3, "mine", N)
     row = store.table.keys.index("k7")
@@ -69,13 +70,13 @@ def test_keys_labels_and_every_view_are_taken(tmp_path: Path) -> None:
 
 
 def test_run_again_goes_on(folder: Path, tmp_path: Path) -> None:
-    keep = importer.keep("k=5")
+    keep = of_all_classes("k=5")
     store = importer.run(folder / "a.npy", tmp_path / "c.zarr", keep, "mine")
     before = store.content_id()
     (store.path / Part(0, 0).record).unlink()
     assert importer.run(folder / "a.npy", tmp_path / "c.zarr", keep, "mine").content_id() == before
     with pytest.raises(UsageError, match="another cache"):
-        importer.run(folder / "a.npy", tmp_path / "c.zarr", importer.keep("k=6"), "mine")
+        importer.run(folder / "a.npy", tmp_path / "c.zarr", of_all_classes("k=6"), "mine")
 
 
 def test_infinite_logits_are_named_and_not_stored(tmp_path: Path) -> None:
@@ -84,7 +85,7 @@ def test_infinite_logits_are_named_and_not_stored(tmp_path: Path) -> None:
     keys = np.array([f"photo-{i}" for i in range(N)])
     np.savez(tmp_path / "a.npz", logits=values, keys=keys)
     with pytest.raises(NonFinite, match="'photo-1234'"):
-        importer.run(tmp_path / "a.npz", tmp_path / "c.zarr", importer.keep("k=5"), "mine")
+        importer.run(tmp_path / "a.npz", tmp_path / "c.zarr", of_all_classes("k=5"), "mine")
     assert not Cache.open(tmp_path / "c.zarr").present(Part(0, 0))
 
 
@@ -106,14 +107,14 @@ def test_other_files_are_refused(
 ) -> None:
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(DataError, match=message):
-        importer.run(tmp_path / "a.npz", tmp_path / "c.zarr", importer.keep("k=2"), "mine")
+        importer.run(tmp_path / "a.npz", tmp_path / "c.zarr", of_all_classes("k=2"), "mine")
     assert not (tmp_path / "c.zarr").exists()
 
 
 @pytest.mark.parametrize("keep", ["k", "k=x", "tau=2", "size=3", "max=3,min=9"])
 def test_what_to_keep_is_explained(keep: str) -> None:
-    with pytest.raises(UsageError, match=r"tau=1e-3,max=64"):
-        importer.keep(keep)
+    with pytest.raises(UsageError, match=r"tau=1e-3,k_max=64"):
+        of_all_classes(keep)
 
 
 def test_other_samples_or_classes_cannot_be_compared(folder: Path, tmp_path: Path) -> None:
