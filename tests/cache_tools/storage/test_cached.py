@@ -93,7 +93,7 @@ def test_a_full_folder_is_said_and_others_make_room(
     for view in range(4):
         store.read(Part(view, 0))
     assert not any(path.exists() for path in others)
-    assert 0 < sum(p.stat().st_size for p in DiskCache()._of_caches()) <= 4000
+    assert 0 < sum(p.stat().st_size for p in DiskCache()._cache_files()) <= 4000
     assert len(warned) == 1
     assert "the data folder is full" in warned[0]
     asked = len(server.asked)
