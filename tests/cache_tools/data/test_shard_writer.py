@@ -110,7 +110,7 @@ def test_the_same_input_gives_the_same_bytes(
 ) -> None:
     small = ("--shard-size", 7, "--short-side", 32)
     assert kdcache("shard", folder, tmp_path / "a", *small).code == 0
-    monkeypatch.setattr("cache_tools.runtime.threads.available", lambda: 5)
+    monkeypatch.setattr("cache_tools.runtime.threads.cpu_count", lambda: 5)
     moved = folder.rename(tmp_path / "moved")
     assert kdcache("shard", moved, tmp_path / "b", *small).code == 0
     assert everything(tmp_path / "a") == everything(tmp_path / "b")

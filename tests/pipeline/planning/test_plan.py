@@ -30,7 +30,11 @@ Command = Callable[..., Outcome]
 def test_the_plan_is_the_schedule(made: Path, images: ImageDataset, overrides: list[str]) -> None:
     store, recipe = Cache.open(made), recipes.load("digits", overrides)
     schedule = Schedule(
-        store, recipe.views_per_epoch, recipe.batch_size, recipe.seed, recipe.aug_repeats
+        store,
+        recipe.views_per_epoch,
+        recipe.batch_size,
+        recipe.seed,
+        aug_repeats=recipe.aug_repeats,
     )
     facts = plan.plan(recipe, plan.of_store(store))
     assert facts["steps_per_epoch"] == schedule.steps

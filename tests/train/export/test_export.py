@@ -226,5 +226,5 @@ def test_class_names_come_along(
     assert list(model.pretrained_cfg["label_names"]) == names
     assert "nothing was measured" in (tmp_path / "student/README.md").read_text()
     synsets = ["n01440764", "n01443537"]
-    known = export._classes({"class_names": synsets}, 2)
+    known = export._class_names({"class_names": synsets}, 2)
     assert known["label_descriptions"]["n01440764"] == "tench, Tinca tinca"

@@ -296,8 +296,8 @@ def test_commands_for_other_machines(
     assert lines[0].startswith(f"kdcache sweep {tmp_path}/grid.toml --cache")
     assert "--print" not in lines[0]
     for more, words in {
-        ("--fresh",): "not for --fresh",
-        ("--engine", "ray"): "other machines than --engine ray's",
+        ("--fresh",): "and --fresh",
+        ("--engine", "ray"): "excludes --engine ray",
     }.items():
         refused = kdcache(*arguments, *more, "--print", "slurm")
         assert (refused.code, refused.out) == (2, "")
