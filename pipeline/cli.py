@@ -124,23 +124,23 @@ def views(
 ) -> None:
     """Draw a contact sheet of the views of a cache, or of a recipe before there is one."""
     from cache_tools.report import contact_sheet
-    from cache_tools.report.sheet_source import spread
+    from cache_tools.report.sheet_source import evenly_spaced
     from pipeline.planning import preview
 
     if out is None and not json_:
         raise UsageError("no output is chosen. Pass --out sheet.png, or --json for the parameters.")
     shown = preview.open_source(source, data, overrides or ())
-    numbers = spread(len(shown.source.keys), samples)
+    numbers = evenly_spaced(len(shown.views.keys), samples)
     view_numbers = list(range(min(columns, shown.num_views)))
     if out is not None:
-        contact_sheet.draw(shown.source, numbers, view_numbers, shown.says).save(out)
+        contact_sheet.draw(shown.views, numbers, view_numbers, shown.top_classes).save(out)
         if not json_:
             print(f"{out}: {len(view_numbers)} views of {len(numbers)} samples")
     if json_:
         emit(
             {
                 "views": [
-                    contact_sheet.facts(shown.source, n, v) for n in numbers for v in view_numbers
+                    contact_sheet.facts(shown.views, n, v) for n in numbers for v in view_numbers
                 ]
             }
         )

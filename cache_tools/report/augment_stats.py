@@ -1,4 +1,4 @@
-"""How hard the augmentation of each view was, from its parameters: no image is read.
+"""Strength of the augmentation of each view, from its parameters: no image is read.
 
 Shapes: B views, S pixels a side.
 """
@@ -19,29 +19,31 @@ I8 = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Strength:
-    """Numbers of B views."""
+class AugmentStats:
+    """Augmentation strengths of B views."""
 
     label_B: I8
-    """Label with the larger share of the view; NO_LABEL where there is none."""
+    """Label with the larger share of the view; NO_LABEL if unlabelled."""
     share_B: F8
     """That share, 0.5..1."""
     area_B: F8
-    """Share of the picture that the crop takes, 0..1."""
+    """Share of the image inside the crop, 0..1."""
     erased_B: F8
-    """Share of the view that was erased, 0..1; boxes that overlap count twice."""
+    """Share of the view that is erased, 0..1; overlapping boxes count twice."""
     turn_B: F8
-    """Degrees by which the view was turned, either way."""
+    """Absolute rotation in degrees."""
     operations_B: I8
-    """Bit n: operation n of `ops` was carried out."""
+    """Bit n: operation n of `ops` was applied."""
 
 
-def measure(store: Cache, part: Part, row_B: I8) -> Strength:
-    """Numbers of neighbouring views of a part; those of unknown views say nothing but labels."""
+def measure(store: Cache, part: Part, row_B: I8) -> AugmentStats:
+    """Compute strengths of rows of a part; unknown views have labels only."""
     table, spec = store.table, store.spec.views
     label_B, one_B = table.label_N[row_B].astype(np.int64), np.ones(len(row_B))
     if not store.spec.replayable:
-        return Strength(label_B, one_B, one_B, 0 * one_B, 0 * one_B, np.zeros(len(row_B), np.int64))
+        return AugmentStats(
+            label_B, one_B, one_B, 0 * one_B, 0 * one_B, np.zeros(len(row_B), np.int64)
+        )
     sides = table.height_N[row_B], table.width_N[row_B]
     drawn = view_params.parameters(store, part.view, row_B)
     if spec.mixes:
@@ -49,7 +51,7 @@ def measure(store: Cache, part: Part, row_B: I8) -> Strength:
         one_B = mix.lam_B / draw.LAMBDA_SCALE
         label_B = np.where(one_B < 0.5, table.label_N[mix.partner_B], label_B)
     box_B4, erase_BE = drawn.box_B4.astype(np.float64), drawn.erase_BE8.astype(np.float64)
-    return Strength(
+    return AugmentStats(
         label_B,
         np.maximum(one_B, 1 - one_B),
         box_B4[:, 2] * box_B4[:, 3] / (sides[0].astype(np.float64) * sides[1]),
@@ -59,14 +61,14 @@ def measure(store: Cache, part: Part, row_B: I8) -> Strength:
     )
 
 
-def concatenate(parts: list[Strength]) -> Strength:
-    """Numbers of several pieces as one."""
-    columns = [[getattr(part, f.name) for part in parts] for f in fields(Strength)]
-    return Strength(*(np.concatenate(column) for column in columns))
+def concatenate(parts: list[AugmentStats]) -> AugmentStats:
+    """Concatenate strengths."""
+    columns = [[getattr(part, f.name) for part in parts] for f in fields(AugmentStats)]
+    return AugmentStats(*(np.concatenate(column) for column in columns))
 
 
 def names(operations_B: I8) -> dict[str, NDArray[np.bool_]]:
-    """Which views had an operation, by the names of those that occur; both affines are one."""
+    """Return a mask of views by name of operation; both affines count as one."""
     found: dict[str, NDArray[np.bool_]] = {}
     for code, name in enumerate(ops.NAMES):
         had_B = (operations_B >> code & 1).astype(bool)
@@ -75,9 +77,9 @@ def names(operations_B: I8) -> dict[str, NDArray[np.bool_]]:
     return found
 
 
-def known(strength: Strength) -> NDArray[np.bool_]:
-    """Which views have a label."""
-    return np.asarray(strength.label_B != NO_LABEL)
+def labelled(augment: AugmentStats) -> NDArray[np.bool_]:
+    """Return the mask of labelled views."""
+    return np.asarray(augment.label_B != NO_LABEL)
 
 
 def _turn(matrix_B6: NDArray[np.int32]) -> F8:

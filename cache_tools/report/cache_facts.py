@@ -1,7 +1,7 @@
-"""A cache in numbers: what its teacher says, how often it is right, and what storing it cost.
+"""Statistics of a cache: its targets, the teacher's accuracy, and the loss of the codec.
 
-Every number is of committed parts. Memory is bounded whatever the size of the cache: targets are
-read part by part, of at most `limit` views, far apart; what the commit records say is of all views.
+All are of committed parts. Memory is bounded for any size of cache: targets are read part by part,
+of at most `limit` views, far apart; statistics in commit records cover all views.
 
 Shapes: B views, T temperatures.
 """
@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.report import augment_stats, target_stats
-from cache_tools.report.augment_stats import Strength
-from cache_tools.report.target_stats import Said
+from cache_tools.report.augment_stats import AugmentStats
+from cache_tools.report.target_stats import TargetStats
 from cache_tools.runtime import progress
 from cache_tools.store import info, sampling
 from cache_tools.store.cache import Cache
@@ -25,38 +25,38 @@ from cache_tools.targets import codec
 F8 = NDArray[np.float64]
 LIMIT = 100_000
 BINS = 15
-"""Of the calibration, as in `train.evaluate.metrics`."""
+"""Bins of the calibration, as in `train.evaluate.metrics`."""
 _GROUPS, _LEAST = 8, 25
-"""Groups of views by strength, and the least views of one."""
+"""Groups of views by strength, and minimum views of one."""
 _PIECE = 2**22
-"""Slots that are decoded at a time."""
+"""Slots decoded at a time."""
 _PERCENTS = np.arange(0, 101)
 
 
 def facts(store: Cache, limit: int = LIMIT) -> dict[str, Any]:
-    """What is known of a cache without its images.
+    """Collect the statistics of a cache without its images.
 
     Args:
         store: The cache.
-        limit: The most views whose targets are read; 0: all.
+        limit: Most views whose targets are read; 0: all.
 
     Raises:
-        CacheDamaged: Naming the part.
+        CacheDamaged: A part is damaged.
     """
-    told = info.info(store)
-    found: dict[str, Any] = {"kind": "cache", "name": store.name, "info": told}
-    there = [part for part in store.parts() if store.present(part)]
-    if not there:
+    summary = info.info(store)
+    found: dict[str, Any] = {"kind": "cache", "name": store.name, "info": summary}
+    committed = [part for part in store.parts() if store.present(part)]
+    if not committed:
         return {**found, "sampled": None}
-    words, how, view_B = _look(store, there, limit or told["targets"])
+    stats, augment, view_B = _sample(store, committed, limit or summary["targets"])
     spec = store.spec
-    found["sampled"] = {"views": len(view_B), "of": told["targets"]}
-    found["entropy"] = _entropy(words, spec.teacher.num_classes)
-    found["kept_mass"] = _histogram(1.0 - words.tail_BT[:, 0], 40)
-    found["kept_classes"] = _counts(words.kept_B)
-    found["lost"] = _lost(words, spec.targets.temperatures, spec.targets.levels)
-    known_B = augment_stats.known(how)
-    hit_B = words.first_B == how.label_B
+    found["sampled"] = {"views": len(view_B), "of": summary["targets"]}
+    found["entropy"] = _entropy(stats, spec.teacher.num_classes)
+    found["kept_mass"] = _histogram(1.0 - stats.tail_BT[:, 0], 40)
+    found["kept_classes"] = _counts(stats.kept_B)
+    found["lost"] = _codec_loss(stats, spec.targets.temperatures, spec.targets.levels)
+    known_B = augment_stats.labelled(augment)
+    hit_B = stats.first_B == augment.label_B
     found["mixed"] = bool(spec.replayable and spec.views.mixes)
     if not known_B.any():
         return {
@@ -66,21 +66,21 @@ def facts(store: Cache, limit: int = LIMIT) -> dict[str, Any]:
             "by_strength": {},
             "by_operation": [],
         }
-    hit_B, right = hit_B[known_B], words.confidence_B[known_B]
+    hit_B, right = hit_B[known_B], stats.confidence_B[known_B]
     found["calibration"] = _calibration(right, hit_B)
-    found["by_view"] = _by_view(store, there, view_B[known_B], hit_B)
-    found["by_strength"] = _by_strength(how, known_B, hit_B)
-    found["by_operation"] = _by_operation(how.operations_B[known_B], hit_B)
+    found["by_view"] = _by_view(store, committed, view_B[known_B], hit_B)
+    found["by_strength"] = _by_strength(augment, known_B, hit_B)
+    found["by_operation"] = _by_operation(augment.operations_B[known_B], hit_B)
     return found
 
 
-def _look(
-    store: Cache, there: Sequence[Part], limit: int
-) -> tuple[Said, Strength, NDArray[np.int64]]:
-    """Numbers of some views, and their view numbers."""
+def _sample(
+    store: Cache, committed: Sequence[Part], limit: int
+) -> tuple[TargetStats, AugmentStats, NDArray[np.int64]]:
+    """Read statistics of some views, and their view numbers."""
     spec, piece = store.spec, max(1, _PIECE // store.spec.targets.k_max)
-    selected = sampling.sample_views(spec, there, limit)
-    words, how, numbers = [], [], []
+    selected = sampling.sample_views(spec, committed, limit)
+    stats, augment, numbers = [], [], []
     label = f"read targets of {store.name}"
     with progress.bar(label, sum(len(rows) for _, rows in selected), "views") as advance:
         for part, rows in selected:
@@ -88,61 +88,67 @@ def _look(
             for begin in range(0, len(rows), piece):
                 row_B = rows[begin : begin + piece]
                 targets = codec.decode(stored, spec.targets, row_B - first)
-                words.append(target_stats.measure(targets, spec.targets, spec.teacher.num_classes))
-                how.append(augment_stats.measure(store, part, row_B))
+                stats.append(target_stats.measure(targets, spec.targets, spec.teacher.num_classes))
+                augment.append(augment_stats.measure(store, part, row_B))
                 numbers.append(np.full(len(row_B), part.view))
                 advance(len(row_B))
-    return target_stats.concatenate(words), augment_stats.concatenate(how), np.concatenate(numbers)
+    return (
+        target_stats.concatenate(stats),
+        augment_stats.concatenate(augment),
+        np.concatenate(numbers),
+    )
 
 
-def _entropy(words: Said, num_classes: int) -> dict[str, Any]:
+def _entropy(stats: TargetStats, num_classes: int) -> dict[str, Any]:
     most = math.log(num_classes)
-    return _histogram(words.entropy_B, 40, (0.0, most)) | {"most": most}
+    return _histogram(stats.entropy_B, 40, (0.0, most)) | {"most": most}
 
 
 def _histogram(
     values_B: F8, bins: int, bounds: tuple[float, float] | None = None
 ) -> dict[str, Any]:
-    """Counts between edges, and the mean."""
+    """Count values between edges, with mean and quantiles."""
     low, high = bounds or (float(values_B.min()), float(values_B.max()))
     counts, edges = np.histogram(np.clip(values_B, low, high), bins, (low, max(high, low + 1e-9)))
-    return {"edges": edges.tolist(), "counts": counts.tolist(), **_middle(values_B)}
+    return {"edges": edges.tolist(), "counts": counts.tolist(), **_mean_and_quantiles(values_B)}
 
 
 def _counts(kept_B: NDArray[np.int64]) -> dict[str, Any]:
-    """How many views keep how many classes, in at most some forty bars of whole numbers."""
+    """Count views by kept classes, in at most some forty bars of whole numbers."""
     low, high = int(kept_B.min()), int(kept_B.max())
     width = max(1, math.ceil((high - low + 1) / 40))
     edges = np.arange(low, high + 1 + width, width) - 0.5
     counts, _ = np.histogram(kept_B, edges)
     bars = {"edges": edges.tolist(), "counts": counts.tolist()}
-    return bars | {"least": low, "most": high, **_middle(kept_B)}
+    return bars | {"least": low, "most": high, **_mean_and_quantiles(kept_B)}
 
 
-def _middle(values_B: NDArray[Any]) -> dict[str, float]:
-    """Mean, median and 99th percentile."""
+def _mean_and_quantiles(values_B: NDArray[Any]) -> dict[str, float]:
+    """Return mean, median and 99th percentile."""
     median, high = np.percentile(values_B, [50, 99])
     return {"mean": float(values_B.mean()), "median": float(median), "p99": float(high)}
 
 
-def _lost(words: Said, temperatures: Sequence[float], levels: int) -> dict[str, Any]:
-    """What is not there any more, of which the tail and the bound are known and the rest isn't."""
-    tails = {f"{t:g}": _quantiles(words.tail_BT[:, i]) for i, t in enumerate(temperatures)}
+def _codec_loss(stats: TargetStats, temperatures: Sequence[float], levels: int) -> dict[str, Any]:
+    """Summarize the loss: the stored tail, the bound on dropped classes, and rounding."""
+    tails = {f"{t:g}": _quantiles(stats.tail_BT[:, i]) for i, t in enumerate(temperatures)}
     return {
-        "all_kept": bool((words.tail_BT == 0).all()),
+        "all_kept": bool((stats.tail_BT == 0).all()),
         "tail_mass": tails,
-        "dropped_kl_at_most": _quantiles(words.dropped_B),
-        "rounded_kl_about": _middle(words.rounded_B),
+        "dropped_kl_at_most": _quantiles(stats.dropped_B),
+        "rounded_kl_about": _mean_and_quantiles(stats.rounded_B),
         "half_step": {f"{p:g}": 2 / (levels * p**0.25) for p in (1.0, 0.1, 0.01, 0.001)},
     }
 
 
 def _quantiles(values_B: F8) -> dict[str, Any]:
-    return _middle(values_B) | {"percentiles": np.percentile(values_B, _PERCENTS).tolist()}
+    return _mean_and_quantiles(values_B) | {
+        "percentiles": np.percentile(values_B, _PERCENTS).tolist()
+    }
 
 
 def _calibration(confidence_B: F8, hit_B: NDArray[np.bool_]) -> dict[str, Any]:
-    """Accuracy by confidence, and the expected calibration error in percent."""
+    """Compute accuracy by confidence, and the expected calibration error in percent."""
     bin_B = np.clip(np.ceil(confidence_B * BINS).astype(np.int64), 1, BINS) - 1
     count, sums, hits = (
         np.bincount(bin_B, weights, BINS) for weights in (None, confidence_B, hit_B)
@@ -162,12 +168,12 @@ def _calibration(confidence_B: F8, hit_B: NDArray[np.bool_]) -> dict[str, Any]:
 
 
 def _by_view(
-    store: Cache, there: Sequence[Part], view_B: NDArray[np.int64], hit_B: NDArray[np.bool_]
+    store: Cache, committed: Sequence[Part], view_B: NDArray[np.int64], hit_B: NDArray[np.bool_]
 ) -> dict[str, Any]:
-    """Accuracy per view number: of all views where the records say it, else of the sample."""
-    records = [store.record(part) for part in there]
+    """Compute accuracy per view number: of all views if recorded, else of the sample."""
+    records = [store.record(part) for part in committed]
     if all("teacher_top1" in record["statistics"] for record in records):
-        number = np.array([part.view for part in there])
+        number = np.array([part.view for part in committed])
         weight = np.array([r["rows"][1] - r["rows"][0] for r in records], dtype=np.float64)
         hits = weight * np.array([r["statistics"]["teacher_top1"] / 100 for r in records])
     else:
@@ -186,16 +192,16 @@ def _by_view(
 
 
 def _by_strength(
-    how: Strength, known_B: NDArray[np.bool_], hit_B: NDArray[np.bool_]
+    augment: AugmentStats, known_B: NDArray[np.bool_], hit_B: NDArray[np.bool_]
 ) -> dict[str, Any]:
-    """Accuracy in groups of equal size of each kind of strength that varies; of few views none."""
+    """Compute accuracy in equal groups of each strength that varies; none of few views."""
     if len(hit_B) < 2 * _LEAST:
         return {}
     kinds = {
-        "crop_area": how.area_B,
-        "turn_degrees": how.turn_B,
-        "erased_area": how.erased_B,
-        "own_share": how.share_B,
+        "crop_area": augment.area_B,
+        "turn_degrees": augment.turn_B,
+        "erased_area": augment.erased_B,
+        "own_share": augment.share_B,
     }
     varies = {name: values[known_B] for name, values in kinds.items() if np.ptp(values) > 1e-6}
     return {name: _groups(values, hit_B) for name, values in varies.items()}
@@ -212,7 +218,7 @@ def _groups(values_B: F8, hit_B: NDArray[np.bool_]) -> list[dict[str, float]]:
 def _by_operation(
     operations_B: NDArray[np.int64], hit_B: NDArray[np.bool_]
 ) -> list[dict[str, Any]]:
-    """Accuracy of the views that had an operation, beside that of those that had not."""
+    """Compute the accuracy of the views with an operation, and of those without it."""
     found = []
     for name, had_B in augment_stats.names(operations_B).items():
         if not had_B.all():
@@ -222,12 +228,12 @@ def _by_operation(
 
 
 def _top1(hit_B: NDArray[np.bool_]) -> dict[str, float]:
-    """Accuracy and its standard error in percent."""
+    """Return accuracy and its standard error in percent."""
     error = _error(float(hit_B.sum()), len(hit_B))
     return {"views": len(hit_B), "top1": 100 * float(hit_B.mean()), "error": error}
 
 
 def _error(hits: float, count: float) -> float:
-    """Standard error of a share, in percent; a few hits of a few are not taken for certainty."""
+    """Return the standard error of a share in percent, smoothed for few views."""
     share = (hits + 1) / (count + 2)
     return 100 * math.sqrt(share * (1 - share) / count)

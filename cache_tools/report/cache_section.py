@@ -1,4 +1,4 @@
-"""The facts of a cache as a section of the page: what the teacher says, and what was lost of it."""
+"""Section of a cache: stored targets, accuracy of the teacher, loss of the codec."""
 
 import math
 from typing import Any
@@ -6,40 +6,39 @@ from typing import Any
 from cache_tools.report import charts, svg
 from cache_tools.report.cache_facts import BINS
 from cache_tools.report.formatting import brief, count, share, size, small
-from cache_tools.report.page import Block, Facts, Group, Note, Section, Table
+from cache_tools.report.page import DefinitionList, Element, Facts, Group, Paragraph, Section, Table
 from cache_tools.report.svg import Chart, chart
 
-Told = dict[str, Any]
 STRENGTHS = {
-    "crop_area": ("crop area", "share of the picture that the crop takes, %", 100.0),
+    "crop_area": ("crop area", "share of the image inside the crop, %", 100.0),
     "turn_degrees": ("rotation", "degrees, either way", 1.0),
     "erased_area": ("erased area", "share of the view that is erased, %", 100.0),
     "own_share": ("mixing", "the larger picture's share of the view, %", 100.0),
 }
-"""Name, axis and unit of what can make a view hard."""
+"""Name, axis and unit of each strength of augmentation."""
 
 
-def section(facts: Told, pictures: list[Block]) -> Section:
-    """The section of a cache.
+def section(facts: Facts, pictures: list[Element]) -> Section:
+    """Build the section of a cache.
 
     Args:
-        facts: Of `caches.facts`.
-        pictures: Its contact sheet, or why there is none.
+        facts: Result of `cache_facts.facts`.
+        pictures: Contact sheet, or the reason for its absence.
     """
     info = facts["info"]
     groups = [Group("", [_identity(info)])]
     if facts["sampled"] is None:
-        groups.append(Group("", [Note("No part is committed yet: there is nothing to show.")]))
+        groups.append(Group("", [Paragraph("No part is committed yet.")]))
         return Section(facts["name"], "cache", _lead(facts), groups)
     groups += [
-        Group("What the teacher says of the views", [*pictures, *_says(facts)], _of(facts)),
-        Group("How often the teacher is right", _right(facts), _labels(facts)),
-        Group("What the codec lost", _lost(facts)),
+        Group("Stored targets", [*pictures, *_targets(facts)], _sample_note(facts)),
+        Group("Accuracy of the teacher", _accuracy(facts), _label_note(facts)),
+        Group("Loss of the codec", _codec_loss(facts)),
     ]
     return Section(facts["name"], "cache", _lead(facts), groups)
 
 
-def _lead(facts: Told) -> str:
+def _lead(facts: Facts) -> str:
     info = facts["info"]
     done, total = info["parts"]["done"], info["parts"]["total"]
     words = (
@@ -54,13 +53,13 @@ def _lead(facts: Told) -> str:
     return f"{words}.{missing if done < total else ''}"
 
 
-def _identity(info: Told) -> Facts:
+def _identity(info: Facts) -> DefinitionList:
     views, targets = info["spec"]["views"], info["spec"]["targets"]
     kept = f"up to {targets['k_max']} above {targets['tau']:g}" if targets["tau"] else "fixed"
-    return Facts(
+    return DefinitionList(
         {
             "teacher": info["teacher"]["name"],
-            "weights": _brief(info["teacher"]["weights_sha256"]),
+            "weights": _short_digest(info["teacher"]["weights_sha256"]),
             "samples": count(info["samples"]),
             "views of each": count(info["views"]),
             "classes": count(info["classes"]),
@@ -68,25 +67,25 @@ def _identity(info: Told) -> Facts:
             "stored": f"{size(info['bytes'])} of targets",
             "classes kept of a view": f"{info['kept_classes_mean'] or 0:.2f} ({kept})",
             "view size": f"{views['size']} px" if views else "not known: imported",
-            "fingerprint": _brief(info["fingerprint"]),
-            "content id": _brief(info["content_id"]),
+            "fingerprint": _short_digest(info["fingerprint"]),
+            "content id": _short_digest(info["content_id"]),
         }
     )
 
 
-def _of(facts: Told) -> str:
+def _sample_note(facts: Facts) -> str:
     seen, all_ = facts["sampled"]["views"], facts["sampled"]["of"]
     if seen == all_:
         return f"All {count(all_)} stored views."
     return f"A sample: {count(seen)} of {count(all_)} stored views, from parts that lie far apart."
 
 
-def _says(facts: Told) -> list[Block]:
+def _targets(facts: Facts) -> list[Element]:
     entropy, kept, classes = facts["entropy"], facts["kept_mass"], facts["kept_classes"]
     alike = brief(math.exp(entropy["mean"]))
-    found: list[Block] = [
+    found: list[Element] = [
         chart(
-            "Entropy of the teacher's words",
+            "Entropy of the teacher's predictions",
             f"{entropy['mean']:.2f} nats on average, half of the views above "
             f"{entropy['median']:.2f}, of at most {entropy['most']:.2f} "
             f"(e^{entropy['mean']:.2f} = {alike} equally likely classes).",
@@ -99,7 +98,7 @@ def _says(facts: Told) -> list[Block]:
     if classes["least"] == classes["most"]:
         return [
             *found,
-            Note(f"Of every view {classes['most']} of {count(total)} classes are kept."),
+            Paragraph(f"Of every view {classes['most']} of {count(total)} classes are kept."),
         ]
     found.append(
         chart(
@@ -120,19 +119,19 @@ def _says(facts: Told) -> list[Block]:
     return found
 
 
-def _labels(facts: Told) -> str:
+def _label_note(facts: Facts) -> str:
     if not facts["mixed"] or facts["calibration"] is None:
         return ""
     return (
         "Views are mixed of two pictures: the label is that of the larger share, which a teacher "
-        "that sees both should not be sure of."
+        "that sees both should predict with low confidence."
     )
 
 
-def _right(facts: Told) -> list[Block]:
+def _accuracy(facts: Facts) -> list[Element]:
     if facts["calibration"] is None:
-        return [Note("The cache has no labels, so nobody knows how often the teacher is right.")]
-    found: list[Block] = [_calibration(facts["calibration"])]
+        return [Paragraph("The cache has no labels: the accuracy of the teacher is unknown.")]
+    found: list[Element] = [_calibration(facts["calibration"])]
     if len(facts["by_view"]["view"]) > 1:
         found.append(_by_view(facts["by_view"]))
     found += [_by_strength(name, rows) for name, rows in facts["by_strength"].items()]
@@ -141,36 +140,36 @@ def _right(facts: Told) -> list[Block]:
     return found
 
 
-def _calibration(told: Told) -> Chart:
-    x = [100 * one["confidence"] for one in told["bins"]]
-    y = [100 * one["accuracy"] for one in told["bins"]]
-    most = max(one["views"] for one in told["bins"])
-    gap = told["confidence"] - told["top1"]
-    word = "too sure" if gap > 0 else "not sure enough"
+def _calibration(facts: Facts) -> Chart:
+    x = [100 * one["confidence"] for one in facts["bins"]]
+    y = [100 * one["accuracy"] for one in facts["bins"]]
+    most = max(one["views"] for one in facts["bins"])
+    gap = facts["confidence"] - facts["top1"]
+    word = "overconfident" if gap > 0 else "underconfident"
 
     def draw(axes: Any) -> None:
         axes.plot([0, 100], [0, 100], "--", color=svg.PALE, linewidth=1)
-        areas = [6 + 120 * one["views"] / most for one in told["bins"]]
+        areas = [6 + 120 * one["views"] / most for one in facts["bins"]]
         axes.scatter(x, y, areas, color=svg.SERIES[0], zorder=3, clip_on=False)
         axes.set(xlim=(0, 102), ylim=(0, 102), ylabel="right, %")
         axes.set_xlabel("probability of the first class, % (area: views)")
 
     return chart(
         "Calibration of the teacher",
-        f"Right on {told['top1']:.1f} % of {count(told['views'])} views, and "
-        f"{told['confidence']:.1f} % sure: {abs(gap):.1f} points {word}. Expected "
-        f"calibration error {told['ece']:.1f} % ({len(told['bins'])} of {BINS} bins have views).",
+        f"Right on {facts['top1']:.1f} % of {count(facts['views'])} views, and "
+        f"{facts['confidence']:.1f} % sure: {abs(gap):.1f} points {word}. Expected "
+        f"calibration error {facts['ece']:.1f} % ({len(facts['bins'])} of {BINS} bins have views).",
         draw,
     )
 
 
-def _by_view(told: Told) -> Chart:
-    views, top1 = told["view"], told["top1"]
+def _by_view(facts: Facts) -> Chart:
+    views, top1 = facts["view"], facts["top1"]
     worst, best = min(top1), max(top1)
-    of = "all views" if told["all_views"] else f"a sample of {count(sum(told['views']))} views"
+    of = "all views" if facts["all_views"] else f"a sample of {count(sum(facts['views']))} views"
 
     def draw(axes: Any) -> None:
-        charts.points(axes, views, top1, told["error"], "view number", "right, %")
+        charts.points(axes, views, top1, facts["error"], "view number", "right, %")
         charts.integer_axis(axes)
 
     return chart(
@@ -181,7 +180,7 @@ def _by_view(told: Told) -> Chart:
     )
 
 
-def _by_strength(name: str, rows: list[Told]) -> Chart:
+def _by_strength(name: str, rows: list[Facts]) -> Chart:
     word, label, unit = STRENGTHS[name]
     x, y = [unit * row["mean"] for row in rows], [row["top1"] for row in rows]
     return chart(
@@ -192,7 +191,7 @@ def _by_strength(name: str, rows: list[Told]) -> Chart:
     )
 
 
-def _by_operation(rows: list[Told]) -> Chart:
+def _by_operation(rows: list[Facts]) -> Chart:
     worst = rows[0]
     return chart(
         "Accuracy by operation",
@@ -209,7 +208,7 @@ def _by_operation(rows: list[Told]) -> Chart:
     )
 
 
-def _lost(facts: Told) -> list[Block]:
+def _codec_loss(facts: Facts) -> list[Element]:
     lost, entropy = facts["lost"], facts["entropy"]["mean"]
     tails, dropped = lost["tail_mass"], lost["dropped_kl_at_most"]
     steps = ", ".join(f"{100 * step:.2g} % at p = {p}" for p, step in lost["half_step"].items())
@@ -217,21 +216,21 @@ def _lost(facts: Told) -> list[Block]:
     rows.append(["KL of the dropped classes, at most, nats", *_three(dropped)])
     rows.append(["KL of the rounding, about, nats", *_three(lost["rounded_kl_about"])])
     table = Table(
-        "What is not in the cache any more",
+        "Not stored",
         ("", "mean", "median", "99 %"),
         rows,
-        "The masses are stored. How the dropped mass was spread is not, so its KL(teacher ‖ "
-        "restored) is a bound, from the largest probability that a dropped class can have had; the "
-        f"entropy above is too high by as much at most. Rounding: half a step is {steps}; its KL "
-        "takes rounding errors as uniform. What a cache really lost, kdcache diff says of it and "
-        "the logits it was made from.",
+        "The masses are stored. The distribution of the dropped mass is not, so its "
+        "KL(teacher ‖ restored) is a bound, from the largest probability that a dropped class can "
+        f"have had; the entropy above is too high by as much at most. Rounding: half a step is "
+        f"{steps}; its KL assumes uniform rounding errors. kdcache diff of a cache and the logits "
+        "it was made from measures its actual loss.",
     )
     if lost["all_kept"]:
-        return [Note("All classes of every view are kept: only rounding is lost."), table]
+        return [Paragraph("All classes of every view are kept: only rounding is lost."), table]
     return [_tails(tails), _bound(dropped, entropy), table]
 
 
-def _tails(tails: dict[str, Told]) -> Chart:
+def _tails(tails: dict[str, Facts]) -> Chart:
     words = "; ".join(
         f"{small(100 * t['mean'])} % at T = {name} (99 % of the views: at most "
         f"{small(100 * t['p99'])} %)"
@@ -249,7 +248,7 @@ def _tails(tails: dict[str, Told]) -> Chart:
     return chart("Mass that is not kept", f"On average {words}.", draw)
 
 
-def _bound(dropped: Told, entropy: float) -> Chart:
+def _bound(dropped: Facts, entropy: float) -> Chart:
     part = f", {100 * dropped['mean'] / entropy:.1f} % of the mean entropy" if entropy else ""
 
     def draw(axes: Any) -> None:
@@ -258,16 +257,16 @@ def _bound(dropped: Told, entropy: float) -> Chart:
         charts.log_axis(axes)
 
     return chart(
-        "What dropping classes can have cost",
+        "Bound on the loss from dropped classes",
         f"KL(teacher ‖ restored) is at most {small(dropped['mean'])} nats on average{part}; for "
         f"99 % of the views at most {small(dropped['p99'])}.",
         draw,
     )
 
 
-def _three(told: Told) -> list[str]:
-    return [small(told[name]) for name in ("mean", "median", "p99")]
+def _three(facts: Facts) -> list[str]:
+    return [small(facts[name]) for name in ("mean", "median", "p99")]
 
 
-def _brief(digest: str) -> str:
+def _short_digest(digest: str) -> str:
     return digest if len(digest) <= 15 else f"{digest[:14]}…"

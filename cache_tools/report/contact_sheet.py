@@ -1,8 +1,8 @@
-"""A contact sheet: what the teacher saw, and what it said of it, at first sight.
+"""Contact sheet: views as the teacher's input, and its top classes.
 
-One row per sample: the original with its crop boxes, then its views as the teacher was shown them,
-mixed, with the partner in the corner and the top classes as bars beneath. Without a cache the bars
-are missing: look at an augmentation before paying for it.
+One row per sample: the original with its crop boxes, then its views as the teacher's input, mixed,
+with the partner in the corner and the top classes as bars beneath. Without a cache the bars are
+missing: a preview of an augmentation.
 
 Shapes: N samples, S pixels a side.
 """
@@ -30,10 +30,10 @@ from cache_tools.views.draw import MixParams
 U1 = NDArray[np.uint8]
 CELL, GAP, BAR, CLASSES = 168, 10, 15, 3
 _INK, _PALE = (32, 32, 32), (120, 120, 120)
-Says = Callable[[int, int], list[tuple[str, float]]]
+TopClasses = Callable[[int, int], list[tuple[str, float]]]
 
 
-class Source:
+class ViewSource:
     """Samples and the way their views are made: of a cache, or of a recipe before there is one."""
 
     def __init__(
@@ -73,7 +73,7 @@ class Source:
         return self.renderer.render_one(other, params)
 
     def mix(self, number: int, view: int) -> MixParams:
-        """How one view is mixed; a sample that is alone is its own partner."""
+        """Return the mixing of one view; an unmixed sample is its own partner."""
         if self._cache is not None:
             return view_params.mixing_of(self._cache, view, np.array([number]), self._spec)
         begin = number // self._window * self._window
@@ -85,8 +85,8 @@ def _ids(keys: Sequence[str]) -> NDArray[np.uint64]:
     return np.array([sample_id(key) for key in keys], dtype=np.uint64)
 
 
-def facts(source: Source, number: int, view: int) -> dict[str, Any]:
-    """Parameters of one view for `--json`."""
+def facts(source: ViewSource, number: int, view: int) -> dict[str, Any]:
+    """Return the parameters of one view for `--json`."""
     drawn = source.parameters(number, view)
     mix = source.mix(number, view)
     partner, lam, cut = int(mix.partner_B[0]), int(mix.lam_B[0]), mix.cut_B4[0]
@@ -114,7 +114,7 @@ def facts(source: Source, number: int, view: int) -> dict[str, Any]:
 
 
 def draw(
-    source: Source, numbers: list[int], view_numbers: list[int], says: Says | None
+    source: ViewSource, numbers: list[int], view_numbers: list[int], top_classes: TopClasses | None
 ) -> Image.Image:
     """Draw the sheet.
 
@@ -122,9 +122,9 @@ def draw(
         source: Samples and views.
         numbers: Rows of the sample table, one per row of the sheet.
         view_numbers: Views, one per column.
-        says: (row, view) → top classes with probabilities; None leaves the bars out.
+        top_classes: (row, view) → top classes with probabilities; None leaves the bars out.
     """
-    tall = CELL + 22 + (CLASSES * BAR if says else 0) + GAP
+    tall = CELL + 22 + (CLASSES * BAR if top_classes else 0) + GAP
     wide = (CELL + GAP) * (1 + len(view_numbers)) + GAP
     sheet = Image.new("RGB", (wide, tall * len(numbers) + GAP), "white")
     pen = ImageDraw.Draw(sheet)
@@ -134,15 +134,15 @@ def draw(
         for column, view in enumerate(view_numbers, start=1):
             left = GAP + column * (CELL + GAP)
             _view(sheet, pen, source, number, view, (left, top))
-            if says is not None:
-                _bars(pen, says(number, view), (left, top + CELL + 20))
+            if top_classes is not None:
+                _bars(pen, top_classes(number, view), (left, top + CELL + 20))
     return sheet
 
 
 def _original(
     sheet: Image.Image,
     pen: ImageDraw.ImageDraw,
-    source: Source,
+    source: ViewSource,
     number: int,
     view_numbers: list[int],
     at: tuple[int, int],
@@ -167,7 +167,7 @@ def _original(
 def _view(
     sheet: Image.Image,
     pen: ImageDraw.ImageDraw,
-    source: Source,
+    source: ViewSource,
     number: int,
     view: int,
     at: tuple[int, int],
@@ -211,9 +211,9 @@ def _bars(pen: ImageDraw.ImageDraw, classes: list[tuple[str, float]], at: tuple[
 
 
 def _text(
-    pen: ImageDraw.ImageDraw, at: tuple[int, int], text: str, colour: tuple[int, int, int]
+    pen: ImageDraw.ImageDraw, at: tuple[int, int], text: str, color: tuple[int, int, int]
 ) -> None:
     font, text = ImageFont.load_default(11), printable(text)[:CELL]
     while len(text) > 1 and pen.textlength(text, font=font) > CELL - 4:
         text = text[:-2] + "…"
-    pen.text(at, text, fill=colour, font=font)
+    pen.text(at, text, fill=color, font=font)

@@ -1,8 +1,8 @@
-"""Sections to one HTML page that needs nothing else: no script, no font, no request.
+"""Self-contained HTML page of sections: no script, no font, no request.
 
-Everything that is written is escaped; the only markup taken as it is are the charts, which
-`charts` makes. The page forbids itself whatever it does not need (its Content-Security-Policy):
-even if a stranger's class name got in as markup, no browser would run it.
+All text is escaped; the only markup inserted verbatim are the charts of `svg`. The page's
+Content-Security-Policy forbids whatever it does not need: even if a hostile class name got in as
+markup, no browser would run it.
 """
 
 import base64
@@ -14,24 +14,27 @@ from cache_tools.report.svg import Chart
 from cache_tools.runtime.text import printable
 from cache_tools.version import __version__
 
+Facts = dict[str, Any]
+"""JSON-ready numbers of a cache, run, comparison or sweep, of which its section is made."""
+
 
 @dataclass(frozen=True)
 class Picture:
-    """Pixels."""
+    """Image file with its caption."""
 
     title: str
     data: bytes
-    """A file's bytes."""
+    """Bytes of the file."""
     media_type: str
     """Such as image/jpeg."""
     alt: str
-    """What stands in its place for those who do not see it."""
+    """Text alternative."""
     note: str = ""
-    """What stands beneath it."""
+    """Caption below."""
 
     @property
     def base64(self) -> str:
-        """The bytes as a data URL has them."""
+        """Bytes in base64, for a data URL."""
         return base64.b64encode(self.data).decode()
 
 
@@ -43,54 +46,54 @@ class Table:
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
-    """What stands beneath it."""
+    """Caption below."""
     words: int = 1
-    """How many columns from the left are words."""
+    """Number of columns of words, from the left."""
     wide: bool = True
-    """Whether it wants the whole width of a page."""
+    """True if it takes the whole width of a page."""
 
 
 @dataclass(frozen=True)
-class Facts:
+class DefinitionList:
     """Names and values."""
 
     items: dict[str, str]
 
 
 @dataclass(frozen=True)
-class Note:
-    """A sentence, such as why something is not there."""
+class Paragraph:
+    """A sentence, such as the reason for a missing chart."""
 
     text: str
 
 
-Block = Chart | Picture | Table | Facts | Note
+Element = Chart | Picture | Table | DefinitionList | Paragraph
 
 
 @dataclass(frozen=True)
 class Group:
-    """Blocks that belong together."""
+    """Elements under one heading."""
 
     title: str
-    blocks: Sequence[Block]
+    elements: Sequence[Element]
     lead: str = ""
-    """What to know before looking."""
+    """Introduction."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """What there is to say of one cache, run or sweep."""
+    """Section of one cache, run, comparison or sweep."""
 
     title: str
     kind: str
-    """cache, run, runs or sweep."""
+    """cache, run, comparison or sweep."""
     lead: str
-    """The answer, in a sentence or two."""
+    """Main result, in a sentence or two."""
     groups: Sequence[Group]
 
 
 def render(sections: Sequence[Section]) -> str:
-    """The page."""
+    """Render the page."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -102,7 +105,8 @@ def render(sections: Sequence[Section]) -> str:
         finalize=_printable,
     )
     names: dict[type[Any], str] = {
-        Chart: "chart", Picture: "picture", Table: "table", Facts: "facts", Note: "note",
+        Chart: "chart", Picture: "picture", Table: "table", DefinitionList: "definitions",
+        Paragraph: "paragraph",
     }  # fmt: skip
     environment.filters["tied"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")
     environment.filters["kind"] = lambda block: names[type(block)]
@@ -111,5 +115,5 @@ def render(sections: Sequence[Section]) -> str:
 
 
 def _printable(value: Any) -> Any:
-    """Text as it may stand in a page; charts, which are markup, and numbers as they are."""
+    """Make text printable; charts, which are markup, and numbers pass unchanged."""
     return printable(value) if type(value) is str else value

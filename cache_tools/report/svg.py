@@ -1,10 +1,10 @@
-"""Facts to SVG: drawn by matplotlib, coloured by the page.
+"""SVG charts, drawn by matplotlib and colored by the page.
 
-Text stays text, so that it can be read aloud, searched and scaled; colours are variables of the
-page's style (`var(--ink)`), so that one chart is legible in light and dark. What a chart is called
-and what it shows, in numbers, are its label for those who do not see it.
+Text remains text, so that it can be read aloud, searched and scaled; colors are variables of the
+page's style (`var(--ink)`), so that one chart is legible in light and dark mode. Title and finding
+are its accessible label.
 
-Names of classes and keys are a stranger's: matplotlib writes them as text, never as markup or
+Names of classes and keys are untrusted: matplotlib writes them as text, never as markup or
 mathematics.
 """
 
@@ -23,11 +23,11 @@ INK, PALE, GRID = "#010101", "#010102", "#010103"
 SERIES = tuple(f"#02020{i}" for i in range(8))
 """Colours in the order of use; beyond them they come again with another dash."""
 _VARIABLES = {INK: "ink", PALE: "pale", GRID: "grid"} | {
-    colour: f"series-{i}" for i, colour in enumerate(SERIES)
+    color: f"series-{i}" for i, color in enumerate(SERIES)
 }
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 SIZE = (4.4, 2.8)
-"""Inches of 72 units: as wide as a phone, where text then has the size it is given here."""
+"""Inches of 72 units: the width of a phone, which shows text at its nominal size."""
 _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "kdcache",
@@ -55,25 +55,25 @@ _STYLE: Any = {
     "lines.linewidth": 1.6,
 }
 Draw = Callable[[Any], None]
-"""Draws into matplotlib's axes."""
+"""Function that draws into matplotlib's axes."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A picture of numbers."""
+    """SVG chart with its caption."""
 
     title: str
-    """What is drawn."""
+    """Subject of the chart."""
     finding: str
-    """What it shows, in numbers: the caption, and the text in place of the picture."""
+    """Result in numbers: the caption and text alternative."""
     svg: str
-    """Markup that may stand in a page as it is."""
+    """Markup to insert verbatim."""
     wide: bool = False
-    """Whether it wants the whole width of a page."""
+    """True if it takes the whole width of a page."""
 
 
 def check() -> None:
-    """UsageError where there is nothing to draw and write with."""
+    """Raise UsageError unless matplotlib and jinja2 are installed."""
     try:
         import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
@@ -90,11 +90,11 @@ def chart(
     """Draw a chart.
 
     Args:
-        title: What is drawn.
-        finding: What it shows, in numbers.
-        draw: Draws into the axes it is given.
+        title: Subject of the chart.
+        finding: Result in numbers.
+        draw: Function that draws into axes.
         size: Width and height in inches.
-        wide: Whether it wants the whole width of a page.
+        wide: True if it takes the whole width of a page.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -115,7 +115,7 @@ def chart(
 
 
 def _inline(data: bytes, label: str) -> str:
-    """An SVG file as an element of a page: labelled, scalable, in the page's colours."""
+    """Convert an SVG file to an element of a page: labelled, scalable, in the page's colors."""
     root = ElementTree.fromstring(data)  # matplotlib wrote it
     own = f"c{zlib.crc32(label.encode()):08x}-"  # ids are of the whole page
     for element in root.iter():
@@ -143,7 +143,7 @@ def _inline(data: bytes, label: str) -> str:
 
 
 def _themed(style: str) -> str:
-    """A style with the page's colours and its font."""
+    """Replace a style's colors and font by the page's."""
     kept = [part for part in style.split("; ") if not part.startswith("font-family")]
     return re.sub(
         r"#[0-9a-f]{6}",

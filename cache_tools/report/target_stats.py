@@ -1,12 +1,12 @@
-"""What a teacher said, view by view, from the stored targets alone: no image, no network.
+"""Statistics of soft targets per view, from the stored targets alone: no image, no network.
 
     entropy    H = -Σ_kept p ln p - m ln(m / others)          the tail m counted as flat
     dropped    KL(teacher ‖ restored) of the tail ≤ m ln(cap · others / m)
     rounded    KL(teacher ‖ restored) of the kept ≈ ⅔ Σ p (1 - p) / q²
 
-`cap` is what no dropped class can exceed: tau where there was room for more classes, else the
-smallest kept probability. A flat tail restores nothing of how m was spread; it was spread least
-evenly when as many classes as m affords had `cap` each, hence the bound. Where Σp² of the dropped
+`cap` bounds every dropped class: tau if fewer than k_max classes are kept, else the smallest kept
+probability. A flat tail loses the distribution of m, which was least even if as many classes as m
+affords had `cap` each, hence the bound. Where Σp² of the dropped
 classes is stored, Jensen's inequality gives a second bound, m ln(others · Σp² / m²), and the lower
 one counts. The true entropy is below H by just the KL of the tail. `rounded` is an estimate: codes
 are q = levels · p^¼, and their rounding errors are taken as uniform, so that δp/p = 4 δq/q has the
@@ -28,27 +28,27 @@ I8 = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Said:
-    """Numbers of B views."""
+class TargetStats:
+    """Statistics of the targets of B views."""
 
     kept_B: I8
-    """How many classes are kept."""
+    """Number of kept classes."""
     tail_BT: F8
     """Mass of the others at each declared temperature."""
     entropy_B: F8
-    """Entropy in nats with a flat tail: no less than the teacher's."""
+    """Entropy in nats with a flat tail: at least the teacher's."""
     dropped_B: F8
-    """The most KL(teacher ‖ restored) that the dropping of classes can have cost, in nats."""
+    """Upper bound of KL(teacher ‖ restored) due to dropped classes, in nats."""
     rounded_B: F8
-    """Estimate of the KL that the rounding of the kept ones costs, in nats."""
+    """Estimate of the KL due to rounding of the kept ones, in nats."""
     first_B: I8
     """The most probable class."""
     confidence_B: F8
     """Its probability."""
 
 
-def measure(targets: DecodedTargets, spec: TargetSpec, num_classes: int) -> Said:
-    """Numbers of decoded targets."""
+def measure(targets: DecodedTargets, spec: TargetSpec, num_classes: int) -> TargetStats:
+    """Compute statistics of decoded targets."""
     p_BK, tail_BT = targets.probability_BK.astype(np.float64), targets.tail_BT.astype(np.float64)
     kept_BK = p_BK > 0
     count_B, best_B = kept_BK.sum(axis=1), p_BK.argmax(axis=1)
@@ -56,7 +56,7 @@ def measure(targets: DecodedTargets, spec: TargetSpec, num_classes: int) -> Said
     log_p_BK = np.log(np.where(kept_BK, p_BK, 1.0))
     of_tail_B = _x_log(m_B, np.maximum(others_B, 1) / np.maximum(m_B, 1e-30))
     row_B = np.arange(len(p_BK))
-    return Said(
+    return TargetStats(
         count_B,
         tail_BT,
         of_tail_B - (p_BK * log_p_BK).sum(axis=1),
@@ -67,10 +67,10 @@ def measure(targets: DecodedTargets, spec: TargetSpec, num_classes: int) -> Said
     )
 
 
-def concatenate(parts: list[Said]) -> Said:
-    """Numbers of several pieces as one."""
-    columns = [[getattr(part, f.name) for part in parts] for f in fields(Said)]
-    return Said(*(np.concatenate(column) for column in columns))
+def concatenate(parts: list[TargetStats]) -> TargetStats:
+    """Concatenate statistics."""
+    columns = [[getattr(part, f.name) for part in parts] for f in fields(TargetStats)]
+    return TargetStats(*(np.concatenate(column) for column in columns))
 
 
 def _dropped(targets: DecodedTargets, spec: TargetSpec, p_BK: F8, others_B: I8) -> F8:

@@ -7,15 +7,15 @@ from cache_tools.data import scan
 from cache_tools.data.open import open_images
 from cache_tools.errors import UsageError
 from cache_tools.report import sheet_source
-from cache_tools.report.contact_sheet import Source
-from cache_tools.report.sheet_source import Names, Shown
+from cache_tools.report.contact_sheet import ViewSource
+from cache_tools.report.sheet_source import Names, SheetSource
 from cache_tools.store.cache import Cache
 from pipeline import recipe as recipes
 
 WINDOW = 1024
 
 
-def open_source(name: str, data: str, overrides: Iterable[str]) -> Shown:
+def open_source(name: str, data: str, overrides: Iterable[str]) -> SheetSource:
     """Open a cache, or a recipe by its name or path.
 
     Raises:
@@ -28,7 +28,9 @@ def open_source(name: str, data: str, overrides: Iterable[str]) -> Shown:
     recipe = recipes.load(name, overrides)
     images = open_images(data, recipe.dataset.split)
     _, _, images = scan.in_table_order(images, None)
-    return Shown(Source(images, recipe.views.for_teacher(), WINDOW), recipe.num_views, None)
+    return SheetSource(
+        ViewSource(images, recipe.views.for_teacher(), WINDOW), recipe.num_views, None
+    )
 
 
 def _imagenet() -> Names:

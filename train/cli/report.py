@@ -12,7 +12,7 @@ from cache_tools.errors import KdcacheError, UsageError
 from train.cli.options import Device
 
 if TYPE_CHECKING:
-    from cache_tools.report.page import Block, Section
+    from cache_tools.report.page import Element, Section
     from cache_tools.report.sheet_source import Names
     from cache_tools.store.cache import Cache
     from train.evaluate.models import EvalOptions
@@ -78,7 +78,7 @@ def report(
             all_facts.append(facts)
             if out is not None:
                 sections.append(_section(subject, text.printable_json(facts), pictures))
-            advance(1, Path(subject.where).name)
+            advance(1, Path(subject.path).name)
     if out is not None:
         atomic.write(
             out, page.render(_compared(named, text.printable_json(all_facts), sections)).encode()
@@ -91,34 +91,34 @@ def report(
 
 def _read(
     subject: "Subject", data: str, no_images: bool, limit: int, views: int, options: "EvalOptions"
-) -> "tuple[dict[str, Any], list[Block]]":
+) -> "tuple[dict[str, Any], list[Element]]":
     """Facts of a subject, and its contact sheet."""
     from train import run_dir
     from train.report import run_facts, sweep_section
 
-    where = Path(subject.where)
+    folder = Path(subject.path)
     if subject.kind == "cache":
         from cache_tools.report import cache_facts
         from cache_tools.store.cache import Cache
 
-        store = Cache.open(subject.where)
+        store = Cache.open(subject.path)
         return cache_facts.facts(store, limit), [] if no_images else _sheet(store, data)
     if subject.kind == "run":
-        return run_facts.facts(where, _names, options, views), []
+        return run_facts.facts(folder, _names, options, views), []
     if subject.kind == "sweep":
-        return sweep_section.facts(where), []
-    comparison = run_dir.read_json(where / "comparison.json")
-    return {"kind": "comparison", "name": subject.where, **comparison}, []
+        return sweep_section.facts(folder), []
+    gains = run_dir.read_json(folder / "comparison.json")
+    return {"kind": "comparison", "name": subject.path, **gains}, []
 
 
-def _section(subject: "Subject", facts: dict[str, Any], pictures: "list[Block]") -> "Section":
+def _section(subject: "Subject", facts: dict[str, Any], pictures: "list[Element]") -> "Section":
     from cache_tools.report import cache_section
     from train.report import comparison, run_section, sweep_section
 
     if subject.kind == "cache":
         return cache_section.section(facts, pictures)
     if subject.kind == "comparison":
-        return comparison.against_labels(facts, subject.where)
+        return comparison.against_labels(facts, subject.path)
     return run_section.section(facts) if subject.kind == "run" else sweep_section.section(facts)
 
 
@@ -131,12 +131,12 @@ def _compared(
     runs = [i for i, subject in enumerate(named) if subject.kind == "run"]
     if len(runs) < 2:
         return sections
-    names = comparison.short_names([Path(named[i].where) for i in runs])
+    names = comparison.short_names([Path(named[i].path) for i in runs])
     beside = comparison.section([all_facts[i] for i in runs], names)
     return [*sections[: runs[0]], beside, *sections[runs[0] :]]
 
 
-def _sheet(store: "Cache", data: str) -> "list[Block]":
+def _sheet(store: "Cache", data: str) -> "list[Element]":
     """Contact sheet of a cache, or the reason for its absence."""
     from cache_tools.report import pictures, sheet_source
 

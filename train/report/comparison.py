@@ -8,13 +8,12 @@ from typing import Any
 
 from cache_tools.report import charts, svg
 from cache_tools.report.formatting import count, listed, share
-from cache_tools.report.page import Block, Group, Section, Table
+from cache_tools.report.page import Element, Facts, Group, Section, Table
 from cache_tools.report.svg import Chart, chart
 from cache_tools.runtime.text import printable
 from train.report import history
 from train.report.run_section import way
 
-Told = dict[str, Any]
 MOST = 40
 """Runs that a chart names."""
 _OTHERS = "others"
@@ -29,12 +28,12 @@ def short_names(folders: Sequence[Path]) -> list[str]:
     return [printable(str(folder.relative_to(common))) for folder in whole]
 
 
-def section(runs: Sequence[Told], names: Sequence[str]) -> Section:
+def section(runs: Sequence[Facts], names: Sequence[str]) -> Section:
     """Several runs in one table and beside each other in charts."""
     named = dict(zip(names, runs, strict=True))
-    rows = [_row(name, told) for name, told in named.items()]
+    rows = [_row(name, run) for name, run in named.items()]
     head = ("run", "student", "learns", "top-1", "EMA", "best", "agrees", "KL", "images/s", "waits")
-    found: list[Block] = [one for one in (_results(named), _curves(named)) if one is not None]
+    found: list[Element] = [one for one in (_results(named), _curves(named)) if one is not None]
     table = Table(
         "Runs", head, rows,
         "Top-1 on the validation split; agreement and KL(teacher ‖ student) on cached views, of "
@@ -44,13 +43,13 @@ def section(runs: Sequence[Told], names: Sequence[str]) -> Section:
     return Section(f"{len(runs)} runs", "comparison", _lead(named), [Group("", [*found, table])])
 
 
-def against_labels(told: Told, name: str) -> Section:
+def against_labels(run: Facts, name: str) -> Section:
     """What RUN/comparison.json says: the same starts, views and order, with either target."""
-    gain, arms = told["gain"], (told["labels"], told["kd"])
+    gain, arms = run["gain"], (run["labels"], run["kd"])
     words = (
-        f"{told['student']} on {count(told['transfer_images'])} images: {arms[0]['mean']:.1f} % "
-        f"from labels, {arms[1]['mean']:.1f} % from {told['teacher']}. Gain {gain['mean']:+.1f} ± "
-        f"{gain['standard_error']:.1f} points (standard error over {len(told['seeds'])} seeds)."
+        f"{run['student']} on {count(run['transfer_images'])} images: {arms[0]['mean']:.1f} % "
+        f"from labels, {arms[1]['mean']:.1f} % from {run['teacher']}. Gain {gain['mean']:+.1f} ± "
+        f"{gain['standard_error']:.1f} points (standard error over {len(run['seeds'])} seeds)."
     )
 
     def draw(axes: Any) -> None:
@@ -76,8 +75,8 @@ def against_labels(told: Told, name: str) -> Section:
     )
 
 
-def _lead(named: dict[str, Told]) -> str:
-    measured = {name: top for name, told in named.items() if (top := _top1(told)) is not None}
+def _lead(named: dict[str, Facts]) -> str:
+    measured = {name: top for name, run in named.items() if (top := _top1(run)) is not None}
     if not measured:
         return "None of them is finished and measured."
     best = max(measured, key=lambda name: measured[name])
@@ -88,31 +87,31 @@ def _lead(named: dict[str, Told]) -> str:
     )
 
 
-def _top1(told: Told) -> float | None:
-    result = told["result"] or {}
+def _top1(run: Facts) -> float | None:
+    result = run["result"] or {}
     ema = result.get("top1_ema")
     return result.get("top1") if ema is None else ema
 
 
-def _row(name: str, told: Told) -> list[str]:
-    result, recipe = told["result"] or {}, told["config"]["recipe"]
-    seen = (told["measured"] or {}).get("cache") or {"networks": {}}
+def _row(name: str, run: Facts) -> list[str]:
+    result, recipe = run["result"] or {}, run["config"]["recipe"]
+    seen = (run["measured"] or {}).get("cache") or {"networks": {}}
     students = [v for k, v in seen["networks"].items() if k != "teacher"]
     of = students[-1] if students else {"agreement": None, "kl": None}
     return [
         name,
         recipe["student"],
-        way(told["config"]),
+        way(run["config"]),
         *(share(result.get(key)) for key in ("top1", "top1_ema", "top1_best")),
         share(of["agreement"]),
         "–" if of["kl"] is None else f"{of['kl']:.4f}",
-        count(result["images_per_second"]) if result else told["state"],
+        count(result["images_per_second"]) if result else run["state"],
         share(100 * result["data_wait"]) if result else "–",
     ]
 
 
-def _results(named: dict[str, Told]) -> Chart | None:
-    found = {name: top for name, told in named.items() if (top := _top1(told)) is not None}
+def _results(named: dict[str, Facts]) -> Chart | None:
+    found = {name: top for name, run in named.items() if (top := _top1(run)) is not None}
     if len(found) < 2:
         return None
     ordered = sorted(found, key=lambda name: -found[name])
@@ -125,8 +124,8 @@ def _results(named: dict[str, Told]) -> Chart | None:
         rows = range(len(shown))
         for row, name in zip(rows, shown, strict=True):
             number = arms.index(_arm(name))
-            colour = charts.PAGE.color(number) if number < len(svg.SERIES) else svg.PALE
-            axes.plot(found[name], row, "o", color=colour)
+            color = charts.PAGE.color(number) if number < len(svg.SERIES) else svg.PALE
+            axes.plot(found[name], row, "o", color=color)
             axes.annotate(f"{found[name]:.1f}", (found[name], row), (6, -3), fontsize=8.5,
                           textcoords="offset points")  # fmt: skip
         axes.set_yticks(rows, [charts.short(name) for name in shown])
@@ -143,11 +142,11 @@ def _results(named: dict[str, Told]) -> Chart | None:
     )
 
 
-def _curves(named: dict[str, Told]) -> Chart | None:
+def _curves(named: dict[str, Facts]) -> Chart | None:
     series = {}
-    for name, told in named.items():
-        key = "top1_ema" if any("top1_ema" in row for row in told["epochs"]) else "top1"
-        x, y = history.column(told["epochs"], "epoch", key)
+    for name, run in named.items():
+        key = "top1_ema" if any("top1_ema" in row for row in run["epochs"]) else "top1"
+        x, y = history.column(run["epochs"], "epoch", key)
         if x:
             series[name] = ([epoch + 1 for epoch in x], y)
     if len(series) < 2:
@@ -169,5 +168,5 @@ def _curves(named: dict[str, Told]) -> Chart | None:
 
 
 def _arm(name: str) -> str:
-    """A run's name without its seed: runs of one arm have one colour."""
+    """A run's name without its seed: runs of one arm have one color."""
     return re.sub(r"[-,_]?seed=?\d+$", "", name) or name

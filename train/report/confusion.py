@@ -1,14 +1,11 @@
 """A student's answers by class, beside the teacher's or the labels, as a group of the page."""
 
-from typing import Any
-
 from cache_tools.report import charts
 from cache_tools.report.formatting import count, share
-from cache_tools.report.page import Block, Group, Table
+from cache_tools.report.page import Element, Facts, Group, Table
 from cache_tools.report.svg import SIZE, Chart, chart
 from train.evaluate.table import NAMES
 
-Told = dict[str, Any]
 _FEW = 24
 """Classes up to which each has a bar."""
 
@@ -18,32 +15,32 @@ def last_part(place: str) -> str:
     return place.rstrip("/").rpartition("/")[2]
 
 
-def group(told: Told) -> Group:
+def group(facts: Facts) -> Group:
     """One set of pictures: agreement per class, confusions, and the most frequent ones."""
-    of_teacher = told["due"] == "teacher"
+    of_teacher = facts["due"] == "teacher"
     title = "Beside the teacher, on cached views" if of_teacher else "Beside the labels"
     word = "the teacher's first class" if of_teacher else "the label"
     lead = (
-        f"{count(told['pictures'])} pictures of {last_part(told['on'])}; {NAMES[told['network']]}. "
-        f"It names {word} first on {share(told['agreement'])}."
+        f"{count(facts['pictures'])} images of {last_part(facts['on'])}; "
+        f"{NAMES[facts['network']]}. It predicts {word} on {share(facts['agreement'])}."
     )
-    blocks: list[Block] = [_by_class(told, word)]
-    if "matrix" in told and len(told["matrix"]["names"]) > 1:
-        blocks.append(_matrix(told, "teacher" if of_teacher else "label"))
-    if told["confusions"]:
-        blocks.append(_pairs(told, "teacher" if of_teacher else "label"))
+    blocks: list[Element] = [_by_class(facts, word)]
+    if "matrix" in facts and len(facts["matrix"]["names"]) > 1:
+        blocks.append(_matrix(facts, "teacher" if of_teacher else "label"))
+    if facts["confusions"]:
+        blocks.append(_pairs(facts, "teacher" if of_teacher else "label"))
     return Group(title, blocks, lead)
 
 
-def _by_class(told: Told, word: str) -> Chart:
-    worst, shares = told["worst"], told["shares"]
+def _by_class(facts: Facts, word: str) -> Chart:
+    worst, shares = facts["worst"], facts["shares"]
     lowest = worst[0]
     finding = (
-        f"{word[0].upper()}{word[1:]} is named on {share(told['agreement'])}; least of all classes "
+        f"{word[0].upper()}{word[1:]} is predicted on {share(facts['agreement'])}; least often "
         f"for {lowest['name']}, {share(lowest['agreement'])} of {count(lowest['pictures'])}; "
-        f"{share(shares[-1])} for the best of {count(told['classes'])}."
+        f"{share(shares[-1])} for the best of {count(facts['classes'])}."
     )
-    if told["classes"] <= _FEW:
+    if facts["classes"] <= _FEW:
         return chart(
             "Agreement per class",
             finding,
@@ -62,8 +59,8 @@ def _by_class(told: Told, word: str) -> Chart:
     )
 
 
-def _matrix(told: Told, due: str) -> Chart:
-    names, counts = told["matrix"]["names"], told["matrix"]["counts"]
+def _matrix(facts: Facts, due: str) -> Chart:
+    names, counts = facts["matrix"]["names"], facts["matrix"]["counts"]
     sums = [max(sum(row), 1) for row in counts]
     cells = {
         (r, c): value / sums[r]
@@ -72,7 +69,7 @@ def _matrix(told: Told, due: str) -> Chart:
         if value
     }
     wrong = sum(sum(row) - row[i] for i, row in enumerate(counts))
-    first = told["confusions"][0] if told["confusions"] else None
+    first = facts["confusions"][0] if facts["confusions"] else None
     most = f"; most often {first['due']} → {first['answer']}" if first else ""
     few = len(names) <= 12
     side = 4.0 if few else 7.2
@@ -86,10 +83,10 @@ def _matrix(told: Told, due: str) -> Chart:
     )
 
 
-def _pairs(told: Told, due: str) -> Table:
+def _pairs(facts: Facts, due: str) -> Table:
     rows = [
         [one["due"], one["answer"], count(one["times"]), share(one["share"])]
-        for one in told["confusions"]
+        for one in facts["confusions"]
     ]
     return Table(
         "What is taken for what most often",

@@ -1,14 +1,10 @@
 """What a sweep cost, as `train.sweep.cost` has it, beside the same with the teacher in the loop."""
 
-from typing import Any
-
 from cache_tools.report.formatting import count, duration, size, small
-from cache_tools.report.page import Table
-
-Told = dict[str, Any]
+from cache_tools.report.page import Facts, Table
 
 
-def table(costs: Told, cache: Told | None) -> Table:
+def table(costs: Facts, cache: Facts | None) -> Table:
     """The ledger of the sweep: what ran, beside the same with the teacher in the loop."""
     forwards, hours = costs["forwards"], costs.get("hours", {})
     ways = {
@@ -37,7 +33,7 @@ def table(costs: Told, cache: Told | None) -> Table:
     )
 
 
-def _projected(imagenet: Told) -> list[list[str]]:
+def _projected(imagenet: Facts) -> list[list[str]]:
     """The same on ImageNet: of hours, the teacher's alone."""
     forwards, hours = imagenet["forwards"], imagenet.get("teacher_hours", {})
     words = {
@@ -57,7 +53,7 @@ def _projected(imagenet: Told) -> list[list[str]]:
     ]
 
 
-def _formula(costs: Told) -> str:
+def _formula(costs: Facts) -> str:
     text = "Forwards: samples × views once, against the views that all students were shown. "
     if teacher := costs.get("teacher"):
         each = small(1000 * teacher["seconds_per_view"])

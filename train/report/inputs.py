@@ -14,7 +14,7 @@ class Subject:
     """Something to report on."""
 
     kind: Literal["cache", "run", "sweep", "comparison"]
-    where: str
+    path: str
 
 
 def find(paths: list[str]) -> list[Subject]:

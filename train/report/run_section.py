@@ -5,30 +5,29 @@ from typing import Any
 from cache_tools.report import charts
 from cache_tools.report.charts import EPOCH, STEP
 from cache_tools.report.formatting import count, share, small
-from cache_tools.report.page import Block, Facts, Group, Note, Section, Table
+from cache_tools.report.page import DefinitionList, Element, Facts, Group, Paragraph, Section, Table
 from cache_tools.report.svg import Chart, chart
 from train.evaluate.table import NAMES
 from train.report import confusion, history
 from train.report.history import Row
 
-Told = dict[str, Any]
 _TERMS = {"loss": "loss", "kd_loss": "on the teacher", "task_loss": "on labels"}
 
 
-def section(facts: Told) -> Section:
+def section(facts: Facts) -> Section:
     """The section of a run."""
     groups = [Group("", [_identity(facts)])]
     curves = _curves(facts["steps"], facts["epochs"])
-    groups.append(Group("How it learned", curves or [Note("No step is logged yet.")]))
+    groups.append(Group("How it learned", curves or [Paragraph("No step is logged yet.")]))
     if facts["measured"] is None:
-        groups.append(Group("What it answers", [Note(facts["left_out"])]))
+        groups.append(Group("What it answers", [Paragraph(facts["left_out"])]))
         return Section(facts["name"], "run", _lead(facts), groups)
     groups.append(Group("What it answers", [_scores(facts["measured"])]))
     groups += [confusion.group(one) for one in facts["answers"]]
     return Section(facts["name"], "run", _lead(facts), groups)
 
 
-def way(config: Told) -> str:
+def way(config: Facts) -> str:
     """How a student learns, in a few words."""
     recipe = config["recipe"]
     if recipe["mode"] == "labels":
@@ -37,7 +36,7 @@ def way(config: Told) -> str:
     return f"from {config['teacher']['name']}{loss} at T = {recipe['temperature']:g}"
 
 
-def _lead(facts: Told) -> str:
+def _lead(facts: Facts) -> str:
     config, result = facts["config"], facts["result"]
     words = (
         f"{config['recipe']['student']} {way(config)}, on {count(config['samples'])} images in "
@@ -52,7 +51,7 @@ def _lead(facts: Told) -> str:
     return f"{words}: top-1 {top1}{ema}."
 
 
-def _identity(facts: Told) -> Facts:
+def _identity(facts: Facts) -> DefinitionList:
     config, recipe, result = facts["config"], facts["config"]["recipe"], facts["result"]
     items = {
         "student": recipe["student"],
@@ -69,10 +68,10 @@ def _identity(facts: Told) -> Facts:
     if result:
         items["images/s"] = count(result["images_per_second"])
         items["waiting for data"] = share(100 * result["data_wait"])
-    return Facts(items)
+    return DefinitionList(items)
 
 
-def _curves(steps: list[Row], epochs: list[Row]) -> list[Block]:
+def _curves(steps: list[Row], epochs: list[Row]) -> list[Element]:
     found = [_losses(steps), _accuracy(epochs), _rate(steps), _waiting(steps)]
     return [one for one in found if one is not None]
 
@@ -149,7 +148,7 @@ def _waiting(steps: list[Row]) -> Chart | None:
     )
 
 
-def _scores(measured: Told) -> Table:
+def _scores(measured: Facts) -> Table:
     """What `kdcache eval` prints of it."""
     sets = [(confusion.last_part(one["source"]), one["networks"]) for one in measured["data"]]
     if seen := measured["cache"]:

@@ -8,7 +8,7 @@ from typing import Any
 from cache_tools.errors import KdcacheError, UsageError
 from cache_tools.report import charts, svg
 from cache_tools.report.formatting import brief, count, listed, share, small
-from cache_tools.report.page import Block, Group, Note, Section, Table
+from cache_tools.report.page import Element, Facts, Group, Paragraph, Section, Table
 from cache_tools.report.svg import Chart, chart
 from cache_tools.store import info
 from cache_tools.store.cache import Cache
@@ -17,7 +17,6 @@ from train.report.cost import table
 from train.sweep import plot
 from train.sweep.table import format_value, headers, pareto_front
 
-Told = dict[str, Any]
 NAME = "sweep.json"
 _COLUMNS = {
     "accuracy": share,
@@ -29,25 +28,25 @@ _COLUMNS = {
 _HEADS = ("top-1", "loss", "parameters", "images/s", "seconds")
 
 
-def facts(folder: Path) -> Told:
+def facts(folder: Path) -> Facts:
     """What is known of a sweep, and the bytes of its cache where that still is.
 
     Raises:
         UsageError: The file is none of a sweep's.
     """
-    told = run_dir.read_json(folder / NAME)
-    students = told.get("students") if isinstance(told, dict) else None
+    sweep = run_dir.read_json(folder / NAME)
+    students = sweep.get("students") if isinstance(sweep, dict) else None
     if not isinstance(students, list) or not all(isinstance(s, dict) for s in students):
         raise UsageError(f"{folder / NAME} lists no students. Run kdcache sweep again to write it.")
     plain = [{key: _plain(value) for key, value in one.items()} for one in students]
-    swept = [key for key in told.get("swept", []) if isinstance(key, str)]
-    told = {**told, "students": plain, "swept": swept, "cache": _cache(folder, students)}
-    return {"kind": "sweep", "name": str(folder), **told}
+    swept = [key for key in sweep.get("swept", []) if isinstance(key, str)]
+    sweep = {**sweep, "students": plain, "swept": swept, "cache": _cache(folder, students)}
+    return {"kind": "sweep", "name": str(folder), **sweep}
 
 
-def section(told: Told) -> Section:
+def section(sweep: Facts) -> Section:
     """The section of a sweep."""
-    students, swept = told["students"], [*told.get("swept", [])]
+    students, swept = sweep["students"], [*sweep.get("swept", [])]
     measured = [one for one in students if _number(one.get("accuracy")) is not None]
     keys = plot.varied(measured, swept)
     groups = [Group("Accuracy against what it takes", _fronts(measured, keys))]
@@ -56,30 +55,30 @@ def section(told: Told) -> Section:
         lead = "Every point is a student; diamonds are means over all other keys."
         groups.append(Group("Along each swept key", along, lead))
     groups.append(Group("All students", [_table(students, headers(students, swept))]))
-    if (costs := told.get("ledger")) and costs.get("students"):
-        groups.append(Group("What it cost", [table(costs, told["cache"])]))
-    return Section(told["name"], "sweep", _lead(students, measured, swept), groups)
+    if (costs := sweep.get("ledger")) and costs.get("students"):
+        groups.append(Group("What it cost", [table(costs, sweep["cache"])]))
+    return Section(sweep["name"], "sweep", _lead(students, measured, swept), groups)
 
 
-def _cache(folder: Path, students: Sequence[Told]) -> Told | None:
+def _cache(folder: Path, students: Sequence[Facts]) -> Facts | None:
     """Where the cache of the first student is and its bytes; None when it is not there any more."""
     for one in students:
         name = str(one.get("name"))
         if Path(name).name != name:  # a student's folder lies in its sweep's
             continue
         try:
-            where = run_dir.read_config(folder / name)["cache"]
-            places = where if isinstance(where, list) else [where]
+            path = run_dir.read_config(folder / name)["cache"]
+            places = path if isinstance(path, list) else [path]
             if not all(Path(place).is_dir() for place in places):
                 continue
             sizes = [info.info(Cache.open(place))["bytes"] for place in places]
         except (KdcacheError, OSError, KeyError):
             continue
-        return {"path": where, "bytes": sum(sizes)}
+        return {"path": path, "bytes": sum(sizes)}
     return None
 
 
-def _lead(students: list[Told], measured: list[Told], swept: list[str]) -> str:
+def _lead(students: list[Facts], measured: list[Facts], swept: list[str]) -> str:
     states = [str(one.get("state")) for one in students]
     words = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
     over = f" over {', '.join(swept)}" if swept else ""
@@ -90,16 +89,18 @@ def _lead(students: list[Told], measured: list[Told], swept: list[str]) -> str:
     return text
 
 
-def _fronts(measured: list[Told], keys: list[str]) -> list[Block]:
+def _fronts(measured: list[Facts], keys: list[str]) -> list[Element]:
     found = [
         _against(rows, key, keys[0] if keys else "name")
         for key in plot.AGAINST
         if len(rows := [one for one in measured if _number(one.get(key))]) > 1
     ]
-    return [*found] or [Note("Fewer than two students are measured: there is nothing to compare.")]
+    return [*found] or [
+        Paragraph("Fewer than two students are measured: there is nothing to compare.")
+    ]
 
 
-def _against(rows: list[Told], key: str, by: str) -> Chart:
+def _against(rows: list[Facts], key: str, by: str) -> Chart:
     name, label, more = plot.AGAINST[key]
     best = pareto_front(rows, key, more)
     words = listed([f"{share(one['accuracy'])} at {brief(one[key])}" for one in best])
@@ -116,7 +117,7 @@ def _against(rows: list[Told], key: str, by: str) -> Chart:
     )
 
 
-def _along(rows: list[Told], key: str, by: str) -> Chart:
+def _along(rows: list[Facts], key: str, by: str) -> Chart:
     """Chart accuracy along a key: numbers from left to right, words from top to bottom."""
     values, numbers = plot.values_of(rows, key)
     means = plot.means(rows, key)
@@ -129,7 +130,7 @@ def _along(rows: list[Told], key: str, by: str) -> Chart:
     )
 
 
-def _table(students: list[Told], swept: list[str]) -> Table:
+def _table(students: list[Facts], swept: list[str]) -> Table:
     ordered = sorted(students, key=lambda one: -(_number(one.get("accuracy")) or -1.0))
     rows = [
         [
