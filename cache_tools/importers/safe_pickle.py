@@ -229,7 +229,7 @@ class _Reader:
         self.push(_Name(word))
 
     def reduce(self) -> None:
-        """Build the data that the pickle's call of a known name stands for."""
+        """Build the data of a pickle's call of a known name."""
         arguments, called = self.one(), self.one()
         if not isinstance(called, _Name) or type(arguments) is not tuple:
             _refuse("it calls what is no name")

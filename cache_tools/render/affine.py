@@ -54,7 +54,7 @@ def affine(source: U1, matrix: I8, fill: U1, out: U1, bicubic: bool) -> None:
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def nearest(source: U1, matrix: I8, fill: U1, out: U1) -> None:
-    """As `affine`, but every output pixel is the source's that lies nearest, halves rounded up."""
+    """As `affine`, but with the nearest source pixel, halves rounded up."""
     for y in range(out.shape[0]):
         first, last = _inside(source, matrix, y, out.shape[1])
         _paint(out[y, :first], fill)

@@ -123,7 +123,7 @@ def erase(
     seed0: np.uint64,
     seed1: np.uint64,
 ) -> None:
-    """Fill a rectangle; what of it lies outside of the picture is left out.
+    """Fill a rectangle, cut to the picture.
 
     Args:
         out: [H, W, 3] pixels, written.

@@ -47,7 +47,7 @@ def is_interlaced(data: bytes) -> bool:
 
 
 def check_rows(data: bytes, packed: list[bytes]) -> None:
-    """Check that the compressed pixels are as many as the header says.
+    """Check the number of compressed pixels against the header.
 
     Raises:
         ValueError: They are fewer.

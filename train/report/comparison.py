@@ -44,7 +44,7 @@ def section(runs: Sequence[Facts], names: Sequence[str]) -> Section:
 
 
 def against_labels(run: Facts, name: str) -> Section:
-    """What RUN/comparison.json says: the same starts, views and order, with either target."""
+    """Show RUN/comparison.json: the same starts, views and order, with either target."""
     gain, arms = run["gain"], (run["labels"], run["kd"])
     words = (
         f"{run['student']} on {count(run['transfer_images'])} images: {arms[0]['mean']:.1f} % "
@@ -168,5 +168,5 @@ def _curves(named: dict[str, Facts]) -> Chart | None:
 
 
 def _arm(name: str) -> str:
-    """A run's name without its seed: runs of one arm have one color."""
+    """Return a run's name without its seed: runs of one arm have one color."""
     return re.sub(r"[-,_]?seed=?\d+$", "", name) or name

@@ -11,7 +11,7 @@ _FEW = 24
 
 
 def last_part(place: str) -> str:
-    """What a folder or URL is called."""
+    """Return the last part of a folder or URL."""
     return place.rstrip("/").rpartition("/")[2]
 
 

@@ -1,11 +1,11 @@
-"""What a sweep cost, as `train.sweep.cost` has it, beside the same with the teacher in the loop."""
+"""Cost of a sweep (`train.sweep.cost`) beside the same with the teacher in the loop."""
 
 from cache_tools.report.formatting import count, duration, size, small
 from cache_tools.report.page import Facts, Table
 
 
 def table(costs: Facts, cache: Facts | None) -> Table:
-    """The ledger of the sweep: what ran, beside the same with the teacher in the loop."""
+    """Build the cost section: the sweep as run, beside the same with the teacher in the loop."""
     forwards, hours = costs["forwards"], costs.get("hours", {})
     ways = {
         "cache": "from the cache: the teacher once",
@@ -34,7 +34,7 @@ def table(costs: Facts, cache: Facts | None) -> Table:
 
 
 def _projected(imagenet: Facts) -> list[list[str]]:
-    """The same on ImageNet: of hours, the teacher's alone."""
+    """Build the same on ImageNet; of hours, the teacher's alone."""
     forwards, hours = imagenet["forwards"], imagenet.get("teacher_hours", {})
     words = {
         "cache": "projected to ImageNet-1k, cache",

@@ -11,7 +11,7 @@ MOST = 400
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a JSONL file; numbers only, and only up to a line that a kill has cut short."""
+    """Read the rows of a JSONL file: numbers only, up to a line that a kill has cut short."""
     rows: list[Row] = []
     group: list[Row] = []
     stride = 1

@@ -1,4 +1,4 @@
-"""Which cache, run or sweep a path names."""
+"""Caches, runs and sweeps by path."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ class Subject:
 
 
 def find(paths: list[str]) -> list[Subject]:
-    """What paths name, each once; a folder of runs names them all.
+    """Resolve paths, each once; a folder of runs names them all.
 
     Raises:
         UsageError: There is nothing of the kind at one of them.

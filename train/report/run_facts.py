@@ -21,7 +21,7 @@ from train.report import history
 
 log = logging.getLogger("kdcache")
 MATRIX = 50
-"""Classes up to which all pairs are told."""
+"""Classes up to which all pairs are listed."""
 _WORST = 24
 """Of so many classes, all; else the worst."""
 _PAIRS = 12
@@ -30,7 +30,7 @@ _PAIRS = 12
 def facts(
     folder: Path, names: Callable[[dict[str, Any]], Names], options: EvalOptions, views: int
 ) -> dict[str, Any]:
-    """What is known of a run.
+    """Facts of a run.
 
     Args:
         folder: The run.

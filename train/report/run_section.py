@@ -15,7 +15,7 @@ _TERMS = {"loss": "loss", "kd_loss": "on the teacher", "task_loss": "on labels"}
 
 
 def section(facts: Facts) -> Section:
-    """The section of a run."""
+    """Build the section of a run."""
     groups = [Group("", [_identity(facts)])]
     curves = _curves(facts["steps"], facts["epochs"])
     groups.append(Group("How it learned", curves or [Paragraph("No step is logged yet.")]))
@@ -28,7 +28,7 @@ def section(facts: Facts) -> Section:
 
 
 def way(config: Facts) -> str:
-    """How a student learns, in a few words."""
+    """Loss and targets of a student, in a few words."""
     recipe = config["recipe"]
     if recipe["mode"] == "labels":
         return "from labels"
@@ -149,7 +149,7 @@ def _waiting(steps: list[Row]) -> Chart | None:
 
 
 def _scores(measured: Facts) -> Table:
-    """What `kdcache eval` prints of it."""
+    """Rows of `kdcache eval` for a run."""
     sets = [(confusion.last_part(one["source"]), one["networks"]) for one in measured["data"]]
     if seen := measured["cache"]:
         words = f"{count(seen['views'])} cached views ({count(seen['parts'])} parts)"

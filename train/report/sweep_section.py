@@ -1,4 +1,4 @@
-"""What a sweep found: accuracy against size, speed and time, along each key, and its table."""
+"""Results of a sweep: accuracy against size, speed and time, along each key, and its table."""
 
 import math
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ _HEADS = ("top-1", "loss", "parameters", "images/s", "seconds")
 
 
 def facts(folder: Path) -> Facts:
-    """What is known of a sweep, and the bytes of its cache where that still is.
+    """Collect the facts of a sweep, and the bytes of its cache if that is still there.
 
     Raises:
         UsageError: The file is none of a sweep's.
@@ -45,7 +45,7 @@ def facts(folder: Path) -> Facts:
 
 
 def section(sweep: Facts) -> Section:
-    """The section of a sweep."""
+    """Build the section of a sweep."""
     students, swept = sweep["students"], [*sweep.get("swept", [])]
     measured = [one for one in students if _number(one.get("accuracy")) is not None]
     keys = plot.varied(measured, swept)
@@ -61,7 +61,7 @@ def section(sweep: Facts) -> Section:
 
 
 def _cache(folder: Path, students: Sequence[Facts]) -> Facts | None:
-    """Where the cache of the first student is and its bytes; None when it is not there any more."""
+    """Return location and bytes of the first student's cache; None if it is gone."""
     for one in students:
         name = str(one.get("name"))
         if Path(name).name != name:  # a student's folder lies in its sweep's
@@ -149,7 +149,7 @@ def _table(students: list[Facts], swept: list[str]) -> Table:
 
 
 def _plain(value: Any) -> Any:
-    """A value of a swept key; what is no such value, as text."""
+    """Return a value of a swept key; any other value as text."""
     return value if isinstance(value, str | int | float | None) else str(value)
 
 
