@@ -70,19 +70,19 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def second(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def second_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Another architecture with another mean."""
     return saved(tmp_path_factory.mktemp("second") / "model", "test_efficientnet", 10, seed=5)
 
 
 @pytest.fixture(scope="session")
-def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wide_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A head of 25 classes."""
     return saved(tmp_path_factory.mktemp("wide") / "model", "test_resnet", 25, seed=5)
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory, digits: Path, teacher: Path) -> Path:
+def digits_cache(tmp_path_factory: pytest.TempPathFactory, digits: Path, teacher: Path) -> Path:
     """A whole cache with mixup, 4 views of 100 digits in 2 blocks; tests copy it before writing."""
     out = tmp_path_factory.mktemp("cache") / "cache.zarr"
     small = ["num_views=4", "views.mixup=0.5"]
@@ -97,8 +97,10 @@ def other_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def sibling(tmp_path_factory: pytest.TempPathFactory, digits: Path, other_teacher: Path) -> Path:
-    """The views of `made`, by another teacher that keeps less."""
+def sibling_cache(
+    tmp_path_factory: pytest.TempPathFactory, digits: Path, other_teacher: Path
+) -> Path:
+    """The views of `digits_cache`, by another teacher that keeps less."""
     out = tmp_path_factory.mktemp("cache") / "sibling.zarr"
     small = ["num_views=4", "views.mixup=0.5"]
     small += ["targets.k_max=6", "targets.k_min=2", "targets.tau=0.01"]
@@ -107,18 +109,18 @@ def sibling(tmp_path_factory: pytest.TempPathFactory, digits: Path, other_teache
 
 
 @pytest.fixture
-def cache(made: Path, tmp_path: Path) -> Path:
+def mutable_cache(digits_cache: Path, tmp_path: Path) -> Path:
     """A copy of the cache that a test may damage."""
     copy = tmp_path / "cache.zarr"
-    shutil.copytree(made, copy)
-    shutil.copy(f"{made}.source", f"{copy}.source")
+    shutil.copytree(digits_cache, copy)
+    shutil.copy(f"{digits_cache}.source", f"{copy}.source")
     return copy
 
 
 @pytest.fixture
-def images(made: Path, digits: Path) -> ImageDataset:
+def images(digits_cache: Path, digits: Path) -> ImageDataset:
     """The transfer images in the order of the cache's table."""
-    store = Cache.open(made)
+    store = Cache.open(digits_cache)
     opened = open_images(str(digits), "train")
     return match.match(store.table, store.spec.dataset, opened)
 

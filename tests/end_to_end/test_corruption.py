@@ -251,14 +251,14 @@ def _rich(made: Path, path: Path, seed: int) -> Path:
 
 @pytest.fixture(scope="module")
 def caches(
-    tmp_path_factory: pytest.TempPathFactory, made: Path, digits: Path, teacher: Path
+    tmp_path_factory: pytest.TempPathFactory, digits_cache: Path, digits: Path, teacher: Path
 ) -> list[tuple[Path, Path]]:
     """Both caches, and beside each one of other views."""
     folder = tmp_path_factory.mktemp("corruption")
     other = recipes.load("digits", ["num_views=4", "views.mixup=0.5", "views.seed=2"])
     run(other, str(digits), str(teacher), folder / "other.zarr", "cpu")
-    rich = [_rich(made, folder / f"rich{seed}.zarr", seed) for seed in (1, 2)]
-    return [(made, folder / "other.zarr"), (rich[0], rich[1])]
+    rich = [_rich(digits_cache, folder / f"rich{seed}.zarr", seed) for seed in (1, 2)]
+    return [(digits_cache, folder / "other.zarr"), (rich[0], rich[1])]
 
 
 @pytest.fixture

@@ -29,11 +29,13 @@ def fails(outcome: Outcome, code: int, *words: str) -> None:
         assert word in message
 
 
-def test_wrong_data_set(kdcache: Command, made: Path, digits: Path, tmp_path: Path) -> None:
+def test_wrong_data_set(kdcache: Command, digits_cache: Path, digits: Path, tmp_path: Path) -> None:
     wrong = digits / "digits-validation-0000.tar"
-    run = kdcache("train", "digits", "--cache", made, "--data", wrong, "--out", tmp_path / "r")
+    run = kdcache(
+        "train", "digits", "--cache", digits_cache, "--data", wrong, "--out", tmp_path / "r"
+    )
     fails(run, 1, "CacheMismatch", "100 samples", "500", "first missing key", "Point --data")
-    verify = kdcache("verify", made, "--data", wrong)
+    verify = kdcache("verify", digits_cache, "--data", wrong)
     assert verify.code == 1
     assert "first missing key" in verify.out
 
@@ -44,8 +46,10 @@ def test_wrong_number_of_classes(kdcache: Command, digits: Path, tmp_path: Path)
     fails(outcome, 1, "CacheMismatch", "10 classes", "1000", "labels=ignore")
 
 
-def test_unknown_recipe_key(kdcache: Command, made: Path, tmp_path: Path) -> None:
-    outcome = kdcache("train", "digits", "--cache", made, "--out", tmp_path / "r", "epoch=3")
+def test_unknown_recipe_key(kdcache: Command, digits_cache: Path, tmp_path: Path) -> None:
+    outcome = kdcache(
+        "train", "digits", "--cache", digits_cache, "--out", tmp_path / "r", "epoch=3"
+    )
     fails(outcome, 2, "RecipeError", "unknown key 'epoch'", "Did you mean 'epochs'")
 
 
@@ -59,8 +63,8 @@ def test_missing_cache(kdcache: Command, tmp_path: Path) -> None:
         fails(kdcache(*arguments), 2, "CacheNotFound", "no cache at", "kdcache cache RECIPE")
 
 
-def test_unknown_student(kdcache: Command, made: Path, tmp_path: Path) -> None:
-    arguments = ("--cache", made, "--out", tmp_path / "r", "student=resnet5o")
+def test_unknown_student(kdcache: Command, digits_cache: Path, tmp_path: Path) -> None:
+    arguments = ("--cache", digits_cache, "--out", tmp_path / "r", "student=resnet5o")
     outcome = kdcache("train", "digits", *arguments)
     fails(outcome, 2, "UsageError", "no network 'resnet5o'", "timm.list_models()")
     assert not (tmp_path / "r").exists()
@@ -68,9 +72,9 @@ def test_unknown_student(kdcache: Command, made: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("key", "known"), [("opt", "adamw"), ("sched", "cosine")])
 def test_unknown_optimizer_or_schedule(
-    kdcache: Command, made: Path, tmp_path: Path, key: str, known: str
+    kdcache: Command, digits_cache: Path, tmp_path: Path, key: str, known: str
 ) -> None:
-    arguments = ("--cache", made, "--out", tmp_path / "r", f"{key}=hope")
+    arguments = ("--cache", digits_cache, "--out", tmp_path / "r", f"{key}=hope")
     fails(kdcache("train", "digits", *arguments), 2, f"{key}=hope cannot be used", known)
 
 
@@ -130,44 +134,46 @@ def test_all_broken_images_are_named_before_the_teacher_is_asked(
     assert kdcache("cache", "digits", *arguments, "dataset.labels=ignore", "num_views=1").code == 0
 
 
-def test_incomplete(kdcache: Command, cache: Path) -> None:
-    (cache / "commits/v0002/b0000.json").unlink()
-    status = kdcache("status", cache)
+def test_incomplete(kdcache: Command, mutable_cache: Path) -> None:
+    (mutable_cache / "commits/v0002/b0000.json").unlink()
+    status = kdcache("status", mutable_cache)
     assert status.code == 1
     assert "3 of 4 parts" in status.out
     assert "view 2, block 0" in status.err
-    facts = json.loads(kdcache("status", cache, "--json").out)
+    facts = json.loads(kdcache("status", mutable_cache, "--json").out)
     assert facts["missing"] == [{"view": 2, "block": 0}]
-    verdict = json.loads(kdcache("verify", cache, "--json").out)
+    verdict = json.loads(kdcache("verify", mutable_cache, "--json").out)
     assert verdict["problems"][0]["kind"] == "CacheIncomplete"
 
 
-def test_a_flipped_byte(kdcache: Command, cache: Path, tmp_path: Path) -> None:
-    chunk = cache / "targets/index_delta/c/1/0"
+def test_a_flipped_byte(kdcache: Command, mutable_cache: Path, tmp_path: Path) -> None:
+    chunk = mutable_cache / "targets/index_delta/c/1/0"
     data = bytearray(chunk.read_bytes())
     data[20] ^= 4
     chunk.write_bytes(data)
-    verify = kdcache("verify", cache)
+    verify = kdcache("verify", mutable_cache)
     assert verify.code == 1
     assert str(chunk) in verify.out
     assert "kdcache cache" in verify.out
-    run = kdcache("train", "digits", "--cache", cache, "--out", tmp_path / "r", "batch_size=50")
+    run = kdcache(
+        "train", "digits", "--cache", mutable_cache, "--out", tmp_path / "r", "batch_size=50"
+    )
     fails(run, 1, "CacheDamaged", str(chunk), "kdcache cache")
 
 
-def test_facts_are_printed_for_people_and_programs(kdcache: Command, made: Path) -> None:
-    info = json.loads(kdcache("info", made, "--json").out)
+def test_facts_are_printed_for_people_and_programs(kdcache: Command, digits_cache: Path) -> None:
+    info = json.loads(kdcache("info", digits_cache, "--json").out)
     assert info["targets"] == 400
     assert info["bytes_per_view"] < 15
     assert info["spec"]["teacher"]["architecture"] == "test_resnet"
-    people = kdcache("info", made).out
+    people = kdcache("info", digits_cache).out
     assert info["fingerprint"] in people
     assert "test_resnet" in people
     plan = json.loads(kdcache("plan", "vanillakd-a2", "--json").out)
     assert plan["parts"] == 6000
     assert "384,350,100" in kdcache("plan", "vanillakd-a2").out
-    assert json.loads(kdcache("verify", made, "--json").out)["verdict"] == "ok"
-    assert kdcache("status", made).code == 0
+    assert json.loads(kdcache("verify", digits_cache, "--json").out)["verdict"] == "ok"
+    assert kdcache("status", digits_cache).code == 0
 
 
 def test_every_command_has_its_line_of_help_and_its_place_in_the_readme() -> None:
@@ -221,10 +227,14 @@ def test_the_version_needs_no_command(kdcache: Command) -> None:
 
 @pytest.mark.parametrize("before", [True, False])
 def test_data_cache_is_a_global_option(
-    before: bool, made: Path, tmp_path: Path, kdcache: Command, monkeypatch: pytest.MonkeyPatch
+    before: bool,
+    digits_cache: Path,
+    tmp_path: Path,
+    kdcache: Command,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("KDCACHE_CACHE", "")
     option = ("--data-cache", tmp_path / "kept")
-    words = ("info", made)
+    words = ("info", digits_cache)
     assert kdcache(*option, *words).code == 0 if before else kdcache(*words, *option).code == 0
     assert os.environ["KDCACHE_CACHE"] == str(tmp_path / "kept")

@@ -51,10 +51,10 @@ def again(digits: Path, teacher: Path, out: Path, *overrides: str, **options: ob
 
 
 def test_the_same_command_makes_the_same_bytes(
-    made: Path, digits: Path, teacher: Path, tmp_path: Path
+    digits_cache: Path, digits: Path, teacher: Path, tmp_path: Path
 ) -> None:
     again(digits, teacher, tmp_path / "b.zarr", "views_per_decode=1")
-    assert files(tmp_path / "b.zarr") == files(made)
+    assert files(tmp_path / "b.zarr") == files(digits_cache)
 
 
 SLOWLY = [pytest.param(after, marks=pytest.mark.slow) for after in (0.0, 0.4)]
@@ -62,7 +62,7 @@ SLOWLY = [pytest.param(after, marks=pytest.mark.slow) for after in (0.0, 0.4)]
 
 @pytest.mark.parametrize("after", [0.15, *SLOWLY])
 def test_kill_dash_nine_costs_only_the_part_in_hand(
-    made: Path, digits: Path, teacher: Path, tmp_path: Path, after: float
+    digits_cache: Path, digits: Path, teacher: Path, tmp_path: Path, after: float
 ) -> None:
     out = tmp_path / "c.zarr"
     kdcache = Path(sys.executable).parent / "kdcache"
@@ -86,20 +86,26 @@ def test_kill_dash_nine_costs_only_the_part_in_hand(
 
 
 def test_only_what_is_missing_or_damaged_is_made_again(
-    cache: Path, made: Path, digits: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
+    mutable_cache: Path,
+    digits_cache: Path,
+    digits: Path,
+    teacher: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    chunk = cache / "targets/code/c/1/0"
+    chunk = mutable_cache / "targets/code/c/1/0"
     chunk.write_bytes(chunk.read_bytes()[::-1])
-    (cache / Part(3, 0).record).unlink()
+    (mutable_cache / Part(3, 0).record).unlink()
     written = []
     write = Cache.write
     monkeypatch.setattr(Cache, "write", lambda s, p, *a: written.append(p) or write(s, p, *a))
-    again(digits, teacher, cache)
+    again(digits, teacher, mutable_cache)
     assert written == [Part(1, 0), Part(3, 0)]
-    assert files(cache) == files(made)
+    assert files(mutable_cache) == files(digits_cache)
 
 
-def test_shares_and_limits_add_up(made: Path, digits: Path, teacher: Path, tmp_path: Path) -> None:
+def test_shares_and_limits_add_up(
+    digits_cache: Path, digits: Path, teacher: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "s.zarr"
     one = "views_per_decode=1"
     again(digits, teacher, out, one, share=PartSelection(1, 3))
@@ -107,7 +113,7 @@ def test_shares_and_limits_add_up(made: Path, digits: Path, teacher: Path, tmp_p
     assert [p.view for p in store.parts() if store.present(p)] == [0, 1]
     again(digits, teacher, out, one, share=PartSelection(0, 2))
     again(digits, teacher, out, one, share=PartSelection(1, 2))
-    assert files(out) == files(made)
+    assert files(out) == files(digits_cache)
 
 
 def test_several_blocks_and_growth(digits: Path, teacher: Path, tmp_path: Path) -> None:
@@ -125,14 +131,14 @@ def test_several_blocks_and_growth(digits: Path, teacher: Path, tmp_path: Path) 
 
 
 def test_another_recipe_or_teacher_is_refused_by_field(
-    cache: Path, digits: Path, teacher: Path, tmp_path: Path
+    mutable_cache: Path, digits: Path, teacher: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(CacheMismatch, match=r"views\.degrees: 23\.0 against 3\.0"):
-        again(digits, teacher, cache, "views.degrees=3.0")
+        again(digits, teacher, mutable_cache, "views.degrees=3.0")
     other = timm.create_model("test_resnet", num_classes=10)
     save_for_hf(other, str(tmp_path / "other"), safe_serialization=True)
     with pytest.raises(CacheMismatch, match=r"teacher\.weights_sha256: 'sha256:"):
-        again(digits, tmp_path / "other", cache)
+        again(digits, tmp_path / "other", mutable_cache)
 
 
 def test_labels_of_other_classes_are_refused(digits: Path, tmp_path: Path) -> None:
@@ -158,11 +164,11 @@ class Broken(Forward):
         return index, p, tail, *others
 
 
-def test_nan_is_never_stored(cache: Path, images: ImageDataset, teacher: Path) -> None:
-    store = Cache.open(cache)
+def test_nan_is_never_stored(mutable_cache: Path, images: ImageDataset, teacher: Path) -> None:
+    store = Cache.open(mutable_cache)
     loaded = teachers.load(str(teacher), 32, "fp32")
     forward = Broken(loaded, store.spec.targets, torch.device("cpu"))
-    (cache / Part(0, 0).record).unlink()
+    (mutable_cache / Part(0, 0).record).unlink()
     worker = Stage1(store, images, forward, 16, 2)
     (failed,) = worker.make([DecodeGroup(0, (0,))], lambda _: None)
     worker.close()

@@ -69,11 +69,11 @@ def torchrun(processes: int, *arguments: object) -> subprocess.CompletedProcess[
 
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["grad_accum_steps=2", "clip_grad=1.0"]])
-def test_one_and_two_processes_agree(made: Path, tmp_path: Path, more: list[str]) -> None:
+def test_one_and_two_processes_agree(digits_cache: Path, tmp_path: Path, more: list[str]) -> None:
     curves, weights = [], []
     for processes in (1, 2):
         out = tmp_path / str(processes)
-        fixed = ("--cache", made, "--out", out, "--device", "cpu", *ORDER, *more, "--json")
+        fixed = ("--cache", digits_cache, "--out", out, "--device", "cpu", *ORDER, *more, "--json")
         done = torchrun(processes, *fixed)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["student"] == "test_vit"  # one process speaks
@@ -90,8 +90,18 @@ def test_one_and_two_processes_agree(made: Path, tmp_path: Path, more: list[str]
 
 
 @pytest.mark.slow
-def test_killed_processes_go_on_as_if_nothing_had_happened(made: Path, tmp_path: Path) -> None:
-    fixed = ("--cache", made, "--device", "cpu", "student=test_vit", "batch_size=10", "epochs=3")
+def test_killed_processes_go_on_as_if_nothing_had_happened(
+    digits_cache: Path, tmp_path: Path
+) -> None:
+    fixed = (
+        "--cache",
+        digits_cache,
+        "--device",
+        "cpu",
+        "student=test_vit",
+        "batch_size=10",
+        "epochs=3",
+    )
     fixed += ("views_per_epoch=4", "checkpoint_minutes=0.0", "drop=0.1")
     assert torchrun(2, *fixed, "--out", tmp_path / "undisturbed").returncode == 0
     with subprocess.Popen(
@@ -122,9 +132,9 @@ def test_killed_processes_go_on_as_if_nothing_had_happened(made: Path, tmp_path:
 
 
 def test_every_process_has_its_slice_and_a_batch_must_be_shared_evenly(
-    made: Path, digits: Path, images: object
+    digits_cache: Path, digits: Path, images: object
 ) -> None:
-    store = Cache.open(made)
+    store = Cache.open(digits_cache)
     schedule = Schedule(store, 1, 40, seed=0)
     whole = next(iter(loader(store, images, schedule, ALONE).epoch(0)))
     halves = [

@@ -53,24 +53,26 @@ def another(out: Path, data: Path, teacher: Path, *changes: str, name: str = "di
 
 
 def test_the_ensemble_of_two_caches_is_a_cache(
-    made: Path, sibling: Path, digits: Path, tmp_path: Path, kdcache: Command
+    digits_cache: Path, sibling_cache: Path, digits: Path, tmp_path: Path, kdcache: Command
 ) -> None:
     out = tmp_path / "e.zarr"
-    done = kdcache("ensemble", made, sibling, "--weights", "7,3", "--out", out, "--json")
+    done = kdcache(
+        "ensemble", digits_cache, sibling_cache, "--weights", "7,3", "--out", out, "--json"
+    )
     assert done.code == 0, done.err
     members = json.loads(done.out)["teacher"]["members"]
     shares = {m["cache"]: m["weight"] for m in members}
-    stores = [Cache.open(p) for p in (made, sibling)]
+    stores = [Cache.open(p) for p in (digits_cache, sibling_cache)]
     assert shares == dict(zip((s.spec.fingerprint for s in stores), WEIGHTS, strict=True))
     assert "0.7 of" in kdcache("info", out).out
     verdict = json.loads(kdcache("verify", out, "--data", digits, "--json").out)
     assert (verdict["verdict"], verdict["parts"], verdict["images"]) == ("ok", 4, 100)
-    sides = [diff.OfCache(Cache.open(p)) for p in (made, sibling, out)]
+    sides = [diff.OfCache(Cache.open(p)) for p in (digits_cache, sibling_cache, out)]
     for view in (0, 3):
         p, q, e = (side.distributions(view, np.arange(100), 1.0) for side in sides)
         assert np.abs(e - mean(p, q)).max() < 0.02  # a code's step at most
         assert np.abs(e - mean(p, q)).mean() < 0.002
-    for path in (made, sibling):
+    for path in (digits_cache, sibling_cache):
         facts = json.loads(kdcache("diff", out, path, "--json").out)
         assert facts["compared"] == 400
         assert 0 < facts["kl_t1_mean"] < 1
@@ -78,12 +80,14 @@ def test_the_ensemble_of_two_caches_is_a_cache(
     assert asked.code == 2
     assert "is an ensemble" in asked.err
     again = tmp_path / "again.zarr"
-    kdcache("ensemble", sibling, made, "--weights", "0.3,0.7", "--out", again)
+    kdcache("ensemble", sibling_cache, digits_cache, "--weights", "0.3,0.7", "--out", again)
     assert Cache.open(again).content_id() == Cache.open(out).content_id()
 
 
-def test_an_ensemble_that_was_killed_goes_on(made: Path, sibling: Path, tmp_path: Path) -> None:
-    out, members = tmp_path / "e.zarr", open_ensemble([made, sibling], blocks=True)
+def test_an_ensemble_that_was_killed_goes_on(
+    digits_cache: Path, sibling_cache: Path, tmp_path: Path
+) -> None:
+    out, members = tmp_path / "e.zarr", open_ensemble([digits_cache, sibling_cache], blocks=True)
     store = ensemble.run(members, out)
     whole = store.content_id()
     (out / Part(2, 0).record).unlink()
@@ -93,16 +97,18 @@ def test_an_ensemble_that_was_killed_goes_on(made: Path, sibling: Path, tmp_path
 
 
 def test_what_is_kept_of_an_ensemble_can_be_chosen(
-    made: Path, sibling: Path, tmp_path: Path, kdcache: Command
+    digits_cache: Path, sibling_cache: Path, tmp_path: Path, kdcache: Command
 ) -> None:
-    arguments = ("ensemble", made, sibling, "--out")
+    arguments = ("ensemble", digits_cache, sibling_cache, "--out")
     done = kdcache(*arguments, tmp_path / "k", "--keep", "tau=0.05,max=3", "--json")
     assert 1 <= json.loads(done.out)["kept_classes_mean"] <= 3
     assert kdcache("verify", tmp_path / "k").code == 0
     other = kdcache(*arguments, tmp_path / "k", "--weights", "1,2", "--keep", "tau=0.05,max=3")
     assert other.code == 2
     assert "is another cache: teacher." in other.err
-    refused = kdcache("ensemble", sibling, made, "--out", tmp_path / "l", "--keep", "t2=3")
+    refused = kdcache(
+        "ensemble", sibling_cache, digits_cache, "--out", tmp_path / "l", "--keep", "t2=3"
+    )
     assert "'temperature' is no name of it" in refused.err
 
 
@@ -131,11 +137,11 @@ def test_more_than_the_members_know_cannot_be_kept(tmp_path: Path, kdcache: Comm
     ],
 )
 def test_other_views_are_refused(
-    command: str, change: str, words: str, made: Path, digits: Path, other_teacher: Path,
+    command: str, change: str, words: str, digits_cache: Path, digits: Path, other_teacher: Path,
     tmp_path: Path, kdcache: Command,
 ) -> None:  # fmt: skip
     path = another(tmp_path / "o.zarr", digits, other_teacher, change)
-    refused(kdcache, command, made, path, tmp_path, words)
+    refused(kdcache, command, digits_cache, path, tmp_path, words)
 
 
 def refused(
@@ -152,7 +158,7 @@ def refused(
 
 @pytest.mark.parametrize("command", ["ensemble", "train"])
 def test_other_data_and_other_classes_are_refused(
-    command: str, made: Path, digits: Path, teacher: Path, tmp_path: Path, kdcache: Command
+    command: str, digits_cache: Path, digits: Path, teacher: Path, tmp_path: Path, kdcache: Command
 ) -> None:
     torch.manual_seed(0)
     model = timm.create_model("test_resnet", num_classes=12)
@@ -162,19 +168,33 @@ def test_other_data_and_other_classes_are_refused(
     refused(kdcache, command, narrow, wide, tmp_path, "teacher.num_classes: 10 against 12")
     data = digits / "digits-validation-0000.tar"
     other = another(tmp_path / "d.zarr", data, tmp_path / "t", "dataset.labels=ignore")
-    refused(kdcache, command, made, other, tmp_path, "they are of 100 and 500 samples, and 'digit_")
+    refused(
+        kdcache,
+        command,
+        digits_cache,
+        other,
+        tmp_path,
+        "they are of 100 and 500 samples, and 'digit_",
+    )
 
 
 @pytest.mark.parametrize("command", ["ensemble", "train"])
 def test_a_missing_part_and_the_same_cache_twice_are_refused(
-    command: str, made: Path, sibling: Path, cache: Path, tmp_path: Path, kdcache: Command
+    command: str,
+    digits_cache: Path,
+    sibling_cache: Path,
+    mutable_cache: Path,
+    tmp_path: Path,
+    kdcache: Command,
 ) -> None:
-    refused(kdcache, command, made, cache, tmp_path, "are the same cache", 2)
-    holed = shutil.copytree(sibling, tmp_path / "holed.zarr")
+    refused(kdcache, command, digits_cache, mutable_cache, tmp_path, "are the same cache", 2)
+    holed = shutil.copytree(sibling_cache, tmp_path / "holed.zarr")
     (holed / Part(3, 0).record).unlink()
-    shutil.copy(f"{sibling}.source", tmp_path / "holed.zarr.source")
+    shutil.copy(f"{sibling_cache}.source", tmp_path / "holed.zarr.source")
     caches = (
-        (made, holed) if command == "ensemble" else ("digits", "--cache", made, "--cache", holed)
+        (digits_cache, holed)
+        if command == "ensemble"
+        else ("digits", "--cache", digits_cache, "--cache", holed)
     )
     outcome = kdcache(command, *caches, "--out", tmp_path / "out")
     assert outcome.code == 1
@@ -183,31 +203,31 @@ def test_a_missing_part_and_the_same_cache_twice_are_refused(
 
 
 def test_teachers_may_see_the_views_at_their_own_size(
-    made: Path, digits: Path, other_teacher: Path, tmp_path: Path, kdcache: Command
+    digits_cache: Path, digits: Path, other_teacher: Path, tmp_path: Path, kdcache: Command
 ) -> None:
     large = another(tmp_path / "l.zarr", digits, other_teacher, "views.teacher_size=64")
-    assert kdcache("ensemble", made, large, "--out", tmp_path / "e").code == 0
-    assert Cache.open(tmp_path / "e").spec.views == Cache.open(made).spec.views
+    assert kdcache("ensemble", digits_cache, large, "--out", tmp_path / "e").code == 0
+    assert Cache.open(tmp_path / "e").spec.views == Cache.open(digits_cache).spec.views
     assert kdcache("verify", tmp_path / "e", "--data", digits).code == 0
 
 
 def test_members_of_other_pixels_are_refused(
-    made: Path, sibling: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    digits_cache: Path, sibling_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As other versions of a library would make them: the specs agree, the pixels do not."""
-    members, real = open_ensemble([made, sibling], blocks=True), Cache.read
+    members, real = open_ensemble([digits_cache, sibling_cache], blocks=True), Cache.read
 
     def read(self: Cache, part: Part) -> tuple[codec.EncodedTargets, np.ndarray]:
         stored, probes = real(self, part)
-        return stored, probes ^ np.uint64(self.name == str(sibling))
+        return stored, probes ^ np.uint64(self.name == str(sibling_cache))
 
     monkeypatch.setattr(Cache, "read", read)
     with pytest.raises(CacheMismatch, match=r"view 0, block 0 of .* other pixels.*simplejpeg"):
         ensemble.run(members, tmp_path / "e")
 
 
-def test_an_image_that_was_changed_is_named(made: Path, sibling: Path) -> None:
-    a, b = Cache.open(made), Cache.open(sibling)
+def test_an_image_that_was_changed_is_named(digits_cache: Path, sibling_cache: Path) -> None:
+    a, b = Cache.open(digits_cache), Cache.open(sibling_cache)
     digests = b.table.digest_N.copy()
     digests[7] ^= np.uint64(1)
     b.__dict__["table"] = replace(b.table, digest_N=digests)
@@ -217,9 +237,9 @@ def test_an_image_that_was_changed_is_named(made: Path, sibling: Path) -> None:
 
 
 def test_weights_that_cannot_be(
-    made: Path, sibling: Path, tmp_path: Path, kdcache: Command
+    digits_cache: Path, sibling_cache: Path, tmp_path: Path, kdcache: Command
 ) -> None:
-    arguments = ("ensemble", made, sibling, "--out", tmp_path / "e", "--weights")
+    arguments = ("ensemble", digits_cache, sibling_cache, "--out", tmp_path / "e", "--weights")
     for text, words in {
         "1": "2 caches and 1 weights",
         "1,0": "weights are positive",
@@ -229,7 +249,7 @@ def test_weights_that_cannot_be(
         outcome = kdcache(*arguments, text)
         assert outcome.code == 2
         assert words in outcome.err
-    alone = kdcache("ensemble", made, "--out", tmp_path / "e")
+    alone = kdcache("ensemble", digits_cache, "--out", tmp_path / "e")
     assert "two members or more" in alone.err
 
 

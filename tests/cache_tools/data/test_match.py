@@ -33,27 +33,27 @@ def plain(tmp_path_factory: pytest.TempPathFactory, digits: Path, teacher: Path)
 
 
 def test_renamed_images_are_found_by_their_bytes(
-    images: ImageDataset, made: Path, tmp_path: Path, kdcache: Command
+    images: ImageDataset, digits_cache: Path, tmp_path: Path, kdcache: Command
 ) -> None:
     source = write(images, tmp_path / "copy", [*range(100)], {3, 50, 51})
-    said = kdcache("verify", made, "--data", source)
+    said = kdcache("verify", digits_cache, "--data", source)
     assert said.code == 0, said.err
     assert "100 of 100 samples are there, 3 of them under other names" in said.out
-    store = Cache.open(made)
+    store = Cache.open(digits_cache)
     joined, covered = match.align(store.table, store.spec.dataset, open_images(source, "train"))
     assert covered.facts == {"samples": 100, "by_key": 97, "by_digest": 3, "missing": 0, "extra": 0}
     assert [joined.read(i) for i in range(100)] == [images.read(i) for i in range(100)]
 
 
 def test_names_that_stand_for_two_images_are_told_apart(
-    images: ImageDataset, made: Path, tmp_path: Path
+    images: ImageDataset, digits_cache: Path, tmp_path: Path
 ) -> None:
     """A copy that numbers the images of each class: stems repeat, and one of them is a key."""
     for number in range(100):
         folder = tmp_path / "copy" / f"{images.label_N[number]}"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{len(list(folder.iterdir()))}.png").write_bytes(images.read(number))
-    store = Cache.open(made)
+    store = Cache.open(digits_cache)
     covered = match.find(
         store.table, store.spec.dataset, open_images(str(tmp_path / "copy"), "train")
     )
@@ -61,11 +61,11 @@ def test_names_that_stand_for_two_images_are_told_apart(
 
 
 def test_digests_are_kept_until_a_file_changes(
-    images: ImageDataset, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: ImageDataset, digits_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KDCACHE_CACHE", str(tmp_path / "kept"))
     source = write(images, tmp_path / "copy", [*range(100)], {3, 4})
-    store, reads = Cache.open(made), []
+    store, reads = Cache.open(digits_cache), []
     read = ImageDataset.read
 
     def counted(data: ImageDataset, number: int) -> bytes:
@@ -87,9 +87,9 @@ def test_digests_are_kept_until_a_file_changes(
 
 
 def test_another_data_set_is_refused_after_a_few_reads(
-    images: ImageDataset, made: Path, tmp_path: Path
+    images: ImageDataset, digits_cache: Path, tmp_path: Path
 ) -> None:
-    store = Cache.open(made)
+    store = Cache.open(digits_cache)
     source = write(images, tmp_path / "copy", [*range(100)], {*range(100)})
     for path in (tmp_path / "copy").rglob("*.png"):
         path.write_bytes(path.read_bytes()[:-1] + b"x")
@@ -121,8 +121,8 @@ def test_a_part_of_the_data_is_trained_on_when_allowed(
     assert json.loads((tmp_path / "run/config.json").read_text())["samples"] == 50
 
 
-def test_views_of_missing_partners_are_left_out(images: ImageDataset, made: Path) -> None:
-    store = Cache.open(made)
+def test_views_of_missing_partners_are_left_out(images: ImageDataset, digits_cache: Path) -> None:
+    store = Cache.open(digits_cache)
     present = np.ones(100, dtype=bool)
     present[::3] = False
     schedule = Schedule(store, 2, 10, seed=0, present_N=present)
@@ -146,10 +146,18 @@ def test_views_of_missing_partners_are_left_out(images: ImageDataset, made: Path
 
 
 def test_pairs_of_a_mixing_cache_with_holes_train(
-    images: ImageDataset, made: Path, tmp_path: Path, kdcache: Command
+    images: ImageDataset, digits_cache: Path, tmp_path: Path, kdcache: Command
 ) -> None:
     source = write(images, tmp_path / "copy", [*range(80)])
-    where = ("--cache", made, "--data", source, "--out", tmp_path / "run", "--allow-partial")
+    where = (
+        "--cache",
+        digits_cache,
+        "--data",
+        source,
+        "--out",
+        tmp_path / "run",
+        "--allow-partial",
+    )
     said = kdcache("train", "digits", *where, *SHORT, "--json")
     assert said.code == 0, said.err
     assert json.loads(said.out)["coverage"]["missing"] == 20

@@ -263,7 +263,7 @@ def test_two_runs_download_a_shard_once(kept: Path) -> None:
 
 
 def test_a_pipeline_and_a_student_work_from_a_url(
-    server: RangeServer, teacher: Path, made: Path, tmp_path: Path, kdcache: Command
+    server: RangeServer, teacher: Path, digits_cache: Path, tmp_path: Path, kdcache: Command
 ) -> None:
     url, out = f"{server.url}/ours", tmp_path / "cache.zarr"
     said = kdcache(
@@ -273,10 +273,14 @@ def test_a_pipeline_and_a_student_work_from_a_url(
     assert said.code == 0, said.err
     assert (tmp_path / "elsewhere/index").is_dir()
     # the same cache as from the shards on the disk, but for the names of its classes
-    assert Cache.open(out).table.sha256 == Cache.open(made).table.sha256
-    chunks = [p.relative_to(made) for p in made.glob("targets/*/c/**/*") if p.is_file()]
+    assert Cache.open(out).table.sha256 == Cache.open(digits_cache).table.sha256
+    chunks = [
+        p.relative_to(digits_cache) for p in digits_cache.glob("targets/*/c/**/*") if p.is_file()
+    ]
     assert chunks
-    assert all((out / chunk).read_bytes() == (made / chunk).read_bytes() for chunk in chunks)
+    assert all(
+        (out / chunk).read_bytes() == (digits_cache / chunk).read_bytes() for chunk in chunks
+    )
     assert Cache.open(out).source == url
     run = tmp_path / "run"
     said = kdcache("train", "digits", "--cache", out, "--out", run, "epochs=1", "views_per_epoch=2")

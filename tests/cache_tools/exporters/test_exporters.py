@@ -32,13 +32,13 @@ def kept(store: Cache, view: int) -> list[dict[int, float]]:
     ]
 
 
-def test_webdataset_reads_the_columns(made: Path, tmp_path: Path, kdcache: Command) -> None:
+def test_webdataset_reads_the_columns(digits_cache: Path, tmp_path: Path, kdcache: Command) -> None:
     done = kdcache(
-        "convert", made, tmp_path / "w", "--to", "webdataset", "--per-file", 30, "--json"
+        "convert", digits_cache, tmp_path / "w", "--to", "webdataset", "--per-file", 30, "--json"
     )
     facts = json.loads(done.out)
     assert (facts["files"], facts["samples"], facts["views"]) == (4, 100, 4)
-    store, found = Cache.open(made), {}
+    store, found = Cache.open(digits_cache), {}
     urls = sorted(str(path) for path in (tmp_path / "w").glob("*.tar"))
     with warnings.catch_warnings():  # it leaves its files open
         warnings.simplefilter("ignore", ResourceWarning)
@@ -61,9 +61,9 @@ def test_webdataset_reads_the_columns(made: Path, tmp_path: Path, kdcache: Comma
             assert arrays["lam"][view] == np.float32(mix.lam_B[row] / 65536)
 
 
-def test_parquet_has_a_row_per_view(made: Path, tmp_path: Path, kdcache: Command) -> None:
-    assert kdcache("convert", made, tmp_path / "p", "--to", "parquet").code == 0
-    store = Cache.open(made)
+def test_parquet_has_a_row_per_view(digits_cache: Path, tmp_path: Path, kdcache: Command) -> None:
+    assert kdcache("convert", digits_cache, tmp_path / "p", "--to", "parquet").code == 0
+    store = Cache.open(digits_cache)
     rows = pq.read_table(tmp_path / "p").to_pylist()
     assert len(rows) == 400
     expected = [kept(store, view) for view in range(4)]
@@ -76,9 +76,11 @@ def test_parquet_has_a_row_per_view(made: Path, tmp_path: Path, kdcache: Command
         assert abs(sum(row["probability"]) + row["tail"][0] - 1) < 1e-5
 
 
-def test_what_is_written_is_not_written_again(made: Path, tmp_path: Path, kdcache: Command) -> None:
+def test_what_is_written_is_not_written_again(
+    digits_cache: Path, tmp_path: Path, kdcache: Command
+) -> None:
     out = tmp_path / "w"
-    command = ("convert", made, out, "--to", "webdataset", "--per-file", 30)
+    command = ("convert", digits_cache, out, "--to", "webdataset", "--per-file", 30)
     assert kdcache(*command).code == 0
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.glob("*.tar")}
     (out / "soft-0002.tar").unlink()
@@ -87,14 +89,14 @@ def test_what_is_written_is_not_written_again(made: Path, tmp_path: Path, kdcach
         assert path.read_bytes() == data
         assert (path.stat().st_mtime_ns == mtime) == (path.name != "soft-0002.tar")
     assert kdcache(*command[:-1], 20).code == 2
-    assert kdcache("convert", made, out, "--to", "parquet").code == 2
+    assert kdcache("convert", digits_cache, out, "--to", "parquet").code == 2
 
 
 def test_a_cache_that_is_not_whole_is_not_converted(
-    cache: Path, tmp_path: Path, kdcache: Command
+    mutable_cache: Path, tmp_path: Path, kdcache: Command
 ) -> None:
-    (cache / Part(3, 0).record).unlink()
-    said = kdcache("convert", cache, tmp_path / "w", "--to", "webdataset")
+    (mutable_cache / Part(3, 0).record).unlink()
+    said = kdcache("convert", mutable_cache, tmp_path / "w", "--to", "webdataset")
     assert (said.code, (tmp_path / "w").exists()) == (1, False)
     assert "view 3, block 0" in said.err
 
@@ -140,14 +142,14 @@ def test_tinyvit_gets_back_what_it_gave(
 
 
 def test_views_that_tinyvit_cannot_draw_are_not_handed_to_it(
-    made: Path, tmp_path: Path, kdcache: Command
+    digits_cache: Path, tmp_path: Path, kdcache: Command
 ) -> None:
-    said = kdcache("convert", made, tmp_path / "t", "--to", "tinyvit")
+    said = kdcache("convert", digits_cache, tmp_path / "t", "--to", "tinyvit")
     assert said.code == 2
     assert "other views than those" in " ".join(said.err.split())
-    done = kdcache("convert", made, tmp_path / "t", "--to", "tinyvit", "--without-seeds")
+    done = kdcache("convert", digits_cache, tmp_path / "t", "--to", "tinyvit", "--without-seeds")
     assert done.code == 0
-    store = Cache.open(made)
+    store = Cache.open(digits_cache)
     k = store.spec.targets.k_max
     with TinyViTReader(tmp_path / f"t/logits_top{k}_epoch2", k) as reader:
         for row, expected in enumerate(kept(store, 2)):

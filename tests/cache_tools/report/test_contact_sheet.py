@@ -15,10 +15,12 @@ A2 = ["views.auto_augment=rand-m9-mstd0.5-inc1", "views.cutmix=1.0", "views.mixu
 
 
 def test_a_sheet_of_a_cache_shows_what_the_teacher_saw(
-    kdcache: Callable[..., Outcome], made: Path, digits: Path, tmp_path: Path
+    kdcache: Callable[..., Outcome], digits_cache: Path, digits: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "sheet.png"
-    outcome = kdcache("views", made, "--data", digits, "--out", out, "--samples", 3, "--views", 4)
+    outcome = kdcache(
+        "views", digits_cache, "--data", digits, "--out", out, "--samples", 3, "--views", 4
+    )
     assert outcome.code == 0, outcome.err
     assert "4 views of 3 samples" in outcome.out
     picture = np.asarray(Image.open(out))
@@ -27,16 +29,16 @@ def test_a_sheet_of_a_cache_shows_what_the_teacher_saw(
 
 
 def test_a_sheet_of_a_cache_refuses_an_image_that_changed(
-    kdcache: Callable[..., Outcome], made: Path, digits: Path, tmp_path: Path
+    kdcache: Callable[..., Outcome], digits_cache: Path, digits: Path, tmp_path: Path
 ) -> None:
-    copy, store = tmp_path / "digits", Cache.open(made)
+    copy, store = tmp_path / "digits", Cache.open(digits_cache)
     shutil.copytree(digits, copy)
     images = match.match(store.table, store.spec.dataset, open_images(str(copy), "train"))
     shard, at = images.paths[images.file_N[0]], images.offset_N[0] + images.length_N[0] - 1
     data = bytearray(shard.read_bytes())
     data[at] ^= 1
     shard.write_bytes(data)
-    outcome = kdcache("views", made, "--data", copy, "--out", tmp_path / "sheet.png")
+    outcome = kdcache("views", digits_cache, "--data", copy, "--out", tmp_path / "sheet.png")
     assert outcome.code == 1
     assert f"image {store.table.keys[0]!r} has changed" in outcome.err
     assert not (tmp_path / "sheet.png").exists()

@@ -36,8 +36,8 @@ HOSTILE = (
 
 
 @pytest.fixture(scope="module")
-def finished(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return student(made, tmp_path_factory.mktemp("run") / "kd-seed0")
+def finished(digits_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return student(digits_cache, tmp_path_factory.mktemp("run") / "kd-seed0")
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +117,9 @@ def test_the_sum_of_squares_tightens_the_bound() -> None:
     assert (known < 0.6 * unknown).all()
 
 
-def test_the_facts_of_a_cache_against_its_targets(kdcache: Command, made: Path) -> None:
-    facts = told(kdcache("report", made, "--json"))[0]
-    store = Cache.open(made)
+def test_the_facts_of_a_cache_against_its_targets(kdcache: Command, digits_cache: Path) -> None:
+    facts = told(kdcache("report", digits_cache, "--json"))[0]
+    store = Cache.open(digits_cache)
     first, sure, label = [], [], []
     for view in range(store.num_views):
         targets = codec.decode(store.read_view(view), store.spec.targets)
@@ -152,9 +152,11 @@ def test_the_facts_of_a_cache_against_its_targets(kdcache: Command, made: Path) 
     assert right == pytest.approx(calibration["top1"])
 
 
-def test_a_sample_is_a_sample_and_says_so(kdcache: Command, made: Path, tmp_path: Path) -> None:
+def test_a_sample_is_a_sample_and_says_so(
+    kdcache: Command, digits_cache: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "report.html"
-    facts = told(kdcache("report", made, "--limit", 60, "--out", out, "--json"))[0]
+    facts = told(kdcache("report", digits_cache, "--limit", 60, "--out", out, "--json"))[0]
     assert facts["sampled"] == {"views": 60, "of": 400}
     text = out.read_text()
     assert "A sample: 60 of 400 stored views" in text
@@ -163,10 +165,10 @@ def test_a_sample_is_a_sample_and_says_so(kdcache: Command, made: Path, tmp_path
 
 
 def test_every_chart_says_its_finding_and_the_page_needs_nothing(
-    kdcache: Command, made: Path, finished: Path, tmp_path: Path
+    kdcache: Command, digits_cache: Path, finished: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "report.html"
-    outcome = kdcache("report", made, finished, swept(tmp_path / "sweep"), "--out", out)
+    outcome = kdcache("report", digits_cache, finished, swept(tmp_path / "sweep"), "--out", out)
     assert outcome.code == 0, outcome.err
     assert outcome.out.startswith(f"{out}: 1 cache, 1 run, 1 sweep, ")
     text = out.read_text()
@@ -370,25 +372,25 @@ def test_a_long_history_is_read_in_bounded_memory(tmp_path: Path) -> None:
 
 
 def test_what_is_not_there_is_said(
-    kdcache: Command, cache: Path, finished: Path, tmp_path: Path
+    kdcache: Command, mutable_cache: Path, finished: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "report.html"
-    Path(f"{cache}.source").write_text(f"{tmp_path}/elsewhere\n")
-    shutil.rmtree(cache / "commits" / "v0003")
+    Path(f"{mutable_cache}.source").write_text(f"{tmp_path}/elsewhere\n")
+    shutil.rmtree(mutable_cache / "commits" / "v0003")
     begun = tmp_path / "begun"
     shutil.copytree(finished, begun)
     shutil.rmtree(begun / "model")
     (begun / "result.json").unlink()
-    outcome = kdcache("report", cache, begun, "--out", out)
+    outcome = kdcache("report", mutable_cache, begun, "--out", out)
     assert outcome.code == 0, outcome.err
     text = Page(out.read_text()).text
     assert "parts are not committed yet" in text
     assert "No contact sheet: there is no data set at" in text
     assert "not finished, after 2 of them" in text
     assert "Its answers are left out: the run" in text
-    assert "No contact sheet" not in (kdcache("report", cache, "--no-images", "--json").out)
-    shutil.rmtree(cache / "commits")
-    assert kdcache("report", cache, "--out", out).code == 0
+    assert "No contact sheet" not in (kdcache("report", mutable_cache, "--no-images", "--json").out)
+    shutil.rmtree(mutable_cache / "commits")
+    assert kdcache("report", mutable_cache, "--out", out).code == 0
     assert "No part is committed yet" in out.read_text()
 
 
@@ -418,36 +420,41 @@ def test_logits_that_were_imported_have_no_views_to_look_at(
     ],
 )
 def test_mistakes_are_explained(
-    kdcache: Command, made: Path, tmp_path: Path, arguments: list[str], code: int, words: list[str]
+    kdcache: Command,
+    digits_cache: Path,
+    tmp_path: Path,
+    arguments: list[str],
+    code: int,
+    words: list[str],
 ) -> None:
     for name, text in (("odd", '{"students": 3}'), ("broken", "{")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "sweep.json").write_text(text)
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "config.json").write_text('{"recipe": {}}')
-    outcome = kdcache("report", *(a.format(cache=made, tmp=tmp_path) for a in arguments))
+    outcome = kdcache("report", *(a.format(cache=digits_cache, tmp=tmp_path) for a in arguments))
     assert outcome.code == code
     assert "Traceback" not in outcome.err
     assert all(word in outcome.err for word in words), outcome.err
     assert not (tmp_path / "r.html").exists()
 
 
-def test_a_damaged_part_is_named(kdcache: Command, cache: Path, tmp_path: Path) -> None:
-    chunk = max(p for p in (cache / "targets" / "code" / "c").rglob("*") if p.is_file())
+def test_a_damaged_part_is_named(kdcache: Command, mutable_cache: Path, tmp_path: Path) -> None:
+    chunk = max(p for p in (mutable_cache / "targets" / "code" / "c").rglob("*") if p.is_file())
     chunk.write_bytes(bytes(chunk.stat().st_size))
-    outcome = kdcache("report", cache, "--out", tmp_path / "r.html")
+    outcome = kdcache("report", mutable_cache, "--out", tmp_path / "r.html")
     assert outcome.code == 1
     assert "damaged" in outcome.err
 
 
 def test_without_its_libraries_the_extra_is_named(
-    kdcache: Command, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kdcache: Command, digits_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    outcome = kdcache("report", made, "--out", tmp_path / "r.html")
+    outcome = kdcache("report", digits_cache, "--out", tmp_path / "r.html")
     assert outcome.code == 2
     assert "pip install 'kdcache[report]'" in outcome.err
-    assert told(kdcache("report", made, "--json"))
+    assert told(kdcache("report", digits_cache, "--json"))
 
 
 def test_a_chart_takes_any_name_and_is_the_same_every_time() -> None:

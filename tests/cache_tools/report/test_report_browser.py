@@ -32,16 +32,16 @@ def chromium() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def report(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def report(digits_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page of everything there is: a cache, two runs, a sweep."""
     tmp_path = tmp_path_factory.mktemp("report")
     out = tmp_path / "report.html"
-    run = student(made, tmp_path / "runs" / "kd-seed0")
+    run = student(digits_cache, tmp_path / "runs" / "kd-seed0")
     config = json.loads((run / "config.json").read_text())
     config["class_names"] = ["a class of a rather long name that goes on and on " * 3] * 10
     other = shutil.copytree(run, tmp_path / "runs" / "labels-seed1")
     (other / "config.json").write_text(json.dumps(config))
-    subjects = made, tmp_path / "runs", swept(tmp_path / "sweep")
+    subjects = digits_cache, tmp_path / "runs", swept(tmp_path / "sweep")
     command.report([str(one) for one in subjects], out=out)
     return out
 

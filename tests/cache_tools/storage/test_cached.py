@@ -30,8 +30,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def server(made: Path) -> Iterator[RangeServer]:
-    with serve(made.parent) as running:
+def server(digits_cache: Path) -> Iterator[RangeServer]:
+    with serve(digits_cache.parent) as running:
         yield running
 
 
@@ -40,17 +40,25 @@ def losses(run: Path) -> list[float]:
 
 
 def test_the_student_is_the_same_and_only_its_views_are_fetched(
-    server: RangeServer, made: Path, digits: Path, tmp_path: Path, kdcache: Command
+    server: RangeServer, digits_cache: Path, digits: Path, tmp_path: Path, kdcache: Command
 ) -> None:
     server.trouble = per_file({2: "500", 3: "cut", 5: "flip"}, 11)
-    url = f"{server.url}/{made.name}"
+    url = f"{server.url}/{digits_cache.name}"
     said = kdcache(
         "train", "digits", "--cache", url, "--data", digits, "--out", tmp_path / "a", *SHORT
     )
     assert said.code == 0, said.err
     assert "kept on this machine" in said.err
     said = kdcache(
-        "train", "digits", "--cache", made, "--data", digits, "--out", tmp_path / "b", *SHORT
+        "train",
+        "digits",
+        "--cache",
+        digits_cache,
+        "--data",
+        digits,
+        "--out",
+        tmp_path / "b",
+        *SHORT,
     )
     assert said.code == 0, said.err
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
@@ -65,12 +73,14 @@ def test_the_student_is_the_same_and_only_its_views_are_fetched(
     assert server.sent - sent < 5000  # the manifest
 
 
-def test_what_is_kept_is_not_believed(server: RangeServer, made: Path, folder: Path) -> None:
-    url = f"{server.url}/{made.name}"
-    expected = Cache.open(made).read(Part(0, 0))[0].code_E.tolist()
+def test_what_is_kept_is_not_believed(
+    server: RangeServer, digits_cache: Path, folder: Path
+) -> None:
+    url = f"{server.url}/{digits_cache.name}"
+    expected = Cache.open(digits_cache).read(Part(0, 0))[0].code_E.tolist()
     store = open_cache(url)
     assert store.read(Part(0, 0))[0].code_E.tolist() == expected
-    assert store.table.sha256 == Cache.open(made).table.sha256
+    assert store.table.sha256 == Cache.open(digits_cache).table.sha256
     for path in (p for p in folder.rglob("*") if p.is_file() and ".locks" not in p.parts):
         data = path.read_bytes()
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
@@ -80,11 +90,11 @@ def test_what_is_kept_is_not_believed(server: RangeServer, made: Path, folder: P
 
 
 def test_a_full_folder_is_said_and_others_make_room(
-    server: RangeServer, made: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+    server: RangeServer, digits_cache: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warned: list[str] = []
     monkeypatch.setattr(cached.log, "warning", lambda text, *words: warned.append(text % words))
-    store = open_cache(f"{server.url}/{made.name}")
+    store = open_cache(f"{server.url}/{digits_cache.name}")
     monkeypatch.setenv("KDCACHE_CACHE_LIMIT", "4K")
     others = [folder / f"caches/another/{i}" for i in range(3)]
     for path in others:
@@ -104,17 +114,23 @@ def test_a_full_folder_is_said_and_others_make_room(
 
 
 def test_a_part_that_is_missing_is_named_before_anything_is_trained(
-    cache: Path, digits: Path, tmp_path: Path, kdcache: Command
+    mutable_cache: Path, digits: Path, tmp_path: Path, kdcache: Command
 ) -> None:
-    (cache / Part(3, 0).record).unlink()
+    (mutable_cache / Part(3, 0).record).unlink()
     out = tmp_path / "run"
-    said = kdcache("train", "digits", "--cache", f"file://{cache}", "--data", digits, "--out", out)
+    said = kdcache(
+        "train", "digits", "--cache", f"file://{mutable_cache}", "--data", digits, "--out", out
+    )
     assert (said.code, "view 3, block 0" in said.err) == (1, True)
 
 
 @pytest.mark.slow
 def test_training_from_a_bucket_that_fails(
-    made: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kdcache: Command
+    digits_cache: Path,
+    digits: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kdcache: Command,
 ) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
@@ -125,7 +141,7 @@ def test_training_from_a_bucket_that_fails(
     with bucket.serve() as s3:
         monkeypatch.setenv("AWS_ENDPOINT_URL", s3.url)
         fsspec.filesystem("s3", skip_instance_cache=True).mkdir("caches")
-        push.run(Cache.open(made), "s3://caches/c.zarr", None)
+        push.run(Cache.open(digits_cache), "s3://caches/c.zarr", None)
         failed: list[str] = []
 
         def trouble(number: int, what: str) -> str:
@@ -138,6 +154,6 @@ def test_training_from_a_bucket_that_fails(
         said = kdcache("train", "digits", *where, *SHORT)
         assert said.code == 0, said.err
         assert failed
-    where = ("--cache", made, "--data", digits, "--out", tmp_path / "b")
+    where = ("--cache", digits_cache, "--data", digits, "--out", tmp_path / "b")
     assert kdcache("train", "digits", *where, *SHORT).code == 0
     assert losses(tmp_path / "a") == losses(tmp_path / "b")

@@ -64,24 +64,24 @@ def make(digits: Path, teacher: Path, url: str, *more: str) -> Cache:
 
 
 def test_a_cache_in_memory_has_the_bytes_of_one_in_a_folder(
-    made: Path, digits: Path, teacher: Path, bucket: str, images: ImageDataset
+    digits_cache: Path, digits: Path, teacher: Path, bucket: str, images: ImageDataset
 ) -> None:
     assert make(digits, teacher, bucket).name == bucket
-    assert objects(bucket) == files(made)
+    assert objects(bucket) == files(digits_cache)
     fs, root = fsspec.core.url_to_fs(bucket)
     fs.rm(f"{root}/commits/v0002/b0000.json")
     fs.pipe_file(f"{root}/targets/code/c/1/0", b"not what was written")
     make(digits, teacher, bucket)
-    assert objects(bucket) == files(made)
+    assert objects(bucket) == files(digits_cache)
     assert verify.verify(Cache.open(bucket), images).word == "ok"
 
 
 def test_a_cache_at_file_url_is_the_folder(
-    made: Path, digits: Path, teacher: Path, tmp_path: Path
+    digits_cache: Path, digits: Path, teacher: Path, tmp_path: Path
 ) -> None:
     opened = make(digits, teacher, f"file://{tmp_path}/cache.zarr")
     assert opened.path == tmp_path / "cache.zarr"
-    assert files(tmp_path / "cache.zarr") == files(made)
+    assert files(tmp_path / "cache.zarr") == files(digits_cache)
     assert opened.source == str(digits)
 
 
@@ -101,7 +101,7 @@ def test_chunks_come_before_records_and_the_manifest_last(
 
 
 def test_what_is_no_cache_and_another_cache_are_left_alone(
-    made: Path, digits: Path, teacher: Path, bucket: str
+    digits_cache: Path, digits: Path, teacher: Path, bucket: str
 ) -> None:
     fs, root = fsspec.core.url_to_fs(bucket)
     fs.pipe_file(f"{root}/thesis.tex", b"years of work")
@@ -113,7 +113,7 @@ def test_what_is_no_cache_and_another_cache_are_left_alone(
     with pytest.raises(CacheMismatch, match=r"views\.degrees"):
         make(digits, teacher, bucket, "views.degrees=3.0")
     assert objects(bucket) == before
-    opened = Cache.open(made)
+    opened = Cache.open(digits_cache)
     make(digits, teacher, bucket)
     with pytest.raises(CacheMismatch, match="another process made another cache"):
         Cache.create(bucket, _other(opened), opened.table, 4)
@@ -125,9 +125,11 @@ def _other(opened: Cache) -> Any:
     return replace(opened.spec, targets=replace(opened.spec.targets, levels=63))
 
 
-def test_creators_at_once_agree_on_one_cache(made: Path, bucket: str, tmp_path: Path) -> None:
+def test_creators_at_once_agree_on_one_cache(
+    digits_cache: Path, bucket: str, tmp_path: Path
+) -> None:
     """Without a lock, in memory; and with the last files of a folder put in place at once."""
-    opened = Cache.open(made)
+    opened = Cache.open(digits_cache)
     for where in (bucket, tmp_path / "cache.zarr"):
         with ThreadPoolExecutor(4) as pool:
             create = partial(Cache.create, where, opened.spec, opened.table)
@@ -138,19 +140,19 @@ def test_creators_at_once_agree_on_one_cache(made: Path, bucket: str, tmp_path: 
         assert verify.verify(again).word == "incomplete"
 
 
-def test_growing_never_shrinks_what_another_has_grown(cache: Path) -> None:
-    first, second = Cache.open(cache), Cache.open(cache)
+def test_growing_never_shrinks_what_another_has_grown(mutable_cache: Path) -> None:
+    first, second = Cache.open(mutable_cache), Cache.open(mutable_cache)
     first.resize(8)
     second.resize(6)
-    assert (second.num_views, Cache.open(cache).num_views) == (8, 8)
+    assert (second.num_views, Cache.open(mutable_cache).num_views) == (8, 8)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_racing_writers_leave_no_part_of_both(
-    made: Path, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+    digits_cache: Path, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two writers with other bytes for the same parts, no lock, pauses in the worst places."""
-    opened, url = Cache.open(made), f"memory://{uuid.uuid4().hex}/raced.zarr"
+    opened, url = Cache.open(digits_cache), f"memory://{uuid.uuid4().hex}/raced.zarr"
     Cache.create(url, opened.spec, opened.table, 20)
     own = [opened.read(part) for part in list(opened.parts())[:2]]
     put, beat = fsspec_client.FsspecClient.put, iter(range(10**9))
@@ -213,7 +215,11 @@ def s3() -> Iterator[dict[str, str]]:
 
 @pytest.mark.slow
 def test_an_s3_bucket_is_written_by_two_processes(
-    made: Path, digits: Path, teacher: Path, s3: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    digits_cache: Path,
+    digits: Path,
+    teacher: Path,
+    s3: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name, value in s3.items():
         monkeypatch.setenv(name, value)
@@ -243,7 +249,7 @@ def test_an_s3_bucket_is_written_by_two_processes(
         said = process.communicate(timeout=600)[1]
         assert process.returncode == 0, said
     fs.invalidate_cache()
-    assert objects("s3://caches/a/cache.zarr") == files(made)
+    assert objects("s3://caches/a/cache.zarr") == files(digits_cache)
     assert verify.verify(Cache.open("s3://caches/a/cache.zarr")).word == "ok"
     monkeypatch.setattr(fsspec_client, "TRIES", 2)
     with pytest.raises(Exception, match="no-such-bucket"):  # and it is not made by asking
@@ -252,9 +258,9 @@ def test_an_s3_bucket_is_written_by_two_processes(
 
 
 def test_without_a_lock_two_runs_still_make_one_folder(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    digits_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backends.Folder, "creation_lock", lambda self: nullcontext())
-    opened = Cache.open(made)
+    opened = Cache.open(digits_cache)
     stores = [Cache.create(tmp_path / "c.zarr", opened.spec, opened.table, 4) for _ in range(2)]
     assert [one.num_views for one in stores] == [4, 4]

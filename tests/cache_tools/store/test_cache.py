@@ -32,7 +32,7 @@ CODE = "targets/code/c/2/0"
 
 
 def test_the_cell_of_the_readme_reads_one_view(
-    made: Path, capsys: pytest.CaptureFixture[str]
+    digits_cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A dozen lines of plain zarr and numpy, as they stand in the README; none of ours."""
     readme = (ROOT / "README.md").read_text()
@@ -42,9 +42,9 @@ def test_the_cell_of_the_readme_reads_one_view(
         len([line for line in cell.splitlines() if line]) <= 15
     )  # a dozen, two for the import and the spec, and the print
     found: dict[str, Any] = {}
-    exec(cell.replace("build/digits-cache.zarr", str(made)), found)
+    exec(cell.replace("build/digits-cache.zarr", str(digits_cache)), found)
 
-    store = Cache.open(made)
+    store = Cache.open(digits_cache)
     ours = codec.decode(store.read(Part(found["view"], 0))[0], store.spec.targets)
     row, count = found["row"], len(found["index"])
     assert found["key"] == store.table.keys[row]
@@ -54,8 +54,8 @@ def test_the_cell_of_the_readme_reads_one_view(
     assert found["key"] in capsys.readouterr().out
 
 
-def test_a_whole_cache_is_found_whole(made: Path, images: ImageDataset) -> None:
-    verdict = verify.verify(Cache.open(made), images)
+def test_a_whole_cache_is_found_whole(digits_cache: Path, images: ImageDataset) -> None:
+    verdict = verify.verify(Cache.open(digits_cache), images)
     assert verdict.as_dict() == {
         "verdict": "ok",
         "parts": 4,
@@ -68,12 +68,12 @@ def test_a_whole_cache_is_found_whole(made: Path, images: ImageDataset) -> None:
 
 
 @pytest.mark.parametrize("name", ["count/c/2/0", "index_delta/c/2/0", "code/c/2/0", "tail/c/0/2/0"])
-def test_a_flipped_bit_is_named(cache: Path, name: str) -> None:
-    chunk = cache / "targets" / name
+def test_a_flipped_bit_is_named(mutable_cache: Path, name: str) -> None:
+    chunk = mutable_cache / "targets" / name
     data = bytearray(chunk.read_bytes())
     data[len(data) // 2] ^= 1
     chunk.write_bytes(data)
-    store = Cache.open(cache)
+    store = Cache.open(mutable_cache)
     with pytest.raises(CacheDamaged, match=f"targets/{name}.*kdcache cache"):
         store.read(Part(2, 0))
     problems = verify.verify(store).problems
@@ -82,9 +82,9 @@ def test_a_flipped_bit_is_named(cache: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [CODE, "probes/pixels/c/0/2/0", Part(2, 0).record])
-def test_what_is_missing_is_incomplete_and_never_zeros(cache: Path, name: str) -> None:
-    (cache / name).unlink()
-    store = Cache.open(cache)
+def test_what_is_missing_is_incomplete_and_never_zeros(mutable_cache: Path, name: str) -> None:
+    (mutable_cache / name).unlink()
+    store = Cache.open(mutable_cache)
     with pytest.raises(CacheIncomplete, match="kdcache cache"):
         store.read(Part(2, 0))
     assert not store.present(Part(2, 0))
@@ -92,112 +92,112 @@ def test_what_is_missing_is_incomplete_and_never_zeros(cache: Path, name: str) -
 
 
 @pytest.mark.parametrize("length", [0, 7])
-def test_a_truncated_chunk_is_damage(cache: Path, length: int) -> None:
-    (cache / CODE).write_bytes((cache / CODE).read_bytes()[:length])
+def test_a_truncated_chunk_is_damage(mutable_cache: Path, length: int) -> None:
+    (mutable_cache / CODE).write_bytes((mutable_cache / CODE).read_bytes()[:length])
     with pytest.raises(CacheDamaged):
-        Cache.open(cache).read(Part(2, 0))
+        Cache.open(mutable_cache).read(Part(2, 0))
 
 
-def test_a_chunk_of_another_part_is_damage(cache: Path) -> None:
-    shutil.copy(cache / "targets/code/c/1/0", cache / CODE)
+def test_a_chunk_of_another_part_is_damage(mutable_cache: Path) -> None:
+    shutil.copy(mutable_cache / "targets/code/c/1/0", mutable_cache / CODE)
     with pytest.raises(CacheDamaged, match="SHA-256"):
-        Cache.open(cache).read(Part(2, 0))
+        Cache.open(mutable_cache).read(Part(2, 0))
 
 
-def test_a_record_of_another_part_is_damage(cache: Path) -> None:
-    shutil.copy(cache / Part(1, 0).record, cache / Part(2, 0).record)
+def test_a_record_of_another_part_is_damage(mutable_cache: Path) -> None:
+    shutil.copy(mutable_cache / Part(1, 0).record, mutable_cache / Part(2, 0).record)
     with pytest.raises(CacheDamaged, match="belongs to another"):
-        Cache.open(cache).read(Part(2, 0))
+        Cache.open(mutable_cache).read(Part(2, 0))
 
 
-def test_a_changed_record_is_damage(cache: Path) -> None:
-    path = cache / Part(2, 0).record
+def test_a_changed_record_is_damage(mutable_cache: Path) -> None:
+    path = mutable_cache / Part(2, 0).record
     path.write_text(path.read_text().replace('"view":2', '"view":3'))
     with pytest.raises(CacheDamaged, match="was changed"):
-        Cache.open(cache).read(Part(2, 0))
+        Cache.open(mutable_cache).read(Part(2, 0))
 
 
-def test_legal_bytes_with_impossible_values_are_found(cache: Path) -> None:
+def test_legal_bytes_with_impossible_values_are_found(mutable_cache: Path) -> None:
     """A record that fits its chunks proves nothing of the values: the verifier looks."""
-    store = Cache.open(cache)
+    store = Cache.open(mutable_cache)
     stored, probes = store.read(Part(2, 0))
     stored.code_E[5] = 200
-    (cache / Part(2, 0).record).unlink()
+    (mutable_cache / Part(2, 0).record).unlink()
     store.write(Part(2, 0), stored, probes, {}, {})
     assert "a code outside 1..127" in str(verify.verify(store).problems[0])
     with pytest.raises(CacheDamaged, match="a code outside"):
         store.read(Part(2, 0))
 
 
-def test_a_changed_manifest_is_refused(cache: Path) -> None:
-    text = (cache / "zarr.json").read_text()
-    (cache / "zarr.json").write_text(text.replace('"hflip":0.0', '"hflip":0.5'))
+def test_a_changed_manifest_is_refused(mutable_cache: Path) -> None:
+    text = (mutable_cache / "zarr.json").read_text()
+    (mutable_cache / "zarr.json").write_text(text.replace('"hflip":0.0', '"hflip":0.5'))
     with pytest.raises(CacheDamaged, match="its sha256 is not that of the rest"):
-        Cache.open(cache)
+        Cache.open(mutable_cache)
     for version, advice in (("7.0", "pip install -U kdcache"), ("0.2", "made anew")):
-        (cache / "zarr.json").write_text(text.replace('"1.0"', f'"{version}"'))
+        (mutable_cache / "zarr.json").write_text(text.replace('"1.0"', f'"{version}"'))
         with pytest.raises(CacheMismatch, match=f"format version {version}.*{advice}"):
-            Cache.open(cache)
-    (cache / "zarr.json").write_text(text[:90])
+            Cache.open(mutable_cache)
+    (mutable_cache / "zarr.json").write_text(text[:90])
     with pytest.raises(CacheDamaged, match="cannot be read"):
-        Cache.open(cache)
+        Cache.open(mutable_cache)
 
 
-def test_a_changed_sample_table_is_refused(cache: Path) -> None:
-    label = cache / "samples/label/c/0"
-    shutil.copy(cache / "samples/height/c/0", label)
+def test_a_changed_sample_table_is_refused(mutable_cache: Path) -> None:
+    label = mutable_cache / "samples/label/c/0"
+    shutil.copy(mutable_cache / "samples/height/c/0", label)
     with pytest.raises(CacheDamaged, match=r"samples differs from the manifest's digest"):
-        _ = Cache.open(cache).table
+        _ = Cache.open(mutable_cache).table
     label.write_bytes(label.read_bytes()[:-1] + b"\0")
     with pytest.raises(CacheDamaged, match="samples/label does not decode"):
-        _ = Cache.open(cache).table
+        _ = Cache.open(mutable_cache).table
 
 
-def test_metadata_that_would_mislead_others_is_found(cache: Path) -> None:
-    path = cache / "targets/code/zarr.json"
+def test_metadata_that_would_mislead_others_is_found(mutable_cache: Path) -> None:
+    path = mutable_cache / "targets/code/zarr.json"
     metadata = json.loads(path.read_text())
     metadata["fill_value"] = 0
     path.write_text(json.dumps(metadata))
     assert "targets/code/zarr.json: 'fill_value' is 0, not 255" in str(
-        verify.verify(Cache.open(cache)).problems[0]
+        verify.verify(Cache.open(mutable_cache)).problems[0]
     )
 
 
-def test_nothing_there_and_something_else_there(tmp_path: Path, made: Path) -> None:
+def test_nothing_there_and_something_else_there(tmp_path: Path, digits_cache: Path) -> None:
     with pytest.raises(CacheNotFound, match="kdcache cache RECIPE"):
         Cache.open(tmp_path / "no.zarr")
     zarr.create_group(tmp_path / "other.zarr")
     with pytest.raises(CacheNotFound, match="not a kdcache cache"):
         Cache.open(tmp_path / "other.zarr")
-    store = Cache.open(made)
+    store = Cache.open(digits_cache)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("years of work")
     with pytest.raises(UsageError, match="not an empty folder"):
         Cache.create(tmp_path / "full", store.spec, store.table, 2)
 
 
-def test_growing_keeps_what_is_there(cache: Path, images: ImageDataset) -> None:
-    store = Cache.open(cache)
-    before = (cache / CODE).read_bytes()
+def test_growing_keeps_what_is_there(mutable_cache: Path, images: ImageDataset) -> None:
+    store = Cache.open(mutable_cache)
+    before = (mutable_cache / CODE).read_bytes()
     fingerprint = store.spec.fingerprint
     store.resize(6)
-    again = Cache.open(cache)
+    again = Cache.open(mutable_cache)
     assert again.num_views == 6
     assert again.spec.fingerprint == fingerprint
     assert [p for p in again.parts() if not again.present(p)] == [Part(4, 0), Part(5, 0)]
-    assert (cache / CODE).read_bytes() == before
-    assert zarr.open_group(cache, mode="r")["targets/code"].shape[0] == 6
+    assert (mutable_cache / CODE).read_bytes() == before
+    assert zarr.open_group(mutable_cache, mode="r")["targets/code"].shape[0] == 6
     stored, probes = again.read(Part(0, 0))
     again.write(Part(5, 0), stored, probes, {}, {})
     assert again.check_part(Part(5, 0)) is None
 
 
 def test_a_full_disk_leaves_nothing_half_written(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
+    mutable_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = Cache.open(cache)
+    store = Cache.open(mutable_cache)
     stored, probes = store.read(Part(0, 0))
-    (cache / Part(2, 0).record).unlink()
+    (mutable_cache / Part(2, 0).record).unlink()
 
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
@@ -205,30 +205,30 @@ def test_a_full_disk_leaves_nothing_half_written(
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(KdcacheError, match=r"disk is full.*same command again"):
         store.write(Part(2, 0), stored, probes, {}, {})
-    assert not list(cache.rglob("*.partial"))
+    assert not list(mutable_cache.rglob("*.partial"))
     assert not store.present(Part(2, 0))
 
 
-def test_who_comes_second_finds_the_part_done(cache: Path) -> None:
-    store = Cache.open(cache)
+def test_who_comes_second_finds_the_part_done(mutable_cache: Path) -> None:
+    store = Cache.open(mutable_cache)
     ours, probes = store.read(Part(0, 0))
     theirs, _ = store.read(Part(1, 0))
-    (cache / Part(2, 0).record).unlink()
+    (mutable_cache / Part(2, 0).record).unlink()
     assert store.write(Part(2, 0), ours, probes, {}, {}) is True
-    assert Cache.open(cache).write(Part(2, 0), theirs, probes, {}, {}) is False
+    assert Cache.open(mutable_cache).write(Part(2, 0), theirs, probes, {}, {}) is False
     assert (store.read(Part(2, 0))[0].code_E == ours.code_E).all()
 
 
 def test_without_locks_two_writers_leave_one_that_holds(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
+    mutable_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on an object store: the other's chunks land between our chunks and our look at them."""
     monkeypatch.setattr(backends.Folder, "locked", lambda self: contextlib.nullcontext())
-    store = Cache.open(cache)
+    store = Cache.open(mutable_cache)
     ours, probes = store.read(Part(0, 0))
-    theirs = Cache.open(cache).read(Part(1, 0))[0]
+    theirs = Cache.open(mutable_cache).read(Part(1, 0))[0]
     chunks = store._layout.encode_part(2, 0, theirs, probes)
-    (cache / Part(2, 0).record).unlink()
+    (mutable_cache / Part(2, 0).record).unlink()
     write, races = backends.Folder.write, []
 
     def racing(folder: backends.Folder, name: str, data: bytes) -> None:
@@ -255,12 +255,12 @@ print(sum(store.write(Part(v, 0), targets, probes, {}, {}) for v in range(4, 24)
 """
 
 
-def test_two_processes_race_and_no_part_is_of_both(cache: Path) -> None:
-    store = Cache.open(cache)
+def test_two_processes_race_and_no_part_is_of_both(mutable_cache: Path) -> None:
+    store = Cache.open(mutable_cache)
     store.resize(24)
     racers = [
         subprocess.Popen(
-            [sys.executable, "-c", _RACER, str(cache), str(own)],
+            [sys.executable, "-c", _RACER, str(mutable_cache), str(own)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )
         for own in (0, 1)
@@ -276,20 +276,23 @@ def test_two_processes_race_and_no_part_is_of_both(cache: Path) -> None:
     assert [found.count(o) for o in own] == won
 
 
-def test_what_killed_writers_left_is_swept_after_an_hour(cache: Path) -> None:
-    old = [cache / "targets/code/c/0/0.abc.partial", cache.with_name("cache.zarr.d.partial")]
+def test_what_killed_writers_left_is_swept_after_an_hour(mutable_cache: Path) -> None:
+    old = [
+        mutable_cache / "targets/code/c/0/0.abc.partial",
+        mutable_cache.with_name("cache.zarr.d.partial"),
+    ]
     old[0].write_bytes(b"half a chunk")
     (old[1] / "samples").mkdir(parents=True)
-    new = cache / "targets/code/c/0/0.def.partial"
+    new = mutable_cache / "targets/code/c/0/0.def.partial"
     new.write_bytes(b"another process is at it")
     for path in old:
         os.utime(path, (0, 0))
-    assert atomic.sweep(cache) == 2
+    assert atomic.sweep(mutable_cache) == 2
     assert [path.exists() for path in (*old, new)] == [False, False, True]
 
 
-def test_records_are_canonical_json(made: Path) -> None:
-    for path in made.glob("commits/*/*.json"):
+def test_records_are_canonical_json(digits_cache: Path) -> None:
+    for path in digits_cache.glob("commits/*/*.json"):
         record = json.loads(path.read_bytes())
         assert path.read_bytes() == canonical_json(record)
         digest = record.pop("sha256")

@@ -61,10 +61,10 @@ def test_canonical_json_is_that_of_the_format() -> None:
     assert sha256(canonical_json(value))[7:23] in FORMAT
 
 
-def test_the_layout_names_every_array(made: Path) -> None:
+def test_the_layout_names_every_array(digits_cache: Path) -> None:
     named = set(re.findall(r"`((?:targets|probes|samples)/\w+)`", FORMAT.split("## 2.")[0]))
     everything = TargetSpec(k_max=4, true_class=True, tail_square=True)
-    full = replace(Cache.open(made).spec, targets=everything)
+    full = replace(Cache.open(digits_cache).spec, targets=everything)
     assert {f.name for f in layout.fields(full)} <= named
     of_imports = ImportedSpec("x", "", 1, 1, seeds=True)
     imports = replace(
@@ -72,7 +72,7 @@ def test_the_layout_names_every_array(made: Path) -> None:
     )
     said = set(re.findall(r"`(views/\w+)`", FORMAT.split("### 3.6")[1].split("\n## ")[0]))
     assert {f.name for f in layout.fields(imports)} - named == said
-    nodes = {str(path.parent.relative_to(made)) for path in made.rglob("zarr.json")}
+    nodes = {str(path.parent.relative_to(digits_cache)) for path in digits_cache.rglob("zarr.json")}
     assert nodes <= named | {".", "samples", "targets", "probes", "commits"}
 
 
@@ -98,7 +98,7 @@ def newer_python() -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("zarr", ["zarr==3.1.*", "zarr"])
-def test_strangers_read_the_same(zarr: str, made: Path, tmp_path: Path) -> None:
+def test_strangers_read_the_same(zarr: str, digits_cache: Path, tmp_path: Path) -> None:
     """Nothing but numpy and zarr: 3.1 on our Python, and the newest that a newer one finds."""
     python = sys.executable if "==" in zarr else newer_python()
     if not python:
@@ -106,9 +106,9 @@ def test_strangers_read_the_same(zarr: str, made: Path, tmp_path: Path) -> None:
     subprocess.run([python, "-m", "venv", tmp_path / "v"], check=True)
     pip = [tmp_path / "v/bin/pip", "install", "-q", "--disable-pip-version-check", zarr]
     subprocess.run(pip, check=True)
-    store = Cache.open(made)
+    store = Cache.open(digits_cache)
     for view, row in ((0, 0), (3, 99), (2, 17)):
-        index, p, tail = cell_result(str(tmp_path / "v/bin/python"), made, view, row)
+        index, p, tail = cell_result(str(tmp_path / "v/bin/python"), digits_cache, view, row)
         ours = codec.decode(store.read(Part(view, 0))[0], store.spec.targets, np.array([row]))
         assert ours.index_BK[0, : len(index)].tolist() == index
         assert np.allclose(ours.probability_BK[0, : len(index)], p, atol=1e-7)

@@ -92,8 +92,8 @@ def test_settings_that_disagree_are_refused(
         launch.choose(*told, environ=environ)
 
 
-def test_shares_are_whole_decode_groups_and_add_up(made: Path) -> None:
-    store = Cache.open(made)
+def test_shares_are_whole_decode_groups_and_add_up(digits_cache: Path) -> None:
+    store = Cache.open(digits_cache)
     store.num_views = 24
     shares = [PartSelection(worker, 3).of(store, 4) for worker in range(3)]
     assert sorted(chain(*shares)) == sorted(store.parts())
@@ -138,23 +138,32 @@ def test_ranks_of_one_machine_take_a_gpu_each_and_share_the_cores(
 
 def test_missing_parts_go_into_an_array_and_from_it_into_the_command(
     kdcache: Callable[..., Outcome],
-    cache: Path,
+    mutable_cache: Path,
     digits: Path,
     teacher: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """sbatch --array=$(kdcache status CACHE --missing --format slurm), task by task."""
-    store = Cache.open(cache)
+    store = Cache.open(mutable_cache)
     for part in list(store.parts())[1:3]:
-        (cache / part.record).unlink()
-    spec = kdcache("status", cache, "--missing", "--format", "slurm").out.strip()
+        (mutable_cache / part.record).unlink()
+    spec = kdcache("status", mutable_cache, "--missing", "--format", "slurm").out.strip()
     assert spec == "1-2"
     for number in (1, 2):
         for name, value in array(number, 1, 2).items():
             monkeypatch.setenv(name, value)
-        arguments = ("cache", "digits", "--data", digits, "--teacher", teacher, "--out", cache)
+        arguments = (
+            "cache",
+            "digits",
+            "--data",
+            digits,
+            "--teacher",
+            teacher,
+            "--out",
+            mutable_cache,
+        )
         done = kdcache(
             *arguments, "--device=cpu", f"--parts={number}", "num_views=4", "views.mixup=0.5"
         )
         assert f"{number + 2} of 4 parts" in done.out
-    assert kdcache("status", cache).code == 0
+    assert kdcache("status", mutable_cache).code == 0

@@ -54,16 +54,16 @@ def test_what_a_lost_worker_had_comes_back_until_it_has_cost_too_many() -> None:
     assert names(lots.given_up) == "block 0, view 2"
 
 
-def test_what_is_left_of_a_lot_is_found_in_the_cache(cache: Path) -> None:
-    store = Cache.open(cache)
+def test_what_is_left_of_a_lot_is_found_in_the_cache(mutable_cache: Path) -> None:
+    store = Cache.open(mutable_cache)
     for part in list(store.parts())[1:3]:
-        (cache / part.record).unlink()
+        (mutable_cache / part.record).unlink()
     lot = [DecodeGroup(0, (0, 1)), DecodeGroup(0, (2, 3))]
     assert uncommitted(store, lot) == [DecodeGroup(0, (1,)), DecodeGroup(0, (2,))]
 
 
 def test_two_workers_make_the_cache_of_one(
-    made: Path,
+    digits_cache: Path,
     digits: Path,
     teacher: Path,
     tmp_path: Path,
@@ -83,16 +83,16 @@ def test_two_workers_make_the_cache_of_one(
     assert "4 of 4 parts" in done.out
     assert "2 workers: cpu, cpu" in done.err
     assert done.err.count(": forward pass: fp32") == 1  # what they choose, whoever is first says
-    assert files(tmp_path / "c.zarr") == files(made)
+    assert files(tmp_path / "c.zarr") == files(digits_cache)
     left = set(psutil.Process().children(recursive=True)) - before
     assert all("resource_tracker" in " ".join(child.cmdline()) for child in left)
     assert sum(counted) == 400  # the bar ends where the work does
 
 
 def test_what_one_worker_cannot_do_ends_all_with_its_message(
-    cache: Path, digits: Path, teacher: Path, kdcache: Callable[..., Outcome]
+    mutable_cache: Path, digits: Path, teacher: Path, kdcache: Callable[..., Outcome]
 ) -> None:
-    told = arguments(digits, teacher, cache, "--workers=2", "views.degrees=3.0")
+    told = arguments(digits, teacher, mutable_cache, "--workers=2", "views.degrees=3.0")
     refused = kdcache(*told)
     assert refused.code == 1
     assert "CacheMismatch: " in refused.err
@@ -102,7 +102,7 @@ def test_what_one_worker_cannot_do_ends_all_with_its_message(
 
 @pytest.mark.slow
 def test_three_workers_and_torchrun_make_the_cache_of_one(
-    made: Path, digits: Path, teacher: Path, tmp_path: Path
+    digits_cache: Path, digits: Path, teacher: Path, tmp_path: Path
 ) -> None:
     """Every rank finds no cache at first: one makes it, the other waits."""
     three = [KDCACHE, *arguments(digits, teacher, tmp_path / "three.zarr", "--workers=3")]
@@ -113,8 +113,8 @@ def test_three_workers_and_torchrun_make_the_cache_of_one(
     assert done.returncode == 0, done.stderr
     assert "task 0 of 2, from torchrun" in done.stderr
     assert "task 1 of 2, from torchrun" in done.stderr
-    assert files(tmp_path / "three.zarr") == files(made)
-    assert files(tmp_path / "ranks.zarr") == files(made)
+    assert files(tmp_path / "three.zarr") == files(digits_cache)
+    assert files(tmp_path / "ranks.zarr") == files(digits_cache)
 
 
 def started(
@@ -153,7 +153,7 @@ def test_a_killed_worker_is_replaced_and_named(
     digits: Path,
     teacher: Path,
     tmp_path: Path,
-    made: Path,
+    digits_cache: Path,
     kdcache: Callable[..., Outcome],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -176,7 +176,7 @@ def test_a_killed_worker_is_replaced_and_named(
     assert "with block 0, view 0; block 0, view 1;" in done.err
     assert "in hand" in done.err
     assert all(Cache.open(out).present(part) for part in Cache.open(out).parts())
-    records = files(made)
+    records = files(digits_cache)
     ours = files(out)
     chunks = [name for name in records if "/c/" in name and "samples" not in name]
     assert all(ours[name] == records[name] for name in chunks)

@@ -68,7 +68,7 @@ def test_the_bytes_are_those_of_what_the_teacher_keeps(digits: Path, teacher: Pa
 
 
 def test_the_views_that_are_timed_are_those_of_stage_1(
-    digits: Path, teacher: Path, made: Path, monkeypatch: pytest.MonkeyPatch
+    digits: Path, teacher: Path, digits_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pixels and mixing partners as the teacher sees them, in batches of the recipe."""
     shown: list[tuple[np.ndarray, np.ndarray]] = []

@@ -27,8 +27,10 @@ Command = Callable[..., Outcome]
         ["views_per_epoch=1", "aug_repeats=3", "batch_size=11"],
     ],
 )
-def test_the_plan_is_the_schedule(made: Path, images: ImageDataset, overrides: list[str]) -> None:
-    store, recipe = Cache.open(made), recipes.load("digits", overrides)
+def test_the_plan_is_the_schedule(
+    digits_cache: Path, images: ImageDataset, overrides: list[str]
+) -> None:
+    store, recipe = Cache.open(digits_cache), recipes.load("digits", overrides)
     schedule = Schedule(
         store,
         recipe.views_per_epoch,
@@ -69,8 +71,8 @@ def test_a_plan_before_there_is_a_cache(kdcache: Command) -> None:
     assert "hours" not in json.loads(kdcache("train", "vanillakd-a2", "--plan", "--json").out)
 
 
-def test_a_plan_of_a_cache_that_is_there(kdcache: Command, made: Path) -> None:
-    outcome = kdcache("train", "digits", "--cache", made, "--plan", "views_per_epoch=2")
+def test_a_plan_of_a_cache_that_is_there(kdcache: Command, digits_cache: Path) -> None:
+    outcome = kdcache("train", "digits", "--cache", digits_cache, "--plan", "views_per_epoch=2")
     assert outcome.code == 0, outcome.err
     assert "views_in_cache" in outcome.out
     assert "times_each_view 5.0" in " ".join(outcome.out.split())
@@ -82,11 +84,11 @@ def test_hours_of_stage_1(kdcache: Command) -> None:
 
 
 def test_too_few_views_are_refused_with_the_way_out(
-    kdcache: Command, made: Path, tmp_path: Path
+    kdcache: Command, digits_cache: Path, tmp_path: Path
 ) -> None:
     long = ["min_views=5", "views_per_epoch=1"]
     for action in (["--plan"], ["--out", tmp_path / "run"]):
-        outcome = kdcache("train", "digits", "--cache", made, *action, *long)
+        outcome = kdcache("train", "digits", "--cache", digits_cache, *action, *long)
         assert outcome.code == 2
         assert "the cache has 4 views of a sample" in outcome.err
         assert "with num_views=5; min_views=4 trains on what there is" in outcome.err
@@ -118,9 +120,9 @@ def test_training_wants_a_cache_and_a_place(kdcache: Command, tmp_path: Path) ->
 
 
 def test_a_student_that_does_not_take_the_views_is_refused(
-    kdcache: Command, made: Path, tmp_path: Path
+    kdcache: Command, digits_cache: Path, tmp_path: Path
 ) -> None:
-    arguments = ("--cache", made, "--out", tmp_path / "run", "student=vit_tiny_patch16_224")
+    arguments = ("--cache", digits_cache, "--out", tmp_path / "run", "student=vit_tiny_patch16_224")
     outcome = kdcache("train", "digits", *arguments)
     assert outcome.code == 2
     assert "does not take the cache's views of 32 px" in outcome.err

@@ -39,24 +39,24 @@ def written(folder: Path, name: str, text: str) -> str:
 
 
 def test_one_source_each_is_a_softmax_over_the_chosen(
-    wide: Path, tmp_path: Path, pixels: np.ndarray
+    wide_teacher: Path, tmp_path: Path, pixels: np.ndarray
 ) -> None:
     chosen = [3, 1, 24, 7, 0, 9, 11, 12, 20, 5]
     path = written(tmp_path, "map.txt", "".join(f"{c}\n" for c in chosen))
-    loaded = teachers.load(str(wide), 32, "fp32", class_map=path)
+    loaded = teachers.load(str(wide_teacher), 32, "fp32", class_map=path)
     assert loaded.spec.num_classes == 10
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
-    plain = Logits(teachers.load(str(wide), 32, "fp32"), CPU)(x)
+    plain = Logits(teachers.load(str(wide_teacher), 32, "fp32"), CPU)(x)
     assert torch.equal(Logits(loaded, CPU)(x), plain[:, chosen])
 
 
 def test_several_sources_are_summed_at_every_temperature(
-    wide: Path, tmp_path: Path, pixels: np.ndarray
+    wide_teacher: Path, tmp_path: Path, pixels: np.ndarray
 ) -> None:
     groups = [[0], [1, 2, 3], [4, 9], [24, 23, 22, 21, 20]]
     path = written(tmp_path, "map.json", json.dumps([0, *groups[1:]]))
-    loaded = teachers.load(str(wide), 32, "fp32", class_map=path)
-    plain = teachers.load(str(wide), 32, "fp32")
+    loaded = teachers.load(str(wide_teacher), 32, "fp32", class_map=path)
+    plain = teachers.load(str(wide_teacher), 32, "fp32")
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
     p_BH = Logits(plain, CPU)(x).double().softmax(1)
     p = torch.stack([p_BH[:, group].sum(1) for group in groups], 1)
@@ -69,8 +69,8 @@ def test_several_sources_are_summed_at_every_temperature(
         torch.testing.assert_close(tail[:, t].double(), expected, atol=1e-5, rtol=1e-3)
 
 
-def test_a_map_is_known_by_what_it_means(wide: Path, tmp_path: Path) -> None:
-    model = create.create(str(wide))[1]
+def test_a_map_is_known_by_what_it_means(wide_teacher: Path, tmp_path: Path) -> None:
+    model = create.create(str(wide_teacher))[1]
     files = (
         written(tmp_path, "a.json", "[3, [5, 4], 0]"),
         written(tmp_path, "b.txt", "3\n4 5\n0\n"),
@@ -78,9 +78,9 @@ def test_a_map_is_known_by_what_it_means(wide: Path, tmp_path: Path) -> None:
     )
     digests = {class_map.load(path, model).sha256 for path in files}
     assert digests == {sha256(b"[[3],[4,5],[0]]")}
-    with_map = teachers.load(str(wide), 32, "fp32", class_map=files[0]).spec
+    with_map = teachers.load(str(wide_teacher), 32, "fp32", class_map=files[0]).spec
     assert with_map.class_map_sha256 in digests
-    plain = teachers.load(str(wide), 32, "fp32").spec
+    plain = teachers.load(str(wide_teacher), 32, "fp32").spec
     assert plain.weights_sha256 == with_map.weights_sha256
     assert plain.class_map_sha256 == ""
 
@@ -105,27 +105,29 @@ def test_synsets_are_found_in_the_head() -> None:
         ("[1,", "cannot read the class map"),
     ],
 )
-def test_impossible_maps_are_refused(wide: Path, tmp_path: Path, text: str, words: str) -> None:
+def test_impossible_maps_are_refused(
+    wide_teacher: Path, tmp_path: Path, text: str, words: str
+) -> None:
     path = written(tmp_path, "map.json", text)
     with pytest.raises(UsageError, match=words):
-        class_map.load(path, create.create(str(wide))[1])
+        class_map.load(path, create.create(str(wide_teacher))[1])
     with pytest.raises(UsageError, match=r"class 1 .* is empty"):
-        class_map.load(written(tmp_path, "m.txt", "1\n\n2\n"), create.create(str(wide))[1])
+        class_map.load(written(tmp_path, "m.txt", "1\n\n2\n"), create.create(str(wide_teacher))[1])
 
 
 def test_a_cache_through_a_class_map(
-    digits: Path, wide: Path, teacher: Path, tmp_path: Path, kdcache: Command
+    digits: Path, wide_teacher: Path, teacher: Path, tmp_path: Path, kdcache: Command
 ) -> None:
     """A head of 25 classes serves data of 10; beside it a teacher that needs no map."""
     pair = [[c, c + 10] for c in range(10)]
     path = written(tmp_path, "map.json", json.dumps(pair))
     out = tmp_path / "c"
     make = ("cache", "digits", "--data", digits, "--out", out, "num_views=1")
-    refused = kdcache(*make, "--teacher", wide)
+    refused = kdcache(*make, "--teacher", wide_teacher)
     assert refused.code == 1
     assert "10 classes, the teacher predicts 25" in refused.err
     assert "--class-map FILE" in refused.err
-    both = ("--teacher", wide, "--teacher", teacher, "--class-map", path, "--class-map", "")
+    both = ("--teacher", wide_teacher, "--teacher", teacher, "--class-map", path, "--class-map", "")
     made = kdcache(*make, *both, "--teacher-weight", 1, "--teacher-weight", 3)
     assert made.code == 0, made
     members = info.info(Cache.open(out))["teacher"]["members"]
@@ -138,4 +140,4 @@ def test_a_cache_through_a_class_map(
     assert "Pass --class-map with the original file" in without.out
     with pytest.raises(CacheMismatch, match="another is given"):
         wrong = written(tmp_path, "wrong.json", json.dumps(list(range(10))))
-        reload.load(Cache.open(out).spec.teacher, 32, [str(wide), str(teacher)], [wrong])
+        reload.load(Cache.open(out).spec.teacher, 32, [str(wide_teacher), str(teacher)], [wrong])

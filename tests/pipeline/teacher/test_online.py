@@ -89,9 +89,18 @@ def _in_order(store, inputs, view: int) -> Iterator[Batch]:  # type: ignore[no-u
 
 
 def test_the_command_needs_the_right_teacher(
-    made: Path, teacher: Path, tmp_path: Path, kdcache: Callable[..., object]
+    digits_cache: Path, teacher: Path, tmp_path: Path, kdcache: Callable[..., object]
 ) -> None:
-    command = ("train", "digits", "--cache", made, "--out", tmp_path / "r", *FAST, "mode=online")
+    command = (
+        "train",
+        "digits",
+        "--cache",
+        digits_cache,
+        "--out",
+        tmp_path / "r",
+        *FAST,
+        "mode=online",
+    )
     assert "Pass --teacher with a folder" in kdcache(*command).err
     said = kdcache(*command, "--teacher", teacher, "--json")
     assert said.code == 0, said.err
@@ -101,11 +110,11 @@ def test_the_command_needs_the_right_teacher(
     assert result["loss"] == pytest.approx(json.loads(cached.out)["loss"], rel=0.02)
 
 
-def test_a_teacher_of_its_own_size_is_refused(made: Path, teacher: Path) -> None:
+def test_a_teacher_of_its_own_size_is_refused(digits_cache: Path, teacher: Path) -> None:
     from cache_tools.errors import UsageError
     from cache_tools.store.cache import Cache
 
-    store = Cache.open(made)
+    store = Cache.open(digits_cache)
     store.spec = replace(store.spec, views=replace(store.spec.views, teacher_size=64))
     with pytest.raises(UsageError, match="64 px, the student's have 32"):
         online(store, str(teacher), torch.device("cpu"))

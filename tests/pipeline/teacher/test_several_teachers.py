@@ -39,9 +39,9 @@ def pixels() -> np.ndarray:
 
 
 def test_several_are_the_mean_of_probabilities(
-    teacher: Path, second: Path, pixels: np.ndarray
+    teacher: Path, second_teacher: Path, pixels: np.ndarray
 ) -> None:
-    loaded = [teachers.load(str(folder), 32, "fp32") for folder in (teacher, second)]
+    loaded = [teachers.load(str(folder), 32, "fp32") for folder in (teacher, second_teacher)]
     both = teachers.ensemble(loaded, [7.0, 3.0])
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2).double()
     p = 0.0
@@ -61,8 +61,8 @@ def test_several_are_the_mean_of_probabilities(
         torch.testing.assert_close(tail[:, t].double(), expected, atol=1e-5, rtol=1e-3)
 
 
-def test_an_overflow_in_one_of_several_is_seen(teacher: Path, second: Path) -> None:
-    loaded = [teachers.load(str(folder), 32, "fp32") for folder in (teacher, second)]
+def test_an_overflow_in_one_of_several_is_seen(teacher: Path, second_teacher: Path) -> None:
+    loaded = [teachers.load(str(folder), 32, "fp32") for folder in (teacher, second_teacher)]
     loaded[1].model.get_classifier().bias.data[3] = float("inf")
     tail = Forward(teachers.ensemble(loaded, [1, 1]), ALL, CPU)(
         np.zeros((2, 32, 32, 3), "u1"), None, None
@@ -70,8 +70,8 @@ def test_an_overflow_in_one_of_several_is_seen(teacher: Path, second: Path) -> N
     assert not torch.isfinite(tail).any()
 
 
-def test_several_are_recorded_with_their_shares(teacher: Path, second: Path) -> None:
-    sources = [TeacherSource(str(teacher), 7.0), TeacherSource(str(second), 3.0)]
+def test_several_are_recorded_with_their_shares(teacher: Path, second_teacher: Path) -> None:
+    sources = [TeacherSource(str(teacher), 7.0), TeacherSource(str(second_teacher), 3.0)]
     spec = teachers.load_all(sources, 32, "fp32").spec
     assert spec == teachers.load_all(sources[::-1], 32, "fp32").spec
     assert spec.architecture == ENSEMBLE
@@ -86,7 +86,7 @@ def test_several_are_recorded_with_their_shares(teacher: Path, second: Path) -> 
 
 
 def test_several_that_cannot_be_are_refused(
-    teacher: Path, second: Path, wide: Path, tmp_path: Path
+    teacher: Path, second_teacher: Path, wide_teacher: Path, tmp_path: Path
 ) -> None:
     copy = tmp_path / "copy.pth"
     torch.save(create.create(str(teacher))[1].state_dict(), copy)
@@ -94,7 +94,9 @@ def test_several_that_cannot_be_are_refused(
     with pytest.raises(UsageError, match="are the same network"):
         teachers.load_all(same, 32, "fp32")
     with pytest.raises(UsageError, match=r"10 and 25 classes|25 and 10 classes.*--class-map"):
-        teachers.load_all([TeacherSource(str(teacher)), TeacherSource(str(wide))], 32, "fp32")
+        teachers.load_all(
+            [TeacherSource(str(teacher)), TeacherSource(str(wide_teacher))], 32, "fp32"
+        )
     recipe = recipes.load("digits")
     for names, weights, words in (
         ([], [], "no teacher is named"),
@@ -122,11 +124,11 @@ def test_the_recipe_and_the_command_say_the_same() -> None:
 
 @pytest.fixture(scope="module")
 def together(
-    digits: Path, teacher: Path, second: Path, tmp_path_factory: pytest.TempPathFactory
+    digits: Path, teacher: Path, second_teacher: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A cache of two teachers in one pass, mixed views."""
     out = tmp_path_factory.mktemp("together") / "cache.zarr"
-    sources = [TeacherSource(str(teacher), 0.7), TeacherSource(str(second), 0.3)]
+    sources = [TeacherSource(str(teacher), 0.7), TeacherSource(str(second_teacher), 0.3)]
     run(
         recipes.load("digits", ["num_views=2", "views.mixup=0.5"]), str(digits), sources, out, "cpu"
     )
@@ -134,27 +136,37 @@ def together(
 
 
 def test_a_cache_of_several_verifies_against_them(
-    together: Path, digits: Path, teacher: Path, second: Path, wide: Path, kdcache: Command
+    together: Path,
+    digits: Path,
+    teacher: Path,
+    second_teacher: Path,
+    wide_teacher: Path,
+    kdcache: Command,
 ) -> None:
-    both = ("--teacher", second, "--teacher", teacher)  # in any order
+    both = ("--teacher", second_teacher, "--teacher", teacher)  # in any order
     verify = ("verify", together, "--data", digits, "--recompute", 5)
     outcome = kdcache(*verify, *both)
     assert outcome.code == 0, outcome
     assert kdcache("verify", together).code == 0
-    other = kdcache(*verify, "--teacher", second, "--teacher", wide)
+    other = kdcache(*verify, "--teacher", second_teacher, "--teacher", wide_teacher)
     assert other.code == 1
     assert "Pass --teacher with the original weights" in other.out
-    assert "is 2 networks" in kdcache(*verify, "--teacher", second).err
+    assert "is 2 networks" in kdcache(*verify, "--teacher", second_teacher).err
     info = json.loads(kdcache("info", together, "--json").out)
     assert sorted(m["weight"] for m in info["teacher"]["members"]) == [0.3, 0.7]
     assert "0.7 of local:test_resnet" in kdcache("info", together).out
 
 
 def test_one_pass_says_what_the_mixture_of_two_caches_says(
-    together: Path, digits: Path, teacher: Path, second: Path, tmp_path: Path, kdcache: Command
+    together: Path,
+    digits: Path,
+    teacher: Path,
+    second_teacher: Path,
+    tmp_path: Path,
+    kdcache: Command,
 ) -> None:
     few = recipes.load("digits", ["num_views=2", "views.mixup=0.5"])
-    for name, folder in (("a", teacher), ("b", second)):
+    for name, folder in (("a", teacher), ("b", second_teacher)):
         run(few, str(digits), str(folder), tmp_path / name, "cpu")
     caches = (tmp_path / "a", tmp_path / "b")
     mixed = kdcache("ensemble", *caches, "--weights", "0.7,0.3", "--out", tmp_path / "m")
@@ -166,11 +178,11 @@ def test_one_pass_says_what_the_mixture_of_two_caches_says(
         reload.load(Cache.open(tmp_path / "m").spec.teacher, 32)
 
 
-def test_online_asks_all_of_them(together: Path, teacher: Path, second: Path) -> None:
+def test_online_asks_all_of_them(together: Path, teacher: Path, second_teacher: Path) -> None:
     store = Cache.open(together)
-    ask = online(store, [str(teacher), str(second)], CPU)
+    ask = online(store, [str(teacher), str(second_teacher)], CPU)
     pixels = np.zeros((2, 32, 32, 3), "u1")
-    sources = [TeacherSource(str(teacher), 0.7), TeacherSource(str(second), 0.3)]
+    sources = [TeacherSource(str(teacher), 0.7), TeacherSource(str(second_teacher), 0.3)]
     loaded = teachers.load_all(sources, 32, "fp32")
     expected = Forward(loaded, store.spec.targets, CPU)(pixels, None, None)
     torch.testing.assert_close(ask(pixels, None, None, None)[1], expected[1])  # type: ignore[arg-type]

@@ -223,9 +223,9 @@ def test_the_commit_record_says_how_the_teacher_ran(
     assert store.spec.teacher.interpolation == "bilinear"
 
 
-def test_manifests_of_teachers_that_say_nothing_new_stay_the_same(made: Path) -> None:
+def test_manifests_of_teachers_that_say_nothing_new_stay_the_same(digits_cache: Path) -> None:
     """Fields that were added are there only when they say something."""
-    spec = Cache.open(made).spec
+    spec = Cache.open(digits_cache).spec
     old = replace(spec, teacher=replace(spec.teacher, input_size=0, interpolation=""))
     assert set(old.mapping["teacher"]) == {
         "name",

@@ -38,9 +38,9 @@ def test_what_binds(change: dict[str, float | None], binds: str, advice: str) ->
 
 
 def test_the_loader_of_a_cache(
-    kdcache: Callable[..., Outcome], made: Path, digits: Path, tmp_path: Path
+    kdcache: Callable[..., Outcome], digits_cache: Path, digits: Path, tmp_path: Path
 ) -> None:
-    arguments = ("--cache", made, "--data", digits, "--device", "cpu")
+    arguments = ("--cache", digits_cache, "--data", digits, "--device", "cpu")
     recipe = ("digits", "views_per_epoch=2", "threads=1")
     told = kdcache("bench", "loader", *recipe, *arguments, "--json")
     assert told.code == 0, told.err

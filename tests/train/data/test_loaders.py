@@ -64,16 +64,22 @@ def test_memory_comes_back_when_nobody_has_a_part_of_it() -> None:
     assert second.ctypes.data != address
 
 
-def test_batches_that_are_kept_are_not_overwritten(made: Path, images: ImageDataset) -> None:
-    loader = create_loader.native(Cache.open(made), images, Schedule(Cache.open(made), 1, 10, 0), 2)
+def test_batches_that_are_kept_are_not_overwritten(
+    digits_cache: Path, images: ImageDataset
+) -> None:
+    loader = create_loader.native(
+        Cache.open(digits_cache), images, Schedule(Cache.open(digits_cache), 1, 10, 0), 2
+    )
     kept = [batch for epoch in range(3) for batch in loader.epoch(epoch)]
     again = [batch for epoch in range(3) for batch in loader.epoch(epoch)]
     assert all((a.pixels == b.pixels).all() for a, b in zip(kept, again, strict=True))
     assert all((a.partner == b.partner).all() for a, b in zip(kept, again, strict=True))
 
 
-def test_the_next_epoch_is_made_while_this_one_runs(made: Path, images: ImageDataset) -> None:
-    store = Cache.open(made)
+def test_the_next_epoch_is_made_while_this_one_runs(
+    digits_cache: Path, images: ImageDataset
+) -> None:
+    store = Cache.open(digits_cache)
     schedule, made_by = Schedule(store, 1, 20, 0), {}
     real = schedule.plan
 
@@ -99,9 +105,9 @@ def test_the_next_epoch_is_made_while_this_one_runs(made: Path, images: ImageDat
 
 
 def test_every_read_is_checked_and_digests_are_compared_once(
-    made: Path, images: ImageDataset, monkeypatch: pytest.MonkeyPatch
+    digits_cache: Path, images: ImageDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, compared = Cache.open(made), list[int]()
+    store, compared = Cache.open(digits_cache), list[int]()
     real = sample_table.check_digest
     monkeypatch.setattr(
         sample_table, "check_digest", lambda t, row, d: compared.append(row) or real(t, row, d)
@@ -123,10 +129,19 @@ def test_every_read_is_checked_and_digests_are_compared_once(
 
 
 def test_the_choice_is_logged_once_in_a_command(
-    kdcache: Callable[..., Outcome], made: Path, tmp_path: Path
+    kdcache: Callable[..., Outcome], digits_cache: Path, tmp_path: Path
 ) -> None:
     create_loader._log_choice.cache_clear()
-    arguments = ("--cache", made, "--out", tmp_path / "r", "--seeds", "2", "--device", "cpu")
+    arguments = (
+        "--cache",
+        digits_cache,
+        "--out",
+        tmp_path / "r",
+        "--seeds",
+        "2",
+        "--device",
+        "cpu",
+    )
     done = kdcache("train", "digits", *arguments, "epochs=1", "views_per_epoch=1")
     assert done.code == 0, done.err
     assert done.err.count("loader: ") == 1
@@ -135,9 +150,12 @@ def test_the_choice_is_logged_once_in_a_command(
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_memory_stays_as_it_is(
-    kind: str, made: Path, images: ImageDataset, digits: Path, tmp_path: Path
+    kind: str, digits_cache: Path, images: ImageDataset, digits: Path, tmp_path: Path
 ) -> None:
-    loader, process = replay(kind, Cache.open(made), images, digits, tmp_path), psutil.Process()
+    loader, process = (
+        replay(kind, Cache.open(digits_cache), images, digits, tmp_path),
+        psutil.Process(),
+    )
     others = threading.active_count()  # servers and clients of other tests in this process
 
     def run(epochs: range) -> int:
@@ -156,7 +174,7 @@ def test_memory_stays_as_it_is(
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_training_process_leaves_nothing(
-    kind: str, how: signal.Signals, made: Path, digits: Path, tmp_path: Path
+    kind: str, how: signal.Signals, digits_cache: Path, digits: Path, tmp_path: Path
 ) -> None:
     data = digits
     if kind == "ffcv":
@@ -164,7 +182,16 @@ def test_a_training_process_leaves_nothing(
         data = container(digits, tmp_path / "x.beton")
     run = tmp_path / "run"
     command = [str(Path(sys.executable).parent / "kdcache"), "train", "digits", f"loader={kind}"]
-    command += ["--cache", str(made), "--data", str(data), "--out", str(run), "--device", "cpu"]
+    command += [
+        "--cache",
+        str(digits_cache),
+        "--data",
+        str(data),
+        "--out",
+        str(run),
+        "--device",
+        "cpu",
+    ]
     command += ["epochs=100000", "views_per_epoch=2"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         while not (run / "log.jsonl").exists():

@@ -18,8 +18,8 @@ from train.data.inputs import check_cache
 from train.data.schedule import Schedule
 
 
-def test_targets_belong_to_their_views(made: Path, images: ImageDataset) -> None:
-    store = Cache.open(made)
+def test_targets_belong_to_their_views(digits_cache: Path, images: ImageDataset) -> None:
+    store = Cache.open(digits_cache)
     schedule = Schedule(store, 2, 40, seed=5)
     plan = schedule.plan(0)
     views = [codec.decode(store.read(Part(v, 0))[0], store.spec.targets) for v in plan.views]
@@ -33,8 +33,8 @@ def test_targets_belong_to_their_views(made: Path, images: ImageDataset) -> None
             assert batch.partner_label_B[i] == store.table.label_N[plan.partner_M[place]]
 
 
-def test_every_sample_comes_once_per_view_and_views_take_turns(made: Path) -> None:
-    store = Cache.open(made)
+def test_every_sample_comes_once_per_view_and_views_take_turns(digits_cache: Path) -> None:
+    store = Cache.open(digits_cache)
     schedule = Schedule(store, 3, 50, seed=0)
     assert [schedule.view_numbers(e) for e in range(3)] == [(0, 1, 2), (3, 0, 1), (2, 3, 0)]
     plan = schedule.plan(1)
@@ -46,8 +46,8 @@ def test_every_sample_comes_once_per_view_and_views_take_turns(made: Path) -> No
     assert not np.array_equal(plan.row_M, Schedule(store, 3, 50, seed=1).plan(1).row_M)
 
 
-def test_partners_stand_side_by_side(made: Path) -> None:
-    plan = Schedule(Cache.open(made), 1, 50, seed=0).plan(0)
+def test_partners_stand_side_by_side(digits_cache: Path) -> None:
+    plan = Schedule(Cache.open(digits_cache), 1, 50, seed=0).plan(0)
     position = {int(row): i for i, row in enumerate(plan.row_M)}
     assert all(abs(position[int(p)] - position[int(r)]) == 1 for r, p in zip(
         plan.row_M, plan.partner_M, strict=True
@@ -55,9 +55,9 @@ def test_partners_stand_side_by_side(made: Path) -> None:
 
 
 def test_going_on_in_the_middle_of_an_epoch_changes_nothing(
-    made: Path, images: ImageDataset
+    digits_cache: Path, images: ImageDataset
 ) -> None:
-    store = Cache.open(made)
+    store = Cache.open(digits_cache)
     schedule = Schedule(store, 2, 32, seed=1)
     whole = [b.pixels for b in create_loader.native(store, images, schedule, 2).epoch(1)]
     rest = [
@@ -68,9 +68,9 @@ def test_going_on_in_the_middle_of_an_epoch_changes_nothing(
 
 
 def test_rows_below_the_crop_are_not_decoded(
-    made: Path, images: ImageDataset, monkeypatch: pytest.MonkeyPatch
+    digits_cache: Path, images: ImageDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, asked = Cache.open(made), []
+    store, asked = Cache.open(digits_cache), []
     schedule = Schedule(store, 1, 50, seed=0)
 
     def spy(data: bytes, key: str, reuse: Any, scale: int, rows: int | None) -> Any:
@@ -85,8 +85,8 @@ def test_rows_below_the_crop_are_not_decoded(
     assert len(set(asked)) > 5
 
 
-def test_an_epoch_that_cannot_be_is_explained(made: Path) -> None:
-    store = Cache.open(made)
+def test_an_epoch_that_cannot_be_is_explained(digits_cache: Path) -> None:
+    store = Cache.open(digits_cache)
     with pytest.raises(UsageError, match="fewer than batch_size=256"):
         Schedule(store, 1, 256, 0)
     with pytest.raises(UsageError, match="the cache has 4 views"):
@@ -94,9 +94,9 @@ def test_an_epoch_that_cannot_be_is_explained(made: Path) -> None:
 
 
 def test_other_pixels_are_refused_naming_both_sides(
-    cache: Path, images: ImageDataset, monkeypatch: pytest.MonkeyPatch
+    mutable_cache: Path, images: ImageDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = Cache.open(cache)
+    store = Cache.open(mutable_cache)
     check_cache(store, images)
     from cache_tools.render import view
 
@@ -111,9 +111,9 @@ def test_other_pixels_are_refused_naming_both_sides(
         check_cache(store, images)
 
 
-def test_a_cache_that_is_not_whole_is_refused(cache: Path, images: ImageDataset) -> None:
-    store = Cache.open(cache)
-    chunk = cache / "targets/tail/c/0/3/0"
+def test_a_cache_that_is_not_whole_is_refused(mutable_cache: Path, images: ImageDataset) -> None:
+    store = Cache.open(mutable_cache)
+    chunk = mutable_cache / "targets/tail/c/0/3/0"
     data = chunk.read_bytes()
     chunk.write_bytes(data[:-1] + bytes([data[-1] ^ 128]))
     with pytest.raises(CacheDamaged, match="targets/tail/c/0/3/0"):
@@ -123,8 +123,8 @@ def test_a_cache_that_is_not_whole_is_refused(cache: Path, images: ImageDataset)
         check_cache(store, images)
 
 
-def test_the_order_of_views_is_drawn_anew_each_time_all_were_shown(made: Path) -> None:
-    store = Cache.open(made)  # of four views
+def test_the_order_of_views_is_drawn_anew_each_time_all_were_shown(digits_cache: Path) -> None:
+    store = Cache.open(digits_cache)  # of four views
     schedule = Schedule(store, 1, 50, seed=3, shuffle=True)
     orders = [[schedule.view_numbers(4 * turn + i)[0] for i in range(4)] for turn in range(8)]
     assert all(sorted(order) == [0, 1, 2, 3] for order in orders)

@@ -26,14 +26,14 @@ FAST = ["epochs=1", "batch_size=50", "views_per_epoch=1"]  # two steps
 
 
 def test_two_steps_from_two_caches(
-    made: Path, sibling: Path, tmp_path: Path, kdcache: Command
+    digits_cache: Path, sibling_cache: Path, tmp_path: Path, kdcache: Command
 ) -> None:
-    both = ("--cache", made, "--cache", sibling)
+    both = ("--cache", digits_cache, "--cache", sibling_cache)
     arguments = ("train", "digits", *both, "--out", tmp_path / "run", *FAST)
     done = kdcache(*arguments, "--weight", "0.7", "--weight", "0.3")
     assert done.code == 0, done.err
     config = json.loads((tmp_path / "run/config.json").read_text())
-    fingerprints = [Cache.open(p).spec.fingerprint for p in (made, sibling)]
+    fingerprints = [Cache.open(p).spec.fingerprint for p in (digits_cache, sibling_cache)]
     assert config["weights"] == dict(zip(fingerprints, WEIGHTS, strict=True))
     assert "is finished" in kdcache(*arguments, "--weight", "70", "--weight", "30").err
     other = kdcache(*arguments, "--weight", "0.5", "--weight", "0.5")
@@ -45,7 +45,16 @@ def test_two_steps_from_two_caches(
     measured = kdcache("eval", tmp_path / "run", "--json")
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert json.loads(measured.out)["top1"] == result["top1"]
-    swapped = ("--cache", sibling, "--cache", made, "--weight", "0.3", "--weight", "0.7")
+    swapped = (
+        "--cache",
+        sibling_cache,
+        "--cache",
+        digits_cache,
+        "--weight",
+        "0.3",
+        "--weight",
+        "0.7",
+    )
     kdcache("train", "digits", *swapped, "--out", tmp_path / "swapped", *FAST)
     assert result["loss"] == json.loads((tmp_path / "swapped/result.json").read_text())["loss"]
     online = kdcache("train", "digits", *both, "--out", tmp_path / "o", *FAST, "mode=online")
@@ -54,9 +63,9 @@ def test_two_steps_from_two_caches(
 
 @pytest.mark.parametrize("views_per_epoch", [1, 2])
 def test_batches_hold_the_mean_of_what_each_cache_says(
-    views_per_epoch: int, made: Path, sibling: Path, images: ImageDataset
+    views_per_epoch: int, digits_cache: Path, sibling_cache: Path, images: ImageDataset
 ) -> None:
-    members = open_ensemble([made, sibling], WEIGHTS)
+    members = open_ensemble([digits_cache, sibling_cache], WEIGHTS)
     schedule = Schedule(members.reference, views_per_epoch, 40, seed=5)
     epochs = [create_loader.native(store, images, schedule, 1).epoch(1) for store in members.caches]
     epochs.append(
@@ -75,13 +84,18 @@ def test_batches_hold_the_mean_of_what_each_cache_says(
 
 @pytest.mark.parametrize("loss", ["kd", "bkd", "dkd", "dist"])
 def test_every_loss_takes_two_caches_or_their_ensemble(
-    loss: str, made: Path, sibling: Path, tmp_path: Path, kdcache: Command
+    loss: str, digits_cache: Path, sibling_cache: Path, tmp_path: Path, kdcache: Command
 ) -> None:
     """Near each other: a code's rounding and what a step of training makes of it."""
     keep = "tau=0.0,max=10,min=6,levels=254"
-    assert kdcache("ensemble", made, sibling, "--out", tmp_path / "e", "--keep", keep).code == 0
+    assert (
+        kdcache(
+            "ensemble", digits_cache, sibling_cache, "--out", tmp_path / "e", "--keep", keep
+        ).code
+        == 0
+    )
     found = []
-    for name, caches in {"two": (made, sibling), "one": (tmp_path / "e",)}.items():
+    for name, caches in {"two": (digits_cache, sibling_cache), "one": (tmp_path / "e",)}.items():
         named = [word for path in caches for word in ("--cache", path)]
         arguments = ("--out", tmp_path / name, *FAST, f"loss={loss}", "temperature=1.0")
         outcome = kdcache("train", "digits", *named, *arguments)
@@ -94,8 +108,8 @@ def test_every_loss_takes_two_caches_or_their_ensemble(
 
 @pytest.mark.parametrize("tail", ["bucket", "zero"])
 def test_other_tails_train_too(
-    tail: str, made: Path, sibling: Path, tmp_path: Path, kdcache: Command
+    tail: str, digits_cache: Path, sibling_cache: Path, tmp_path: Path, kdcache: Command
 ) -> None:
-    both = ("--cache", made, "--cache", sibling)
+    both = ("--cache", digits_cache, "--cache", sibling_cache)
     done = kdcache("train", "digits", *both, "--out", tmp_path / "r", *FAST, f"tail={tail}")
     assert done.code == 0, done.err

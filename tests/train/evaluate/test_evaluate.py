@@ -37,10 +37,10 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def finished(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(digits_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A student of the mixed cache, and its moving average."""
     out = tmp_path_factory.mktemp("run") / "run"
-    recipe, inputs = recipes.load("digits", FAST), open_inputs(made, None)
+    recipe, inputs = recipes.load("digits", FAST), open_inputs(digits_cache, None)
     run_dir.init_run(out, recipe, inputs, fresh=False)
     loop.train(recipe, inputs, out, CPU)
     return out
@@ -111,10 +111,10 @@ def test_student_average_and_teacher_against_dense_computation(
 
 
 def test_cached_views_against_replay_and_dense_computation(
-    finished: Path, made: Path, images: ImageDataset
+    finished: Path, digits_cache: Path, images: ImageDataset
 ) -> None:
     """All 400 mixed views, as the training loop replays them, and dense distributions."""
-    store = Cache.open(made)
+    store = Cache.open(digits_cache)
     network = models.open_target(str(finished), EvalOptions(CPU)).students[0]
     schedule = Schedule(store, 4, 100, seed=0)
     kl, agreed, right = [], [], []
@@ -141,10 +141,21 @@ def test_cached_views_against_replay_and_dense_computation(
 
 
 def test_the_teacher_as_its_own_student(
-    kdcache: Command, digits: Path, teacher: Path, made: Path
+    kdcache: Command, digits: Path, teacher: Path, digits_cache: Path
 ) -> None:
     """Through the cache only codes lie between them, on the validation pictures nothing."""
-    arguments = ("--data", digits, "--cache", made, "--teacher", teacher, "--size", 32, "--crop", 1)
+    arguments = (
+        "--data",
+        digits,
+        "--cache",
+        digits_cache,
+        "--teacher",
+        teacher,
+        "--size",
+        32,
+        "--crop",
+        1,
+    )
     facts = told(kdcache("eval", teacher, *arguments, "--json"))
     own = facts["data"][0]["networks"]["student"]
     assert own["agreement"] == 100
@@ -239,28 +250,28 @@ def test_a_thousand_classes_by_number(kdcache: Command, numbered: Path, tmp_path
 
 
 def test_a_cache_that_is_gone_or_another_is_left_out_unless_asked_for(
-    kdcache: Command, finished: Path, cache: Path, tmp_path: Path
+    kdcache: Command, finished: Path, mutable_cache: Path, tmp_path: Path
 ) -> None:
     away = shutil.copytree(finished, tmp_path / "run")
     config = json.loads((away / "config.json").read_text())
     (away / "config.json").write_text(json.dumps(config | {"cache": str(tmp_path / "gone")}))
     assert told(kdcache("eval", away, "--json"))["cache"] is None
-    assert told(kdcache("eval", away, "--cache", cache, "--json"))["cache"]["views"] == 400
-    other = config | {"cache": str(cache), "cache_fingerprint": "sha256:other"}
+    assert told(kdcache("eval", away, "--cache", mutable_cache, "--json"))["cache"]["views"] == 400
+    other = config | {"cache": str(mutable_cache), "cache_fingerprint": "sha256:other"}
     (away / "config.json").write_text(json.dumps(other))
     outcome = kdcache("eval", away, "--json")
     assert told(outcome)["cache"] is None
     assert "differs from the cache" in outcome.err
-    (away / "config.json").write_text(json.dumps(config | {"cache": str(cache)}))
-    next(cache.glob("commits/v0001/*.json")).unlink()
+    (away / "config.json").write_text(json.dumps(config | {"cache": str(mutable_cache)}))
+    next(mutable_cache.glob("commits/v0001/*.json")).unlink()
     outcome = kdcache("eval", away, "--json")
     assert told(outcome)["cache"] is None
     assert "view 1" in outcome.err
-    fails(kdcache("eval", away, "--cache", cache), 1, "CacheIncomplete", "view 1")
+    fails(kdcache("eval", away, "--cache", mutable_cache), 1, "CacheIncomplete", "view 1")
 
 
 def test_other_pixels_are_refused(
-    finished: Path, made: Path, images: ImageDataset, monkeypatch: pytest.MonkeyPatch
+    finished: Path, digits_cache: Path, images: ImageDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cache_tools.render import view
 
@@ -273,13 +284,13 @@ def test_other_pixels_are_refused(
 
     monkeypatch.setattr(view, "crop_resize", other)
     with pytest.raises(CacheMismatch, match="other pixels"):
-        agreement.measure([network], Cache.open(made), images, 10)
+        agreement.measure([network], Cache.open(digits_cache), images, 10)
 
 
 def test_mistakes_are_explained(
     kdcache: Command,
     finished: Path,
-    made: Path,
+    digits_cache: Path,
     numbered: Path,
     digits: Path,
     teacher: Path,
@@ -307,7 +318,7 @@ def test_mistakes_are_explained(
     save_for_hf(other, str(tmp_path / "seven"), safe_serialization=True)
     outcome = kdcache("eval", finished, "--teacher", tmp_path / "seven")
     fails(outcome, 2, "has 7 classes, the student has 10")
-    outcome = kdcache("eval", tmp_path / "seven", "--cache", made, "--data", digits)
+    outcome = kdcache("eval", tmp_path / "seven", "--cache", digits_cache, "--data", digits)
     fails(outcome, 2, "is of 10 classes, the student has 7")
     with torch.no_grad():
         other.get_classifier().bias[3] = float("nan")

@@ -26,9 +26,9 @@ Command = Callable[..., Outcome]
 
 
 @pytest.fixture(scope="module")
-def finished(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(digits_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run") / "run"
-    recipe, inputs = recipes.load("digits", FAST), open_inputs(made, None)
+    recipe, inputs = recipes.load("digits", FAST), open_inputs(digits_cache, None)
     run_dir.init_run(out, recipe, inputs, fresh=False)
     loop.train(recipe, inputs, out, torch.device("cpu"))
     return out
@@ -149,7 +149,7 @@ def test_what_cannot_be_exported(finished: Path, kdcache: Command, tmp_path: Pat
 
 
 def test_a_run_of_an_earlier_version_is_told_how_to_help_itself(
-    finished: Path, made: Path, kdcache: Command, tmp_path: Path
+    finished: Path, digits_cache: Path, kdcache: Command, tmp_path: Path
 ) -> None:
     old = shutil.copytree(finished, tmp_path / "old")
     config = json.loads((old / "config.json").read_text())
@@ -159,7 +159,10 @@ def test_a_run_of_an_earlier_version_is_told_how_to_help_itself(
     refused = kdcache("export", old, "--out", tmp_path / "student")
     assert refused.code == 1
     assert "it trains nothing and adds them" in refused.err
-    assert "is finished" in kdcache("train", "digits", "--cache", made, "--out", old, *FAST).err
+    assert (
+        "is finished"
+        in kdcache("train", "digits", "--cache", digits_cache, "--out", old, *FAST).err
+    )
     assert kdcache("export", old, "--out", tmp_path / "student").code == 0
 
 

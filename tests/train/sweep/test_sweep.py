@@ -123,13 +123,13 @@ def test_a_grid_that_cannot_be(written: Callable[[str], Path], text: str, words:
 
 def test_errors_come_before_anything_is_written(
     kdcache: Command,
-    made: Path,
+    digits_cache: Path,
     written: Callable[[str], Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "sweep"
-    command = ("--cache", made, "--out", out)
+    command = ("--cache", digits_cache, "--out", out)
     there = written(SMALL)
     for arguments, words in {
         (there, *command, "student=x", "--students", "0-9"): "--students 0-9 must be numbers",
@@ -145,13 +145,13 @@ def test_errors_come_before_anything_is_written(
         assert words in outcome.err
         assert outcome.out == ""
         assert not out.exists()
-    for folder, what in {made: "a cache", there: "a file"}.items():
-        outcome = kdcache("sweep", there, "--cache", made, "--out", folder)
+    for folder, what in {digits_cache: "a cache", there: "a file"}.items():
+        outcome = kdcache("sweep", there, "--cache", digits_cache, "--out", folder)
         assert outcome.code == 2
         assert f"{folder} is {what}. Choose another --out" in outcome.err
-    half = shutil.copytree(made, tmp_path / "half.zarr")
+    half = shutil.copytree(digits_cache, tmp_path / "half.zarr")
     shutil.rmtree(half / "commits" / "v0001")
-    outcome = kdcache("sweep", there, "--cache", half, "--data", source(made), "--out", out)
+    outcome = kdcache("sweep", there, "--cache", half, "--data", source(digits_cache), "--out", out)
     assert outcome.code == 1
     assert "view 1, block 0" in outcome.err
     assert not out.exists()
@@ -222,14 +222,22 @@ def opened(made: Path, text: Path, out: Path, **more: Any) -> sweeps.Sweep:
 
 
 @pytest.fixture(scope="module")
-def swept(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def swept(digits_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished sweep, one of whose students diverges."""
     folder = tmp_path_factory.mktemp("sweep")
     (folder / "grid.toml").write_text(
         SMALL.replace("[grid]", '[[runs]]\nname = "calm"\n[[runs]]\nname = "wild"\nopt = "sgd"\n'
                       "lr = 1e30\n[grid]").replace('"test_efficientnet", ', "")
     )  # fmt: skip
-    words = ["kdcache", "sweep", folder / "grid.toml", "--cache", made, "--out", folder / "out"]
+    words = [
+        "kdcache",
+        "sweep",
+        folder / "grid.toml",
+        "--cache",
+        digits_cache,
+        "--out",
+        folder / "out",
+    ]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
         patch.setattr(sys, "argv", [*map(str, words)])
         main.main()
@@ -265,11 +273,11 @@ def test_a_sweep_says_what_it_found_and_what_it_cost(swept: Path) -> None:
 
 
 def test_a_second_time_nothing_is_trained(
-    swept: Path, kdcache: Command, made: Path, teacher: Path, tmp_path: Path
+    swept: Path, kdcache: Command, digits_cache: Path, teacher: Path, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(swept, tmp_path / "again")
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*.safetensors")}
-    arguments = ("sweep", folder / "grid.toml", "--cache", made, "--out", folder / "out")
+    arguments = ("sweep", folder / "grid.toml", "--cache", digits_cache, "--out", folder / "out")
     outcome = kdcache(*arguments, "--teacher", teacher)
     assert outcome.code == 0, outcome.err
     assert "4 students, 2 of them finished; 0 cohorts: nothing to do" in outcome.err
@@ -287,10 +295,10 @@ def test_a_second_time_nothing_is_trained(
 
 
 def test_commands_for_other_machines(
-    kdcache: Command, made: Path, written: Callable[[str], Path], tmp_path: Path
+    kdcache: Command, digits_cache: Path, written: Callable[[str], Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "sweep"
-    arguments = ("sweep", written(SMALL), "--cache", made, "--out", out, "--together", 3)
+    arguments = ("sweep", written(SMALL), "--cache", digits_cache, "--out", out, "--together", 3)
     lines = kdcache(*arguments, "--print", "commands").out.splitlines()
     assert [line.rpartition(" ")[2] for line in lines] == ["0-2", "3"]
     assert lines[0].startswith(f"kdcache sweep {tmp_path}/grid.toml --cache")
@@ -308,10 +316,10 @@ def test_commands_for_other_machines(
 
 
 def test_the_tasks_of_a_slurm_array_finish_the_grid(
-    kdcache: Command, made: Path, written: Callable[[str], Path], tmp_path: Path
+    kdcache: Command, digits_cache: Path, written: Callable[[str], Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "a sweep"
-    sweep = ("sweep", written(SMALL), "--cache", made, "--out", out, "--together", 3)
+    sweep = ("sweep", written(SMALL), "--cache", digits_cache, "--out", out, "--together", 3)
     script = kdcache(*sweep, "--print=slurm", "--students", "0-3").out
     for line in ("#SBATCH --array=0-1", "#SBATCH --gpus-per-task=1", "#SBATCH --cpus-per-task=8"):
         assert line in script
@@ -338,10 +346,10 @@ def test_the_tasks_of_a_slurm_array_finish_the_grid(
 
 
 def test_a_table_is_whole_though_another_task_ends_meanwhile(
-    swept: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    swept: Path, digits_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = shutil.copytree(swept, tmp_path / "again")
-    sweep = opened(made, folder / "grid.toml", folder / "out")
+    sweep = opened(digits_cache, folder / "grid.toml", folder / "out")
     late = folder / "out" / sweep.students[0].name / "result.json"
     late.rename(folder / "kept.json")
     write = command._write
@@ -359,9 +367,12 @@ def test_a_table_is_whole_though_another_task_ends_meanwhile(
 
 
 def test_out_of_memory_halves_the_cohort(
-    made: Path, written: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    digits_cache: Path,
+    written: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    sweep = opened(made, written(SMALL), tmp_path / "sweep")
+    sweep = opened(digits_cache, written(SMALL), tmp_path / "sweep")
     planned = sweeps.prepare(sweep)
     sizes: list[int] = []
 
@@ -380,9 +391,12 @@ def test_out_of_memory_halves_the_cohort(
 
 
 def test_a_signal_between_two_cohorts_stops_the_sweep(
-    made: Path, written: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    digits_cache: Path,
+    written: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    sweep = opened(made, written(SMALL), tmp_path / "sweep")
+    sweep = opened(digits_cache, written(SMALL), tmp_path / "sweep")
     planned = sweeps.prepare(sweep, max_students=1)
     monkeypatch.setattr(
         sweeps, "train_cohort", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)
@@ -392,22 +406,25 @@ def test_a_signal_between_two_cohorts_stops_the_sweep(
 
 
 def test_ray_is_asked_for_by_name(
-    kdcache: Command, made: Path, written: Callable[[str], Path], tmp_path: Path,
+    kdcache: Command, digits_cache: Path, written: Callable[[str], Path], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setitem(sys.modules, "ray.tune", None)
-    arguments = ("sweep", written(SMALL), "--cache", made, "--out", tmp_path / "s")
+    arguments = ("sweep", written(SMALL), "--cache", digits_cache, "--out", tmp_path / "s")
     outcome = kdcache(*arguments, "--engine", "ray")
     assert outcome.code == 2
     assert "pip install 'kdcache[ray]'" in outcome.err
 
 
 def test_what_a_trial_tells_ray(
-    made: Path, written: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    digits_cache: Path,
+    written: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Ray may stop a trial at any report: before the last one the results are there."""
     text = SMALL.replace("epochs = 1", "epochs = 2").replace('"test_efficientnet", ', "")
-    sweep = opened(made, written(text), tmp_path / "sweep", asha=True)
+    sweep = opened(digits_cache, written(text), tmp_path / "sweep", asha=True)
     cohort, *_ = sweeps.prepare(sweep)
     told: list[tuple[int, float, list[str]]] = []
 
@@ -416,7 +433,7 @@ def test_what_a_trial_tells_ray(
 
     ray = SimpleNamespace(tune=SimpleNamespace(report=report))
     monkeypatch.setitem(sys.modules, "ray", ray)
-    where = {"caches": [str(made)], "weights": [1.0], "data": sweep.inputs.source}
+    where = {"caches": [str(digits_cache)], "weights": [1.0], "data": sweep.inputs.source}
     where |= {"out": str(sweep.out), "device": "cpu", "cores": 1, "trackers": []}
     ray_tune._trial({"cohort": 0}, where, [[ray_tune._plain(one) for one in cohort]])
     best = max(row["top1_best"] for row in sweeps.rows(sweep))
@@ -430,9 +447,9 @@ def test_what_a_trial_tells_ray(
 
 
 def test_what_asha_has_stopped_goes_on_without_it(
-    made: Path, written: Callable[[str], Path], tmp_path: Path
+    digits_cache: Path, written: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    sweep = opened(made, written(SMALL), tmp_path / "sweep", asha=True)
+    sweep = opened(digits_cache, written(SMALL), tmp_path / "sweep", asha=True)
     assert len(sweeps.prepare(sweep)) == 1
     for student in sweep.students[:3]:
         sweeps.mark_stopped(sweep, student)
@@ -473,7 +490,7 @@ def test_the_cores_of_a_trial() -> None:
     assert ray_tune.cores([{}], 3, gpu=True) == ray_tune.cores([{}], 3, gpu=False) == 1
 
 
-def test_fit_is_one_run_and_a_tuner_may_stop_it(made: Path, tmp_path: Path) -> None:
+def test_fit_is_one_run_and_a_tuner_may_stop_it(digits_cache: Path, tmp_path: Path) -> None:
     class Pruned(Exception):
         pass
 
@@ -485,7 +502,7 @@ def test_fit_is_one_run_and_a_tuner_may_stop_it(made: Path, tmp_path: Path) -> N
             raise Pruned
 
     values = {"epochs": 2, "views_per_epoch": 1, "batch_size": 50, "temperature": 2}
-    call = {"cache": made, "out": tmp_path / "run", "device": "cpu", "values": values}
+    call = {"cache": digits_cache, "out": tmp_path / "run", "device": "cpu", "values": values}
     with pytest.raises(Pruned):
         fit("digits", **call, on_epoch=prune)
     result = fit("digits", **call, on_epoch=prune)
@@ -608,10 +625,12 @@ def same_weights(a: Path, b: Path) -> Iterator[bool]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(digits_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("twelve")
     (folder / "grid.toml").write_text(TWELVE)
-    subprocess.run(sweep_command(folder, made, folder / "out"), check=True, capture_output=True)
+    subprocess.run(
+        sweep_command(folder, digits_cache, folder / "out"), check=True, capture_output=True
+    )
     return folder
 
 
@@ -646,10 +665,10 @@ cli.console()
 
 @pytest.mark.slow
 def test_twelve_students_killed_twice_are_each_trained_once(
-    undisturbed: Path, made: Path, tmp_path: Path
+    undisturbed: Path, digits_cache: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    command = sweep_command(undisturbed, made, out, "--together", "3")
+    command = sweep_command(undisturbed, digits_cache, out, "--together", "3")
     finished: dict[str, int] = {}
     for count, kill, code in ((3, signal.SIGKILL, -9), (7, signal.SIGINT, 130)):
         script = [sys.executable, "-c", KILLED, str(out), str(count), str(int(kill))]
@@ -673,12 +692,12 @@ def test_twelve_students_killed_twice_are_each_trained_once(
 
 @pytest.mark.slow
 def test_under_ray_a_killed_worker_is_started_again_and_goes_on(
-    undisturbed: Path, made: Path, tmp_path: Path
+    undisturbed: Path, digits_cache: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("ray.tune", exc_type=ImportError)
     psutil = pytest.importorskip("psutil")
     out = tmp_path / "out"
-    command = sweep_command(undisturbed, made, out, "--together", "3", "--engine", "ray")
+    command = sweep_command(undisturbed, digits_cache, out, "--together", "3", "--engine", "ray")
     with (tmp_path / "err").open("wb") as err:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=err)
         wait_for(lambda: len(results(out)) >= 3, process)

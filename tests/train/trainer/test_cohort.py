@@ -40,8 +40,8 @@ def recipe_of(name: str) -> TrainRecipe:
 
 
 @pytest.fixture(scope="module")
-def inputs(made: Path) -> Inputs:
-    whole = open_inputs(made, None)
+def inputs(digits_cache: Path) -> Inputs:
+    whole = open_inputs(digits_cache, None)
     assert whole.validation is not None
     return replace(whole, validation=whole.validation.subset(np.arange(64)))
 

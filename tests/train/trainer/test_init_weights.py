@@ -109,10 +109,10 @@ def test_what_cannot_be_started_from_is_explained(pretrained: Path, tmp_path: Pa
 
 
 def test_a_run_starts_from_the_student_of_another(
-    kdcache: Command, made: Path, tmp_path: Path
+    kdcache: Command, digits_cache: Path, tmp_path: Path
 ) -> None:
     small = ["epochs=1", "views_per_epoch=1", "batch_size=50", "model_ema_decay=0.0"]
-    arguments = ("train", "digits", "--cache", made, *small, "--json")
+    arguments = ("train", "digits", "--cache", digits_cache, *small, "--json")
     first = kdcache(*arguments, "--out", tmp_path / "first")
     assert first.code == 0, first.err
     init = f"init=local-dir:{tmp_path}/first/model"

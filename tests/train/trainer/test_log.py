@@ -95,12 +95,12 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(digits_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An undisturbed run."""
     out = tmp_path_factory.mktemp("whole") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cadence, "LOG_STEPS", 4)
-        begin(made, out)
+        begin(digits_cache, out)
     return out
 
 
@@ -139,12 +139,12 @@ def test_tensorboard_shows_the_same_rows(whole: Path) -> None:
 
 @pytest.mark.usefixtures("stops")
 def test_a_run_that_stops_after_every_step_has_the_same_rows_once(
-    made: Path, whole: Path, tmp_path: Path
+    digits_cache: Path, whole: Path, tmp_path: Path
 ) -> None:
     out, stops = tmp_path / "run", 0
     while not (out / "result.json").exists():
         try:
-            begin(made, out)
+            begin(digits_cache, out)
         except KeyboardInterrupt:
             stops += 1
     assert stops == 20
@@ -154,7 +154,7 @@ def test_a_run_that_stops_after_every_step_has_the_same_rows_once(
 
 
 def test_what_was_written_after_the_last_checkpoint_is_taken_back(
-    made: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    digits_cache: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kill in the second epoch: rows are there that the checkpoint knows nothing of."""
     out, save, count = tmp_path / "run", checkpoint.save, 0
@@ -168,22 +168,22 @@ def test_what_was_written_after_the_last_checkpoint_is_taken_back(
 
     monkeypatch.setattr(checkpoint, "save", killed)
     with pytest.raises(RuntimeError, match="killed"):
-        begin(made, out)
+        begin(digits_cache, out)
     assert len(rows(out)) == len(rows(out, "log.jsonl")) * 3 == 6
     with (out / "steps.jsonl").open("a") as file:
         file.write('{"epoch": 2, "st')  # and half a line
     monkeypatch.setattr(checkpoint, "save", save)
-    begin(made, out)
+    begin(digits_cache, out)
     for name in ("steps.jsonl", "log.jsonl"):
         assert rows(out, name) == rows(whole, name)
     assert board(out) == board(whole)
 
 
 @pytest.mark.slow
-def test_kill_9_at_any_time(made: Path, tmp_path: Path) -> None:
+def test_kill_9_at_any_time(digits_cache: Path, tmp_path: Path) -> None:
     long = ["epochs=3", "views_per_epoch=4", "batch_size=4", "checkpoint_minutes=0.01"]
     kdcache = str(Path(sys.executable).parent / "kdcache")
-    command = [kdcache, "train", "digits", "--cache", str(made), *long, "--out"]
+    command = [kdcache, "train", "digits", "--cache", str(digits_cache), *long, "--out"]
     subprocess.run([*command, str(tmp_path / "whole")], check=True)
     out = tmp_path / "run"
     for seconds in (0.5, 1.5, 2.5, 3.5):
@@ -253,15 +253,15 @@ class Fake(ModuleType):
 
 @pytest.mark.usefixtures("stops")
 def test_wandb_sees_one_run_however_often_it_is_stopped(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    digits_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wandb = Fake("offline", known=False)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        begin(made, out, "wandb")
+        begin(digits_cache, out, "wandb")
     monkeypatch.setattr(StopRequest, "requested", False)
-    begin(made, out, "wandb")
+    begin(digits_cache, out, "wandb")
     first, second = wandb.runs
     assert first.options["id"] == second.options["id"]
     assert first.options["resume"] == "allow"
@@ -273,11 +273,11 @@ def test_wandb_sees_one_run_however_often_it_is_stopped(
 
 
 def test_every_student_of_a_cohort_is_a_run_of_its_own(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    digits_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wandb = Fake("offline", known=False)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    inputs = open_inputs(made, None)
+    inputs = open_inputs(digits_cache, None)
     recipe = recipes.load("digits", ["epochs=1", "views_per_epoch=1", "batch_size=50"])
     students = [(tmp_path / f"T{t}", replace(recipe, temperature=t)) for t in (1.0, 4.0)]
     for out, each in students:
@@ -291,9 +291,9 @@ def test_every_student_of_a_cohort_is_a_run_of_its_own(
 
 
 def test_without_wandb_a_message_says_how_to_get_it(
-    kdcache: Command, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kdcache: Command, digits_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = ("train", "digits", "--cache", made, "--out", tmp_path / "run", "--log")
+    arguments = ("train", "digits", "--cache", digits_cache, "--out", tmp_path / "run", "--log")
     monkeypatch.setitem(sys.modules, "wandb", None)
     missing = kdcache(*arguments, "wandb")
     assert missing.code == 2
@@ -310,11 +310,11 @@ def test_without_wandb_a_message_says_how_to_get_it(
 
 
 @pytest.mark.slow
-def test_wandb_itself_offline(made: Path, tmp_path: Path) -> None:
+def test_wandb_itself_offline(digits_cache: Path, tmp_path: Path) -> None:
     pytest.importorskip("wandb")
     out = tmp_path / "run"
     kdcache = str(Path(sys.executable).parent / "kdcache")
-    command = [kdcache, "train", "digits", "--cache", str(made), "--out", str(out), *FAST]
+    command = [kdcache, "train", "digits", "--cache", str(digits_cache), "--out", str(out), *FAST]
     environment = {**os.environ, "WANDB_MODE": "offline"}
     subprocess.run([*command, "--log", "wandb"], check=True, env=environment)
     name = json.loads((out / "wandb.json").read_text())["id"]
@@ -322,19 +322,22 @@ def test_wandb_itself_offline(made: Path, tmp_path: Path) -> None:
 
 
 def test_the_progress_line_has_loss_and_waiting(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    digits_cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(progress, "_LOG_SECONDS", 0.0)
     monkeypatch.setattr(logging.getLogger("kdcache"), "propagate", True)
     with caplog.at_level(logging.INFO, logger="kdcache"):
-        begin(made, tmp_path / "run")
+        begin(digits_cache, tmp_path / "run")
     lines = [r.getMessage() for r in caplog.records if r.getMessage().startswith("kd seed 0")]
     loss = f"loss {rows(tmp_path / 'run')[0]['loss']:.3f}"
     assert any(loss in line and "% waiting" in line and "s left" in line for line in lines)
 
 
-def test_fresh_begins_new_logs(kdcache: Command, made: Path, tmp_path: Path) -> None:
-    arguments = ("train", "digits", "--cache", made, "--out", tmp_path / "run", *FAST)
+def test_fresh_begins_new_logs(kdcache: Command, digits_cache: Path, tmp_path: Path) -> None:
+    arguments = ("train", "digits", "--cache", digits_cache, "--out", tmp_path / "run", *FAST)
     assert kdcache(*arguments).code == 0
     before = rows(tmp_path / "run")
     shutil.rmtree(tmp_path / "run/model")
