@@ -63,14 +63,16 @@ def write_shards(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     splits = {}
     for name, numbers in parts.items():
+        begins = range(0, len(numbers), SHARD_SIZE)
+        files = {f"digits-{name}-{i:04d}.tar": begin for i, begin in enumerate(begins)}
         lengths = [
-            _write_shard(folder / f"digits-{name}-{i:04d}.tar", chunk, pictures, labels)
-            for i, chunk in enumerate(_chunks(numbers))
+            _write_shard(folder / file, numbers[begin : begin + SHARD_SIZE], pictures, labels)
+            for file, begin in files.items()
         ]
         splits[name] = {
             "name": name,
             "num_samples": len(numbers),
-            "filenames": [f"digits-{name}-{i:04d}.tar" for i in range(len(lengths))],
+            "filenames": list(files),
             "shard_lengths": lengths,
         }
     info = json.dumps({"name": "digits", "splits": splits}, indent=2) + "\n"
@@ -119,11 +121,6 @@ def train_teacher(folder: Path, out: Path, at_least: float = 90.0) -> float:
         )
     save_for_hf(model, str(out), safe_serialization=True)
     return accuracy
-
-
-def _chunks(numbers: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    for begin in range(0, len(numbers), SHARD_SIZE):
-        yield numbers[begin : begin + SHARD_SIZE]
 
 
 def _write_shard(

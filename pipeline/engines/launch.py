@@ -73,7 +73,14 @@ def choose(
     if count is None:
         raise UsageError(f"--task {number} of how many? Pass --tasks, too.")
     if number is None:
-        number = _from_environment(launched, _array(environ), count)
+        array = _array(environ)
+        given = launched if launched.reason else array
+        if not given.reason:
+            raise UsageError(
+                f"which of the {count} tasks is this? Pass --task, counted from 0; torchrun, srun "
+                "and Slurm's arrays set it."
+            )
+        number = given.number
     if launched.count not in (1, count):
         raise UsageError(
             f"--tasks {count}, but {launched.started_by} started {launched.count} processes: parts "
@@ -92,13 +99,6 @@ def engine(
     address: str | None = None,
 ) -> base.Open:
     """Choose the engine of a task: this process, several that it starts, or Ray's actors.
-
-    Args:
-        task: This process among all.
-        device: Value of --device.
-        workers: Value of --workers.
-        kind: Value of --engine.
-        address: Address of Ray's cluster.
 
     Raises:
         UsageError: The launcher has started several already, or there are fewer GPUs than workers.
@@ -188,17 +188,6 @@ def _in_array(inner: Task, environ: Mapping[str, str]) -> Task:
     reason = f"{array.reason} and {inner.reason}" if inner.reason else array.reason
     number = (array.number - first) * inner.count + inner.number
     return replace(inner, number=number, count=array.count * inner.count, reason=reason)
-
-
-def _from_environment(launched: Task, array: Task, count: int) -> int:
-    """Take the number for --tasks without --task from the environment."""
-    task = launched if launched.reason else array
-    if not task.reason:
-        raise UsageError(
-            f"which of the {count} tasks is this? Pass --task, counted from 0; torchrun, srun and "
-            "Slurm's arrays set it."
-        )
-    return task.number
 
 
 def _number(environ: Mapping[str, str], name: str, default: int | None = None) -> int:

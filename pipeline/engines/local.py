@@ -47,10 +47,6 @@ _GIVEN_UP = f"{TRIES} workers were lost at it; the log has the reasons"
 def devices(device: str | None, workers: int | None) -> list[str | None]:
     """Device of each worker: every visible GPU, or that of the command line.
 
-    Args:
-        device: Value of --device.
-        workers: Value of --workers.
-
     Raises:
         UsageError: There are fewer devices than workers.
     """

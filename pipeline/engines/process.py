@@ -64,12 +64,7 @@ Message = LogLine | Progress | Done | Error
 
 
 def main(cores: int, pipe: Connection) -> None:
-    """Receive a job from the pipe, then lots, and make them until None comes.
-
-    Args:
-        cores: Processor cores for this process.
-        pipe: WorkQueue in, messages out.
-    """
+    """Receive a job from the pipe, then lots, and make them on `cores` cores until None comes."""
     # Ctrl-C and Slurm's warning reach every process: a worker signaled twice would not complete its
     # parts. Before there is a thread, as threads inherit the mask.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGUSR1})

@@ -101,7 +101,11 @@ class RayEngine:
             UsageError: Ray is not installed, or there is no cluster at the address.
             KdcacheError: Any of its kinds.
         """
-        self._ray = _import()
+        try:
+            import ray
+        except ImportError:
+            raise UsageError("--engine ray needs Ray. Run: pip install 'kdcache[ray]'.") from None
+        self._ray: Any = ray
         self._joined = not self._ray.is_initialized()
         if self._joined:
             ray_cluster.join(self._ray, address)
@@ -204,18 +208,10 @@ _GIVEN_UP = (
 )
 
 
-def _import() -> Any:
-    try:
-        import ray
-    except ImportError:
-        raise UsageError("--engine ray needs Ray. Run: pip install 'kdcache[ray]'.") from None
-    return ray
-
-
 def _resources(
     nodes: Sequence[dict[str, Any]], device: str | None, workers: int | None
 ) -> tuple[int, int, int]:
-    """RayEngine, and GPUs and cores of each.
+    """Number of actors, and GPUs and cores of each.
 
     Raises:
         UsageError: The cluster has fewer GPUs than workers.
@@ -237,8 +233,7 @@ def _absolute_paths(job: JobSpec) -> JobSpec:
     sources = tuple(
         replace(s, name=_absolute(s.name), class_map=_absolute(s.class_map)) for s in job.sources
     )
-    data = resolve(job.data)
-    return replace(job, data=data, sources=sources, out=resolve(job.out))
+    return replace(job, data=resolve(job.data), sources=sources, out=resolve(job.out))
 
 
 def _absolute(name: str) -> str:

@@ -75,12 +75,7 @@ def measure(
 ) -> dict[str, Any]:
     """Measure views per second of rendering, teacher and both, and the classes kept per view.
 
-    Args:
-        recipe: Recipe of the cache.
-        images: The data set.
-        teacher: The teacher.
-        forward: The same on its device.
-        batch: Views per forward pass.
+    `forward` is the teacher on its device, with `batch` views per forward pass.
 
     Returns:
         `render_views_per_s`, `teacher_views_per_s`, `views_per_s`, `bound_by`, `per` and

@@ -109,10 +109,6 @@ def _state(path: Path) -> dict[str, Tensor]:
     except (OSError, RuntimeError, EOFError, ValueError, SafetensorError) as error:
         first = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
         raise TeacherError(f"{path} cannot be read as weights: {first}.") from None
-    return _unwrapped(found, path)
-
-
-def _unwrapped(found: Any, path: Path) -> dict[str, Tensor]:
     while isinstance(found, Mapping):
         key = next((k for k in _WRAPPERS if isinstance(found.get(k), Mapping)), None)
         if key is None:

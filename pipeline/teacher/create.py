@@ -21,10 +21,8 @@ def create(
 ) -> tuple[str, nn.Module]:
     """Create a network; also its name in the cache (never a path of one machine).
 
-    Args:
-        name: As `teacher.load` takes it.
-        random_weights: Use of an untrained network of timm's.
-        architecture: timm's name of the network in a file.
+    `name` is as `teacher.load` takes it, `architecture` timm's name of the network in a file;
+    `random_weights` leaves a network of timm's untrained.
 
     Raises:
         UsageError: There is no such network.

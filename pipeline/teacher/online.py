@@ -29,10 +29,7 @@ TeacherFn = Callable[
 def online(store: Cache, teacher: str | Sequence[str], device: torch.device) -> TeacherFn:
     """Load the teacher of a cache as a function of batches.
 
-    Args:
-        store: The cache.
-        teacher: Names, folders or files of the teachers; none takes the names in the cache.
-        device: Device of the teacher.
+    `teacher` has names, folders or files of the networks; none takes the names in the cache.
 
     Raises:
         UsageError: The teacher has views of its own size, which the student's loader does not

@@ -61,7 +61,11 @@ def open_or_create(
     store = Cache.open(out)
     images = match.match(store.table, store.spec.dataset, images)
     dataset = replace(store.spec.dataset, labels=labels, num_classes=num_classes)
-    _refuse_other(store, _spec(recipe, dataset, teacher))
+    if found := difference(store.spec.mapping, _spec(recipe, dataset, teacher).mapping):
+        raise CacheMismatch(
+            f"{store.name} is another cache: {found} in this recipe. Choose another --out for the "
+            "new one, or run the command that made the old one."
+        )
     if isinstance(storage, backends.Folder) and (swept := atomic.sweep(storage.path)):
         log.info("removed %d temporary files that killed processes left", swept)
     store.resize(recipe.num_views)
@@ -115,11 +119,3 @@ def _spec(recipe: CacheRecipe, dataset: DatasetSpec, teacher: Teacher) -> CacheS
     targets = recipe.targets_of(teacher.spec.num_classes)
     block = min(recipe.block_size, dataset.num_samples)
     return CacheSpec(dataset, teacher.spec, recipe.views, targets, block)
-
-
-def _refuse_other(store: Cache, spec: CacheSpec) -> None:
-    if found := difference(store.spec.mapping, spec.mapping):
-        raise CacheMismatch(
-            f"{store.name} is another cache: {found} in this recipe. Choose another --out for the "
-            "new one, or run the command that made the old one."
-        )

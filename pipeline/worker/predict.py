@@ -84,7 +84,8 @@ class Predictor:
         if self._seen.mixes:
             mix = view_params.mixing(self._store, view, rows.start, rows.stop, self._seen)
             mix = replace(mix, partner_B=mix.partner_B - rows.start)
-        label_WP = self._labels(rows, mix)
+        own = self._store.table.label_N[rows.start : rows.stop].astype(np.int64)
+        label_WP = np.stack([own] if mix is None else [own, own[mix.partner_B]], axis=1)
         pixels = self._fit_memory(lambda: self._upload(window, view_index))
         begin = self._mark()
         done = 0
@@ -111,11 +112,6 @@ class Predictor:
             chosen = torch.from_numpy(part_of.partner_B.astype(np.int64))
             other = pixels[chosen.to(self._device)]
         return at, self._forward(pixels[at], other, part_of, label_WP[at])
-
-    def _labels(self, rows: range, mix: draw.MixParams | None) -> NDArray[np.int64]:
-        """[W, 1 or 2] label of each view of a window and, where views are mixed, its partner's."""
-        own = self._store.table.label_N[rows.start : rows.stop].astype(np.int64)
-        return np.stack([own] if mix is None else [own, own[mix.partner_B]], axis=1)
 
     def _upload(self, window: Window, view_index: int) -> Tensor:
         """Upload a view of a window, [W, S, S, 3]; on the CPU, return the buffer itself."""

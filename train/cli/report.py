@@ -1,6 +1,7 @@
 """`kdcache report`: caches, runs and sweeps on one page."""
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -86,7 +87,9 @@ def report(
     if json_:
         emit({"subjects": all_facts})
     elif out is not None:
-        print(f"{out}: {_listed(named)}, {out.stat().st_size / 1e6:.2f} MB")
+        kinds = Counter(subject.kind for subject in named)
+        listed = ", ".join(f"{n} {kind}{'s' if n > 1 else ''}" for kind, n in kinds.items())
+        print(f"{out}: {listed}, {out.stat().st_size / 1e6:.2f} MB")
 
 
 def _read(
@@ -161,9 +164,3 @@ def _imagenet() -> "Names":
 
     info = ImageNetInfo()
     return lambda index: str(info.index_to_description(index)).partition(",")[0]
-
-
-def _listed(named: "Sequence[Subject]") -> str:
-    kinds = [subject.kind for subject in named]
-    words = [(kind, kinds.count(kind)) for kind in dict.fromkeys(kinds)]
-    return ", ".join(f"{number} {kind}{'s' if number > 1 else ''}" for kind, number in words)

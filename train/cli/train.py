@@ -112,7 +112,14 @@ def train(
         emit(results[0] if len(results) == 1 else {"runs": results})
     else:
         for (folder, _), result in zip(runs, results, strict=True):
-            _print(folder, result)
+            top1 = "not measured" if result["top1"] is None else f"{result['top1']:.1f} %"
+            if result["top1_ema"] is not None:
+                top1 += f", EMA {result['top1_ema']:.1f} %"
+            print(
+                f"{folder}: {result['student']} ({result['mode']}), {result['epochs']} epochs, "
+                f"top-1 {top1}, {result['images_per_second']:,.0f} images/s, "
+                f"{100 * result['data_wait']:.1f} % waiting"
+            )
 
 
 def evaluate(
@@ -278,13 +285,3 @@ def _report(results: list[dict[str, Any]], inputs: "Inputs", out: Path, json_: b
     print(f"student {facts['student']}: {facts['transfer_images']:,} training images")
     print(compare.table(result))
     print(f"picture: {out / 'comparison.png'}")
-
-
-def _print(folder: Path, result: dict[str, Any]) -> None:
-    top1 = "top-1 not measured" if result["top1"] is None else f"top-1 {result['top1']:.1f} %"
-    if result["top1_ema"] is not None:
-        top1 += f", EMA {result['top1_ema']:.1f} %"
-    print(
-        f"{folder}: {result['student']} ({result['mode']}), {result['epochs']} epochs, {top1}, "
-        f"{result['images_per_second']:,.0f} images/s, {100 * result['data_wait']:.1f} % waiting"
-    )

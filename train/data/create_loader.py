@@ -33,14 +33,7 @@ def create(
     world: World = ALONE,
     pin_memory: bool = False,
 ) -> Loader:
-    """Create the loader of a run.
-
-    Args:
-        recipe: Choice of the loader, its threads, and the tail of mixtures.
-        inputs: Cache and data set.
-        schedule: Views of each step.
-        world: The processes that train together.
-        pin_memory: Use of page-locked memory for pixels, for a GPU.
+    """Create the loader of a run; `pin_memory` page-locks its pixels, for a GPU.
 
     Raises:
         UsageError: The recipe names a loader that cannot be used.
@@ -83,12 +76,6 @@ def choose(
 ) -> tuple[str, str]:
     """Choose "native" or "ffcv", and give the reason.
 
-    Args:
-        recipe: Its key `loader`.
-        images: The data set.
-        spec: Contents of the cache.
-        num_views: Views that the run shows.
-
     Raises:
         UsageError: The recipe names FFCV and it cannot be used; contains the reason.
     """
@@ -119,11 +106,6 @@ def _lack(images: ImageDataset, spec: CacheSpec) -> str:
         return "its views were imported with partners of their own"
     if importlib.util.find_spec("ffcv") is None:
         return "ffcv is not installed (make ffcv)"
-    return _broken()
-
-
-def _broken() -> str:
-    """Reason why ffcv cannot be imported, or ""."""
     try:
         from train.data import ffcv_renderer  # noqa: F401 - compiles, so it comes last
     except (ImportError, OSError, AttributeError) as error:

@@ -33,12 +33,9 @@ class NativeRenderer:
     """Batches that are made at once."""
 
     def __init__(self, cache: Cache, images: ImageDataset, num_threads: int = 0) -> None:
-        """Render views of `cache`.
+        """Render views of `cache` with `num_threads` threads (0 = one per core).
 
-        Args:
-            cache: The cache.
-            images: Its data set, in the order of the cache's sample table.
-            num_threads: Renderer threads; 0 = one per core.
+        The images are in the order of the cache's sample table.
         """
         self.images = images
         """The data set."""

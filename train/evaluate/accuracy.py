@@ -104,10 +104,7 @@ def evaluate_all(
 ) -> list[Accuracy]:
     """Measure several models on the same images, decoded once for all of them.
 
-    Args:
-        models: Networks, left in evaluation mode, each with its input and its crop.
-        images: Labelled images.
-        world: Processes that share the work.
+    The networks are left in evaluation mode.
     """
     for model, _, _ in models:
         model.eval()

@@ -60,14 +60,10 @@ def measure(
     count: int,
     on_prediction: OnPrediction | None = None,
 ) -> CacheAgreement:
-    """Compare networks with the stored targets of `count` views.
+    """Compare networks with the stored targets of `count` views; of all, if there are fewer.
 
-    Args:
-        networks: Students, of the cache's classes.
-        store: The cache.
-        images: Its data set in the order of its table.
-        count: Number of views; of a cache with fewer, all of them.
-        on_prediction: Called with the teacher's first class and the predictions of every batch.
+    The images are in the order of the cache's table; `on_prediction` is called with the teacher's
+    first class and the predictions of every batch.
 
     Raises:
         CacheIncomplete, CacheDamaged, CacheMismatch: Naming the part or the sample.

@@ -73,13 +73,7 @@ def measure(
     options: EvalOptions,
     on_prediction: OnPrediction | None = None,
 ) -> dict[str, Any]:
-    """Measure a run or a network.
-
-    Args:
-        path: A run, a folder with a saved network, or a network's name.
-        request: Measurements to make.
-        options: Device, size and crop.
-        on_prediction: Called with the predictions of every batch.
+    """Measure a run, a folder with a saved network, or a network by its name.
 
     Returns:
         The facts of `--json`: a list of data sets, and the scores on cached views.

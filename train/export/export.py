@@ -74,13 +74,7 @@ def read(folder: Path, weights: Weights) -> ExportedStudent:
 
 
 def write(student: ExportedStudent, out: Path, license_: str, fresh: bool) -> None:
-    """Write the folder.
-
-    Args:
-        student: Student to write.
-        out: The folder.
-        license_: The Hub's name of a licence; "": unset.
-        fresh: True to replace an existing export.
+    """Write the folder; `license_` is the Hub's name, or ""; `fresh` replaces an existing one.
 
     Raises:
         UsageError: `out` exists and may not be replaced, or the licence is no name.

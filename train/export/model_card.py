@@ -18,10 +18,7 @@ _TRAINING = {
 def describe(facts: dict[str, Any], license_: str, model_name: str) -> dict[str, Any]:
     """Describe a student in the form of timm's functions.
 
-    Args:
-        facts: Contents of `kdcache` in the exported config.json.
-        license_: The Hub's name of a licence.
-        model_name: Argument of `timm.create_model`.
+    `facts` are those under `kdcache` in the exported config.json.
     """
     teacher = facts["teacher"]
     training = _TRAINING[facts["mode"]].format(teacher=f"`{teacher['name']}`")

@@ -75,12 +75,12 @@ def _answers(
 ) -> list[dict[str, Any]]:
     """Classes and confusions of each set of pictures, of the last of the run's students."""
     cached = measured["cache"]["path"] if measured["cache"] else ""
-    told: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
     for place in dict.fromkeys(place for (place, _), pairs in confusions.pairs.items() if pairs):
         network = [name for where, name in confusions.pairs if where == place][-1]
         pairs, due = confusions.pairs[place, network], "teacher" if place == cached else "label"
-        told.append({"on": place, "due": due, "network": network, **classes(pairs, names)})
-    return told
+        found.append({"on": place, "due": due, "network": network, **classes(pairs, names)})
+    return found
 
 
 def classes(pairs: Pairs, names: Names) -> dict[str, Any]:

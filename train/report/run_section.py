@@ -17,7 +17,9 @@ _TERMS = {"loss": "loss", "kd_loss": "on the teacher", "task_loss": "on labels"}
 def section(facts: Facts) -> Section:
     """Build the section of a run."""
     groups = [Group("", [_identity(facts)])]
-    curves = _curves(facts["steps"], facts["epochs"])
+    steps = facts["steps"]
+    found = _losses(steps), _accuracy(facts["epochs"]), _rate(steps), _waiting(steps)
+    curves: list[Element] = [one for one in found if one is not None]
     groups.append(Group("How it learned", curves or [Paragraph("No step is logged yet.")]))
     if facts["measured"] is None:
         groups.append(Group("What it answers", [Paragraph(facts["left_out"])]))
@@ -69,11 +71,6 @@ def _identity(facts: Facts) -> DefinitionList:
         items["images/s"] = count(result["images_per_second"])
         items["waiting for data"] = share(100 * result["data_wait"])
     return DefinitionList(items)
-
-
-def _curves(steps: list[Row], epochs: list[Row]) -> list[Element]:
-    found = [_losses(steps), _accuracy(epochs), _rate(steps), _waiting(steps)]
-    return [one for one in found if one is not None]
 
 
 def _losses(steps: list[Row]) -> Chart | None:

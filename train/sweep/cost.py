@@ -117,11 +117,7 @@ def time_teacher(
 ) -> tuple[float, str] | None:
     """Time a teacher's forward pass: seconds per view and the device; None without a teacher.
 
-    Args:
-        inputs: Cache and data.
-        names: Name or folder of the teacher, if its name in the cache does not suffice.
-        device: Device of the teacher.
-        batch: B.
+    `names` has names or folders of the teacher where those in the cache do not suffice.
 
     Raises:
         KdcacheError: The teacher of `names` cannot be run.

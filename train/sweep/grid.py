@@ -46,11 +46,7 @@ class Student:
 
 
 def load(grid: str, overrides: Iterable[str] = ()) -> list[Student]:
-    """Read a grid.
-
-    Args:
-        grid: Name of a grid that comes with kdcache, or path of a TOML file.
-        overrides: key=value strings for all students.
+    """Read a grid by its name or path; `overrides` are key=value strings for all students.
 
     Raises:
         RecipeError: No such grid, nothing in it, an unknown key or an impossible value, two

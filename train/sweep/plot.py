@@ -85,12 +85,7 @@ def varied(rows: Sequence[Row], swept: Sequence[str]) -> list[str]:
 def against(axes: Any, rows: Sequence[Row], key: str, by: str, palette: Palette) -> None:
     """Draw accuracy against a cost or a gain, with a line through the students no other beats.
 
-    Args:
-        axes: matplotlib's axes.
-        rows: Students that have an accuracy and the key.
-        key: Key of `AGAINST`.
-        by: Key of the colors.
-        palette: Colors.
+    `key` is of `AGAINST`; `by` is the key of the colors.
     """
     _, label, more = AGAINST[key]
     best, colors = pareto_front(rows, key, more), _colors(rows, by, palette)

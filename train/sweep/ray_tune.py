@@ -44,10 +44,6 @@ def check() -> None:
 def train(sweep: Sweep, planned: Sequence[Sequence[Student]]) -> None:
     """Train every cohort as a trial, scheduled by Ray.
 
-    Args:
-        sweep: The sweep, prepared.
-        planned: Its cohorts.
-
     Raises:
         UsageError: There is no cluster at RAY_ADDRESS.
         KdcacheError: A trial failed more often than it is restarted.
@@ -77,13 +73,7 @@ def train(sweep: Sweep, planned: Sequence[Sequence[Student]]) -> None:
 
 
 def cores(nodes: Sequence[dict[str, float]], trials: int, gpu: bool) -> int:
-    """Processor cores of a trial: an even share of a node's among its GPUs, or of all of them.
-
-    Args:
-        nodes: Resources of each node of the cluster.
-        trials: Number of trials.
-        gpu: True if each trial takes a GPU.
-    """
+    """Processor cores of a trial: an even share of a node's among its GPUs, or of all of them."""
     if gpu:
         with_gpu = [node for node in nodes if node.get("GPU", 0) >= 1]
         return max(1, min((int(node.get("CPU", 1) // node["GPU"]) for node in with_gpu), default=1))

@@ -138,7 +138,9 @@ def train(sweep: Sweep, planned: Sequence[Sequence[Student]]) -> None:
         for number, cohort in enumerate(planned, 1):
             if stop.requested:
                 raise KeyboardInterrupt
-            log.info("cohort %d of %d: %s", number, len(planned), _listed(cohort))
+            names = [student.name for student in cohort]
+            more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+            log.info("cohort %d of %d: %s%s", number, len(planned), ", ".join(names[:6]), more)
             train_cohort(sweep, cohort, stop=stop)
 
 
@@ -248,8 +250,3 @@ def _log_plan(sweep: Sweep, planned: Sequence[Sequence[Student]]) -> None:
         len(planned),
         " + ".join(str(len(cohort)) for cohort in planned) or "nothing to do",
     )
-
-
-def _listed(cohort: Sequence[Student]) -> str:
-    names = [student.name for student in cohort]
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

@@ -35,11 +35,7 @@ class Arm:
 def compare(kd: Arm, labels: Arm, seeds: Sequence[int], facts: dict[str, Any]) -> dict[str, Any]:
     """Compare two arms with equal seeds, in pairs.
 
-    Args:
-        kd: Accuracies with the teacher's targets.
-        labels: Accuracies with labels.
-        seeds: The seeds, in the order of the accuracies.
-        facts: Anything else to keep, such as the cache's fingerprint.
+    The accuracies are in the order of `seeds`; `facts` are kept beside the result.
     """
     gains = [a - b for a, b in zip(kd.top1, labels.top1, strict=True)]
     mean = math.fsum(gains) / len(gains)

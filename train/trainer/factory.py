@@ -88,11 +88,6 @@ def create_scheduler(recipe: TrainRecipe, optimizer: Optimizer, steps: int) -> S
 def check(recipe: TrainRecipe, num_classes: int, size: int) -> None:
     """Create everything once, so that impossible values are reported before any work is done.
 
-    Args:
-        recipe: Recipe of the run.
-        num_classes: Length of the student's logits.
-        size: Height and width of the cache's views in pixels.
-
     Raises:
         UsageError: An unknown name, or a student that does not take views of this size.
     """

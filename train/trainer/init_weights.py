@@ -21,12 +21,7 @@ log = logging.getLogger("kdcache")
 
 
 def apply_init(student: nn.Module, name: str, init: str) -> None:
-    """Give `student` the weights of `init`.
-
-    Args:
-        student: A network of timm's with random weights.
-        name: Its name in messages.
-        init: As in `TrainRecipe.init`.
+    """Give `student`, called `name` in messages, the weights of `init` (`TrainRecipe.init`).
 
     Raises:
         UsageError: There are no such weights, or they are those of another network.

@@ -30,13 +30,7 @@ class Log:
     """The rows of one run; processes other than the first have one that keeps nothing."""
 
     def __init__(self, folder: Path | None, progress: Progress, curves: list[Curves]) -> None:
-        """Open a log; see `open_log`.
-
-        Args:
-            folder: Folder of the run; None keeps nothing.
-            progress: Progress of the run, which holds the sums since the last row.
-            curves: Trackers that draw curves.
-        """
+        """Open a log as `open_log` does; without a folder, nothing is kept."""
         self._folder = folder
         self._progress = progress
         self._curves = curves

@@ -100,13 +100,14 @@ def train_cohort(  # noqa: PLR0912 - the one long function
     ]
     loader = create_loader.create(shared, inputs, schedule, world, device.type == "cuda")
 
+    label = f"{len(runs)} students" if len(runs) > 1 else f"{shared.mode} seed {shared.seed}"
     views = epochs * schedule.steps * shared.batch_size
     done = min(student.steps for student in students) * shared.batch_size
     results: dict[Path, dict[str, Any] | NonFinite] = {}
     with (
         nullcontext(stop) if stop else StopRequest() as signals,
         open_logs(students),
-        progress.bar(_label(runs), views, "images", done) as advance,
+        progress.bar(label, views, "images", done) as advance,
     ):
         cadence = Cadence(shared, schedule.steps, world, signals)
         for epoch in range(epochs + 1):
@@ -174,13 +175,6 @@ def train_cohort(  # noqa: PLR0912 - the one long function
             if on_epoch is not None and rows:
                 on_epoch(rows)
     return [results[out] for out, _ in runs]
-
-
-def _label(runs: Sequence[tuple[Path, TrainRecipe]]) -> str:
-    if len(runs) > 1:
-        return f"{len(runs)} students"
-    [(_, recipe)] = runs
-    return f"{recipe.mode} seed {recipe.seed}"
 
 
 def _evaluate(

@@ -84,13 +84,7 @@ def check(recipe: TrainRecipe, num_views: int) -> None:
 
 
 def plan(recipe: TrainRecipe, cache: Expected, rate: float = 0.0) -> dict[str, Any]:
-    """Compute the size of a run.
-
-    Args:
-        recipe: What to do.
-        cache: From what.
-        rate: Images per second, to tell the hours; 0 = unknown.
-    """
+    """Compute the size of a run, and its hours at `rate` images per second (0 = unknown)."""
     shown = cache.samples // recipe.aug_repeats
     of_sample = recipe.views_per_epoch * recipe.aug_repeats
     steps = shown * of_sample // recipe.batch_size

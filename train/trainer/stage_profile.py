@@ -11,7 +11,7 @@ Shapes: B views of a batch.
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -26,7 +26,6 @@ from cache_tools.data.images import ImageDataset
 from cache_tools.render import decode
 from cache_tools.render import view as render
 from cache_tools.runtime import threads
-from cache_tools.views import draw
 from train.data.device_batch import InputTransform
 from train.data.inputs import Inputs
 from train.data.loader import Batch, Loader
@@ -70,13 +69,7 @@ class Stages:
 def measure(
     inputs: Inputs, loader: Loader, recipe: TrainRecipe | None, feed: InputTransform
 ) -> Stages:
-    """Measure all stages.
-
-    Args:
-        inputs: Cache and data set.
-        loader: The loader.
-        recipe: What is trained; None: no student is.
-        feed: How pictures enter the device.
+    """Measure all stages; without a recipe, all but the student's step.
 
     Raises:
         DataError, CacheMismatch: An image cannot be read or is not the cache's.
@@ -131,9 +124,12 @@ def _render(
     """CPU seconds per view of decode, resize and operations."""
     spec, keys, images = inputs.store.spec.views, inputs.store.table.keys, inputs.images
     out, reuse = np.empty((spec.size, spec.size, 3), np.uint8), decode.DecodeBuffer()
-    plain = _without_operations(view.params)
+    none = {name: np.zeros_like(getattr(view.params, name)) for name in ("codes_BL", "erase_BE8")}
+    plain = replace(view.params, **none)
     seconds: dict[str, list[float]] = {"decode": [], "resize": [], "all": []}
-    for piece in _pieces(len(rows)):
+    length = max(1, len(rows) // _PIECES)
+    for at in range(0, len(rows), length):  # the first piece only warms up
+        piece = range(at, min(at + length, len(rows)))
         spent = dict.fromkeys(seconds, 0.0)
         for i in piece:
             row, box = rows[i], view.params.box_B4[rows[i]].tolist()
@@ -154,20 +150,6 @@ def _render(
             seconds[name].append(total / len(piece))
     found = {name: statistics.median(values) for name, values in seconds.items()}
     return found["decode"], found["resize"], max(0.0, found["all"] - found["resize"])
-
-
-def _pieces(count: int) -> Iterator[range]:
-    """Numbers 0..count in pieces, the first of which only warms up."""
-    step = max(1, count // _PIECES)
-    return (range(begin, min(begin + step, count)) for begin in range(0, count, step))
-
-
-def _without_operations(params: draw.ViewParams) -> draw.ViewParams:
-    return replace(
-        params,
-        codes_BL=np.zeros_like(params.codes_BL),
-        erase_BE8=np.zeros_like(params.erase_BE8),
-    )
 
 
 def _loader(loader: Loader) -> tuple[float, Batch]:

@@ -52,17 +52,7 @@ class StudentTrainer:
         world: World,
         trackers: tuple[str, ...] = (),
     ) -> None:
-        """Create the student, or restore it from its last checkpoint.
-
-        Args:
-            recipe: Recipe of the run.
-            inputs: Cache and data.
-            out: Folder of the run.
-            device: Device of the training.
-            schedule: Order of the views.
-            world: The processes that train it together.
-            trackers: Logs beside JSONL and TensorBoard, see `trackers.PLACES`.
-        """
+        """Create the student, or restore it from its last checkpoint."""
         self.recipe, self.out = recipe, out
         self._inputs, self._schedule, self._world = inputs, schedule, world
         self._trackers = trackers
