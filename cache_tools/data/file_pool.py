@@ -31,14 +31,11 @@ class FilePool:
         try:
             return os.pread(descriptor, length, offset)
         finally:
-            self._keep(path, descriptor)
-
-    def _keep(self, path: Path, descriptor: int) -> None:
-        with self._lock:
-            if path not in self._open and len(self._open) < self._most:
-                self._open[path] = descriptor
-                return
-        os.close(descriptor)
+            with self._lock:
+                if keep := path not in self._open and len(self._open) < self._most:
+                    self._open[path] = descriptor
+            if not keep:
+                os.close(descriptor)
 
     def __del__(self) -> None:
         for descriptor in self._open.values():

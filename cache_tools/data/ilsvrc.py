@@ -109,11 +109,19 @@ def with_labels(images: ImageDataset, labels: Path, classes: Sequence[str]) -> I
 
 def _read(path: Path, stems: list[str]) -> tuple[list[str], set[str]]:
     """Read the synset of each image, and all synsets."""
-    files = _devkit(path) if tarfile.is_tarfile(path) else _beside(path)
+    if tarfile.is_tarfile(path):
+        files = _devkit(path)
+    else:
+        files = {GROUND_TRUTH: path.read_bytes()}
+        if (meta := path.with_name(META)).is_file():
+            files[META] = meta.read_bytes()
     lines = files[GROUND_TRUTH].decode("utf-8", "replace").split("\n")
     lines = [line.strip() for line in lines if line.strip()]
     if named := [found for line in lines if (found := _NAMED.fullmatch(line))]:
-        return _by_name(path, {found[1]: found[2] for found in named}, stems)
+        synset = {found[1]: found[2] for found in named}
+        if absent := [stem for stem in stems if stem not in synset]:
+            raise UsageError(f"{path} has no label for {len(absent):,} images, first {absent[0]}.")
+        return [synset[stem] for stem in stems], set(synset.values())
     if len(lines) != len(stems):
         raise UsageError(f"{path} labels {len(lines):,} images, there are {len(stems):,}.")
     if all(_SYNSET.fullmatch(line) for line in lines):
@@ -130,19 +138,6 @@ def _read(path: Path, stems: list[str]) -> tuple[list[str], set[str]]:
         )
     synset = dict(zip(sorted(stems), in_order, strict=True))
     return [synset[stem] for stem in stems], known
-
-
-def _by_name(path: Path, synset: dict[str, str], stems: list[str]) -> tuple[list[str], set[str]]:
-    if absent := [stem for stem in stems if stem not in synset]:
-        raise UsageError(f"{path} has no label for {len(absent):,} images, first {absent[0]}.")
-    return [synset[stem] for stem in stems], set(synset.values())
-
-
-def _beside(path: Path) -> dict[str, bytes]:
-    files = {GROUND_TRUTH: path.read_bytes()}
-    if (meta := path.with_name(META)).is_file():
-        files[META] = meta.read_bytes()
-    return files
 
 
 def _devkit(path: Path) -> dict[str, bytes]:

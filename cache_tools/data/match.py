@@ -100,21 +100,15 @@ def find(table: SampleTable, dataset: DatasetSpec, images: ImageDataset) -> Data
     hit = table.id_N[row] == id_M[alone]
     image_index_N = np.full(len(table), -1, dtype=np.int64)
     image_index_N[row[hit]] = alone[hit]
-    missing, strange = (
-        np.flatnonzero(image_index_N < 0),
-        np.setdiff1d(np.arange(len(keys)), alone[hit]),
-    )
-    renamed = _renamed(table, missing, images, strange)
+    strange = np.setdiff1d(np.arange(len(keys)), alone[hit])
+    renamed = _renamed(table, np.flatnonzero(image_index_N < 0), images, strange)
     image_index_N[list(renamed)] = list(renamed.values())
-    missing, extra = (
-        np.flatnonzero(image_index_N < 0),
-        np.setdiff1d(strange, list(renamed.values())),
-    )
+    extra = np.setdiff1d(strange, list(renamed.values()))
     return DatasetMatch(
         image_index_N,
         len(renamed),
         len(extra),
-        min((table.keys[i] for i in missing), default=""),
+        min((table.keys[i] for i in np.flatnonzero(image_index_N < 0)), default=""),
         min((keys[i] for i in extra), default=""),
     )
 

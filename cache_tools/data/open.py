@@ -5,7 +5,6 @@ of data sets, and none of them on it.
 """
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -36,12 +35,16 @@ def open_images(source: str, split: str, containers: bool = True) -> ImageDatase
         DataError: A shard that cannot be read, or no image in it.
     """
     if "://" in source:
-        images = _streamed(source, split)
+        place = sources.find_remote(source, split)
+        remote = RemoteShards(FsspecClient(place.root), place.names, source)
+        images = _indexed(source, place, [], remote.indices(place.split.indexed), remote)
     elif containers and (file := beton.find(source, split)) is not None:
         return beton.open_beton(file)
+    elif (shards := sources.find_local(source, split)) is not None:
+        paths = [Path(shards.root) / name for name in shards.names]
+        images = _indexed(source, shards, paths, local_index.indices(paths), None)
     else:
-        place = sources.find_local(source, split)
-        images = _tars(source, place) if place else _folder(source, split)
+        images = _folder(source, split)
     if len(images) == 0:
         raise DataError(f"there is no image in {source} ({split} split).")
     return images
@@ -52,17 +55,6 @@ def has_split(source: str, split: str) -> bool:
     if "://" not in source and (file := beton.find(source, split)) is not None:
         return split == "train" or file != Path(source)
     return sources.has_split(source, split)
-
-
-def _tars(source: str, place: sources.ShardSource) -> ImageDataset:
-    paths = [Path(place.root) / name for name in place.names]
-    return _indexed(source, place, paths, local_index.indices(paths), None)
-
-
-def _streamed(source: str, split: str) -> ImageDataset:
-    place = sources.find_remote(source, split)
-    streamed = RemoteShards(FsspecClient(place.root), place.names, source)
-    return _indexed(source, place, [], streamed.indices(place.split.indexed), streamed)
 
 
 def _indexed(
@@ -94,7 +86,12 @@ def _indexed(
 def _folder(source: str, split: str) -> ImageDataset:
     """Open an ImageFolder: the first level of folders names the classes."""
     root = sources.split_folder(Path(source), split)
-    files = sorted(_walk(root))
+    files = sorted(
+        Path(folder) / name
+        for folder, _, names in os.walk(root, followlinks=True)
+        for name in names
+        if Path(name).suffix.lower() in IMAGES and not name.startswith(".")
+    )
     folders = [file.relative_to(root).parts[0] for file in files if file.parent != root]
     number, class_names = classes(set(folders)) if len(folders) == len(files) else ({}, ())
     names, rows = [], []
@@ -108,10 +105,3 @@ def _folder(source: str, split: str) -> ImageDataset:
     return ImageDataset(
         source, files, names, where, zeros, columns[:, 1], label, class_names, sharded=False
     )
-
-
-def _walk(root: Path) -> Iterable[Path]:
-    for folder, _, files in os.walk(root, followlinks=True):
-        for file in files:
-            if Path(file).suffix.lower() in IMAGES and not file.startswith("."):
-                yield Path(folder) / file

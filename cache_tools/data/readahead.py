@@ -49,7 +49,11 @@ class ReadAhead:
 
     def read(self, shard: int, begin: int, end: int, size: int) -> bytes:
         """Bytes begin..end (half open) of a shard of `size` bytes."""
-        run = self._run(shard)
+        with self._lock:
+            run = self._runs.pop(shard, None) or _Run()
+            self._runs[shard] = run
+            while len(self._runs) > _RUNS:
+                self._runs.popitem(last=False)
         with run.lock:
             if (data := run.find(begin, end)) is not None:
                 run.last = max(run.last, end)
@@ -62,11 +66,3 @@ class ReadAhead:
                 run.held = [*run.held[-1:], (begin, piece)]
                 return piece[: end - begin]
         return self._part(shard, begin, end)
-
-    def _run(self, shard: int) -> _Run:
-        with self._lock:
-            run = self._runs.pop(shard, None) or _Run()
-            self._runs[shard] = run
-            while len(self._runs) > _RUNS:
-                self._runs.popitem(last=False)
-            return run

@@ -92,13 +92,7 @@ class RemoteShards:
         return [found[i] if index is None else index for i, index in enumerate(known)]
 
     def read(self, where: int, offset: int, length: int, crc: int) -> bytes:
-        """Bytes of one image.
-
-        Args:
-            where: Number of its shard.
-            offset: Where it begins.
-            length: Its bytes.
-            crc: Its CRC-32.
+        """Read the `length` bytes at `offset` of shard number `where`, one image with this CRC-32.
 
         Raises:
             DataError: It cannot be read, or the shard is not the one that was opened.

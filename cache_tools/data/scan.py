@@ -61,9 +61,6 @@ def scan(
 ) -> SampleTable:
     """Read and decode every image once and make its row of the table.
 
-    What cannot be decoded is found here, before inference starts: later it would cost every part
-    that the image is in, and mending it would make another data set.
-
     Args:
         keys: Keys in table order.
         images: The data set in table order.

@@ -70,10 +70,10 @@ def write(images: ImageDataset, target: Path, options: Options) -> dict[str, Any
     _check_names(images)
     info = describe(str(target)) or DatasetInfo(str(target / info_json.NAME))
     _claim(images, target, options, info)
-    count = -(-len(images) // options.shard_size)
+    size = options.shard_size
+    count = -(-len(images) // size)
     digits = max(4, len(str(count - 1)))
     names = [f"{options.split}-{i:0{digits}d}.tar" for i in range(count)]
-    size = options.shard_size
     rows = [range(i * size, min((i + 1) * size, len(images))) for i in range(count)]
     found = [_written(target / n, images, r, options) for n, r in zip(names, rows, strict=True)]
     broken = _Writer(images, target, options).write(names, rows, found)
@@ -146,13 +146,10 @@ class _Writer:
     ) -> TarIndex | None:
         """Write one shard, then its index; not when something in it is broken and must not be."""
         good = [(row, d) for row, d in zip(rows, loaded, strict=True) if isinstance(d, bytes)]
-        bad = {
-            self._images.names[row]: str(d)
-            for row, d in zip(rows, loaded, strict=True)
-            if isinstance(d, DataError)
-        }
-        broken.update(bad)
-        if bad and not self._options.skip_broken:
+        for row, d in zip(rows, loaded, strict=True):
+            if isinstance(d, DataError):
+                broken[self._images.names[row]] = str(d)
+        if len(good) < len(rows) and not self._options.skip_broken:
             return None
         data = self._tar(good)
         atomic.write(self._target / name, data)

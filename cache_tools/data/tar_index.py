@@ -92,12 +92,7 @@ def _columns(count: int, tar_bytes: int, has_crc: bool, body: bytes) -> TarIndex
 
 
 def scan(file: BinaryIO, name: str, checksums: bool) -> TarIndex:
-    """Read the headers of a shard; with `checksums` its images as well.
-
-    Args:
-        file: The shard, seekable.
-        name: Its name, for messages.
-        checksums: Whether to compute the CRC-32 of every image.
+    """Read the headers of a shard called `name`; with `checksums` the images, for their CRC-32.
 
     Raises:
         DataError: The tar is broken, or ends before its end.

@@ -181,10 +181,8 @@ def run(source: RecordSource, images: ImageDataset, options: ImportOptions, out:
     total, left = (sum(len(store.spec.rows(p.block)) for p in ps) for ps in (store.parts(), todo))
     with progress.bar("import", total, "views", total - left) as advance:
         for group in _groups(todo, source.info.by_view):
-            rows, arrays = (
-                store.spec.rows(group[0].block),
-                ArrayAllocator(store.spec, out.absolute().parent),
-            )
+            rows = store.spec.rows(group[0].block)
+            arrays = ArrayAllocator(store.spec, out.absolute().parent)
             blocks = source.read(rows, [part.view for part in group], store.table, arrays)
             for part, records in zip(group, blocks, strict=True):
                 _commit(store, images, part, records)
@@ -318,12 +316,8 @@ def _groups(todo: list[Part], by_view: bool) -> list[list[Part]]:
     """Group the parts to read together: those of a block, or each alone, view by view."""
     if by_view:
         return [[part] for part in todo]
-    return [
-        list(parts)
-        for _, parts in groupby(
-            sorted(todo, key=lambda part: (part.block, part.view)), key=lambda part: part.block
-        )
-    ]
+    by_block = sorted(todo, key=lambda part: (part.block, part.view))
+    return [list(parts) for _, parts in groupby(by_block, key=lambda part: part.block)]
 
 
 def _commit(store: Cache, images: ImageDataset, part: Part, records: RecordBlock) -> None:

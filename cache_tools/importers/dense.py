@@ -1,9 +1,7 @@
 """Import of dense logits, a file of numpy's or safetensors', as a cache.
 
-The file holds `logits` [N, C] or [V, N, C] (in an .npy, or an .npz or .safetensors of one array, by
-whatever name), and optionally `keys` [N] and `labels` [N]. The views of these logits are
-unknown, so such a cache cannot be replayed: it serves for inspection, comparison and sharing.
-Nothing is unpickled.
+`targets.logits_file` has the contents of the file. The views of these logits are unknown, so such a
+cache cannot be replayed: it serves for inspection, comparison and sharing.
 
 Shapes: V views, N samples, C classes, B rows of a block.
 """

@@ -41,9 +41,8 @@ def measure(store: Cache, part: Part, row_B: I8) -> AugmentStats:
     table, spec = store.table, store.spec.views
     label_B, one_B = table.label_N[row_B].astype(np.int64), np.ones(len(row_B))
     if not store.spec.replayable:
-        return AugmentStats(
-            label_B, one_B, one_B, 0 * one_B, 0 * one_B, np.zeros(len(row_B), np.int64)
-        )
+        no_operation_B = np.zeros(len(row_B), np.int64)
+        return AugmentStats(label_B, one_B, one_B, 0 * one_B, 0 * one_B, no_operation_B)
     sides = table.height_N[row_B], table.width_N[row_B]
     drawn = view_params.parameters(store, part.view, row_B)
     if spec.mixes:
@@ -51,12 +50,16 @@ def measure(store: Cache, part: Part, row_B: I8) -> AugmentStats:
         one_B = mix.lam_B / draw.LAMBDA_SCALE
         label_B = np.where(one_B < 0.5, table.label_N[mix.partner_B], label_B)
     box_B4, erase_BE = drawn.box_B4.astype(np.float64), drawn.erase_BE8.astype(np.float64)
+    turn_B = 0 * one_B
+    if spec.degrees:
+        matrix_B6 = drawn.arguments_BL6[:, 0]
+        turn_B = np.abs(np.degrees(np.arctan2(matrix_B6[:, 1], matrix_B6[:, 0])))
     return AugmentStats(
         label_B,
         np.maximum(one_B, 1 - one_B),
         box_B4[:, 2] * box_B4[:, 3] / (sides[0].astype(np.float64) * sides[1]),
         (erase_BE[:, :, 2] * erase_BE[:, :, 3]).sum(axis=1) / spec.size**2,
-        _turn(drawn.arguments_BL6[:, 0]) if spec.degrees else 0 * one_B,
+        turn_B,
         _operations(drawn.codes_BL),
     )
 
@@ -80,10 +83,6 @@ def names(operations_B: I8) -> dict[str, NDArray[np.bool_]]:
 def labelled(augment: AugmentStats) -> NDArray[np.bool_]:
     """Return the mask of labelled views."""
     return np.asarray(augment.label_B != NO_LABEL)
-
-
-def _turn(matrix_B6: NDArray[np.int32]) -> F8:
-    return np.asarray(np.abs(np.degrees(np.arctan2(matrix_B6[:, 1], matrix_B6[:, 0]))))
 
 
 def _operations(codes_BL: NDArray[np.int8]) -> I8:

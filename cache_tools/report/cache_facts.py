@@ -51,7 +51,8 @@ def facts(store: Cache, limit: int = LIMIT) -> dict[str, Any]:
     stats, augment, view_B = _sample(store, committed, limit or summary["targets"])
     spec = store.spec
     found["sampled"] = {"views": len(view_B), "of": summary["targets"]}
-    found["entropy"] = _entropy(stats, spec.teacher.num_classes)
+    most = math.log(spec.teacher.num_classes)
+    found["entropy"] = _histogram(stats.entropy_B, 40, (0.0, most)) | {"most": most}
     found["kept_mass"] = _histogram(1.0 - stats.tail_BT[:, 0], 40)
     found["kept_classes"] = _counts(stats.kept_B)
     found["lost"] = _codec_loss(stats, spec.targets.temperatures, spec.targets.levels)
@@ -59,13 +60,7 @@ def facts(store: Cache, limit: int = LIMIT) -> dict[str, Any]:
     hit_B = stats.first_B == augment.label_B
     found["mixed"] = bool(spec.replayable and spec.views.mixes)
     if not known_B.any():
-        return {
-            **found,
-            "calibration": None,
-            "by_view": None,
-            "by_strength": {},
-            "by_operation": [],
-        }
+        return found | {"calibration": None, "by_view": None, "by_strength": {}, "by_operation": []}
     hit_B, right = hit_B[known_B], stats.confidence_B[known_B]
     found["calibration"] = _calibration(right, hit_B)
     found["by_view"] = _by_view(store, committed, view_B[known_B], hit_B)
@@ -97,11 +92,6 @@ def _sample(
         augment_stats.concatenate(augment),
         np.concatenate(numbers),
     )
-
-
-def _entropy(stats: TargetStats, num_classes: int) -> dict[str, Any]:
-    most = math.log(num_classes)
-    return _histogram(stats.entropy_B, 40, (0.0, most)) | {"most": most}
 
 
 def _histogram(

@@ -139,11 +139,11 @@ def matrix(
             text = f"{percent:.0f}" if percent >= 0.5 else ""
             axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8.5)
     places = [i + 0.5 for i in range(count)]
-    few = count <= 12
     brief = [name.removeprefix("class ") for name in names]
-    axes.set_xticks(places, [short(n, 12) for n in brief], rotation=0 if _narrow(brief) else 90)
+    narrow = count <= 20 and max(len(name) for name in brief) <= 2
+    axes.set_xticks(places, [short(n, 12) for n in brief], rotation=0 if narrow else 90)
     axes.set_yticks(places, [short(n, 18) for n in brief])
-    axes.tick_params(length=0, labelsize=9 if few else 6.5)
+    axes.tick_params(length=0, labelsize=9 if count <= 12 else 6.5)
     axes.set(xlim=(0, count), ylim=(count, 0), aspect="equal", xlabel=x_label, ylabel=y_label)
     axes.grid(visible=False)
 
@@ -186,10 +186,6 @@ def short(text: str, most: int = 26) -> str:
         return text
     tail = most // 3
     return f"{text[: most - 1 - tail]}…{text[-tail:]}"
-
-
-def _narrow(names: Sequence[str]) -> bool:
-    return max(len(name) for name in names) <= 2 and len(names) <= 20
 
 
 def _tint(of: str, share: float) -> tuple[float, float, float, float]:

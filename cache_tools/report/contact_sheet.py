@@ -150,17 +150,13 @@ def _original(
     picture = source.renderer.decode(number)
     height, width = picture.shape[:2]
     scale = CELL / max(height, width)
-    small = Image.fromarray(picture).resize(
-        (max(1, int(width * scale)), max(1, int(height * scale)))
-    )
-    sheet.paste(small, at)
+    size = max(1, int(width * scale)), max(1, int(height * scale))
+    sheet.paste(Image.fromarray(picture).resize(size), at)
     for view in view_numbers:
         top, left, tall, wide = source.parameters(number, view).box_B4[0].tolist()
         corners = (left, top, left + wide, top + tall)
-        offset = (at[0], at[1]) * 2
-        pen.rectangle(
-            [o + c * scale for o, c in zip(offset, corners, strict=True)], outline="white"
-        )
+        outline = [o + c * scale for o, c in zip(at * 2, corners, strict=True)]
+        pen.rectangle(outline, outline="white")
     _text(pen, (at[0], at[1] + CELL + 3), source.keys[number], _INK)
 
 
@@ -188,9 +184,8 @@ def _view(
         inset = Image.fromarray(other).resize((CELL // 4, CELL // 4))
         corner = (at[0] + CELL - CELL // 4 - 3, at[1] + CELL - CELL // 4 - 3)
         sheet.paste(inset, corner)
-        pen.rectangle(
-            (corner[0] - 1, corner[1] - 1, *(c + CELL // 4 for c in corner)), outline="white"
-        )
+        frame = corner[0] - 1, corner[1] - 1, *(c + CELL // 4 for c in corner)
+        pen.rectangle(frame, outline="white")
     _text(pen, (at[0], at[1] + CELL + 3), label, _PALE)
 
 

@@ -102,7 +102,8 @@ def render(sections: Sequence[Section]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
-        finalize=_printable,
+        # charts, which are markup, and numbers pass unchanged
+        finalize=lambda value: printable(value) if type(value) is str else value,
     )
     names: dict[type[Any], str] = {
         Chart: "chart", Picture: "picture", Table: "table", DefinitionList: "definitions",
@@ -112,8 +113,3 @@ def render(sections: Sequence[Section]) -> str:
     environment.filters["kind"] = lambda block: names[type(block)]
     page = environment.get_template("page.html.jinja")
     return page.render(sections=sections, version=__version__)
-
-
-def _printable(value: Any) -> Any:
-    """Make text printable; charts, which are markup, and numbers pass unchanged."""
-    return printable(value) if type(value) is str else value

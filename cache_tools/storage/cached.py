@@ -37,8 +37,7 @@ class CachedStorage:
         self._lock = threading.Lock()
         self._warned = False
 
-    def read(self, name: str, limit: int = MAX_FILE) -> bytes:
-        """As `Storage`."""
+    def read(self, name: str, limit: int = MAX_FILE) -> bytes:  # noqa: D102 - Storage
         if name == MANIFEST:
             return self._remote.read(name, limit)
         size = self._local.size(name)
@@ -46,19 +45,16 @@ class CachedStorage:
             return self._read_local(name)
         return self._fetch(name, lambda: self._remote.read(name, limit))
 
-    def read_sized(self, name: str, size: int) -> bytes:
-        """As `Storage`."""
+    def read_sized(self, name: str, size: int) -> bytes:  # noqa: D102 - Storage
         if self._local.size(name) == size:
             return self._read_local(name)
         return self._fetch(name, lambda: self._remote.read_sized(name, size))
 
-    def size(self, name: str) -> int | None:
-        """As `Storage`."""
+    def size(self, name: str) -> int | None:  # noqa: D102 - Storage
         found = self._local.size(name) if name != MANIFEST else None
         return self._remote.size(name) if found is None else found
 
-    def invalidate(self, name: str) -> None:
-        """As `Storage`."""
+    def invalidate(self, name: str) -> None:  # noqa: D102 - Storage
         (self.path / name).unlink(missing_ok=True)
 
     def write(self, name: str, data: bytes) -> None:
@@ -70,8 +66,7 @@ class CachedStorage:
         self.write(MANIFEST, contents[MANIFEST])
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """As `Storage`."""
+    def locked(self) -> Iterator[None]:  # noqa: D102 - Storage
         yield
 
     creation_lock = locked

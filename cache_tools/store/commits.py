@@ -42,15 +42,7 @@ def encode(
     statistics: Mapping[str, float],
     versions: Mapping[str, str],
 ) -> bytes:
-    """Encode the commit record of a part: canonical JSON with its own digest.
-
-    Args:
-        spec: Spec of the cache.
-        part: Which part.
-        chunks: Its chunk bytes by path.
-        statistics: Facts about its targets.
-        versions: Libraries that made it.
-    """
+    """Encode the commit record of a part, of its chunks by path: canonical JSON with its digest."""
     rows = spec.rows(part.block)
     record: dict[str, Any] = {
         "fingerprint": spec.fingerprint,

@@ -16,12 +16,7 @@ SLACK = 65_536
 
 
 def check(data: bytes, size: int, itemsize: int) -> None:
-    """Check a chunk's frame.
-
-    Args:
-        data: The chunk as stored.
-        size: Bytes of its values.
-        itemsize: Bytes of one value.
+    """Check the frame of a stored chunk of `size` bytes of values, `itemsize` bytes each.
 
     Raises:
         ValueError: It cannot be the frame of such values.

@@ -191,12 +191,9 @@ class Layout(threading.local):
         return np.asarray(array[:])
 
     def part_chunks(self, view: int, block: int, views: bool | None = None) -> dict[str, int]:
-        """List the chunks of one part and the most bytes each can have.
+        """List the chunks of one part with their largest size.
 
-        Args:
-            view: View number.
-            block: Block of the sample table.
-            views: None for all of them, else whether those of imported views or those of targets.
+        `views`: None for all, else those of imported views or those of targets.
         """
         wanted = (f for f in self.fields if views in (None, f.name.startswith(f"{_VIEWS}/")))
         return {f.chunk(view, block): f.bytes + frames.SLACK for f in wanted}

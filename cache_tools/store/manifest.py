@@ -54,9 +54,11 @@ def read(storage: Storage) -> Manifest:
     try:
         group = atomic.parse_json(storage.read(NAME, atomic.MAX_JSON), path)
     except FileNotFoundError:
+        above = str(storage).removesuffix(f"/{NAME}")
+        guess = above if above != str(storage) else f"{storage}/cache.zarr"
         raise CacheNotFound(
             f"there is no cache at {storage} ({NAME} is missing). Its path or URL ends with the "
-            f"folder that has {NAME}, such as {_folder(str(storage))}."
+            f"folder that has {NAME}, such as {guess}."
         ) from None
     attributes = group.get("attributes")
     manifest = attributes.get("kdcache") if isinstance(attributes, dict) else None
@@ -98,8 +100,3 @@ def _check_version(manifest: Mapping[str, Any], storage: Storage) -> None:
 def _require(holds: bool, path: str, what: str) -> None:
     if not holds:
         raise CacheDamaged(f"{path} was changed ({what}). {_REMEDY}")
-
-
-def _folder(where: str) -> str:
-    """Guess the intended path or URL of a cache that was not found."""
-    return where.removesuffix(f"/{NAME}") if where.endswith(f"/{NAME}") else f"{where}/cache.zarr"

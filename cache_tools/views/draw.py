@@ -58,17 +58,11 @@ class ViewParams:
 
 
 def draw(spec: ViewSpec, ids_B: U8, height_B: I4, width_B: I4, view: int) -> ViewParams:
-    """Draw view number `view` of B samples.
-
-    Args:
-        spec: The augmentation.
-        ids_B: Sample ids.
-        height_B: Heights of the pictures in pixels.
-        width_B: Widths of the pictures in pixels.
-        view: View number.
-    """
+    """Draw view number `view` of B samples, by their ids and the pictures' sizes in pixels."""
     if spec.center_crop:
-        box = _center_boxes(height_B, width_B, spec.center_crop)
+        sides = zip(height_B.tolist(), width_B.tolist(), strict=True)
+        boxes = [center(h, w, spec.center_crop) for h, w in sides]
+        box = np.array(boxes, dtype=np.int32).reshape(-1, 4)
     else:
         box = _crop(spec, ids_B, height_B, width_B, view)
     flip = rng.uniform(rng.bits(spec.seed, ids_B, view, rng.STREAM_FLIP, 1))[:, 0] < spec.hflip
@@ -139,11 +133,6 @@ def center(height: int, width: int, crop: float) -> tuple[int, int, int, int]:
     """
     side = max(1, round(min(height, width) * crop))
     return (height - side) // 2, (width - side) // 2, side, side
-
-
-def _center_boxes(height_B: I4, width_B: I4, crop: float) -> I4:
-    boxes = [center(int(h), int(w), crop) for h, w in zip(height_B, width_B, strict=True)]
-    return np.array(boxes, dtype=np.int32).reshape(-1, 4)
 
 
 def _crop(spec: ViewSpec, ids_B: U8, height_B: I4, width_B: I4, view: int) -> I4:
