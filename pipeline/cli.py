@@ -137,13 +137,8 @@ def views(
         if not json_:
             print(f"{out}: {len(view_numbers)} views of {len(numbers)} samples")
     if json_:
-        emit(
-            {
-                "views": [
-                    contact_sheet.facts(shown.views, n, v) for n in numbers for v in view_numbers
-                ]
-            }
-        )
+        drawn = [contact_sheet.facts(shown.views, n, v) for n in numbers for v in view_numbers]
+        emit({"views": drawn})
 
 
 def cache(

@@ -78,11 +78,7 @@ def select_device(name: str | None) -> torch.device:
 
 
 def join(device: str | None) -> tuple[World, torch.device]:
-    """Join the processes that torchrun or Slurm started; return them and this one's device.
-
-    Args:
-        device: "cuda", "cuda:1" or "cpu"; None takes a GPU when there is one.
-    """
+    """Join the processes that torchrun or Slurm started; return them and this one's device."""
     if not is_distributed_env():
         return ALONE, select_device(device)
     name = device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -183,9 +183,7 @@ class _WorkerPool:
         context: Any = multiprocessing.get_context(START)
         ours, theirs = context.Pipe()
         child = context.Process(
-            target=process.main,
-            args=(self._cores, theirs),
-            name=f"kdcache worker {number}",
+            target=process.main, args=(self._cores, theirs), name=f"kdcache worker {number}"
         )
         child.start()
         theirs.close()

@@ -72,11 +72,8 @@ class Logits:
         reason = "the fastest layout for convolutions, where there are some"
         reason = reason if execution.memory_format == "auto" else "recipe: memory_format"
         log.info(
-            "forward pass: %s (recipe: precision), %s (%s), %s (recipe: compile)",
-            precision,
-            formats,
-            reason,
-            compiled,
+            f"forward pass: {precision} (recipe: precision), {formats} ({reason}), "
+            f"{compiled} (recipe: compile)"
         )
         if execution.compile:
             log.info("the first batches wait for torch.compile: a minute or more")

@@ -41,13 +41,8 @@ def recompute(
 ) -> list[KdcacheError]:
     """Run the teacher on `count` views spread over the cache; the differences, as errors.
 
-    Args:
-        store: A complete cache.
-        images: Its data set, in any order.
-        teacher_names: Names, folders or files of the teachers; none takes the names in the cache.
-        device: Device of the teacher.
-        count: Number of views.
-        class_maps: Files of the class maps, where teachers have some.
+    The cache is complete, its images in any order. No teacher names take those in the cache;
+    `class_maps` are the files of those teachers that have one.
     """
     spec = store.spec
     seen = spec.views.for_teacher()

@@ -17,7 +17,6 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to override.")
 ]
 Data = Annotated[
-    str | None,
-    typer.Option(metavar="SRC", help="Its images; default: the source of the cache."),
+    str | None, typer.Option(metavar="SRC", help="Its images; default: the source of the cache.")
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Discard existing results and start anew.")]

@@ -33,8 +33,7 @@ def report(
         Path | None, typer.Option(metavar="HTML", help="Page to write: one file, no network.")
     ] = None,
     data: Annotated[
-        str,
-        typer.Option(metavar="SRC", help="Images of the caches; default: the noted sources."),
+        str, typer.Option(metavar="SRC", help="Images of the caches; default: the noted sources.")
     ] = "",
     no_images: Annotated[
         bool, typer.Option("--no-images", help="Leave out contact sheets, for publication.")

@@ -36,8 +36,7 @@ def sweep(
     out: Annotated[Path | None, typer.Option(metavar="SWEEP", help="Folder of the sweep.")] = None,
     data: Data = None,
     students: Annotated[
-        str,
-        typer.Option(metavar="0-3,7", help="Only these, by their number in the grid, from 0."),
+        str, typer.Option(metavar="0-3,7", help="Only these, by their number in the grid, from 0.")
     ] = "",
     together: Annotated[
         int, typer.Option(metavar="N", min=0, help="At most N students share a batch; 0: any.")

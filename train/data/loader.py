@@ -106,14 +106,7 @@ class Loader:
         world: World = ALONE,
         pin_memory: bool = False,
     ) -> None:
-        """Put a loader together.
-
-        Args:
-            schedule: Views of each step.
-            targets: Targets of these views.
-            renderer: Pixels of these views.
-            world: Of each batch this process gets its slice.
-            pin_memory: Use of page-locked memory for pixels, for a GPU.
+        """Put a loader together; `pin_memory` page-locks its pixels, for a GPU.
 
         Raises:
             UsageError: A batch cannot be divided evenly among the processes.

@@ -68,10 +68,7 @@ class Reference:
 
 
 def measure(
-    path: str,
-    request: EvalRequest,
-    options: EvalOptions,
-    on_prediction: OnPrediction | None = None,
+    path: str, request: EvalRequest, options: EvalOptions, on_prediction: OnPrediction | None = None
 ) -> dict[str, Any]:
     """Measure a run, a folder with a saved network, or a network by its name.
 

@@ -106,11 +106,7 @@ def _accuracy(epochs: list[Row]) -> Chart | None:
     def draw(axes: Any) -> None:
         charts.lines(axes, series, EPOCH, "top-1, %")
 
-    return chart(
-        "Accuracy on the validation split",
-        f"{words}.",
-        draw,
-    )
+    return chart("Accuracy on the validation split", f"{words}.", draw)
 
 
 def _rate(steps: list[Row]) -> Chart | None:

@@ -37,11 +37,8 @@ def sweep_cost(
 ) -> dict[str, Any]:
     """Compute the cost of a sweep's finished students.
 
-    Args:
-        sweep: The sweep.
-        rows: Rows of `runner.rows`.
-        seconds: Seconds of a teacher's forward pass per view; None: unknown, no hours.
-        device: Device of that measurement.
+    `rows` are those of `runner.rows`, `seconds` those of a teacher's forward pass per view on
+    `device`; None: unknown, no hours.
     """
     finished = [row for row in rows if row["state"] == "finished"]
     recipes = {student.name: student.recipe for student in sweep.students}

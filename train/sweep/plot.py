@@ -103,13 +103,7 @@ def along(
 ) -> None:
     """Draw accuracy along the values of a key: every student, and means; lines join numbers.
 
-    Args:
-        axes: matplotlib's axes.
-        rows: Students that have an accuracy.
-        key: A swept key.
-        by: Key of the colors.
-        palette: Colors.
-        upright: True if values go from left to right; else from top to bottom.
+    Values of the swept `key` go from left to right if `upright`, else from top to bottom.
     """
     values, ordered = values_of(rows, key)
     many = ordered and len(values) > _TICKS

@@ -21,12 +21,7 @@ def script(
 ) -> str:
     """Write commands that train one cohort each.
 
-    Args:
-        form: Lines, or a script for sbatch.
-        words: Command line after `kdcache`.
-        students: All students of the grid.
-        planned: The cohorts.
-        gpu: True if a task takes a GPU.
+    `words` is the command line after `kdcache`, `students` are all students of the grid.
 
     Raises:
         UsageError: All students are finished.

@@ -23,13 +23,12 @@ _COLUMNS = (
 def table(rows: Sequence[Row], swept: Sequence[str]) -> str:
     """Format the students as lines of text, the most accurate first."""
     ordered, swept = sorted(rows, key=_sort_key, reverse=True), headers(rows, swept)
-    columns = [(key, title, form) for key, title, form in _COLUMNS if any(key in r for r in rows)]
-    columns = [c for c in columns if any(r.get(c[0]) is not None for r in rows)]
+    columns = [c for c in _COLUMNS if any(r.get(c[0]) is not None for r in rows)]
     head = [*swept, *(title for _, title, _ in columns), ""]
     body = [
         [
             *(format_value(row.get(key)) for key in swept),
-            *(_cell(row.get(key), form) for key, _, form in columns),
+            *("" if row.get(key) is None else form.format(row[key]) for key, _, form in columns),
             "" if row["state"] == "finished" else str(row["state"]),
         ]
         for row in ordered
@@ -86,7 +85,3 @@ def _sort_key(row: Row) -> tuple[bool, float, float]:
 def format_value(value: Any) -> str:
     """Format a value for tables and plots."""
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _cell(value: Any, form: str) -> str:
-    return "" if value is None else form.format(value)

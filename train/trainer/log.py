@@ -93,13 +93,8 @@ def open_log(
 ) -> Iterator[Log]:
     """Open the log of a run that goes on after `step`.
 
-    Args:
-        folder: Folder of the run.
-        progress: Progress of the run.
-        step: Steps done since it began.
-        world: The processes that train together; the first one writes.
-        names: Some of `trackers.PLACES`.
-        config: Facts that W&B shows beside the curves.
+    The first process of `world` writes; `names` are some of `trackers.PLACES`, and W&B shows
+    `config` beside the curves.
     """
     if not world.is_main:
         yield Log(None, progress, [])

@@ -116,8 +116,7 @@ class StudentTrainer:
     def turn(self, sync_gradients: bool) -> Iterator[None]:
         """Run one step in the body: with this student's rates and random numbers, and timed.
 
-        Args:
-            sync_gradients: True if an update ends the step; otherwise gradients accumulate.
+        An update ends the step if `sync_gradients`; otherwise gradients accumulate.
         """
         begin = time.monotonic()
         first = self.steps - self.progress.step % self.recipe.grad_accum_steps  # of this update
@@ -204,13 +203,9 @@ class StudentTrainer:
         return {name: (m, self.transform, frame) for name, m in models.items() if m is not None}
 
     def end_epoch(self, accuracies: dict[str, Accuracy]) -> dict[str, float]:
-        """Close the epoch: its row, the best student so far, a checkpoint.
+        """Close the epoch: its row (returned), the best student so far, a checkpoint.
 
-        Args:
-            accuracies: By the names of `eval_models`; empty without a validation split.
-
-        Returns:
-            The row.
+        The accuracies have the names of `eval_models`; there are none without a validation split.
         """
         progress = self.progress
         row = {"epoch": progress.epoch, "loss": progress.loss_sum / self._schedule.steps}

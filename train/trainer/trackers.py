@@ -59,18 +59,12 @@ def tensorboard(folder: Path, step: int) -> Iterator[_Board]:
     from torch.utils.tensorboard import SummaryWriter
 
     again = folder.is_dir()
-    _wait_for_another_second(folder)
-    with SummaryWriter(str(folder), purge_step=step if again else None) as writer:
-        yield _Board(writer)
-
-
-def _wait_for_another_second(folder: Path) -> None:
-    """TensorBoard reads files in the order of their names, which begin with seconds.
-
-    A second file of the same second may come before the first, and would be hidden by it.
-    """
+    # TensorBoard reads files in the order of their names, which begin with seconds: a second file
+    # of the same second may come before the first, and would be hidden by it.
     while any(folder.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
         time.sleep(0.05)
+    with SummaryWriter(str(folder), purge_step=step if again else None) as writer:
+        yield _Board(writer)
 
 
 class _Wandb:
