@@ -72,5 +72,5 @@ def facts(written: "Beton") -> dict[str, Any]:
 
 
 def sentence(facts: dict[str, Any]) -> str:
-    """The facts in words."""
+    """Describe the facts in words."""
     return "{file}: {images:,} images, {as_pixels:,} of them as pixels, {bytes:,} B".format(**facts)

@@ -20,11 +20,11 @@ def verify(
     cache: CachePath,
     data: Annotated[str | None, typer.Option(metavar="SRC", help="Also check its images.")] = None,
     recompute: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Ask the teacher again about N views.")
+        int, typer.Option(metavar="N", min=0, help="Re-run the teacher on N views.")
     ] = 0,
     teacher: Annotated[
         list[str] | None,
-        typer.Option(help="The teacher to ask, where its name alone does not find it; repeatable."),
+        typer.Option(help="Teacher to run, where its name alone does not find it; repeatable."),
     ] = None,
     class_map: Annotated[
         list[str] | None,
@@ -32,7 +32,7 @@ def verify(
     ] = None,
     device: Annotated[str | None, typer.Option(help="Where it runs: cuda, cpu.")] = None,
     content_id: Annotated[
-        str, typer.Option(metavar="ID", help="Also compare the content id, as somebody signed it.")
+        str, typer.Option(metavar="ID", help="Also compare the content id, such as a signed one.")
     ] = "",
     allow_partial: Annotated[
         bool, typer.Option("--allow-partial", help="SRC may lack samples and have others.")
@@ -48,13 +48,13 @@ def verify(
         raise UsageError("--recompute renders views: pass --data with the images, too.")
     images = None if data is None else open_images(data, "train")
     verdict = verifier.verify(store, images, allow_partial)
-    if recompute and images is not None and verdict.word == "ok":
+    if recompute and images is not None and verdict.status == "ok":
         check = RECOMPUTE.load()
         verdict.recomputed = recompute
         verdict.problems.extend(
             check(store, images, teacher or [], device, recompute, class_map or [])
         )
-    if content_id and verdict.word in ("ok", "incomplete"):
+    if content_id and verdict.status in ("ok", "incomplete"):
         verdict.compare_content(store, content_id)
     if json_:
         emit(verdict.as_dict())
@@ -63,8 +63,8 @@ def verify(
             print(f"{problem.kind}: {problem}")
         if verdict.coverage is not None and not verdict.coverage.by_name:
             print(f"{data}: {verdict.coverage}")
-        print(f"{verdict.word}: {_looked(verdict, cache, store)}")
-    raise typer.Exit(0 if verdict.word == "ok" else 1)
+        print(f"{verdict.status}: {_looked(verdict, cache, store)}")
+    raise typer.Exit(0 if verdict.status == "ok" else 1)
 
 
 def info(
@@ -138,7 +138,7 @@ def status(
 
 def ensemble(
     caches: Annotated[list[str], typer.Argument(metavar="CACHE…", help="Two or more caches.")],
-    out: Annotated[Path, typer.Option(metavar="CACHE", help="Where their mixture lies.")],
+    out: Annotated[Path, typer.Option(metavar="CACHE", help="Folder of their mixture.")],
     weights: Annotated[
         str,
         typer.Option(metavar="W,W…", help="A weight for each: 0.7,0.3; default: equal."),
@@ -175,7 +175,7 @@ def ensemble(
 
 def diff(
     a: Annotated[str, typer.Argument(metavar="A", help="A cache or a file of logits.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="What is held against it.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The cache to compare it with.")],
     limit: Annotated[
         int, typer.Option(min=0, help="Compare at most this many views; 0: all.")
     ] = 50_000,
@@ -203,14 +203,14 @@ def _numbers(text: str) -> list[float]:
 
 
 def _looked(verdict: Any, cache: str, store: Cache) -> str:
-    """What was looked at, in words."""
+    """Describe the checks that were made."""
     words = [f"{verdict.parts} parts"]
     if verdict.images:
         words += [f"{verdict.images:,} images", f"{verdict.probes} rendered views"]
     if verdict.recomputed:
         words += [f"{verdict.recomputed} views of the teacher"]
     end = f"of {cache} ({store.spec.fingerprint[:19]}…)"
-    if verdict.word == "ok":
+    if verdict.status == "ok":
         return f"{', '.join(words)} {end} are as they were written"
     count = len(verdict.problems)
     return f"{count} problem{'s' if count > 1 else ''} found in {', '.join(words)} {end}"

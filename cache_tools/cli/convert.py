@@ -106,7 +106,7 @@ def _digest(keys: tuple[str, ...]) -> str:
 
 
 def _numbers(store: Cache, index: Path) -> tuple[str, ...]:
-    """The number of each key, as decimal text: the line of the file that names it."""
+    """Return the number of each key as decimal text: its line in the file."""
     from cache_tools.importers import ordering
 
     counted = ordering.lines(index, store.table.keys, store.name)

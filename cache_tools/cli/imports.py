@@ -25,7 +25,7 @@ def import_(
             "TinyViT's saved logits, FKD's soft labels or ml-dr's reinforced data.",
         ),
     ],
-    out: Annotated[Path, typer.Option(metavar="CACHE", help="Where the cache lies.")],
+    out: Annotated[Path, typer.Option(metavar="CACHE", help="Folder of the cache.")],
     data: Annotated[
         str, typer.Option(metavar="DATA", help="The data set they are of; not for dense.")
     ] = "",
@@ -36,7 +36,7 @@ def import_(
             "tau=1e-3,k_max=64 of dense, all that is there of others."
         ),
     ] = "",
-    teacher: Annotated[str, typer.Option(help="Name of the network that said this.")] = "unknown",
+    teacher: Annotated[str, typer.Option(help="Name of the network of these targets.")] = "unknown",
     classes: Annotated[
         int, typer.Option(metavar="N", min=0, help="Its classes; 0: those of the data set.")
     ] = 0,

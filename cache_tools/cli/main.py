@@ -147,7 +147,7 @@ def _load(entry: EntryPoint) -> Command:
 
 
 def _guarded(command: Command) -> Command:
-    """The command with every expected error turned into a message and an exit code."""
+    """Wrap a command: every expected error becomes a message and an exit code."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:

@@ -95,7 +95,7 @@ def _container(images: "ImageDataset", out: Path, raw: bool) -> dict[str, Any]:
 
 
 def _open(source: str, folder: Path, split: str, labels: Path | None) -> "ImageDataset":
-    """The data set to write, ILSVRC's tars among them, with its labels."""
+    """Open the data set to write, ILSVRC's tars among them, with its labels."""
     from cache_tools.data import ilsvrc
     from cache_tools.data.open import describe, open_images
 

@@ -28,7 +28,7 @@ Jobs = Annotated[int, typer.Option(min=1, max=64, help="Parts in flight at once.
 
 
 def pull(
-    url: Annotated[str, typer.Argument(metavar="URL", help="Where the cache lies.")],
+    url: Annotated[str, typer.Argument(metavar="URL", help="Folder, bucket or URL of the cache.")],
     out: Annotated[Path, typer.Argument(metavar="DST", help="Folder that it goes to.")],
     views: Views = "",
     samples: Samples = "",
@@ -63,7 +63,7 @@ def select(
 ) -> None:
     """Cut a cache: some views, some samples, fewer classes; no teacher is needed."""
     if not (views or samples or keep):
-        raise UsageError("what is wanted of it? Pass --views, --samples or --keep.")
+        raise UsageError("nothing is selected. Pass --views, --samples or --keep.")
     _cut(Cache.open(cache), out, (views, samples, keep), 8, json_)
 
 
@@ -158,7 +158,7 @@ def card(
 
 
 def merge(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Where the whole lies.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the merged cache.")],
     caches: Annotated[list[str], typer.Argument(metavar="CACHE…", help="Two or more caches.")],
     block_size: Annotated[
         int, typer.Option(min=0, help="Samples per part; 0: as the caches have it.")

@@ -36,7 +36,7 @@ _ROWS = 4096
 
 
 @dataclass(frozen=True)
-class Made:
+class NewPart:
     """A part of a new cache."""
 
     stored: EncodedTargets
@@ -44,7 +44,7 @@ class Made:
     known: dict[int, int]
     """Row of the new table → fingerprint of its pixels, where an old part has one."""
     versions: dict[str, str]
-    """What made the old parts."""
+    """Source of the old parts."""
     params: ImportedViews | None
     """Parameters of its views, where these were imported."""
 
@@ -64,7 +64,7 @@ class _Old:
     params: ImportedViews | None
 
 
-class Assembly:
+class PartBuilder:
     """Reads rows of caches, view by view."""
 
     def __init__(self, stores: Sequence[Cache], new_row_of: Sequence[I8] = ()) -> None:
@@ -84,12 +84,12 @@ class Assembly:
         """Bytes of chunks that were read."""
 
     def sources(self, view: int, source_B: I8, row_B: I8) -> list[tuple[int, Part]]:
-        """Which cache and which of its parts hold rows of a view."""
+        """List the caches and parts that contain rows of a view."""
         pairs = np.stack([source_B, self._blocks(source_B, row_B)], axis=1)
         return [(int(s), Part(view, int(b))) for s, b in np.unique(pairs, axis=0)]
 
-    def gather(self, view: int, source_B: I8, row_B: I8, new_B: I8) -> Made:
-        """The targets of some rows of a view.
+    def gather(self, view: int, source_B: I8, row_B: I8, new_B: I8) -> NewPart:
+        """Read the targets of some rows of a view.
 
         Args:
             view: The view number.
@@ -116,7 +116,7 @@ class Assembly:
             versions = read.versions | versions
         order = np.argsort(np.concatenate(places))
         params = ImportedViews.concatenate(views).rows(order) if views else None
-        return Made(codec.select_rows(codec.concatenate(pieces), order), known, versions, params)
+        return NewPart(codec.select_rows(codec.concatenate(pieces), order), known, versions, params)
 
     def _moved(self, params: ImportedViews, source: int) -> ImportedViews:
         """Parameters whose partners are rows of the new table."""
@@ -130,7 +130,7 @@ class Assembly:
         return np.asarray(row_B // size_S[source_B])
 
     def _fetch(self, view: int, pairs: list[tuple[int, Part]]) -> None:
-        """Read what is not there; a view's parts stay, since its next block may want them, too."""
+        """Read missing parts; a view's parts stay in memory for its next block."""
         if view != self._view:
             self._view, self._read = view, {}
         missing = [(s, old) for s, old in pairs if (s, old.block) not in self._read]
@@ -149,7 +149,7 @@ class Assembly:
         return _Old(*store.decode(part, chunks), record["versions"], params)
 
 
-def same(a: EncodedTargets, b: EncodedTargets) -> NDArray[np.bool_]:
+def targets_equal(a: EncodedTargets, b: EncodedTargets) -> NDArray[np.bool_]:
     """[B] whether two targets are the same, code by code."""
     same_B = a.count_B == b.count_B
     for ours, theirs in (
@@ -174,7 +174,7 @@ def versions(of_source: dict[str, str], tool: str) -> dict[str, str]:
 def statistics(
     store: Cache, part: Part, stored: EncodedTargets, params: ImportedViews | None = None
 ) -> dict[str, float]:
-    """What a commit record says of targets, from what is stored of them."""
+    """Statistics of a commit record, computed from stored targets."""
     top_B, top_sum = np.empty(len(stored), dtype=np.int64), 0.0
     for begin in range(0, len(stored), _ROWS):
         row_B = np.arange(begin, min(begin + _ROWS, len(stored)))
@@ -188,7 +188,7 @@ def statistics(
 
 
 def windows(spec: CacheSpec, count: int) -> list[slice]:
-    """The windows within which samples of a table of `count` rows are paired."""
+    """List the windows within which samples of a table of `count` rows are paired."""
     return [slice(b, min(b + spec.window, count)) for b in range(0, count, spec.window)]
 
 
@@ -212,7 +212,7 @@ def labels(store: Cache, part: Part, params: ImportedViews | None = None) -> I8:
 
 
 def _probes(rows: range, probes: U8, row_B: I8, new_B: I8) -> dict[int, int]:
-    """New row → fingerprint of its pixels, where an old part of `rows` has one."""
+    """Map new rows to fingerprints of their pixels, where an old part of `rows` has one."""
     if not len(probes):
         return {}
     of_old = dict(zip(probe_numbers(rows), probes.tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""Which caches are one cache in several pieces, and what the whole of them is of.
+"""Compatibility of caches to be merged, and the spec of the whole.
 
 They are of one family when their specs differ in nothing but the samples: the same teacher, views,
 classes and data set. Where views are mixed, partners depend on the samples beside a sample in the
@@ -31,7 +31,7 @@ _KEPT = 1024
 _OF_SAMPLES = ("num_samples", "table_sha256")
 
 
-def check(stores: Sequence[Cache]) -> None:
+def check_compatible(stores: Sequence[Cache]) -> None:
     """CacheMismatch unless specs differ in nothing but samples and blocks.
 
     Raises:
@@ -48,14 +48,14 @@ def check(stores: Sequence[Cache]) -> None:
             )
     if not stores[0].spec.teacher.weights_sha256:
         log.warning(
-            "these caches were imported and do not know the weights of %s: that one teacher said "
-            "all of it is your word",
+            "these caches were imported without the weights of %s: that all targets are of one "
+            "teacher cannot be checked",
             stores[0].spec.teacher.name,
         )
 
 
-def union(tables: Sequence[SampleTable], names: Sequence[str]) -> SampleTable:
-    """The table of all samples; CacheMismatch when two tables say different things of one."""
+def merge_tables(tables: Sequence[SampleTable], names: Sequence[str]) -> SampleTable:
+    """Merge sample tables; CacheMismatch when two differ in a sample."""
     keys = [key for table in tables for key in table.keys]
     columns = {
         c: np.concatenate([getattr(t, f"{c}_N") for t in tables]) for c in SampleTable.COLUMNS
@@ -79,7 +79,7 @@ def union(tables: Sequence[SampleTable], names: Sequence[str]) -> SampleTable:
 
 
 def spec_of(stores: Sequence[Cache], table: SampleTable, block_size: int) -> CacheSpec:
-    """What the whole is of; UsageError when its blocks cannot be."""
+    """Build the spec of the whole; UsageError when its blocks cannot be."""
     spec = stores[0].spec
     sizes = {store.spec.block_size for store in stores if store.spec.num_blocks > 1}
     rows = block_size or max(sizes, default=_most_rows(spec))
@@ -123,7 +123,7 @@ def _most_rows(spec: CacheSpec) -> int:
 
 
 def _family(spec: CacheSpec) -> dict[str, Any]:
-    """What all caches that are merged have in common."""
+    """Return the common spec of merged caches."""
     mapping = spec.mapping
     dataset = {k: v for k, v in mapping["dataset"].items() if k not in _OF_SAMPLES}
     family = {**mapping, "dataset": dataset}

@@ -40,7 +40,7 @@ class Side(Protocol):
         ...
 
     def bytes_per_view(self) -> float:
-        """What a view costs on disk, without the sample table."""
+        """Bytes of a view on disk, without the sample table."""
         ...
 
 
@@ -93,7 +93,7 @@ class OfLogits:
 
 
 def open_side(where: str) -> Side:
-    """A cache, or a file of logits by its name's ending."""
+    """Open a cache, or a file of logits by its suffix."""
     if where.endswith(logits_file.SUFFIXES):
         return OfLogits(Path(where))
     return OfCache(Cache.open(where))
@@ -140,9 +140,7 @@ def _places(views: int, count: int) -> Iterator[tuple[int, int]]:
 def _shared(a: Side, b: Side) -> NDArray[np.int64]:
     """[2, N] rows of both sides that have the same key, in the order of b's."""
     if a.num_classes != b.num_classes:
-        raise CacheMismatch(
-            f"{a.name} speaks of {a.num_classes} classes, {b.name} of {b.num_classes}."
-        )
+        raise CacheMismatch(f"{a.name} has {a.num_classes} classes, {b.name} has {b.num_classes}.")
     place = {key: i for i, key in enumerate(a.keys)}
     pairs = [(place[key], i) for i, key in enumerate(b.keys) if key in place]
     if not pairs:

@@ -66,7 +66,7 @@ def run(members: CacheEnsemble, out: Path, keep: str = "") -> Cache:
 
 
 def default_targets(members: CacheEnsemble) -> TargetSpec:
-    """What is kept of a mixture when nothing is said: as much as the member that keeps most.
+    """Default sparsity of a mixture: that of the member that keeps most.
 
     The threshold is the highest of the members': a class that no member kept is below it in every
     member, and so in the mixture. Temperatures and true classes are stored when all members do.
@@ -106,7 +106,7 @@ def _spec(members: CacheEnsemble, keep: str) -> CacheSpec:
 
 
 def _teacher(members: CacheEnsemble) -> TeacherSpec:
-    """The ensemble as a teacher: its weights are those of its members, by name and share."""
+    """Describe the ensemble as a teacher: the weights of its members, by name and share."""
     named = members.specs
     name = " + ".join(f"{member.weight:.4g}*({member.name})" for member in named)
     digest = sha256(canonical_json([[m.weights_sha256, m.weight] for m in named]))
@@ -115,7 +115,7 @@ def _teacher(members: CacheEnsemble) -> TeacherSpec:
 
 
 def _check_whole(members: CacheEnsemble) -> None:
-    """A quick look whether every part is there, before hours are spent on the first ones."""
+    """Check that every part is there, before hours are spent on the first ones."""
     for store in members.caches:
         for part in store.parts():
             if part.view < members.num_views and not store.present(part):

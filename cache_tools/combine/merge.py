@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.combine import assemble, compatibility
-from cache_tools.combine.assemble import Assembly, Made
+from cache_tools.combine.assemble import NewPart, PartBuilder
 from cache_tools.errors import CacheDamaged, CacheMismatch
 from cache_tools.runtime import progress
 from cache_tools.runtime.signals import StopRequest
@@ -48,14 +48,14 @@ def run(stores: Sequence[Cache], out: Path, block_size: int = 0) -> Cache:
         UsageError: Another cache lies at `out`.
         KeyboardInterrupt: A signal came; what is committed stays.
     """
-    compatibility.check(stores)
+    compatibility.check_compatible(stores)
     views = max(store.num_views for store in stores)
     alike = len({store.spec.fingerprint for store in stores}) == 1
     if alike and block_size in (0, stores[0].spec.block_size):
         spec, table = stores[0].spec, stores[0].table
         maker: _Same | _Rows = _Same(stores)
     else:
-        table = compatibility.union(
+        table = compatibility.merge_tables(
             [store.table for store in stores], [store.name for store in stores]
         )
         spec = compatibility.spec_of(stores, table, block_size)
@@ -122,7 +122,7 @@ class _Rows:
         if spec.replayable and spec.views.mixes and spec.imported is None:
             compatibility.check_windows(stores, spec, self._row_SN, table)
         new_row_of = [np.searchsorted(table.id_N, store.table.id_N) for store in stores]
-        self._assembly = Assembly(stores, new_row_of)
+        self._builder = PartBuilder(stores, new_row_of)
 
     def make(self, out: Cache, part: Part) -> bool:
         """Put a part together; False when no cache has some row of it in this view."""
@@ -141,7 +141,8 @@ class _Rows:
                 made = replace(made, known=other.known | made.known)
         if out.check_part(part) is None:
             if not (
-                assemble.same(out.read(part)[0], made.stored).all() and _alike(out, part, made)
+                assemble.targets_equal(out.read(part)[0], made.stored).all()
+                and _alike(out, part, made)
             ):
                 raise _conflict(out, self._stores[int(source_B[0])], part)
             return True
@@ -160,14 +161,23 @@ class _Rows:
         committed = [b for b in blocks if _record(store, Part(view, b)) is not None]
         return np.asarray((row_B >= 0) & np.isin(block_B, committed))
 
-    def _gather(self, view: int, source_B: I8, new_B: I8) -> Made:
-        return self._assembly.gather(view, source_B, self._row_SN[source_B, new_B], new_B)
+    def _gather(self, view: int, source_B: I8, new_B: I8) -> NewPart:
+        return self._builder.gather(view, source_B, self._row_SN[source_B, new_B], new_B)
 
     def _compare(
-        self, made: Made, source_B: I8, first: int, other: Made, i: int, twice_B: I8, view: int
+        self,
+        made: NewPart,
+        source_B: I8,
+        first: int,
+        other: NewPart,
+        i: int,
+        twice_B: I8,
+        view: int,
     ) -> None:
-        """CacheMismatch when two caches say different things of one sample."""
-        differ = ~assemble.same(codec.select_rows(made.stored, twice_B - first), other.stored)
+        """Raise CacheMismatch when two caches differ in a sample."""
+        differ = ~assemble.targets_equal(
+            codec.select_rows(made.stored, twice_B - first), other.stored
+        )
         pixels = ((other.known.get(row), made.known.get(row)) for row in twice_B.tolist())
         differ |= [None not in pair and pair[0] != pair[1] for pair in pixels]
         if made.params and other.params:
@@ -179,13 +189,13 @@ class _Rows:
             raise _conflict(a, b, Part(view, block), self._table.keys[row])
 
 
-def _alike(out: Cache, part: Part, made: Made) -> bool:
-    """Whether a committed part has the imported views that were put together for it."""
+def _alike(out: Cache, part: Part, made: NewPart) -> bool:
+    """Return True if a committed part has the imported views assembled for it."""
     return made.params is None or out.read_params(part).equals(made.params)
 
 
 def _record(store: Cache, part: Part) -> dict[str, Any] | None:
-    """The record of a part, or None where it is not committed."""
+    """Return the record of a part, or None where it is not committed."""
     if part.view >= store.num_views or store.storage.size(part.record) is None:
         return None
     return store.record(part)

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.combine import assemble
-from cache_tools.combine.assemble import Assembly
+from cache_tools.combine.assemble import PartBuilder
 from cache_tools.errors import UsageError
 from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.canonical import canonical_json, sha256
@@ -43,26 +43,26 @@ _ROWS = 4096
 
 
 @dataclass(frozen=True)
-class Cut:
-    """What is wanted of a cache."""
+class Selection:
+    """Selection of views, samples and classes of a cache."""
 
     views: range
     """View numbers."""
     row_N: I8 | None
     """Rows of its sample table, ascending; None: all."""
     spec: CacheSpec
-    """What the result is of."""
+    """Spec of the result."""
     keeps: TargetSpec | None
     """The cache's own targets, when fewer classes are kept of them; else None."""
 
     @property
     def verbatim(self) -> bool:
-        """Whether its parts are parts of the cache as they are."""
+        """True if parts are copied unchanged."""
         return self.row_N is None and self.keeps is None
 
 
-def plan(store: Cache, views: str = "", wanted: str = "", keep: str = "") -> Cut:
-    """What a command line asks for.
+def plan(store: Cache, views: str = "", wanted: str = "", keep: str = "") -> Selection:
+    """Parse the selection of a command line.
 
     Args:
         store: The cache.
@@ -84,33 +84,33 @@ def plan(store: Cache, views: str = "", wanted: str = "", keep: str = "") -> Cut
     if keep and (targets := _targets(spec.targets, keep)) != spec.targets:
         keeps = spec.targets
         spec = replace(spec, targets=targets, cut_from=_origin(spec))
-    return Cut(_views(views, store.num_views), rows, spec, keeps)
+    return Selection(_views(views, store.num_views), rows, spec, keeps)
 
 
 def table_of(table: SampleTable, row_N: I8) -> SampleTable:
-    """Some rows of a sample table."""
+    """Select rows of a sample table."""
     columns = (getattr(table, f"{c}_N")[row_N] for c in SampleTable.COLUMNS)
     return SampleTable(tuple(table.keys[i] for i in row_N.tolist()), *columns)
 
 
-def places(cut: Cut, part: Part) -> tuple[I8, I8]:
+def places(cut: Selection, part: Part) -> tuple[I8, I8]:
     """[B] rows of the cache that a part of its cut is made of, and rows of the cut."""
     rows = cut.spec.rows(part.block)
     new_B = np.arange(rows.start, rows.stop)
     return (new_B if cut.row_N is None else cut.row_N[new_B]), new_B
 
 
-def make(assembly: Assembly, cut: Cut, out: Cache, part: Part) -> None:
+def make(builder: PartBuilder, cut: Selection, out: Cache, part: Part) -> None:
     """Make and commit one part of a cut that is not verbatim."""
     row_B, new_B = places(cut, part)
-    made = assembly.gather(part.view, np.zeros_like(row_B), row_B, new_B)
+    made = builder.gather(part.view, np.zeros_like(row_B), row_B, new_B)
     stored, params = made.stored, made.params
     if cut.keeps is not None:
         label_BP, pieces = assemble.labels(out, part, params), []
         for begin in range(0, len(stored), _ROWS):
             few_B = np.arange(begin, min(begin + _ROWS, len(stored)))
             pieces.append(
-                fewer(codec.select_rows(stored, few_B), cut.keeps, cut.spec, label_BP[few_B])
+                drop_classes(codec.select_rows(stored, few_B), cut.keeps, cut.spec, label_BP[few_B])
             )
         stored = codec.concatenate(pieces)
     probes = made.probes(out.spec, out.spec.rows(part.block))
@@ -118,7 +118,9 @@ def make(assembly: Assembly, cut: Cut, out: Cache, part: Part) -> None:
     out.write(part, stored, probes, facts, assemble.versions(made.versions, "select"), params)
 
 
-def fewer(stored: EncodedTargets, of: TargetSpec, spec: CacheSpec, label_BP: I8) -> EncodedTargets:
+def drop_classes(
+    stored: EncodedTargets, of: TargetSpec, spec: CacheSpec, label_BP: I8
+) -> EncodedTargets:
     """Targets with fewer classes kept.
 
     Args:
@@ -219,7 +221,7 @@ def _check_windows(store: Cache, row_N: I8) -> None:
         if not np.array_equal(row_N[at], np.arange(first, min(first + window, count))):
             raise UsageError(
                 f"views of {store.name} are mixed within windows of {window} samples, and some "
-                f"of that of {store.table.keys[int(row_N[at][0])]!r} are not asked for: the "
+                f"of that of {store.table.keys[int(row_N[at][0])]!r} are not selected: the "
                 "targets would be of other pixels. Pass a share such as --samples 0.1, which "
                 "takes whole windows."
             )

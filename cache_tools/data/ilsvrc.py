@@ -157,7 +157,7 @@ def _meta(path: Path, files: dict[str, bytes]) -> dict[int, str]:
     if META not in files:
         raise UsageError(
             f"{path} has ILSVRC's own class numbers, not the places of the sorted synsets that "
-            f"networks mean; {META} of the development kit says which is which. Pass {_DEVKIT}, or "
+            f"networks mean; {META} of the development kit has their classes. Pass {_DEVKIT}, or "
             "a file with a synset per line."
         )
     try:

@@ -42,7 +42,7 @@ from cache_tools.targets import codec
 from cache_tools.targets.codec import SparseTargets
 from cache_tools.targets.keep import of_all_classes
 from cache_tools.targets.statistics import most_probable, part_statistics
-from cache_tools.verify import verify
+from cache_tools.verify import probes
 from cache_tools.version import __version__
 from cache_tools.views import imported
 from cache_tools.views.imported import ImportedViews
@@ -372,7 +372,7 @@ def _probes(
     rows, own = store.spec.rows(part.block), params.side(0, store.spec)
 
     def one(number: int) -> int:
-        return verify.fingerprint(store, images, number, own, number - rows.start)
+        return probes.fingerprint(store, images, number, own, number - rows.start)
 
     with ThreadPoolExecutor(threads.cpu_count()) as pool:
         return np.array(list(pool.map(one, probe_numbers(rows))), dtype=np.uint64)

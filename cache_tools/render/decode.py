@@ -138,7 +138,7 @@ def decode(
                 if packed and (png.is_interlaced(data) or not _last_row(image).any()):
                     png.check_rows(data, packed)
         if picture.shape != (height, width, 3):
-            raise ValueError(f"decoded to {picture.shape}, its header says {height}×{width}")
+            raise ValueError(f"decoded to {picture.shape}, its header has {height}×{width}")
         if scale_log2 and color_space not in _PLAIN:
             size = -(-width >> scale_log2), -(-height >> scale_log2)
             return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)

@@ -39,7 +39,7 @@ class ViewSource:
     def __init__(
         self, images: ImageDataset, spec: ViewSpec, window: int, cache: Cache | None = None
     ) -> None:
-        """Views of `images` with the augmentation `spec`.
+        """Draw views of `images` with the augmentation `spec`.
 
         Args:
             images: In the order of the sample table.

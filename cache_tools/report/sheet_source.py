@@ -15,7 +15,7 @@ from cache_tools.report.contact_sheet import TopClasses, ViewSource
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec
-from cache_tools.verify import verify
+from cache_tools.verify import probes
 
 Names = Callable[[int], str]
 """Class → name."""
@@ -41,7 +41,7 @@ def of_cache(store: Cache, data: str, imagenet: Callable[[], Names]) -> SheetSou
     Raises:
         UsageError, CacheMismatch: No images are found, or those of another cache.
     """
-    verify.check_replayable(store)
+    probes.check_replayable(store)
     source_path = data or store.source
     if not source_path:
         raise UsageError(

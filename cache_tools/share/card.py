@@ -1,4 +1,4 @@
-"""`kdcache card`: a dataset card for the Hub, of what a cache knows and what only its makers know.
+"""`kdcache card`: a dataset card for the Hub, from a cache and the terms of its authors.
 
 Everything that is a fact of the cache is read from it; licences and terms are given, since a cache
 does not know them. The licence of a published teacher is looked up by whoever offers an entry point
@@ -34,10 +34,10 @@ _SIZES = {
 
 @dataclass(frozen=True)
 class Terms:
-    """What a cache does not know of itself."""
+    """Terms of publication, which a cache does not contain."""
 
     license: str = ""
-    """The Hub's name of its licence; "" says unknown."""
+    """Licence by its name on the Hub; "": unknown."""
     teacher_license: str = ""
     """That of the teacher's weights; "" looks it up."""
     data: str = ""
@@ -45,9 +45,9 @@ class Terms:
     data_terms: str = ""
     """Its licence or terms, or where they stand."""
     citation: str = ""
-    """How to cite the cache."""
+    """Citation of the cache."""
     url: str = "URL"
-    """Where it will lie."""
+    """Repository or URL of the published cache."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9.\-]*", self.license):
@@ -58,7 +58,7 @@ class Terms:
 
 
 def text(store: Cache, terms: Terms) -> str:
-    """The card, Markdown with YAML in front."""
+    """Write the card: Markdown with YAML in front."""
     facts, spec = info.info(store), store.spec
     if not facts["targets"]:
         raise CacheIncomplete(f"{store.name} has no part yet: there is nothing to describe.")
@@ -219,7 +219,7 @@ def _facts(facts: dict[str, Any], spec: CacheSpec, terms: Terms) -> dict[str, An
 
 
 def _fidelity(facts: dict[str, Any], targets: TargetSpec) -> str:
-    """What is known of how near the targets are to the teacher."""
+    """Describe the fidelity of the targets to the teacher."""
     kept, tail = facts["kept_classes_mean"], facts["tail_mass_mean"]
     k, levels = targets.k_max, targets.levels
     bound = 2 * k**0.5 / levels**2 + k / levels**4 + 0.002
@@ -236,7 +236,7 @@ def _fidelity(facts: dict[str, Any], targets: TargetSpec) -> str:
 
 
 def _license_of(teacher: str) -> str:
-    """The licence of a published network, "" when it is not known."""
+    """Return the licence of a published network, "" if unknown."""
     find = LICENSE.find()
     return find(teacher) if find is not None else ""
 

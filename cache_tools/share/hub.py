@@ -23,7 +23,7 @@ class Hub(ObjectStore):
     """A folder of a data set repository."""
 
     def __init__(self, url: str) -> None:
-        """The folder at hf://datasets/USER/NAME[@REVISION][/FOLDER].
+        """Parse the folder hf://datasets/USER/NAME[@REVISION][/FOLDER].
 
         Raises:
             UsageError: The URL is another.

@@ -1,7 +1,7 @@
-"""`kdcache pull` and `kdcache select`: parts of a cache, from wherever it lies, to this machine.
+"""`kdcache pull` and `kdcache select`: parts of a cache, from a path or a URL, to this machine.
 
-What is committed here and holds is not asked for again, so a killed run goes on. Every byte is
-compared with the digest in its commit record before it is written; one that differs is asked for
+What is committed here and intact is not fetched again, so a killed run resumes. Every byte is
+compared with the digest in its commit record before it is written; a part that differs is fetched
 again. A cut by views moves the parts it names, the sample table and nothing else. A cut by samples
 or classes moves the parts that hold them and makes smaller ones of them here.
 """
@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from cache_tools.combine import select
-from cache_tools.combine.assemble import Assembly
-from cache_tools.combine.select import Cut
+from cache_tools.combine.assemble import PartBuilder
+from cache_tools.combine.select import Selection
 from cache_tools.errors import CacheIncomplete
 from cache_tools.runtime import concurrency, progress
 from cache_tools.runtime.signals import StopRequest
@@ -31,8 +31,8 @@ log = logging.getLogger("kdcache")
 
 
 @dataclass
-class Moved:
-    """What a run did."""
+class PullStats:
+    """Parts and bytes of a pull."""
 
     there: int = 0
     """Parts that were there already."""
@@ -44,7 +44,9 @@ class Moved:
     """Parts that the source lacks."""
 
 
-def run(source: Cache, out: Path, wanted: Cut, jobs: int = concurrency.JOBS) -> tuple[Cache, Moved]:
+def run(
+    source: Cache, out: Path, wanted: Selection, jobs: int = concurrency.JOBS
+) -> tuple[Cache, PullStats]:
     """Write a cut of a cache, or what is missing of it.
 
     Args:
@@ -64,21 +66,21 @@ def run(source: Cache, out: Path, wanted: Cut, jobs: int = concurrency.JOBS) -> 
     )
     parts = [part for part in store.parts() if part.view in wanted.views]
     todo = faulty(store, parts)
-    moved = Moved(there=len(parts) - len(todo))
+    stats = PullStats(there=len(parts) - len(todo))
     with StopRequest() as stop:
         if wanted.verbatim:
-            _copy(source, store, todo, moved, stop, jobs)
+            _copy(source, store, todo, stats, stop, jobs)
         else:
-            _remake(source, store, wanted, todo, moved, stop)
+            _remake(source, store, wanted, todo, stats, stop)
     if stop.requested:
         raise KeyboardInterrupt
-    if moved.missing:
+    if stats.missing:
         raise CacheIncomplete(
-            f"{source.name} lacks {len(moved.missing)} of the {len(parts)} parts that were asked "
-            f"for (first: {min(moved.missing)}). The others are in {out}; run the same command "
-            "again when they are there."
+            f"{source.name} lacks {len(stats.missing)} of the {len(parts)} parts that were "
+            f"selected (first: {min(stats.missing)}). The others are in {out}; run the same "
+            "command again when they are there."
         )
-    return store, moved
+    return store, stats
 
 
 def faulty(store: Cache, parts: Sequence[Part]) -> list[Part]:
@@ -90,17 +92,17 @@ def faulty(store: Cache, parts: Sequence[Part]) -> list[Part]:
         return [part for part, fault in zip(parts, faults, strict=True) if fault is not None]
 
 
-def _table(source: Cache, wanted: Cut) -> SampleTable:
+def _table(source: Cache, wanted: Selection) -> SampleTable:
     if wanted.row_N is None:
         return source.table
     return select.table_of(source.table, wanted.row_N)
 
 
 def _copy(
-    source: Cache, store: Cache, todo: list[Part], moved: Moved, stop: StopRequest, jobs: int
+    source: Cache, store: Cache, todo: list[Part], stats: PullStats, stop: StopRequest, jobs: int
 ) -> None:
     """Parts as they are, with their records, several at once."""
-    records = look(source, todo)
+    records = fetch_records(source, todo)
 
     def fetch(part: Part) -> int:
         record, chunks = source.read_chunks(part, records.pop(part, None))
@@ -114,42 +116,47 @@ def _copy(
             try:
                 size = future.result()
             except CacheIncomplete:
-                moved.missing.append(part)
+                stats.missing.append(part)
                 continue
-            moved.made, moved.bytes = moved.made + 1, moved.bytes + size
+            stats.made, stats.bytes = stats.made + 1, stats.bytes + size
             advance(size)
 
 
 def _remake(
-    source: Cache, store: Cache, wanted: Cut, todo: list[Part], moved: Moved, stop: StopRequest
+    source: Cache,
+    store: Cache,
+    wanted: Selection,
+    todo: list[Part],
+    stats: PullStats,
+    stop: StopRequest,
 ) -> None:
     """Parts made anew from those of the source, view by view."""
-    assembly, olds = Assembly([source]), set[Part]()
+    builder, olds = PartBuilder([source]), set[Part]()
     for part in todo:
         row_B, _ = select.places(wanted, part)
-        olds |= {old for _, old in assembly.sources(part.view, np.zeros_like(row_B), row_B)}
+        olds |= {old for _, old in builder.sources(part.view, np.zeros_like(row_B), row_B)}
     needed = sorted(olds)
-    records = look(source, needed)
+    records = fetch_records(source, needed)
     total = expected_bytes(records, needed)
-    assembly.records = {(0, part): record for part, record in records.items()}
-    _tell_waste(source, wanted, needed)
+    builder.records = {(0, part): record for part, record in records.items()}
+    _log_surplus(source, wanted, needed)
     with progress.bar("fetch and cut", total, "bytes") as advance:
         for part in todo:
             if stop.requested:
                 return
-            before = assembly.moved
+            before = builder.moved
             try:
-                select.make(assembly, wanted, store, part)
+                select.make(builder, wanted, store, part)
             except CacheIncomplete:
-                moved.missing.append(part)
+                stats.missing.append(part)
                 continue
             finally:
-                advance(assembly.moved - before)
-            moved.made, moved.bytes = moved.made + 1, assembly.moved
+                advance(builder.moved - before)
+            stats.made, stats.bytes = stats.made + 1, builder.moved
 
 
-def _tell_waste(source: Cache, wanted: Cut, needed: Sequence[Part]) -> None:
-    """Say it when more is moved than is wanted."""
+def _log_surplus(source: Cache, wanted: Selection, needed: Sequence[Part]) -> None:
+    """Log when more is moved than is selected."""
     if wanted.row_N is None or not needed:
         return
     blocks = {part.block for part in needed}
@@ -165,8 +172,8 @@ def _tell_waste(source: Cache, wanted: Cut, needed: Sequence[Part]) -> None:
         )
 
 
-def look(source: Cache, parts: Sequence[Part]) -> dict[Part, dict[str, Any]]:
-    """The records of the first part of each block, where there are any."""
+def fetch_records(source: Cache, parts: Sequence[Part]) -> dict[Part, dict[str, Any]]:
+    """Read the records of the first part of each block, where there are any."""
     first = {part.block: part for part in reversed(parts)}.values()
     records = {}
     for part in first:

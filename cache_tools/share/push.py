@@ -24,15 +24,15 @@ from cache_tools.store.commits import Part
 from cache_tools.store.manifest import Manifest
 
 _OWN = re.compile(r"(file|local|memory)://")
-"""Places that nobody else reads, as far as the URL tells."""
+"""Prefixes of URLs that are private."""
 CARD = "README.md"
 MARK = b"kdcache card"
 """Stands in every card of ours: only such a file is ever replaced."""
 
 
 @dataclass
-class Sent:
-    """What a run did."""
+class PushStats:
+    """Parts and bytes of a push."""
 
     there: int = 0
     """Parts that were there already."""
@@ -43,7 +43,7 @@ class Sent:
 
 
 def is_public(url: str) -> bool:
-    """Whether others may read what lies at a URL, so that it needs a licence.
+    """Return True if others may read a URL, so that a licence is required.
 
     Raises:
         UsageError: It is none that can be written.
@@ -52,7 +52,7 @@ def is_public(url: str) -> bool:
     return _OWN.match(url) is None
 
 
-def run(store: Cache, url: str, card: bytes | None, jobs: int = concurrency.JOBS) -> Sent:
+def run(store: Cache, url: str, card: bytes | None, jobs: int = concurrency.JOBS) -> PushStats:
     """Send a cache, or what is missing of it.
 
     Args:
@@ -75,7 +75,7 @@ def run(store: Cache, url: str, card: bytes | None, jobs: int = concurrency.JOBS
             f"{store.spec.fingerprint[:19]}…). Choose another URL."
         )
     stated = Manifest(store.spec, max(store.num_views, there.num_views if there else 0))
-    out, result = Cache(target, stated), Sent()
+    out, result = Cache(target, stated), PushStats()
     sizes = _sizes(store)
     with StopRequest() as stop:
         todo = []
@@ -130,7 +130,7 @@ def _sizes(store: Cache) -> dict[Part, int]:
 
 
 def _is_there(store: Cache, out: Cache, part: Part) -> bool:
-    """Whether a part lies at the target as it lies here; CacheMismatch when another one does."""
+    """Return True if the target has this part; CacheMismatch when it has another one."""
     try:
         theirs = out.record(part)
     except CacheIncomplete:
@@ -150,7 +150,7 @@ def _send(
     out: Cache,
     todo: list[Part],
     sizes: dict[Part, int],
-    result: Sent,
+    result: PushStats,
     stop: StopRequest,
     jobs: int,
 ) -> None:
@@ -173,7 +173,7 @@ def _send(
 
 
 def _describe(store: Cache, target: Storage, stated: Manifest) -> None:
-    """The sample table and the metadata of all arrays; after them, the manifest."""
+    """List the sample table and the metadata of all arrays; after them, the manifest."""
     described = metadata.initial_files(store.spec, store.table, stated.num_views)
     for name, data in described.items():
         if name != manifest.NAME:
@@ -183,7 +183,7 @@ def _describe(store: Cache, target: Storage, stated: Manifest) -> None:
 
 
 def _write_card(target: Storage, card: bytes) -> None:
-    """The card, unless somebody else's text stands there."""
+    """Return the card, unless the target has a README of other origin."""
     write: Callable[[str, bytes], Any] = target.write
     read = target.read
     if isinstance(target, Hub):  # the Hub shows that of the repository

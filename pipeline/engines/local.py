@@ -155,7 +155,7 @@ class _WorkerPool:
         return f"{parts} parts done, {self._note}"
 
     def stop(self) -> None:
-        """Ask all to stop, and kill those that do not."""
+        """Stop all, and kill those that do not end."""
         for worker in self._workers.values():
             worker.process.terminate()
         self._end()

@@ -21,7 +21,7 @@ from cache_tools.data.view_renderer import ViewRenderer
 from cache_tools.render import view as render
 from cache_tools.store import view_params
 from cache_tools.store.cache import Cache, probe_numbers
-from cache_tools.verify import verify
+from cache_tools.verify import probes
 from cache_tools.views import draw
 from pipeline.worker.groups import DecodeGroup
 from pipeline.worker.meter import Meter
@@ -152,7 +152,7 @@ class Renderer:
             window.probes[view, row] = (
                 render.fingerprint(window.pixels[g, position])
                 if self._seen is self._store.spec.views
-                else verify.probe(self._store, self._images, row, view)
+                else probes.probe(self._store, self._images, row, view)
             )
 
 

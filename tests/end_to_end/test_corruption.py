@@ -206,7 +206,7 @@ def _finding(subject: Subject) -> str:
 def _verdict(subject: Subject) -> str:
     """The verdict of `verify`, or the kind of the error that forbids to open the cache."""
     try:
-        return verify.verify(Cache.open(subject.path)).word
+        return verify.verify(Cache.open(subject.path)).status
     except KdcacheError as error:
         return error.kind
     except Exception as error:

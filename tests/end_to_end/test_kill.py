@@ -125,7 +125,7 @@ def test_a_hundred_kills_cost_no_more_than_what_was_in_hand(
         now = zygote.run([*told, f"num_views={views}"], said, pace=PACE)
 
     assert records(out).items() >= kept.items()
-    assert verify.verify(Cache.open(out)).word == "ok"
+    assert verify.verify(Cache.open(out)).status == "ok"
     alone = zygote.run([*arguments(digits, teacher, tmp_path / "d.zarr"), *SIZE,
                         f"num_views={views}"], said)  # fmt: skip
     asked, committed = Counter[int](), defaultdict(list)
@@ -177,7 +177,7 @@ def test_no_part_is_of_both_of_two_runs_that_race(
     for n, racer in enumerate(both):
         assert racer.wait() == 0, (tmp_path / str(n)).read_text()
     store, raced, theirs = Cache.open(out), arrays(out), arrays(other)
-    assert verify.verify(store).word == "ok"
+    assert verify.verify(store).status == "ok"
     owners = Counter[str]()
     for part in store.parts():
         names = store.record(part)["chunks"]

@@ -18,7 +18,7 @@ from cache_tools.render import decode, mixing
 from cache_tools.render import view as render
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
-from cache_tools.verify import verify
+from cache_tools.verify import probes, verify
 from pipeline import recipe as recipes
 from pipeline.run import run
 from pipeline.teacher import teacher as teachers
@@ -174,7 +174,7 @@ def test_the_teacher_may_look_at_its_own_size(digits: Path, teacher: Path, tmp_p
     own_size = ["num_views=2", "views.teacher_size=64", "views.cutmix=1.0"]
     store = run(recipes.load("digits", own_size), str(digits), str(teacher), out, "cpu")
     images = opened(store, digits)
-    assert verify.verify(store, images).word == "ok"
+    assert verify.verify(store, images).status == "ok"
     batch = next(iter(create_loader.native(store, images, Schedule(store, 1, 50, 0), 2).epoch(0)))
     assert batch.pixels.shape == (50, 32, 32, 3)
 
@@ -199,7 +199,7 @@ def test_repeated_augmentation_decodes_a_picture_once(
     for step, batch in enumerate(batches):
         for i, at in enumerate(range(24 * step, 24 * step + 24)):
             row, view = int(plan.row_M[at]), plan.views[plan.slot_M[at]]
-            expected = verify.probe(store, images, row, view)
+            expected = probes.probe(store, images, row, view)
             assert render.fingerprint(batch.pixels[i]) == expected
 
 

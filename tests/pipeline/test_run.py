@@ -79,7 +79,7 @@ def test_kill_dash_nine_costs_only_the_part_in_hand(
     assert all(store.check_part(part) is None for part in left)
     subprocess.run(command, check=True)
     undisturbed = again(digits, teacher, tmp_path / "d.zarr", "batch_size=5")
-    assert verify.verify(Cache.open(out)).word == "ok"
+    assert verify.verify(Cache.open(out)).status == "ok"
     assert {k: v for k, v in files(out).items() if not k.endswith(".partial")} == files(
         undisturbed.path
     )
@@ -127,7 +127,7 @@ def test_several_blocks_and_growth(digits: Path, teacher: Path, tmp_path: Path) 
     after = files(store.path)
     assert store.num_views == 2
     assert all(after[k] == v for k, v in before.items() if "/c/" in k or "commits" in k)
-    assert verify.verify(Cache.open(store.path)).word == "ok"
+    assert verify.verify(Cache.open(store.path)).status == "ok"
 
 
 def test_another_recipe_or_teacher_is_refused_by_field(

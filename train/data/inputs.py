@@ -25,7 +25,7 @@ from cache_tools.spec.dataset import NO_LABEL
 from cache_tools.store.aligned import CacheEnsemble, open_ensemble
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
-from cache_tools.verify import verify
+from cache_tools.verify import probes, verify
 from train.recipe import TrainRecipe
 
 log = logging.getLogger("kdcache")
@@ -98,7 +98,7 @@ def open_inputs(
     """
     members = open_ensemble([cache] if isinstance(cache, str | Path) else cache, weights)
     store = members.reference
-    verify.check_replayable(store)
+    probes.check_replayable(store)
     source = data or members.source
     if not source:
         raise UsageError(f"where are the images of {store.name}? Pass --data with their folder.")
@@ -164,7 +164,7 @@ def check_cache(
                 advance(1)
     count = min(len(parts), _MAX_PROBED_PARTS)
     probed = [parts[i * len(parts) // count] for i in range(count)]
-    if not sum(verify.check_probes(cache, images, part, present_N) for part in probed):
+    if not sum(probes.check_probes(cache, images, part, present_N) for part in probed):
         log.warning(
             "%s has no fingerprint of the pixels of these samples (it was cut, or they are not "
             "here): that they equal the teacher's follows from the library versions alone",

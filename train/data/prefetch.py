@@ -19,7 +19,7 @@ from cache_tools.store import view_params
 from cache_tools.store.aligned import CacheEnsemble
 from cache_tools.store.commits import Part
 from cache_tools.targets.codec import EncodedTargets
-from cache_tools.verify import verify
+from cache_tools.verify import probes
 from cache_tools.views import draw
 from train.data.schedule import Plan, Schedule
 
@@ -98,7 +98,7 @@ class EpochPrefetcher:
             if member.is_remote:  # others were checked before the first epoch
                 for block in range(member.spec.num_blocks):
                     part = Part(number, block)
-                    verify.check_probes(member, self._images, part, self._schedule.present_N)
+                    probes.check_probes(member, self._images, part, self._schedule.present_N)
         if not view_params.has_partner_params(store):
             return View(number, stored, params)
         others = [view_params.parameters(store, number, rows, partner=True) for rows in blocks]

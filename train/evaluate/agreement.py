@@ -27,7 +27,7 @@ from cache_tools.store.commits import Part
 from cache_tools.store.sampling import sample_views
 from cache_tools.targets import codec
 from cache_tools.targets.codec import EncodedTargets
-from cache_tools.verify import verify
+from cache_tools.verify import probes
 from cache_tools.views import draw
 from train.data.loader import Batch
 from train.evaluate.accuracy import Network
@@ -117,7 +117,7 @@ def _batches(store: Cache, images: ImageDataset, chosen: list[tuple[Part, I8]]) 
         renderer = ViewRenderer(images, store.spec.views, store.table)
         waiting: deque[Future[Batch]] = deque()
         for part, rows in chosen:
-            verify.check_probes(store, images, part)
+            probes.check_probes(store, images, part)
             stored = store.read(part)[0]
             for begin in range(0, len(rows), _BATCH):
                 piece = rows[begin : begin + _BATCH]

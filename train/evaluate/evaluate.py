@@ -20,7 +20,7 @@ from cache_tools.runtime import threads
 from cache_tools.spec.dataset import NO_LABEL
 from cache_tools.store.cache import Cache
 from cache_tools.store.open import open_cache
-from cache_tools.verify import verify
+from cache_tools.verify import probes
 from train.data.inputs import align_labels
 from train.evaluate import accuracy, agreement, metrics, models, real_labels
 from train.evaluate.accuracy import Network
@@ -218,7 +218,7 @@ def _reference(request: EvalRequest, target: EvalTarget) -> Reference | None:
 
 def _open_reference(path: str, request: EvalRequest, target: EvalTarget) -> Reference:
     store, config = open_cache(path), target.config or {}
-    verify.check_replayable(store)
+    probes.check_replayable(store)
     own, student = config.get("cache_fingerprint"), target.students[0]
     if request.cache is None and own != store.spec.fingerprint:
         raise CacheMismatch(f"{path} differs from the cache the run was trained on.")

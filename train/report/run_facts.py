@@ -41,8 +41,8 @@ def facts(
     config = run_dir.read_config(folder)
     if "teacher" not in config:
         raise CacheIncomplete(
-            f"the run {folder} was made by an earlier kdcache and does not say who its teacher "
-            "was. Run its kdcache train command again: it trains nothing and adds it."
+            f"the run {folder} was made by an earlier kdcache and does not name its teacher. "
+            "Run its kdcache train command again: it trains nothing and adds it."
         )
     there = folder / "result.json"
     result = run_dir.read_json(there) if there.is_file() else None

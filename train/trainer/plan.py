@@ -57,7 +57,7 @@ def of_recipe(name: str) -> Expected:
         UsageError: No stage 1 is installed, or it has no such recipe.
     """
     if name.endswith(".toml"):
-        raise UsageError(f"{name} does not say which cache it is for. Pass --cache CACHE.")
+        raise UsageError(f"{name} does not name its cache. Pass --cache CACHE.")
     return Expected(**EXPECTED.load()(name))
 
 
@@ -77,7 +77,7 @@ def check(recipe: TrainRecipe, num_views: int) -> None:
     if num_views < recipe.min_views:
         raise UsageError(
             f"the cache has {num_views:,} views of a sample, this schedule of {recipe.epochs:,} "
-            f"epochs wants at least {recipe.min_views:,} (its key min_views). The command that "
+            f"epochs requires at least {recipe.min_views:,} (its key min_views). The command that "
             f"made the cache adds what is missing, with num_views={recipe.min_views}; "
             f"min_views={num_views} trains on what there is."
         )

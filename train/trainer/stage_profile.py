@@ -109,7 +109,7 @@ def _read(images: ImageDataset, rows: list[int]) -> tuple[float, list[bytes]]:
 
 
 def _forget(images: ImageDataset) -> None:
-    """Ask the kernel to drop what it keeps of the files, as it will during a long epoch."""
+    """Drop the files from the page cache, as during a long epoch."""
     for path in images.paths[: len(images.paths) if images.sharded else _VIEWS]:
         descriptor = os.open(path, os.O_RDONLY)
         try:

@@ -38,7 +38,7 @@ def check(names: tuple[str, ...]) -> None:
         online = library.setup().settings.mode in ("online", "shared")
         if online and not library.login(prompt=False):
             raise UsageError(
-                "--log wandb: W&B does not know you. Run: wandb login. Or set WANDB_MODE=offline "
+                "--log wandb: not logged in to W&B. Run: wandb login. Or set WANDB_MODE=offline "
                 "to keep the curves in RUN/wandb and upload them later (wandb sync)."
             )
 

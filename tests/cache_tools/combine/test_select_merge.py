@@ -64,7 +64,7 @@ def test_views_are_copied_with_their_records(whole: Path, tmp_path: Path, kdcach
     theirs = files(whole)
     changed = {name for name, data in files(out).items() if theirs[name] != data}
     assert all(name.endswith("zarr.json") for name in changed)
-    assert verify.verify(Cache.open(out)).word == "ok"
+    assert verify.verify(Cache.open(out)).status == "ok"
 
 
 def test_views_that_do_not_begin_at_0_leave_the_first_ones_missing(
@@ -74,7 +74,7 @@ def test_views_that_do_not_begin_at_0_leave_the_first_ones_missing(
     assert kdcache("select", whole, out, "--views", "3:").code == 0
     assert kdcache("status", out).code == 1
     assert Cache.open(out).read(Part(4, 1))[0] is not None
-    assert verify.verify(Cache.open(out)).word == "incomplete"
+    assert verify.verify(Cache.open(out)).status == "incomplete"
     rest = tmp_path / "rest.zarr"
     assert kdcache("select", whole, rest, "--views", "0:3").code == 0
     said = kdcache("merge", tmp_path / "again.zarr", out, rest)
@@ -97,7 +97,7 @@ def test_fewer_samples_are_the_cache_of_those_samples(
     made = lab.build(tmp_path / "made.zarr", names, range(5))
     assert Cache.open(out).spec.fingerprint == made.spec.fingerprint
     assert targets(out) == targets(made.path)
-    assert verify.verify(Cache.open(out)).word == "ok"
+    assert verify.verify(Cache.open(out)).status == "ok"
     known_probes = [Cache.open(out).read(part)[1] for part in made.parts()]
     expected = [made.read(part)[1] for part in made.parts()]
     for ours, theirs in zip(known_probes, expected, strict=True):
@@ -152,7 +152,7 @@ def test_fewer_classes_are_nearly_what_the_teacher_would_have_kept(
     store = Cache.open(out)
     assert store.spec.targets == same
     assert store.spec.cut_from.startswith("sha256:")
-    assert verify.verify(store).word == "ok"
+    assert verify.verify(store).status == "ok"
     made = lab.build(tmp_path / "made.zarr", lab.keys(N), range(1), targets=same)
     assert store.spec.fingerprint != made.spec.fingerprint
     equal = []
@@ -188,7 +188,7 @@ def test_fewer_classes_are_nearly_what_the_teacher_would_have_kept(
         (("--views", "x"), "cannot be read"),
         (("--samples", "1.5"), "no share"),
         (("--samples", "none.txt"), "neither a share"),
-        ((), "what is wanted"),
+        ((), "nothing is selected"),
     ],
 )
 def test_what_cannot_be_cut_is_explained(
@@ -241,7 +241,7 @@ def test_two_labs_views_and_samples_are_one_cache(
     assert said.code == 0, said.err
     assert Cache.open(out).spec.fingerprint == Cache.open(whole).spec.fingerprint
     assert targets(out) == targets(whole)
-    assert verify.verify(Cache.open(out)).word == "ok"
+    assert verify.verify(Cache.open(out)).status == "ok"
     before = files(out)
     assert kdcache("merge", out, d.path, b.path, c.path, a.path).code == 0
     assert files(out) == before

@@ -64,7 +64,7 @@ def test_a_pull_moves_what_is_needed_and_no_more(
     assert abs(server.sent / needed(served / "cache.zarr", range(2)) - 1) < 0.05
     here, there = content(out), content(served / "cache.zarr")
     assert here == {name: there[name] for name in here}
-    assert verify.verify(Cache.open(out)).word == "ok"
+    assert verify.verify(Cache.open(out)).status == "ok"
     sent = server.sent
     assert kdcache("pull", url, out, "--views", "0:2").code == 0
     assert server.sent - sent < 5000  # the manifest
@@ -80,7 +80,7 @@ def test_whatever_the_network_does_the_bytes_are_right(
     said = kdcache("pull", f"{server.url}/cache.zarr", out)
     assert said.code == 0, said.err
     assert content(out) == content(served / "cache.zarr")
-    assert verify.verify(Cache.open(out)).word == "ok"
+    assert verify.verify(Cache.open(out)).status == "ok"
 
 
 def test_a_source_that_is_damaged_is_named_and_not_written(

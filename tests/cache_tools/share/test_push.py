@@ -260,4 +260,4 @@ def test_a_bucket_that_fails_loses_only_time(
     said = kdcache("pull", "s3://caches/c.zarr", tmp_path / "c.zarr", "--jobs", 2)
     assert said.code == 0, said.err
     assert content(tmp_path / "c.zarr") == content(cache)
-    assert verify.verify(Cache.open(tmp_path / "c.zarr")).word == "ok"
+    assert verify.verify(Cache.open(tmp_path / "c.zarr")).status == "ok"

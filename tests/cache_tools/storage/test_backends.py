@@ -40,7 +40,7 @@ def test_a_zip_reads_as_its_folder_does(
     mutable_cache: Path, tmp_path: Path, base: str | None, images: ImageDataset
 ) -> None:
     store, whole = Cache.open(zipped(mutable_cache, tmp_path, base)), Cache.open(mutable_cache)
-    assert verify.verify(store, images).word == "ok"
+    assert verify.verify(store, images).status == "ok"
     assert store.content_id() == whole.content_id()
     with pytest.raises(UsageError, match="read only"):
         store.resize(9)
@@ -48,7 +48,7 @@ def test_a_zip_reads_as_its_folder_does(
 
 def test_a_url_is_read_and_written(memory: str, mutable_cache: Path, images: ImageDataset) -> None:
     store, whole = Cache.open(memory), Cache.open(mutable_cache)
-    assert verify.verify(store, images).word == "ok"
+    assert verify.verify(store, images).status == "ok"
     store.resize(5)
     stored, probes = whole.read(Part(0, 0))
     assert store.write(Part(4, 0), stored, probes, {}, {}) is True
@@ -69,7 +69,7 @@ def test_a_damaged_zip_is_named(mutable_cache: Path, tmp_path: Path) -> None:
         chunk = whole.getinfo("targets/code/c/1/0")
     data[chunk.header_offset + 30 + len(chunk.filename) + chunk.compress_size // 2] ^= 0xFF
     path.write_bytes(data)
-    assert verify.verify(Cache.open(path)).word in ("damaged", "incomplete")
+    assert verify.verify(Cache.open(path)).status in ("damaged", "incomplete")
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(OSError, match="cannot be opened as a zip"):
         Cache.open(path)

@@ -73,7 +73,7 @@ def test_a_cache_in_memory_has_the_bytes_of_one_in_a_folder(
     fs.pipe_file(f"{root}/targets/code/c/1/0", b"not what was written")
     make(digits, teacher, bucket)
     assert objects(bucket) == files(digits_cache)
-    assert verify.verify(Cache.open(bucket), images).word == "ok"
+    assert verify.verify(Cache.open(bucket), images).status == "ok"
 
 
 def test_a_cache_at_file_url_is_the_folder(
@@ -137,7 +137,7 @@ def test_creators_at_once_agree_on_one_cache(
                 one.resize(6)
         again = Cache.open(where)
         assert again.num_views == 6
-        assert verify.verify(again).word == "incomplete"
+        assert verify.verify(again).status == "incomplete"
 
 
 def test_growing_never_shrinks_what_another_has_grown(mutable_cache: Path) -> None:
@@ -250,7 +250,7 @@ def test_an_s3_bucket_is_written_by_two_processes(
         assert process.returncode == 0, said
     fs.invalidate_cache()
     assert objects("s3://caches/a/cache.zarr") == files(digits_cache)
-    assert verify.verify(Cache.open("s3://caches/a/cache.zarr")).word == "ok"
+    assert verify.verify(Cache.open("s3://caches/a/cache.zarr")).status == "ok"
     monkeypatch.setattr(fsspec_client, "TRIES", 2)
     with pytest.raises(Exception, match="no-such-bucket"):  # and it is not made by asking
         make(digits, teacher, "s3://no-such-bucket/cache.zarr")

@@ -145,7 +145,7 @@ def test_actors_that_are_killed_are_replaced_and_the_cache_is_that_of_one_proces
     assert "2 actors of Ray with 0 GPUs and 1 cores each" in text
     assert said.startswith(f"{out}: 120 of 120 parts")
     subprocess.run([KDCACHE, *arguments(digits, teacher, alone), *views], check=True)
-    assert verify.verify(Cache.open(out)).word == "ok"
+    assert verify.verify(Cache.open(out)).status == "ok"
     ours = {n: data for n, data in files(out).items() if not n.endswith(".partial")}
     assert ours == files(alone)
     assert not [actor for actor in makers() if actor.pid not in before]

@@ -113,7 +113,7 @@ def test_training_wants_a_cache_and_a_place(kdcache: Command, tmp_path: Path) ->
     own.write_text('base = "digits"\n')
     outcome = kdcache("train", own, "--plan")
     assert outcome.code == 2
-    assert "does not say which cache it is for. Pass --cache CACHE" in outcome.err
+    assert "does not name its cache. Pass --cache CACHE" in outcome.err
     outcome = kdcache("train", "photos", "--plan")
     assert outcome.code == 2
     assert "has no number of samples. Pass --cache CACHE" in outcome.err
