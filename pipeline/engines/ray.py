@@ -211,7 +211,7 @@ _GIVEN_UP = (
 def _resources(
     nodes: Sequence[dict[str, Any]], device: str | None, workers: int | None
 ) -> tuple[int, int, int]:
-    """Number of actors, and GPUs and cores of each.
+    """Return the number of actors, and GPUs and cores of each.
 
     Raises:
         UsageError: The cluster has fewer GPUs than workers.
