@@ -65,7 +65,8 @@ from train import run_dir
 from train.data.device_batch import InputTransform
 from train.data.inputs import Inputs, open_inputs
 from train.data.stored_targets import StoredTargets
-from train.evaluate.accuracy import evaluate
+from train.evaluate.accuracy import evaluate_all
+from train.evaluate.crops import Frame
 from train.loss.task import CachedDistillationTask, Supervision
 from train.recipe import TrainRecipe
 from train.trainer import factory, loop, student
@@ -123,7 +124,8 @@ def accuracy(out: Path, recipe: TrainRecipe, inputs: Inputs) -> float:
     config = model.pretrained_cfg
     feed = InputTransform(CPU, recipe.precision, tuple(config["mean"]), tuple(config["std"]))
     size = inputs.store.spec.views.size
-    return evaluate(model, inputs.validation, feed, size, recipe.crop_pct).top1
+    measured = [(model, feed, Frame(size, recipe.crop_pct))]
+    return evaluate_all(measured, inputs.validation)[0].top1
 
 
 def recording(losses: list[torch.Tensor]) -> type[CachedDistillationTask]:

@@ -170,10 +170,8 @@ class Stage1:
                 window = next(windows, None)
             if window is None:
                 return True
-            if (
-                stop.requested
-                and window.rows.start == self.store.spec.rows(window.group.block).start
-            ):
+            first = self.store.spec.rows(window.group.block).start
+            if stop.requested and window.rows.start == first:
                 return False
             if window.error is not None and not failures.is_of_a_part(window.error):
                 raise window.error

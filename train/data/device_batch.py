@@ -44,9 +44,8 @@ def online_targets(teacher_fn: TeacherFn, batch: Batch, spec: CacheSpec) -> Soft
     mix = MixParams(own, batch.lam_B.astype(np.int32), batch.cut_B4)
     labels = np.stack([batch.label_B, batch.partner_label_B], axis=1)[:, : spec.num_labels]
     outputs = teacher_fn(batch.pixels, batch.partner, mix, labels)
-    index, p, tail, true, square = (
-        t.clone() for t in outputs
-    )  # autograd keeps no inference tensors
+    # autograd keeps no inference tensors
+    index, p, tail, true, square = (t.clone() for t in outputs)
     return SoftTargets(
         index.clamp(min=0),
         p,

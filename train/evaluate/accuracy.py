@@ -75,27 +75,6 @@ class Network:
         return logits.float()
 
 
-def evaluate(
-    model: nn.Module,
-    images: ImageDataset,
-    feed: InputTransform,
-    size: int,
-    crop: float,
-    world: World = ALONE,
-) -> Accuracy:
-    """Measure a model.
-
-    Args:
-        model: The network; left in evaluation mode.
-        images: Labelled images.
-        feed: Upload, normalisation and precision of its input.
-        size: S.
-        crop: Share of the shorter side that the centre crop keeps.
-        world: Processes that share the work.
-    """
-    return evaluate_all([(model, feed, Frame(size, crop))], images, world)[0]
-
-
 @torch.inference_mode()
 def evaluate_all(
     models: Sequence[tuple[nn.Module, InputTransform, Frame]],

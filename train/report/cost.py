@@ -1,30 +1,29 @@
 """Cost of a sweep (`train.sweep.cost`) beside the same with the teacher in the loop."""
 
+from collections.abc import Mapping
+
 from cache_tools.report.formatting import count, duration, size, small
 from cache_tools.report.page import Facts, Table
 
 
 def table(costs: Facts, cache: Facts | None) -> Table:
     """Build the cost section: the sweep as run, beside the same with the teacher in the loop."""
-    forwards, hours = costs["forwards"], costs.get("hours", {})
+    forwards = costs["forwards"]
+    hours = {way: duration(value) for way, value in costs.get("hours", {}).items()}
     ways = {
         "cache": "from the cache: the teacher once",
         "online": "online: the teacher in each run",
         "online_cohorts": "online: the teacher once for each batch of a cohort",
     }
-    rows = [
-        [
-            word,
-            count(forwards[way]),
-            duration(hours[way]) if way in hours else "–",
-            f"{forwards[way] / max(forwards['cache'], 1):,.1f} ×",
-            (size(cache["bytes"]) if cache else "–") if way == "cache" else "0 bytes",
-        ]
-        for way, word in ways.items()
-        if way in forwards
-    ]
+    stored = {ways["cache"]: size(cache["bytes"]) if cache else "–"}
+    rows = [[*row, stored.get(row[0], "0 bytes")] for row in _rows(ways, forwards, hours)]
     if imagenet := costs.get("imagenet"):
-        rows += _projected(imagenet)
+        # of hours, the teacher's alone
+        words = {n: f"projected to ImageNet-1k, {n}" for n in ("cache", "online")}
+        hours = {
+            n: f"{duration(h)} of teacher" for n, h in imagenet.get("teacher_hours", {}).items()
+        }
+        rows += [[*row, "–"] for row in _rows(words, imagenet["forwards"], hours)]
     return Table(
         f"{count(costs['students'])} finished students: the cache beside online distillation",
         ("", "teacher forwards", "hours", "beside the cache", "stored"),
@@ -33,22 +32,16 @@ def table(costs: Facts, cache: Facts | None) -> Table:
     )
 
 
-def _projected(imagenet: Facts) -> list[list[str]]:
-    """Build the same on ImageNet; of hours, the teacher's alone."""
-    forwards, hours = imagenet["forwards"], imagenet.get("teacher_hours", {})
-    words = {
-        "cache": "projected to ImageNet-1k, cache",
-        "online": "projected to ImageNet-1k, online",
-    }
+def _rows(ways: Mapping[str, str], forwards: Facts, hours: Mapping[str, str]) -> list[list[str]]:
+    """Forwards, hours, and forwards beside the cache's, of the ways that are known."""
     return [
         [
             word,
             count(forwards[way]),
-            f"{duration(hours[way])} of teacher" if way in hours else "–",
+            hours.get(way, "–"),
             f"{forwards[way] / max(forwards['cache'], 1):,.1f} ×",
-            "–",
         ]
-        for way, word in words.items()
+        for way, word in ways.items()
         if way in forwards
     ]
 

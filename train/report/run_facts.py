@@ -30,13 +30,9 @@ _PAIRS = 12
 def facts(
     folder: Path, names: Callable[[dict[str, Any]], Names], options: EvalOptions, views: int
 ) -> dict[str, Any]:
-    """Facts of a run.
+    """Facts of a run; its students predict `views` cached views (0: none, and no validation image).
 
-    Args:
-        folder: The run.
-        names: Its config → names of its classes.
-        options: Where its students are run.
-        views: How many cached views they are shown; 0: none, and no validation picture either.
+    `names` maps its config to the names of its classes.
     """
     config = run_dir.read_config(folder)
     if "teacher" not in config:
@@ -84,12 +80,7 @@ def _answers(
 
 
 def classes(pairs: Pairs, names: Names) -> dict[str, Any]:
-    """Answers by class: how often the due one was given, and what was given instead.
-
-    Args:
-        pairs: How often each answer was given where each was due.
-        names: Names of the classes.
-    """
+    """Answers by class: how often the due one was given, and what was given instead."""
     total: Counter[int] = Counter()
     for (due, _), times in pairs.items():
         total[due] += times
