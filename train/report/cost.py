@@ -20,9 +20,8 @@ def table(costs: Facts, cache: Facts | None) -> Table:
     if imagenet := costs.get("imagenet"):
         # of hours, the teacher's alone
         words = {n: f"projected to ImageNet-1k, {n}" for n in ("cache", "online")}
-        hours = {
-            n: f"{duration(h)} of teacher" for n, h in imagenet.get("teacher_hours", {}).items()
-        }
+        of_teacher = imagenet.get("teacher_hours", {}).items()
+        hours = {n: f"{duration(value)} of teacher" for n, value in of_teacher}
         rows += [[*row, "–"] for row in _rows(words, imagenet["forwards"], hours)]
     return Table(
         f"{count(costs['students'])} finished students: the cache beside online distillation",
@@ -33,7 +32,7 @@ def table(costs: Facts, cache: Facts | None) -> Table:
 
 
 def _rows(ways: Mapping[str, str], forwards: Facts, hours: Mapping[str, str]) -> list[list[str]]:
-    """Forwards, hours, and forwards beside the cache's, of the ways that are known."""
+    """Build a row of forwards, hours and forwards beside the cache's for each known way."""
     return [
         [
             word,
