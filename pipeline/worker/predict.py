@@ -153,21 +153,15 @@ class Predictor:
             except torch.OutOfMemoryError as error:
                 reason = str(error).partition("\n")[0]
             # outside of the handler: the error holds on to the frames, and they to the memory
-            self._halve(reason)
-
-    def _halve(self, reason: str) -> None:
-        if self.batch_size == 1:
-            raise TeacherError(
-                f"the teacher does not fit into the memory of {self._device} with a single view "
-                f"({reason}). Free the device, or use a smaller precision or teacher."
+            if self.batch_size == 1:
+                raise TeacherError(
+                    f"the teacher does not fit into the memory of {self._device} with a single "
+                    f"view ({reason}). Free the device, or use a smaller precision or teacher."
+                )
+            self.batch_size = size = (self.batch_size + 1) // 2
+            if self._on_gpu:
+                torch.cuda.empty_cache()
+            log.warning(
+                f"out of memory on {self._device}: batches of {size} views from now on. Pass "
+                f"batch_size={size} to begin with them."
             )
-        self.batch_size = (self.batch_size + 1) // 2
-        if self._on_gpu:
-            torch.cuda.empty_cache()
-        log.warning(
-            "out of memory on %s: batches of %d views from now on. Pass batch_size=%d to begin "
-            "with them.",
-            self._device,
-            self.batch_size,
-            self.batch_size,
-        )

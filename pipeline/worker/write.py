@@ -188,7 +188,5 @@ class PartWriter:
     def _versions(self) -> dict[str, str]:
         device = self._forward.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-        libraries = {
-            package: version(package) for package in ("torch", "timm", "zarr", "numcodecs")
-        }
+        libraries = {p: version(p) for p in ("torch", "timm", "zarr", "numcodecs")}
         return {**render.versions(), **libraries, "device": name, "forward": self._forward.how}

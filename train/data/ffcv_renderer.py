@@ -232,12 +232,8 @@ class FfcvRenderer:
     ) -> None:
         """Compile the pipeline, and compare the container with the cache.
 
-        Args:
-            cache: The cache.
-            images: The container, in the order of the cache's sample table.
-            num_threads: Renderer threads; 0 = one per core.
-            schedule: Views to come, for the size of buffers and the samples that are shown.
-            world: The processes that divide each batch.
+        `images` are in the order of the sample table; 0 threads: one per core. `schedule` gives the
+        size of buffers and the samples that are shown.
 
         Raises:
             UsageError: Images of the container have other bytes or sizes than the cache's.

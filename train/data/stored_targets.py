@@ -27,9 +27,7 @@ class StoredTargets:
     def __init__(self, members: CacheEnsemble, tail: Tail = "uniform") -> None:
         """Decode targets of `members`.
 
-        Args:
-            members: The caches.
-            tail: Probability that a mixture gives to classes which a member did not keep.
+        `tail` is the probability that a mixture gives to classes which a member did not keep.
         """
         self.members = members
         """The caches."""
