@@ -30,11 +30,7 @@ _SHOWN = 10
 def in_table_order(
     images: ImageDataset, kind: KeyKind | None
 ) -> tuple[KeyKind, list[str], ImageDataset]:
-    """Order a data set as a sample table.
-
-    Args:
-        images: An opened data set.
-        kind: What names a sample, "stem" or "path"; None chooses.
+    """Order a data set as a sample table, by keys of this kind; None chooses.
 
     Returns:
         The kind, the sorted keys, and the data set in their order.

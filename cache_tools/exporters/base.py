@@ -129,12 +129,10 @@ def shard_names(store: Cache, most: int, suffix: str) -> dict[str, range]:
     """
     per_view = 8 * store.spec.targets.k_max + 128
     most = max(1, min(most, _MEMORY // (store.num_views * per_view)))
-    found: list[range] = []
-    for block in range(store.spec.num_blocks):
-        rows = store.spec.rows(block)
-        found += [
-            range(begin, min(begin + most, rows.stop))
-            for begin in range(rows.start, rows.stop, most)
-        ]
+    found = [
+        range(begin, min(begin + most, rows.stop))
+        for rows in map(store.spec.rows, range(store.spec.num_blocks))
+        for begin in range(rows.start, rows.stop, most)
+    ]
     digits = max(4, len(str(len(found) - 1)))
     return {f"soft-{i:0{digits}d}{suffix}": rows for i, rows in enumerate(found)}

@@ -57,9 +57,7 @@ def write(store: Cache, out: Path, todo: dict[str, range], keys: Sequence[str]) 
     lines = "".join(f"{key}\n" for key in keys).encode()
     for name in todo:
         view = int(name.partition("/")[0].rpartition("epoch")[2])
-        parts = []
-        for number in range(store.spec.num_blocks):
-            parts.append(_records(base.one(store, number, view), store))
+        parts = [_records(base.one(store, b, view), store) for b in range(store.spec.num_blocks)]
         atomic.write((out / name).with_name(KEYS), lines)
         atomic.write(out / name, np.concatenate(parts).tobytes())
         yield len(keys)

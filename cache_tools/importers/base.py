@@ -158,13 +158,7 @@ def classes_of(images: ImageDataset, options: ImportOptions) -> int:
 
 
 def run(source: RecordSource, images: ImageDataset, options: ImportOptions, out: Path) -> Cache:
-    """Write the cache, or resume writing it.
-
-    Args:
-        source: The opened files.
-        images: The data set, in the order of a sample table.
-        options: Options of the import.
-        out: Path of the cache.
+    """Write the cache, or resume writing it; `images` are in the order of a sample table.
 
     Raises:
         DataError, UsageError: The source, data set or cache does not fit; committed parts stay.
@@ -196,14 +190,7 @@ def refuse_records(
     num_classes: int,
     names: Sequence[str],
 ) -> None:
-    """Raise DataError if records are no distributions over the classes; names the first.
-
-    Args:
-        index_BK: Class ids.
-        probability_BK: Their probabilities.
-        num_classes: C.
-        names: Name of each record in messages.
-    """
+    """Raise DataError if records are no distributions over the classes; names the first."""
     ascending = np.sort(index_BK, axis=1)
     p = probability_BK.astype(np.float64)
     with np.errstate(invalid="ignore"):

@@ -133,12 +133,7 @@ class MlDrFiles:
                 f"{brief(layers)} operations, which cannot be rendered."
             )
         views = ViewSpec(
-            size=size,
-            hflip=0.0,
-            interpolation="bilinear",
-            fill=(0, 0, 0),
-            mixup=mixed,
-            cutmix=mixed,
+            size, hflip=0.0, interpolation="bilinear", fill=(0, 0, 0), mixup=mixed, cutmix=mixed
         )
         return ImportedSpec("ml-dr", _NOTE, layers, int("random_erase" in config)), views
 
@@ -162,8 +157,9 @@ class MlDrFiles:
                 if name not in ("mixup", "cutmix"):
                     value = of[name] if partner is None else of[name][side]
                     _PUT[name](value, columns, (*at, side), self.info.views.size)  # type: ignore[union-attr]
-        if self._mixes and partner is None:
-            _same_on_other_side(columns, at)
+        if self._mixes and partner is None:  # its own partner: the other side is the same
+            for name in ("box_BP4", "flip_BP", "codes_BPL", "arguments_BPL6", "erase_BPE4"):
+                columns[name][(*at, 1)] = columns[name][(*at, 0)]
         if partner is not None:
             _put_mixing(of.get("mixup"), of.get("cutmix"), columns, at)
 
@@ -223,12 +219,6 @@ _PUT = {
     "rand_augment": _put_operations,
     "random_erase": _put_erased,
 }
-
-
-def _same_on_other_side(columns: Columns, at: Cell) -> None:
-    """Copy the parameters of an unmixed view, its own partner, to the other side."""
-    for name in ("box_BP4", "flip_BP", "codes_BPL", "arguments_BPL6", "erase_BPE4"):
-        columns[name][(*at, 1)] = columns[name][(*at, 0)]
 
 
 def _integers(value: Any, count: int) -> list[int]:

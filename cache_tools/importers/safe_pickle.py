@@ -253,13 +253,7 @@ class _Reader:
             _refuse(f"it changes the state of a {type(unbuilt).__name__}")
         built: Any
         match unbuilt.code, state:
-            case "array", (
-                1,
-                tuple() as shape,
-                np.dtype() as kind,
-                bool() as order,
-                bytes() as b,
-            ):
+            case "array", (1, tuple() as shape, np.dtype() as kind, bool() as order, bytes() as b):
                 built = self._array(shape, kind, order, b)
             case code, (3 | 4, "<" | ">" | "|" | "=" as order, None, None, None, *_):
                 built = np.dtype(f"{order}{code}")

@@ -34,11 +34,7 @@ _PERCENTS = np.arange(0, 101)
 
 
 def facts(store: Cache, limit: int = LIMIT) -> dict[str, Any]:
-    """Collect the statistics of a cache without its images.
-
-    Args:
-        store: The cache.
-        limit: Most views whose targets are read; 0: all.
+    """Collect the statistics of a cache from the targets of at most `limit` views; 0: all.
 
     Raises:
         CacheDamaged: A part is damaged.
@@ -87,11 +83,8 @@ def _sample(
                 augment.append(augment_stats.measure(store, part, row_B))
                 numbers.append(np.full(len(row_B), part.view))
                 advance(len(row_B))
-    return (
-        target_stats.concatenate(stats),
-        augment_stats.concatenate(augment),
-        np.concatenate(numbers),
-    )
+    augmented = augment_stats.concatenate(augment)
+    return target_stats.concatenate(stats), augmented, np.concatenate(numbers)
 
 
 def _histogram(

@@ -83,12 +83,7 @@ def check_keys(keys: Iterable[str]) -> None:
 
 
 def of_keys(keys: list[str], label_N: NDArray[np.int32]) -> SampleTable:
-    """Make the table of samples without images: keys and labels alone.
-
-    Args:
-        keys: Keys in table order.
-        label_N: Classes, or NO_LABEL.
-    """
+    """Make the table of samples without images from keys and labels in table order."""
     ids = np.array([sample_id(key) for key in keys], dtype=np.uint64)
     none, zero = np.zeros(len(keys), dtype=np.int32), np.zeros(len(keys), dtype=np.int64)
     digests = np.zeros(len(keys), dtype=np.uint64)

@@ -134,13 +134,9 @@ class FsspecClient:
         return self._with_retry(name, fetch)
 
     def download(self, name: str, size: int, to: Path, on_progress: OnProgress) -> None:
-        """Write a file of `size` bytes to `to`, piece by piece.
+        """Write a file of `size` bytes to the temporary file `to`, piece by piece.
 
-        Args:
-            name: The file below the URL.
-            size: Its bytes.
-            to: A temporary file; the caller renames it.
-            on_progress: Called with the number of bytes since the last call.
+        `on_progress` is called with the number of bytes since the last call.
         """
         with to.open("wb") as file:
             for begin in range(0, size, PIECE):

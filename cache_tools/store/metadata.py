@@ -140,8 +140,7 @@ class CacheMetadata:
             if theirs.get(key) != ours.get(key) or (key in theirs) != (key in ours):
                 yield CacheDamaged(
                     f"{self.name}/{name}: {key!r} is {theirs.get(key)!r:.99}, not "
-                    f"{ours.get(key)!r}. "
-                    f"{_FETCH}"
+                    f"{ours.get(key)!r}. {_FETCH}"
                 )
 
     def _json(self, name: str) -> dict[str, Any]:

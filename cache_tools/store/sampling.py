@@ -20,13 +20,7 @@ PARTS = 64
 
 
 def sample_views(spec: CacheSpec, parts: Sequence[Part], count: int) -> list[tuple[Part, I8]]:
-    """Select `count` views, or all: parts far apart, and neighbouring rows of each.
-
-    Args:
-        spec: Spec of the cache.
-        parts: Parts to select from, at least one.
-        count: Number of views.
-    """
+    """Select `count` views, or all: of `parts` some far apart, and neighbouring rows of each."""
     share = -(-count // min(PARTS, len(parts)))
     golden = np.arange(len(parts)) * 0.6180339887498949 % 1.0  # its least values are far apart
     chosen: list[tuple[Part, I8]] = []

@@ -5,8 +5,6 @@ All that renders, mixes or describes views of a cache takes their parameters her
 Shapes: R rows of the sample table, N samples.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -49,11 +47,7 @@ def has_partner_params(store: Cache) -> bool:
 
 
 def mixing(
-    store: Cache,
-    view: int,
-    begin: int = 0,
-    end: int | None = None,
-    drawn: ViewSpec | None = None,
+    store: Cache, view: int, begin: int = 0, end: int | None = None, drawn: ViewSpec | None = None
 ) -> MixParams:
     """Compute the mixing of a view of rows `begin` (a multiple of the window) to `end` (None: all).
 
@@ -84,15 +78,11 @@ def _imported(store: Cache, view: int, row_R: I8) -> ImportedViews:
     """Read stored parameters of some rows, block by block."""
     block_R = row_R // store.spec.block_size
     pieces, order = [], []
-    for block, where in _groups(block_R):
+    for block in np.unique(block_R).tolist():
+        where = np.flatnonzero(block_R == block)
         at = row_R[where] - block * store.spec.block_size
         pieces.append(store.read_params(Part(view, block)).rows(at))
         order.append(where)
     if len(pieces) == 1:
         return pieces[0]
     return ImportedViews.concatenate(pieces).rows(np.argsort(np.concatenate(order), kind="stable"))
-
-
-def _groups(block_R: I8) -> Iterator[tuple[int, I8]]:
-    for block in np.unique(block_R).tolist():
-        yield block, np.flatnonzero(block_R == block)

@@ -135,13 +135,7 @@ def index_dtype(num_classes: int) -> type[np.uint16] | type[np.uint32]:
 
 
 def encode(sparse: SparseTargets, spec: TargetSpec, num_classes: int) -> EncodedTargets:
-    """Round and pack sparse targets.
-
-    Args:
-        sparse: The targets.
-        spec: Precision of the codes.
-        num_classes: C; a view that keeps all C classes has no tail.
-    """
+    """Round and pack sparse targets; a view that keeps all C classes has no tail."""
     index_BK = np.ascontiguousarray(sparse.index_BK, dtype=np.int64)
     count_B = (index_BK >= 0).sum(axis=1)
     delta_E = np.empty(int(count_B.sum()), dtype=index_dtype(num_classes))

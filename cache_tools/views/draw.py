@@ -102,13 +102,9 @@ def mix(spec: ViewSpec, ids_W: U8, view: int) -> MixParams:
 
     A keyed permutation of the window pairs its samples: neighbours in it are partners, and each
     mixes the other into itself with the same λ and box. The last of an odd number stays alone. Only
-    the window and the view number enter: no batch size, order or worker count can change it. The
-    pairs (not λ and box) are the same in `pair_views` consecutive views.
-
-    Args:
-        spec: The augmentation.
-        ids_W: Sample ids of the whole window, in the table's order.
-        view: View number.
+    the window, its ids in the table's order, and the view number enter: no batch size, order or
+    worker count can change it. The pairs (not λ and box) are the same in `pair_views` consecutive
+    views.
     """
     count = len(ids_W)
     partner, lam = np.arange(count), np.full(count, LAMBDA_SCALE, dtype=np.int32)

@@ -184,14 +184,7 @@ def from_arrays(arrays: Mapping[str, NDArray[Any]], count: int, spec: CacheSpec)
 
 
 def check(params: ImportedViews, spec: CacheSpec, table: SampleTable, rows: range) -> str | None:
-    """Check every stored parameter of a part; return a description of the first fault, or None.
-
-    Args:
-        params: As they were read.
-        spec: Of which cache.
-        table: Its samples; boxes must be within their pictures.
-        rows: Which of them.
-    """
+    """Check the stored parameters of rows of the table; return the first fault, or None."""
     return next(_complaints(params, spec, table, rows), None)
 
 

@@ -27,15 +27,7 @@ _DRAWS = 8  # per layer: choice, apply, two of the magnitude, sign, interpolatio
 def draw(
     config: RandAugment, seed: int, ids_B: U8, view: int, size: int, interpolation: str
 ) -> tuple[NDArray[np.int8], I4]:
-    """Draw the layers of B views.
-
-    Args:
-        config: What to draw from.
-        seed: The cache's seed.
-        ids_B: Sample ids.
-        view: View number.
-        size: Height and width of the views in pixels.
-        interpolation: "bilinear", "bicubic" or "random", of the geometric operations.
+    """Draw the layers of B views of `size` pixels; `interpolation` is of geometric operations.
 
     Returns:
         codes_BL and arguments_BL6, as `ops` numbers them; NOTHING where a layer is left out.
