@@ -64,11 +64,7 @@ def lines(
 
 
 def legend(
-    axes: Any,
-    names: Mapping[str, int],
-    marker: str = "",
-    title: str = "",
-    palette: Palette = PAGE,
+    axes: Any, names: Mapping[str, int], marker: str = "", title: str = "", palette: Palette = PAGE
 ) -> None:
     """Add the names of series beneath the figure, in their colors."""
     from matplotlib.lines import Line2D
