@@ -73,10 +73,7 @@ class RemoteShards:
         self._fetchers: list[threading.Thread] = []
 
     def indices(self, beside: bool) -> list[TarIndex]:
-        """Read or make the index of every shard, fetching what is needed for it.
-
-        Args:
-            beside: True if there is an index beside each shard.
+        """Read or make the index of every shard; `beside`: each has one beside it.
 
         Raises:
             DataError, UsageError: A shard or index cannot be read.

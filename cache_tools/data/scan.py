@@ -57,12 +57,8 @@ def scan(
 ) -> SampleTable:
     """Read and decode every image once and make its row of the table.
 
-    Args:
-        keys: Keys in table order.
-        images: The data set in table order.
-        labels: Use of the data set's labels.
-        threads: Reader threads.
-        done: Called with the number of samples read since the last call.
+    Keys and images are in table order; `done` is called with the number of samples read since the
+    last call.
 
     Raises:
         DataError: Images cannot be read or decoded; a number of them are named.

@@ -46,14 +46,7 @@ def names(store: Cache, without_seeds: bool) -> dict[str, range]:
 
 
 def write(store: Cache, out: Path, todo: dict[str, range], keys: Sequence[str]) -> Iterator[int]:
-    """Write epochs, keys first, and yield the number of views of each.
-
-    Args:
-        store: The cache.
-        out: Folder for the epochs.
-        todo: Some of `names`.
-        keys: TinyViT's key of each row of the table.
-    """
+    """Write epochs, TinyViT's key of each row of the table first; yield the views of each."""
     lines = "".join(f"{key}\n" for key in keys).encode()
     for name in todo:
         view = int(name.partition("/")[0].rpartition("epoch")[2])

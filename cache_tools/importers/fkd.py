@@ -46,13 +46,9 @@ class FkdFiles:
     """The files of one folder of soft labels."""
 
     def __init__(self, root: Path, images: ImageDataset, num_classes: int, size: int) -> None:
-        """Find the file of every image.
+        """Find the file of every image, below `train` in `root` or in `root` itself.
 
-        Args:
-            root: The folder above `train`, or that with the classes.
-            images: The data set in the order of a sample table.
-            num_classes: C.
-            size: Height and width of the views in pixels.
+        Images are in the order of a sample table; views have `size` × `size` pixels.
 
         Raises:
             DataError: An image has no file, or a file has no image.
@@ -112,14 +108,9 @@ class FkdFiles:
 def boxes(
     coords_B4: F8, height_B: F8, width_B: F8, narrow: bool, names: Sequence[str]
 ) -> NDArray[np.int32]:
-    """Convert boxes to pixels (top, left, height, width), rounded as by Pillow's `crop`.
+    """Convert boxes (top/H, left/W, height/H, width/W; `narrow`: in half precision) to pixels.
 
-    Args:
-        coords_B4: top/H, left/W, height/H, width/W.
-        height_B: Heights of the pictures in pixels.
-        width_B: Widths of the pictures in pixels.
-        narrow: True if the coordinates were in half precision.
-        names: File names, for messages.
+    Rounded as by Pillow's `crop`, to top, left, height, width; `names` of files are for messages.
 
     Raises:
         DataError: A box does not fit a picture of this size.
@@ -216,9 +207,8 @@ def _flips(value: Any, path: Path) -> list[bool]:
 
 
 def _whole_ids(ids_BK: F8, names: Sequence[str]) -> NDArray[np.int64]:
-    wrong_B = ~(np.isfinite(ids_BK) & (ids_BK == np.rint(ids_BK)) & (np.abs(ids_BK) < 2**31)).all(
-        axis=1
-    )
+    whole_BK = np.isfinite(ids_BK) & (ids_BK == np.rint(ids_BK)) & (np.abs(ids_BK) < 2**31)
+    wrong_B = ~whole_BK.all(axis=1)
     if wrong_B.any():
         at = int(np.flatnonzero(wrong_B)[0])
         raise DataError(f"{names[at]} has class ids that are not whole: {ids_BK[at].tolist()[:8]}.")

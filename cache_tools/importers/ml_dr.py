@@ -64,11 +64,7 @@ class MlDrFiles:
     ) -> None:
         """Read the configuration and find the file of every image.
 
-        Args:
-            root: The folder of files.
-            images: The data set in the order of a sample table.
-            counted: Names of the images in the order of their numbers.
-            num_classes: C.
+        Images are in the order of a sample table, the names `counted` in that of their numbers.
 
         Raises:
             DataError: The configuration has other transforms, or files and images do not match.
@@ -115,9 +111,8 @@ class MlDrFiles:
         for g in range(len(view_numbers)):
             index_BK, p_BK = index[g].astype(np.int64), np.array(p[g])
             base.refuse_records(index_BK, p_BK, self._num_classes, names)
-            yield RecordBlock(
-                index_BK, p_BK, ImportedViews(**{n: np.array(c[g]) for n, c in columns.items()})
-            )
+            params = ImportedViews(**{name: np.array(c[g]) for name, c in columns.items()})
+            yield RecordBlock(index_BK, p_BK, params)
 
     def _path(self, row: int) -> Path:
         return self._root / f"{self._number[row]}.pth.tar"

@@ -33,10 +33,7 @@ def by_number(images: ImageDataset, index: Path | None) -> list[str]:
 def lines(index: Path, names: Sequence[str], source: str) -> list[str]:
     """Return the names to which the lines of a file refer, each once.
 
-    Args:
-        index: The file; a line is a name, or a path that ends in one, with or without extension.
-        names: Names of all images.
-        source: Their data set, for messages.
+    A line is a name, or a path that ends in one, with or without extension.
 
     Raises:
         UsageError: The file cannot be read.

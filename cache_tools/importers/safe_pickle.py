@@ -67,12 +67,7 @@ class _Refused(Exception):
 
 
 def loads(data: bytes, name: str, begin: int = 0) -> tuple[Any, int]:
-    """Read the value of one pickle and the position of its end.
-
-    Args:
-        data: Bytes that contain it.
-        name: Name of the file, for messages.
-        begin: Position of its first byte.
+    """Read the value of the pickle at `begin` of a file called `name`, and the position of its end.
 
     Raises:
         DataError: It contains anything but data, is cut short, or exceeds a limit.

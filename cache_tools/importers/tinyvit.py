@@ -50,14 +50,10 @@ class TinyVitFiles:
     def __init__(
         self, root: Path, images: ImageDataset, counted: Sequence[str] | None, num_classes: int
     ) -> None:
-        """Find the epochs.
+        """Find the epochs, a folder each.
 
-        Args:
-            root: The folder with a folder per epoch.
-            images: The data set in the order of a sample table.
-            counted: Names of the images in the order of their numbers, for keys that are numbers;
-                None when they are names.
-            num_classes: C.
+        Images are in the order of a sample table, the names `counted` in that of their numbers;
+        None when keys are names.
 
         Raises:
             DataError: There are no epochs, or they differ in K.

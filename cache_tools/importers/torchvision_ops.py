@@ -28,12 +28,7 @@ _MOST = 1e4
 
 
 def operation(number: int, magnitude: float, size: int) -> tuple[int, tuple[int, ...]]:
-    """Return code and six arguments of one operation.
-
-    Args:
-        number: Index into `NAMES`.
-        magnitude: torchvision's magnitude, with its sign.
-        size: Height and width of the view in pixels.
+    """Return code and six arguments of operation `number` of `NAMES`, in a view of `size` pixels.
 
     Raises:
         ValueError: There is no such operation, or none of this magnitude.

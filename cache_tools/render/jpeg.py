@@ -21,10 +21,6 @@ BLENDED = 4
 def shorter(data: bytes, rows: int) -> bytes | None:
     """Change a JPEG's header so that at least `rows` rows of it are decoded unchanged.
 
-    Args:
-        data: A JPEG.
-        rows: How many rows are wanted, in pixels.
-
     Returns:
         The JPEG with another height, or None: it has no rows to spare, or is not of the plain kind
         (one scan, Huffman-coded, no restart markers) whose beginning can be decoded alone. The

@@ -20,9 +20,8 @@ from cache_tools.views import draw
 
 U1 = NDArray[np.uint8]
 
-cv2.setNumThreads(
-    1
-)  # callers render many images in parallel; threads within one only get in the way
+# callers render many images in parallel; threads within one only get in the way
+cv2.setNumThreads(1)
 
 
 def versions() -> dict[str, str]:
@@ -126,15 +125,9 @@ def scaled_box(
 def render(
     picture: U1, spec: ViewSpec, params: draw.ViewParams, row: int, out: U1, scale: int = 0
 ) -> None:
-    """Render one view.
+    """Render view `row` of `params` of a decoded image, [H, W, 3] RGB, into `out`, [size, size, 3].
 
-    Args:
-        picture: Decoded image, [H, W, 3] RGB.
-        spec: The augmentation.
-        params: Parameters of B views.
-        row: Which of them.
-        out: [size, size, 3], written.
-        scale: How often the picture was halved; boxes count in pixels of the whole one.
+    The picture was halved `scale` times; boxes count in pixels of the whole one.
     """
     top, left, height, width = scaled_box(params.box_B4[row], scale, *picture.shape[:2])
     spare = np.empty_like(out)

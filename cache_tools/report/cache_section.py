@@ -19,12 +19,7 @@ STRENGTHS = {
 
 
 def section(facts: Facts, pictures: list[Element]) -> Section:
-    """Build the section of a cache.
-
-    Args:
-        facts: Result of `cache_facts.facts`.
-        pictures: Contact sheet, or the reason for its absence.
-    """
+    """Build the section of a cache; `pictures`: contact sheet, or the reason for its absence."""
     info = facts["info"]
     groups = [Group("", [_identity(info)])]
     if facts["sampled"] is None:

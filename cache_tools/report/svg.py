@@ -87,15 +87,7 @@ def check() -> None:
 def chart(
     title: str, finding: str, draw: Draw, size: tuple[float, float] = SIZE, wide: bool = False
 ) -> Chart:
-    """Draw a chart.
-
-    Args:
-        title: Subject of the chart.
-        finding: Result in numbers.
-        draw: Function that draws into axes.
-        size: Width and height in inches.
-        wide: True if it takes the whole width of a page.
-    """
+    """Draw a chart of `size` (width, height) in inches; the other arguments as in `Chart`."""
     import matplotlib
     from matplotlib.figure import Figure
 

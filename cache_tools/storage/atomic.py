@@ -81,9 +81,7 @@ def sync_folder(folder: Path) -> None:
 def locked(path: Path, waiting: str = "") -> Iterator[None]:
     """Hold a file lock, which the kernel drops with its holder; none where files have no locks.
 
-    Args:
-        path: File that is locked; it is created and stays.
-        waiting: Log line while another process holds the lock.
+    The file is created and stays. `waiting` is logged while another process holds the lock.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     try:

@@ -292,12 +292,9 @@ class ObjectStore:
 
 
 def with_retry(storage: Storage, read: Callable[[], T], *names: str) -> T:
-    """Call `read`, again where a network may have changed the bytes.
+    """Call `read`, which checks the files `names`, again where a network may have changed them.
 
-    Args:
-        storage: Storage that it reads from.
-        read: Reads and checks files; raises CacheDamaged when they differ from what was written.
-        names: Those files.
+    It raises CacheDamaged when they differ from what was written.
     """
     pause = fsspec_client.FIRST_PAUSE
     for _ in range(storage.tries - 1):

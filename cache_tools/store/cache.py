@@ -96,13 +96,9 @@ class Cache:
     def create_or_open(
         cls, out: Path, cache_spec: CacheSpec, table: Callable[[], SampleTable], num_views: int
     ) -> "Cache":
-        """Open the cache that a command began at `out`, or create it.
+        """Open the cache that a command began in the folder `out`, or create it.
 
-        Args:
-            out: A folder.
-            cache_spec: Spec of the cache.
-            table: Makes its sample table; called for a new one only.
-            num_views: Least number of views it has room for.
+        `table` makes the sample table of a new one; there is room for at least `num_views`.
 
         Raises:
             UsageError: `out` holds another cache, or something else.
@@ -358,12 +354,10 @@ class Cache:
     def read_chunks(
         self, part: Part, record: dict[str, Any] | None = None, views: bool | None = None
     ) -> tuple[dict[str, Any], dict[str, bytes]]:
-        """Read the record of a part and its chunks, path → bytes; raises as `read`.
+        """Read the record of a part, unless it is given, and its chunks, path → bytes.
 
-        Args:
-            part: Which part.
-            record: Its record, where it was read already.
-            views: None for all chunks, else those of imported views or those of targets alone.
+        `views`: None for all chunks, else those of imported views or those of targets alone. Raises
+        as `read`.
         """
         record = record or self.record(part)
         recorded = record["chunks"]
@@ -373,13 +367,11 @@ class Cache:
                 f"the commit record {self.name}/{part.record} does not name the chunks of {part}. "
                 f"{REMEDY}"
             )
-
-        def read(name: str) -> bytes:
+        data: dict[str, bytes] = {}
+        for name in self._layout.part_chunks(part.view, part.block, views):
             ask = partial(self._chunk, part, name, names[name], recorded[name])
-            return with_retry(self.storage, ask, name)
-
-        wanted = self._layout.part_chunks(part.view, part.block, views)
-        return record, {name: read(name) for name in wanted}
+            data[name] = with_retry(self.storage, ask, name)
+        return record, data
 
     def _chunk(self, part: Part, name: str, limit: int, expected: Mapping[str, Any]) -> bytes:
         where, size = f"{self.name}/{name}", expected["bytes"]

@@ -162,12 +162,9 @@ def encode_rest(
 
 
 def decode(stored: EncodedTargets, spec: TargetSpec, row_B: I8 | None = None) -> DecodedTargets:
-    """Unpack targets; the inverse of `encode` up to the rounding of the codes.
+    """Unpack checked targets; the inverse of `encode` up to the rounding of the codes.
 
-    Args:
-        stored: Checked targets (`check`).
-        spec: Precision of the codes; K is its `k_max`.
-        row_B: Rows to decode, in any order; None: all.
+    Rows are decoded in the order of `row_B`; None: all. K is the `k_max` of `spec`.
     """
     rows = np.arange(len(stored)) if row_B is None else row_B.astype(np.int64, copy=False)
     shape = len(rows), spec.k_max

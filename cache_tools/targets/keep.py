@@ -49,11 +49,7 @@ class Keep:
 
 
 def parse(text: str, allowed: tuple[str, ...]) -> Keep:
-    """Parse `--keep`.
-
-    Args:
-        text: The option, such as "tau=1e-3,k_max=64".
-        allowed: Names that the command accepts, as fields of `Keep`.
+    """Parse `--keep`, of which a command accepts the `allowed` names, fields of `Keep`.
 
     Raises:
         UsageError: An unknown or repeated name, or no number.
