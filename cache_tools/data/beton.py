@@ -16,9 +16,9 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,15 +85,9 @@ class Beton(ImageDataset):
         """The file."""
         return self.paths[0]
 
-    def subset(self, numbers: NDArray[np.int64]) -> "Beton":
+    def subset(self, numbers: NDArray[np.int64]) -> Self:
         """Select samples, in this order."""
-        part = super().subset(numbers)
-        own = {
-            name: getattr(part, name)
-            for name in ImageDataset.__dataclass_fields__
-            if name[0] != "_"
-        }
-        return Beton(**own, rows_N=self.rows_N[numbers])
+        return replace(super().subset(numbers), rows_N=self.rows_N[numbers])
 
     def read(self, number: int) -> bytes:
         """Read the encoded bytes of one sample.

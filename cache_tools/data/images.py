@@ -10,8 +10,9 @@ Shapes: N samples.
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,22 +106,16 @@ class ImageDataset:
             kind = "stem" if len(set(stems)) == len(stems) else "path"
         return kind, stems if kind == "stem" else list(self.names)
 
-    def subset(self, numbers: NDArray[np.int64]) -> "ImageDataset":
+    def subset(self, numbers: NDArray[np.int64]) -> Self:
         """Select samples, in this order."""
-        names = [self.names[i] for i in numbers]
-        return ImageDataset(
-            self.source,
-            self.paths,
-            names,
-            self.file_N[numbers],
-            self.offset_N[numbers],
-            self.length_N[numbers],
-            self.label_N[numbers],
-            self.class_names,
-            self.sharded,
-            None if self.crc_N is None else self.crc_N[numbers],
-            self.remote,
-            self._file_pool,
+        return replace(
+            self,
+            names=[self.names[i] for i in numbers],
+            file_N=self.file_N[numbers],
+            offset_N=self.offset_N[numbers],
+            length_N=self.length_N[numbers],
+            label_N=self.label_N[numbers],
+            crc_N=None if self.crc_N is None else self.crc_N[numbers],
         )
 
 

@@ -89,10 +89,14 @@ class CachedStorage:
                 data = read()
                 with self._lock:
                     reserved = self._disk.reserve(len(data), self.path)
-                if reserved:
-                    self._store(name, data)
-                else:
+                if not reserved:
                     self._warn("the data folder is full")
+                    return data
+                try:
+                    atomic.write_unsynced(self.path / name, data)
+                except OSError as error:
+                    text = f"{self.path / name} cannot be written ({error.strerror})"
+                    raise _Unwritable(text) from None
                 return data
         except _Unwritable as error:
             self._warn(str(error))
@@ -112,20 +116,6 @@ class CachedStorage:
             yield
         finally:
             os.close(lock)
-
-    def _store(self, name: str, data: bytes) -> None:
-        """Write a file whole or not at all; without fsync, since it can be fetched again."""
-        path = self.path / name
-        partial = path.with_name(
-            f"{path.name}.{os.getpid()}-{threading.get_ident()}{atomic.PARTIAL}"
-        )
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(data)
-            partial.replace(path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise _Unwritable(f"{path} cannot be written ({error.strerror})") from None
 
     def _warn(self, reason: str) -> None:
         if not self._warned:

@@ -13,7 +13,6 @@ import logging
 import os
 import re
 import shutil
-import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -59,21 +58,13 @@ class DiskCache:
         return data
 
     def store_index(self, name: str, data: bytes) -> None:
-        """Store an index; a folder that cannot be written is only logged.
-
-        Without fsync: an index has a checksum and can be made again.
-        """
-        path = self._index(name)
-        partial = path.with_name(f"{name}.{os.getpid()}-{threading.get_ident()}{atomic.PARTIAL}")
+        """Store an index, which has a checksum; a folder that cannot be written is only logged."""
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(data)
-            partial.replace(path)
+            atomic.write_unsynced(self._index(name), data)
         except OSError as error:
             if not self._warned:
                 log.warning("the index is not stored in %s: %s", self.path, error.strerror)
             DiskCache._warned = True
-            partial.unlink(missing_ok=True)
 
     def shard(self, name: str, size: int) -> Path | None:
         """Return the path of a stored shard of `size` bytes, or None."""
