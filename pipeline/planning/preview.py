@@ -28,9 +28,8 @@ def open_source(name: str, data: str, overrides: Iterable[str]) -> SheetSource:
     recipe = recipes.load(name, overrides)
     images = open_images(data, recipe.dataset.split)
     _, _, images = scan.in_table_order(images, None)
-    return SheetSource(
-        ViewSource(images, recipe.views.for_teacher(), WINDOW), recipe.num_views, None
-    )
+    views = ViewSource(images, recipe.views.for_teacher(), WINDOW)
+    return SheetSource(views, recipe.num_views, None)
 
 
 def _imagenet() -> Names:

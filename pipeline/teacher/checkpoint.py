@@ -153,9 +153,7 @@ def _by_timms_names(state: dict[str, Tensor], model: nn.Module) -> dict[str, Ten
 
 def _fill(model: nn.Module, state: dict[str, Tensor], path: Path, name: str) -> None:
     wanted = model.state_dict()
-    missing = [
-        key for key in wanted if key not in state and not key.endswith("num_batches_tracked")
-    ]
+    missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
     other = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]
     unknown = [key for key in state if key not in wanted]
     for keys, what in ((missing, "lacks"), (other, "has other shapes of"), (unknown, "also has")):

@@ -70,9 +70,8 @@ def _problem(
     store: Cache, renderer: ViewRenderer, forward: Forward, view: int, row: int
 ) -> Iterator[CacheMismatch]:
     spec = store.spec
-    again = codec.SparseTargets(
-        *(t.cpu().numpy() for t in forward(*_inputs(store, renderer, view, row)))
-    )
+    outputs = forward(*_inputs(store, renderer, view, row))
+    again = codec.SparseTargets(*(t.cpu().numpy() for t in outputs))
     fresh = codec.encode(again, spec.targets, spec.teacher.num_classes)
     block, at = divmod(row, spec.block_size)
     stored = store.read(Part(view, block))[0]

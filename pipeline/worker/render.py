@@ -107,9 +107,8 @@ class Renderer:
             view_params.parameters(self._store, view, row_W, spec=self._seen)
             for view in window.group.views
         ]
-        tasks = [
-            range(i, min(i + _TASK, len(window.rows))) for i in range(0, len(window.rows), _TASK)
-        ]
+        count = len(window.rows)
+        tasks = [range(i, min(i + _TASK, count)) for i in range(0, count, _TASK)]
         left, lock = len(tasks), threading.Lock()
         probed = set(probe_numbers(self._store.spec.rows(window.group.block)))
 

@@ -80,9 +80,8 @@ def report(
                 sections.append(_section(subject, text.printable_json(facts), pictures))
             advance(1, Path(subject.path).name)
     if out is not None:
-        atomic.write(
-            out, page.render(_compared(named, text.printable_json(all_facts), sections)).encode()
-        )
+        sections = _compared(named, text.printable_json(all_facts), sections)
+        atomic.write(out, page.render(sections).encode())
     if json_:
         emit({"subjects": all_facts})
     elif out is not None:

@@ -236,6 +236,5 @@ class Schedule:
         Imported views mix in a picture of their own each, for which nothing is adjacent.
         """
         own = np.arange(len(mix.partner_B))
-        return (
-            own if view_params.has_partner_params(self._store) else np.minimum(own, mix.partner_B)
-        )
+        has_own = view_params.has_partner_params(self._store)
+        return own if has_own else np.minimum(own, mix.partner_B)

@@ -89,12 +89,10 @@ def evaluate_all(
         model.eval()
     images = images.subset(np.arange(world.rank, len(images), world.size))
     hits = np.zeros((len(models), 2))
-    frames = [*dict.fromkeys(frame for _, _, frame in models)]
+    frames, device = [*dict.fromkeys(frame for _, _, frame in models)], models[0][1].device
     with progress.bar("evaluate", len(images), "images") as advance:
         for numbers, seen in crops.batches(images, frames):
-            uploaded = {
-                f: upload(p, models[0][1].device) for f, p in zip(frames, seen, strict=True)
-            }
+            uploaded = {f: upload(p, device) for f, p in zip(frames, seen, strict=True)}
             for i, (model, feed, frame) in enumerate(models):
                 with feed.autocast():
                     logits = model(feed.normalise(uploaded[frame]))

@@ -56,10 +56,9 @@ def against_labels(run: Facts, name: str) -> Section:
         for pair in zip(*(arm["top1"] for arm in arms), strict=True):
             axes.plot([0, 1], pair, color=svg.PALE, linewidth=1, alpha=0.6)
         for x, arm in enumerate(arms):
-            axes.scatter([x] * len(arm["top1"]), arm["top1"], color=charts.PAGE.color(x), zorder=3)
-            axes.plot(
-                [x - 0.14, x + 0.14], [arm["mean"]] * 2, color=charts.PAGE.color(x), linewidth=3
-            )
+            color = charts.PAGE.color(x)
+            axes.scatter([x] * len(arm["top1"]), arm["top1"], color=color, zorder=3)
+            axes.plot([x - 0.14, x + 0.14], [arm["mean"]] * 2, color=color, linewidth=3)
         axes.set_xticks([0, 1], ["labels", "teacher's cache"])
         axes.set(xlim=(-0.5, 1.5), ylabel="top-1, %")
 

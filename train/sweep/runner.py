@@ -178,9 +178,8 @@ def train_cohort(
     for student, result in zip(todo, results, strict=True):
         if isinstance(result, NonFinite):
             log.warning("%s has left the sweep: %s", student.name, result)
-            run_dir.write_json(
-                sweep.folder(student) / FAILED, {"kind": result.kind, "error": str(result)}
-            )
+            facts = {"kind": result.kind, "error": str(result)}
+            run_dir.write_json(sweep.folder(student) / FAILED, facts)
 
 
 def mark_stopped(sweep: Sweep, student: Student) -> None:

@@ -100,9 +100,8 @@ def open_log(
         yield Log(None, progress, [])
         return
     with ExitStack() as stack:
-        curves: list[Curves] = [
-            stack.enter_context(trackers.tensorboard(folder / trackers.BOARD, step))
-        ]
+        board = trackers.tensorboard(folder / trackers.BOARD, step)
+        curves: list[Curves] = [stack.enter_context(board)]
         if "wandb" in names:
             curves.append(stack.enter_context(trackers.wandb(folder, config or {})))
         log = Log(folder, progress, curves)
