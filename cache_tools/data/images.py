@@ -93,13 +93,9 @@ class ImageDataset:
         return None
 
     def keys(self, kind: KeyKind | None = None) -> tuple[KeyKind, list[str]]:
-        """Return names that identify the samples in any copy of the data set.
+        """Return the kind, and [N] names that identify the samples in any copy of the data set.
 
-        Args:
-            kind: "stem" or "path"; None takes the stem when it is unique in the data set.
-
-        Returns:
-            The kind, and the [N] keys.
+        None takes the stem when it is unique in the data set.
         """
         stems = [name.rpartition("/")[2] for name in self.names]
         if kind is None:

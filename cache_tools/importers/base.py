@@ -217,7 +217,11 @@ def _open(
 ) -> tuple[Cache, ImageDataset]:
     if (out / "zarr.json").is_file():
         store = Cache.open(out)
-        _check_samples(store, images, out)
+        if tuple(scan.in_table_order(images, store.spec.dataset.key)[1]) != store.table.keys:
+            raise UsageError(
+                f"{out} is another cache: its samples are not those of {images.source}. Choose "
+                "another --out, or pass the --data of its first import."
+            )
         images = match.match(store.table, store.spec.dataset, images) if info.views else images
         ours = _spec(info, store.table, store.spec.dataset.key, images, options)
         if found := difference(store.spec.mapping, ours.mapping):
@@ -231,14 +235,6 @@ def _open(
     store = Cache.create(out, spec, table, info.num_views)
     store.set_data_path(images.source)
     return store, images
-
-
-def _check_samples(store: Cache, images: ImageDataset, out: Path) -> None:
-    if tuple(scan.in_table_order(images, store.spec.dataset.key)[1]) != store.table.keys:
-        raise UsageError(
-            f"{out} is another cache: its samples are not those of {images.source}. Choose another "
-            "--out, or pass the --data of its first import."
-        )
 
 
 def _table(keys: list[str], images: ImageDataset, labels: bool, scanned: bool) -> SampleTable:

@@ -123,19 +123,10 @@ def erase(
     seed0: np.uint64,
     seed1: np.uint64,
 ) -> None:
-    """Fill a rectangle, cut to the picture.
+    """Fill a rectangle, cut to the picture `out` [H, W, 3], with a colour or with noise about it.
 
-    Args:
-        out: [H, W, 3] pixels, written.
-        top: First row.
-        left: First column.
-        height: In pixels.
-        width: In pixels.
-        mode: CONSTANT, or NOISE: pixel i of the rectangle, row by row, gets channel c from word c
-            of the Philox block i, about normal with 58 of 255 as standard deviation.
-        color3: [3], the colour, of noise its mean.
-        seed0: First word of the noise's key.
-        seed1: Second word of it.
+    With NOISE, pixel i of the rectangle, row by row, gets channel c from word c of the Philox block
+    i under the key (seed0, seed1), about normal with 58 of 255 as standard deviation.
     """
     for y in range(max(top, 0), min(top + height, out.shape[0])):
         for x in range(max(left, 0), min(left + width, out.shape[1])):

@@ -30,15 +30,9 @@ _16, _32, _48 = np.uint64(16), np.uint64(32), np.uint64(48)
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def crop(picture: U1, top: int, left: int, height: int, width: int, out: U1) -> None:
-    """Cut a box out of a picture and shrink it; the box is at least as large as the result.
+    """Cut a box out of a picture, [H, W, 3] and contiguous, and shrink it to `out`, [S, S, 3].
 
-    Args:
-        picture: [H, W, 3], contiguous.
-        top: First row of the box, in pixels; so the next three.
-        left: Its first column.
-        height: Its height.
-        width: Its width.
-        out: [S, S, 3], written.
+    The box, in pixels, is at least as large as the result.
     """
     size = out.shape[0]
     rows_of, row_weights = taps(height, size)

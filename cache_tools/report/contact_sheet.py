@@ -116,13 +116,9 @@ def facts(source: ViewSource, number: int, view: int) -> dict[str, Any]:
 def draw(
     source: ViewSource, numbers: list[int], view_numbers: list[int], top_classes: TopClasses | None
 ) -> Image.Image:
-    """Draw the sheet.
+    """Draw the sheet: a row for each row number of the sample table, a column for each view.
 
-    Args:
-        source: Samples and views.
-        numbers: Rows of the sample table, one per row of the sheet.
-        view_numbers: Views, one per column.
-        top_classes: (row, view) → top classes with probabilities; None leaves the bars out.
+    `top_classes`: (row, view) → top classes with probabilities; None leaves the bars out.
     """
     tall = CELL + 22 + (CLASSES * BAR if top_classes else 0) + GAP
     wide = (CELL + GAP) * (1 + len(view_numbers)) + GAP

@@ -31,12 +31,9 @@ class SheetSource:
 
 
 def of_cache(store: Cache, data: str, imagenet: Callable[[], Names]) -> SheetSource:
-    """Open a cache with its images.
+    """Open a cache with its images, at `data` or, if that is "", at the recorded location.
 
-    Args:
-        store: The cache.
-        data: Location of its images; "": the recorded one.
-        imagenet: Names of ImageNet's classes, for images without class names.
+    `imagenet` reads names of ImageNet's classes, for images without class names.
 
     Raises:
         UsageError, CacheMismatch: No images are found, or those of another cache.

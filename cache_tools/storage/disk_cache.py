@@ -85,11 +85,8 @@ class DiskCache:
     def writing(self, name: str, temporary: bool = False) -> Iterator[Path]:
         """Yield a path to download a shard to; it is stored when the body succeeds.
 
-        Other processes that need the same shard wait: one download serves them all.
-
-        Args:
-            name: The shard's `key`.
-            temporary: Remove the file after the body in any case.
+        Other processes that need the same shard wait: one download serves them all. A `temporary`
+        file is removed after the body in any case.
         """
         folder = self._shard(name).parent
         try:
@@ -116,10 +113,7 @@ class DiskCache:
             os.close(lock)
 
     def evict(self, wanted: dict[str, int]) -> set[str]:
-        """Evict other files to make room for the shards of a data set.
-
-        Args:
-            wanted: Bytes of each shard, in the data set's order.
+        """Evict other files to make room for a data set's shards, in its order with their bytes.
 
         Returns:
             The shards that fit: the first ones, whatever is read when, so that a data set larger
