@@ -626,7 +626,7 @@ def test_caches_with_the_same_boxes_are_mixed_and_others_not(
     few = ("epochs=1", "views_per_epoch=1", "batch_size=12", "temperature=1.0")
     said = kdcache(*train, "--out", tmp_path / "run", *few)
     assert said.code == 1
-    assert "are of other" in " ".join(said.err.split())
+    assert "has different boxes" in " ".join(said.err.split())
 
 
 @pytest.mark.slow
