@@ -78,14 +78,22 @@ def main() -> None:
 
 def _data_cache(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Separate the global option --data-cache, which may stand after the command as well."""
-    for i, argument in enumerate(arguments):
+    option: list[str] = []
+    rest: list[str] = []
+    left = iter(arguments)
+    for argument in left:
         if argument == "--":
-            break
-        if argument == "--data-cache":
-            return arguments[i : i + 2], arguments[:i] + arguments[i + 2 :]
-        if argument.startswith("--data-cache="):
-            return [argument], arguments[:i] + arguments[i + 1 :]
-    return [], arguments
+            rest += [argument, *left]
+        elif argument == "--data-cache":
+            folder = next(left, None)
+            if folder is None:  # typer reports the missing folder, not a missing command
+                return [argument], []
+            option += [argument, folder]
+        elif argument.startswith("--data-cache="):
+            option.append(argument)
+        else:
+            rest.append(argument)
+    return option, rest
 
 
 def _application(called: str | None) -> typer.Typer:

@@ -89,11 +89,14 @@ def _spec(members: CacheEnsemble, keep: str) -> CacheSpec:
     )
     if keep:
         wanted = parse(keep, ("k", "k_max", "k_min", "tau", "levels"))
-        k_max = min(wanted.most or TargetSpec.k_max, first.teacher.num_classes)
+        most = TargetSpec.k_max if wanted.most is None else wanted.most
+        k_max = min(most, first.teacher.num_classes)
         only_k = wanted.k is not None and wanted.tau is None
-        k_min = wanted.k_min or (min(k_max, known) if only_k else 1)
+        k_min = wanted.k_min
+        if k_min is None:
+            k_min = min(k_max, known) if only_k else 1
         tau = targets.tau if only_k else TargetSpec.tau if wanted.tau is None else wanted.tau
-        levels = wanted.levels or TargetSpec.levels
+        levels = TargetSpec.levels if wanted.levels is None else wanted.levels
         targets = checked(targets, keep, k_max=k_max, k_min=k_min, tau=tau, levels=levels)
     if targets.k_min > known:
         raise UsageError(

@@ -233,7 +233,9 @@ def _targets(of: TargetSpec, keep: str) -> TargetSpec:
     k_max = of.k_max if wanted.most is None else wanted.most
     tau = of.tau if wanted.tau is None else wanted.tau
     new_threshold = of.tau == 0 and tau > 0
-    k_min = wanted.k_min or (1 if new_threshold else min(of.k_min, k_max))
+    k_min = wanted.k_min
+    if k_min is None:
+        k_min = 1 if new_threshold else min(of.k_min, k_max)
     known = of.k_max if of.tau == 0 else of.k_min
     for name, count, most in (("k", k_max, of.k_max), ("k_min", k_min, known)):
         if count > most:

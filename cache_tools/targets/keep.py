@@ -91,7 +91,7 @@ def of_all_classes(text: str, temperatures: bool = True) -> TargetSpec:
     exact = wanted.k is not None and wanted.tau is None
     values = {
         "k_max": wanted.most,
-        "k_min": wanted.k_min or (wanted.k if exact else None),
+        "k_min": wanted.k if exact and wanted.k_min is None else wanted.k_min,
         "tau": 0.0 if exact else wanted.tau,
         "levels": wanted.levels,
         "temperatures": None if wanted.temperature is None else (1.0, wanted.temperature),
@@ -104,4 +104,4 @@ def checked(targets: TargetSpec, text: str, **values: Any) -> TargetSpec:
     try:
         return replace(targets, **{n: v for n, v in values.items() if v is not None})
     except ValueError as error:
-        raise UsageError(f"--keep {text} cannot be: {error}. {EXAMPLES}.") from None
+        raise UsageError(f"--keep {text} cannot be: {error} {EXAMPLES}.") from None

@@ -225,6 +225,17 @@ def test_the_version_needs_no_command(kdcache: Command) -> None:
     assert re.fullmatch(r"kdcache \S+\n", result.out)
 
 
+def test_the_last_data_cache_counts_and_needs_a_folder(
+    digits_cache: Path, tmp_path: Path, kdcache: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KDCACHE_CACHE", "")
+    options = ("--data-cache", tmp_path / "a", f"--data-cache={tmp_path / 'b'}")
+    assert kdcache("info", digits_cache, *options).code == 0
+    assert os.environ["KDCACHE_CACHE"] == str(tmp_path / "b")
+    refused = kdcache("info", digits_cache, "--data-cache")
+    assert (refused.code, "requires an argument" in refused.err) == (2, True), refused.err
+
+
 @pytest.mark.parametrize("before", [True, False])
 def test_data_cache_is_a_global_option(
     before: bool,

@@ -122,6 +122,9 @@ def test_more_than_the_members_know_cannot_be_kept(tmp_path: Path, kdcache: Comm
     assert refused.code == 2
     assert "the members have 2" in refused.err
     assert "it cannot be checked" in refused.err
+    for zero in ("k=0", "k_max=0", "k_min=0", "levels=0"):
+        assert kdcache(*arguments, "--keep", zero).code == 2
+        assert not (tmp_path / "e").exists()
     assert kdcache(*arguments).code == 0
     facts = json.loads(kdcache("diff", tmp_path / "1.npy", tmp_path / "e", "--json").out)
     assert facts["compared"] == B

@@ -182,6 +182,8 @@ def test_fewer_classes_are_nearly_what_the_teacher_would_have_kept(
         (("--keep", "k=17"), "k can be at most 16"),
         (("--keep", "min=2"), "k_min can be at most 1"),
         (("--keep", "tau=1e-3"), "tau must be at least 0.01"),
+        (("--keep", "k=0"), "k_min <= k_max must hold. It is"),
+        (("--keep", "min=0"), "1 <= k_min"),
         (("--keep", "q=3"), "cannot be read"),
         (("--keep", "k=2.5"), "cannot be read"),
         (("--views", "2:9"), "the cache has the views 0:5"),

@@ -111,7 +111,7 @@ def test_other_files_are_refused(
     assert not (tmp_path / "c.zarr").exists()
 
 
-@pytest.mark.parametrize("keep", ["k", "k=x", "tau=2", "size=3", "max=3,min=9"])
+@pytest.mark.parametrize("keep", ["k", "k=x", "tau=2", "size=3", "max=3,min=9", "min=0", "k=0"])
 def test_what_to_keep_is_explained(keep: str) -> None:
     with pytest.raises(UsageError, match=r"tau=1e-3,k_max=64"):
         of_all_classes(keep)
