@@ -30,7 +30,7 @@ def verify(
         list[str] | None,
         typer.Option(metavar="FILE", help="The teacher's class map, if it has one; repeatable."),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="Where it runs: cuda, cpu.")] = None,
+    device: Annotated[str | None, typer.Option(help="Its device: cuda, cpu.")] = None,
     content_id: Annotated[
         str, typer.Option(metavar="ID", help="Also compare the content id, such as a signed one.")
     ] = "",
@@ -74,7 +74,7 @@ def info(
     ] = False,
     json_: Json = False,
 ) -> None:
-    """Print what a cache is: teacher, views, targets, sizes."""
+    """Print the facts of a cache: teacher, views, targets, sizes."""
     from cache_tools.store import info as summary
 
     if content_id:

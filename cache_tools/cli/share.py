@@ -95,13 +95,13 @@ TeacherLicense = Annotated[
 ]
 DataName = Annotated[str, typer.Option("--data-name", metavar="NAME", help="Of the data set.")]
 DataTerms = Annotated[
-    str, typer.Option("--data-terms", metavar="TEXT", help="Its terms, or where they stand.")
+    str, typer.Option("--data-terms", metavar="TEXT", help="Its terms, or their address.")
 ]
 
 
 def push(
     cache: CachePath,
-    url: Annotated[str, typer.Argument(metavar="URL", help="Where it goes: hf://…, s3://…, ….")],
+    url: Annotated[str, typer.Argument(metavar="URL", help="Target: hf://…, s3://…, ….")],
     license_: License = "",
     teacher_license: TeacherLicense = "",
     data_name: DataName = "",
@@ -119,7 +119,7 @@ def push(
 
     if pusher.is_public(url) and not license_:
         raise UsageError(
-            f"{url} may be read by others: what may they do with it? Pass --license, such as "
+            f"{url} may be read by others, and no licence is given. Pass --license, such as "
             "cc-by-4.0, or other; the terms of teacher and data set go with --teacher-license and "
             "--data-terms."
         )
@@ -142,7 +142,7 @@ def card(
     data_name: DataName = "",
     data_terms: DataTerms = "",
     citation: Annotated[str, typer.Option(metavar="TEXT", help="How to cite the cache.")] = "",
-    url: Annotated[str, typer.Option(metavar="URL", help="Where it will lie.")] = "URL",
+    url: Annotated[str, typer.Option(metavar="URL", help="Its address.")] = "URL",
 ) -> None:
     """Write a dataset card: teacher, data, views, sizes, fidelity, how to load it, its identity."""
     from cache_tools.share import card as cards

@@ -173,7 +173,7 @@ def _send(
 
 
 def _describe(store: Cache, target: Storage, stated: Manifest) -> None:
-    """List the sample table and the metadata of all arrays; after them, the manifest."""
+    """Write the sample table and the metadata of all arrays; after them, the manifest."""
     described = metadata.initial_files(store.spec, store.table, stated.num_views)
     for name, data in described.items():
         if name != manifest.NAME:
@@ -183,7 +183,7 @@ def _describe(store: Cache, target: Storage, stated: Manifest) -> None:
 
 
 def _write_card(target: Storage, card: bytes) -> None:
-    """Return the card, unless the target has a README of other origin."""
+    """Write the card, unless the target has a README of other origin."""
     write: Callable[[str, bytes], Any] = target.write
     read = target.read
     if isinstance(target, Hub):  # the Hub shows that of the repository
