@@ -103,12 +103,12 @@ from train.trainer.student import StudentTrainer
 name, left = sys.argv.pop(1), int(sys.argv.pop(1))
 real = getattr(StudentTrainer, name)
 
-def interrupted(self, *arguments):
+def interrupted(self, *arguments, **options):
     global left
     left -= 1
     if not left:
         os.kill(os.getpid(), signal.SIGINT)
-    return real(self, *arguments)
+    return real(self, *arguments, **options)
 
 setattr(StudentTrainer, name, interrupted)
 sys.argv[0] = "kdcache"
