@@ -165,7 +165,7 @@ def test_what_a_teacher_was_made_for_is_recorded(
     spec = teachers.load(str(teacher), 32, "fp32").spec
     assert (spec.input_size, spec.interpolation) == (160, "bilinear")
     assert (spec.mean, spec.std) == ((0.5,) * 3, (0.5,) * 3)
-    assert "made for 160 px and sees 32" in caplog.text
+    assert "its input size is 160 px, its views have 32" in caplog.text
 
 
 def test_choices_are_logged_with_their_reason(
@@ -175,7 +175,7 @@ def test_choices_are_logged_with_their_reason(
     loaded = teachers.load(str(teacher), 32, "bf16")
     how = Forward(loaded, ALL, CPU).how
     assert how == "bf16, channels_last, not compiled"
-    assert "bf16 (recipe: precision), channels_last (the layout that" in caplog.text
+    assert "bf16 (recipe: precision), channels_last (the fastest layout" in caplog.text
     vit = teachers.load("test_vit", 160, "fp32", random_weights=True)
     assert Forward(vit, ALL, CPU).how == "fp32, contiguous, not compiled"
     assert Forward(loaded, ALL, CPU, Execution("contiguous")).how.startswith("bf16, contiguous")
