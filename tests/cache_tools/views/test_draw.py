@@ -115,7 +115,7 @@ def test_another_numpy_in_another_process_gives_the_same_views(tmp_path: Path) -
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     python = tmp_path / "venv/bin/python"
     subprocess.run([python, "-m", "pip", "install", "-q", "numpy==1.26.4"], check=True)
-    command = [python, root / "tests/vectors.py"]
+    command = [python, root / "tests/helpers/vectors.py"]
     result = subprocess.run(command, env={"PYTHONPATH": str(root)}, capture_output=True, text=True)
     assert "numpy 1.26.4" in result.stdout
     assert result.returncode == 0, result.stdout + result.stderr
