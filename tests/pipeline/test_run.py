@@ -108,11 +108,11 @@ def test_shares_and_limits_add_up(
 ) -> None:
     out = tmp_path / "s.zarr"
     one = "views_per_decode=1"
-    again(digits, teacher, out, one, share=PartSelection(1, 3))
-    store = again(digits, teacher, out, one, share=PartSelection(limit=1))
+    again(digits, teacher, out, one, selection=PartSelection(1, 3))
+    store = again(digits, teacher, out, one, selection=PartSelection(limit=1))
     assert [p.view for p in store.parts() if store.present(p)] == [0, 1]
-    again(digits, teacher, out, one, share=PartSelection(0, 2))
-    again(digits, teacher, out, one, share=PartSelection(1, 2))
+    again(digits, teacher, out, one, selection=PartSelection(0, 2))
+    again(digits, teacher, out, one, selection=PartSelection(1, 2))
     assert files(out) == files(digits_cache)
 
 

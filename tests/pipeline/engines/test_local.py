@@ -161,7 +161,7 @@ def test_a_killed_worker_is_replaced_and_named(
     out, hand_out, killed = tmp_path / "c.zarr", local._WorkerPool._hand_out, list[int]()
 
     def kill_one(crew: local._WorkerPool) -> None:
-        waiting = [one for one in crew._members.values() if one.ready and not killed]
+        waiting = [one for one in crew._workers.values() if one.ready and not killed]
         for pid in [one.process.pid for one in waiting[:1]]:
             os.kill(pid, signal.SIGSTOP)
             hand_out(crew)
