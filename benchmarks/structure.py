@@ -1,4 +1,4 @@
-"""Size and shape of the source: lines, rooms, functions that are called once.
+"""Size and shape of the source: lines, imports, rooms, functions that are called once.
 
     python -m benchmarks.structure [ROOT] [--json FILE]
 
@@ -31,6 +31,12 @@ def lines(source: str) -> int:
     return len(found)
 
 
+def imports(source: str) -> int:
+    """Lines of a module's import statements."""
+    found = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Import | ast.ImportFrom)]
+    return sum((n.end_lineno or n.lineno) - n.lineno + 1 for n in found)
+
+
 def functions(source: str) -> tuple[int, int, int]:
     """Functions of a module: all, private ones read once, and those of them up to 5 lines."""
     tree = ast.parse(source)
@@ -57,7 +63,7 @@ def measure(root: Path) -> dict[str, object]:
         for file in sorted((root / package).rglob("*.py")):
             source = file.read_text(encoding="utf-8")
             counts = Counter(dict(zip(FUNCTIONS, functions(source), strict=True)))
-            total.update(counts, lines=lines(source))
+            total.update(counts, lines=lines(source), of_these_imports=imports(source))
             if file.name != "__init__.py":
                 folders[file.parent.relative_to(root).as_posix()] += 1
     largest, modules = folders.most_common(1)[0]

@@ -91,12 +91,6 @@ class PartBuilder:
     def gather(self, view: int, source_B: I8, row_B: I8, new_B: I8) -> NewPart:
         """Read the targets of some rows of a view.
 
-        Args:
-            view: The view number.
-            source_B: Which cache has the row.
-            row_B: The row of its sample table.
-            new_B: The row of the new sample table.
-
         Raises:
             CacheIncomplete, CacheDamaged: A part that has them is not there, or damaged.
         """
@@ -195,10 +189,7 @@ def windows(spec: CacheSpec, count: int) -> list[slice]:
 def labels(store: Cache, part: Part, params: ImportedViews | None = None) -> I8:
     """[B, P] labels of a part's views, and their partners' where views are mixed.
 
-    Args:
-        store: The cache.
-        part: Which part.
-        params: Parameters of its views when it is not committed yet, where they were imported.
+    `params`: those of its views when it is not committed yet, where they were imported.
     """
     rows, label_N = store.spec.rows(part.block), store.table.label_N.astype(np.int64)
     own_B = label_N[rows.start : rows.stop]

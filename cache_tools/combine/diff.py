@@ -102,10 +102,7 @@ def open_side(where: str) -> Side:
 def diff(a: Side, b: Side, limit: int = LIMIT) -> dict[str, Any]:
     """Compare two sides on the views they share.
 
-    Args:
-        a: The reference.
-        b: What is held against it.
-        limit: The most views that are compared, spread evenly; 0 compares all.
+    At most `limit` views are compared, spread evenly; 0: all. `a` is the reference.
 
     Raises:
         CacheMismatch: They have no sample in common, or other classes.

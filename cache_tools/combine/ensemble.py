@@ -37,10 +37,7 @@ _ROWS = 4096
 def run(members: CacheEnsemble, out: Path, keep: str = "") -> Cache:
     """Write the cache of a mixture, or what is missing of it.
 
-    Args:
-        members: Two or more aligned caches whose parts hold the same rows.
-        out: Where the cache lies.
-        keep: Classes to keep (`targets.keep`); "": as the members do (`default_targets`).
+    `keep`: classes to keep (`targets.keep`); "": as the members do (`default_targets`).
 
     Raises:
         UsageError: Another cache lies at `out`, or more is to be kept than the members know.

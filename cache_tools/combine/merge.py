@@ -38,10 +38,7 @@ I8 = NDArray[np.int64]
 def run(stores: Sequence[Cache], out: Path, block_size: int = 0) -> Cache:
     """Write the union of caches, or what is missing of it.
 
-    Args:
-        stores: Two or more caches of one family.
-        out: Where it lies.
-        block_size: Rows of a block; 0: as the caches have it.
+    `block_size`: rows of a block; 0: as the caches have it.
 
     Raises:
         CacheMismatch: They are not of one family, or two have another part in one place.
@@ -142,7 +139,7 @@ class _Rows:
         if out.check_part(part) is None:
             if not (
                 assemble.targets_equal(out.read(part)[0], made.stored).all()
-                and _alike(out, part, made)
+                and (made.params is None or out.read_params(part).equals(made.params))
             ):
                 raise _conflict(out, self._stores[int(source_B[0])], part)
             return True
@@ -187,11 +184,6 @@ class _Rows:
             a, b = self._stores[int(source_B[row - first])], self._stores[i]
             block = int(self._row_SN[i, row]) // b.spec.block_size
             raise _conflict(a, b, Part(view, block), self._table.keys[row])
-
-
-def _alike(out: Cache, part: Part, made: NewPart) -> bool:
-    """Return True if a committed part has the imported views assembled for it."""
-    return made.params is None or out.read_params(part).equals(made.params)
 
 
 def _record(store: Cache, part: Part) -> dict[str, Any] | None:

@@ -121,14 +121,7 @@ def make(builder: PartBuilder, cut: Selection, out: Cache, part: Part) -> None:
 def drop_classes(
     stored: EncodedTargets, of: TargetSpec, spec: CacheSpec, label_BP: I8
 ) -> EncodedTargets:
-    """Targets with fewer classes kept.
-
-    Args:
-        stored: The targets.
-        of: How they are stored.
-        spec: The cache they are for; its targets keep fewer classes.
-        label_BP: True classes, for what is stored of them.
-    """
+    """Targets with fewer classes kept."""
     wanted, classes = spec.targets, spec.teacher.num_classes
     targets = codec.decode(stored, of)
     p_BK, index_BK = targets.probability_BK.astype(np.float64), targets.index_BK

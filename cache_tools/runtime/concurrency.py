@@ -24,11 +24,7 @@ def run_bounded(
 ) -> Iterator[tuple[T, Future[R]]]:
     """Run `work` on items in threads and yield them with their futures, in the order they end.
 
-    Args:
-        work: Function of an item; runs in a thread.
-        items: The items.
-        jobs: Number of items in flight.
-        stop: Polled before each item; once requested, no further item is begun.
+    `stop` is polled before each item; once requested, no further item is begun.
     """
     queue, running = iter(items), dict[Future[R], T]()
     with ThreadPoolExecutor(jobs, thread_name_prefix="flight") as pool:

@@ -50,11 +50,7 @@ def bar(label: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
     On a terminal this is a bar with rate and remaining time; elsewhere (a log file) a line every
     half minute. Units of an earlier run do not count into the rate.
 
-    Args:
-        label: Name of the work.
-        total: Units in all.
-        unit: Name of the units, plural.
-        done: Units done by an earlier run.
+    `unit` is a plural; `done`: units done by an earlier run.
 
     Yields:
         Callback for the number of units just done and, optionally, a note.

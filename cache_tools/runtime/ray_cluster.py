@@ -19,11 +19,6 @@ _TIMEOUT = 10.0
 def join(ray: Any, address: str | None = None, quiet: bool = False) -> None:
     """Join the cluster at an address or at $RAY_ADDRESS, else start one on this machine.
 
-    Args:
-        ray: The `ray` package.
-        address: HOST:PORT, ray://HOST:PORT or auto.
-        quiet: Keep the output of its processes in Ray's logs.
-
     Raises:
         UsageError: There is no cluster.
     """

@@ -49,11 +49,7 @@ def run(
 ) -> tuple[Cache, PullStats]:
     """Write a cut of a cache, or what is missing of it.
 
-    Args:
-        source: The cache.
-        out: Where its cut lies.
-        wanted: Which part of it.
-        jobs: Parts in flight at once.
+    `jobs`: parts in flight at once.
 
     Raises:
         UsageError: Another cache lies at `out`.

@@ -55,11 +55,7 @@ def is_public(url: str) -> bool:
 def run(store: Cache, url: str, card: bytes | None, jobs: int = concurrency.JOBS) -> PushStats:
     """Send a cache, or what is missing of it.
 
-    Args:
-        store: The cache; parts that are not committed are left out.
-        url: Where it goes.
-        card: What README.md there is to say; None writes none.
-        jobs: Parts in flight at once.
+    Parts that are not committed are left out. `jobs`: parts in flight at once.
 
     Raises:
         CacheMismatch: Another cache lies there, or has another part.

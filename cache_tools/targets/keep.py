@@ -77,10 +77,6 @@ def parse(text: str, allowed: tuple[str, ...]) -> Keep:
 def of_all_classes(text: str, temperatures: bool = True) -> TargetSpec:
     """Sparsity that `--keep` selects where all classes of every view are known.
 
-    Args:
-        text: The option; "" is the default of `TargetSpec`.
-        temperatures: True if masses at other temperatures than 1 can be computed.
-
     Raises:
         UsageError: It cannot be read, or its numbers do not go together.
     """

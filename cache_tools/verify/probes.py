@@ -33,11 +33,7 @@ def check_probes(
 
     A part that was cut by samples may lack some fingerprints, or all.
 
-    Args:
-        store: The cache.
-        images: The data set in the order of its table.
-        part: Which part.
-        present_N: Which samples it has; None: all.
+    `present_N`: samples that the data set has; None: all.
 
     Raises:
         CacheMismatch: Pixels differ from those of the teacher; names both sides' libraries.
@@ -69,14 +65,6 @@ def probe(store: Cache, images: ImageDataset, number: int, view: int) -> int:
 def fingerprint(
     store: Cache, images: ImageDataset, number: int, params: ViewParams, at: int
 ) -> int:
-    """Render one view with known parameters and return the fingerprint of its pixels.
-
-    Args:
-        store: The cache.
-        images: The data set in the order of its table.
-        number: Row of the sample.
-        params: Parameters of some views.
-        at: Which of them.
-    """
+    """Render one view with known parameters and return the fingerprint of its pixels."""
     renderer = ViewRenderer(images, store.spec.views, store.table, stored_pixels=True)
     return render.fingerprint(renderer.render_one(number, params, at))

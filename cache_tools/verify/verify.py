@@ -83,10 +83,7 @@ class Verdict:
 def verify(store: Cache, images: ImageDataset | None = None, partial: bool = False) -> Verdict:
     """Check a cache, and its data set when one is given (any order of samples).
 
-    Args:
-        store: The cache.
-        images: Its data set.
-        partial: Whether some of its samples may be missing, and others be there.
+    `partial`: some of its samples may be missing, and others be there.
     """
     if images is not None:
         check_replayable(store)

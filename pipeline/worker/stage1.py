@@ -89,11 +89,6 @@ class Stage1:
         one group ahead of the teacher, so that groups can be handed out as they are needed. In the
         main thread, SIGINT, SIGTERM and SIGUSR1 stop it.
 
-        Args:
-            groups: Decode groups, in the order in which they are made.
-            on_progress: Called, in a thread of its own, with the number of views finished; negative
-                when a part is lost again.
-
         Returns:
             Parts that failed, after further attempts where those may help, each with the reason.
 

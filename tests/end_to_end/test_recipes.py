@@ -218,7 +218,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory, pictures: Path, teacher: Path) -> MakeCache:
+def make_views(
+    tmp_path_factory: pytest.TempPathFactory, pictures: Path, teacher: Path
+) -> MakeCache:
     """Tiny caches of recipes: their augmentation and targets, small views, another teacher."""
     there: dict[tuple[str, int], Path] = {}
 
@@ -269,8 +271,8 @@ def tiny(name: str, *overrides: str) -> TrainRecipe:
 
 
 @pytest.mark.parametrize("name", CACHES)
-def test_a_tiny_cache_of_every_recipe(name: str, cache: MakeCache) -> None:
-    made, loaded = Cache.open(cache(name, 32)), caching.load(name)
+def test_a_tiny_cache_of_every_recipe(name: str, make_views: MakeCache) -> None:
+    made, loaded = Cache.open(make_views(name, 32)), caching.load(name)
     assert made.spec.views == replace(
         loaded.views, size=32, teacher_size=64 if loaded.views.teacher_size else 0
     )
@@ -281,10 +283,10 @@ def test_a_tiny_cache_of_every_recipe(name: str, cache: MakeCache) -> None:
 
 
 @pytest.mark.parametrize("name", STUDENTS)
-def test_two_steps_of_every_recipe(name: str, cache: MakeCache, tmp_path: Path) -> None:
+def test_two_steps_of_every_recipe(name: str, make_views: MakeCache, tmp_path: Path) -> None:
     student = STAND_INS[re.split(r"_|50", training.load(name).student)[0]]
     recipe = tiny(name, f"student={student}", "views_per_epoch=1")
-    losses = two_updates(recipe, cache(cache_of(name), 32), tmp_path / "run", keep=True)
+    losses = two_updates(recipe, make_views(cache_of(name), 32), tmp_path / "run", keep=True)
     assert len(losses) == 2 * recipe.grad_accum_steps
     assert np.isfinite(losses).all()
     assert min(losses) > 0
@@ -307,9 +309,9 @@ REAL = [
 
 @pytest.mark.parametrize(("name", "size"), REAL)
 def test_two_steps_of_the_real_student(
-    name: str, size: int, cache: MakeCache, tmp_path: Path
+    name: str, size: int, make_views: MakeCache, tmp_path: Path
 ) -> None:
     recipe = tiny(name, "batch_size=2", "grad_accum_steps=1", "precision=fp32")
-    losses = two_updates(recipe, cache(cache_of(name), size), tmp_path / "run", keep=False)
+    losses = two_updates(recipe, make_views(cache_of(name), size), tmp_path / "run", keep=False)
     assert len(losses) == 2
     assert np.isfinite(losses).all()

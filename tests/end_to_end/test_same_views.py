@@ -64,7 +64,7 @@ def hashes(
 
 
 @pytest.fixture(scope="module")
-def cache(digits: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def views_cache(digits: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache with the A2 augmentation, erasing and cutmix on top: 6 views of 100 digits."""
     out = tmp_path_factory.mktemp("a2") / "cache.zarr"
     run(recipes.load("digits", A2), str(digits), str(teacher), out, "cpu")
@@ -72,9 +72,9 @@ def cache(digits: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="module")
-def seen_by_teacher(cache: Path, digits: Path, teacher: Path) -> Hashes:
+def seen_by_teacher(views_cache: Path, digits: Path, teacher: Path) -> Hashes:
     """(view, row) → hash of the mixed picture the teacher was shown in stage 1."""
-    store = Cache.open(cache)
+    store = Cache.open(views_cache)
     forward = Recorder(
         teachers.load(str(teacher), 48, "fp32"), store.spec.targets, torch.device("cpu")
     )
@@ -112,14 +112,14 @@ def seen_by_student(
     [(7, 1, 0), (64, 2, 1), (512, 8, 2), (7, 8, 3), (64, 1, 4), (600, 2, 5)],
 )
 def test_an_epoch_shows_what_the_teacher_saw(
-    cache: Path,
+    views_cache: Path,
     digits: Path,
     seen_by_teacher: Hashes,
     batch_size: int,
     threads: int,
     seed: int,
 ) -> None:
-    store = Cache.open(cache)
+    store = Cache.open(views_cache)
     shown = seen_by_student(store, opened(store, digits), batch_size, threads, seed)
     assert shown == {place: seen_by_teacher[place] for place in shown}
     assert len(shown) == 600 // batch_size * batch_size
@@ -128,7 +128,7 @@ def test_an_epoch_shows_what_the_teacher_saw(
 
 @pytest.mark.parametrize("kind", ["folder", "recut"])
 def test_other_files_of_the_same_images_give_the_same_views(
-    cache: Path, digits: Path, seen_by_teacher: Hashes, tmp_path: Path, kind: str
+    views_cache: Path, digits: Path, seen_by_teacher: Hashes, tmp_path: Path, kind: str
 ) -> None:
     content = {}
     with tarfile.open(digits / "digits-train-0000.tar") as tar:
@@ -148,7 +148,7 @@ def test_other_files_of_the_same_images_give_the_same_views(
                     info = tarfile.TarInfo(name)
                     info.size = len(content[name])
                     tar.addfile(info, BytesIO(content[name]))
-    store = Cache.open(cache)
+    store = Cache.open(views_cache)
     assert seen_by_student(store, opened(store, tmp_path), 60, 2, 0) == seen_by_teacher
 
 
@@ -203,8 +203,8 @@ def test_repeated_augmentation_decodes_a_picture_once(
             assert render.fingerprint(batch.pixels[i]) == expected
 
 
-def test_repeated_augmentation_shows_a_third_three_times(cache: Path) -> None:
-    store = Cache.open(cache)
+def test_repeated_augmentation_shows_a_third_three_times(views_cache: Path) -> None:
+    store = Cache.open(views_cache)
     schedule = Schedule(store, 1, 33, 0, aug_repeats=3)
     epochs = [schedule.plan(e) for e in range(3)]
     for plan in epochs:

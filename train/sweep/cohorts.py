@@ -120,12 +120,7 @@ def group(
 ) -> list[list[Student]]:
     """Group students into cohorts in the order of the grid.
 
-    Args:
-        students: Students to train.
-        estimates: Memory of each, by name.
-        budget: Bytes of the device for a cohort.
-        size: S.
-        max_students: Most students of a cohort; 0: as many as fit.
+    Students in groups within a `budget` in bytes; `max_students` of 0: as many as fit.
 
     Raises:
         UsageError: A student does not fit alone.

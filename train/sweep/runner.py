@@ -72,11 +72,7 @@ def plan(
 ) -> list[list[Student]]:
     """Group the students still to train into cohorts; writes nothing.
 
-    Args:
-        sweep: The sweep.
-        fresh: True to train existing students anew.
-        gigabytes: Memory for a cohort; 0: a share of what is free.
-        max_students: Most students of a cohort; 0: as many as fit.
+    `fresh` trains existing students anew; `gigabytes` of 0: a share of what is free.
 
     Raises:
         UsageError: A student is impossible, or does not fit.

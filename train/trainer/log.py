@@ -38,12 +38,6 @@ class Log:
     def steps(self, epoch: int, step: int, views: int, lr: float) -> str:
         """Log a row for the steps since the last one.
 
-        Args:
-            epoch: Epoch in hand.
-            step: Steps done since the run began.
-            views: Views per step.
-            lr: Learning rate of the last step.
-
         Returns:
             The row in short, for the progress bar.
         """

@@ -35,7 +35,7 @@ def quick() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def source_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """2 views of 60 samples in 2 blocks."""
     return lab.build(tmp_path_factory.mktemp("push") / "c.zarr", lab.keys(60), range(2)).path
 
@@ -53,21 +53,21 @@ def content(cache: Path) -> dict[str, bytes]:
 
 
 def test_what_is_pushed_can_be_pulled(
-    cache: Path, memory: Any, tmp_path: Path, kdcache: Command
+    source_cache: Path, memory: Any, tmp_path: Path, kdcache: Command
 ) -> None:
-    said = kdcache("push", cache, "memory://lab/c.zarr", "--json")
+    said = kdcache("push", source_cache, "memory://lab/c.zarr", "--json")
     assert said.code == 0, said.err
     assert json.loads(said.out)["parts"] == {"there": 0, "sent": 4}
     assert "# Soft targets of sage" in memory.cat("/lab/c.zarr/README.md").decode()
     assert kdcache("pull", "memory://lab/c.zarr", tmp_path / "c.zarr").code == 0
-    assert content(tmp_path / "c.zarr") == content(cache)
+    assert content(tmp_path / "c.zarr") == content(source_cache)
     assert kdcache("verify", "memory://lab/c.zarr").code == 0
-    again = kdcache("push", cache, "memory://lab/c.zarr", "--json")
+    again = kdcache("push", source_cache, "memory://lab/c.zarr", "--json")
     assert json.loads(again.out)["parts"] == {"there": 4, "sent": 0}
 
 
 def test_the_manifest_comes_last_and_a_killed_push_goes_on(
-    cache: Path, memory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source_cache: Path, memory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, order = f"file://{tmp_path}/there", []
     write = backends.Folder.write
@@ -80,26 +80,29 @@ def test_the_manifest_comes_last_and_a_killed_push_goes_on(
 
     monkeypatch.setattr(backends.Folder, "write", dying)
     with pytest.raises(KeyboardInterrupt):
-        push.run(Cache.open(cache), url, None, jobs=1)
+        push.run(Cache.open(source_cache), url, None, jobs=1)
     assert not (tmp_path / "there/zarr.json").exists()
-    sent = push.run(Cache.open(cache), url, None, jobs=1)
+    sent = push.run(Cache.open(source_cache), url, None, jobs=1)
     assert (sent.there, sent.sent) == (2, 2)
     assert order[-1] == "zarr.json"
-    assert content(tmp_path / "there") == content(cache)
+    assert content(tmp_path / "there") == content(source_cache)
 
 
 def test_more_views_are_added_and_another_part_is_refused(
-    cache: Path, tmp_path: Path, kdcache: Command
+    source_cache: Path, tmp_path: Path, kdcache: Command
 ) -> None:
     url = f"file://{tmp_path}/there"
     known = lab.keys(60)
     one = lab.build(tmp_path / "one.zarr", known, range(1))
     assert kdcache("push", one.path, url).code == 0
-    assert json.loads(kdcache("push", cache, url, "--json").out)["parts"] == {"there": 2, "sent": 2}
+    assert json.loads(kdcache("push", source_cache, url, "--json").out)["parts"] == {
+        "there": 2,
+        "sent": 2,
+    }
     assert Cache.open(url).num_views == 2
-    assert content(tmp_path / "there") == content(cache)
+    assert content(tmp_path / "there") == content(source_cache)
     assert kdcache("push", one.path, url).code == 0  # fewer views take none away
-    assert content(tmp_path / "there") == content(cache)
+    assert content(tmp_path / "there") == content(source_cache)
     (one.path / Part(0, 1).record).unlink()
     lab.write(one, Part(0, 1), shift=0.1)
     said = kdcache("push", one.path, url)
@@ -120,17 +123,17 @@ def test_more_views_are_added_and_another_part_is_refused(
     ],
 )
 def test_where_it_cannot_go_is_explained(
-    url: str, message: str, cache: Path, kdcache: Command
+    url: str, message: str, source_cache: Path, kdcache: Command
 ) -> None:
     license_ = () if "license" in message or "folder" in message else ("--license", "other")
-    said = kdcache("push", cache, url, *license_)
+    said = kdcache("push", source_cache, url, *license_)
     assert (said.code, message in said.err) == (2, True), said.err
 
 
-def test_somebody_elses_readme_stays(cache: Path, tmp_path: Path, kdcache: Command) -> None:
+def test_somebody_elses_readme_stays(source_cache: Path, tmp_path: Path, kdcache: Command) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "there/README.md").write_text("mine")
-    assert kdcache("push", cache, f"file://{tmp_path}/there").code == 0
+    assert kdcache("push", source_cache, f"file://{tmp_path}/there").code == 0
     assert (tmp_path / "there/README.md").read_text() == "mine"
 
 
@@ -151,7 +154,7 @@ class FakeHub:
 
 
 def test_the_hub_gets_few_commits_the_manifest_after_the_parts(
-    cache: Path, memory: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    source_cache: Path, memory: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     FakeHub.commits = []
     monkeypatch.setattr(huggingface_hub, "HfApi", FakeHub)
@@ -162,35 +165,35 @@ def test_the_hub_gets_few_commits_the_manifest_after_the_parts(
         "hf://datasets/me/soft": "memory://",
     }
     monkeypatch.setattr(fsspec_client, "FsspecClient", lambda url: remote(to_memory[url]))
-    store = Cache.open(cache)
+    store = Cache.open(source_cache)
     push.run(store, "hf://datasets/me/soft/c.zarr", card.text(store, card.Terms("other")).encode())
     parts, described = FakeHub.commits[:2], FakeHub.commits[2:-1]
     assert all("/c/" in name or "commits/v" in name for files in parts for name in files)
     assert not any("commits/v" in name for files in described for name in files)
     assert {*FakeHub.commits[-1]} == {"c.zarr/zarr.json", "README.md"}
     memory.get("/c.zarr", str(tmp_path / "c.zarr"), recursive=True)
-    assert content(tmp_path / "c.zarr") == content(cache)
+    assert content(tmp_path / "c.zarr") == content(source_cache)
     assert push.run(store, "hf://datasets/me/soft/c.zarr", None).sent == 0
     assert FakeHub.commits[2:-1] == described
 
 
 def test_the_card_says_what_is_known_and_how_to_read(
-    cache: Path, tmp_path: Path, kdcache: Command
+    source_cache: Path, tmp_path: Path, kdcache: Command
 ) -> None:
     said = kdcache(
-        "card", cache, "--license", "cc-by-4.0", "--data-name", "Photos", "--url", "hf://x"
+        "card", source_cache, "--license", "cc-by-4.0", "--data-name", "Photos", "--url", "hf://x"
     )
     assert said.code == 0, said.err
     _, front, body = said.out.split("---\n", 2)
     data = yaml.safe_load(front)
     assert (data["license"], data["size_categories"]) == ("cc-by-4.0", ["n<1K"])
     assert data["task_categories"] == ["image-classification"]
-    store = Cache.open(cache)
+    store = Cache.open(source_cache)
     for fact in (store.spec.fingerprint, store.content_id(), "`sha256:0`", "Photos", "60 images"):
         assert fact in body
     assert "kdcache pull hf://x" in body
     assert "licence | unknown" in body  # nobody knows the sage's
-    cell = body.split("```python\n")[1].split("```")[0].replace("cache.zarr", str(cache))
+    cell = body.split("```python\n")[1].split("```")[0].replace("cache.zarr", str(source_cache))
     found: dict[str, Any] = {}
     exec(cell, found)
     ours = codec.decode(store.read(Part(0, 0))[0], store.spec.targets)
@@ -198,29 +201,34 @@ def test_the_card_says_what_is_known_and_how_to_read(
     assert found["index"].tolist() == ours.index_BK[0][:count].tolist()
     assert abs(found["p"] - ours.probability_BK[0][:count]).max() < 1e-6
     out = tmp_path / "README.md"
-    assert kdcache("card", cache, "--out", out).code == 0
+    assert kdcache("card", source_cache, "--out", out).code == 0
     assert "license: unknown" in out.read_text()
-    assert kdcache("card", cache, "--license", "no licence").code == 2
+    assert kdcache("card", source_cache, "--license", "no licence").code == 2
 
 
-def test_timms_licences_are_known(cache: Path) -> None:
+def test_timms_licences_are_known(source_cache: Path) -> None:
     assert card._license_of("resnet50.a1_in1k") == "apache-2.0"
     assert card._license_of("sage") == ""
 
 
 def test_a_content_id_can_be_signed_and_compared(
-    cache: Path, tmp_path: Path, kdcache: Command
+    source_cache: Path, tmp_path: Path, kdcache: Command
 ) -> None:
     """As README.md has it, with OpenSSH; skipped where there is none."""
-    said = kdcache("info", cache, "--content-id")
+    said = kdcache("info", source_cache, "--content-id")
     name = said.out.strip()
-    assert name == Cache.open(cache).content_id()
-    assert kdcache("verify", cache, "--content-id", name).code == 0
-    wrong = kdcache("verify", cache, "--content-id", "sha256:0")
+    assert name == Cache.open(source_cache).content_id()
+    assert kdcache("verify", source_cache, "--content-id", name).code == 0
+    wrong = kdcache("verify", source_cache, "--content-id", "sha256:0")
     assert (wrong.code, "has the content id" in wrong.out) == (1, True)
-    wrong = kdcache("pull", f"file://{cache}", tmp_path / "no.zarr", "--content-id", "sha256:0")
+    wrong = kdcache(
+        "pull", f"file://{source_cache}", tmp_path / "no.zarr", "--content-id", "sha256:0"
+    )
     assert wrong.code == 1
-    assert kdcache("pull", f"file://{cache}", tmp_path / "c.zarr", "--content-id", name).code == 0
+    assert (
+        kdcache("pull", f"file://{source_cache}", tmp_path / "c.zarr", "--content-id", name).code
+        == 0
+    )
     if shutil.which("ssh-keygen") is None:
         pytest.skip("no ssh-keygen here")
     key, note = tmp_path / "key", tmp_path / "content-id"
@@ -249,15 +257,19 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
 
 @pytest.mark.slow
 def test_a_bucket_that_fails_loses_only_time(
-    s3: Bucket, cache: Path, tmp_path: Path, kdcache: Command, monkeypatch: pytest.MonkeyPatch
+    s3: Bucket,
+    source_cache: Path,
+    tmp_path: Path,
+    kdcache: Command,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
         fsspec_client, "TRIES", 20
     )  # by chance one thread could have all the trouble
     s3.trouble = lambda number, what: {3: "500", 5: "cut", 8: "slow"}.get(number % 11, "")
-    said = kdcache("push", cache, "s3://caches/c.zarr", "--license", "other", "--jobs", 2)
+    said = kdcache("push", source_cache, "s3://caches/c.zarr", "--license", "other", "--jobs", 2)
     assert said.code == 0, said.err
     said = kdcache("pull", "s3://caches/c.zarr", tmp_path / "c.zarr", "--jobs", 2)
     assert said.code == 0, said.err
-    assert content(tmp_path / "c.zarr") == content(cache)
+    assert content(tmp_path / "c.zarr") == content(source_cache)
     assert verify.verify(Cache.open(tmp_path / "c.zarr")).status == "ok"

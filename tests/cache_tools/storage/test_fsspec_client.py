@@ -19,7 +19,7 @@ Command = Callable[..., Outcome]
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def served_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return lab.build(tmp_path_factory.mktemp("urls") / "c.zarr", lab.keys(20), range(1)).path
 
 
@@ -50,9 +50,9 @@ def test_a_url_that_cannot_be_is_explained(
 
 
 def test_a_place_without_a_cache_says_where_one_may_be(
-    cache: Path, tmp_path: Path, kdcache: Command
+    served_cache: Path, tmp_path: Path, kdcache: Command
 ) -> None:
-    with serve(cache.parent) as server:
+    with serve(served_cache.parent) as server:
         said = kdcache("pull", server.url, tmp_path / "out.zarr")
         assert (said.code, f"{server.url}/cache.zarr" in said.err) == (2, True)
         said = kdcache("pull", f"{server.url}/c.zarr/zarr.json", tmp_path / "out.zarr")
@@ -61,31 +61,31 @@ def test_a_place_without_a_cache_says_where_one_may_be(
 
 
 def test_a_server_without_tls_is_not_asked_again(
-    cache: Path, tmp_path: Path, kdcache: Command, tries: list[float]
+    served_cache: Path, tmp_path: Path, kdcache: Command, tries: list[float]
 ) -> None:
-    with serve(cache.parent) as server:
+    with serve(served_cache.parent) as server:
         secure = server.url.replace("http://", "https://")
         said = kdcache("pull", f"{secure}/c.zarr", tmp_path / "out.zarr")
     assert (said.code, "is it http://" in said.err) == (1, True), said.err
     assert tries == []
 
 
-def test_a_cache_is_not_cut_in_its_own_place(cache: Path, kdcache: Command) -> None:
-    for command, where in (("select", cache), ("pull", f"file://{cache}")):
-        said = kdcache(command, where, cache, "--views", "0:1")
+def test_a_cache_is_not_cut_in_its_own_place(served_cache: Path, kdcache: Command) -> None:
+    for command, where in (("select", served_cache), ("pull", f"file://{served_cache}")):
+        said = kdcache(command, where, served_cache, "--views", "0:1")
         assert (said.code, "the cache itself" in said.err) == (2, True)
 
 
 def test_a_folder_that_cannot_be_is_no_lock_to_remove(
-    cache: Path, tmp_path: Path, kdcache: Command
+    served_cache: Path, tmp_path: Path, kdcache: Command
 ) -> None:
     (tmp_path / "file").write_text("")
-    said = kdcache("push", cache, f"file://{tmp_path}/file/c.zarr")
+    said = kdcache("push", served_cache, f"file://{tmp_path}/file/c.zarr")
     assert (said.code, "Check the path and its permissions" in said.err) == (1, True), said.err
 
 
 def test_buckets_are_not_asked_in_vain(
-    cache: Path,
+    served_cache: Path,
     tmp_path: Path,
     kdcache: Command,
     monkeypatch: pytest.MonkeyPatch,
@@ -109,12 +109,14 @@ def test_buckets_are_not_asked_in_vain(
         S3FileSystem.clear_instance_cache()  # which has none
         said = kdcache("pull", "s3://caches/c.zarr", tmp_path / "out.zarr")
         assert (said.code, "no cache at s3://caches/c.zarr" in said.err) == (2, True), said.err
-        said = kdcache("push", cache, "s3://caches/c.zarr", "--license", "other")
+        said = kdcache("push", served_cache, "s3://caches/c.zarr", "--license", "other")
         assert (said.code, "bucket does not exist" in said.err) == (1, True), said.err
         fsspec.filesystem("s3", skip_instance_cache=True).mkdir("caches")
         assert fsspec_client.FsspecClient("s3://caches/c.zarr").stat("zarr.json") is None
         with pytest.raises(FileNotFoundError):
             fsspec_client.FsspecClient("s3://caches/c.zarr").sized("zarr.json", 9)
-        assert kdcache("push", cache, "s3://caches/c.zarr", "--license", "other").code == 0
-        assert Cache.open("s3://caches/c.zarr").content_id() == Cache.open(cache).content_id()
+        assert kdcache("push", served_cache, "s3://caches/c.zarr", "--license", "other").code == 0
+        assert (
+            Cache.open("s3://caches/c.zarr").content_id() == Cache.open(served_cache).content_id()
+        )
     assert tries == []
