@@ -1,4 +1,4 @@
-"""The prose rule of CONTRIBUTING.md: first lines of docstrings, and texts that a user reads.
+"""The prose rule of CONTRIBUTING.md: docstrings, texts that a user reads, names of tests.
 
 Caches, labels, files and networks do not speak, know, want or lie, and a first line is an
 imperative or a noun phrase. Words that are wrong in nearly every sense are forbidden outright.
@@ -54,3 +54,12 @@ def test_the_voice_of_a_module(file: Path) -> None:
     assert [line for line in lines if QUESTION.match(line)] == []
     assert [line for line in lines if FORBIDDEN.search(line)] == []
     assert [text for text in messages(tree) if FORBIDDEN.search(text)] == []
+
+
+def test_names_of_tests() -> None:
+    words = re.compile(f"_{FORBIDDEN.pattern[2:-2]}_", re.IGNORECASE)
+    names = re.findall(
+        r"def (test_\w+)", "\n".join(map(Path.read_text, ROOT.glob("tests/**/*.py")))
+    )
+    assert names
+    assert [name for name in names if words.search(f"{name}_")] == []

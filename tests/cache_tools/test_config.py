@@ -70,7 +70,7 @@ def own(folder: Path, name: str, text: str) -> str:
     return str(folder / name)
 
 
-def test_a_recipe_says_what_it_changes_of_its_base(tmp_path: Path) -> None:
+def test_a_recipe_lists_what_it_changes_of_its_base(tmp_path: Path) -> None:
     text = 'base = "vanillakd-a2"\nnum_views = 7\n[views]\nmixup = 0.8\n'
     loaded, base = caching.load(own(tmp_path, "mine.toml", text)), caching.load("vanillakd-a2")
     assert loaded == replace(base, num_views=7, views=replace(base.views, mixup=0.8))

@@ -113,7 +113,7 @@ def test_a_broken_image_is_named(kdcache: Command, teacher: Path, tmp_path: Path
     assert "n01440764_10026" in outcome.err
 
 
-def test_all_broken_images_are_named_before_the_teacher_is_asked(
+def test_all_broken_images_are_named_before_the_teacher_runs(
     kdcache: Command, teacher: Path, tmp_path: Path
 ) -> None:
     """Their headers are whole: only who decodes them notices."""
@@ -212,7 +212,7 @@ def test_a_strangers_train_py_does_not_shadow_ours(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("debug", [False, True])
-def test_tracebacks_are_for_those_who_ask(tmp_path: Path, debug: bool) -> None:
+def test_tracebacks_appear_on_request(tmp_path: Path, debug: bool) -> None:
     command = [str(Path(sys.executable).parent / "kdcache"), "info", str(tmp_path / "none")]
     env = {"PATH": "/usr/bin"} | ({"KDCACHE_DEBUG": "1"} if debug else {})
     result = subprocess.run(command, capture_output=True, text=True, env=env)

@@ -89,7 +89,7 @@ def test_every_cache_recipe_plans(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", papers(CACHES))
-def test_what_the_header_of_a_cache_recipe_says_is_what_it_plans(name: str) -> None:
+def test_the_header_of_a_cache_recipe_matches_its_plan(name: str) -> None:
     said, loaded = header("pipeline", name), caching.load(name)
     assert "Deviations" in text_of("pipeline", name)
     assert said["command"].startswith(f"kdcache cache {name} --data ")
@@ -115,7 +115,7 @@ def test_a_cache_recipe_names_its_students(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", papers(STUDENTS))
-def test_what_the_header_of_a_training_recipe_says_is_what_it_plans(name: str) -> None:
+def test_the_header_of_a_training_recipe_matches_its_plan(name: str) -> None:
     said, loaded = header("train", name), training.load(name)
     assert "Deviations" in text_of("train", name)
     assert said["command"].startswith(f"make train RECIPE={name} DATA=")
@@ -142,7 +142,7 @@ def test_no_schedule_shows_a_view_more_often_than_was_found_harmless(name: str) 
     assert loaded.views_shown <= 3 * loaded.min_views
 
 
-def test_adding_views_to_the_cache_of_a1_is_what_the_longest_run_says() -> None:
+def test_adding_views_to_the_cache_of_a1_matches_the_longest_run() -> None:
     said = header("train", "vanillakd-4800")
     (gigabytes,) = found(r"([\d.]+) GB", said["needs"])
     whole, rate, added = found(
@@ -167,7 +167,7 @@ def test_make_finds_the_cache_that_a_recipe_shares(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STUDENTS)
-def test_timm_has_the_student_with_all_that_the_recipe_asks_of_it(name: str) -> None:
+def test_timm_has_the_student_with_all_keys_of_the_recipe(name: str) -> None:
     loaded = replace(training.load(name), init="")
     with torch.device("meta"):
         student = factory.create_student(loaded, 1000)

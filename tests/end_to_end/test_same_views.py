@@ -152,7 +152,7 @@ def test_other_files_of_the_same_images_give_the_same_views(
     assert seen_by_student(store, opened(store, tmp_path), 60, 2, 0) == seen_by_teacher
 
 
-def test_reencoded_images_are_told_apart(teacher: Path, tmp_path: Path) -> None:
+def test_reencoded_images_are_detected(teacher: Path, tmp_path: Path) -> None:
     """Quality 95 of the same pictures under the same names, refused by stage 1 and stage 2."""
     random = np.random.default_rng(0)
     for number in range(8):

@@ -209,7 +209,7 @@ def test_a_hub_that_cannot_be_reached_is_explained(monkeypatch: pytest.MonkeyPat
         teachers.load("resnet18.a1_in1k", 224, "fp32")
 
 
-def test_the_weights_hash_knows_every_tensor(teacher: Path) -> None:
+def test_the_weights_hash_covers_every_tensor(teacher: Path) -> None:
     loaded = teachers.load(str(teacher), 32, "fp32")
     before = teachers.weights_sha256(loaded.model)
     assert before == loaded.spec.weights_sha256

@@ -112,7 +112,7 @@ def test_what_is_kept_of_an_ensemble_can_be_chosen(
     assert "'temperature' is no name of it" in refused.err
 
 
-def test_more_than_the_members_know_cannot_be_kept(tmp_path: Path, kdcache: Command) -> None:
+def test_more_classes_than_the_members_keep_are_refused(tmp_path: Path, kdcache: Command) -> None:
     for seed in (1, 2):
         np.save(tmp_path / f"{seed}.npy", logits(seed))
         keep = of_all_classes("tau=0.05,max=9,min=2")

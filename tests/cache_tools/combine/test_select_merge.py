@@ -249,7 +249,9 @@ def test_two_labs_views_and_samples_are_one_cache(
     assert files(out) == before
 
 
-def test_what_nobody_has_is_said_and_can_follow(tmp_path: Path, kdcache: Command) -> None:
+def test_parts_that_no_source_has_are_reported_and_can_follow(
+    tmp_path: Path, kdcache: Command
+) -> None:
     known = lab.keys(64)
     a = lab.build(tmp_path / "a.zarr", known[:40], range(2))
     b = lab.build(tmp_path / "b.zarr", known[40:], range(1))

@@ -58,7 +58,7 @@ def test_patterns(digits: Path, pattern: str) -> None:
     assert images.num_classes == 10
 
 
-def test_a_sample_reads_the_same_wherever_it_lies(digits: Path, tmp_path: Path) -> None:
+def test_a_sample_reads_the_same_from_every_source(digits: Path, tmp_path: Path) -> None:
     unpack(digits / "digits-train-0000.tar", tmp_path)
     by_name = {}
     for source in (digits, tmp_path):
@@ -68,7 +68,7 @@ def test_a_sample_reads_the_same_wherever_it_lies(digits: Path, tmp_path: Path) 
             assert by_name.setdefault(images.names[i].rpartition("/")[2], data) == data
 
 
-def test_equal_stems_are_told_apart_by_their_path(tmp_path: Path, digits: Path) -> None:
+def test_equal_stems_are_distinguished_by_their_path(tmp_path: Path, digits: Path) -> None:
     unpack(digits / "digits-train-0000.tar", tmp_path)
     first = next((tmp_path / "class3").iterdir())
     shutil.copy(first, tmp_path / "class4" / first.name)

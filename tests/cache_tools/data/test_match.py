@@ -45,7 +45,7 @@ def test_renamed_images_are_found_by_their_bytes(
     assert [joined.read(i) for i in range(100)] == [images.read(i) for i in range(100)]
 
 
-def test_names_that_stand_for_two_images_are_told_apart(
+def test_names_of_two_images_are_distinguished(
     images: ImageDataset, digits_cache: Path, tmp_path: Path
 ) -> None:
     """A copy that numbers the images of each class: stems repeat, and one of them is a key."""

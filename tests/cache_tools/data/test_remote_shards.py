@@ -154,7 +154,7 @@ def test_failures_cost_time_and_nothing_else(
     assert contents(images) == contents(open_images(str(digits), "train"))
 
 
-def test_a_silent_server_is_asked_again(
+def test_a_request_without_an_answer_is_repeated(
     server: RangeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fsspec_client, "_SILENCE", 1.0)

@@ -168,7 +168,7 @@ def test_keys_that_webdataset_would_cut_are_refused(tmp_path: Path, kdcache: Com
     assert kdcache("convert", tmp_path / "c", tmp_path / "p", "--to", "parquet").code == 0
 
 
-def test_imported_views_are_told_whole(tmp_path: Path, kdcache: Command) -> None:
+def test_imported_views_are_exported_whole(tmp_path: Path, kdcache: Command) -> None:
     sizes = writers.pictures(tmp_path / "photos")
     writers.ml_dr(tmp_path / "dr", sizes)
     data = ("--data", tmp_path / "photos", "--out", tmp_path / "c")

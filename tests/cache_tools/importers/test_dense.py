@@ -127,12 +127,12 @@ def test_other_samples_or_classes_cannot_be_compared(folder: Path, tmp_path: Pat
         diff.diff(diff.open_side(str(tmp_path / "keys.npz")), cache)
 
 
-def test_a_limit_compares_some_and_says_so(folder: Path) -> None:
+def test_a_limit_compares_some_and_is_reported(folder: Path) -> None:
     sides = [diff.open_side(str(folder / name)) for name in ("a.npz", "a.zarr")]
     assert diff.diff(*sides, limit=500)["compared"] == 500
 
 
-def test_nobody_can_replay_imported_logits(
+def test_imported_logits_cannot_be_replayed(
     folder: Path, digits: Path, kdcache: Callable[..., object], tmp_path: Path
 ) -> None:
     for command in (

@@ -54,7 +54,7 @@ def opened(out: Path, folder: Path) -> tuple[Cache, ImageDataset]:
     return store, match.match(store.table, store.spec.dataset, images)
 
 
-def told(store: Cache, key: str, view: int) -> tuple[dict[int, float], float]:
+def stored_probabilities(store: Cache, key: str, view: int) -> tuple[dict[int, float], float]:
     """Classes with probabilities and the mass of all others, as the cache has them."""
     row = store.table.keys.index(key)
     targets = codec.decode(store.read(Part(view, 0))[0], store.spec.targets, np.array([row]))
@@ -87,7 +87,7 @@ def test_fkd_boxes_flips_and_words_come_along(
         params = view_params.parameters(store, view, np.array([row]))
         assert params.box_B4[0].tolist() == boxes["n01/n01_2"][view].tolist()
         assert bool(params.flip_B[0]) == bool(stored[1][view])
-        kept, tail = told(store, "n01_2", view)
+        kept, tail = stored_probabilities(store, "n01_2", view)
         expected = dict(zip(stored[2][view][0].astype(int), stored[2][view][1], strict=True))
         assert kept.keys() == expected.keys()
         assert all(abs(kept[c] - p) < 0.03 for c, p in expected.items())
@@ -211,7 +211,7 @@ def test_ml_dr_views_come_along(
         for i, name in enumerate(names):
             key = name.rpartition("/")[2]
             row, said = store.table.keys.index(key), files[i][view]
-            kept, _ = told(store, key, view)
+            kept, _ = stored_probabilities(store, key, view)
             assert kept.keys() == set(said["prob"][1])
             assert max(kept, key=lambda c: kept[c]) == writers.label_of(name)
             partner, *params = said["params"] if mixed else [None, *said["params"]]
@@ -339,7 +339,7 @@ def test_files_that_ml_dr_does_not_write_are_refused(
         (lambda a: a["random_resized_crop"].__setitem__("interpolation", endless()), "bilinear"),
     ],
 )
-def test_configurations_that_are_not_read_say_so(
+def test_configurations_that_are_not_read_are_refused(
     change: Callable[[dict], object], message: str, sizes: Sizes, tmp_path: Path, import_: Command
 ) -> None:
     writers.ml_dr(tmp_path / "dr", sizes, views=1)
@@ -394,7 +394,7 @@ def test_tinyvit_is_read_with_its_odd_cases(
         for i, name in enumerate(names):
             key, record = name.split("/")[1], records[view, i]
             assert seeds[store.table.keys.index(key)] == record["seed"]
-            kept, tail = told(store, key, view)
+            kept, tail = stored_probabilities(store, key, view)
             assert kept.keys() == set(record["index"].tolist())
             expected = max(1 - float(record["p"].astype("f8").sum()), 0)
             assert abs(tail - expected) < 0.01
@@ -494,13 +494,13 @@ def test_fewer_classes_are_kept_on_request(
     done = import_("fkd", tmp_path / "fkd", tmp_path / "c", "--size", 32, "--keep", "k=1")
     assert done.code == 0
     store, _ = opened(tmp_path / "c", folder)
-    kept, tail = told(store, "n02_3", 0)
+    kept, tail = stored_probabilities(store, "n02_3", 0)
     assert list(kept) == [2]
     assert kept[2] + tail == pytest.approx(1)
     assert import_("fkd", tmp_path / "fkd", tmp_path / "d", "--keep", "k=1,t2=2").code == 2
 
 
-def test_what_an_import_must_be_told(sizes: Sizes, tmp_path: Path, kdcache: Command) -> None:
+def test_options_that_an_import_requires(sizes: Sizes, tmp_path: Path, kdcache: Command) -> None:
     writers.fkd(tmp_path / "fkd", sizes)
     said = kdcache("import", "fkd", tmp_path / "fkd", "--out", tmp_path / "c")
     assert (said.code, "--data" in said.err) == (2, True)
@@ -508,7 +508,7 @@ def test_what_an_import_must_be_told(sizes: Sizes, tmp_path: Path, kdcache: Comm
     assert said.code == 2
 
 
-def test_a_teacher_that_knows_nothing_of_these_labels_is_refused(
+def test_a_teacher_at_chance_level_on_these_labels_is_refused(
     tmp_path: Path, kdcache: Command
 ) -> None:
     sizes = writers.pictures(tmp_path / "photos", count=70)
@@ -579,7 +579,7 @@ def test_imported_views_need_their_parameters(imported: Cache) -> None:
         imported.write(Part(0, 0), stored, probes, {}, {})
 
 
-def test_nobody_asks_a_teacher_whose_weights_are_unknown(
+def test_a_teacher_of_unknown_weights_is_not_recomputed(
     imported: Cache, folder: Path, kdcache: Command
 ) -> None:
     data = ("--data", folder / "photos")

@@ -32,7 +32,7 @@ def test_a_rectangle_is_erased_and_nothing_else() -> None:
     assert (image == PHOTOGRAPHS[0]).all()
 
 
-def test_noise_is_what_the_format_says() -> None:
+def test_noise_is_as_in_the_format() -> None:
     image = erased(kernels.NOISE, (124, 116, 104), 7, 20, 30, 50, 60)
     zero = np.uint64(0)
     counters = np.arange(50 * 60, dtype=np.uint64)

@@ -36,7 +36,7 @@ def test_the_first_rows_are_those_of_the_whole_picture(kind: str, grey: bool) ->
         assert (len(beginning) == rows) == spared or rows == 151
 
 
-def test_damage_in_the_wanted_rows_is_told_and_below_them_is_not_looked_for() -> None:
+def test_damage_in_the_wanted_rows_is_reported_and_below_them_is_not_looked_for() -> None:
     data = encoded(PHOTO, quality=90)
     scan = data.index(b"\xff\xda")
     early, late = data[: scan + 300] + b"\xff\xd9", data[:-300] + b"\xff\xd9"

@@ -61,7 +61,7 @@ def hostile(digits: Path, finished: Path, tmp_path_factory: pytest.TempPathFacto
     return root
 
 
-def told(outcome: Outcome) -> list[dict]:
+def subjects_of(outcome: Outcome) -> list[dict]:
     assert outcome.code == 0, outcome.err
     return json.loads(outcome.out)["subjects"]
 
@@ -118,7 +118,7 @@ def test_the_sum_of_squares_tightens_the_bound() -> None:
 
 
 def test_the_facts_of_a_cache_against_its_targets(kdcache: Command, digits_cache: Path) -> None:
-    facts = told(kdcache("report", digits_cache, "--json"))[0]
+    facts = subjects_of(kdcache("report", digits_cache, "--json"))[0]
     store = Cache.open(digits_cache)
     first, sure, label = [], [], []
     for view in range(store.num_views):
@@ -152,11 +152,11 @@ def test_the_facts_of_a_cache_against_its_targets(kdcache: Command, digits_cache
     assert right == pytest.approx(calibration["top1"])
 
 
-def test_a_sample_is_a_sample_and_says_so(
+def test_a_sample_is_reported_as_a_sample(
     kdcache: Command, digits_cache: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "report.html"
-    facts = told(kdcache("report", digits_cache, "--limit", 60, "--out", out, "--json"))[0]
+    facts = subjects_of(kdcache("report", digits_cache, "--limit", 60, "--out", out, "--json"))[0]
     assert facts["sampled"] == {"views": 60, "of": 400}
     text = out.read_text()
     assert "A sample: 60 of 400 stored views" in text
@@ -164,7 +164,7 @@ def test_a_sample_is_a_sample_and_says_so(
     assert "Of every view 10 of 10 classes are kept." in text
 
 
-def test_every_chart_says_its_finding_and_the_page_needs_nothing(
+def test_every_chart_has_its_finding_and_the_page_needs_nothing(
     kdcache: Command, digits_cache: Path, finished: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "report.html"
@@ -211,10 +211,10 @@ def test_names_of_strangers_stay_text(kdcache: Command, hostile: Path, tmp_path:
     assert not set(text) & set("\x1b\x01\u202e")
 
 
-def test_a_run_is_told_by_class(
+def test_a_run_is_reported_by_class(
     kdcache: Command, finished: Path, digits: Path, tmp_path: Path
 ) -> None:
-    facts = told(kdcache("report", finished, "--json"))[0]
+    facts = subjects_of(kdcache("report", finished, "--json"))[0]
     seen = kdcache("eval", finished, "--views", 2048, "--json")
     measured = json.loads(seen.out)
     assert facts["measured"]["data"] == measured["data"]
@@ -345,7 +345,7 @@ def test_a_sweep_of_strange_values_is_shown_as_it_is(kdcache: Command, tmp_path:
     assert kdcache("report", tmp_path, "--out", out).code == 0
 
 
-def test_a_run_says_why_it_did_not_go_on(kdcache: Command, finished: Path, tmp_path: Path) -> None:
+def test_a_run_shows_why_it_stopped(kdcache: Command, finished: Path, tmp_path: Path) -> None:
     begun = shutil.copytree(finished, tmp_path / "begun")
     shutil.rmtree(begun / "model")
     (begun / "result.json").unlink()
@@ -371,7 +371,7 @@ def test_a_long_history_is_read_in_bounded_memory(tmp_path: Path) -> None:
     assert history.read(tmp_path / "none") == []
 
 
-def test_what_is_not_there_is_said(
+def test_missing_facts_are_reported(
     kdcache: Command, mutable_cache: Path, finished: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "report.html"
@@ -454,7 +454,7 @@ def test_without_its_libraries_the_extra_is_named(
     outcome = kdcache("report", digits_cache, "--out", tmp_path / "r.html")
     assert outcome.code == 2
     assert "pip install 'kdcache[report]'" in outcome.err
-    assert told(kdcache("report", digits_cache, "--json"))
+    assert subjects_of(kdcache("report", digits_cache, "--json"))
 
 
 def test_a_chart_takes_any_name_and_is_the_same_every_time() -> None:

@@ -125,7 +125,7 @@ _CONTRAST = """Math.min(...[...document.querySelectorAll(
 }))"""
 
 
-def test_what_a_screen_reader_is_told(chromium: Any, report: Path) -> None:
+def test_labels_for_screen_readers(chromium: Any, report: Path) -> None:
     """Every picture is an image with a name that has numbers; the headings begin with one."""
     view, _ = opened(chromium, report, "desk", "light")
     images = view.get_by_role("img").all()

@@ -155,7 +155,7 @@ def test_nothing_there_is_explained(server: RangeServer, tmp_path: Path, kdcache
     assert (said.code, "there is no cache at" in said.err) == (2, True)
 
 
-def test_bytes_are_asked_for_a_few_times_only(server: RangeServer) -> None:
+def test_bytes_are_requested_a_few_times_only(server: RangeServer) -> None:
     store = Cache.open(f"{server.url}/cache.zarr")
     server.trouble = lambda number, path: "flip" if "tail" in path else ""
     assert isinstance(store.check_part(Part(0, 0)), backends.CacheDamaged)

@@ -130,7 +130,9 @@ def test_where_it_cannot_go_is_explained(
     assert (said.code, message in said.err) == (2, True), said.err
 
 
-def test_somebody_elses_readme_stays(source_cache: Path, tmp_path: Path, kdcache: Command) -> None:
+def test_a_readme_of_other_origin_stays(
+    source_cache: Path, tmp_path: Path, kdcache: Command
+) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "there/README.md").write_text("mine")
     assert kdcache("push", source_cache, f"file://{tmp_path}/there").code == 0
@@ -177,7 +179,7 @@ def test_the_hub_gets_few_commits_the_manifest_after_the_parts(
     assert FakeHub.commits[2:-1] == described
 
 
-def test_the_card_says_what_is_known_and_how_to_read(
+def test_the_card_has_the_facts_and_how_to_read(
     source_cache: Path, tmp_path: Path, kdcache: Command
 ) -> None:
     said = kdcache(

@@ -57,7 +57,7 @@ def test_a_url_is_read_and_written(memory: str, mutable_cache: Path, images: Ima
         Cache.open("memory://lab/nothing")
 
 
-def test_a_url_that_nobody_knows_is_explained() -> None:
+def test_a_url_of_an_unknown_kind_is_refused() -> None:
     with pytest.raises(UsageError, match="nosuch://"):
         Cache.open("nosuch://x/y")
 
@@ -75,7 +75,7 @@ def test_a_damaged_zip_is_named(mutable_cache: Path, tmp_path: Path) -> None:
         Cache.open(path)
 
 
-def test_info_says_what_a_paper_prints(digits_cache: Path, kdcache: Callable[..., object]) -> None:
+def test_info_has_what_a_paper_prints(digits_cache: Path, kdcache: Callable[..., object]) -> None:
     facts = json.loads(kdcache("info", digits_cache, "--json").out)
     store = Cache.open(digits_cache)
     assert facts["parts"] == {"total": 4, "done": 4}
@@ -124,7 +124,7 @@ def test_the_verdict_has_one_word(mutable_cache: Path, kdcache: Callable[..., ob
     assert all("kdcache cache" in line for line in lines[:2])
 
 
-def test_the_teacher_is_asked_again(
+def test_recompute_runs_the_teacher_again(
     mutable_cache: Path, digits: Path, teacher: Path, kdcache: Callable[..., object]
 ) -> None:
     ask = (
@@ -154,7 +154,7 @@ def test_the_teacher_is_asked_again(
     assert all("view 2 of" in p["message"] for p in verdict["problems"])
 
 
-def test_another_teacher_is_told_apart(
+def test_another_teacher_is_detected(
     mutable_cache: Path, digits: Path, tmp_path: Path, kdcache: Callable[..., object]
 ) -> None:
     import timm

@@ -89,7 +89,7 @@ def test_what_is_kept_is_not_believed(
     assert again.table.sha256 == store.table.sha256
 
 
-def test_a_full_folder_is_said_and_others_make_room(
+def test_a_full_folder_is_reported_and_others_make_room(
     server: RangeServer, digits_cache: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warned: list[str] = []

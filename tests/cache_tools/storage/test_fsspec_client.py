@@ -49,7 +49,7 @@ def test_a_url_that_cannot_be_is_explained(
     assert "Traceback" not in said.err
 
 
-def test_a_place_without_a_cache_says_where_one_may_be(
+def test_a_place_without_a_cache_is_refused_with_a_hint(
     served_cache: Path, tmp_path: Path, kdcache: Command
 ) -> None:
     with serve(served_cache.parent) as server:
@@ -60,7 +60,7 @@ def test_a_place_without_a_cache_says_where_one_may_be(
         assert kdcache("pull", f"{server.url}/c.zarr/", tmp_path / "out.zarr").code == 0
 
 
-def test_a_server_without_tls_is_not_asked_again(
+def test_a_request_to_a_server_without_tls_is_not_repeated(
     served_cache: Path, tmp_path: Path, kdcache: Command, tries: list[float]
 ) -> None:
     with serve(served_cache.parent) as server:
@@ -84,7 +84,7 @@ def test_a_folder_that_cannot_be_is_no_lock_to_remove(
     assert (said.code, "Check the path and its permissions" in said.err) == (1, True), said.err
 
 
-def test_buckets_are_not_asked_in_vain(
+def test_buckets_get_no_needless_requests(
     served_cache: Path,
     tmp_path: Path,
     kdcache: Command,

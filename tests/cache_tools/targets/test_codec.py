@@ -136,7 +136,7 @@ def test_rows_are_decoded_in_any_order() -> None:
         assert (getattr(codec.decode(halves, spec), name) == getattr(whole, name)).all()
 
 
-def test_the_true_class_and_the_squares_are_there_where_they_are_asked_for() -> None:
+def test_the_true_class_and_the_squares_are_stored_where_the_spec_has_them() -> None:
     values, labels = logits(4, 1000, 2.5, 300), np.full((300, 2), -1)
     labels[:, 0] = np.random.default_rng(0).integers(0, 1000, 300)
     spec = TargetSpec(k_max=20, tau=0.01, true_class=True, tail_square=True)

@@ -116,7 +116,7 @@ def ours_as_timm(config: str) -> list[tuple[str, float]]:
         "rand-m9-n1-mstd0.5-inc1-t3a",
     ],
 )
-def test_randaugment_speaks_timms_grammar(config: str) -> None:
+def test_randaugment_reads_timms_grammar(config: str) -> None:
     theirs, ours = Recorded(config).run().log, ours_as_timm(config)
     if config.endswith("t3a"):  # there, Desaturate is what is Color here
         theirs = [("Color", 1 - v) if n == "Desaturate" else (n, v) for n, v in theirs]

@@ -164,7 +164,7 @@ def seen(spec: ViewSpec, view: int = 0, first: int = 0) -> str:
     return digest.hexdigest()
 
 
-def test_partners_stay_for_as_many_views_as_the_spec_says() -> None:
+def test_partners_stay_for_pair_views_views() -> None:
     spec = replace(BASE, pair_views=3)
     mixed = [draw.mix(spec, IDS[:200], view) for view in range(6)]
     pairs = [m.partner_B.tolist() for m in mixed]

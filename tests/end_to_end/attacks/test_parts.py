@@ -121,7 +121,7 @@ def test_a_frame_that_points_out_of_itself(
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_frames_of_random_damage_crash_nobody(forged: Path, victim: Victim, seed: int) -> None:
+def test_frames_of_random_damage_crash_nothing(forged: Path, victim: Victim, seed: int) -> None:
     """All digests hold, so other legal values may come out; but no crash and no strange error."""
     random_ = random.Random(seed)
     frame = bytearray((forged / CODE).read_bytes()[:-4])

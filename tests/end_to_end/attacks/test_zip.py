@@ -147,7 +147,7 @@ def test_a_member_whose_stream_is_rubbish(
     refused(path, name)
 
 
-def test_a_version_that_zipfile_does_not_know(
+def test_a_version_that_zipfile_cannot_read(
     tmp_path: Path, members: dict[str, bytes], refused: Refused
 ) -> None:
     path = _zip(tmp_path / "c.zip", members)

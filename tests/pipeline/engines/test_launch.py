@@ -57,13 +57,11 @@ def chosen(environ: Environ, *told: int | None, by_number: bool = False) -> tupl
         (srun(0, 1) | {"SLURM_NTASKS": "8"}, (0, 1)),  # a shell of salloc
     ],
 )
-def test_whoever_started_the_process_says_its_share(
-    environ: Environ, expected: tuple[int, int]
-) -> None:
+def test_the_launcher_decides_the_share(environ: Environ, expected: tuple[int, int]) -> None:
     assert chosen(environ) == expected
 
 
-def test_what_is_told_wins() -> None:
+def test_explicit_options_win() -> None:
     assert chosen({}, 3, 8) == (3, 8)
     assert chosen(array(2, 0, 7), 0, 2) == (0, 2)
     assert chosen(array(17, 3, 17, count=2), None, 64) == (17, 64)  # some of a larger array again

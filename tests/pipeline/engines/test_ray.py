@@ -54,7 +54,7 @@ def test_paths_mean_the_same_on_every_node(teacher: Path, monkeypatch: pytest.Mo
     assert engine._absolute_paths(JobSpec(recipe, "s3://b/d", (), "s3://b/c")).out == "s3://b/c"
 
 
-def test_a_node_that_does_not_see_the_cache_says_so(
+def test_a_node_that_does_not_see_the_cache_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe: Any = None

@@ -92,7 +92,7 @@ def test_the_views_that_are_timed_are_those_of_stage_1(
     assert {len(partner) for _, partner in shown} == {16}
 
 
-def test_mistakes_are_told_before_anything_is_measured(
+def test_mistakes_are_reported_before_anything_is_measured(
     kdcache: Command, digits: Path, teacher: Path
 ) -> None:
     outcome = kdcache("plan", "digits", "--teacher", teacher)

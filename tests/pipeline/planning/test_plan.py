@@ -98,14 +98,14 @@ def test_too_few_views_are_refused_with_the_way_out(
     assert "num_views=1800" in outcome.err
 
 
-def test_each_stage_knows_the_recipes_of_the_other(kdcache: Command) -> None:
+def test_each_stage_refers_to_the_recipes_of_the_other(kdcache: Command) -> None:
     outcome = kdcache("plan", "vanillakd-vit-s")
     assert outcome.code == 2
     assert "is a recipe of stage 2" in outcome.err
     assert "kdcache plan vanillakd-a2" in outcome.err
 
 
-def test_training_wants_a_cache_and_a_place(kdcache: Command, tmp_path: Path) -> None:
+def test_training_requires_a_cache_and_an_out_folder(kdcache: Command, tmp_path: Path) -> None:
     outcome = kdcache("train", "digits")
     assert outcome.code == 2
     assert "Pass --cache CACHE and --out RUN" in outcome.err

@@ -38,7 +38,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_teacher_knows_a_cat() -> None:
+def test_the_teacher_recognises_a_cat() -> None:
     cat = skimage.data.chelsea()
     box = draw.center(*cat.shape[:2], 0.875)
     pixels = view.crop_resize(cat, box, 224)[None]

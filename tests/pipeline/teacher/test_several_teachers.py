@@ -111,7 +111,7 @@ def test_several_that_cannot_be_are_refused(
         recipes.load("digits", ['teachers=[{name="a", weight=-1.0}]'])
 
 
-def test_the_recipe_and_the_command_say_the_same() -> None:
+def test_the_recipe_and_the_command_agree() -> None:
     recipe = recipes.load("digits", ['teachers=[{name="a", weight=0.7}, {name="b", weight=0.3}]'])
     assert recipes.sources(recipe) == recipes.sources(
         recipes.load("digits"), ["a", "b"], [0.7, 0.3]
@@ -157,7 +157,7 @@ def test_a_cache_of_several_verifies_against_them(
     assert "0.7 of local:test_resnet" in kdcache("info", together).out
 
 
-def test_one_pass_says_what_the_mixture_of_two_caches_says(
+def test_one_pass_equals_the_mixture_of_two_caches(
     together: Path,
     digits: Path,
     teacher: Path,
@@ -178,7 +178,7 @@ def test_one_pass_says_what_the_mixture_of_two_caches_says(
         reload.load(Cache.open(tmp_path / "m").spec.teacher, 32)
 
 
-def test_online_asks_all_of_them(together: Path, teacher: Path, second_teacher: Path) -> None:
+def test_online_runs_all_of_them(together: Path, teacher: Path, second_teacher: Path) -> None:
     store = Cache.open(together)
     ask = online(store, [str(teacher), str(second_teacher)], CPU)
     pixels = np.zeros((2, 32, 32, 3), "u1")

@@ -138,7 +138,7 @@ def test_a_file_that_is_cut_short_is_explained(teacher: Path, tmp_path: Path, na
         teachers.load(str(tmp_path / name), 32, "fp32", architecture="test_resnet")
 
 
-def test_a_file_does_not_say_of_which_network_it_is(teacher: Path, tmp_path: Path) -> None:
+def test_a_file_of_weights_needs_an_architecture(teacher: Path, tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     torch.save(weights_of(teacher), path)
     with pytest.raises(UsageError, match=r"--architecture NAME"):
@@ -213,7 +213,7 @@ def test_compiled_by_the_recipe(
         torch.testing.assert_close(a, b)
 
 
-def test_the_commit_record_says_how_the_teacher_ran(
+def test_the_commit_record_states_how_the_teacher_ran(
     digits: Path, teacher: Path, tmp_path: Path
 ) -> None:
     recipe = recipes.load("digits", ["num_views=1", 'memory_format="contiguous"'])
@@ -223,7 +223,7 @@ def test_the_commit_record_says_how_the_teacher_ran(
     assert store.spec.teacher.interpolation == "bilinear"
 
 
-def test_manifests_of_teachers_that_say_nothing_new_stay_the_same(digits_cache: Path) -> None:
+def test_manifests_of_teachers_without_new_fields_stay_the_same(digits_cache: Path) -> None:
     """Fields that were added are there only when they say something."""
     spec = Cache.open(digits_cache).spec
     old = replace(spec, teacher=replace(spec.teacher, input_size=0, interpolation=""))

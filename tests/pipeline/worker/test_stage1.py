@@ -198,7 +198,7 @@ def test_mixing_in_place_has_the_bits_of_mixing() -> None:
     assert np.array_equal(x.numpy(), expected)
 
 
-def test_what_another_worker_commits_meanwhile_is_not_asked_for(opened: Opener) -> None:
+def test_what_another_worker_commits_meanwhile_is_not_computed(opened: Opener) -> None:
     bench, other = opened(BLOCKS), opened(BLOCKS)
     wanted = bench.groups(2)
     asked = Counting(bench.network, bench.store.spec.targets, CPU)
@@ -296,7 +296,7 @@ def test_an_image_that_stays_broken_costs_its_parts_and_no_others(
     assert asked.views == 2 * 1024
 
 
-def test_after_a_broken_image_the_teacher_is_not_asked_about_those_before_it(
+def test_after_a_broken_image_the_teacher_does_not_run_on_those_before_it(
     opened: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = opened([*WINDOWS, "num_views=4"])
@@ -356,7 +356,7 @@ class Nan(Forward):
         return index, p, tail * float("nan") if self.seen > 1024 else tail, *others
 
 
-def test_a_teacher_that_says_nan_only_ends_the_run(opened: Opener) -> None:
+def test_a_teacher_of_nothing_but_nan_ends_the_run(opened: Opener) -> None:
     bench = opened(BLOCKS)
     with pytest.raises(NonFinite, match=r"64 of 64 in its batch.*precision=fp32"):
         bench.make(*bench.groups(1), forward=bench.ask(Nan))
@@ -371,7 +371,7 @@ def test_a_teacher_that_says_nan_only_ends_the_run(opened: Opener) -> None:
         pytest.param(signal.SIGINT, 0.0, marks=pytest.mark.slow),
     ],
 )
-def test_a_signal_keeps_what_is_committed_and_says_how_to_go_on(
+def test_a_signal_keeps_what_is_committed_and_names_the_next_step(
     photos: Path,
     teacher: Path,
     tmp_path: Path,
@@ -526,7 +526,7 @@ def test_a_disk_that_fills_up(disk: Path, photos: Path, teacher: Path) -> None:
         run(recipe, str(photos), str(teacher), out, "cpu")
 
 
-def test_commit_records_say_how_busy_the_stages_were(opened: Opener) -> None:
+def test_commit_records_state_how_busy_the_stages_were(opened: Opener) -> None:
     bench = opened(BLOCKS)
     bench.make()
     for made in bench.store.parts():

@@ -127,7 +127,7 @@ def test_damage_and_other_images_are_refused(
         open_images(str(out), "train")
 
 
-def test_the_choice_of_a_loader_says_why(
+def test_the_choice_of_a_loader_is_logged_with_its_reason(
     photos: Path, stores: dict[str, Cache], tmp_path: Path
 ) -> None:
     spec = stores["plain"].spec
@@ -203,7 +203,7 @@ def test_ffcv_gives_the_native_batches(
     assert not left_running()
 
 
-def test_what_the_compiled_code_cannot_make_is_made_or_told(
+def test_what_the_compiled_code_cannot_make_is_made_or_refused(
     photos: Path, stores: dict[str, Cache], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loader = pytest.importorskip("train.data.ffcv_renderer", exc_type=ImportError)

@@ -47,7 +47,7 @@ def replay(kind: str, store: Cache, images: ImageDataset, digits: Path, tmp_path
     return made
 
 
-def test_memory_comes_back_when_nobody_has_a_part_of_it() -> None:
+def test_memory_comes_back_when_no_reference_is_left() -> None:
     memory = BufferPool((4, 2, 2, 3))
     first = memory.take()
     address = first.ctypes.data

@@ -62,7 +62,7 @@ def test_two_steps_from_two_caches(
 
 
 @pytest.mark.parametrize("views_per_epoch", [1, 2])
-def test_batches_hold_the_mean_of_what_each_cache_says(
+def test_batches_hold_the_mean_of_the_caches(
     views_per_epoch: int, digits_cache: Path, sibling_cache: Path, images: ImageDataset
 ) -> None:
     members = open_ensemble([digits_cache, sibling_cache], WEIGHTS)

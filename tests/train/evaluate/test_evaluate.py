@@ -75,7 +75,7 @@ def logits(model: Path, root: Path) -> tuple[torch.Tensor, torch.Tensor]:
     return network(x), torch.tensor([int(file.parent.name) for file in files])
 
 
-def told(outcome: Outcome) -> dict:
+def facts_of(outcome: Outcome) -> dict:
     assert outcome.code == 0, outcome.err
     return json.loads(outcome.out)
 
@@ -89,7 +89,7 @@ def fails(outcome: Outcome, code: int, *words: str) -> None:
 def test_student_average_and_teacher_against_dense_computation(
     kdcache: Command, finished: Path, numbered: Path, teacher: Path
 ) -> None:
-    facts = told(kdcache("eval", finished, "--data", numbered, "--teacher", teacher, "--json"))
+    facts = facts_of(kdcache("eval", finished, "--data", numbered, "--teacher", teacher, "--json"))
     scores = facts["data"][0]["networks"]
     of_teacher, label = logits(teacher, numbered)
     for name, place in (("student", "model"), ("student_ema", "model-ema"), ("teacher", None)):
@@ -156,7 +156,7 @@ def test_the_teacher_as_its_own_student(
         "--crop",
         1,
     )
-    facts = told(kdcache("eval", teacher, *arguments, "--json"))
+    facts = facts_of(kdcache("eval", teacher, *arguments, "--json"))
     own = facts["data"][0]["networks"]["student"]
     assert own["agreement"] == 100
     assert own["kl"] == pytest.approx(0, abs=1e-9)
@@ -189,7 +189,7 @@ def test_several_data_sets_a_row_each(
     kdcache: Command, finished: Path, numbered: Path, digits: Path, teacher: Path
 ) -> None:
     arguments = ("eval", finished, "--data", digits, "--data", numbered, "--teacher", teacher)
-    facts = told(kdcache(*arguments, "--json"))
+    facts = facts_of(kdcache(*arguments, "--json"))
     assert [d["networks"]["student"]["images"] for d in facts["data"]] == [797, 60]
     result = json.loads((finished / "result.json").read_text())
     assert (facts["top1"], facts["top1_ema"]) == (result["top1"], result["top1_ema"])
@@ -208,9 +208,9 @@ def test_a_student_folder_of_a_run_is_seen_as_the_run_sees_it(
     kdcache: Command, finished: Path, digits: Path
 ) -> None:
     """timm's config of the student says 160 pixels, which it has never seen."""
-    own = told(kdcache("eval", finished / "model-ema", "--json"))
+    own = facts_of(kdcache("eval", finished / "model-ema", "--json"))
     assert own["view_size"] == 32
-    assert own["top1"] == told(kdcache("eval", finished, "--views", 0, "--json"))["top1_ema"]
+    assert own["top1"] == facts_of(kdcache("eval", finished, "--views", 0, "--json"))["top1_ema"]
 
 
 def test_real_labels_leave_out_pictures_without_any(
@@ -222,7 +222,7 @@ def test_real_labels_leave_out_pictures_without_any(
     file = tmp_path / "real.json"
     file.write_text(json.dumps(dict(zip(names, allowed, strict=True))))
     arguments = ("eval", finished, "--data", numbered, "--real", file, "--views", 0)
-    scores = told(kdcache(*arguments, "--json"))["data"][0]["networks"]["student"]
+    scores = facts_of(kdcache(*arguments, "--json"))["data"][0]["networks"]["student"]
     right = [int(c) in a for c, a in zip(own.argmax(1), allowed, strict=True) if a]
     assert scores["real_images"] == len(right) == 40
     assert scores["real_top1"] == pytest.approx(100 * np.mean(right))
@@ -242,30 +242,32 @@ def test_a_thousand_classes_by_number(kdcache: Command, numbered: Path, tmp_path
         model.get_classifier().weight.zero_()
         model.get_classifier().bias.copy_(torch.eye(1000)[10] * 9 + torch.eye(1000)[999])
     save_for_hf(model, str(tmp_path / "model"), safe_serialization=True)
-    facts = told(kdcache("eval", tmp_path / "model", "--data", root, "--size", 32, "--json"))
+    facts = facts_of(kdcache("eval", tmp_path / "model", "--data", root, "--size", 32, "--json"))
     counts = [len(list((root / name).iterdir())) for name in ("10", "2", "999")]
     assert facts["top1"] == pytest.approx(100 * counts[0] / sum(counts), abs=1e-3)
     # ties beyond the first two classes go to low numbers: 2 may be among the five, 999 is
     assert facts["top5"] >= round(100 * (counts[0] + counts[2]) / sum(counts), 3)
 
 
-def test_a_cache_that_is_gone_or_another_is_left_out_unless_asked_for(
+def test_a_cache_that_is_gone_or_another_is_left_out_unless_named(
     kdcache: Command, finished: Path, mutable_cache: Path, tmp_path: Path
 ) -> None:
     away = shutil.copytree(finished, tmp_path / "run")
     config = json.loads((away / "config.json").read_text())
     (away / "config.json").write_text(json.dumps(config | {"cache": str(tmp_path / "gone")}))
-    assert told(kdcache("eval", away, "--json"))["cache"] is None
-    assert told(kdcache("eval", away, "--cache", mutable_cache, "--json"))["cache"]["views"] == 400
+    assert facts_of(kdcache("eval", away, "--json"))["cache"] is None
+    assert (
+        facts_of(kdcache("eval", away, "--cache", mutable_cache, "--json"))["cache"]["views"] == 400
+    )
     other = config | {"cache": str(mutable_cache), "cache_fingerprint": "sha256:other"}
     (away / "config.json").write_text(json.dumps(other))
     outcome = kdcache("eval", away, "--json")
-    assert told(outcome)["cache"] is None
+    assert facts_of(outcome)["cache"] is None
     assert "differs from the cache" in outcome.err
     (away / "config.json").write_text(json.dumps(config | {"cache": str(mutable_cache)}))
     next(mutable_cache.glob("commits/v0001/*.json")).unlink()
     outcome = kdcache("eval", away, "--json")
-    assert told(outcome)["cache"] is None
+    assert facts_of(outcome)["cache"] is None
     assert "view 1" in outcome.err
     fails(kdcache("eval", away, "--cache", mutable_cache), 1, "CacheIncomplete", "view 1")
 
@@ -341,7 +343,7 @@ def test_a_run_without_validation_still_has_its_cache(
     config = json.loads((run_ / "config.json").read_text()) | {"data": str(data)}
     (run_ / "config.json").write_text(json.dumps(config))
     outcome = kdcache("eval", run_, "--json")
-    facts = told(outcome)
+    facts = facts_of(outcome)
     assert "has no validation split" in outcome.err
     assert (facts["data"], facts["top1"], facts["images"]) == ([], None, 0)
     assert facts["cache"]["views"] == 400

@@ -43,7 +43,7 @@ def test_a_bin_is_closed_above() -> None:
     assert calibration.error == 0
 
 
-def test_a_tally_of_nothing_says_nothing() -> None:
+def test_a_tally_of_nothing_has_no_means() -> None:
     scores = Tally().scores()
     assert scores.images == 0
     assert {v for k, v in vars(scores).items() if k != "images"} == {None}

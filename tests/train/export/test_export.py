@@ -47,7 +47,7 @@ def opened(folder: Path) -> torch.nn.Module:
         ("--best", "model-best", "top1_best"),
     ],
 )
-def test_timm_opens_it_and_it_says_the_same(
+def test_timm_opens_it_and_its_outputs_are_the_same(
     finished: Path, kdcache: Command, tmp_path: Path, option: str | None, name: str, key: str
 ) -> None:
     out = tmp_path / "student"
@@ -92,7 +92,7 @@ def test_timms_own_transform_gives_the_accuracy_of_the_run(
     )
 
 
-def test_the_card_says_what_it_is(finished: Path, kdcache: Command, tmp_path: Path) -> None:
+def test_the_card_describes_the_student(finished: Path, kdcache: Command, tmp_path: Path) -> None:
     out = tmp_path / "student"
     assert "license: unknown" in kdcache("export", finished, "--out", out).err
     assert "license: unknown\n" in (out / "README.md").read_text()
@@ -148,7 +148,7 @@ def test_what_cannot_be_exported(finished: Path, kdcache: Command, tmp_path: Pat
     assert not (tmp_path / "student").exists()
 
 
-def test_a_run_of_an_earlier_version_is_told_how_to_help_itself(
+def test_a_run_of_an_earlier_version_gets_a_next_step(
     finished: Path, digits_cache: Path, kdcache: Command, tmp_path: Path
 ) -> None:
     old = shutil.copytree(finished, tmp_path / "old")

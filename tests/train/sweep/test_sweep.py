@@ -246,7 +246,7 @@ def swept(digits_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_sweep_says_what_it_found_and_what_it_cost(swept: Path) -> None:
+def test_a_sweep_reports_its_result_and_cost(swept: Path) -> None:
     facts = json.loads((swept / "out/sweep.json").read_text())
     assert facts["swept"] == ["temperature", "opt", "lr"]
     states = {row["name"]: row["state"] for row in facts["students"]}
@@ -405,7 +405,7 @@ def test_a_signal_between_two_cohorts_stops_the_sweep(
         sweeps.train(sweep, planned)
 
 
-def test_ray_is_asked_for_by_name(
+def test_ray_is_selected_by_name(
     kdcache: Command, digits_cache: Path, written: Callable[[str], Path], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -416,7 +416,7 @@ def test_ray_is_asked_for_by_name(
     assert "pip install 'kdcache[ray]'" in outcome.err
 
 
-def test_what_a_trial_tells_ray(
+def test_what_a_trial_reports_to_ray(
     digits_cache: Path,
     written: Callable[[str], Path],
     tmp_path: Path,
@@ -461,7 +461,7 @@ def test_what_asha_has_stopped_goes_on_without_it(
     assert "stopped" in table.table(sweeps.rows(sweep), ["student", "temperature"])
 
 
-def test_students_are_called_by_what_tells_them_apart() -> None:
+def test_students_are_named_by_the_keys_that_differ() -> None:
     rows = [{"name": "net,lr=0.1", "student": "net", "lr": 0.1}, {"name": "net,lr=1", "lr": 1.0}]
     assert table.headers(rows, ["student", "lr"]) == ["student", "lr"]
     assert table.headers(rows, ["student", "lr", "opt"]) == ["student", "lr", "opt"]
@@ -469,7 +469,7 @@ def test_students_are_called_by_what_tells_them_apart() -> None:
     assert table.headers(rows, []) == ["name"]
 
 
-def test_a_student_that_left_says_why(swept: Path, kdcache: Command) -> None:
+def test_a_student_that_left_has_a_reason(swept: Path, kdcache: Command) -> None:
     wild = swept / "out" / "wild,test_resnet,temperature=1"
     for verb in ("eval", "export"):
         outcome = kdcache(verb, wild, *(["--out", swept / "e"] if verb == "export" else []))

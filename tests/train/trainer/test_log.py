@@ -290,7 +290,7 @@ def test_every_student_of_a_cohort_is_a_run_of_its_own(
         assert losses == [row["loss"] for row in rows(out)]
 
 
-def test_without_wandb_a_message_says_how_to_get_it(
+def test_without_wandb_a_message_has_the_install_command(
     kdcache: Command, digits_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ("train", "digits", "--cache", digits_cache, "--out", tmp_path / "run", "--log")

@@ -78,7 +78,7 @@ def test_timm_opens_the_student_and_eval_measures_the_same(
     assert measured["images"] == 797
 
 
-def test_a_second_time_trains_nothing_until_asked(
+def test_a_second_time_trains_nothing_without_fresh(
     finished: Path, kdcache: Command, digits_cache: Path, tmp_path: Path
 ) -> None:
     run = shutil.copytree(finished, tmp_path / "run")
@@ -160,7 +160,7 @@ def test_a_checkpoint_in_the_middle_of_an_epoch_is_exact(
     assert same(weights(out), weights(finished))
 
 
-def test_the_student_says_what_it_was_measured_on(finished: Path) -> None:
+def test_the_student_records_what_it_was_measured_on(finished: Path) -> None:
     seen = timm.create_model(f"local-dir:{finished / 'model'}").pretrained_cfg
     assert (tuple(seen["input_size"]), seen["crop_pct"]) == ((3, 32, 32), 1.0)
 
@@ -281,7 +281,7 @@ def test_a_loss_that_explodes_is_reported(
     assert "its views begin with digit_" in outcome.err
 
 
-def test_a_broken_checkpoint_says_what_to_do(
+def test_a_broken_checkpoint_gets_a_next_step(
     kdcache: Command, digits_cache: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
