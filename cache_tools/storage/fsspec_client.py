@@ -21,8 +21,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds before the second try, and the most that the pause doubles to."""
 PIECE = 2**24
 """Bytes of one request of a download: those that a lost connection costs."""
-_CONNECT, _SILENCE = 30.0, 60.0
-"""Seconds to connect, and the longest between two packets."""
+_CONNECT = 30.0
+"""Seconds to connect."""
 _VERSIONS = ("ETag", "etag", "md5", "blob_id", "Last-Modified", "LastModified", "mtime", "created")
 _NOT_FOUND = (404, 410)
 _OBJECTS = frozenset({"s3", "gs", "az", "hf", "memory"})
@@ -102,8 +102,6 @@ class FsspecClient:
 
         def fetch() -> bytes:
             data = bytes(self._fs.cat_file(self._path(name), start=begin, end=end))
-            if len(data) == size and end - begin < size:  # a server without range requests
-                data = data[begin:end]
             if len(data) != end - begin:
                 raise ConnectionError(f"{len(data):,} bytes came, {end - begin:,} were requested")
             return data
@@ -262,13 +260,15 @@ def _advice(error: Exception) -> str:
 
 
 def _http_options() -> dict[str, Any]:
-    """Set no limit to a whole request, but one to silence: shards are large, networks slow."""
+    """Bound the bytes and the time of a response; shards are large, networks slow."""
     try:
         from aiohttp import ClientTimeout
+
+        from cache_tools.storage.bounded_http import SILENCE, BoundedResponse
     except ImportError:
         return {}
-    timeout = ClientTimeout(total=None, sock_connect=_CONNECT, sock_read=_SILENCE)
-    return {"client_kwargs": {"timeout": timeout}}
+    timeout = ClientTimeout(total=None, sock_connect=_CONNECT, sock_read=SILENCE)
+    return {"client_kwargs": {"timeout": timeout, "response_class": BoundedResponse}}
 
 
 def _extra_package(url: str) -> str:

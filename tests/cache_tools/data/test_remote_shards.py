@@ -15,7 +15,7 @@ from cache_tools.data import readahead, shard_writer
 from cache_tools.data.images import ImageDataset
 from cache_tools.data.open import has_split, open_images
 from cache_tools.errors import DataError, UsageError
-from cache_tools.storage import disk_cache, fsspec_client
+from cache_tools.storage import bounded_http, disk_cache, fsspec_client
 from cache_tools.storage.disk_cache import DiskCache
 from cache_tools.store.cache import Cache
 from tests.helpers.outcome import Outcome
@@ -157,7 +157,7 @@ def test_failures_cost_time_and_nothing_else(
 def test_a_request_without_an_answer_is_repeated(
     server: RangeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fsspec_client, "_SILENCE", 1.0)
+    monkeypatch.setattr(bounded_http, "SILENCE", 1.0)
     server.trouble = lambda number, path: "silence" if number in (2, 4) else ""
     assert len(open_images(f"{server.url}/plain", "train")) == 100
 

@@ -1,15 +1,21 @@
 """URLs that cannot be, or where nothing is: said at once, with what to do instead."""
 
+import contextlib
 import logging
+import threading
+from asyncio import timeout
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import fsspec
 import pytest
 from s3fs import S3FileSystem
 
-from cache_tools.storage import fsspec_client
+from cache_tools.errors import DataError
+from cache_tools.storage import bounded_http, fsspec_client
 from cache_tools.store.cache import Cache
 from tests.helpers import bucket, lab
 from tests.helpers.outcome import Outcome
@@ -120,3 +126,73 @@ def test_buckets_get_no_needless_requests(
             Cache.open("s3://caches/c.zarr").content_id() == Cache.open(served_cache).content_id()
         )
     assert tries == []
+
+
+class _Endless(BaseHTTPRequestHandler):
+    """Sends `length` bytes by its own word, and more of them than any reader has memory for."""
+
+    protocol_version = "HTTP/1.1"
+    sent = 0
+    one_byte = False
+    headers_of_get: ClassVar[dict[str, str]] = {}
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "1353")
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        for name, value in self.headers_of_get.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            if self.one_byte:
+                self.wfile.write(b"A")
+                self.rfile.read(1)  # until the client has gone
+                return
+            for _ in range(2**10):
+                self.wfile.write(bytes(2**20))
+                type(self).sent += 2**20
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def endless(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr(_Endless, "sent", 0)
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Endless) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def test_a_body_is_read_to_the_end_of_the_request_only(endless: str) -> None:
+    client = fsspec_client.FsspecClient(f"{endless}/c.zarr")
+    assert client.read("zarr.json", 2**20) == bytes(1353)
+    assert client.part("shard.tar", 10, 20, 2**40) == bytes(10)
+    assert client.sized("zarr.json", 500) == bytes(500)
+    assert _Endless.sent < 2**27  # buffers of the sockets
+
+
+def test_pages_and_compressed_bodies_have_a_limit(
+    endless: str, monkeypatch: pytest.MonkeyPatch, tries: list[float]
+) -> None:
+    client = fsspec_client.FsspecClient(endless)
+    with pytest.raises(DataError, match="a page has more than 16,777,216 bytes"):
+        client.find("*")
+    monkeypatch.setattr(_Endless, "headers_of_get", {"Content-Encoding": "gzip"})
+    with pytest.raises(DataError, match="compressed content"):
+        client.read("zarr.json", 2**20)
+
+
+def test_a_slow_body_ends(
+    endless: str, monkeypatch: pytest.MonkeyPatch, tries: list[float]
+) -> None:
+    monkeypatch.setattr(_Endless, "one_byte", True)
+    monkeypatch.setattr(bounded_http, "timeout", lambda limit: timeout(limit / 1000))
+    with pytest.raises(DataError, match="TimeoutError, at try 7 of 7"):
+        fsspec_client.FsspecClient(endless).read("zarr.json", 2**20)
