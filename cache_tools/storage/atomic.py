@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import glob
 import json
 import logging
 import math
@@ -19,6 +20,8 @@ from cache_tools.errors import CacheDamaged, KdcacheError
 
 log = logging.getLogger("kdcache")
 PARTIAL = ".partial"
+_NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES)
+"""Answers of CIFS, VirtualBox and some FUSE to the fsync of a folder, which they do not have."""
 _STALE_SECONDS = 3600.0
 MAX_JSON = 2**20
 """Bytes of the largest JSON file that is read."""
@@ -87,28 +90,50 @@ def _make_folder(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames within `folder` survive a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Make renames within `folder` survive a loss of power, where its file system can."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FSYNC:
+            raise
 
 
-@contextlib.contextmanager
-def locked(path: Path, waiting: str = "") -> Iterator[None]:
-    """Hold a file lock, which the kernel drops with its holder; none where files have no locks.
+def open_lock(path: Path, folder: Path | None = None) -> int:
+    """Open a lock file for `flock`, created with the mode that the umask allows.
 
-    The file is created and stays. `waiting` is logged while another process holds the lock.
+    One of another user that cannot be written is opened for reading, which suffices for a lock.
+    `folder` is opened in its place where no file can be created, as beside a folder of one's own in
+    that of others.
+
+    Raises:
+        KdcacheError: It is a link, or cannot be created.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         _make_folder(path.parent)
-        lock = os.open(path, flags, 0o644)
+        return os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o666)
     except OSError as error:
+        for other in (path, folder):
+            if other is not None and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                with contextlib.suppress(OSError):
+                    return os.open(other, os.O_RDONLY | flags)
         if error.errno == errno.ELOOP:
             raise KdcacheError(f"cannot lock {path}: it is a link. Remove it.") from None
         raise cannot_write(path, error) from None
+
+
+@contextlib.contextmanager
+def locked(path: Path, waiting: str = "", folder: Path | None = None) -> Iterator[None]:
+    """Hold a file lock, which the kernel drops with its holder; none where files have no locks.
+
+    The file is created and stays, as `open_lock`. `waiting` is logged while another process holds
+    the lock.
+    """
+    lock = open_lock(path, folder)
     try:
         with contextlib.suppress(OSError):
             try:
@@ -124,7 +149,8 @@ def locked(path: Path, waiting: str = "") -> Iterator[None]:
 
 def sweep(folder: Path) -> int:
     """Remove partial files, an hour old or older, in and beside `folder`; return their number."""
-    beside = folder.parent.glob(f"{folder.name}.*{PARTIAL}")
+    folder = Path(os.path.realpath(folder))
+    beside = folder.parent.glob(f"{glob.escape(folder.name)}.*{PARTIAL}")
     stale = [
         path
         for path in [*folder.rglob(f"*{PARTIAL}"), *beside]
@@ -136,6 +162,17 @@ def sweep(folder: Path) -> int:
         else:
             path.unlink(missing_ok=True)
     return len(stale)
+
+
+def clear(folder: Path, *kept: str) -> None:
+    """Remove what is in a folder, which may be a link or a mount point and stays."""
+    for path in folder.iterdir():
+        if path.name in kept:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def parse_json(data: bytes, name: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ whole-object PUT; a zip is read only.
 
 import contextlib
 import logging
+import os
 import shutil
 import stat
 import time
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from cache_tools.errors import CacheDamaged, CacheNotFound, DataError, KdcacheError, UsageError
-from cache_tools.storage import atomic, disk_cache, fsspec_client
+from cache_tools.storage import atomic, disk_cache, fsspec_client, paths
 
 log = logging.getLogger("kdcache")
 T = TypeVar("T")
@@ -93,7 +94,7 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._root = path.resolve()
+        self._root = Path(os.path.realpath(path))
 
     def read(self, name: str, limit: int = MAX_FILE) -> bytes:  # noqa: D102 - Storage
         path = self._inside(name)
@@ -138,37 +139,50 @@ class Folder:
         return path
 
     def initialize(self, contents: Mapping[str, bytes]) -> None:  # noqa: D102 - Storage
-        if (self.path / MANIFEST).is_file():  # another process has created it
+        if (self._root / MANIFEST).is_file():  # another process has created it
             return
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        if self._root.exists() and (not self._root.is_dir() or self._has_others(contents)):
             raise UsageError(
                 f"{self.path} exists and is not an empty folder. Choose another --out."
             )
-        name = f"{self.path.name}.{uuid.uuid4().hex[:12]}{atomic.PARTIAL}"
-        building = self.path.with_name(name)
+        if (
+            self._root.is_dir()
+        ):  # it may be a link's, a mount point, or the current folder: it stays
+            for inner in sorted(contents, key=lambda name: name == MANIFEST):
+                atomic.write(self._root / inner, contents[inner])
+            return
+        name = f"{self._root.name}.{uuid.uuid4().hex[:12]}{atomic.PARTIAL}"
+        building = self._root.with_name(name)
         try:
             for inner, data in contents.items():
                 atomic.write(building / inner, data)
-            if self.path.exists():
-                self.path.rmdir()
-            building.rename(self.path)
+            building.rename(self._root)
+            atomic.sync_folder(self._root.parent)
         except OSError as error:
-            if (self.path / MANIFEST).is_file():
+            if (self._root / MANIFEST).is_file():
                 return
             raise KdcacheError(f"cannot create the cache {self.path}: {error}.") from None
         finally:
             shutil.rmtree(building, ignore_errors=True)
-        atomic.sync_folder(self.path.parent)
+
+    def _has_others(self, contents: Mapping[str, bytes]) -> bool:
+        """Check for files that are none of a cache whose creation was interrupted."""
+        return any(
+            path.relative_to(self._root).as_posix() not in contents
+            and not path.name.endswith(atomic.PARTIAL)
+            for path in self._root.rglob("*")
+            if not path.is_dir()
+        )
 
     def locked(self) -> contextlib.AbstractContextManager[None]:  # noqa: D102 - Storage
-        return atomic.locked(self._lock)
+        return self._locked("")
 
     def creation_lock(self) -> contextlib.AbstractContextManager[None]:  # noqa: D102 - Storage
-        return atomic.locked(self._lock, _WAITING.format(self))
+        return self._locked(_WAITING.format(self))
 
-    @property
-    def _lock(self) -> Path:
-        return self.path.with_name(f"{self.path.name}.lock")
+    def _locked(self, waiting: str) -> contextlib.AbstractContextManager[None]:
+        lock = self._root.with_name(f"{self._root.name}.lock")
+        return atomic.locked(lock, waiting, self._root)
 
     def __str__(self) -> str:
         return str(self.path)
@@ -325,7 +339,9 @@ def open_storage(location: str | Path) -> Storage:
             )
     if "://" in text:
         return ObjectStore(text)
-    path = Path(text)
+    path = Path(paths.expand(text))
+    if not text or not Path(os.path.realpath(path)).name:
+        raise UsageError(f"{text!r} is no folder for a cache. Pass its path or URL.")
     return Zip(path) if path.is_file() and path.suffix == ".zip" else Folder(path)
 
 

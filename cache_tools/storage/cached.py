@@ -16,7 +16,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 
-from cache_tools.errors import UsageError
+from cache_tools.errors import KdcacheError, UsageError
 from cache_tools.storage import atomic, disk_cache
 from cache_tools.storage.backends import MANIFEST, MAX_FILE, Folder, ObjectStore
 from cache_tools.storage.disk_cache import DiskCache
@@ -106,10 +106,9 @@ class CachedStorage:
     def _file_lock(self, name: str) -> Iterator[None]:
         number = int(hashlib.sha256(name.encode()).hexdigest(), 16) % _LOCKS
         try:
-            (self.path / ".locks").mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.path / f".locks/{number}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
-        except OSError as error:
-            raise _Unwritable(f"{self.path} cannot be written ({error.strerror})") from None
+            lock = atomic.open_lock(self.path / f".locks/{number}")
+        except KdcacheError as error:
+            raise _Unwritable(str(error).partition(". ")[0]) from None
         try:
             with contextlib.suppress(OSError):
                 fcntl.flock(lock, fcntl.LOCK_EX)

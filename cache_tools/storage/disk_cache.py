@@ -13,11 +13,12 @@ import logging
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from cache_tools.errors import KdcacheError, UsageError
-from cache_tools.storage import atomic
+from cache_tools.storage import atomic, paths
 
 log = logging.getLogger("kdcache")
 FOLDER, LIMIT = "KDCACHE_CACHE", "KDCACHE_CACHE_LIMIT"
@@ -42,7 +43,10 @@ class DiskCache:
     def __init__(self) -> None:
         """Open the folder that the environment names; it is created by the first write."""
         home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        self.path = Path(os.environ.get(FOLDER) or f"{home}/kdcache").expanduser()
+        named = Path(paths.expand(os.environ.get(FOLDER) or f"{home}/kdcache"))
+        if named.parts[:1] == ("~",):  # a container's user without an entry in /etc/passwd
+            named = Path(tempfile.gettempdir()) / f"kdcache-{os.getuid()}"
+        self.path = named
         self.caches = self.path / "caches"
         """Folder of parts of caches at URLs (`cached`)."""
         self._used, self._full = -1, False
@@ -90,12 +94,11 @@ class DiskCache:
         """
         folder = self._shard(name).parent
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = os.open(folder / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
+            lock = atomic.open_lock(folder / f"{name}.lock")
+        except KdcacheError as error:
             raise KdcacheError(
-                f"cannot write to the data folder {self.path}: {error.strerror}. Pass --data-cache "
-                "with a folder that can be written."
+                f"{str(error).partition('. ')[0]}, in the data folder. Pass --data-cache with a "
+                "folder that can be written."
             ) from None
         partial = folder / f"{name}.{os.getpid()}{atomic.PARTIAL}"
         try:

@@ -9,6 +9,8 @@ FORMAT.md has the layout; `storage` implements folders, zips and object stores.
 Shapes: V views, N samples.
 """
 
+import logging
+import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -45,6 +47,7 @@ from cache_tools.targets.codec import EncodedTargets
 from cache_tools.views import imported
 from cache_tools.views.imported import ImportedViews
 
+log = logging.getLogger("kdcache")
 T = TypeVar("T")
 _ASKING = 16
 """Records requested at once over a network."""
@@ -171,7 +174,10 @@ class Cache:
     def set_data_path(self, source: str) -> None:
         """Note the path of the images beside a cache that is a folder."""
         if isinstance(self.storage, Folder) and self.source != source:
-            atomic.write(_source_note(self.path), f"{source}\n".encode())
+            try:
+                atomic.write(_source_note(self.path), f"{source}\n".encode())
+            except KdcacheError as error:  # a folder of one's own in that of others
+                log.warning("%s The path of the images is not noted: pass --data later.", error)
 
     def resize(self, num_views: int) -> None:
         """Make room for more views; committed parts stay as they are."""
@@ -398,4 +404,5 @@ def probe_numbers(rows: range) -> list[int]:
 
 
 def _source_note(path: Path) -> Path:
+    path = Path(os.path.realpath(path))
     return path.with_name(f"{path.name}.source")

@@ -9,6 +9,7 @@ The folder contains no path of the machine that wrote it, and is written whole o
 """
 
 import copy
+import os
 import re
 import shutil
 import uuid
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import timm
+from safetensors import SafetensorError
 from timm.data import ImageNetInfo
 from timm.models import push_to_hf_hub, save_for_hf
 from timm.models._hub import generate_readme
@@ -81,22 +83,28 @@ def write(student: ExportedStudent, out: Path, license_: str, fresh: bool) -> No
     """
     card = _card(student, license_, "local-dir:FOLDER")
     _check_replaceable(out, fresh)
-    building = out.with_name(f"{out.name}.{uuid.uuid4().hex[:12]}{atomic.PARTIAL}")
+    out, there = Path(os.path.realpath(out)), out.is_dir()
+    name = f"{out.name}.{uuid.uuid4().hex[:12]}{atomic.PARTIAL}"
+    building = out / name if there else out.with_name(name)
     try:
+        building.mkdir(parents=True)
         save_for_hf(
             student.model,
             str(building),
             model_config=copy.deepcopy(student.config),
             safe_serialization=True,
         )
-        text = generate_readme(card, out.resolve().name)
+        text = generate_readme(card, out.name)
         atomic.write(building / "README.md", text.encode())
-        if out.exists():
-            shutil.rmtree(out)
-        building.rename(out)
-        atomic.sync_folder(out.resolve().parent)
-    except OSError as error:
-        raise KdcacheError(f"cannot write {out}: {error}.") from None
+        if there:  # in place: it may be a mount point, which cannot be replaced
+            atomic.clear(out, building.name)
+            for path in building.iterdir():
+                path.rename(out / path.name)
+        else:
+            building.rename(out)
+        atomic.sync_folder(out if there else out.parent)
+    except (OSError, SafetensorError) as error:
+        raise KdcacheError(f"cannot write {out}: {error}. Check the path and the disk.") from None
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
