@@ -224,7 +224,7 @@ def _open(
             )
         images = match.match(store.table, store.spec.dataset, images) if info.views else images
         ours = _spec(info, store.table, store.spec.dataset.key, images, options)
-        if found := difference(store.spec.mapping, ours.mapping):
+        if found := difference(store.spec.mapping, ours.continuing(store.spec).mapping):
             raise UsageError(f"{out} is another cache: {found} now. Choose another --out.")
         atomic.sweep(out)
         store.resize(info.num_views)
@@ -271,7 +271,7 @@ def _spec(
             info.views or UNKNOWN_VIEWS,
             targets,
             min(_block(targets.k_max), len(table)),
-            renderer="kernels-1" if info.views else "none",
+            renderer="kernels-2" if info.views else "none",
             imported=info.imported,
         )
     except ValueError as error:

@@ -1,8 +1,9 @@
-"""Shrink in integers: each output pixel is the mean over its area.
+"""Resize in integers: the mean over the area of an output pixel, or linear where an axis grows.
 
 OpenCV's INTER_AREA computes the same mean in floats, one column after another. Here sixteen rows of
 the result are made side by side, so that the vector unit does the work: several times as fast, and
-within 1 of 255 of it. Weights are in 1/2^14 and add up exactly, so one colour stays that colour.
+within 1 of 255 of it. INTER_AREA is nearly the nearest pixel on an axis that grows, hence linear
+interpolation there. Weights are in 1/2^14 and add up exactly, so one colour stays that colour.
 
 A compiler does not vectorise a loop that scatters bytes or 16-bit values. So rows come side by side
 in two steps it does vectorise: four rows' values become one word, then four rows of words are
@@ -30,10 +31,7 @@ _16, _32, _48 = np.uint64(16), np.uint64(32), np.uint64(48)
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def crop(picture: U1, top: int, left: int, height: int, width: int, out: U1) -> None:
-    """Cut a box out of a picture, [H, W, 3] and contiguous, and shrink it to `out`, [S, S, 3].
-
-    The box, in pixels, is at least as large as the result.
-    """
+    """Cut a box (in pixels) out of a contiguous picture, [H, W, 3], and resize it to [S, S, 3]."""
     size = out.shape[0]
     rows_of, row_weights = taps(height, size)
     columns_of, column_weights = taps(width, size)
@@ -55,6 +53,8 @@ def crop(picture: U1, top: int, left: int, height: int, width: int, out: U1) -> 
             _many_columns(lanes.view(np.uint16), columns_of, column_weights, mixed.view(np.uint8))
         elif column_weights.shape[1] == 3:
             _three_columns(lanes.view(np.uint16), columns_of, column_weights, mixed.view(np.uint8))
+        elif column_weights.shape[1] == 2:
+            _two_columns(lanes.view(np.uint16), columns_of, column_weights, mixed.view(np.uint8))
         else:
             _columns(lanes.view(np.uint16), columns_of, column_weights, mixed.view(np.uint8))
         _separate(mixed, unmixed)
@@ -65,6 +65,8 @@ def crop(picture: U1, top: int, left: int, height: int, width: int, out: U1) -> 
 @njit(nogil=True, cache=True, error_model="numpy")
 def taps(length: int, size: int) -> tuple[I4, I4]:
     """First source pixel [S] and weights in 1/2^14 [S, taps] of each output pixel of one axis."""
+    if length < size:
+        return _linear_taps(length, size)
     count = min(length // size + 2, length)
     first = np.empty(size, np.int32)
     weights = np.zeros((size, count), np.int32)
@@ -77,6 +79,24 @@ def taps(length: int, size: int) -> tuple[I4, I4]:
             share = (2 * covered * _ONE + length) // (2 * length)
             weights[i, k] = share - done
             done = share
+    return first, weights
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _linear_taps(length: int, size: int) -> tuple[I4, I4]:
+    """Taps of an axis that grows: the two source pixels nearest to the output pixel's centre."""
+    count = min(2, length)
+    first = np.empty(size, np.int32)
+    weights = np.zeros((size, count), np.int32)
+    for i in range(size):
+        # centre of output pixel i from that of source pixel 0, in 1/(2·size) of a source pixel
+        position = max((2 * i + 1) * length - size, 0)
+        first[i] = min(position // (2 * size), length - count)
+        share = min(position - 2 * size * first[i], 2 * size)
+        second = (2 * share * _ONE + 2 * size) // (4 * size)
+        weights[i, 0] = _ONE - second * (count - 1)
+        if count == 2:
+            weights[i, 1] = second
     return first, weights
 
 
@@ -94,6 +114,9 @@ def _rows(pixels: U1, at: int, pitch: int, weights: I4, line: U2) -> None:
         return
     if weights.size == 3:
         _three_rows(pixels, at, pitch, weights, line)
+        return
+    if weights.size <= 2:
+        _two_rows(pixels, at, pitch, weights, line)
         return
     count = line.size
     (t, _), (u, k), (v, m), (w, n) = (
@@ -117,6 +140,15 @@ def _three_rows(pixels: U1, at: int, pitch: int, weights: I4, line: U2) -> None:
     c = pixels[at + 2 * pitch :][:count]
     for i in range(count):
         line[i] = (t * np.int32(a[i]) + u * np.int32(b[i]) + v * np.int32(c[i]) + 32) >> 6
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _two_rows(pixels: U1, at: int, pitch: int, weights: I4, line: U2) -> None:
+    """Resample rows as `_rows`, for an axis that grows; of one row there is one tap."""
+    count, t, (u, k) = line.size, weights[0], _tap(weights, 1)
+    a, b = pixels[at:][:count], pixels[at + k * pitch :][:count]
+    for i in range(count):
+        line[i] = (t * np.int32(a[i]) + u * np.int32(b[i]) + 32) >> 6
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -206,6 +238,17 @@ def _three_columns(lanes: U2, left: I4, weights: I4, out: U1) -> None:
         for i in range(_COLUMN):
             value = t * np.int32(a[i]) + u * np.int32(b[i]) + v * np.int32(c[i])
             result[i] = (value + (1 << 21)) >> 22
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _two_columns(lanes: U2, left: I4, weights: I4, out: U1) -> None:
+    """Resample columns as `_columns`, for an axis that grows."""
+    for x in range(left.size):
+        columns, result = lanes[_COLUMN * left[x] :], out[_COLUMN * x :][:_COLUMN]
+        t, u = weights[x, 0], weights[x, 1]
+        a, b = columns[:_COLUMN], columns[_COLUMN:][:_COLUMN]
+        for i in range(_COLUMN):
+            result[i] = (t * np.int32(a[i]) + u * np.int32(b[i]) + (1 << 21)) >> 22
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

@@ -43,23 +43,31 @@ def crop_resize(
         picture: Decoded image.
         box: What to cut out, in pixels.
         side: Height and width of the result in pixels.
-        filter_: AREA is OpenCV's; BOX shrinks in integers and is AREA where an axis grows;
-            BILINEAR and BICUBIC are Pillow's, as timm crops and resizes.
+        filter_: AREA is OpenCV's mean, BOX the same in integers, where an axis grows both are
+            `resample`'s; BILINEAR and BICUBIC are Pillow's, as timm crops and resizes; AREA_1 and
+            BOX_1 enlarge by OpenCV's INTER_AREA, nearly the nearest pixel.
         out: Where to write it; None makes new memory.
     """
     top, left, height, width = box
     if out is None:
         out = np.empty((side, side, 3), dtype=np.uint8)
-    if filter_ == draw.BOX and min(height, width) >= side:
+    if in_integers(filter_, height, width, side):
         resample.crop(picture, top, left, height, width, out)
         return out
     cut = picture[top : top + height, left : left + width]
-    if filter_ in (draw.AREA, draw.BOX):
+    if filter_ in (draw.AREA, draw.AREA_1, draw.BOX_1):
         cv2.resize(cut, (side, side), dst=out, interpolation=cv2.INTER_AREA)
         return out
     of_pillow = Image.Resampling.BILINEAR if filter_ == draw.BILINEAR else Image.Resampling.BICUBIC
     out[:] = np.asarray(Image.fromarray(cut).resize((side, side), of_pillow))
     return out
+
+
+@njit(nogil=True, cache=True)
+def in_integers(filter_: int, height: int, width: int, side: int) -> bool:
+    """Check that a crop of `height` by `width` pixels is resized to `side` by `resample`."""
+    area = draw.AREA if min(height, width) < side else draw.BOX_1
+    return bool(filter_ == draw.BOX or filter_ == area)
 
 
 def render_views(

@@ -6,7 +6,7 @@ of it: a cache that grows by ten views is still the same cache, with more parts.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from cache_tools import config
@@ -19,10 +19,10 @@ from cache_tools.spec.targets import TargetSpec
 from cache_tools.spec.teacher import TeacherSpec
 from cache_tools.spec.views import UNKNOWN_VIEWS, ViewSpec
 
-FORMAT_VERSION = "1.1"
+FORMAT_VERSION = "1.2"
 """Newest version; a cache records the oldest one that has all its features."""
 MAX_BLOCKS = 2**20
-Renderer = Literal["kernels-1", "none"]
+Renderer = Literal["kernels-2", "kernels-1", "none"]
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,9 @@ class CacheSpec:
     """Rows of the sample table per part, B."""
     window: int = 1024
     """Rows of the sample table within which mixup pairs are drawn."""
-    renderer: Renderer = "kernels-1"
-    """Decoder and image operations: FORMAT.md, section 3.4; "none" when views are unknown."""
+    renderer: Renderer = "kernels-2"
+    """Decoder and image operations: FORMAT.md, section 3.4. "kernels-1" is that of caches of
+    formats 1.0 and 1.1, "none" is for unknown views."""
     cut_from: str = ""
     """Origin of a cache that keeps fewer classes than its source: SHA-256 over the canonical
     JSON of the source's `targets` and `cut_from` (FORMAT.md, section 6.3); else ""."""
@@ -77,7 +78,14 @@ class CacheSpec:
     @property
     def format_version(self) -> str:
         """Oldest version of the format that has all features of this cache."""
-        return FORMAT_VERSION if self.imported else "1.0"
+        if self.renderer == "kernels-2":
+            return FORMAT_VERSION
+        return "1.1" if self.imported else "1.0"
+
+    def continuing(self, begun: "CacheSpec") -> "CacheSpec":
+        """Return this spec with the renderer of a cache that an older kdcache began."""
+        drawn = self.replayable and begun.replayable
+        return replace(self, renderer=begun.renderer) if drawn else self
 
     @property
     def num_labels(self) -> int:

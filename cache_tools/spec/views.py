@@ -29,8 +29,9 @@ class ViewSpec:
     center_crop: float = 0.0
     """Share of the shorter side of a centre crop, in place of everything random; 0 = off."""
     interpolation: Literal["area", "box", "bilinear", "bicubic", "random"] = "area"
-    """Resampling of the crop: OpenCV's INTER_AREA; box, the same mean in integers at twice the
-    speed; Pillow's as timm uses it, where random draws one of bilinear and bicubic."""
+    """Resampling of the crop: the mean over an area by OpenCV; box, the same mean in integers at
+    twice the speed (both are linear along an axis that grows); Pillow's as timm uses it, where
+    random draws one of bilinear and bicubic."""
     scaled_decode: bool = False
     """Decode at 1/2, 1/4 or 1/8 where the crop stays as large as the view: faster for large
     images, and other pixels."""

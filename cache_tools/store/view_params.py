@@ -35,10 +35,12 @@ def parameters(
         CacheIncomplete, CacheDamaged: Imported parameters cannot be read.
     """
     if store.spec.imported is not None:
-        return _imported(store, view, row_R).side(int(partner), store.spec)
-    table = store.table
-    columns = table.id_N[row_R], table.height_N[row_R], table.width_N[row_R]
-    return draw.draw(spec or store.spec.views, *columns, view)
+        params = _imported(store, view, row_R).side(int(partner), store.spec)
+    else:
+        table = store.table
+        columns = table.id_N[row_R], table.height_N[row_R], table.width_N[row_R]
+        params = draw.draw(spec or store.spec.views, *columns, view)
+    return params.of_renderer(store.spec.renderer)
 
 
 def has_partner_params(store: Cache) -> bool:

@@ -9,7 +9,7 @@ E erased boxes; W samples of a window; P pairs.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,9 @@ F8 = NDArray[np.float64]
 CROP_TRIES = ERASE_TRIES = 10
 LAMBDA_SCALE = 65_536
 """λ is stored as an integer of 1/65536: products with uint8 pixels are then exact in fp32."""
-AREA, BILINEAR, BICUBIC, BOX = range(4)
+AREA, BILINEAR, BICUBIC, BOX, AREA_1, BOX_1 = range(6)
+"""Resampling of a crop; AREA_1 and BOX_1 are those of the renderer "kernels-1"."""
+_KERNELS_1 = np.array([AREA_1, BILINEAR, BICUBIC, BOX_1], dtype=np.int8)
 _ERASE_AREA, _ERASE_RATIO = (0.02, 1.0 / 3.0), (0.3, 1.0 / 0.3)
 _ERASE_DRAWS = 52  # per box: ten tries of four, six of the colour, two of the pixels, four spare
 _NOISE = 58.0  # deviation of erased pixels, that of ImageNet's
@@ -41,7 +43,7 @@ class ViewParams:
     box_B4: I4
     """Crop: top, left, height, width in pixels of the picture."""
     filter_B: I1
-    """Resampling of the crop: AREA, BILINEAR, BICUBIC or BOX."""
+    """Resampling of the crop: AREA, BILINEAR, BICUBIC, BOX, AREA_1 or BOX_1."""
     flip_B: NDArray[np.bool_]
     """True if the resized crop is flipped horizontally."""
     codes_BL: I1
@@ -55,6 +57,11 @@ class ViewParams:
 
     def __len__(self) -> int:
         return len(self.flip_B)
+
+    def of_renderer(self, renderer: str) -> "ViewParams":
+        """Return the same views with the filters of a cache's renderer (FORMAT.md, 3.4)."""
+        old = renderer == "kernels-1"
+        return replace(self, filter_B=_KERNELS_1[self.filter_B]) if old else self
 
 
 def draw(spec: ViewSpec, ids_B: U8, height_B: I4, width_B: I4, view: int) -> ViewParams:

@@ -61,7 +61,8 @@ def open_or_create(
     store = Cache.open(out)
     images = match.match(store.table, store.spec.dataset, images)
     dataset = replace(store.spec.dataset, labels=labels, num_classes=num_classes)
-    if found := difference(store.spec.mapping, _spec(recipe, dataset, teacher).mapping):
+    wanted = _spec(recipe, dataset, teacher).continuing(store.spec)
+    if found := difference(store.spec.mapping, wanted.mapping):
         raise CacheMismatch(
             f"{store.name} is another cache: {found} in this recipe. Choose another --out for the "
             "new one, or run the command that made the old one."

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,20 @@ def test_several_blocks_and_growth(digits: Path, teacher: Path, tmp_path: Path) 
     assert store.num_views == 2
     assert all(after[k] == v for k, v in before.items() if "/c/" in k or "commits" in k)
     assert verify.verify(Cache.open(store.path)).status == "ok"
+
+
+def test_a_cache_that_an_older_kdcache_began_keeps_its_renderer(
+    digits_cache: Path, images: ImageDataset, digits: Path, teacher: Path, tmp_path: Path
+) -> None:
+    """The pixels of its first views go on: all crops of these 32 pixels are enlarged."""
+    new = Cache.open(digits_cache)
+    first = replace(new.spec, renderer="kernels-1")
+    Cache.create(tmp_path / "old.zarr", first, new.table, 1)
+    old = again(digits, teacher, tmp_path / "old.zarr")
+    assert (old.spec, old.spec.format_version, old.num_views) == (first, "1.0", 4)
+    assert verify.verify(old, images).status == "ok"
+    for part in old.parts():
+        assert (old.read(part)[1] != new.read(part)[1]).any()
 
 
 def test_another_recipe_or_teacher_is_refused_by_field(

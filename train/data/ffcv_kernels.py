@@ -159,9 +159,9 @@ def _render(picture: U1, view: int, tables: Tables, scale: int, out: U1) -> bool
     spare = np.empty_like(out)
     flip = tables.flip_V[view] != 0
     to = spare if flip else out
-    if filter_ == draw.BOX and min(height, width) >= size:
+    if render.in_integers(filter_, height, width, size):
         resample.crop(picture, top, left, height, width, to)
-    elif filter_ in (draw.AREA, draw.BOX):
+    elif filter_ in (draw.AREA, draw.AREA_1, draw.BOX_1):
         _resize(picture, top, top + height, left, left + width, to)
     else:
         return False  # Pillow's

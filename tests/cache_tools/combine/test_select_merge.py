@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from cache_tools.combine import merge, select
 from cache_tools.errors import CacheIncomplete, CacheMismatch, UsageError
 from cache_tools.share import pull
 from cache_tools.spec.targets import TargetSpec
+from cache_tools.store.aligned import check_aligned
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec, dense
@@ -325,4 +327,8 @@ def test_other_teachers_and_images_are_refused(tmp_path: Path, kdcache: Command)
     c = Cache.create(tmp_path / "c.zarr", lab.spec(other), other, 1)
     with pytest.raises(CacheMismatch, match=r"the label of 'photo-.*other images"):
         merge.run([a, c], tmp_path / "no.zarr")
+    d = Cache.create(tmp_path / "d", replace(a.spec, renderer="kernels-1"), a.table, 1)
+    for join in (lambda: merge.run([a, d], tmp_path / "no.zarr"), lambda: check_aligned(a, d)):
+        with pytest.raises(CacheMismatch, match="renderer: 'kernels-2' against 'kernels-1'"):
+            join()
     assert not (tmp_path / "no.zarr").exists()

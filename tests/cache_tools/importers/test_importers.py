@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,7 @@ def test_fkd_boxes_flips_and_words_come_along(
     boxes = writers.fkd(tmp_path / "fkd", sizes, dtype=dtype)
     done = import_("fkd", tmp_path / "fkd", tmp_path / "c.zarr", "--size", 32, "--json")
     facts = json.loads(done.out)
-    assert (done.code, facts["views"], facts["samples"], facts["format"]) == (0, 3, 12, "1.1")
+    assert (done.code, facts["views"], facts["samples"], facts["format"]) == (0, 3, 12, "1.2")
     assert facts["spec"]["imported"]["origin"] == "FKD"
     store, _ = opened(tmp_path / "c.zarr", folder)
     stored = torch.load(next((tmp_path / "fkd").rglob("n01_2.tar")), weights_only=False)
@@ -485,6 +486,10 @@ def test_run_again_goes_on_and_another_source_is_another_cache(
     assert Cache.open(out).content_id() == before
     said = import_("fkd", tmp_path / "fkd", out, "--size", 48)
     assert (said.code, "another cache" in said.err) == (2, True)
+    begun, old = Cache.open(out), tmp_path / "old.zarr"
+    Cache.create(old, replace(begun.spec, renderer="kernels-1"), begun.table, 1)
+    assert import_("fkd", tmp_path / "fkd", old, "--size", 32).code == 0
+    assert (Cache.open(old).spec.renderer, Cache.open(old).spec.format_version) == ("kernels-1", "1.1")
 
 
 def test_fewer_classes_are_kept_on_request(

@@ -1,3 +1,4 @@
+import hashlib
 import io
 from dataclasses import replace
 
@@ -54,33 +55,66 @@ def test_cutmix_takes_the_box_from_the_partner() -> None:
     assert (mixed[1] == 100).all()
 
 
-@pytest.mark.parametrize("size", [1, 32, 100, 224])
-def test_box_is_the_mean_over_the_area(size: int) -> None:
-    """Within 1 of the exact mean and of OpenCV's; where an axis grows it is OpenCV's."""
-    picture = photo(300, 400)
-    for box in ((0, 0, 300, 400), (13, 57, 250, 233), (7, 9, 224, 224), (5, 5, 60, 300)):
-        ours = view.crop_resize(picture, box, size, draw.BOX).astype(int)
-        area = view.crop_resize(picture, box, size, draw.AREA)
+def weights(length: int, size: int) -> np.ndarray:
+    """[size, length]: the mean over each output pixel's area, or linear where the axis grows."""
+    pixel, i = np.arange(length), np.arange(size)[:, None]
+    if length < size:
+        centre = np.clip((i + 0.5) * length / size - 0.5, 0, length - 1)
+        return np.maximum(0, 1 - np.abs(centre - pixel))
+    low, high = i * length / size, (i + 1) * length / size
+    covered = np.minimum(high, pixel + 1) - np.maximum(low, pixel)
+    return np.maximum(0, covered) * size / length
+
+
+@pytest.mark.parametrize("filter_", [draw.AREA, draw.BOX])
+@pytest.mark.parametrize("size", [1, 2, 32, 100, 224])
+def test_an_axis_has_the_mean_over_the_area_or_grows_linearly(size: int, filter_: int) -> None:
+    """Each axis by itself, whichever shrinks and whichever grows; within rounding of the exact."""
+    picture, grey = photo(300, 400), photo(300, 400)
+    grey[:] = grey[..., :1]
+    boxes = [(0, 0, 300, 400), (13, 57, 250, 233), (7, 9, 224, 224), (5, 5, 60, 300)]
+    boxes += [(0, 5, 300, 60), (3, 4, 112, 112), (3, 4, 33, 75), (20, 30, 1, 1), (9, 8, 1, 300)]
+    for box in (*boxes, (9, 9, 2, 2), (0, 399, 300, 1)):
         top, left, height, width = box
-        if min(height, width) < size:
-            assert (ours == area).all()
-            continue
-        assert np.abs(ours - area).max() <= 1
-        means = picture[top : top + height, left : left + width].astype(float)
-        for axis, length in ((0, height), (1, width)):
-            edges = np.arange(size + 1) * length / size
-            cumulative = np.concatenate([np.zeros((1, *np.delete(means.shape, axis))),
-                np.cumsum(np.moveaxis(means, axis, 0), 0)])  # fmt: skip
-            low = np.minimum(edges.astype(int), length - 1)
-            at = cumulative[low] + (edges - low)[:, None, None] * np.diff(cumulative, axis=0)[low]
-            means = np.moveaxis(np.diff(at, axis=0) * size / length, 0, axis)
-        assert np.abs(ours - means).max() <= 0.6
+        cut = picture[top : top + height, left : left + width]
+        by_axis = weights(height, size), weights(width, size)
+        exact = np.einsum("yh,xw,hwc->yxc", *by_axis, cut, optimize=True)
+        ours = view.crop_resize(picture, box, size, filter_)
+        assert np.abs(ours - exact).max() <= 0.6, box
+        assert (view.crop_resize(grey, box, size, filter_) == ours[..., :1]).all()
+
+
+def test_crops_that_grow_have_these_bits_everywhere() -> None:
+    y, x, c = np.ogrid[:60, :80, :3]
+    picture = (7 * y * y + 3 * x * x + 5 * x * y + 90 * c).astype(np.uint8)
+    boxes = ((0, 0, 60, 80), (1, 2, 32, 32), (3, 5, 21, 31), (9, 4, 1, 70), (59, 0, 1, 1))
+    for box, digest in zip(boxes, GROWN, strict=True):
+        for filter_ in (draw.AREA, draw.BOX):
+            grown = view.crop_resize(picture, box, 64, filter_)
+            assert hashlib.blake2b(grown.tobytes(), digest_size=8).hexdigest() == digest
+
+
+GROWN = ("", "", "", "", "")
+
+
+def test_the_first_renderer_enlarges_by_inter_area() -> None:
+    picture = photo()
+    for top, left, height, width in ((3, 5, 32, 32), (3, 5, 100, 31), (20, 30, 1, 1)):
+        cut = picture[top : top + height, left : left + width]
+        theirs = cv2.resize(cut, (64, 64), interpolation=cv2.INTER_AREA)
+        for filter_ in (draw.AREA_1, draw.BOX_1):
+            box = top, left, height, width
+            assert (view.crop_resize(picture, box, 64, filter_) == theirs).all()
+    for old, new in ((draw.AREA_1, draw.AREA), (draw.BOX_1, draw.BOX)):
+        both = [view.crop_resize(picture, (3, 5, 100, 90), 64, filter_) for filter_ in (old, new)]
+        assert (both[0] == both[1]).all()
 
 
 def test_one_colour_stays_that_colour() -> None:
     for filter_ in (draw.AREA, draw.BOX, draw.BILINEAR, draw.BICUBIC):
         plain = np.full((301, 403, 3), (3, 128, 255), np.uint8)
-        assert (view.crop_resize(plain, (1, 2, 299, 400), 97, filter_) == plain[0, 0]).all()
+        for box in ((1, 2, 299, 400), (1, 2, 30, 40)):
+            assert (view.crop_resize(plain, box, 97, filter_) == plain[0, 0]).all()
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])

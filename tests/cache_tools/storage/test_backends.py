@@ -81,7 +81,7 @@ def test_info_has_what_a_paper_prints(digits_cache: Path, kdcache: Callable[...,
     assert facts["parts"] == {"total": 4, "done": 4}
     assert (facts["samples"], facts["views"]) == (100, 4)
     assert facts["classes"] == 10
-    assert facts["format"] == "1.0"
+    assert facts["format"] == "1.2"
     assert facts["fingerprint"] == store.spec.fingerprint
     assert facts["content_id"] == store.content_id() != store.spec.fingerprint
     assert facts["teacher"]["weights_sha256"] == store.spec.teacher.weights_sha256

@@ -135,7 +135,7 @@ def test_a_changed_manifest_is_refused(mutable_cache: Path) -> None:
     with pytest.raises(CacheDamaged, match="its sha256 is not that of the rest"):
         Cache.open(mutable_cache)
     for version, advice in (("7.0", "pip install -U kdcache"), ("0.2", "made anew")):
-        (mutable_cache / "zarr.json").write_text(text.replace('"1.0"', f'"{version}"'))
+        (mutable_cache / "zarr.json").write_text(text.replace('"1.2"', f'"{version}"'))
         with pytest.raises(CacheMismatch, match=f"format version {version}.*{advice}"):
             Cache.open(mutable_cache)
     (mutable_cache / "zarr.json").write_text(text[:90])

@@ -11,14 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cache_tools.data.open import open_images
+from cache_tools.data.view_renderer import ViewRenderer
+from cache_tools.render import view
 from cache_tools.spec.canonical import canonical_json, sha256
 from cache_tools.spec.imported import ImportedSpec
 from cache_tools.spec.targets import TargetSpec
 from cache_tools.spec.views import ViewSpec
-from cache_tools.store import layout
-from cache_tools.store.cache import Cache
+from cache_tools.store import layout, view_params
+from cache_tools.store.cache import Cache, probe_numbers
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec, dense
+from tests.helpers import foreign_files
 from tests.helpers.paths import FIXTURES, ROOT
 
 FORMAT = (ROOT / "cache_tools/FORMAT.md").read_text("utf-8")
@@ -115,7 +119,7 @@ def test_strangers_read_the_same(zarr: str, digits_cache: Path, tmp_path: Path) 
         assert ours.tail_BT[0, 0] == tail
 
 
-@pytest.mark.parametrize("version", ["1.0", "1.1"])
+@pytest.mark.parametrize("version", ["1.0", "1.1", "1.2"])
 def test_caches_of_every_version_are_read_for_ever(version: str) -> None:
     """A cache committed once, with its decoded values beside it; see tests/fixtures/README.md."""
     fixture = FIXTURES / f"cache-v{version}"
@@ -126,8 +130,27 @@ def test_caches_of_every_version_are_read_for_ever(version: str) -> None:
         targets = codec.decode(store.read_view(view), store.spec.targets)
         for name, value in vars(targets).items():
             assert np.allclose(value, truth[f"{name}_{view}"], rtol=1e-6, atol=0), name
-        for name in ("box_BP4", "arguments_BPL6", "weight_B", "cut_B4") if version > "1.0" else ():
+        for name in ("box_BP4", "arguments_BPL6", "weight_B", "cut_B4") if store.spec.imported else ():
             params = store.read_params(Part(view, 0))
             assert np.array_equal(getattr(params, name), truth[f"{name}_{view}"]), name
     assert store.spec.fingerprint == str(truth["fingerprint"])
     assert store.content_id() == str(truth["content_id"])
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1", "1.2"])
+def test_caches_of_every_version_are_replayed_for_ever(
+    version: str, digits: Path, tmp_path: Path
+) -> None:
+    """The pixels of their time, by the renderer of each: crops of the digits are all enlarged."""
+    store = Cache.open(FIXTURES / f"cache-v{version}")
+    assert store.spec.renderer == ("kernels-2" if version == "1.2" else "kernels-1")
+    if store.spec.imported:
+        foreign_files.pictures(tmp_path)
+    images = open_images(str(tmp_path if store.spec.imported else digits), "train")
+    rows = [images.keys()[1].index(key) for key in store.table.keys]
+    renderer = ViewRenderer(images.subset(np.array(rows)), store.spec.views, None)
+    for part in store.parts():
+        at = np.array(probe_numbers(store.spec.rows(part.block)))
+        params = view_params.parameters(store, part.view, at)
+        pixels = [renderer.render_one(int(row), params, i) for i, row in enumerate(at)]
+        assert [view.fingerprint(p) for p in pixels] == store.read(part)[1].tolist()

@@ -3,7 +3,7 @@
 import hashlib
 import threading
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ from train.data.schedule import Schedule
 
 A2 = ["views.auto_augment=rand-m7-mstd0.5", "views.re_prob=0.5", "views.cutmix=1.0"]
 PLAIN = ["views.mixup=0.0"]
-DETAILS = {"a2": A2, "plain": PLAIN, "scaled": ["views.scaled_decode=true"]}
+AREA = [*PLAIN, "views.interpolation=area", "views.size=96"]
+DETAILS = {"a2": A2, "plain": PLAIN, "area": AREA, "scaled": ["views.scaled_decode=true"]}
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,11 @@ def stores(
         size = ["views.size=64", "num_views=3", *own]
         run(recipes.load("photos", size), str(photos), str(teacher), out, "cpu")
         found[name] = Cache.open(out)
+        if name == "area":
+            old, spec = tmp_path_factory.mktemp("old") / "cache.zarr", found[name].spec
+            Cache.create(old, replace(spec, renderer="kernels-1"), found[name].table, 3)
+            run(recipes.load("photos", size), str(photos), str(teacher), old, "cpu")
+            found["kernels-1"] = Cache.open(old)
     return found
 
 
@@ -178,7 +184,7 @@ def test_every_form_of_the_images_and_any_threads_give_the_same_views(
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("name", DETAILS)
+@pytest.mark.parametrize("name", [*DETAILS, "kernels-1"])
 def test_ffcv_gives_the_native_batches(
     name: str, threads: int, photos: Path, stores: dict[str, Cache], tmp_path: Path
 ) -> None:
