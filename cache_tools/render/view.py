@@ -66,8 +66,7 @@ def crop_resize(
 @njit(nogil=True, cache=True)
 def in_integers(filter_: int, height: int, width: int, side: int) -> bool:
     """Check that a crop of `height` by `width` pixels is resized to `side` by `resample`."""
-    area = draw.AREA if min(height, width) < side else draw.BOX_1
-    return bool(filter_ == draw.BOX or filter_ == area)
+    return filter_ in (draw.BOX, draw.AREA if min(height, width) < side else draw.BOX_1)
 
 
 def render_views(

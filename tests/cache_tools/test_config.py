@@ -106,10 +106,15 @@ def test_the_spec_survives_its_json() -> None:
 
 def test_the_fingerprint_is_that_of_the_format() -> None:
     """Golden: the canonical JSON must never change for the same spec."""
-    assert SPEC.fingerprint == FINGERPRINT
+    for renderer, fingerprint in FINGERPRINTS.items():
+        assert replace(SPEC, renderer=renderer).fingerprint == fingerprint
+    assert SPEC.renderer == "kernels-2"
 
 
-FINGERPRINT = "sha256:89f9dbf3873199ff0dac6d59b506d3adf7fce078a6b8204dc7df013b9c98d9be"
+FINGERPRINTS = {
+    "kernels-1": "sha256:89f9dbf3873199ff0dac6d59b506d3adf7fce078a6b8204dc7df013b9c98d9be",
+    "kernels-2": "sha256:c8e1d3ab5313c27e7a6e4e1a9ba1c98c70546db6c84a1fa4d623680514ef6243",
+}
 
 
 @pytest.mark.parametrize(

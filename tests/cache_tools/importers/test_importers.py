@@ -489,7 +489,8 @@ def test_run_again_goes_on_and_another_source_is_another_cache(
     begun, old = Cache.open(out), tmp_path / "old.zarr"
     Cache.create(old, replace(begun.spec, renderer="kernels-1"), begun.table, 1)
     assert import_("fkd", tmp_path / "fkd", old, "--size", 32).code == 0
-    assert (Cache.open(old).spec.renderer, Cache.open(old).spec.format_version) == ("kernels-1", "1.1")
+    spec = Cache.open(old).spec
+    assert (spec.renderer, spec.format_version) == ("kernels-1", "1.1")
 
 
 def test_fewer_classes_are_kept_on_request(

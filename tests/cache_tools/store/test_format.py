@@ -13,7 +13,7 @@ import pytest
 
 from cache_tools.data.open import open_images
 from cache_tools.data.view_renderer import ViewRenderer
-from cache_tools.render import view
+from cache_tools.render.view import fingerprint
 from cache_tools.spec.canonical import canonical_json, sha256
 from cache_tools.spec.imported import ImportedSpec
 from cache_tools.spec.targets import TargetSpec
@@ -130,7 +130,8 @@ def test_caches_of_every_version_are_read_for_ever(version: str) -> None:
         targets = codec.decode(store.read_view(view), store.spec.targets)
         for name, value in vars(targets).items():
             assert np.allclose(value, truth[f"{name}_{view}"], rtol=1e-6, atol=0), name
-        for name in ("box_BP4", "arguments_BPL6", "weight_B", "cut_B4") if store.spec.imported else ():
+        stored = ("box_BP4", "arguments_BPL6", "weight_B", "cut_B4")
+        for name in stored if store.spec.imported else ():
             params = store.read_params(Part(view, 0))
             assert np.array_equal(getattr(params, name), truth[f"{name}_{view}"]), name
     assert store.spec.fingerprint == str(truth["fingerprint"])
@@ -153,4 +154,4 @@ def test_caches_of_every_version_are_replayed_for_ever(
         at = np.array(probe_numbers(store.spec.rows(part.block)))
         params = view_params.parameters(store, part.view, at)
         pixels = [renderer.render_one(int(row), params, i) for i, row in enumerate(at)]
-        assert [view.fingerprint(p) for p in pixels] == store.read(part)[1].tolist()
+        assert [fingerprint(p) for p in pixels] == store.read(part)[1].tolist()
