@@ -6,6 +6,7 @@
     RUN/model/           the student as timm saves it: timm.create_model("local-dir:RUN/model")
     RUN/model-ema/       its moving average, when the recipe has one
     RUN/result.json      written last: the run is finished when this exists
+    RUN/digests.json     SHA-256 of the files above but logs (`cache_tools.storage.seal`)
 
 Running the same command again goes on, or finds the run finished. Another recipe or cache in the
 same folder is refused unless `--fresh` replaces it.
@@ -21,10 +22,17 @@ from cache_tools.config import canonical
 from cache_tools.data.open import resolve
 from cache_tools.errors import CacheNotFound, UsageError
 from cache_tools.spec.canonical import difference
-from cache_tools.storage import atomic
+from cache_tools.storage import seal
 from train.data.inputs import Inputs
 from train.recipe import TrainRecipe
 
+_REQUIRED = {
+    "result.json": frozenset(
+        ("student", "mode", "top1", "top1_ema", "top1_best", "loss", "cache_fingerprint", "seconds")
+    ),
+    "need.json": frozenset(("parameters", "images_per_second")),
+}
+"""Keys that a file of a run must have."""
 _FREE = ("threads", "loader", "checkpoint_minutes", "cache_recipe", "min_views")  # change no result
 
 
@@ -65,29 +73,52 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file of a run."""
+    """Read a JSON file of a run, and check its digest and what it must contain.
+
+    Raises:
+        CacheDamaged: It has changed since it was written.
+        UsageError: It cannot be read, or is another file than a run's.
+    """
+    seal.check(path.parent, path.name)
     try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        value: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} cannot be read ({error}). Pass --fresh to begin anew.") from None
+    required = _REQUIRED.get(path.name, frozenset())
+    if not isinstance(value, dict) or not required <= value.keys():
+        raise UsageError(
+            f"{path} is no file that kdcache writes to a run"
+            + (f": it lacks {min(required - set(value))}" if isinstance(value, dict) else "")
+            + ". Restore it from a copy, or make the run again with --fresh."
+        )
     return value
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON for people and programs."""
-    atomic.write(path, (json.dumps(value, indent=2) + "\n").encode())
+    """Write JSON for people and programs, and its digest (`seal`)."""
+    seal.write(path.parent, path.name, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def accuracies(folder: Path) -> dict[str, dict[str, float | None]]:
     """Read top-1 and top-5, in percent, of all weights of a finished run, by folder name."""
-    lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
+    rows = _rows(folder / "log.jsonl")
     found = {"model": _accuracy(rows[-1], ""), "model-ema": _accuracy(rows[-1], "_ema")}
     both = [_accuracy(row, ema) for row in rows for ema in ("", "_ema")]
     measured = [one for one in both if one["top1"] is not None]
     if measured:  # the first of the highest: max takes it, and so did the loop
         found["model-best"] = max(measured, key=lambda one: one["top1"] or 0.0)
     return {name: found[name] for name in found if (folder / name).is_dir()}
+
+
+def _rows(path: Path) -> list[dict[str, float]]:
+    """Read the epochs of a finished run's log."""
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read ({error}). Restore it from a copy.") from None
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        raise UsageError(f"{path} is no log of a run. Restore it from a copy.")
+    return rows
 
 
 def _accuracy(row: dict[str, float], suffix: str) -> dict[str, float | None]:

@@ -25,7 +25,7 @@ from timm.models._hub import generate_readme
 from torch import nn
 
 from cache_tools.errors import CacheIncomplete, KdcacheError, UsageError
-from cache_tools.storage import atomic
+from cache_tools.storage import atomic, seal
 from cache_tools.version import __version__
 from train import run_dir, run_state
 from train.export import model_card
@@ -69,6 +69,7 @@ def read(folder: Path, weights: Weights) -> ExportedStudent:
             f"the run {folder} has no {weights} ({missing.get(weights, 'it was removed')}). Export "
             f"one it has: {', '.join(sorted(p.name for p in folder.glob('model*')))}."
         )
+    seal.check_network(folder / weights)
     model: Any = timm.create_model(f"local-dir:{folder / weights}", pretrained=True)
     facts = _facts(folder, config, weights)
     config = {**_class_names(config, model.num_classes), "kdcache": facts}

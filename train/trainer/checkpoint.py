@@ -16,7 +16,7 @@ from timm.utils import unwrap_model
 from torch.optim import Optimizer
 
 from cache_tools.errors import CacheDamaged
-from cache_tools.storage import atomic
+from cache_tools.storage import atomic, seal
 from train.distributed import ALONE, World
 from train.loss.task import CachedDistillationTask
 
@@ -74,6 +74,7 @@ def save(
     }
     buffer = io.BytesIO()
     torch.save(state, buffer)
+    seal.add(folder, NAME, buffer.getvalue())
     if (folder / NAME).exists():
         (folder / NAME).replace(folder / PREVIOUS)
     atomic.write(folder / NAME, buffer.getvalue())
@@ -129,10 +130,12 @@ def _read(folder: Path, device: torch.device) -> dict[str, Any] | None:
     there = [folder / name for name in (NAME, PREVIOUS) if (folder / name).is_file()]
     for path in there:
         try:
+            seal.check(folder, path.name, stored_as=NAME)
             state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
             return state
         except Exception as error:  # torch raises many kinds for a broken file
-            log.warning("the checkpoint %s cannot be read (%s)", path, type(error).__name__)
+            why = error if isinstance(error, CacheDamaged) else type(error).__name__
+            log.warning("the checkpoint %s cannot be read (%s)", path, why)
     if there:
         raise CacheDamaged(
             f"the checkpoint {there[0]} cannot be read, and none before it. Pass --fresh to start "

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cache_tools.errors import UsageError
+from cache_tools.storage import seal
 
 log = logging.getLogger("kdcache")
 
@@ -49,6 +50,7 @@ def _read(init: str) -> dict[str, Tensor]:
     """Read the tensors that `init` names, on the CPU."""
     place = Path(init.removeprefix("local-dir:"))
     if init.startswith("local-dir:") or place.is_dir():
+        seal.check_network(place)
         return _read_file(place / "model.safetensors", init)
     if place.suffix == ".safetensors":
         return _read_file(place, init)

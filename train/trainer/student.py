@@ -8,6 +8,7 @@ trains alone.
 
 import logging
 import math
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -22,6 +23,7 @@ from timm.utils import dispatch_clip_grad, unwrap_model
 from torch import nn
 
 from cache_tools.errors import NonFinite
+from cache_tools.storage import seal
 from train import run_dir
 from train.data.device_batch import InputTransform
 from train.data.inputs import Inputs
@@ -290,9 +292,12 @@ _TOP1 = {"top1": False, "top1_ema": True}
 
 
 def _save(model: nn.Module | None, folder: Path) -> None:
-    """Save a network in timm's format."""
+    """Save a network in timm's format, each file whole or not at all, with its digest."""
     assert model is not None
-    save_for_hf(unwrap_model(model), str(folder), safe_serialization=True)
+    with tempfile.TemporaryDirectory() as made:
+        save_for_hf(unwrap_model(model), made, safe_serialization=True)
+        for file in sorted(Path(made).iterdir()):
+            seal.write(folder.parent, f"{folder.name}/{file.name}", file.read_bytes())
 
 
 def _non_finite(value: float, schedule: Schedule, epoch: int, step: int) -> NonFinite:

@@ -26,6 +26,7 @@ from pipeline import recipe as stage1
 from pipeline.run import run as make_cache
 from tests.helpers.outcome import Outcome
 from tests.helpers.reports import Page, student, swept
+from train import run_dir
 from train.report import history, run_facts
 
 Command = Callable[..., Outcome]
@@ -57,7 +58,7 @@ def hostile(digits: Path, finished: Path, tmp_path_factory: pytest.TempPathFacto
     make_cache(recipe, str(root / "data"), str(root / "teacher"), root / "cache.zarr", "cpu")
     shutil.copytree(finished, root / "run")
     config = json.loads((root / "run" / "config.json").read_text())
-    (root / "run" / "config.json").write_text(json.dumps(config | {"class_names": HOSTILE}))
+    run_dir.write_json(root / "run" / "config.json", config | {"class_names": HOSTILE})
     return root
 
 
@@ -252,7 +253,7 @@ def test_several_runs_and_a_folder_of_them(
     other = shutil.copytree(finished, tmp_path / "both" / "labels-seed0")
     config = json.loads((other / "config.json").read_text())
     config["recipe"]["mode"] = "labels"
-    (other / "config.json").write_text(json.dumps(config))
+    run_dir.write_json(other / "config.json", config)
     compared = {
         "seeds": [0], "student": "s", "teacher": "t", "transfer_images": 100,
         "kd": {"top1": [93.0], "mean": 93.0, "deviation": 0.0},

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.helpers.reports import Page, student, swept
+from train import run_dir
 from train.cli import report as command
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -40,7 +41,7 @@ def report(digits_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     config = json.loads((run / "config.json").read_text())
     config["class_names"] = ["a class of a rather long name that goes on and on " * 3] * 10
     other = shutil.copytree(run, tmp_path / "runs" / "labels-seed1")
-    (other / "config.json").write_text(json.dumps(config))
+    run_dir.write_json(other / "config.json", config)
     subjects = digits_cache, tmp_path / "runs", swept(tmp_path / "sweep")
     command.report([str(one) for one in subjects], out=out)
     return out

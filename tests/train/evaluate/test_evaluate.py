@@ -254,17 +254,17 @@ def test_a_cache_that_is_gone_or_another_is_left_out_unless_named(
 ) -> None:
     away = shutil.copytree(finished, tmp_path / "run")
     config = json.loads((away / "config.json").read_text())
-    (away / "config.json").write_text(json.dumps(config | {"cache": str(tmp_path / "gone")}))
+    run_dir.write_json(away / "config.json", config | {"cache": str(tmp_path / "gone")})
     assert facts_of(kdcache("eval", away, "--json"))["cache"] is None
     assert (
         facts_of(kdcache("eval", away, "--cache", mutable_cache, "--json"))["cache"]["views"] == 400
     )
     other = config | {"cache": str(mutable_cache), "cache_fingerprint": "sha256:other"}
-    (away / "config.json").write_text(json.dumps(other))
+    run_dir.write_json(away / "config.json", other)
     outcome = kdcache("eval", away, "--json")
     assert facts_of(outcome)["cache"] is None
     assert "differs from the cache" in outcome.err
-    (away / "config.json").write_text(json.dumps(config | {"cache": str(mutable_cache)}))
+    run_dir.write_json(away / "config.json", config | {"cache": str(mutable_cache)})
     next(mutable_cache.glob("commits/v0001/*.json")).unlink()
     outcome = kdcache("eval", away, "--json")
     assert facts_of(outcome)["cache"] is None
@@ -331,6 +331,8 @@ def test_mistakes_are_explained(
     fails(outcome, 1, "NonFinite", "the student predicts NaN or Inf in fp32")
     broken = shutil.copytree(finished, tmp_path / "broken")
     (broken / "model/model.safetensors").write_bytes(b"half a file")
+    fails(kdcache("eval", broken), 1, "CacheDamaged", "model.safetensors is damaged")
+    (broken / "digests.json").unlink()
     fails(kdcache("eval", broken), 1, "TeacherError", "does not contain a network")
 
 
@@ -341,7 +343,7 @@ def test_a_run_without_validation_still_has_its_cache(
     run_, data = shutil.copytree(finished, tmp_path / "run"), tmp_path / "data"
     unpack_numbered(digits / "digits-train-0000.tar", data)
     config = json.loads((run_ / "config.json").read_text()) | {"data": str(data)}
-    (run_ / "config.json").write_text(json.dumps(config))
+    run_dir.write_json(run_ / "config.json", config)
     outcome = kdcache("eval", run_, "--json")
     facts = facts_of(outcome)
     assert "has no validation split" in outcome.err

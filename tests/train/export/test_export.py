@@ -14,6 +14,7 @@ from PIL import Image
 
 from cache_tools.data.open import open_images
 from cache_tools.render import decode
+from cache_tools.storage import seal
 from tests.helpers.outcome import Outcome
 from train import recipe as recipes
 from train import run_dir
@@ -37,6 +38,44 @@ def finished(digits_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def opened(folder: Path) -> torch.nn.Module:
     model: torch.nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True)
     return model.eval()
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["model/model.safetensors", "config.json", "result.json"])
+def test_a_run_with_a_flipped_bit_is_refused(
+    finished: Path, kdcache: Command, tmp_path: Path, name: str
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    flip(run / name)
+    exported = kdcache("export", run, "--out", tmp_path / "student")
+    assert (exported.code, f"{run / name} is damaged" in exported.err) == (1, True), exported.err
+    assert not (tmp_path / "student").exists()
+    if name != "result.json":
+        evaluated = kdcache("eval", run, "--views", "0")
+        assert (evaluated.code, f"{name} is damaged" in evaluated.err) == (1, True), evaluated.err
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("config.json", "null", "is no file that kdcache writes"),
+        ("result.json", "{}", "lacks cache_fingerprint"),
+        ("log.jsonl", "7\n", "is no log of a run"),
+    ],
+)
+def test_other_files_in_a_run_are_refused(
+    finished: Path, kdcache: Command, tmp_path: Path, name: str, text: str, message: str
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / seal.NAME).unlink()
+    (run / name).write_text(text)
+    outcome = kdcache("export", run, "--out", tmp_path / "student")
+    assert (outcome.code, message in outcome.err) == (2, True), outcome.err
 
 
 @pytest.mark.parametrize(

@@ -348,7 +348,9 @@ def test_stopped_between_updates_and_with_a_broken_last_checkpoint_it_is_still_e
             stops += 1
             if stops == 3:
                 assert (out / checkpoint.PREVIOUS).exists()
-                (out / checkpoint.NAME).write_bytes(b"half a file")
+                data = bytearray((out / checkpoint.NAME).read_bytes())
+                data[len(data) // 2] ^= 1  # within a tensor: torch would load it
+                (out / checkpoint.NAME).write_bytes(data)
     assert stops == 7  # five updates in two epochs of five batches; one of them done twice
     assert same(weights(out), weights(tmp_path / "undisturbed"))
     assert not list(out.glob("checkpoint*"))

@@ -1,0 +1,83 @@
+"""Digests of the files of a run: stored when a file is written, compared when it is read.
+
+`digests.json` in the folder of a run or a sweep has the SHA-256 of every file that is written as a
+whole (rows are appended to logs, which have none). It is written before the file and keeps the
+digests of earlier versions, so that a kill at any moment leaves files that match. A folder without
+it, of an earlier kdcache, is read unchecked.
+"""
+
+import contextlib
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from cache_tools.errors import CacheDamaged
+from cache_tools.storage import atomic
+
+NAME = "digests.json"
+_VERSIONS = 3
+"""Digests kept of a file: the new one, and those of a checkpoint and of the one before it."""
+
+
+def write(folder: Path, name: str, data: bytes) -> None:
+    """Write the file `name` of a run, atomically and durably, and its digest before it.
+
+    Raises:
+        KdcacheError: The disk is full or the file cannot be written.
+    """
+    add(folder, name, data)
+    atomic.write(folder / name, data)
+
+
+def add(folder: Path, name: str, data: bytes) -> None:
+    """Store the digest of what is about to be written to the file `name`."""
+    digests, new = _digests(folder), hashlib.sha256(data).hexdigest()
+    earlier = [digest for digest in digests.get(name, []) if digest != new]
+    digests[name] = [*earlier, new][-_VERSIONS:]
+    atomic.write(folder / NAME, (json.dumps({"sha256": digests}, indent=2) + "\n").encode())
+
+
+def check(folder: Path, name: str, stored_as: str = "") -> None:
+    """Compare the file `name` with the digests of it, or of the file that was `stored_as`.
+
+    Raises:
+        CacheDamaged: It has changed since it was written, or digests.json is damaged.
+    """
+    expected = _digests(folder).get(stored_as or name)
+    if expected is None:
+        return
+    try:
+        with (folder / name).open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CacheDamaged(f"{folder / name} cannot be read: {error.strerror}.") from None
+    if found not in expected:
+        raise CacheDamaged(
+            f"{folder / name} is damaged: its SHA-256 differs from the one in {folder / NAME}. "
+            "Restore it from a copy, or make the run again with --fresh; if you have edited it "
+            "yourself, remove its entry there."
+        )
+
+
+def check_network(folder: Path) -> None:
+    """Compare the files of a network that lies in a run, such as RUN/model, with their digests.
+
+    Raises:
+        CacheDamaged: One has changed since it was written, or is missing.
+    """
+    folder = folder.resolve()
+    for name in _digests(folder.parent):
+        if name.startswith(f"{folder.name}/"):
+            check(folder.parent, name)
+
+
+def _digests(folder: Path) -> dict[str, list[str]]:
+    path = folder / NAME
+    data = b"{}"
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        data = path.read_bytes()
+    found: Any = atomic.parse_json(data, str(path)).get("sha256", {})
+    if isinstance(found, dict) and all(isinstance(of_file, list) for of_file in found.values()):
+        return found
+    raise CacheDamaged(f"{path} is damaged. Remove it to read the files beside it unchecked.")
