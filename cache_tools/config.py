@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from cache_tools.errors import RecipeError
+from cache_tools.file_contents import read_text
 
 T = TypeVar("T")
 MAX_BASES = 8
@@ -135,7 +136,7 @@ def _read(recipe: str, package: str) -> str:
     path = Path(recipe)
     if path.suffix == ".toml" or path.is_file():
         try:
-            return path.read_text(encoding="utf-8")
+            return read_text(path)
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"cannot read the recipe {recipe}: {error}.") from None
     known = names(package)

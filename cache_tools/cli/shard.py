@@ -1,7 +1,7 @@
 """`kdcache shard`: any data set to WebDataset shards."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -48,6 +48,13 @@ def shard(
     raw: Annotated[
         bool, typer.Option("--raw", help="With --beton: store pixels instead of JPEG bytes.")
     ] = False,
+    key: Annotated[
+        Literal["key", "shard/key"],
+        typer.Option(
+            help="Names of samples: their keys in SRC's shards, or with the shard's name in front "
+            "where keys begin anew in each."
+        ),
+    ] = "key",
     json_: Json = False,
 ) -> None:
     """Write WebDataset shards that timm reads, too. Run again to go on."""
@@ -63,7 +70,7 @@ def shard(
     for name in splits:
         if name not in SPLITS:
             raise UsageError(f"--split {name} is none of {', '.join(SPLITS)}.")
-        images = _open(source, folder, name, labels)
+        images = _open(source, folder, name, labels, key == "shard/key")
         options = shard_writer.Options(name, shard_size, short_side, quality, check, skip_broken)
         facts[name] = shard_writer.write(images, folder, options)
         if beton:
@@ -94,14 +101,16 @@ def _container(images: "ImageDataset", out: Path, raw: bool) -> dict[str, Any]:
     return beton_command.facts(beton_command.write(images, out, raw))
 
 
-def _open(source: str, folder: Path, split: str, labels: Path | None) -> "ImageDataset":
+def _open(
+    source: str, folder: Path, split: str, labels: Path | None, shard_keys: bool
+) -> "ImageDataset":
     """Open the data set to write, ILSVRC's tars among them, with its labels."""
     from cache_tools.data import ilsvrc
     from cache_tools.data.open import describe, open_images
 
     if Path(source).is_file() and ilsvrc.is_tar_of_tars(Path(source)):
         return ilsvrc.train(Path(source))
-    images = open_images(source, split)
+    images = open_images(source, split, shard_keys=shard_keys)
     if labels is None:
         return images
     if not labels.is_file():

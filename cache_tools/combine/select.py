@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from cache_tools.combine import assemble
 from cache_tools.combine.assemble import PartBuilder
 from cache_tools.errors import UsageError
+from cache_tools.file_contents import read_text
 from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.canonical import canonical_json, sha256
 from cache_tools.spec.sample_table import SampleTable
@@ -190,7 +191,7 @@ def _rows(store: Cache, wanted: str) -> I8:
 def _rows_of(store: Cache, path: Path) -> I8:
     """Rows of the keys in a file."""
     try:
-        keys = [line for line in path.read_text(encoding="utf-8").split("\n") if line]
+        keys = [line for line in read_text(path).split("\n") if line]
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
             f"--samples {path} is neither a share such as 0.1 nor a file of keys ({error})."

@@ -8,6 +8,7 @@ the other is `meta.mat` of the development kit, so that this file is only read b
 """
 
 import io
+import logging
 import re
 import tarfile
 from collections.abc import Sequence
@@ -17,11 +18,14 @@ from typing import BinaryIO
 
 import numpy as np
 
-from cache_tools.data import tar_index
+from cache_tools.data import tar_samples
 from cache_tools.data.images import ImageDataset
+from cache_tools.data.tar_samples import Member
 from cache_tools.errors import DataError, UsageError
+from cache_tools.file_contents import decode_text
 from cache_tools.runtime import progress
 
+log = logging.getLogger("kdcache")
 GROUND_TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
 _SYNSET = re.compile(r"n\d{8}")
 _NAMED = re.compile(r"([^\s,]+?)(?:\.[A-Za-z]+)?[\s,]+(n\d{8})\b.*")
@@ -45,10 +49,13 @@ def train(path: Path) -> ImageDataset:
         DataError: It, or one of the tars in it, cannot be read.
     """
     try:
-        with tarfile.open(path, "r:") as tar, path.open("rb") as file:
-            inner = {m.name: (m.offset_data, m.size) for m in tar if m.isfile()}
+        with path.open("rb") as file:
+            found = list(tar_samples.members(file, 0, path.stat().st_size))
+            inner = {m.name: m for m in found if m.name.endswith(".tar")}
+            if others := [m.name for m in found if not m.name.endswith(".tar")]:
+                log.info("%s: no tars, passed over: %d (first: %s)", path, len(others), others[0])
             classes = sorted(Path(name).name.removesuffix(".tar") for name in inner)
-            if len(set(classes)) != len(classes):
+            if len(set(classes)) != len(classes) or len(inner) + len(others) != len(found):
                 raise ValueError("two of its tars have one name")
             names, rows = _classes(file, inner, classes)
     except (OSError, tarfile.TarError, ValueError) as error:
@@ -61,23 +68,23 @@ def train(path: Path) -> ImageDataset:
 
 
 def _classes(
-    file: BinaryIO, inner: dict[str, tuple[int, int]], classes: list[str]
+    file: BinaryIO, inner: dict[str, Member], classes: list[str]
 ) -> tuple[list[str], list[tuple[int, int, int]]]:
     """Names, and rows (offset, length, label) of the images of all classes."""
     number = {name: i for i, name in enumerate(classes)}
     names, rows = [], []
     with progress.bar("read the headers", len(inner), "classes") as advance:
-        for name, (begin, size) in inner.items():
+        for name, tar in inner.items():
             synset = Path(name).name.removesuffix(".tar")
-            file.seek(begin)  # tarfile counts from where the file stands: offsets are of the whole
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                for member in tar:
-                    if member.offset_data + member.size > begin + size:
-                        raise ValueError(f"{name} in it ends before its last image does")
-                    sample, extension = tar_index.split_name(member.name)
-                    if member.isfile() and extension in tar_index.IMAGES:
-                        names.append(f"{synset}/{sample}")
-                        rows.append((member.offset_data, member.size, number[synset]))
+            try:
+                found = tar_samples.members(file, tar.offset, tar.offset + tar.length)
+                samples, passed = tar_samples.samples(found)
+            except (tarfile.TarError, ValueError) as error:
+                raise ValueError(f"{name} in it: {error}") from None
+            if passed:
+                log.info("%s: no images, passed over: %s", name, dict(passed))
+            names += [f"{synset}/{sample.name}" for sample in samples]
+            rows += [(s.image.offset, s.image.length, number[synset]) for s in samples]
             advance(1)
     return names, rows
 
@@ -115,7 +122,7 @@ def _read(path: Path, stems: list[str]) -> tuple[list[str], set[str]]:
         files = {GROUND_TRUTH: path.read_bytes()}
         if (meta := path.with_name(META)).is_file():
             files[META] = meta.read_bytes()
-    lines = files[GROUND_TRUTH].decode("utf-8", "replace").split("\n")
+    lines = decode_text(files[GROUND_TRUTH], "replace").split("\n")
     lines = [line.strip() for line in lines if line.strip()]
     if named := [found for line in lines if (found := _NAMED.fullmatch(line))]:
         synset = {found[1]: found[2] for found in named}

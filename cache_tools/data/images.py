@@ -48,7 +48,9 @@ class ImageDataset:
     sharded: bool = True
     """True if a file holds many images (tar), False if it is one."""
     crc_N: NDArray[np.uint32] | None = field(default=None, repr=False)
-    """CRC-32 of each image, of shards behind a URL."""
+    """CRC-32 of each image and of what is in front of it, of shards behind a URL."""
+    lead_N: NDArray[np.int64] | None = field(default=None, repr=False)
+    """Bytes in front of each image that its CRC-32 is of, too."""
     remote: RemoteShards | None = field(default=None, repr=False)
     """The shards behind a URL; `paths` is empty then."""
     _file_pool: FilePool = field(default_factory=FilePool, repr=False)
@@ -72,8 +74,10 @@ class ImageDataset:
         where = int(self.file_N[number])
         length = int(self.length_N[number])
         offset = int(self.offset_N[number])
-        if self.remote is not None and self.crc_N is not None:
-            return self.remote.read(where, offset, length, int(self.crc_N[number]))
+        if self.remote is not None and self.crc_N is not None and self.lead_N is not None:
+            lead = int(self.lead_N[number])
+            crc = int(self.crc_N[number])
+            return self.remote.read(where, offset - lead, lead + length, crc)[lead:]
         try:
             if self.sharded:
                 data = self._file_pool.read(self.paths[where], offset, length)
@@ -112,6 +116,7 @@ class ImageDataset:
             length_N=self.length_N[numbers],
             label_N=self.label_N[numbers],
             crc_N=None if self.crc_N is None else self.crc_N[numbers],
+            lead_N=None if self.lead_N is None else self.lead_N[numbers],
         )
 
 

@@ -1,11 +1,11 @@
 """The indices of shards on this machine: each shard's headers are read once, and never again.
 
 Reading the headers of ImageNet's 1,282 shards takes the better part of a minute, reading their
-indices a third of a second. An index beside its shard is used unless the shard is newer.
+indices a third of a second. An index beside its shard is used unless the shard was written, moved
+or copied after it: then the headers are read again, once on each machine.
 """
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,11 +42,12 @@ def _known_index(path: Path) -> TarIndex | None:
     with _naming(path):
         found = path.stat()
         beside = path.with_name(path.name + tar_index.SUFFIX)
-        if beside.is_file() and beside.stat().st_mtime_ns >= found.st_mtime_ns:
+        changed = max(found.st_mtime_ns, found.st_ctime_ns)
+        if beside.is_file() and beside.stat().st_mtime_ns >= changed:
             index = tar_index.unpack(beside.read_bytes(), str(beside))
-            if index.tar_bytes == found.st_size:
+            if index is not None and index.tar_bytes == found.st_size:
                 return index
-        if (data := DiskCache().index(_key(path, found))) is not None:
+        if (data := DiskCache().index(disk_cache.file_key(path))) is not None:
             with contextlib.suppress(DataError):
                 return tar_index.unpack(data, str(path))
     return None
@@ -55,15 +56,11 @@ def _known_index(path: Path) -> TarIndex | None:
 def _read_index(path: Path) -> TarIndex:
     """Make the index of a shard on this machine from its headers, and store it."""
     with _naming(path):
-        found = path.stat()
+        name = disk_cache.file_key(path)
         with path.open("rb") as file:
             index = tar_index.scan(file, str(path), checksums=False)
-    DiskCache().store_index(_key(path, found), index.pack())
+    DiskCache().store_index(name, index.pack())
     return index
-
-
-def _key(path: Path, found: os.stat_result) -> str:
-    return disk_cache.key(path.resolve(), found.st_size, found.st_mtime_ns)
 
 
 @contextlib.contextmanager

@@ -208,8 +208,7 @@ def _copy(images: ImageDataset, numbers: I8) -> str:
     identity = hashlib.sha256(sources.resolve(images.source).encode())
     for path in images.paths:
         with contextlib.suppress(OSError):
-            found = path.stat()
-            identity.update(f"{path}\n{found.st_size} {found.st_mtime_ns}\n".encode())
+            identity.update(disk_cache.file_key(path).encode())
     names = "\n".join(images.names[i] for i in numbers.tolist())
     identity.update(names.encode("utf-8", "surrogateescape"))
     for column in (images.length_N, images.offset_N):

@@ -4,45 +4,64 @@ The kind of a source follows from its name and its contents. This module builds 
 of data sets, and none of them on it.
 """
 
+import logging
 import os
+import re
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from cache_tools.data import beton, info_json, local_index, sources
+from cache_tools.data import beton, info_json, local_index, sources, unpacked
 from cache_tools.data.images import ImageDataset, classes
 from cache_tools.data.remote_shards import RemoteShards
 from cache_tools.data.sources import describe, resolve
-from cache_tools.data.tar_index import IMAGES, TarIndex
-from cache_tools.errors import DataError
+from cache_tools.data.tar_samples import IMAGES
+from cache_tools.errors import DataError, KdcacheError, UsageError
 from cache_tools.spec.dataset import NO_LABEL
 from cache_tools.storage.fsspec_client import FsspecClient
 
+log = logging.getLogger("kdcache")
 __all__ = ["describe", "has_split", "open_images", "resolve"]
 
 
-def open_images(source: str, split: str, containers: bool = True) -> ImageDataset:
+def open_images(
+    source: str, split: str, containers: bool = True, shard_keys: bool = False
+) -> ImageDataset:
     """Open a data set.
 
     Args:
         source: A folder (of tars, of images, or of splits), a tar, a glob or a brace pattern of
             tars; a `.beton`; or a URL of a folder or of tars that fsspec can read.
         split: "train", "validation" or "teacher": the part of a data set that has parts.
-        containers: True if a `.beton` in a folder replaces the files beside it.
+        containers: True if a `.beton` in a folder replaces the files beside it, when it is of them.
+        shard_keys: True if the name of a sample begins with that of its shard: for shards whose
+            keys begin anew in each.
 
     Raises:
         UsageError: Nothing there, or not all of it.
         DataError: A shard that cannot be read, or no image in it.
     """
+    if containers and "://" not in source and (file := beton.find(source, split)) is not None:
+        opened = beton.open_beton(file)
+        if Path(source).is_dir() and (beside := _beside(source, split)) is not None:
+            return beside if _warns_of_difference(opened, beside) else opened
+        return opened
     if "://" in source:
         place = sources.find_remote(source, split)
-        remote = RemoteShards(FsspecClient(place.root), place.names, source)
-        images = _indexed(source, place, [], remote.indices(place.split.indexed), remote)
-    elif containers and (file := beton.find(source, split)) is not None:
-        return beton.open_beton(file)
+        client = FsspecClient(place.root)
+        if any(map(unpacked.is_packed, place.names)):
+            paths = unpacked.of_url(client, place.names)
+            images = _indexed(place, paths, source, shard_keys)
+        else:
+            remote = RemoteShards(client, place.names, source)
+            images = _indexed(place, [], source, shard_keys, remote)
     elif (shards := sources.find_local(source, split)) is not None:
-        paths = [Path(shards.root) / name for name in shards.names]
-        images = _indexed(source, shards, paths, local_index.indices(paths), None)
+        paths = unpacked.of_files([Path(shards.root) / name for name in shards.names])
+        images = _indexed(shards, paths, source, shard_keys)
+    elif shard_keys:
+        raise UsageError(f"{source} is a folder of images: there is no shard to name keys after.")
     else:
         images = _folder(source, split)
     if len(images) == 0:
@@ -57,30 +76,76 @@ def has_split(source: str, split: str) -> bool:
     return sources.has_split(source, split)
 
 
+def _beside(source: str, split: str) -> ImageDataset | None:
+    """Open the shards or images that lie beside a `.beton` in a folder; None if there are none."""
+    if split != "train" and not sources.has_split(source, split):
+        return None
+    try:
+        return open_images(source, split, containers=False)
+    except KdcacheError:
+        return None
+
+
+def _warns_of_difference(container: ImageDataset, beside: ImageDataset) -> bool:
+    """Warn if a container has other names, labels or sizes than the files beside it."""
+    one, other = (
+        set(zip(d.names, d.label_N.tolist(), d.length_N.tolist(), strict=True))
+        for d in (container, beside)
+    )
+    if different := one ^ other:
+        name, label, _ = min(different)
+        log.warning(
+            "%s is not used: %d images, labels or sizes differ from the files beside it (first: "
+            "%s, label %d). Write it again: kdcache beton SRC FILE",
+            container.source,
+            len({each[0] for each in different}),
+            name,
+            label,
+        )
+    return bool(different)
+
+
 def _indexed(
-    source: str,
     place: sources.ShardSource,
     paths: list[Path],
-    found: list[TarIndex],
-    remote: RemoteShards | None,
+    source: str,
+    shard_keys: bool,
+    remote: RemoteShards | None = None,
 ) -> ImageDataset:
     """Join the indices of shards to one data set."""
+    found = remote.indices(place.split.indexed) if remote else local_index.indices(paths)
     counts = [len(index.names) for index in found]
     if place.info is not None and place.split.lengths:
         info_json.check_counts(place.info.where, place.split, place.names, counts)
+    passed = sum((Counter(index.passed) for index in found), Counter[str]())
+    if passed:
+        names = ", ".join(f"{n:,} {kind}" for kind, n in passed.most_common())
+        log.info("%s: neither image nor label, passed over: %s", source, names)
+    prefixes = _shard_names(place.names) if shard_keys else [""] * len(found)
     crc = [index.crc_N for index in found if index.crc_N is not None]
     return ImageDataset(
         source,
         paths,
-        [name for index in found for name in index.names],
+        [p + name for p, index in zip(prefixes, found, strict=True) for name in index.names],
         np.repeat(np.arange(len(found), dtype=np.int32), counts),
         np.concatenate([index.offset_N for index in found]),
         np.concatenate([index.length_N for index in found]),
         np.concatenate([index.label_N for index in found]),
         place.info.class_names if place.info is not None else (),
         crc_N=np.concatenate(crc) if remote is not None else None,
+        lead_N=np.concatenate([index.lead_N for index in found]) if remote is not None else None,
         remote=remote,
     )
+
+
+def _shard_names(shards: Sequence[str]) -> list[str]:
+    """Return the paths of shards below their common folder, without ends, as folders of keys."""
+    common = os.path.commonpath([name.rpartition("/")[0] for name in shards])
+    ends = "|".join(map(re.escape, sorted(unpacked.SHARDS, key=len, reverse=True)))
+    return [
+        re.sub(f"({ends})$", "", name.removeprefix(common).lstrip("/"), flags=re.IGNORECASE) + "/"
+        for name in shards
+    ]
 
 
 def _folder(source: str, split: str) -> ImageDataset:

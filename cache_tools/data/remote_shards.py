@@ -3,8 +3,9 @@
 Opening needs an index of every shard: from the local data folder, from beside the shard (`kdcache
 shard` writes it there), or, once, by reading the shard through. A sample is then read from the
 shard's local copy when there is one, else by a range request, while a few threads fetch the shards
-that were touched. Every image is compared with its CRC-32, wherever it came from: a local copy that
-fails is dropped, a reply that fails is requested again, and a shard that changed is an error.
+that were touched. Every image, with its label, is compared with its CRC-32, wherever it came from:
+a local copy that fails is dropped, a reply that fails is requested again, and a shard that changed
+is an error.
 """
 
 import logging
@@ -89,7 +90,7 @@ class RemoteShards:
         return [found[i] if index is None else index for i, index in enumerate(known)]
 
     def read(self, where: int, offset: int, length: int, crc: int) -> bytes:
-        """Read the `length` bytes at `offset` of shard number `where`, one image with this CRC-32.
+        """Read the `length` bytes at `offset` of shard number `where`, which have this CRC-32.
 
         Raises:
             DataError: It cannot be read, or the shard is not the one that was opened.
@@ -127,7 +128,8 @@ class RemoteShards:
     def _known(self, shard: Shard, beside: bool) -> TarIndex | None:
         if (data := self._folder.index(shard.key)) is not None:
             try:
-                return tar_index.unpack(data, shard.name)
+                if (index := tar_index.unpack(data, shard.name)) is not None:
+                    return index
             except DataError:
                 log.warning("the kept index of %s is damaged; it is made again", shard.name)
         if not beside:
@@ -135,7 +137,8 @@ class RemoteShards:
         name = shard.name + tar_index.SUFFIX
         if (data := self._remote.read(name, _MAX_INDEX)) is None:
             return None
-        index = tar_index.unpack(data, f"{self._remote.url}/{name}")
+        if (index := tar_index.unpack(data, f"{self._remote.url}/{name}")) is None:
+            return None
         if index.tar_bytes != shard.size or index.crc_N is None:
             log.warning("%s is of another shard than the one beside it; not used", name)
             return None

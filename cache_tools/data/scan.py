@@ -45,9 +45,12 @@ def in_table_order(
     same = np.flatnonzero(np.diff(ids[order]) == 0)
     if len(same):
         a, b = order[same[0]], order[same[0] + 1]
+        fix = "Rename one of them: a sample is known by its name."
+        if images.sharded and images.file_N[a] != images.file_N[b]:
+            fix = f"Make them unique: kdcache shard {images.source} DST --key shard/key."
         raise DataError(
             f"{images.names[a]!r} and {images.names[b]!r} in {images.source} have the same "
-            f"{kind} key or id. Rename one of them: a sample is known by its name."
+            f"{kind} key or id. {fix}"
         )
     return kind, [keys[i] for i in order], images.subset(order)
 

@@ -228,10 +228,12 @@ def _claim(images: ImageDataset, target: Path, options: Options, info: DatasetIn
 
 def _written(path: Path, images: ImageDataset, rows: range, options: Options) -> TarIndex | None:
     """Read the index of a shard that is complete already and of these samples, or None."""
+    beside = path.with_name(path.name + tar_index.SUFFIX)
     try:
-        index = tar_index.unpack(
-            path.with_name(path.name + tar_index.SUFFIX).read_bytes(), path.name
-        )
+        if (index := tar_index.unpack(beside.read_bytes(), path.name)) is None:
+            with path.open("rb") as file:
+                index = tar_index.scan(file, path.name, checksums=True)
+            atomic.write(beside, index.pack())
         if path.stat().st_size != index.tar_bytes:
             return None
     except OSError:  # DataError, too

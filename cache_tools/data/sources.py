@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cache_tools.data import info_json
 from cache_tools.data.info_json import SPLITS, DatasetInfo, Split
+from cache_tools.data.unpacked import is_shard
 from cache_tools.errors import UsageError
 from cache_tools.storage.fsspec_client import FsspecClient
 
@@ -30,7 +31,7 @@ def has_split(source: str, split: str) -> bool:
 def describe(source: str) -> DatasetInfo | None:
     """Read the `_info.json` of a folder or URL, or None if there is none."""
     if "://" in source:
-        if _is_pattern(source) or source.endswith(".tar"):
+        if _is_pattern(source) or is_shard(source):
             return None
         data = FsspecClient(source).read(info_json.NAME, _MAX_INFO)
         where = f"{source.rstrip('/')}/{info_json.NAME}"
@@ -74,7 +75,7 @@ def find_local(source: str, split: str) -> ShardSource | None:
         if absent:
             raise info_json.missing(info.where, found.filenames, absent)
         return ShardSource(source, found.filenames, info, found)
-    paths = sorted(split_folder(folder, split).glob("*.tar"))
+    paths = sorted(p for p in split_folder(folder, split).iterdir() if is_shard(p.name))
     return ShardSource("", tuple(map(str, paths))) if paths else None
 
 
@@ -106,12 +107,13 @@ def find_remote(source: str, split: str) -> ShardSource:
         names = FsspecClient(root).find(pattern)
     elif _is_pattern(source):
         names = info_json.expand(pattern)
-    elif pattern.endswith(".tar"):
+    elif is_shard(pattern):
         names = [pattern]
     else:
         root, remote = source, FsspecClient(source)
         folders = ("", *(f"{name}/" for name in SPLITS[split]))
-        names = next((n for f in folders if (n := remote.find(f"{f}*.tar"))), [])
+        listed = ([n for n in remote.find(f"{f}*.t*") if is_shard(n)] for f in folders)
+        names = next((found for found in listed if found), [])
     if not names:
         raise UsageError(
             f"there are no shards at {source}: no {info_json.NAME}, and no tar that can be "

@@ -2,7 +2,8 @@
 
 An index is small (some 40 bytes a sample) and can be kept: beside the shard (`NAME.tar.kdx`, which
 `kdcache shard` writes) or in the local data folder. One that was made from the whole file also
-holds a CRC-32 of every image, so that wrong bytes from a network are found.
+holds a CRC-32 of every image and of the headers and labels in front of it, so that wrong bytes
+from a network are found, and an index that is older than its shard.
 
 Shapes: N samples of the shard.
 """
@@ -10,21 +11,20 @@ Shapes: N samples of the shard.
 import json
 import tarfile
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import BinaryIO
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cache_tools import file_contents
+from cache_tools.data import tar_samples
 from cache_tools.errors import DataError, UsageError
-from cache_tools.spec.dataset import NO_LABEL
 
-IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
 SUFFIX = ".kdx"
 """Suffix of a shard's name for the index beside it."""
-_MAGIC = "kdcache shard index 1"
-_BLOCK = 512
+_KIND, _MAGIC = "kdcache shard index ", "kdcache shard index 2"
+_BLOCK, _MOST_LEAD = 512, 8192
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,12 @@ class TarIndex:
     """Bytes of its image."""
     label_N: NDArray[np.int32]
     """Class, or NO_LABEL."""
+    lead_N: NDArray[np.int64]
+    """Bytes in front of its image, headers and label, that the CRC-32 is of, too."""
     crc_N: NDArray[np.uint32] | None = None
-    """CRC-32 of its bytes; None when only the headers were read."""
+    """CRC-32 of these bytes and the image; None when only the headers were read."""
+    passed: dict[str, int] = field(default_factory=dict)
+    """Members that are neither image nor label: number by extension."""
 
     def pack(self) -> bytes:
         """Encode the index: one line of JSON, the columns, the names, a CRC-32 of it all."""
@@ -51,9 +55,10 @@ class TarIndex:
             "tar_bytes": self.tar_bytes,
             "samples": len(self.names),
             "crc": self.crc_N is not None,
+            "passed": self.passed,
         }
         columns = [self.offset_N.astype("<i8"), self.length_N.astype("<i8")]
-        columns.append(self.label_N.astype("<i4"))
+        columns += [self.label_N.astype("<i4"), self.lead_N.astype("<i4")]
         if self.crc_N is not None:
             columns.append(self.crc_N.astype("<u4"))
         names = "\n".join(self.names).encode("utf-8", "surrogateescape")
@@ -61,8 +66,8 @@ class TarIndex:
         return data + zlib.crc32(data).to_bytes(4, "little")
 
 
-def unpack(data: bytes, name: str) -> TarIndex:
-    """Decode an index.
+def unpack(data: bytes, name: str) -> TarIndex | None:
+    """Decode an index; None if another version of this program wrote it.
 
     Raises:
         DataError: It is none, or incomplete; `name` is the shard's.
@@ -73,77 +78,76 @@ def unpack(data: bytes, name: str) -> TarIndex:
         line, _, body = data[:-4].partition(b"\n")
         head = json.loads(line)
         if head["kind"] != _MAGIC:
+            if str(head["kind"]).startswith(_KIND):
+                return None
             raise ValueError(f"it is of the kind {head['kind']!r}")
-        return _columns(head["samples"], head["tar_bytes"], bool(head["crc"]), body)
+        return _columns(head, head["samples"], body)
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{name} is no index of a shard ({error}). Remove it.") from None
 
 
-def _columns(count: int, tar_bytes: int, has_crc: bool, body: bytes) -> TarIndex:
+def _columns(head: dict[str, Any], count: int, body: bytes) -> TarIndex:
+    tar_bytes, has_crc = int(head["tar_bytes"]), bool(head["crc"])
     offset = np.frombuffer(body, "<i8", count)
     length = np.frombuffer(body, "<i8", count, 8 * count)
     label = np.frombuffer(body, "<i4", count, 16 * count)
-    crc = np.frombuffer(body, "<u4", count, 20 * count) if has_crc else None
-    text = body[(24 if has_crc else 20) * count :].decode("utf-8", "surrogateescape")
+    lead = np.frombuffer(body, "<i4", count, 20 * count).astype(np.int64)
+    crc = np.frombuffer(body, "<u4", count, 24 * count) if has_crc else None
+    text = body[(28 if has_crc else 24) * count :].decode("utf-8", "surrogateescape")
     names = text.split("\n") if count else []
-    if len(names) != count or np.any((offset < 0) | (length < 0) | (offset > tar_bytes - length)):
+    wrong = (lead < 0) | (offset < lead) | (length < 0) | (offset > tar_bytes - length)
+    if len(names) != count or np.any(wrong):
         raise ValueError("its samples do not fit the shard")
-    return TarIndex(tar_bytes, names, offset, length, label, crc)
+    return TarIndex(tar_bytes, names, offset, length, label, lead, crc, dict(head["passed"]))
 
 
 def scan(file: BinaryIO, name: str, checksums: bool) -> TarIndex:
     """Read the headers of a shard called `name`; with `checksums` the images, for their CRC-32.
 
     Raises:
-        DataError: The tar is broken, or ends before its end.
+        DataError: The tar is broken, ends before its end, or could be read in two ways.
         UsageError: It holds tars instead of images.
     """
-    image: dict[str, tuple[int, int, int]] = {}
-    label: dict[str, int] = {}
     try:
-        for sample, extension, offset, length in _members(file, name):
-            if extension in IMAGES:
-                file.seek(offset)
-                image[sample] = offset, length, zlib.crc32(file.read(length)) if checksums else 0
-            elif extension == ".cls":
-                file.seek(offset)
-                label[sample] = int(file.read(min(length, 32)))
         size = file.seek(0, 2)
+        found = list(tar_samples.members(file, 0, size))
+        tars = sum(member.name.endswith(".tar") for member in found)
+        if tars == len(found) > 0:
+            raise UsageError(
+                f"{name} holds {tars:,} tars, as ILSVRC's training tar does, not images. Write "
+                f"shards of it first: kdcache shard {name} FOLDER"
+            )
+        samples, passed = tar_samples.samples(found)
+        label_N = np.array([tar_samples.label(file, s.label) for s in samples], dtype=np.int32)
+        rows = np.array([(s.image.offset, s.image.length) for s in samples], dtype=np.int64)
+        offset_N, length_N = rows.reshape(-1, 2).T.copy()
+        lead_N = _leads(offset_N, length_N)
+        crc_N = _checksums(file, offset_N, length_N, lead_N) if checksums else None
     except (OSError, tarfile.TarError, ValueError) as error:
         if isinstance(error, (DataError, UsageError)):
             raise
+        file.seek(0)
+        reason = file_contents.describe(file.read(file_contents.HEAD))
         raise DataError(
-            f"cannot read the shard {name}: {error}. Fetch or write it again."
+            f"cannot read the shard {name}: it is {reason}."
+            if reason
+            else f"cannot read the shard {name}: {error}. Fetch or write it again."
         ) from None
-    rows = np.array(list(image.values()), dtype=np.int64).reshape(-1, 3)
-    labels = np.array([label.get(n, NO_LABEL) for n in image], dtype=np.int32)
-    crc = rows[:, 2].astype(np.uint32) if checksums else None
-    return TarIndex(size, list(image), rows[:, 0].copy(), rows[:, 1].copy(), labels, crc)
+    names = [sample.name for sample in samples]
+    return TarIndex(size, names, offset_N, length_N, label_N, lead_N, crc_N, dict(passed))
 
 
-def _members(file: BinaryIO, name: str) -> Iterator[tuple[str, str, int, int]]:
-    """Sample, extension, offset and length of each file in a tar, in its order."""
-    tars = others = 0
-    with tarfile.open(fileobj=file, mode="r:") as tar:
-        for member in tar:
-            if not member.isfile():
-                continue
-            sample, extension = split_name(member.name)
-            tars, others = tars + (extension == ".tar"), others + (extension != ".tar")
-            yield sample, extension, member.offset_data, member.size
-        end = tar.offset
-    if tars and not others:
-        raise UsageError(
-            f"{name} holds {tars:,} tars, as ILSVRC's training tar does, not images. Write shards "
-            f"of it first: kdcache shard {name} FOLDER"
-        )
-    file.seek(end)
-    if any(file.read(_BLOCK)):  # tarfile takes a broken header for the end
-        raise ValueError(f"what begins at byte {end:,} is no member of a tar")
+def _leads(offset_N: NDArray[np.int64], length_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Bytes between each image and the one before it, which contain its label as a rule."""
+    at_U, last_U = np.unique(offset_N, return_index=True)
+    ends = np.concatenate([[0], (at_U + length_N[last_U] + _BLOCK - 1) // _BLOCK * _BLOCK])
+    lead_U = np.clip(at_U - ends[:-1], 0, _MOST_LEAD)
+    return np.asarray(lead_U[np.searchsorted(at_U, offset_N)])
 
 
-def split_name(member: str) -> tuple[str, str]:
-    """Split a member's name into its sample and its last extension in small letters."""
-    folder, _, file = member.removeprefix("./").rpartition("/")
-    stem, _, extension = file.partition(".")
-    return f"{folder}/{stem}" if folder else stem, "." + extension.lower().rpartition(".")[2]
+def _checksums(file: BinaryIO, *columns: NDArray[np.int64]) -> NDArray[np.uint32]:
+    crc = []
+    for offset, length, lead in zip(*(column.tolist() for column in columns), strict=True):
+        file.seek(offset - lead)
+        crc.append(zlib.crc32(file.read(lead + length)))
+    return np.array(crc, dtype=np.uint32)

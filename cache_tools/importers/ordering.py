@@ -5,6 +5,7 @@ from pathlib import Path
 
 from cache_tools.data.images import ImageDataset
 from cache_tools.errors import DataError, UsageError
+from cache_tools.file_contents import read_text
 
 
 def by_number(images: ImageDataset, index: Path | None) -> list[str]:
@@ -40,7 +41,7 @@ def lines(index: Path, names: Sequence[str], source: str) -> list[str]:
         DataError: A line refers to no image, or an image has no line.
     """
     try:
-        text = [line.strip() for line in index.read_text("utf-8").splitlines() if line.strip()]
+        text = [line.strip() for line in read_text(index).splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--dataset-index {index} cannot be read: {error}.") from None
     stems = {name.rpartition("/")[2]: name for name in names}

@@ -163,7 +163,7 @@ def _rank(values: Path, kind: np.dtype[np.void]) -> tuple[list[str], NDArray[np.
 
 def _opened(path: Path) -> Any:
     try:
-        return path.open(encoding="utf-8", newline="\n")
+        return path.open(encoding="utf-8-sig", newline="\n")
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from None
 

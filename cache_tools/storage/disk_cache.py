@@ -35,6 +35,16 @@ def key(*origin: object) -> str:
     ).hexdigest()
 
 
+def file_key(path: Path) -> str:
+    """Return the file name for a local file as it is: path, size, inode, both times of change.
+
+    A file can be rewritten with its size and its date; the time of its inode is the system's own.
+    """
+    found = path.stat()
+    times = found.st_mtime_ns, found.st_ctime_ns
+    return key(path.resolve(), found.st_size, found.st_ino, *times)
+
+
 class DiskCache:
     """Shards, indices and parts of caches, stored on this machine."""
 
@@ -70,11 +80,11 @@ class DiskCache:
                 log.warning("the index is not stored in %s: %s", self.path, error.strerror)
             DiskCache._warned = True
 
-    def shard(self, name: str, size: int) -> Path | None:
-        """Return the path of a stored shard of `size` bytes, or None."""
+    def shard(self, name: str, size: int | None = None) -> Path | None:
+        """Return the path of a stored shard, of `size` bytes where that is given, or None."""
         path = self._shard(name)
         try:
-            if path.stat().st_size != size:
+            if path.stat().st_size != size and size is not None:
                 return None
             os.utime(path)
         except OSError:

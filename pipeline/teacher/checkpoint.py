@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cache_tools.errors import TeacherError, UsageError
+from cache_tools.file_contents import read_text
 
 log = logging.getLogger("kdcache")
 PICKLES = frozenset({".pth", ".pt", ".bin", ".ckpt", ".tar"})
@@ -65,7 +66,7 @@ def load(path: Path, architecture: str = "") -> tuple[str, nn.Module]:
 def _config(path: Path) -> dict[str, Any]:
     """Read `config.json` beside the file; empty if there is none."""
     try:
-        config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(read_text(path.parent / "config.json"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

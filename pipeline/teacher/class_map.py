@@ -23,6 +23,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor, nn
 
 from cache_tools.errors import UsageError
+from cache_tools.file_contents import read_text
 from cache_tools.spec.canonical import canonical_json, sha256
 
 Names = dict[str, int]
@@ -97,7 +98,7 @@ def load(path: str, model: nn.Module) -> ClassMap:
 def _read(path: Path) -> list[list[int | str]]:
     """Read the rows of a file, in which numbers may be text."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         if path.suffix != ".json":
             return [[x for x in re.split(r"[\s,;]+", row) if x] for row in text.splitlines()]
         rows = json.loads(text)

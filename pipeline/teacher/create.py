@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from cache_tools.errors import TeacherError, UsageError
+from cache_tools.file_contents import read_text
 from cache_tools.storage import seal
 from pipeline.teacher import checkpoint, lite
 
@@ -76,7 +77,7 @@ def _refuse_unknown(name: str) -> None:
 def _from_folder(folder: Path) -> tuple[str, nn.Module]:
     seal.check_network(folder)
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(read_text(folder / "config.json"))
         if not (folder / "model.safetensors").is_file():
             raise FileNotFoundError(f"{folder}/model.safetensors is not there")
         model = timm.create_model(f"local-dir:{folder}", pretrained=True)

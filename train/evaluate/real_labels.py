@@ -18,8 +18,9 @@ from typing import Any
 from timm.data import RealLabelsImagenet
 
 from cache_tools.data.images import ImageDataset
-from cache_tools.data.tar_index import IMAGES
+from cache_tools.data.tar_samples import IMAGES
 from cache_tools.errors import CacheMismatch, UsageError
+from cache_tools.file_contents import read_text
 
 BUILT_IN = "timm"
 _OF_TIMM = 50_000
@@ -41,7 +42,7 @@ def load(source: str) -> RealLabels:
     if source == BUILT_IN:
         return _checked(RealLabelsImagenet(range(_OF_TIMM)).real_labels, source)
     try:
-        value = json.loads(Path(source).read_text(encoding="utf-8"))
+        value = json.loads(read_text(Path(source)))
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(
             f"the ReaL labels {source} cannot be read ({error}). Pass --real with the published "

@@ -1,0 +1,118 @@
+"""Shards compressed by gzip (`.tar.gz`, `.tgz`), unpacked once into the data folder.
+
+A compressed file can only be read from its beginning, and the images of a data set are read in any
+order. Compression saves nothing of JPEGs; `kdcache shard` writes plain shards of such a source.
+"""
+
+import gzip
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from cache_tools.errors import DataError, UsageError
+from cache_tools.file_contents import describe_file
+from cache_tools.runtime import progress
+from cache_tools.storage import disk_cache
+from cache_tools.storage.disk_cache import DiskCache
+from cache_tools.storage.fsspec_client import FsspecClient
+
+PACKED = (".tar.gz", ".tgz")
+SHARDS = (".tar", *PACKED)
+"""Ends of the names of shards."""
+_PIECE = 2**24
+
+
+def is_shard(name: str) -> bool:
+    """Check if a name is that of a shard; hidden files are none (`._x.tar` of a Mac)."""
+    return name.lower().endswith(SHARDS) and not name.rpartition("/")[2].startswith(".")
+
+
+def is_packed(name: str) -> bool:
+    """Check if a name is that of a compressed shard."""
+    return name.lower().endswith(PACKED)
+
+
+def of_files(paths: Sequence[Path]) -> list[Path]:
+    """Return plain shards: the files themselves, or copies of those that are compressed.
+
+    Raises:
+        DataError: A shard is missing or damaged.
+        UsageError: The data folder has no room for them.
+    """
+    packed = [path for path in paths if is_packed(path.name)]
+    try:
+        keys = {disk_cache.key("unpacked", disk_cache.file_key(p)): p for p in packed}
+    except OSError as error:
+        raise DataError(f"cannot read the shard {error.filename}: {error.strerror}.") from None
+
+    def unpack(key: str, to: Path, cache: DiskCache) -> None:
+        with keys[key].open("rb") as file:
+            _unpack(file, to, cache, f"{keys[key]}{describe_file(keys[key]) or ' (gzip)'}")
+
+    copies = iter(_copies({key: path.stat().st_size for key, path in keys.items()}, unpack))
+    return [next(copies) if is_packed(path.name) else path for path in paths]
+
+
+def of_url(remote: FsspecClient, names: Sequence[str]) -> list[Path]:
+    """Return plain copies of shards behind a URL, all of them; raises as `of_files`."""
+    stats = {name: remote.stat(name) for name in names}
+    if absent := [name for name, stat in stats.items() if stat is None]:
+        raise UsageError(f"{len(absent):,} shards are not at {remote.url}, first {absent[0]}.")
+    keys = {disk_cache.key("unpacked", remote.url, n, *(s or ())): n for n, s in stats.items()}
+    sizes = {key: (stats[name] or (0, ""))[0] for key, name in keys.items()}
+
+    def unpack(key: str, to: Path, cache: DiskCache) -> None:
+        name, packed = keys[key], to.with_name(f"packed-{to.name}")
+        try:
+            remote.download(name, sizes[key], packed, lambda _: None)
+            if not is_packed(name):
+                packed.replace(to)
+                return
+            with packed.open("rb") as file:
+                _unpack(file, to, cache, f"{remote.url}/{name}")
+        finally:
+            packed.unlink(missing_ok=True)
+
+    return _copies(sizes, unpack)
+
+
+def _copies(sizes: dict[str, int], unpack: Callable[[str, Path, DiskCache], None]) -> list[Path]:
+    """Make the copies that are missing, after making room for all."""
+    cache, found = DiskCache(), []
+    if not sizes:
+        return []
+    fit = cache.evict(sizes)
+    with progress.bar("unpack shards", len(sizes), "shards") as advance:
+        for key in sizes:
+            if (path := cache.shard(key)) is None:
+                if key not in fit:
+                    raise _no_room(cache)
+                with cache.writing(key) as partial:
+                    if cache.shard(key) is None:
+                        unpack(key, partial, cache)
+                path = cache.shard(key)
+            if path is None:
+                raise DataError(f"a copy in {cache.path} is gone. Run the same command again.")
+            found.append(path)
+            advance(1)
+    return found
+
+
+def _unpack(file: BinaryIO, to: Path, cache: DiskCache, name: str) -> None:
+    try:
+        with gzip.GzipFile(fileobj=file) as packed, to.open("wb") as out:
+            while piece := packed.read(_PIECE):
+                if not cache.reserve(len(piece), cache.path):
+                    raise _no_room(cache)
+                out.write(piece)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"cannot unpack {name}: {error}. Fetch or write it again.") from None
+
+
+def _no_room(cache: DiskCache) -> UsageError:
+    return UsageError(
+        f"the data folder {cache.path} has no room for the unpacked shards within "
+        f"{disk_cache.LIMIT} or the free disk. Unpack them yourself, or pass --data-cache with a "
+        "folder that has room."
+    )
