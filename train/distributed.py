@@ -1,9 +1,9 @@
 """Processes that train one student together: started by torchrun or Slurm, else one alone.
 
-Every process makes the same plan and takes its slice of each batch, so that the order of samples
-and the mean of the gradients are those of one process with the whole batch. Whatever is decided
-from a clock or a signal is decided together: a process that stops alone would leave the others
-waiting.
+Every process makes the same plan and takes its share of each batch, so that the views of a step
+and, but for batch normalisation without `sync_bn`, the mean of the gradients are those of one
+process with the whole batch. Whatever is decided from a clock or a signal is decided together: a
+process that stops alone would leave the others waiting.
 """
 
 import contextlib

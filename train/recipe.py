@@ -58,7 +58,8 @@ class TrainRecipe:
     views_per_epoch: int = 1
     """Views of each sample per epoch, m: epoch e shows views e·m … e·m + m - 1, modulo V."""
     aug_repeats: int = 1
-    """Repeated augmentation r: an epoch shows one r-th of the samples, each in r views."""
+    """Repeated augmentation r: an epoch shows one r-th of the samples, each in r views of the same
+    update, in different processes and steps of it as far as there are several."""
     num_views: int = 0
     """Views of the cache that are shown, from the first one on; 0 = all."""
     view_order: Literal["cycle", "shuffle"] = "cycle"
@@ -125,7 +126,8 @@ class TrainRecipe:
     precision: Precision = "fp32"
     """Autocast type."""
     sync_bn: bool = False
-    """Statistics of batch normalisation over all processes."""
+    """Statistics of batch normalisation over all processes, as one process with the whole batch has
+    them; otherwise each process has those of its share."""
     deterministic: bool = False
     """Deterministic algorithms only, at some cost on a GPU."""
     compile: bool = False

@@ -33,6 +33,8 @@ _REQUIRED = {
     "need.json": frozenset(("parameters", "images_per_second")),
 }
 """Keys that a file of a run must have."""
+_LAYOUT = 2
+"""Version of the layout of repeated views in batches (`train.data.schedule`); 1: not recorded."""
 _FREE = ("threads", "loader", "checkpoint_minutes", "cache_recipe", "min_views")  # change no result
 
 
@@ -132,6 +134,7 @@ def _config(recipe: TrainRecipe, inputs: Inputs) -> dict[str, Any]:
         "recipe": asdict(recipe),
         "cache_fingerprint": inputs.fingerprint,
         "num_views": inputs.num_views(recipe),
+        "layout": _LAYOUT,
         "view_size": spec.views.size,
         "cache": paths[0],
         "data": resolve(inputs.source),
@@ -164,4 +167,12 @@ def _refuse_other(folder: Path, config: dict[str, Any]) -> None:
         raise UsageError(
             f"{folder} holds another run: {found} now. Choose another --out, or pass --fresh to "
             "replace it."
+        )
+    # without a checkpoint the run is finished, or begins anew in the order of now
+    resumes = any(folder.glob("checkpoint*.pt")) and config["recipe"]["aug_repeats"] > 1
+    if resumes and there.get("layout", 1) != config["layout"]:
+        raise UsageError(
+            f"{folder} was begun by a version of kdcache that laid out the views of "
+            "aug_repeats > 1 in batches in another order, so that it cannot go on exactly. Finish "
+            "it with that version, choose another --out, or pass --fresh to begin anew."
         )

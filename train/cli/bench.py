@@ -92,6 +92,7 @@ def _measure(
         batch_size,
         loaded.seed,
         aug_repeats=loaded.aug_repeats,
+        grad_accum_steps=loaded.grad_accum_steps,
         epochs=loaded.epochs,
     )
     on_gpu = torch_device.type == "cuda"

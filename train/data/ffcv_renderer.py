@@ -246,7 +246,8 @@ class FfcvRenderer:
         self._views = ViewRenderer(
             images, cache.spec.views, cache.table, stored_pixels=True, decoded_before=True
         )
-        side, capacity = cache.spec.views.size, schedule.max_pictures(world)
+        side, span = cache.spec.views.size, max(map(len, schedule.spans))
+        capacity = span * schedule.max_pictures(world)
         self._loader = FfcvLoader(images, side, capacity, self._threads)
 
     @contextmanager

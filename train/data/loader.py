@@ -3,7 +3,8 @@
 A batch is a function of (epoch, step) alone: neither the renderer, nor the number of its threads,
 nor an interruption changes a bit of it. A loader is put together from a schedule (which views
 when), targets (of one cache or several) and a renderer (native or FFCV's), none of which depends on
-another. A few batches are in the making while one is trained on.
+another. A few batches are in the making while one is trained on; those of a span of steps
+(`Schedule.spans`) are made together, so that a picture is decoded once for all its views in them.
 
 Shapes: B views of a batch, S pixels a side, U views and partners of a batch, each once.
 """
@@ -30,7 +31,7 @@ from train.distributed import ALONE, World
 U1 = NDArray[np.uint8]
 I8 = NDArray[np.int64]
 AHEAD = 3
-"""Batches in the making while one is trained on."""
+"""Batches in the making while one is trained on; at least one span."""
 RenderFn = Callable[[I8, list[U1]], None]
 """Renders views: their rows and slots [U, 2], ascending, and [S, S, 3] for the pixels of each."""
 
@@ -39,7 +40,7 @@ class Renderer(Protocol):
     """Makes the pixels of batches."""
 
     workers: int
-    """Batches that are made at once."""
+    """Spans that are made at once."""
 
     @property
     def images(self) -> ImageDataset:
@@ -51,10 +52,10 @@ class Renderer(Protocol):
         Args:
             loaded: Views of the epoch. Slot s is the view of `loaded[s]`, slot len(loaded) + s the
                 partner of its own that an imported view is mixed with.
-            requests: [U, 2] rows and slots of each batch to come, for renderers that work ahead.
+            requests: [U, 2] rows and slots of each span to come, for renderers that work ahead.
 
         Returns:
-            A context that yields the function which renders a batch; calls follow `requests`
+            A context that yields the function which renders a span; calls follow `requests`
             where `workers` is 1.
         """
 
@@ -128,60 +129,83 @@ class Loader:
         """Yield the batches of one epoch from `first_step` on."""
         ready = self._epochs.get(epoch)
         plan, loaded = ready.plan, ready.loaded
-        steps = range(first_step, self._schedule.steps)
-        requests = (self._wanted(plan, step)[0] for step in steps)
-        queue: deque[Future[Batch]] = deque()
+        spans = [span[max(0, first_step - span.start) :] for span in self._schedule.spans]
+        spans = [span for span in spans if span]
+        ahead = max(1, AHEAD // max(map(len, self._schedule.spans)))
+        requests = (self._request(plan, span)[0] for span in spans)
+        queue: deque[Future[list[Batch]]] = deque()
         with self._renderer.epoch(loaded, requests) as render:
             pool = ThreadPoolExecutor(self._renderer.workers, thread_name_prefix="batch")
             try:
-                for step in steps:
-                    queue.append(pool.submit(self._batch, plan, loaded, step, render))
-                    if len(queue) > AHEAD:
-                        yield queue.popleft().result()
+                for span in spans:
+                    queue.append(pool.submit(self._make, plan, loaded, span, render))
+                    if len(queue) > ahead:
+                        yield from queue.popleft().result()
                 while queue:
-                    yield queue.popleft().result()
+                    yield from queue.popleft().result()
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _wanted(self, plan: Plan, step: int) -> tuple[I8, I8]:
+    def _request(self, plan: Plan, span: range) -> tuple[I8, I8, list[tuple[I8, I8, I8]]]:
+        """Row and slot of all pictures of a span, ascending.
+
+        Returns:
+            [U, 2]; their order, as indices into those of each step one after the other; and of each
+            step the positions in the plan, pictures and indices of `_wanted`.
+        """
+        shares = [self._schedule.share(plan, step, self._world) for step in span]
+        steps = [(at, *self._wanted(plan, at)) for at in shares]
+        every = np.concatenate([wanted for _, wanted, _ in steps])
+        order = np.lexsort(every.T[::-1])
+        return every[order], order, steps
+
+    def _wanted(self, plan: Plan, at: I8) -> tuple[I8, I8]:
         """Row and slot of a batch's views and their partners, each once and ascending.
 
         Returns:
             [U, 2]; and the index into it of each view, then of each partner.
         """
-        part = self._schedule.share(step, self._world)
-        row, slot = plan.row_M[part], plan.slot_M[part]
+        row, slot = plan.row_M[at], plan.slot_M[at]
         wanted = np.stack([row, slot], axis=1)
         if self._has_partners:
             others = np.stack([row, slot + len(plan.views)], axis=1)
             wanted = np.concatenate([wanted, others])
         elif self._cache.spec.views.mixes:
-            wanted = np.concatenate([wanted, np.stack([plan.partner_M[part], slot], axis=1)])
+            wanted = np.concatenate([wanted, np.stack([plan.partner_M[at], slot], axis=1)])
         unique, index = np.unique(wanted, axis=0, return_inverse=True)
         return unique, index.reshape(-1)
 
-    def _batch(self, plan: Plan, loaded: list[View], step: int, render: RenderFn) -> Batch:
-        """Render the pictures of one step and decode its targets."""
-        part = self._schedule.share(step, self._world)
-        row, slot, partner = plan.row_M[part], plan.slot_M[part], plan.partner_M[part]
-        wanted, index = self._wanted(plan, step)
-        own_B, partner_B = index[: len(row)], index[len(row) :]
-        at_U = _positions(own_B, len(wanted))
-        pictures = self._pool.take()[: len(row) + int((at_U >= len(row)).sum())]
-        render(wanted, [pictures[at] for at in at_U.tolist()])
-        for again in np.flatnonzero(at_U[own_B] != np.arange(len(row))).tolist():
-            pictures[again] = pictures[at_U[own_B[again]]]
+    def _make(self, plan: Plan, loaded: list[View], span: range, render: RenderFn) -> list[Batch]:
+        """Render the pictures of a span and decode its targets."""
+        every, order, steps = self._request(plan, span)
+        laid, out = [], []
+        for at, wanted, index in steps:
+            at_U = _positions(index[: len(at)], len(wanted))
+            pictures = self._pool.take()[: len(at) + int((at_U >= len(at)).sum())]
+            out += [pictures[i] for i in at_U.tolist()]
+            laid.append((at, pictures, at_U[index]))
+        render(every, [out[i] for i in order.tolist()])
+        return [self._batch(plan, loaded, *of_step) for of_step in laid]
+
+    def _batch(self, plan: Plan, loaded: list[View], at: I8, pictures: U1, picture_at: I8) -> Batch:
+        """Batch of the views at some positions, their pictures being rendered.
+
+        `picture_at` are the indices into these of the views, then of their partners.
+        """
+        row, slot, partner = plan.row_M[at], plan.slot_M[at], plan.partner_M[at]
+        for again in np.flatnonzero(picture_at[: len(at)] != np.arange(len(at))).tolist():
+            pictures[again] = pictures[picture_at[again]]
         label = self._cache.table.label_N
         own, other = label[row].astype(np.int64), label[partner].astype(np.int64)
         return Batch(
             pictures,
-            at_U[partner_B] if self._cache.spec.views.mixes else None,
-            plan.lam_M[part].astype(np.float32),
-            plan.cut_M4[part],
+            picture_at[len(at) :] if self._cache.spec.views.mixes else None,
+            plan.lam_M[at].astype(np.float32),
+            plan.cut_M4[at],
             self._targets.decode(loaded, slot, row, np.stack([own, other], axis=1)),
             own,
             other,
-            None if plan.outside_M is None else plan.outside_M[part].astype(np.float32),
+            None if plan.outside_M is None else plan.outside_M[at].astype(np.float32),
         )
 
 

@@ -3,13 +3,21 @@
 Epoch e shows every sample `views_per_epoch` = m times, in views e·m … e·m + m - 1 modulo V, so that
 a cache of V views serves any number of epochs; or in groups of m whose order is drawn anew each
 time all have been shown. Every order is drawn by counter from the run's seed.
-Mixup partners are adjacent in it, and with repeated augmentation all views of both, so that a
-picture is decoded once for all of them.
+Mixup partners are adjacent in it.
 
-Shapes: N samples, V views, M = m·N views of an epoch, B views of a batch.
+With repeated augmentation all views of a picture and of its partner are in the same update, where
+they are dealt out like cards, in pairs of partners: first to the steps of a span (a few steps of
+the update), then to the processes. So batch normalisation sees as many pictures as the number of
+batches allows: with r or more in a span and process together, no picture twice, as timm's
+`RepeatAugSampler` has it for r or more processes. The views of a step depend on no number of
+processes, and a process decodes a picture once for all its views in a span.
+
+Shapes: N samples, V views, M = m·N views of an epoch, B views of a batch, P views of a span or
+step.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Self
 
 import numpy as np
@@ -59,6 +67,7 @@ class Schedule:
         seed: int,
         *,
         aug_repeats: int = 1,
+        grad_accum_steps: int = 1,
         num_views: int | None = None,
         shuffle: bool = False,
         present_N: NDArray[np.bool_] | None = None,
@@ -76,6 +85,7 @@ class Schedule:
                 views: V epochs show every view of every sample once. When partners stay for
                 these views (`pair_views`), pairs are shown whole, so that nothing is decoded for
                 a partner alone.
+            grad_accum_steps: Steps of an update, A, among which repeated views are dealt out.
             num_views: Views of the cache that are shown, V; None: all.
             shuffle: Draw the order of views anew each time all have been shown.
             present_N: [N] True where the sample has an image; None: all. A view whose partner has
@@ -102,6 +112,7 @@ class Schedule:
         self._num_shown = num_views or store.num_views
         self._m = views_per_epoch * aug_repeats
         self.aug_repeats = aug_repeats
+        self._steps_per_update = grad_accum_steps
         self._seed = seed
         self._shuffle = shuffle
         self.batch_size = batch_size
@@ -127,6 +138,7 @@ class Schedule:
             recipe.batch_size,
             recipe.seed_of_order,
             aug_repeats=recipe.aug_repeats,
+            grad_accum_steps=recipe.grad_accum_steps,
             num_views=inputs.num_views(recipe),
             shuffle=recipe.view_order == "shuffle",
             present_N=inputs.present_N,
@@ -145,30 +157,49 @@ class Schedule:
         first = turn * self._m
         return tuple((first + j) % self._num_shown for j in range(self._m))
 
-    def share(self, step: int, world: World) -> slice:
+    @property
+    def spans(self) -> list[range]:
+        """Steps of an epoch in runs; repeated views of a picture are in different steps of a run.
+
+        A run has r to 2r - 1 steps of one update, all of an update of fewer, and one without
+        repeats.
+        """
+        edges = []
+        for first in range(0, self.steps, self._steps_per_update):
+            steps = min(self._steps_per_update, self.steps - first)
+            count = max(1, steps // self.aug_repeats)
+            edges += [first + steps * i // count for i in range(count)]
+        return [range(begin, end) for begin, end in pairwise([*edges, self.steps])]
+
+    def share(self, plan: Plan, step: int, world: World) -> I8:
         """Positions in an epoch's plan of the views that this process has in a step.
 
         Raises:
             UsageError: A batch cannot be divided evenly among the processes.
         """
-        if self.batch_size % world.size:
-            raise UsageError(
-                f"batch_size={self.batch_size} cannot be divided among {world.size} processes. "
-                "Pass a multiple of their number."
-            )
-        count = self.batch_size // world.size
-        begin = step * self.batch_size + world.rank * count
-        return slice(begin, begin + count)
+        count = self._count(world)
+        at = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        if self.aug_repeats > 1 and world.size > 1:
+            at = at[_deal(plan.row_M[at], plan.partner_M[at], world.size)]
+        return at.reshape(world.size, count)[world.rank]
 
     def max_pictures(self, world: World) -> int:
         """Upper bound of the views and mixup partners in this process's share of a batch."""
-        part = self.share(0, world)
-        count = part.stop - part.start
+        count = self._count(world)
         if not self._store.spec.views.mixes:
             return count
         if self.aug_repeats > 1 or view_params.has_partner_params(self._store):
             return 2 * count
         return min(2 * count, count + 2)  # partners are adjacent, but for those at the ends
+
+    def _count(self, world: World) -> int:
+        """Count the views of a step in each process; UsageError if they differ."""
+        if self.batch_size % world.size:
+            raise UsageError(
+                f"batch_size={self.batch_size} cannot be divided among {world.size} processes. "
+                "Pass a multiple of their number."
+            )
+        return self.batch_size // world.size
 
     def plan(self, epoch: int) -> Plan:
         """Draw the order of one epoch."""
@@ -177,21 +208,30 @@ class Schedule:
         rows, keys, mixes = [], [], []
         for j, view in enumerate(numbers):
             mix = view_params.mixing(self._store, view)
-            leader = self._leaders(mix)
+            leader = self._leaders(mix, numbers)
             counter = epoch * self._m + (j if self.aug_repeats == 1 else 0)
             drawn = rng.bits(self._seed, ids, counter, rng.STREAM_ORDER, 1)[leader, 0]
+            if self.aug_repeats > 1 and self._keeps_pairs(numbers):  # the odd ones behind all pairs
+                own = np.arange(len(ids))
+                alone = (mix.partner_B == own) | ~np.isin(mix.partner_B, shown)
+                drawn[alone] = np.iinfo(drawn.dtype).max
             whole = shown[self.present_N[mix.partner_B[shown]]]
             rows.append(whole)
             keys.append(drawn[whole])
             mixes.append(mix.rows(whole))
         order = np.argsort(np.concatenate(keys), kind="stable")[: self.num_views]
+        row, partner = np.concatenate(rows), np.concatenate([mix.partner_B for mix in mixes])
+        for steps in self.spans:
+            at = order[steps.start * self.batch_size : steps.stop * self.batch_size]
+            if len(steps) > 1:
+                at[:] = at[_deal(row[at], partner[at], len(steps))]
         slots = np.repeat(np.arange(len(numbers)), [len(of_view) for of_view in rows])
         outside = [mix.outside_B for mix in mixes if mix.outside_B is not None]
         return Plan(
             numbers,
-            np.concatenate(rows)[order],
+            row[order],
             slots[order],
-            np.concatenate([mix.partner_B for mix in mixes])[order],
+            partner[order],
             np.concatenate([mix.lam_B for mix in mixes])[order],
             np.concatenate([mix.cut_B4 for mix in mixes])[order],
             np.concatenate(outside)[order] if outside else None,
@@ -211,9 +251,8 @@ class Schedule:
             return np.flatnonzero(self.present_N)
         turn, position = divmod(epoch, self.aug_repeats)
         keys = rng.bits(self._seed, ids, turn, rng.STREAM_REPEAT, 1)[:, 0]
-        numbers, spec = self.view_numbers(epoch), self._store.spec.views
-        if spec.mixes and len({number // spec.pair_views for number in numbers}) == 1:
-            keys = keys[self._leaders(view_params.mixing(self._store, numbers[0]))]
+        numbers = self.view_numbers(epoch)
+        keys = keys[self._leaders(view_params.mixing(self._store, numbers[0]), numbers)]
         order = np.argsort(keys, kind="stable")
         order = order[self.present_N[order]]
         count = len(order) // self.aug_repeats
@@ -230,11 +269,33 @@ class Schedule:
         around = [*whole, *whole]
         return int(min(sum(around[first : first + self._m]) for first in starts))
 
-    def _leaders(self, mix: MixParams) -> I8:
+    def _keeps_pairs(self, numbers: tuple[int, ...]) -> bool:
+        """Return True if every sample has one partner, a sample as well, in all of these views."""
+        spec = self._store.spec.views
+        turns = {number // spec.pair_views for number in numbers}
+        return spec.mixes and len(turns) == 1 and not view_params.has_partner_params(self._store)
+
+    def _leaders(self, mix: MixParams, numbers: tuple[int, ...]) -> I8:
         """Return the row whose draw orders each row: of partners the first, so they are adjacent.
 
-        Imported views mix in a picture of their own each, for which nothing is adjacent.
+        Its own where partners are not samples, or where repeated views have several: then the views
+        of a sample are adjacent.
         """
         own = np.arange(len(mix.partner_B))
+        single = self.aug_repeats > 1 and not self._keeps_pairs(numbers)
         has_own = view_params.has_partner_params(self._store)
-        return own if has_own else np.minimum(own, mix.partner_B)
+        return own if single or has_own else np.minimum(own, mix.partner_B)
+
+
+def _deal(row_P: I8, partner_P: I8, hands: int) -> I8:
+    """Order views such that each of `hands` equal parts has as many pictures as possible.
+
+    Partners stay together unless one of them is missing or a part has an odd number of views.
+    """
+    if len(np.unique(row_P)) == len(row_P):
+        return np.arange(len(row_P))
+    pairs = len(row_P) % (2 * hands) == 0 and bool(
+        ((row_P[::2] == partner_P[1::2]) & (row_P[::2] != row_P[1::2])).all()
+    )
+    order = np.arange(len(row_P)) if pairs else np.argsort(row_P, kind="stable")
+    return order.reshape(-1, hands, 1 + pairs).swapaxes(0, 1).reshape(-1)
