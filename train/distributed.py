@@ -7,6 +7,7 @@ process that stops alone would leave the others waiting.
 """
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,16 @@ class World:
         total = torch.tensor(values, dtype=torch.float64, device=device)
         distributed.all_reduce(total)
         return [float(v) for v in total.tolist()]
+
+    def average(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Replace tensors by their means over all processes."""
+        if self.size == 1 or not tensors:
+            return
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        distributed.all_reduce(flat)
+        means = (flat / self.size).split([tensor.numel() for tensor in tensors])
+        for tensor, mean in zip(tensors, means, strict=True):
+            tensor.copy_(mean.view_as(tensor))
 
     def all(self, value: Any) -> list[Any]:
         """Gather one value of every process, by rank."""

@@ -104,14 +104,21 @@ class TrainRecipe:
     """Weight decay; not applied to biases and normalisation (timm's rule)."""
     sched: str = "cosine"
     """timm's name of the schedule."""
+    sched_on_updates: bool = True
+    """New learning rate with every update; false: with every epoch (timm's default)."""
     warmup_epochs: int = 0
-    """Epochs of linear warm-up."""
+    """Epochs of linear warm-up; `epochs` include them."""
+    warmup_prefix: bool = False
+    """Begin the schedule after the warm-up; false: within it, at the rate it has by then."""
     min_lr: float = 0.0
     """Learning rate at the end."""
     warmup_lr: float = 1e-6
     """Learning rate at the beginning of the warm-up."""
     layer_decay: float = 0.0
     """Factor of the learning rate from one layer to the one before it; 0 = off."""
+    layer_decay_of: Literal["layers", "blocks"] = "layers"
+    """Layers that `layer_decay` counts: timm's, with stem and head, or blocks alone as TinyViT's
+    code: the stem has the rate of the first block, the head that of the last."""
     drop: float = 0.0
     """Dropout rate of the student's head."""
     drop_path: float = 0.0

@@ -2,8 +2,9 @@
 
 Grammar, sets of operations and weights are timm's (`timm.data.auto_augment`): m magnitude, n
 layers, p probability of a layer, mstd deviation of the magnitude (over 100: uniform), mmax its
-bound, inc1 operations that grow with the magnitude, t a set (`tweights`, `t3a`, `t3aw`). Drawing is
-in `views.randaugment`. FORMAT.md, section 3.3.
+bound, inc1 operations that grow with the magnitude, t a set (`tweights`, `t3a`, `t3aw`). One set
+is not timm's: `ttorchvision` has the operations of torchvision's RandAugment, of which m3 is
+magnitude 9 of 30 and p1 applies every layer. Drawing is in `views.randaugment`. FORMAT.md, 3.3.
 """
 
 import re
@@ -60,10 +61,14 @@ def parse(text: str) -> RandAugment:
 def _choices(name: str, increasing: bool) -> tuple[tuple[str, ...], tuple[int, ...]]:
     if name in _WEIGHTED:
         return tuple(_WEIGHTED[name]), tuple(_WEIGHTED[name].values())
+    if name == "torchvision":
+        return _TORCHVISION, ()
     if name == "3a":
         return ("solarize_inc", "desaturate", "blur"), ()
     if name:
-        raise ValueError(f"auto_augment has the sets weights, 3a and 3aw, not {name!r}")
+        raise ValueError(
+            f"auto_augment has the sets weights, 3a, 3aw and torchvision, not {name!r}"
+        )
     if not increasing:
         return _STANDARD, ()
     return tuple(f"{n}_inc" if n in _INCREASING else n for n in _STANDARD), ()
@@ -73,6 +78,11 @@ _STANDARD = (
     "autocontrast", "equalize", "invert", "rotate", "posterize", "solarize", "solarize_add",
     "color", "contrast", "brightness", "sharpness", "shear_x", "shear_y", "translate_x",
     "translate_y",
+)  # fmt: skip
+_TORCHVISION = (
+    "identity", "shear_x", "shear_y", "translate_x_tv", "translate_y_tv", "rotate",
+    "brightness_inc", "color_inc", "contrast_inc", "sharpness_inc", "posterize_tv", "solarize_tv",
+    "autocontrast", "equalize",
 )  # fmt: skip
 _INCREASING = {"posterize", "solarize", "color", "contrast", "brightness", "sharpness"}
 _WEIGHTED = {

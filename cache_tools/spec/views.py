@@ -45,7 +45,7 @@ class ViewSpec:
     """Shift along each axis is uniform in ±translate·size; 0 = off."""
     auto_augment: str = ""
     """RandAugment in timm's grammar, such as "rand-m7-mstd0.5-inc1"; "" = off."""
-    op_interpolation: Literal["bilinear", "bicubic", "random"] = "random"
+    op_interpolation: Literal["nearest", "bilinear", "bicubic", "random"] = "random"
     """Resampling of geometric operations."""
     three_augment: bool = False
     """3-Augment (DeiT III): one of grayscale, solarize and Gaussian blur."""

@@ -205,8 +205,8 @@ def _affine(spec: ViewSpec, ids_B: U8, view: int) -> tuple[I1, I4]:
     u = rng.uniform(rng.bits(spec.seed, ids_B, view, rng.STREAM_AFFINE, 3)) * 2.0 - 1.0
     matrix = randaugment.rotation(u[:, 0] * spec.degrees / 360.0, spec.size)
     matrix[:, [2, 5]] += u[:, 1:] * (spec.translate * spec.size)
-    cubic = spec.op_interpolation == "bicubic"
-    code = ops.AFFINE_BICUBIC if cubic else ops.AFFINE_BILINEAR
+    special = {"bicubic": ops.AFFINE_BICUBIC, "nearest": ops.AFFINE_NEAREST}
+    code = special.get(spec.op_interpolation, ops.AFFINE_BILINEAR)
     codes = np.full((len(ids_B), 1), code, dtype=np.int8)
     return codes, np.rint(matrix * 65536.0).astype(np.int32)[:, None]
 

@@ -39,15 +39,16 @@ def draw(
     applied = u[..., 1] < config.probability
     level = _magnitude(config, u[..., 2], u[..., 3]) / LEVELS
     sign = np.where(u[..., 4] > 0.5, -1.0, 1.0)
-    share_of_cubic = {"bilinear": 0.0, "random": 0.5, "bicubic": 1.0}[interpolation]
-    cubic = u[..., 5] < share_of_cubic
+    share_of_cubic = {"random": 0.5, "bicubic": 1.0}.get(interpolation, 0.0)
+    plain = ops.AFFINE_NEAREST if interpolation == "nearest" else ops.AFFINE_BILINEAR
+    affine = np.where(u[..., 5] < share_of_cubic, ops.AFFINE_BICUBIC, plain)
     codes = np.zeros((count, layers), dtype=np.int8)
     arguments = np.zeros((count, layers, 6), dtype=np.int32)
     for number, name in enumerate(config.operations):
         here = applied & (chosen == number)
         code, values = _OPERATIONS[name](level[here], sign[here], size)
         if code == ops.AFFINE_BILINEAR:
-            codes[here] = np.where(cubic[here], ops.AFFINE_BICUBIC, ops.AFFINE_BILINEAR)
+            codes[here] = affine[here]
             arguments[here] = np.rint(values * ONE)
         else:
             codes[here] = code
@@ -136,10 +137,13 @@ def _shear(horizontal: bool) -> Operation:
     return draw
 
 
-def _translate(horizontal: bool) -> Operation:
+def _translate(horizontal: bool, whole: bool = False) -> Operation:
+    """Shift by up to 0.45 of the view; `whole`: by 150/331 of it in whole pixels (torchvision)."""
+
     def draw(level: F8, sign: F8, size: int) -> Drawn:
         matrix = _identity(len(level))
-        matrix[:, 2 if horizontal else 5] = sign * (level * 0.45) * size
+        pixels = np.floor(level * size * 150.0 / 331.0) if whole else level * 0.45 * size
+        matrix[:, 2 if horizontal else 5] = sign * pixels
         return ops.AFFINE_BILINEAR, matrix
 
     return draw
@@ -162,6 +166,13 @@ _OPERATIONS: dict[str, Operation] = {
     "posterize_inc": lambda level, sign, size: (ops.POSTERIZE, 4.0 - _posterize(level)),
     "solarize": lambda level, sign, size: (ops.SOLARIZE, _solarize(level)),
     "solarize_inc": lambda level, sign, size: (ops.SOLARIZE, 256.0 - _solarize(level)),
+    "identity": _plain(ops.NOTHING),
+    "posterize_tv": lambda level, sign, size: (ops.POSTERIZE, 8.0 - np.rint(level * 4.0)),
+    "solarize_tv": lambda level, sign, size: (  # not below 255 - 255·level
+        ops.SOLARIZE, np.ceil(np.rint((255.0 - 255.0 * level) * ONE) / ONE)
+    ),
+    "translate_x_tv": _translate(horizontal=True, whole=True),
+    "translate_y_tv": _translate(horizontal=False, whole=True),
     "solarize_add": lambda level, sign, size: (
         ops.SOLARIZE_ADD, np.minimum(128.0, np.floor(level * 110.0))
     ),

@@ -172,7 +172,7 @@ def test_timm_has_the_student_with_all_keys_of_the_recipe(name: str) -> None:
     with torch.device("meta"):
         student = factory.create_student(loaded, 1000)
         optimizer = factory.create_optimizer(loaded, student)
-    factory.create_scheduler(loaded, optimizer, steps=625)
+    factory.create_scheduler(loaded, optimizer, updates=625)
     if loaded.drop_path:
         rates = [getattr(module, "drop_prob", 0.0) for module in student.modules()]
         assert max(rates) == pytest.approx(loaded.drop_path)

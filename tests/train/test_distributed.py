@@ -131,6 +131,21 @@ def test_killed_processes_go_on_as_if_nothing_had_happened(
     assert len(list((tmp_path / "killed/tensorboard").iterdir())) == 2  # the first process's alone
 
 
+@pytest.mark.slow
+def test_all_processes_evaluate_the_network_that_is_saved(
+    digits_cache: Path, tmp_path: Path
+) -> None:
+    """Running statistics of batch normalisation are means over the processes."""
+    fixed = ("--cache", digits_cache, "--device", "cpu", *ORDER, "student=test_efficientnet")
+    assert torchrun(2, *fixed, "--out", tmp_path / "run").returncode == 0
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    alone = [FOLDER / "kdcache", "eval", tmp_path / "run", "--json"]
+    done = subprocess.run([*map(str, alone)], capture_output=True, check=True, env=ENVIRONMENT)
+    measured = json.loads(done.stdout)
+    for name in ("top1", "top1_ema"):
+        assert measured[name] == result[name]
+
+
 def test_every_process_has_its_slice_and_a_batch_must_be_shared_evenly(
     digits_cache: Path, digits: Path, images: object
 ) -> None:

@@ -73,14 +73,15 @@ def kd(
 def _kl_of_kept(scaled_BC: Tensor, index_BK: Tensor, teacher: AtTemperature, tail: str) -> Tensor:
     """KL over the kept classes and, for "bucket", one class of all others."""
     log_q_BK = scaled_BC.log_softmax(1).gather(1, index_BK)
-    p_BK, kept_BK = teacher.p_BK, teacher.p_BK > 0
+    p_BK, tail_B = teacher.p_BK, teacher.tail_B
     if tail == "zero":
-        p_BK = p_BK / (1.0 - teacher.tail_B)[:, None]
+        p_BK = p_BK / p_BK.sum(1, keepdim=True)
     loss_B = (torch.xlogy(p_BK, p_BK) - p_BK * log_q_BK).sum(1)
-    if tail == "bucket":
-        q_B = 1.0 - torch.where(kept_BK, log_q_BK.exp(), 0.0).sum(1)
-        rest_B = torch.xlogy(teacher.tail_B, teacher.tail_B)
-        loss_B = loss_B + rest_B - torch.xlogy(teacher.tail_B, q_B.clamp(min=_EPS))
+    if tail == "bucket":  # the student's rest from its logits: 1 - Σ kept is 0 for a sure one
+        kept_BC = torch.zeros_like(scaled_BC).scatter_add_(1, index_BK, 1.0 * (p_BK > 0)) > 0
+        others = scaled_BC.masked_fill(kept_BC, torch.finfo(scaled_BC.dtype).min / 2)
+        log_rest_B = others.logsumexp(1) - scaled_BC.logsumexp(1)
+        loss_B = loss_B + torch.xlogy(tail_B, tail_B) - tail_B * log_rest_B
     return loss_B
 
 
@@ -104,6 +105,9 @@ def dkd(
 ) -> Tensor:
     """α T² KL of (true class, rest) + β T² KL within the rest.
 
+    The rest is the sum of its classes: 1 - p of a sure teacher has no digits left, or is 0. Where
+    all its probabilities are 0 in this precision, there is no term within the rest.
+
     Args:
         logits_BC: The student's.
         targets: The teacher's.
@@ -116,27 +120,23 @@ def dkd(
     scaled, column = _wide(logits_BC) / temperature, label_B[:, None]
     teacher = at_temperature(targets, temperature, scaled.shape[1])
     p_y, kept_B = probability_of(targets, teacher, temperature, label_B, which_B)
-    p_y = p_y.clamp(_EPS, 1.0 - _EPS)
     own_B = scaled.gather(1, column)[:, 0]
     rest_lse_B = scaled.scatter(1, column, float("-inf")).logsumexp(1)
-    target_class = _binary_kl(p_y, own_B - rest_lse_B)
     others_B = (teacher.others_B - 1.0 * ~kept_B).clamp(min=0)
     tail_B = torch.where(kept_B, teacher.tail_B, teacher.tail_B - p_y).clamp(min=0)
-    u_B = tail_B / others_B.clamp(min=1)
-    p_BK = teacher.p_BK.masked_fill(targets.index_BK == column, 0.0) / (1.0 - p_y)[:, None]
-    u_B = u_B / (1.0 - p_y)
+    p_BK = teacher.p_BK.masked_fill(targets.index_BK == column, 0.0)
+    rest_B = p_BK.sum(1) + tail_B
+    odds_B = own_B - rest_lse_B
+    target_class = torch.xlogy(p_y, p_y) + torch.xlogy(rest_B, rest_B)
+    target_class = target_class - p_y * F.logsigmoid(odds_B) - rest_B * F.logsigmoid(-odds_B)
+    scale_B = 1.0 / rest_B.clamp(min=torch.finfo(rest_B.dtype).tiny)
+    p_BK, u_B = p_BK * scale_B[:, None], tail_B / others_B.clamp(min=1) * scale_B
     excess_BK = torch.where(p_BK > 0, p_BK - u_B[:, None], 0.0)
     hit_B = (excess_BK * scaled.gather(1, targets.index_BK)).sum(1)
     hit_B = hit_B + u_B * (scaled.sum(1) - own_B)
     negative_entropy = torch.xlogy(p_BK, p_BK).sum(1) + others_B * torch.xlogy(u_B, u_B)
     rest = negative_entropy - hit_B + rest_lse_B * (p_BK.sum(1) + others_B * u_B)
     return (alpha * target_class + beta * rest).mean() * temperature**2
-
-
-def _binary_kl(p_B: Tensor, odds_B: Tensor) -> Tensor:
-    """KL([p, 1 - p] ‖ [q, 1 - q]) with q given by its log-odds."""
-    entropy = torch.xlogy(p_B, p_B) + torch.xlogy(1.0 - p_B, 1.0 - p_B)
-    return entropy - p_B * F.logsigmoid(odds_B) - (1.0 - p_B) * F.logsigmoid(-odds_B)
 
 
 def dist(

@@ -1,10 +1,12 @@
 """timm's networks, optimizers and schedules, by the names in a recipe."""
 
+import re
+from functools import partial
 from typing import Any
 
 import timm
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
@@ -47,13 +49,16 @@ def create_student(recipe: TrainRecipe, num_classes: int) -> nn.Module:
 
 def create_optimizer(recipe: TrainRecipe, student: nn.Module) -> Optimizer:
     """Timm's optimizer of this name; UsageError if unknown."""
+    of_blocks = recipe.layer_decay and recipe.layer_decay_of == "blocks"
+    groups = partial(_groups_by_block, decay=recipe.layer_decay, weight_decay=recipe.weight_decay)
     try:
         optimizer: Optimizer = create_optimizer_v2(
             student,
             opt=recipe.opt,
             lr=recipe.lr,
             weight_decay=recipe.weight_decay,
-            layer_decay=recipe.layer_decay or None,
+            layer_decay=None if of_blocks else recipe.layer_decay or None,
+            param_group_fn=groups if of_blocks else None,
         )
     except (AssertionError, ValueError) as error:
         known = ", ".join(str(name) for name in list_optimizers())
@@ -63,18 +68,41 @@ def create_optimizer(recipe: TrainRecipe, student: nn.Module) -> Optimizer:
     return optimizer
 
 
-def create_scheduler(recipe: TrainRecipe, optimizer: Optimizer, steps: int) -> Scheduler:
-    """Timm's schedule of this name over `steps` updates an epoch; UsageError if unknown."""
+def _groups_by_block(student: nn.Module, decay: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups in which rates decay from block to block (`layer_decay_of`)."""
+    depth: dict[nn.Parameter, int] = {}
+    blocks: list[str] = []
+    for name, parameter in student.named_parameters():
+        block = re.match(r"(?:.*\.)?(?:blocks|layers|layer\d+)\.\d+(?=\.)", name)
+        if block and block[0] not in blocks:
+            blocks.append(block[0])
+        depth[parameter] = max(len(blocks) - 1, 0)
+    if not blocks:
+        raise ValueError("layer_decay_of=blocks: this student has no blocks")
+    free = getattr(student, "no_weight_decay", set)()
+    groups = []
+    for group in param_groups_weight_decay(student, weight_decay, free):
+        for level in range(len(blocks)):
+            if chosen := [p for p in group["params"] if depth[p] == level]:
+                scale = decay ** (len(blocks) - 1 - level)
+                groups.append({**group, "params": chosen, "lr_scale": scale})
+    return groups
+
+
+def create_scheduler(recipe: TrainRecipe, optimizer: Optimizer, updates: int) -> Scheduler:
+    """Timm's schedule of this name over `updates` updates an epoch; UsageError if unknown."""
+    before = recipe.warmup_epochs if recipe.warmup_prefix else 0  # timm adds these to the epochs
     try:
         scheduler, _ = create_scheduler_v2(
             optimizer,
             sched=recipe.sched,
-            num_epochs=recipe.epochs,
+            num_epochs=recipe.epochs - before,
             warmup_epochs=recipe.warmup_epochs,
+            warmup_prefix=recipe.warmup_prefix,
             warmup_lr=recipe.warmup_lr,
             min_lr=recipe.min_lr,
-            step_on_epochs=False,
-            updates_per_epoch=steps,
+            step_on_epochs=not recipe.sched_on_updates,
+            updates_per_epoch=updates,
         )
     except (AssertionError, ValueError) as error:
         raise UsageError(
@@ -101,4 +129,4 @@ def check(recipe: TrainRecipe, num_classes: int, size: int) -> None:
             f"({str(error).partition(chr(10))[0]}). Choose another student, or a cache of views "
             "of its size."
         ) from None
-    create_scheduler(recipe, create_optimizer(recipe, student), steps=1)
+    create_scheduler(recipe, create_optimizer(recipe, student), updates=1)

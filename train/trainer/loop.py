@@ -131,8 +131,10 @@ def train_cohort(  # noqa: PLR0912 - the one long function
                     online = online_targets(teacher_fn, batch, inputs.store.spec)
                 transforms = {one.transform.normalisation: one.transform for one in turn}
                 inputs_of = {key: one.normalise(moved.pixels) for key, one in transforms.items()}
+                first = step - step % shared.grad_accum_steps  # the last group may be smaller
+                accumulated = min(shared.grad_accum_steps, schedule.steps - first)
                 step += 1
-                sync = step == schedule.steps or step % shared.grad_accum_steps == 0
+                sync = step == first + accumulated
 
                 for student in turn:
                     with student.turn(sync_gradients=sync):
@@ -140,7 +142,7 @@ def train_cohort(  # noqa: PLR0912 - the one long function
                         targets = student.supervision(moved.supervision, online)
                         with student.transform.autocast():
                             losses = student.forward(x, targets)  # logits, then `train.loss.losses`
-                        loss = losses["loss"] / shared.grad_accum_steps
+                        loss = losses["loss"] / accumulated
                         student.scaler.scale(loss).backward()
                         if sync:
                             student.update()
@@ -170,6 +172,8 @@ def train_cohort(  # noqa: PLR0912 - the one long function
                     raise KeyboardInterrupt
                 if not group:
                     break
+            for student in group:
+                student.average_batch_norm()
             accuracies = _evaluate(group, inputs, world)
             rows = {student.out: student.end_epoch(accuracies[student]) for student in group}
             if on_epoch is not None and rows:

@@ -58,6 +58,8 @@ class StudentTrainer:
         self.recipe, self.out = recipe, out
         self._inputs, self._schedule, self._world = inputs, schedule, world
         self._trackers = trackers
+        self._updates = math.ceil(schedule.steps / recipe.grad_accum_steps)
+        """Updates of an epoch."""
         torch.manual_seed(recipe.seed)
         student: Any = create_student(recipe, inputs.num_classes).to(device)
         seen = Frame(inputs.store.spec.views.size, recipe.crop_pct)
@@ -79,7 +81,7 @@ class StudentTrainer:
         self.transform = InputTransform(
             device, recipe.precision, tuple(config["mean"]), tuple(config["std"])
         )
-        self._scheduler = create_scheduler(recipe, self._optimizer, schedule.steps)
+        self._scheduler = create_scheduler(recipe, self._optimizer, self._updates)
         found = checkpoint.load(out, self.task, self._optimizer, self.scaler, world)
         self.progress = found or checkpoint.Progress()
         """Epochs and steps done, and sums over them."""
@@ -110,6 +112,12 @@ class StudentTrainer:
         return self.progress.epoch * self._schedule.steps + self.progress.step
 
     @property
+    def updates(self) -> int:
+        """Updates done since the run began."""
+        of_epoch = self.progress.step // self.recipe.grad_accum_steps
+        return self.progress.epoch * self._updates + of_epoch
+
+    @property
     def finished(self) -> bool:
         """True if all epochs are done."""
         return self.progress.epoch >= self.recipe.epochs
@@ -121,9 +129,9 @@ class StudentTrainer:
         An update ends the step if `sync_gradients`; otherwise gradients accumulate.
         """
         begin = time.monotonic()
-        first = self.steps - self.progress.step % self.recipe.grad_accum_steps  # of this update
-        self._scheduler.step_update(first)
-        self.task.progress = first / (self.recipe.epochs * self._schedule.steps)
+        self._scheduler.step(self.progress.epoch)  # of timm's two, the recipe's is in effect
+        self._scheduler.step_update(self.updates)
+        self.task.progress = self.updates / (self.recipe.epochs * self._updates)
         with self.rng_state(), nullcontext() if sync_gradients else self.task.no_sync():
             yield
         self.busy = time.monotonic() - begin
@@ -147,7 +155,19 @@ class StudentTrainer:
         self.scaler.step(self._optimizer)
         self.scaler.update()
         self._optimizer.zero_grad()
-        self.task.update_ema(step=self.steps)
+        if self.task.has_ema():
+            self.average_batch_norm()
+        self.task.update_ema(step=self.updates + 1)
+
+    def average_batch_norm(self) -> None:
+        """Average the running statistics of batch normalisation over all processes.
+
+        Each process counts its own views. They are averaged before the moving average takes them
+        in and before an evaluation, so that all processes evaluate, and process 0 saves, the same
+        network.
+        """
+        buffers = self._student.named_buffers()
+        self._world.average([b for name, b in buffers if name.endswith(_RUNNING)])
 
     def end_step(self, losses: dict[str, torch.Tensor]) -> None:
         """Count the step and keep its losses for `check_losses`."""
@@ -287,6 +307,7 @@ def open_logs(students: list[StudentTrainer]) -> Iterator[None]:
         student.close()
 
 
+_RUNNING = ("running_mean", "running_var")
 _TOP1 = {"top1": False, "top1_ema": True}
 """Name of an accuracy → True if it is the moving average's."""
 

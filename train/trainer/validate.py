@@ -50,7 +50,16 @@ def check(recipes: Sequence[TrainRecipe], inputs: Inputs) -> None:
 def _as_created(recipe: TrainRecipe) -> TrainRecipe:
     """Drop the keys that create nothing, so that each network of a sweep is created once."""
     alike = TrainRecipe(recipe.student, epochs=1)
-    creates = ("init", "opt", "weight_decay", "layer_decay", "sched", "drop", "drop_path")
+    creates = (
+        "drop",
+        "drop_path",
+        "init",
+        "opt",
+        "weight_decay",
+        "layer_decay",
+        "layer_decay_of",
+        "sched",
+    )
     return replace(alike, **{name: getattr(recipe, name) for name in creates})
 
 

@@ -12,6 +12,7 @@ from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms import ColorJitter
 
+from cache_tools.importers import torchvision_ops
 from cache_tools.spec import sample_table
 from cache_tools.spec.views import ViewSpec
 from cache_tools.views import draw as views
@@ -239,3 +240,26 @@ def test_a_million_parameter_sets_take_seconds_not_minutes() -> None:
     ids = np.arange(65_536, dtype=np.uint64)
     side = np.full(len(ids), 400, np.int32)
     assert len(views.draw(spec, ids, side, side, 0)) == 65_536
+
+
+@pytest.mark.parametrize("magnitude", [0, 9, 18, 30])
+def test_the_operations_of_torchvision(magnitude: int) -> None:
+    """Every operation and sign equally often, with torchvision's arguments, nearest pixels."""
+    from torchvision.transforms import RandAugment
+
+    space = RandAugment(magnitude=magnitude)._augmentation_space(31, (224, 224))
+    expected: dict[tuple[int, ...], float] = {}
+    for number, (values, signed) in enumerate(space.values()):
+        value = float(values[magnitude]) if values.ndim else 0.0
+        for sign in (1, -1) if signed else (1,):
+            code, arguments = torchvision_ops.operation(number, sign * value, 224)
+            key = (code, *arguments)
+            expected[key] = expected.get(key, 0) + 1 / (14 * (1 + signed))
+    text = f"rand-m{magnitude / 3:.10g}-n2-p1-ttorchvision"
+    drawn = draw(ViewSpec(size=224, auto_augment=text, op_interpolation="nearest"))
+    found = np.concatenate([drawn.codes_BL[..., None], drawn.arguments_BL6], axis=2).reshape(-1, 7)
+    close = np.array([0, *[2] * 6])  # of matrices: 1/65536
+    matches = [(abs(found - np.array(row)) <= close).all(axis=1) for row in expected]
+    assert np.any(matches, axis=0).all()
+    for there, (row, share) in zip(matches, expected.items(), strict=True):
+        assert there.mean() == pytest.approx(share, rel=0.2), row

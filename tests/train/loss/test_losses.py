@@ -159,6 +159,61 @@ def test_dkd(temperature: float, classes: int, k: int) -> None:
     same(dense, lambda s: losses.dkd(s, targets, y, which, temperature), student, tolerance)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("margin", [14, 18, 20, 60])
+@pytest.mark.parametrize(("classes", "coded"), [(2, True), (10, True), (10, False), (1000, False)])
+def test_dkd_of_a_sure_teacher(classes: int, coded: bool, margin: int, temperature: float) -> None:
+    """All classes are kept, as codes or as mode=online has them; the original masks logits."""
+    teacher, label = normal(21, 8, classes), torch.arange(8) % classes
+    rows, which = torch.arange(8), torch.zeros(8, dtype=torch.long)
+    teacher[rows, label] = teacher.max(1).values + margin
+    p, student = teacher.softmax(1), 3 * normal(22, 8, classes)
+    if coded:
+        p = torch.round(127 * p**0.25).clamp(min=1) / 127
+        p = p**4 / (p**4).sum(1, keepdim=True)
+    index, none = torch.arange(classes).repeat(8, 1), torch.zeros(8, 2, dtype=torch.float64)
+
+    def dense(s: Tensor) -> Tensor:
+        a, b = p.log() / temperature, s / temperature
+        mask = torch.zeros_like(s).scatter(1, label[:, None], -1e4)
+        column = label[:, None]
+        two = [torch.cat([x.gather(1, column), (x + mask).logsumexp(1, True)], 1) for x in (a, b)]
+        pairs = (two, [a + mask, b + mask])
+        kl = [
+            F.kl_div(q.log_softmax(1), r.log_softmax(1), log_target=True, reduction="batchmean")
+            for r, q in pairs
+        ]
+        return (kl[0] + 2 * kl[1]) * temperature**2
+
+    for dtype, tolerance in ((torch.float64, 1e-5), (torch.float32, 1e-4)):
+        targets = SoftTargets(index, p.to(dtype), none.to(dtype), (1.0, 2.0))
+        expected, found = (student.clone().to(t).requires_grad_() for t in (torch.float64, dtype))
+        loss = losses.dkd(found, targets, label, which, temperature)
+        wanted = dense(expected)
+        loss.backward()
+        wanted.backward()
+        assert loss.item() == pytest.approx(wanted.item(), rel=tolerance)
+        error = (found.grad.double() - expected.grad).norm() / expected.grad.norm()
+        assert error < tolerance
+
+
+def test_the_rest_of_a_sure_student_in_one_bucket() -> None:
+    teacher, student = normal(23, 8, 40), normal(24, 8, 40)
+    student[:, 3] += 40
+    teacher[:, 3] += 6
+    kept = teacher.topk(7, dim=1).indices
+
+    def dense(s: Tensor) -> Tensor:
+        mask = torch.zeros_like(s).scatter(1, kept, -1e4)
+        a, b = (
+            torch.cat([x.gather(1, kept), (x + mask).logsumexp(1, True)], 1) for x in (teacher, s)
+        )
+        a, b = a.log_softmax(1), b.log_softmax(1)
+        return F.kl_div(b, a, log_target=True, reduction="batchmean")
+
+    same(dense, lambda s: losses.kd(s, sparse(teacher, 7), 1.0, "bucket"), student, 4e-6)
+
+
 def pearson(a: Tensor, b: Tensor, dim: int) -> Tensor:
     a, b = a - a.mean(dim, keepdim=True), b - b.mean(dim, keepdim=True)
     return (a * b).sum(dim) / (a.norm(dim=dim) * b.norm(dim=dim))

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
+from timm.utils import ModelEmaV3
 
 from cache_tools.store.cache import Cache
 from tests.helpers.outcome import Outcome
@@ -294,23 +296,27 @@ def test_a_broken_checkpoint_gets_a_next_step(
     assert "--fresh" in outcome.err
 
 
+@pytest.mark.parametrize(
+    ("size", "accumulated"), [(40, [10, 4]), (100, [50, 3])], ids=["whole", "incomplete"]
+)
 def test_accumulated_batches_are_one_large_batch(
-    kdcache: Command, digits_cache: Path, tmp_path: Path
+    kdcache: Command, digits_cache: Path, tmp_path: Path, size: int, accumulated: list[int]
 ) -> None:
-    """A network without batch statistics takes the same step; the order of samples is the same."""
+    """A network without batch statistics takes the same step; the order of samples is the same.
+
+    The last group of an epoch may be smaller than grad_accum_steps.
+    """
     found = {}
-    for name, sizes in {
-        "one": ["batch_size=40"],
-        "four": ["batch_size=10", "grad_accum_steps=4"],
-    }.items():
+    for name, (batch, steps) in {"one": (size, 1), "four": accumulated}.items():
         same_but = [
             "epochs=1",
-            "views_per_epoch=2",
+            f"views_per_epoch={1 if size == 100 else 2}",
             "student=test_vit",
+            f"batch_size={batch}",
+            f"grad_accum_steps={steps}",
             "opt=sgd",
             "lr=0.1",
             "model_ema_decay=0.0",
-            *sizes,
         ]
         outcome = kdcache(
             "train", "digits", "--cache", digits_cache, "--out", tmp_path / name, *same_but
@@ -319,6 +325,36 @@ def test_accumulated_batches_are_one_large_batch(
         found[name] = weights(tmp_path / name)
     for key, value in found["one"].items():
         assert torch.allclose(value, found["four"][key], rtol=1e-3, atol=1e-5), key
+
+
+def test_schedule_and_moving_average_count_updates(
+    kdcache: Command, digits_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten batches an epoch in groups of four, four and two: three updates."""
+    steps, rates = [], []
+    update, step = ModelEmaV3.update, torch.optim.AdamW.step
+    monkeypatch.setattr(
+        ModelEmaV3, "update", lambda *a, step: (steps.append(step), update(*a, step=step))
+    )
+    monkeypatch.setattr(
+        torch.optim.AdamW,
+        "step",
+        lambda self, *a, **b: (rates.append(self.param_groups[0]["lr"]), step(self, *a, **b)),
+    )
+    words = ["epochs=2", "views_per_epoch=1", "batch_size=10", "grad_accum_steps=4", "lr=1.0"]
+    for name, more in {
+        "updates": ["warmup_epochs=1", "warmup_lr=0.0"],
+        "epochs": ["sched_on_updates=false"],
+        "prefix": ["warmup_prefix=true", "warmup_epochs=1", "warmup_lr=0.0"],
+    }.items():
+        out = ("--cache", digits_cache, "--out", tmp_path / name)
+        assert kdcache("train", "digits", *out, *words, *more).code == 0
+    assert steps == [1, 2, 3, 4, 5, 6] * 3
+    assert rates == pytest.approx([
+        *(0, 1 / 3, 2 / 3, 1 / 2, 0.25, 0.5 + 0.5 * math.cos(math.pi * 5 / 6)),
+        *(1, 1, 1, 0.5, 0.5, 0.5),
+        *(0, 1 / 3, 2 / 3, 1, 0.75, 0.25),
+    ])  # fmt: skip
 
 
 def test_stopped_between_updates_and_with_a_broken_last_checkpoint_it_is_still_exact(
