@@ -117,16 +117,16 @@ def _with_base(
     chain = (*above, recipe)
     if base in chain or len(chain) > MAX_BASES:
         raise RecipeError(f"recipes are based on each other: {' on '.join((*chain, base))}.")
-    return _joined(_with_base(base, package, chain, aliases), mapping)
+    return laid_over(_with_base(base, package, chain, aliases), mapping)
 
 
-def _joined(below: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def laid_over(below: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Lay `over` over `below`, tables key by key."""
     result = dict(below)
     for key, value in over.items():
         there = result.get(key)
         if isinstance(value, Mapping) and isinstance(there, Mapping):
-            result[key] = _joined(there, value)
+            result[key] = laid_over(there, value)
         else:
             result[key] = value
     return result

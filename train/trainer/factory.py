@@ -79,9 +79,9 @@ def _groups_by_block(student: nn.Module, decay: float, weight_decay: float) -> l
         depth[parameter] = max(len(blocks) - 1, 0)
     if not blocks:
         raise ValueError("layer_decay_of=blocks: this student has no blocks")
-    free = getattr(student, "no_weight_decay", set)()
+    free: set[str] = getattr(student, "no_weight_decay", set)()
     groups = []
-    for group in param_groups_weight_decay(student, weight_decay, free):
+    for group in param_groups_weight_decay(student, weight_decay, no_weight_decay_list=free):
         for level in range(len(blocks)):
             if chosen := [p for p in group["params"] if depth[p] == level]:
                 scale = decay ** (len(blocks) - 1 - level)

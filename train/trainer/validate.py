@@ -39,6 +39,8 @@ def check(recipes: Sequence[TrainRecipe], inputs: Inputs) -> None:
         plan.check(recipe, inputs.members.num_views)
     for recipe in dict.fromkeys(_as_created(recipe) for recipe in recipes):
         factory.check(recipe, inputs.num_classes, inputs.store.spec.views.size)
+    for recipe in recipes:
+        _warn_of_temperatures(recipe, inputs)
     _check_members(inputs, recipes)
     if any(_requires_labels(recipe) for recipe in recipes) and not inputs.store.spec.dataset.labels:
         raise UsageError(
@@ -69,6 +71,27 @@ def _requires_labels(recipe: TrainRecipe) -> bool:
     return recipe.mode == "labels" or recipe.loss == "dkd" or max(weights) > 0
 
 
+def _warn_of_temperatures(recipe: TrainRecipe, inputs: Inputs) -> None:
+    """Log what is approximate in the targets at the temperatures of a run."""
+    spec, declared = inputs.store.spec.targets, inputs.members.temperatures
+    begin, end = recipe.temperature, recipe.temperature_end or recipe.temperature
+    whole = not recipe.top_k and spec.k_min >= inputs.num_classes
+    if recipe.mode == "labels" or recipe.loss == "bkd" or whole:
+        return
+    if recipe.tail == "zero" and max(begin, end) > 1:
+        log.warning(
+            f"tail=zero at T = {max(begin, end):g} leaves out the classes that are not kept, which "
+            "have much of the mass there. Pass tail=uniform or tail=bucket above T = 1."
+        )
+    if begin == end and begin in declared:
+        return
+    log.warning(
+        f"T = {begin:g}{f' to {end:g}' if end != begin else ''}, and the targets have the mass of "
+        f"their tail at T = {', '.join(f'{t:g}' for t in declared)} alone: at any other T the tail "
+        "is taken as flat. targets.temperatures of the cache's recipe declares more."
+    )
+
+
 def _check_members(inputs: Inputs, recipes: Iterable[TrainRecipe]) -> None:
     """Refuse what a mixture does not support, and log what is approximate in it."""
     members, recipes = inputs.members, list(recipes)
@@ -82,8 +105,5 @@ def _check_members(inputs: Inputs, recipes: Iterable[TrainRecipe]) -> None:
     for member in members.specs:
         log.info("%.4g of %s (%s…)", member.weight, member.name, member.cache[:19])
     distilled = [item for item in recipes if item.mode == "kd"]
-    unknown = {item.temperature for item in distilled} - {*members.temperatures}
-    if unknown:
-        log.info("not all caches declare T = %g: their tails are taken as flat there", min(unknown))
     if any(item.loss == "dist" for item in distilled):
         log.info("dist takes the tail of a mixture as flat: its sum of squares is not known")
