@@ -90,13 +90,15 @@ def plan(
     With --data and --teacher, render a few real batches and run the teacher on them to measure the
     hours on this machine, the bottleneck, and the bytes.
     """
-    from cache_tools.data.open import open_images
     from pipeline import recipe as recipes
     from pipeline.planning import plan as planner
 
     loaded = recipes.load(recipe, overrides or ())
-    images = open_images(data, loaded.dataset.split) if data else None
-    measured = None
+    images = measured = None
+    if data:
+        from cache_tools.data.open import open_images
+
+        images = open_images(data, loaded.dataset.split)
     if teacher:
         if images is None:
             raise UsageError("measuring a teacher needs images: pass --data, too.")

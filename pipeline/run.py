@@ -14,6 +14,7 @@ import torch
 
 from cache_tools.data.images import ImageDataset
 from cache_tools.runtime import progress, threads
+from cache_tools.runtime.device import select
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.verify import verify
@@ -22,7 +23,7 @@ from pipeline.engines.base import Engine
 from pipeline.planning import estimate
 from pipeline.recipe import CacheRecipe, TeacherSource
 from pipeline.teacher import teacher as teachers
-from pipeline.teacher.forward import Forward, choose_device
+from pipeline.teacher.forward import Forward
 from pipeline.teacher.logits import Execution
 from pipeline.worker import failures as outcome
 from pipeline.worker import open_cache
@@ -112,7 +113,7 @@ def measure(
     Raises:
         UsageError, TeacherError, DataError, CacheMismatch: As `run` would.
     """
-    target = choose_device(device)
+    target = select(torch, device)
     size = recipe.views.for_teacher().size
     if target.type == "cpu":
         torch.set_num_threads(threads.for_torch(size)[0])

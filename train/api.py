@@ -57,17 +57,19 @@ def fit(
         NonFinite: The loss became NaN or Inf.
         KeyboardInterrupt: A signal came; the checkpoint is written.
     """
+    import torch
+
+    from cache_tools.runtime.device import select
     from train import recipe as recipes
     from train import run_dir
     from train.data.inputs import check_inputs, open_inputs
-    from train.distributed import select_device
     from train.trainer import loop, validate
 
     loaded = recipe if isinstance(recipe, TrainRecipe) else recipes.load(recipe)
     if values:
         values = canonical(values, TrainRecipe.ALIASES, "fit")
         loaded = recipes.build({**asdict(loaded), **values}, "fit")
-    inputs, where = open_inputs(cache, data), select_device(device)
+    inputs, where = open_inputs(cache, data), select(torch, device)
     validate.check([loaded], inputs)
     validate.set_up(inputs, where)
     folder = Path(out)

@@ -1,4 +1,4 @@
-"""Processes that train one student together: started by torchrun or Slurm, else one alone.
+"""Processes that train one student together: started by a launcher, else one alone.
 
 Every process makes the same plan and takes its share of each batch, so that the views of a step
 and, but for batch normalisation without `sync_bn`, the mean of the gradients are those of one
@@ -7,15 +7,16 @@ process that stops alone would leave the others waiting.
 """
 
 import contextlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.utils.distributed import init_distributed_device_so, is_distributed_env
 from torch import distributed
 
-from cache_tools.errors import UsageError
+from cache_tools.runtime import launcher
+from cache_tools.runtime.device import select
 
 
 @dataclass(frozen=True)
@@ -75,26 +76,22 @@ class World:
 ALONE = World()
 
 
-def select_device(name: str | None) -> torch.device:
-    """Select the named device, else a GPU if any, else the CPU; UsageError if unknown."""
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(
-            f"the device {name} cannot be used ({str(error).partition(chr(10))[0]}). Pass "
-            "--device with cpu, cuda or cuda:1."
-        ) from None
-    return device
-
-
 def join(device: str | None) -> tuple[World, torch.device]:
-    """Join the processes that torchrun or Slurm started; return them and this one's device."""
-    if not is_distributed_env():
-        return ALONE, select_device(device)
-    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    facts = init_distributed_device_so(name)
-    return World(facts["global_rank"], facts["world_size"]), torch.device(facts["device"])
+    """Join the processes that a launcher started; return them and this one's device.
+
+    Raises:
+        UsageError: The device cannot be used, or the first process cannot be found.
+    """
+    launch = launcher.find()
+    if launch.count == 1:
+        return ALONE, select(torch, device)
+    os.environ.update(launcher.rendezvous(launch))
+    chosen = select(torch, device, launch.local)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    backend = "nccl" if chosen.type == "cuda" else "gloo"
+    distributed.init_process_group(backend, rank=launch.rank, world_size=launch.count)
+    return World(launch.rank, launch.count), chosen
 
 
 def leave() -> None:

@@ -4,3 +4,7 @@ In: command lines. Out: results on stdout, messages on stderr, exit codes. Impor
 `cache_tools`, inside the commands, so that `--help` answers at once; nothing imports this room but
 the commands of `pipeline` and `train`, for their shared options.
 """
+
+from cache_tools.cli.main import console
+
+__all__ = ["console"]

@@ -40,13 +40,16 @@ def verify(
     json_: Json = False,
 ) -> None:
     """Check every byte of a cache; with --data its images and pixels too. Exit 1 on a problem."""
-    from cache_tools.data.open import open_images
     from cache_tools.verify import verify as verifier
 
     store = Cache.open(cache)
     if recompute and data is None:
         raise UsageError("--recompute renders views: pass --data with the images, too.")
-    images = None if data is None else open_images(data, "train")
+    images = None
+    if data is not None:
+        from cache_tools.data.open import open_images
+
+        images = open_images(data, "train")
     verdict = verifier.verify(store, images, allow_partial)
     if recompute and images is not None and verdict.status == "ok":
         check = RECOMPUTE.load()

@@ -13,8 +13,9 @@ word: bytes R G B 0 R G B 0.
 """
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from cache_tools.storage.compiled import njit
 
 U1 = NDArray[np.uint8]
 U4 = NDArray[np.uint32]

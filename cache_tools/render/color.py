@@ -13,8 +13,9 @@ Shapes: H, W, 3 = rows, columns, RGB; contiguous.
 """
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from cache_tools.storage.compiled import njit
 
 U1 = NDArray[np.uint8]
 I8 = NDArray[np.int64]

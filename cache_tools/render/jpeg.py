@@ -7,8 +7,9 @@ the whole file, but for the last few, which the upsampling of colours blends wit
 """
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from cache_tools.storage.compiled import njit
 
 U1 = NDArray[np.uint8]
 

@@ -11,10 +11,10 @@ Shapes: H, W, 3 = rows, columns, RGB; n operations of 6 arguments.
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from cache_tools.render import affine, color, filters
+from cache_tools.storage.compiled import njit
 from cache_tools.views import ops
 
 U1 = NDArray[np.uint8]

@@ -13,8 +13,9 @@ Shapes: H, W, 3 = rows, columns, RGB of the source; S = height and width of the 
 """
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from cache_tools.storage.compiled import njit
 
 U1 = NDArray[np.uint8]
 U2 = NDArray[np.uint16]

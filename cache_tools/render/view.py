@@ -10,12 +10,12 @@ from importlib.metadata import version
 
 import cv2
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 from PIL import Image
 
 from cache_tools.render import decode, kernels, resample
 from cache_tools.spec.views import ViewSpec
+from cache_tools.storage.compiled import njit
 from cache_tools.views import draw
 
 U1 = NDArray[np.uint8]

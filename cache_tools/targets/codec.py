@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 
 from cache_tools.numerics import exact
 from cache_tools.spec.targets import TargetSpec
-from cache_tools.targets import packing
 
 F4 = NDArray[np.float32]
 F8 = NDArray[np.float64]
@@ -136,6 +135,8 @@ def index_dtype(num_classes: int) -> type[np.uint16] | type[np.uint32]:
 
 def encode(sparse: SparseTargets, spec: TargetSpec, num_classes: int) -> EncodedTargets:
     """Round and pack sparse targets; a view that keeps all C classes has no tail."""
+    from cache_tools.targets import packing
+
     index_BK = np.ascontiguousarray(sparse.index_BK, dtype=np.int64)
     count_B = (index_BK >= 0).sum(axis=1)
     delta_E = np.empty(int(count_B.sum()), dtype=index_dtype(num_classes))
@@ -166,6 +167,8 @@ def decode(stored: EncodedTargets, spec: TargetSpec, row_B: I8 | None = None) ->
 
     Rows are decoded in the order of `row_B`; None: all. K is the `k_max` of `spec`.
     """
+    from cache_tools.targets import packing
+
     rows = np.arange(len(stored)) if row_B is None else row_B.astype(np.int64, copy=False)
     shape = len(rows), spec.k_max
     index, p = np.empty(shape, dtype=np.int32), np.empty(shape, dtype=np.float32)
@@ -181,6 +184,8 @@ def decode(stored: EncodedTargets, spec: TargetSpec, row_B: I8 | None = None) ->
 
 def _values(code_XN: U1, row_B: I8, scale: F4) -> F4:
     """Look up the values of the codes of some views, [B, X]."""
+    from cache_tools.targets import packing
+
     value_BX = np.empty((len(row_B), len(code_XN)), dtype=np.float32)
     packing.look_up(row_B, code_XN, scale, value_BX)
     return value_BX
@@ -232,7 +237,8 @@ def _violations(stored: EncodedTargets, spec: TargetSpec, num_classes: int) -> I
         yield f"a code outside 1..{spec.levels}"
     if len(stored.code_E) and not stored.index_delta_E.all():
         yield "a class that is named twice"
-    if packing.highest_class(stored.begin_B1, stored.index_delta_E) >= num_classes:
+    sum_E1 = np.concatenate([[0], np.cumsum(stored.index_delta_E, dtype=np.int64)])
+    if (np.diff(sum_E1[stored.begin_B1]) > num_classes).any():  # the highest id is the sum - 1
         yield f"a class id beyond {num_classes - 1}"
     bytes_ = (stored.tail_TB, stored.true_PB, stored.square_QB)
     if any((codes == FILL_CODE).any() for codes in bytes_):

@@ -6,8 +6,9 @@ Shapes: B views, K slots, E entries of B views.
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from cache_tools.storage.compiled import njit
 
 F4 = NDArray[np.float32]
 F8 = NDArray[np.float64]
@@ -124,15 +125,3 @@ def look_up(row_B: I8, code_XN: U1, levels: F4, value_BX: F4) -> None:
     for b in range(row_B.size):
         for x in range(code_XN.shape[0]):
             value_BX[b, x] = levels[code_XN[x, row_B[b]]]
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def highest_class(begin_B1: I8, delta_E: NDArray[Any]) -> int:
-    """Find the highest class id of all views."""
-    highest = 0
-    for b in range(begin_B1.size - 1):
-        index = np.int64(-1)
-        for e in range(begin_B1[b], begin_B1[b + 1]):
-            index += np.int64(delta_E[e])
-        highest = max(highest, int(index))
-    return highest

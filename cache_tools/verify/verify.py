@@ -3,20 +3,19 @@
 Without images: the manifest, the metadata other readers follow, every commit record, the SHA-256 of
 every chunk, the crc32c within it and the values it holds. With `--data`: also the key set, every
 image's bytes, and the pixels of the probe views of every part, rendered here and now. `--recompute`
-runs the teacher again (the entry point `recompute` of the group `kdcache.checks`).
+runs the teacher again (the entry point `recompute` of the group `kdcache.checks`). Only with images
+is the renderer imported, and numba with it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.data import match
 from cache_tools.data.images import ImageDataset
-from cache_tools.data.match import DatasetMatch
 from cache_tools.errors import (
     CacheDamaged,
     CacheIncomplete,
@@ -27,7 +26,9 @@ from cache_tools.spec import sample_table
 from cache_tools.store import info
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
-from cache_tools.verify.probes import check_probes, check_replayable
+
+if TYPE_CHECKING:
+    from cache_tools.data.match import DatasetMatch
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -49,7 +50,7 @@ class Verdict:
     """Views that were rendered and compared with their fingerprint."""
     recomputed: int = 0
     """Views on which the teacher was run again."""
-    coverage: DatasetMatch | None = None
+    coverage: "DatasetMatch | None" = None
     """Match of the cache's samples with the data set."""
     problems: list[KdcacheError] = field(default_factory=list)
     """Every problem, in words."""
@@ -86,6 +87,8 @@ def verify(store: Cache, images: ImageDataset | None = None, partial: bool = Fal
     `partial`: some of its samples may be missing, and others be there.
     """
     if images is not None:
+        from cache_tools.verify.probes import check_replayable
+
         check_replayable(store)
     verdict = Verdict()
     verdict.problems.extend(store.metadata_faults())
@@ -96,6 +99,8 @@ def verify(store: Cache, images: ImageDataset | None = None, partial: bool = Fal
         return verdict
     whole = _check_parts(store, verdict)
     if images is not None:
+        from cache_tools.data import match
+
         try:
             verdict.coverage = match.find(table, store.spec.dataset, images)
             matched, _ = match.align(table, store.spec.dataset, images, partial, verdict.coverage)
@@ -141,6 +146,8 @@ def _check_images(
     verdict: Verdict,
     present_N: NDArray[np.bool_],
 ) -> None:
+    from cache_tools.verify.probes import check_probes
+
     table, rows = store.table, np.flatnonzero(present_N).tolist()
 
     def digest(number: int) -> None:

@@ -1,8 +1,9 @@
 """Share of the parts and device of this process, from its launcher or the command line.
 
-torchrun, srun and Slurm's arrays each give a process its number and their count, in the
-environment; `--task I --tasks N` does so by hand. Nothing is negotiated: processes with the same
-count have disjoint shares. Numbers by which parts would be made twice, or never, are refused.
+torchrun, srun, mpirun, PyTorchJob and Slurm's arrays each give a process its number and their
+count, in the environment (`cache_tools.runtime.launcher`); `--task I --tasks N` does so by hand.
+Nothing is negotiated: processes with the same count have disjoint shares. Numbers by which parts
+would be made twice, or never, are refused.
 """
 
 import functools
@@ -13,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from cache_tools.errors import UsageError
-from cache_tools.runtime import threads
+from cache_tools.runtime import launcher, threads
 from pipeline.engines import base, local
 from pipeline.engines.local import LocalEngine
 from pipeline.engines.ray import RayEngine
@@ -72,15 +73,18 @@ def choose(
         return launched if by_number else _in_array(launched, environ)
     if count is None:
         raise UsageError(f"--task {number} of how many? Pass --tasks, too.")
+    explicit = number is not None
     if number is None:
         array = _array(environ)
         given = launched if launched.reason else array
         if not given.reason:
             raise UsageError(
-                f"which of the {count} tasks is this? Pass --task, counted from 0; torchrun, srun "
-                "and Slurm's arrays set it."
+                f"which of the {count} tasks is this? Pass --task, counted from 0; torchrun, srun, "
+                "mpirun and Slurm's arrays set it."
             )
         number = given.number
+    if launched.count not in (1, count) and launched.started_by == launcher.BY_RANK and explicit:
+        launched = Task()  # numbers of a job whose processes divide their work by hand
     if launched.count not in (1, count):
         raise UsageError(
             f"--tasks {count}, but {launched.started_by} started {launched.count} processes: parts "
@@ -135,40 +139,21 @@ def _on(device: str | None) -> base.Open:
 
 
 def _launched(environ: Mapping[str, str]) -> Task:
-    """Task given by torchrun or srun, which start processes at the same time."""
-    srun = _srun(environ)
-    if "TORCHELASTIC_RUN_ID" not in environ:
-        return srun
-    agents = _number(environ, "GROUP_WORLD_SIZE", 1)
-    if srun.count not in (1, agents):
-        raise UsageError(
-            f"srun started {srun.count} torchruns, and this one is for {agents}: all of them would "
-            "make the same parts. Pass torchrun --nnodes and --rdzv-endpoint, or use srun alone."
-        )
-    local = _number(environ, "LOCAL_RANK", 0), _number(environ, "LOCAL_WORLD_SIZE", 1)
-    rank = _number(environ, "RANK"), _number(environ, "WORLD_SIZE")
-    return Task(*rank, *local, rank[0], "torchrun", "torchrun")
-
-
-def _srun(environ: Mapping[str, str]) -> Task:
-    # A batch script has SLURM_PROCID and SLURM_NTASKS as well, and is one process: only a step
-    # started by srun has a number and a size of its own.
-    if "SLURM_STEP_ID" not in environ or "SLURM_PROCID" not in environ:
-        return Task()
-    size = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environ else "SLURM_NTASKS"
-    count, nodes = _number(environ, size, 1), _number(environ, "SLURM_STEP_NUM_NODES", 1)
-    if count == 1:
-        return Task()
-    local = _number(environ, "SLURM_LOCALID", 0), -(-count // nodes)
-    rank = _number(environ, "SLURM_PROCID")
-    return Task(rank, count, *local, rank, "srun", "srun")
+    """Task given by a launcher, which starts processes at the same time."""
+    launch = launcher.find(environ)
+    by = launch.by if launch.count > 1 else ""
+    local = launch.local, launch.local_count
+    return Task(launch.rank, launch.count, *local, launch.rank, by, by)
 
 
 def _array(environ: Mapping[str, str]) -> Task:
     """Task given by a Slurm array, whose numbers need not begin at 0."""
     if _ARRAY + "ID" not in environ:
         return Task()
-    number, count = _number(environ, _ARRAY + "ID"), _number(environ, _ARRAY + "COUNT", 1)
+    number, count = (
+        launcher.number(environ, _ARRAY + "ID"),
+        launcher.number(environ, _ARRAY + "COUNT", 1),
+    )
     return Task(number, count, reason="the Slurm array")
 
 
@@ -177,8 +162,8 @@ def _in_array(inner: Task, environ: Mapping[str, str]) -> Task:
     array = _array(environ)
     if not array.reason:
         return inner
-    first = _number(environ, _ARRAY + "MIN", 0)
-    last = _number(environ, _ARRAY + "MAX", first + array.count - 1)
+    first = launcher.number(environ, _ARRAY + "MIN", 0)
+    last = launcher.number(environ, _ARRAY + "MAX", first + array.count - 1)
     if last - first + 1 != array.count or not first <= array.number <= last:
         raise UsageError(
             f"the Slurm array has {array.count} tasks, numbered from {first} to {last}: which "
@@ -188,14 +173,3 @@ def _in_array(inner: Task, environ: Mapping[str, str]) -> Task:
     reason = f"{array.reason} and {inner.reason}" if inner.reason else array.reason
     number = (array.number - first) * inner.count + inner.number
     return replace(inner, number=number, count=array.count * inner.count, reason=reason)
-
-
-def _number(environ: Mapping[str, str], name: str, default: int | None = None) -> int:
-    text = environ.get(name)
-    if text is None and default is not None:
-        return default
-    if text is None or not (text.isascii() and text.isdigit()):
-        raise UsageError(
-            f"{name} is {text!r}, expected a number. Pass --task and --tasks to choose the share."
-        )
-    return int(text)

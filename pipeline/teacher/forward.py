@@ -23,11 +23,6 @@ from pipeline.teacher.teacher import Teacher
 Pixels = NDArray[np.uint8] | Tensor
 
 
-def choose_device(name: str | None) -> torch.device:
-    """Device of this name, else the first GPU, else the CPU."""
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
 class Forward:
     """A teacher on a device, as a function from views to sparse targets."""
 

@@ -19,13 +19,14 @@ from cache_tools.data.images import ImageDataset
 from cache_tools.data.view_renderer import ViewRenderer
 from cache_tools.errors import CacheMismatch, KdcacheError
 from cache_tools.runtime import progress, threads
+from cache_tools.runtime.device import select
 from cache_tools.store import view_params
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec, dense
 from cache_tools.views import draw
 from pipeline.teacher import reload
-from pipeline.teacher.forward import Forward, choose_device
+from pipeline.teacher.forward import Forward
 
 TOLERANCE = {"fp32": 0.05, "bf16": 0.25, "fp16": 0.1}
 """Largest L1 distance (0..2) of a view, by the precision of the cache's forward passes."""
@@ -50,7 +51,7 @@ def recompute(
         teacher = reload.load(spec.teacher, seen.size, teacher_names, class_maps)
     except CacheMismatch as mismatch:
         return [mismatch]
-    target = choose_device(device)
+    target = select(torch, device)
     if target.type == "cpu":
         torch.set_num_threads(threads.for_torch(seen.size)[0])
     forward = Forward(teacher, spec.targets, target)

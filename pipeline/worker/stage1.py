@@ -21,10 +21,11 @@ import torch
 
 from cache_tools.data.images import ImageDataset
 from cache_tools.runtime import threads
+from cache_tools.runtime.device import select
 from cache_tools.runtime.signals import StopRequest
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
-from pipeline.teacher.forward import Forward, choose_device
+from pipeline.teacher.forward import Forward
 from pipeline.teacher.logits import Execution
 from pipeline.worker import failures, open_cache
 from pipeline.worker.failures import Failure
@@ -70,7 +71,7 @@ class Stage1:
         Raises:
             KdcacheError: Any of its kinds.
         """
-        recipe, device = job.recipe, choose_device(job.device)
+        recipe, device = job.recipe, select(torch, job.device)
         if device.type == "cpu":
             count, reason = threads.for_torch(recipe.views.for_teacher().size)
             torch.set_num_threads(count)

@@ -21,7 +21,7 @@ from train.data.loader import Loader
 from train.data.native_renderer import NativeRenderer
 from train.data.schedule import Schedule
 from train.data.stored_targets import StoredTargets
-from train.distributed import ALONE, World
+from train.distributed import ALONE, World, join
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 ORDER = [
@@ -168,3 +168,47 @@ def test_every_process_has_its_slice_and_a_batch_must_be_shared_evenly(
 def loader(store: Cache, images: ImageDataset, schedule: Schedule, world: World) -> Loader:
     targets = StoredTargets(CacheEnsemble((store,), (1.0,)))
     return Loader(schedule, targets, NativeRenderer(store, images, 1), world)
+
+
+def test_an_allocation_without_srun_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As salloc and the script of sbatch -n 4 are, with MASTER_ADDR exported or not."""
+    for name in ("SLURM_PROCID", "SLURM_LOCALID"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    assert join("cpu") == (ALONE, torch.device("cpu"))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    assert join("cpu") == (ALONE, torch.device("cpu"))
+
+
+def test_srun_without_a_first_machine_is_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    for name, value in {"PROCID": 1, "STEP_ID": 0, "STEP_NUM_TASKS": 4}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    with pytest.raises(UsageError, match="srun started 4 processes, and MASTER_ADDR"):
+        join("cpu")
+
+
+@pytest.mark.slow
+def test_two_processes_of_mpirun_train_together(
+    digits_cache: Path, digits: Path, tmp_path: Path
+) -> None:
+    words = ["train", "digits", "--cache", digits_cache, "--data", digits, "--device", "cpu"]
+    words += ["--out", tmp_path / "run", *ORDER]
+    running = []
+    for rank in range(2):
+        numbers = {"RANK": rank, "SIZE": 2, "LOCAL_RANK": rank, "LOCAL_SIZE": 2}
+        launched = {f"OMPI_COMM_WORLD_{name}": str(value) for name, value in numbers.items()}
+        running.append(
+            subprocess.Popen(
+                [FOLDER / "kdcache", *map(str, words)],
+                env=ENVIRONMENT | launched | {"MASTER_PORT": "29871"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    printed = [process.communicate()[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0]
+    assert "2 epochs" in printed[0]
+    assert printed[1] == ""
+    assert len((tmp_path / "run/log.jsonl").read_text().splitlines()) == 2

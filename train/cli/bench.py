@@ -69,17 +69,17 @@ def _measure(
     import torch
 
     from cache_tools.runtime import threads
+    from cache_tools.runtime.device import select
     from train import recipe as recipes
     from train.data import create_loader
     from train.data.device_batch import InputTransform
     from train.data.inputs import open_inputs
     from train.data.schedule import Schedule
-    from train.distributed import select_device
     from train.trainer import factory, stage_profile
 
     loaded = recipes.load(name or "photos", overrides)
     inputs = open_inputs(cache, data)
-    torch_device, size = select_device(device), inputs.store.spec.views.size
+    torch_device, size = select(torch, device), inputs.store.spec.views.size
     if torch_device.type == "cpu":
         torch.set_num_threads(threads.for_torch(size)[0])
     if name is not None:

@@ -57,10 +57,12 @@ def report(
     """
     if out is None and not json_:
         raise UsageError("missing --out. Pass --out report.html, or --json for the facts.")
+    import torch
+
     from cache_tools.report import page, svg
     from cache_tools.runtime import progress, text
+    from cache_tools.runtime.device import select
     from cache_tools.storage import atomic
-    from train.distributed import select_device
     from train.evaluate.models import EvalOptions
     from train.report.inputs import find
 
@@ -69,7 +71,7 @@ def report(
         if out.is_dir():
             raise UsageError(f"{out} is a folder. Pass --out with the name of a file.")
     named = find(subjects)
-    options = EvalOptions(select_device(device))
+    options = EvalOptions(select(torch, device))
     all_facts: list[dict[str, Any]] = []
     sections: list[Section] = []
     with progress.bar("report", len(named), "subjects") as advance:

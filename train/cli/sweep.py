@@ -10,6 +10,8 @@ import typer
 
 from cache_tools.cli.options import Json, emit
 from cache_tools.errors import UsageError
+from cache_tools.runtime import launcher
+from cache_tools.runtime.device import select
 from cache_tools.store import info
 from train.cli.options import Data, Device, Fresh, Log, Weight
 
@@ -89,21 +91,20 @@ def sweep(
         from train.sweep import ray_tune
 
         ray_tune.check()
-    from timm.utils.distributed import is_distributed_env
+    import torch
 
     from train.data.inputs import open_inputs
-    from train.distributed import select_device
     from train.sweep import runner
     from train.trainer import trackers, validate
 
-    if is_distributed_env():
+    if (launch := launcher.find()).count > 1:
         raise UsageError(
-            "a sweep does not share a student between processes, and torchrun or Slurm started "
-            "several. Start one; --engine ray and --print slurm use many GPUs."
+            f"a sweep does not share a student between processes, and {launch.by} started "
+            f"{launch.count}. Start one; --engine ray and --print slurm use many GPUs."
         )
     extra = tuple(log_to or ())
     trackers.check(extra)
-    inputs, torch_device = open_inputs(cache, data, weight), select_device(device)
+    inputs, torch_device = open_inputs(cache, data, weight), select(torch, device)
     if print_ is None:
         validate.set_up(inputs, torch_device)
     whole = runner.Sweep(tuple(named), inputs, out, torch_device, extra, asha)

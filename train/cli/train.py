@@ -173,13 +173,15 @@ def evaluate(
     """
     if crop is not None and not 0 < crop <= 1:
         raise UsageError(f"--crop {crop} is no share: it must be above 0 and at most 1.")
-    from train.distributed import select_device
+    import torch
+
+    from cache_tools.runtime.device import select
     from train.evaluate import table as score_table
     from train.evaluate.evaluate import EvalRequest, measure
     from train.evaluate.models import EvalOptions
 
     request = EvalRequest(tuple(data or ()), real, cache, views, teacher)
-    facts = measure(path, request, EvalOptions(select_device(device), size, crop))
+    facts = measure(path, request, EvalOptions(select(torch, device), size, crop))
     if json_:
         emit(facts)
     else:

@@ -30,6 +30,10 @@ def srun(rank: int, tasks: int, nodes: int = 1) -> Environ:
     return {f"SLURM_{k}": str(v) for k, v in numbers.items()}
 
 
+def mpirun(rank: int, world: int) -> Environ:
+    return {"OMPI_COMM_WORLD_RANK": str(rank), "OMPI_COMM_WORLD_SIZE": str(world)}
+
+
 def array(number: int, first: int, last: int, count: int | None = None) -> Environ:
     count = count or last - first + 1
     numbers = {"ID": number, "MIN": first, "MAX": last, "COUNT": count}
@@ -52,7 +56,9 @@ def chosen(environ: Environ, *told: int | None, by_number: bool = False) -> tupl
         (array(3, 1, 8), (2, 8)),
         (array(2, 0, 3) | srun(1, 2), (5, 8)),
         (array(2, 0, 3) | torchrun(1, 2), (5, 8)),
-        ({"RANK": "3", "WORLD_SIZE": "8"}, (0, 1)),  # somebody else's numbers
+        ({"RANK": "3", "WORLD_SIZE": "8"}, (3, 8)),  # PyTorchJob
+        (mpirun(3, 8), (3, 8)),
+        (array(2, 0, 3) | mpirun(1, 2), (5, 8)),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, (0, 1)),  # a batch script: one process
         (srun(0, 1) | {"SLURM_NTASKS": "8"}, (0, 1)),  # a shell of salloc
     ],
@@ -66,6 +72,7 @@ def test_explicit_options_win() -> None:
     assert chosen(array(2, 0, 7), 0, 2) == (0, 2)
     assert chosen(array(17, 3, 17, count=2), None, 64) == (17, 64)  # some of a larger array again
     assert chosen(torchrun(3, 8), 5, 8) == (5, 8)
+    assert chosen({"RANK": "1", "WORLD_SIZE": "2"}, 5, 8) == (5, 8)  # divided by hand
     assert chosen(array(7, 3, 9, count=3), by_number=True) == (0, 1)
     assert chosen(torchrun(1, 2) | array(7, 3, 9, count=3), by_number=True) == (1, 2)
 
@@ -78,6 +85,8 @@ def test_explicit_options_win() -> None:
         ({}, (8, 8), r"none of 0\.\.7"),
         (torchrun(3, 8), (0, 2), "torchrun started 8 processes"),
         (srun(3, 8), (None, 4), "srun started 8 processes"),
+        (mpirun(3, 8), (0, 4), "mpirun started 8 processes"),
+        ({"WORLD_SIZE": "4"}, (None, None), "RANK is unset"),
         (torchrun(0, 4) | srun(1, 2, nodes=2), (None, None), "2 torchruns.*is for 1"),
         (array(9, 3, 9, count=3), (None, None), r"\$SLURM_ARRAY_TASK_ID"),
         (torchrun(0, 2) | {"RANK": "first"}, (None, None), "RANK is 'first'"),

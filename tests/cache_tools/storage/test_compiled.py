@@ -1,0 +1,95 @@
+"""numba where its own folders cannot be written, and commands that do not import it."""
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numba
+import pytest
+from numba.core import caching
+
+from cache_tools.storage import compiled, disk_cache
+from cache_tools.store.commits import Part
+from cache_tools.targets import codec
+from tests.helpers import lab
+from tests.helpers.paths import ROOT
+
+
+def double(x: int) -> int:
+    return 2 * x
+
+
+@pytest.fixture
+def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """Neither the package nor the home folder can be written; the data folder is `tmp_path`."""
+    for name in ("InTreeCacheLocator", "UserWideCacheLocator"):
+        monkeypatch.setattr(getattr(caching, name), "from_function", lambda *_: None)
+    monkeypatch.setattr(numba.config, "CACHE_DIR", "")
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "")
+    monkeypatch.setenv(disk_cache.FOLDER, str(tmp_path / "data"))
+    compiled._folder.cache_clear()
+    yield tmp_path / "data"
+    compiled._folder.cache_clear()
+
+
+def test_code_is_kept_in_the_data_folder(nowhere: Path) -> None:
+    assert compiled.njit(cache=True)(double)(4) == 8
+    folder = nowhere / f"numba-{os.getuid()}"
+    assert list(folder.rglob("*double*.nbc"))
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_code_in_a_folder_of_others_is_not_loaded(nowhere: Path) -> None:
+    (nowhere / f"numba-{os.getuid()}").mkdir(parents=True)
+    (nowhere / f"numba-{os.getuid()}").chmod(0o777)
+    assert compiled.njit(cache=True)(double)(4) == 8
+    assert not list(nowhere.rglob("*.nbc"))
+
+
+def test_without_any_folder_code_is_compiled(
+    nowhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert compiled.njit(cache=True)(double)(4) == 8
+
+
+def test_a_full_disk_does_not_stop_compiled_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(caching.IndexDataCacheFile, "save", full)
+    assert compiled.njit(cache=True)(double)(4) == 8
+
+
+def test_every_kernel_is_compiled_by_this_decorator() -> None:
+    files = [path for part in ("cache_tools", "train") for path in (ROOT / part).rglob("*.py")]
+    plain = [path.name for path in files if "from numba import njit" in path.read_text("utf-8")]
+    assert plain == []
+
+
+@pytest.mark.parametrize("words", [("info",), ("status",), ("verify",), ("plan", "digits")])
+def test_commands_that_render_nothing_do_not_import_numba(
+    words: tuple[str, ...], tmp_path: Path
+) -> None:
+    program = (
+        "import sys; from cache_tools.cli import main\n"
+        "try: main.main()\n"
+        "finally: assert 'numba' not in sys.modules"
+    )
+    where = [lab.build(tmp_path / "c", lab.keys(8), range(1)).path] if len(words) == 1 else []
+    done = subprocess.run([sys.executable, "-c", program, *words, *where], capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_the_highest_class_is_checked(tmp_path: Path) -> None:
+    store = lab.build(tmp_path / "cache", lab.keys(8), range(1))
+    stored, _ = store.read(Part(0, 0))
+    highest = int(codec.decode(stored, store.spec.targets).index_BK.max())
+    assert codec.check(stored, store.spec.targets, highest + 1) is None
+    assert "beyond" in (codec.check(stored, store.spec.targets, highest) or "")
