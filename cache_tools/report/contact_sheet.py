@@ -58,7 +58,9 @@ class ViewSource:
             return view_params.parameters(self._cache, view, np.array([number]), spec=self._spec)
         sides = decode.size(self.renderer.read(number), self.keys[number])
         height_1, width_1 = np.array(sides, dtype=np.int32)[:, None]
-        return views.draw(self._spec, _ids(self.keys[number : number + 1]), height_1, width_1, view)
+        first = min(number, int(self.mix(number, view).partner_B[0]))  # as `view_params.parameters`
+        ids = _ids([self.keys[number], self.keys[first]])
+        return views.draw(self._spec, ids[:1], height_1, width_1, view, ids[1:])
 
     def view(self, number: int, view: int) -> U1:
         """Pixels of one view before mixing, [S, S, 3]."""

@@ -17,7 +17,7 @@ class ViewSpec:
 
     Names and distributions are timm's where timm has them. Operations come in the order of the
     fields: crop and resize, flip, rotation and shift, RandAugment, 3-Augment, color jitter,
-    erasing, mixing.
+    erasing, mixing. Partners are erased alike, so that erasing is, as in timm, of the mixed view.
     """
 
     size: int

@@ -39,7 +39,11 @@ def parameters(
     else:
         table = store.table
         columns = table.id_N[row_R], table.height_N[row_R], table.width_N[row_R]
-        params = draw.draw(spec or store.spec.views, *columns, view)
+        spec = spec or store.spec.views
+        erase_ids = None
+        if spec.mixes and spec.re_prob and store.spec.renderer != "kernels-1":
+            erase_ids = table.id_N[_first_of_pairs(store, view, row_R, spec)]
+        params = draw.draw(spec, *columns, view, erase_ids)
     return params.of_renderer(store.spec.renderer)
 
 
@@ -74,6 +78,19 @@ def mixing_of(store: Cache, view: int, row_B: I8, drawn: ViewSpec | None = None)
     begin = int(row_B[0]) // window * window
     end = min((last // window + 1) * window, len(store.table))
     return mixing(store, view, begin, end, drawn).rows(row_B - begin)
+
+
+def _first_of_pairs(store: Cache, view: int, row_R: I8, spec: ViewSpec) -> I8:
+    """Return of each row and its partner the first, which draws the erasing of both."""
+    window, ids = store.spec.window, store.table.id_N
+    window_R = row_R // window
+    begin = int(window_R.min()) * window
+    first = np.arange(begin, (int(window_R.max()) + 1) * window)
+    for start in (np.unique(window_R) * window).tolist():
+        partner = start + draw.mix(spec, ids[start : start + window], view).partner_B
+        at = slice(start - begin, start - begin + len(partner))
+        first[at] = np.minimum(first[at], partner)
+    return first[row_R - begin]
 
 
 def _imported(store: Cache, view: int, row_R: I8) -> ImportedViews:

@@ -64,8 +64,19 @@ class ViewParams:
         return replace(self, filter_B=_KERNELS_1[self.filter_B]) if old else self
 
 
-def draw(spec: ViewSpec, ids_B: U8, height_B: I4, width_B: I4, view: int) -> ViewParams:
-    """Draw view number `view` of B samples, by their ids and the pictures' sizes in pixels."""
+def draw(
+    spec: ViewSpec,
+    ids_B: U8,
+    height_B: I4,
+    width_B: I4,
+    view: int,
+    erase_ids_B: U8 | None = None,
+) -> ViewParams:
+    """Draw view number `view` of B samples, by their ids and the pictures' sizes in pixels.
+
+    Where views are mixed, erasing is drawn by `erase_ids_B`, one id for both partners. With the
+    same boxes, colours and noise in both, the mixed view is the one that is erased after mixing.
+    """
     if spec.center_crop:
         sides = zip(height_B.tolist(), width_B.tolist(), strict=True)
         boxes = [center(h, w, spec.center_crop) for h, w in sides]
@@ -74,7 +85,7 @@ def draw(spec: ViewSpec, ids_B: U8, height_B: I4, width_B: I4, view: int) -> Vie
         box = _crop(spec, ids_B, height_B, width_B, view)
     flip = rng.uniform(rng.bits(spec.seed, ids_B, view, rng.STREAM_FLIP, 1))[:, 0] < spec.hflip
     codes, arguments = _operations(spec, ids_B, view)
-    erase, noise = _erase(spec, ids_B, view)
+    erase, noise = _erase(spec, ids_B if erase_ids_B is None else erase_ids_B, view)
     return ViewParams(box, _filter(spec, ids_B, view), flip, codes, arguments, erase, noise)
 
 

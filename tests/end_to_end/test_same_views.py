@@ -2,8 +2,10 @@
 
 import hashlib
 import tarfile
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,12 +15,15 @@ from PIL import Image
 from cache_tools.data import match
 from cache_tools.data.images import ImageDataset
 from cache_tools.data.open import open_images
+from cache_tools.data.view_renderer import ViewRenderer
 from cache_tools.errors import CacheMismatch
-from cache_tools.render import decode, mixing
+from cache_tools.render import decode, kernels, mixing
 from cache_tools.render import view as render
+from cache_tools.store import view_params
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.verify import probes, verify
+from cache_tools.views import draw
 from pipeline import recipe as recipes
 from pipeline.run import run
 from pipeline.teacher import teacher as teachers
@@ -124,6 +129,35 @@ def test_an_epoch_shows_what_the_teacher_saw(
     assert shown == {place: seen_by_teacher[place] for place in shown}
     assert len(shown) == 600 // batch_size * batch_size
     assert len(set(seen_by_teacher.values())) == 600
+
+
+def test_a_mixed_view_is_erased_after_mixing(views_cache: Path, digits: Path) -> None:
+    """As timm's; caches of an older renderer keep the erasing that each partner had of its own."""
+    store, rows = Cache.open(views_cache), np.arange(100)
+    renderer = ViewRenderer(opened(store, digits), store.spec.views, store.table)
+    params, mix = view_params.parameters(store, 4, rows), view_params.mixing(store, 4)
+    plain = replace(params, erase_BE8=np.zeros_like(params.erase_BE8))
+    each = (
+        np.stack([renderer.render_one(row, p, row) for row in rows]).transpose(0, 3, 1, 2)
+        for p in (params, plain)
+    )
+    factors = mix.lam_B.astype("f4"), mix.cut_B4, np.arange(48)
+    erased, mixed = (mixing.mix(x.astype("f4"), x[mix.partner_B], *factors) for x in each)
+    assert (params.erase_BE8[:, 0, 2] > 0).sum() > 10
+    for row, (top, left, height, width, mode, *color) in enumerate(params.erase_BE8[:, 0].tolist()):
+        if height:
+            patch = np.zeros((48, 48, 3), np.uint8)
+            keys = params.noise_BE2[row, 0]
+            kernels.erase(patch, top, left, height, width, mode, np.array(color, np.uint8), *keys)
+            box = np.s_[:, top : top + height, left : left + width]
+            mixed[row][box] = patch.transpose(2, 0, 1)[box]
+    assert np.array_equal(erased, mixed)
+    old = SimpleNamespace(spec=replace(store.spec, renderer="kernels-1"), table=store.table)
+    table = store.table
+    own = draw.draw(store.spec.views, table.id_N, table.height_N, table.width_N, 4)
+    found = view_params.parameters(old, 4, rows)  # type: ignore[arg-type]
+    assert np.array_equal(found.erase_BE8, own.erase_BE8)
+    assert not np.array_equal(params.erase_BE8, own.erase_BE8)
 
 
 @pytest.mark.parametrize("kind", ["folder", "recut"])

@@ -32,12 +32,13 @@ def in_format() -> list[str]:
     return [r for r in FORMAT.read_text("utf-8").splitlines() if r.startswith("| n01440764")]
 
 
-def table() -> list[str]:
+def table(renderer: str = "kernels-2") -> list[str]:
     """The rows as they are computed here and now."""
     ids = {row.split()[1]: int(row.split()[2], 16) for row in in_format()}
     id_N = np.array(list(ids.values()), np.uint64)
-    drawn = draw.draw(FULL, id_N, np.full(4, 375, np.int32), np.full(4, 500, np.int32), 3)
-    mixed = draw.mix(FULL, id_N, 3)
+    mixed, sides = draw.mix(FULL, id_N, 3), (np.full(4, 375, np.int32), np.full(4, 500, np.int32))
+    first = id_N[np.minimum(np.arange(4), mixed.partner_B)]
+    drawn = draw.draw(FULL, id_N, *sides, 3, None if renderer == "kernels-1" else first)
     return [_row(key, i, drawn, mixed, id_N) for i, key in enumerate(ids)]
 
 

@@ -104,6 +104,8 @@ def test_golden_views_of_the_format() -> None:
     """The table of FORMAT.md, section 3.5, with the ids of its keys."""
     assert len(vectors.in_format()) == 4
     assert vectors.table() == vectors.in_format()
+    old = [row.split(" | ")[4] for row in vectors.table("kernels-1")]
+    assert f"are erased at\n{old[2]} and {old[3]}." in vectors.FORMAT.read_text("utf-8")
     for row in vectors.in_format():
         assert int(row.split()[2], 16) == sample_table.sample_id(row.split()[1])
 
