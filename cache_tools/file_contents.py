@@ -14,8 +14,12 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 LFS = b"version https://git-lfs.github.com/spec/"
-_KINDS = (
+_PLACEHOLDERS = (
     (LFS, "a git-lfs pointer in place of the file: run git lfs pull in its repository"),
+    (b"<!doctype html", "a web page in place of the file: the download failed"),
+    (b"<html", "a web page in place of the file: the download failed"),
+)
+_CONTAINERS = (
     (b"\x1f\x8b", "compressed by gzip: unpack it first"),
     (b"BZh", "compressed by bzip2: unpack it first"),
     (b"\xfd7zXZ\0", "compressed by xz: unpack it first"),
@@ -26,8 +30,6 @@ _KINDS = (
     (b"PAR1", "a Parquet file: write its images to a folder or to tars first"),
     (b"ARROW1", "an Arrow file: write its images to a folder or to tars first"),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file: write its images to a folder or to tars first"),
-    (b"<!doctype html", "a web page in place of the file: the download failed"),
-    (b"<html", "a web page in place of the file: the download failed"),
 )
 HEAD = 64
 """Bytes that `describe` needs."""
@@ -48,17 +50,18 @@ def read_text(path: Path) -> str:
     return decode_text(path.read_bytes())
 
 
-def describe(head: bytes) -> str:
+def describe(head: bytes, containers: bool = True) -> str:
     """Describe a file of a known other kind by its first bytes, with the next step; else ""."""
+    kinds = _PLACEHOLDERS + _CONTAINERS * containers
     starts = (head, head.lstrip().lower())
-    return next((text for mark, text in _KINDS if any(s.startswith(mark) for s in starts)), "")
+    return next((text for mark, text in kinds if any(s.startswith(mark) for s in starts)), "")
 
 
 def describe_file(path: Path) -> str:
-    """Describe a file as `describe`, in parentheses after a space; "" if it cannot be read."""
+    """Describe what is in place of a file, in parentheses after a space; "" if nothing is."""
     try:
         with path.open("rb") as file:
-            found = describe(file.read(HEAD))
+            found = describe(file.read(HEAD), containers=False)
     except OSError:
         return ""
     return f" (it is {found})" if found else ""

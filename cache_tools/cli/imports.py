@@ -55,6 +55,10 @@ def import_(
         int,
         typer.Option(metavar="PIXELS", min=1, max=4096, help="Of FKD's views, for the student."),
     ] = 224,
+    probabilities: Annotated[
+        bool,
+        typer.Option("--probabilities", help="dense: SRC has probabilities, not logits."),
+    ] = False,
     json_: Json = False,
 ) -> None:
     """Write targets that exist as a cache: logits, or another system's files. Run again to go on.
@@ -70,7 +74,9 @@ def import_(
 
         if data:
             raise UsageError("logits name their samples themselves: leave --data out.")
-        store = dense.run(source, out, of_all_classes(keep), teacher)
+        store = dense.run(source, out, of_all_classes(keep), teacher, probabilities)
+    elif probabilities:
+        raise UsageError(f"--probabilities is of dense; files of {kind} have probabilities anyway.")
     else:
         from cache_tools.importers.base import ImportOptions
 

@@ -86,7 +86,7 @@ class OfLogits:
     def distributions(  # noqa: D102 - Side
         self, view: int, row_B: NDArray[np.int64], temperature: float
     ) -> F8:
-        return dense.softmax(self._logits.values_VNC[view, row_B], temperature)
+        return dense.softmax(self._logits.rows(view, row_B), temperature)
 
     def bytes_per_view(self) -> float:  # noqa: D102 - Side
         return float(self.num_classes * self._logits.values_VNC.itemsize)

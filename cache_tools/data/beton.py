@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from cache_tools.data.images import ImageDataset, classes
 from cache_tools.data.info_json import SPLITS
 from cache_tools.errors import DataError, UsageError
+from cache_tools.file_contents import describe_file
 from cache_tools.render import decode
 from cache_tools.spec import sample_table
 from cache_tools.storage import atomic
@@ -375,6 +376,8 @@ def _class_names(names: list[str], labels: NDArray[np.int64]) -> tuple[str, ...]
 
 
 def _not_ours(path: Path) -> DataError:
+    if other := describe_file(path):
+        return DataError(f"{path} is no {SUFFIX}{other}.")
     return DataError(
         f"{path} was not written by kdcache: FFCV's writer encodes images again and keeps no names "
         "to join by, so a cache cannot be of its pixels. Write one with: kdcache beton SRC FILE."

@@ -8,6 +8,7 @@ import numpy as np
 import simplejpeg
 
 from cache_tools.errors import DataError
+from cache_tools.file_contents import HEAD, describe
 from cache_tools.render import decode
 
 KINDS = (
@@ -30,7 +31,9 @@ def extension(data: bytes, key: str) -> str:
     for beginning, kind in KINDS:
         if re.match(beginning, data, re.DOTALL):
             return kind
-    raise DataError(f"sample {key!r} is not an image of a known kind. Repair or remove it.")
+    other = describe(data[:HEAD])
+    fix = f"It is {other}." if other else "Repair or remove it."
+    raise DataError(f"sample {key!r} is not an image of a known kind. {fix}")
 
 
 def shrink(

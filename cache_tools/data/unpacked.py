@@ -48,7 +48,7 @@ def of_files(paths: Sequence[Path]) -> list[Path]:
 
     def unpack(key: str, to: Path, cache: DiskCache) -> None:
         with keys[key].open("rb") as file:
-            _unpack(file, to, cache, f"{keys[key]}{describe_file(keys[key]) or ' (gzip)'}")
+            _unpack(file, to, cache, f"{keys[key]}{describe_file(keys[key])}")
 
     copies = iter(_copies({key: path.stat().st_size for key, path in keys.items()}, unpack))
     return [next(copies) if is_packed(path.name) else path for path in paths]

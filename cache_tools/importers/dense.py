@@ -33,13 +33,15 @@ _ROWS = 1024
 """Rows encoded at a time: a few ten megabytes at 1,000 classes."""
 
 
-def run(path: Path, out: Path, targets: TargetSpec, teacher: str) -> Cache:
-    """Write the cache, or resume writing it.
+def run(
+    path: Path, out: Path, targets: TargetSpec, teacher: str, probabilities: bool = False
+) -> Cache:
+    """Write the cache, or resume writing it; `probabilities`: the file has these, not logits.
 
     Raises:
         DataError, NonFinite, UsageError: The file or cache does not fit; committed parts stay.
     """
-    logits = logits_file.read(path)
+    logits = logits_file.read(path, probabilities)
     order, table = _table(logits, path)
     if int(table.label_N.max()) >= logits.num_classes:
         raise DataError(
@@ -68,7 +70,7 @@ def _pieces(
 ) -> Iterator[EncodedTargets]:
     for begin in range(0, len(row_B), _ROWS):
         rows = row_B[begin : begin + _ROWS]
-        values = logits.values_VNC[view, rows].astype(np.float32)
+        values = logits.rows(view, rows)
         bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
         if len(bad):
             raise NonFinite(

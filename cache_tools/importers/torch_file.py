@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cache_tools.errors import DataError
+from cache_tools.file_contents import describe_file
 from cache_tools.importers import safe_pickle
 
 MAX_FILE = 2**26
@@ -43,7 +44,9 @@ def load(path: Path) -> Any:
     packed = next((name for head, name in _PACKED.items() if data.startswith(head)), "")
     if packed:
         raise DataError(f"{path} is compressed by {packed}, which is not read. Unpack it first.")
-    raise DataError(f"{path} is no file of torch.save or joblib (it begins {data[:8]!r}).")
+    raise DataError(
+        f"{path}{describe_file(path)} is no file of torch.save or joblib (it begins {data[:8]!r})."
+    )
 
 
 def _read(path: Path) -> bytes:

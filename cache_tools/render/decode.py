@@ -36,6 +36,7 @@ from PIL import (
 )
 
 from cache_tools.errors import DataError
+from cache_tools.file_contents import HEAD, describe
 from cache_tools.render import jpeg, png
 
 U1 = NDArray[np.uint8]
@@ -71,7 +72,7 @@ def size(data: bytes, key: str) -> tuple[int, int]:
     Raises:
         DataError: Not an image, or one of absurd size; `key` names it.
     """
-    with _naming(key):
+    with _naming(key, data):
         return _header(data)[:2]
 
 
@@ -117,7 +118,7 @@ def decode(
     Raises:
         DataError: Not an image, one of absurd size or a broken one; `key` names it.
     """
-    with _naming(key):
+    with _naming(key, data):
         height, width, color_space = _header(data)
         if rows is not None and color_space in _PLAIN and not scale_log2:
             beginning = _first_rows(data, rows, width, reuse or DecodeBuffer())
@@ -245,13 +246,13 @@ def _last_row(image: Image.Image) -> NDArray[np.generic]:
 
 
 @contextmanager
-def _naming(key: str) -> Iterator[None]:
+def _naming(key: str, data: bytes) -> Iterator[None]:
     """Make a DataError of everything libraries raise on broken bytes: there are a dozen kinds."""
     try:
         yield
     except Exception as error:
         reason = str(error) or type(error).__name__
-        raise DataError(
-            f"sample {key!r} cannot be decoded ({reason}). Repair or remove this image; "
-            "a cache never contains an image it could not read."
-        ) from None
+        fix = "Repair or remove this image; a cache never contains an image it could not read."
+        if found := describe(data[:HEAD]):
+            reason, fix = f"it is {found}", ""
+        raise DataError(f"sample {key!r} cannot be decoded ({reason}). {fix}".strip()) from None

@@ -16,6 +16,7 @@ from cache_tools.targets.codec import DecodedTargets, SparseTargets
 
 F8 = NDArray[np.float64]
 I8 = NDArray[np.int64]
+_NEAR = 0.01
 
 
 def softmax(logits_BC: NDArray[np.floating], temperature: float = 1.0) -> F8:
@@ -23,6 +24,12 @@ def softmax(logits_BC: NDArray[np.floating], temperature: float = 1.0) -> F8:
     scaled = logits_BC.astype(np.float64) / temperature
     shifted = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), dtype=np.float64)
+
+
+def are_probabilities(values_BC: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Check [B] rows for being distributions: in 0..1 and adding up to 1, within half precision."""
+    inside_B = ((values_BC >= 0) & (values_BC <= 1 + _NEAR)).all(axis=1)
+    return np.asarray(inside_B & (np.abs(values_BC.sum(axis=1, dtype=np.float64) - 1) < _NEAR))
 
 
 def sparsify(

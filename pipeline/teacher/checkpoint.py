@@ -6,6 +6,7 @@ are taken off; names of a network's authors are turned into timm's by timm's own
 opened with weights_only=True: objects that could run code are refused.
 """
 
+import codecs
 import json
 import logging
 import pickle
@@ -16,18 +17,30 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
+from numpy._core.multiarray import _reconstruct, scalar
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cache_tools.errors import TeacherError, UsageError
-from cache_tools.file_contents import read_text
+from cache_tools.file_contents import describe_file, read_text
 
+_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
 log = logging.getLogger("kdcache")
-PICKLES = frozenset({".pth", ".pt", ".bin", ".ckpt", ".tar"})
+PICKLES = frozenset({".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl"})
 SUFFIXES = PICKLES | {".safetensors"}
+"""Ends of the names of files of weights, in small letters."""
+_NUMPY: list[Any] = [
+    *((f, f"{m}.{f.__name__}") for f in (scalar, _reconstruct) for m in _MODULES),
+    np.ndarray,
+    np.dtype,
+    *(type(np.dtype(code)) for code in "?bBhHiIlLqQefd"),
+    codecs.encode,
+]
+"""Names in pickles of numpy's numbers and arrays, such as the best accuracy beside the weights."""
 _WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model", "module")
 """Keys of weights in checkpoints, in timm's order: averaged weights first, as evaluated."""
 
@@ -92,15 +105,18 @@ def _create(name: str, config: Mapping[str, Any], classes: int = 0) -> nn.Module
 def _state(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a file by name, without their wrapping.
 
-    `argparse.Namespace`, the arguments of training scripts, is plain data and allowed.
+    `argparse.Namespace`, the arguments of training scripts, and numpy's numbers are plain data and
+    allowed.
     """
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             return load_file(path)
-        with torch.serialization.safe_globals([Namespace]), warnings.catch_warnings():
+        with torch.serialization.safe_globals([Namespace, *_NUMPY]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about files that are refused a line later
             found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if other := describe_file(path):
+            raise TeacherError(f"{path} contains no weights{other}.") from None
         reason = next((x for x in str(error).split("\n") if "GLOBAL" in x), "objects of Python")
         raise TeacherError(
             f"{path} contains more than weights ({reason.strip()}), and opening it could run "
@@ -109,7 +125,9 @@ def _state(path: Path) -> dict[str, Tensor]:
         ) from None
     except (OSError, RuntimeError, EOFError, ValueError, SafetensorError) as error:
         first = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
-        raise TeacherError(f"{path} cannot be read as weights: {first}.") from None
+        raise TeacherError(
+            f"{path}{describe_file(path)} cannot be read as weights: {first}."
+        ) from None
     while isinstance(found, Mapping):
         key = next((k for k in _WRAPPERS if isinstance(found.get(k), Mapping)), None)
         if key is None:

@@ -4,6 +4,7 @@ import difflib
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -11,7 +12,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from cache_tools.errors import TeacherError, UsageError
-from cache_tools.file_contents import read_text
+from cache_tools.file_contents import describe_file, read_text
 from cache_tools.storage import seal
 from pipeline.teacher import checkpoint, lite
 
@@ -30,6 +31,12 @@ def create(
         UsageError: There is no such network.
         TeacherError: Its weights are not available.
     """
+    stored, model = _by_name(name, random_weights, architecture)
+    _refuse_other_pictures(name, model)
+    return stored, model
+
+
+def _by_name(name: str, random_weights: bool, architecture: str) -> tuple[str, nn.Module]:
     if name == lite.NAME:
         return name, lite.load()
     if name.startswith("local:"):
@@ -38,7 +45,7 @@ def create(
             "--teacher with a folder that contains it."
         )
     path = Path(name.removeprefix("local-dir:"))
-    if path.suffix in checkpoint.SUFFIXES and not path.is_dir():
+    if path.suffix.lower() in checkpoint.SUFFIXES and not path.is_dir():
         timm_name, model = checkpoint.load(path, architecture)
         return f"local:{timm_name}", model
     if path.is_dir() or name.startswith("local-dir:"):
@@ -51,6 +58,23 @@ def create(
     if "/" not in name:
         _refuse_unknown(name)
     return name, _from_timm(name, random_weights)
+
+
+def _refuse_other_pictures(name: str, model: nn.Module) -> None:
+    """Raise UsageError unless a network takes square RGB pictures."""
+    config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    channels, height, width = config.get("input_size") or (3, 0, 0)
+    modules, first = dict(model.named_modules()), config.get("first_conv") or ()
+    for stem in (first,) if isinstance(first, str) else first:
+        channels = getattr(modules.get(stem), "in_channels", channels)
+    fixed, embed = config.get("fixed_input_size"), modules.get("patch_embed")
+    if (own := getattr(embed, "img_size", None)) and getattr(embed, "strict_img_size", True):
+        (height, width), fixed = own, True
+    if channels != 3 or (fixed and height != width):
+        raise UsageError(
+            f"the network {name} takes pictures of {channels} channels and {height} × {width} "
+            "pixels; views are square and RGB. Choose another network."
+        )
 
 
 def _refuse_unknown(name: str) -> None:
@@ -84,9 +108,9 @@ def _from_folder(folder: Path) -> tuple[str, nn.Module]:
         return f"local:{config['architecture']}", model
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise TeacherError(
-            f"{folder} does not contain a network as saved by timm ({error}). It needs config.json "
-            "and model.safetensors, as timm.models.save_for_hf(model, FOLDER, "
-            "safe_serialization=True) writes them."
+            f"{folder}{describe_file(folder / 'model.safetensors')} does not contain a network as "
+            f"saved by timm ({error}). It needs config.json and model.safetensors, as "
+            "timm.models.save_for_hf(model, FOLDER, safe_serialization=True) writes them."
         ) from None
 
 

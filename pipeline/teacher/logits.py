@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cache_tools.errors import UsageError
+from cache_tools.errors import TeacherError, UsageError
 from cache_tools.render import mixing
+from cache_tools.targets import dense
 from pipeline.recipe import MemoryFormat
 from pipeline.teacher.class_map import Regroup
 from pipeline.teacher.teacher import Teacher
@@ -106,14 +107,27 @@ class _TeacherNetwork:
         scale, offset = mixing.normalisation(teacher.spec.mean, teacher.spec.std)
         self._scale = torch.from_numpy(scale).to(device)[:, None, None]
         self._offset = torch.from_numpy(offset).to(device)[:, None, None]
+        self._name, self._unchecked = teacher.spec.name, True
 
     def __call__(self, x_B3SS: Tensor) -> Tensor:
         x_B3SS = x_B3SS * self._scale + self._offset
         x_B3SS = x_B3SS.contiguous(memory_format=_FORMATS[self.memory_format])
         with self._autocast():
             logits_BH = self._run(x_B3SS)
+        if self._unchecked:
+            self._refuse_probabilities(logits_BH)
         regrouped: Tensor = self._regroup(logits_BH.float())
         return regrouped
+
+    def _refuse_probabilities(self, logits_BH: Tensor) -> None:
+        """Raise TeacherError if the first outputs are what a softmax leaves."""
+        self._unchecked = False
+        if dense.are_probabilities(logits_BH.detach().float().cpu().numpy()).all():
+            raise TeacherError(
+                f"the outputs of the teacher {self._name} are probabilities: it ends in a softmax, "
+                "and the softmax of them would be nearly flat. Remove its last layer, so that it "
+                "returns logits."
+            )
 
     def _run(self, x_B3SS: Tensor) -> Tensor:
         if not self._compiled:

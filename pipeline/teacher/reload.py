@@ -107,7 +107,7 @@ def _load_member(
 ) -> Teacher:
     """Load a network; a file of weights may have any architecture of the members left."""
     known = {""}
-    if Path(name).suffix in checkpoint.SUFFIXES:
+    if Path(name).suffix.lower() in checkpoint.SUFFIXES:
         known = {member.name.removeprefix("local:") for member in left}
     problem: Exception | None = None
     for architecture in sorted(known):

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cache_tools.errors import UsageError
+from cache_tools.file_contents import describe_file
 from cache_tools.storage import seal
 
 log = logging.getLogger("kdcache")
@@ -52,9 +53,11 @@ def _read(init: str) -> dict[str, Tensor]:
     if init.startswith("local-dir:") or place.is_dir():
         seal.check_network(place)
         return _read_file(place / "model.safetensors", init)
-    if place.suffix == ".safetensors":
+    suffix = place.suffix.lower()
+    if suffix == ".safetensors":
         return _read_file(place, init)
-    if place.suffix in {".pth", ".pt", ".bin", ".ckpt", ".tar"} and not init.startswith("hf-hub:"):
+    pickles = {".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl"}
+    if suffix in pickles and not init.startswith("hf-hub:"):
         raise UsageError(
             f"init={init} is a pickle, which can run code when it is opened; it is not loaded. "
             "Save the network with timm.models.save_for_hf(model, FOLDER, "
@@ -68,8 +71,8 @@ def _read_file(path: Path, init: str) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise UsageError(
-            f"init={init}: {path} cannot be read ({error}). A run of kdcache train keeps its "
-            "student in RUN/model: init=local-dir:RUN/model."
+            f"init={init}: {path}{describe_file(path)} cannot be read ({error}). A run of kdcache "
+            "train keeps its student in RUN/model: init=local-dir:RUN/model."
         ) from None
 
 

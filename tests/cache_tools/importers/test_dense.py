@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -143,3 +144,71 @@ def test_imported_logits_cannot_be_replayed(
         said = kdcache(*command)
         assert said.code == 2
         assert "imported from logits" in said.err
+
+
+def test_probabilities_are_refused_or_declared(tmp_path: Path, kdcache: Callable[..., Any]) -> None:
+    p = dense.softmax(logits()[0][:200]).astype("f4")
+    p[:3] = np.eye(C)[:3]  # zeros, which have no logarithm
+    np.save(tmp_path / "p.npy", p)
+    np.save(tmp_path / "half.npy", p.astype("f2"))
+    np.save(tmp_path / "log.npy", np.log(np.maximum(p, 1e-30)))
+    for name in ("p.npy", "half.npy"):
+        refused = kdcache("import", "dense", tmp_path / name, "--out", tmp_path / "no")
+        assert (refused.code, "--probabilities" in refused.err) == (2, True)
+        assert not (tmp_path / "no").exists()
+    keep = of_all_classes("k=50,levels=200")
+    declared = importer.run(tmp_path / "p.npy", tmp_path / "a", keep, "x", probabilities=True)
+    same = importer.run(tmp_path / "log.npy", tmp_path / "b", keep, "x")
+    assert declared.content_id() == same.content_id()
+    row = np.arange(200)
+    order = np.array([int(key) for key in declared.table.keys])
+    stored = diff.OfCache(declared).distributions(0, row, 1.0)
+    assert np.abs(stored - p[order]).max() < 0.01
+    np.save(tmp_path / "logits.npy", logits()[0][:200])
+    with pytest.raises(DataError, match=r"is no distribution.*Leave --probabilities out"):
+        importer.run(tmp_path / "logits.npy", tmp_path / "c", keep, "x", probabilities=True)
+    with pytest.raises(UsageError, match="holds probabilities"):
+        diff.open_side(str(tmp_path / "p.npy"))
+
+
+def test_bfloat16_is_what_it_is_in_float32(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file as save_tensors
+
+    values = torch.from_numpy(logits()[0][:100]).bfloat16()
+    save_tensors({"logits": values}, tmp_path / "b.safetensors")
+    np.save(tmp_path / "f.npy", values.float().numpy())
+    words = values.view(torch.int16).numpy().view("V2")
+    np.save(tmp_path / "b.npy", words)  # as numpy saves an array of ml_dtypes.bfloat16
+    keep = of_all_classes("k=50")
+    ids = {
+        importer.run(tmp_path / name, tmp_path / f"{name}.c", keep, "x").content_id()
+        for name in ("b.safetensors", "b.npy", "f.npy")
+    }
+    assert len(ids) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("e.npy", b"", "e.npy cannot be read: No data left"),
+        ("l.npy", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ("z.npz", b"PK\3\4 no zip", "z.npz"),
+        ("s.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ("t.npz", {"a": np.zeros((4, 5), "f4"), "b": np.zeros((4, 5), "f4")}, "only a, b"),
+        ("o.npy", np.zeros((20, 1), "f4"), "two or more classes"),
+        ("i.npy", np.zeros((20, 5), "u2"), "Logits are floats"),
+    ],
+)
+def test_files_that_hold_no_logits_are_named(
+    tmp_path: Path, kdcache: Callable[..., Any], name: str, content: Any, message: str
+) -> None:
+    if isinstance(content, bytes):
+        (tmp_path / name).write_bytes(content)
+    else:
+        np.savez(tmp_path / name, **content) if isinstance(content, dict) else np.save(
+            tmp_path / name, content
+        )
+    refused = kdcache("import", "dense", tmp_path / name, "--out", tmp_path / "c")
+    assert (refused.code, "Traceback" in refused.err) == (1, False)
+    assert message in " ".join(refused.err.split())

@@ -246,7 +246,7 @@ TABLE: dict[str, tuple[bytes, Expected]] = {
     "ppm bomb": (b"P6 60000 60000 255\n", "limit"),
     "no bytes": (b"", "empty"),
     "text": (b"no image", "no JPEG"),
-    "an error page": (b"<!DOCTYPE html><html><title>404 Not Found</title>", "no JPEG"),
+    "an error page": (b"<!DOCTYPE html><html><title>404 Not Found</title>", "web page"),
     "another format": (encoded(PHOTO, "ICO"), "no JPEG"),
     "text that begins like a bmp": (b"BMW 320d, 2004", ""),
 }
@@ -334,3 +334,9 @@ def test_pictures_of_all_sizes_decode_into_one_place() -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(same, encoded * 5))
+
+
+def test_a_git_lfs_pointer_is_named() -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+    with pytest.raises(DataError, match="git lfs pull"):
+        decode.decode(pointer, "a")

@@ -129,6 +129,60 @@ def test_a_file_that_could_run_code_is_refused(teacher: Path, tmp_path: Path) ->
     assert not (tmp_path / "ran").exists()
 
 
+def test_numbers_of_numpy_beside_the_weights_are_data(teacher: Path, tmp_path: Path) -> None:
+    expected = teachers.load(str(teacher), 32, "fp32").spec.weights_sha256
+    best = {"best": np.float64(81.5), "steps": np.int64(7), "ok": np.bool_(True)}
+    content = {"model": weights_of(teacher), **best, "curve": np.arange(5, dtype="f4")}
+    for name in ("new.PTH", "new.pkl"):
+        torch.save(content, tmp_path / name)
+    torch.save(content, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    data = (tmp_path / "old.pth").read_bytes().replace(b"cnumpy._core.", b"cnumpy.core.")
+    (tmp_path / "old.pth").write_bytes(data)  # as numpy 1 has the names
+    for name in ("new.PTH", "new.pkl", "old.pth"):
+        loaded = teachers.load(str(tmp_path / name), 32, "fp32", architecture="test_resnet")
+        assert loaded.spec.weights_sha256 == expected, name
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth", "folder"])
+def test_a_git_lfs_pointer_is_named(teacher: Path, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    file = path / "model.safetensors" if name == "folder" else path
+    file.parent.mkdir(exist_ok=True)
+    (file.parent / "config.json").write_bytes((teacher / "config.json").read_bytes())
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    with pytest.raises(TeacherError, match="git lfs pull"):
+        teachers.load(str(path), 32, "fp32")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("test_resnet", {"in_chans": 1}, "1 channels"),
+        ("test_vit", {"in_chans": 4}, "4 channels"),
+        ("vit_tiny_patch16_224", {"img_size": (64, 96), "depth": 1}, "64 × 96"),
+    ],
+)
+def test_teachers_of_other_pictures_are_refused(
+    tmp_path: Path, name: str, arguments: dict[str, object], message: str
+) -> None:
+    model = timm.create_model(name, num_classes=5, **arguments)
+    save_for_hf(model, str(tmp_path / "t"), model_args=arguments, safe_serialization=True)
+    with pytest.raises(UsageError, match=f"{message}.*square and RGB"):
+        create.create(str(tmp_path / "t"))
+
+
+def test_a_teacher_that_ends_in_a_softmax_is_refused(teacher: Path, pixels: np.ndarray) -> None:
+    loaded = teachers.load(str(teacher), 32, "fp32")
+    for last, fine in ((nn.Softmax(1), False), (nn.LogSoftmax(1), True)):
+        model = replace(loaded, model=nn.Sequential(loaded.model, last))
+        forward = Forward(model, ALL, CPU)
+        if fine:
+            forward(pixels, None, None)
+        else:
+            with pytest.raises(TeacherError, match=r"ends in a softmax.*Remove its last layer"):
+                forward(pixels, None, None)
+
+
 @pytest.mark.parametrize("name", ["cut.pth", "cut.safetensors"])
 def test_a_file_that_is_cut_short_is_explained(teacher: Path, tmp_path: Path, name: str) -> None:
     whole = tmp_path / ("whole" + Path(name).suffix)
