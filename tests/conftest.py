@@ -36,6 +36,13 @@ for name, fixed in (("dice", False), ("fixed", True)):
 hypothesis.settings.load_profile("fixed")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests that take a GPU where there is none."""
+    for item in items if not torch.cuda.is_available() else ():
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="takes a GPU"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """What is kept between runs stays within the tests, also of the processes they start."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from cache_tools.render import mixing
 from cache_tools.spec.targets import TargetSpec
 from cache_tools.views.draw import LAMBDA_SCALE, MixParams
+from pipeline.teacher import page_locked
 from pipeline.teacher.logits import DEFAULT, Execution, Logits
 from pipeline.teacher.sparsify import sparsify
 from pipeline.teacher.teacher import Teacher
@@ -67,8 +68,9 @@ class Forward:
 
     def _move(self, pixels: Pixels) -> Tensor:
         """[B, 3, S, S] on the device, still bytes."""
-        tensor = pixels if isinstance(pixels, Tensor) else self._upload(pixels)
-        return tensor.permute(0, 3, 1, 2)
+        tensor = torch.as_tensor(pixels)
+        there = tensor if tensor.is_cuda else page_locked.upload(tensor, self.device)
+        return there.permute(0, 3, 1, 2)
 
     def _mix(self, x: Tensor, partner: Tensor, mix: MixParams) -> Tensor:
         if self.device.type == "cpu":
@@ -80,10 +82,7 @@ class Forward:
         return mixed
 
     def _upload(self, array: NDArray[Any]) -> Tensor:
-        tensor = torch.from_numpy(array)
-        if self.device.type == "cuda":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor
+        return page_locked.upload(torch.from_numpy(array), self.device)
 
 
 def mix_in_place(x_B3SS: Tensor, partner_B3SS: Tensor, mix: MixParams) -> None:

@@ -4,6 +4,7 @@ A view of a window is uploaded as a whole, on a stream of its own, while the tea
 the one before; partners of mixup are then picked on the device. Batches never cross the borders of
 a window or a view, so that the targets of a view depend on nothing but the size of batches. They
 are copied to page-locked memory while the teacher goes on. On the CPU the same calls copy nothing.
+Events that threads wait for are blocking ones: a thread that waits leaves its core to rendering.
 
 Shapes: B views of a batch, W rows of a window, S pixels a side, P labels of a view.
 """
@@ -21,10 +22,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cache_tools.errors import TeacherError
+from cache_tools.runtime.device_memory import is_out_of_memory
 from cache_tools.store import view_params
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.views import draw
+from pipeline.teacher import page_locked
 from pipeline.teacher.forward import Forward
 from pipeline.worker.meter import Meter
 from pipeline.worker.window import Window
@@ -110,7 +113,7 @@ class Predictor:
         if mix is not None:
             part_of = draw.MixParams(mix.partner_B[at], mix.lam_B[at], mix.cut_B4[at])
             chosen = torch.from_numpy(part_of.partner_B.astype(np.int64))
-            other = pixels[chosen.to(self._device)]
+            other = pixels[page_locked.upload(chosen, self._device)]
         return at, self._forward(pixels[at], other, part_of, label_WP[at])
 
     def _upload(self, window: Window, view_index: int) -> Tensor:
@@ -120,9 +123,10 @@ class Predictor:
             return pixels
         with torch.cuda.stream(self._copies):
             there = pixels.to(self._device, non_blocking=True)
-            window.buffer.uploaded = self._copies.record_event()
+            window.buffer.uploaded = uploaded = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            uploaded.record(self._copies)
         teacher = torch.cuda.current_stream(self._device)
-        teacher.wait_event(window.buffer.uploaded)
+        teacher.wait_event(uploaded)
         there.record_stream(teacher)
         return there
 
@@ -132,16 +136,16 @@ class Predictor:
         """Targets in the host's memory, and the event that ends their copy."""
         if not self._on_gpu:
             return sparse, None
-        here = tuple(torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in sparse)
+        here = tuple(page_locked.empty(tuple(t.shape), t.dtype) for t in sparse)
         for to, there in zip(here, sparse, strict=True):
             to.copy_(there, non_blocking=True)
-        return here, torch.cuda.current_stream(self._device).record_event()
+        return here, self._mark()
 
     def _mark(self) -> torch.cuda.Event | None:
         """Record an event on the teacher's stream."""
         if not self._on_gpu:
             return None
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event = torch.cuda.Event(enable_timing=True, blocking=True)  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(self._device))
         return event
 
@@ -150,7 +154,9 @@ class Predictor:
         while True:
             try:
                 return work()
-            except torch.OutOfMemoryError as error:
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 reason = str(error).partition("\n")[0]
             # outside of the handler: the error holds on to the frames, and they to the memory
             if self.batch_size == 1:

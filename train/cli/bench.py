@@ -70,6 +70,7 @@ def _measure(
 
     from cache_tools.runtime import threads
     from cache_tools.runtime.device import select
+    from train import backends
     from train import recipe as recipes
     from train.data import create_loader
     from train.data.device_batch import InputTransform
@@ -80,6 +81,7 @@ def _measure(
     loaded = recipes.load(name or "photos", overrides)
     inputs = open_inputs(cache, data)
     torch_device, size = select(torch, device), inputs.store.spec.views.size
+    backends.configure(torch_device, loaded.deterministic)
     if torch_device.type == "cpu":
         torch.set_num_threads(threads.for_torch(size)[0])
     if name is not None:

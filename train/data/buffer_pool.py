@@ -5,6 +5,8 @@ takes longer still. An array returns to the pool by itself when its last referen
 batch which is still referred to is never overwritten.
 """
 
+import functools
+import logging
 import math
 import weakref
 
@@ -12,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+log = logging.getLogger("kdcache")
 U1 = NDArray[np.uint8]
 
 
@@ -29,9 +32,23 @@ class BufferPool:
         try:
             memory = self._free.pop()
         except IndexError:
-            size = math.prod(self._shape)
-            memory = torch.empty(size, dtype=torch.uint8, pin_memory=self._pin_memory)
+            allocate = page_locked if self._pin_memory else torch.empty
+            memory = allocate((math.prod(self._shape),), dtype=torch.uint8)
         # all views of `array`, those of torch among them, refer to it and not to `memory`
         array: U1 = memory.numpy()
         weakref.finalize(array, self._free.append, memory).atexit = False
         return array.reshape(self._shape)
+
+
+def page_locked(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Allocate host memory, page-locked where possible; otherwise copies of it block the host."""
+    try:
+        return torch.empty(shape, dtype=dtype, pin_memory=True)
+    except RuntimeError as error:
+        _log_once(str(error).partition("\n")[0])
+        return torch.empty(shape, dtype=dtype)
+
+
+@functools.cache
+def _log_once(reason: str) -> None:
+    log.info("memory is not page-locked (%s): copies wait", reason)

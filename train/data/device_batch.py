@@ -1,12 +1,14 @@
 """Upload, mixing and normalisation: from uint8 pixels on the host to a network's input.
 
-A batch is moved and mixed once for all students of a cohort; normalisation and autocast are a
-network's own.
+A batch is moved and mixed once for all students of a cohort, and for a teacher in the loop;
+normalisation and autocast are a network's own. Copies to a GPU have a stream of their own: a batch
+is uploaded while the GPU computes the one before.
 
 Shapes: B views of a batch, S pixels a side, K kept classes, T temperatures, P labels of a view.
 """
 
 import contextlib
+import functools
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.teacher import Precision
 from cache_tools.store.cache import Cache
 from cache_tools.views.draw import LAMBDA_SCALE, MixParams
+from train.data.buffer_pool import page_locked
 from train.data.loader import Batch
 from train.loss.targets import SoftTargets
 from train.loss.task import Supervision
@@ -32,18 +35,31 @@ Normalisation = tuple[tuple[float, float, float], tuple[float, float, float]]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 TeacherFn = Callable[..., tuple[Tensor, ...]]
-"""Pixels, partners' pixels, mixing and labels of B views → fields of `codec.SparseTargets`."""
+"""Pixels and partners' pixels on the device, [B, S, S, 3] uint8, mixing and labels of B views →
+fields of `codec.SparseTargets`."""
+OnlineFn = Callable[..., SoftTargets]
+"""A batch and, as `pictures`, its pictures on the device → targets of a teacher in the loop."""
 ONLINE: Plugin[Callable[[Cache, Sequence[str], torch.device], TeacherFn]] = Plugin(
     "kdcache.teachers", "online", "run a teacher in the loop"
 )
 
 
-def online_targets(teacher_fn: TeacherFn, batch: Batch, spec: CacheSpec) -> SoftTargets:
-    """Run the teacher on a batch and keep of its logits what a cache would store."""
+def online_targets(
+    teacher_fn: TeacherFn, batch: Batch, spec: CacheSpec, pictures: Tensor | None = None
+) -> SoftTargets:
+    """Run the teacher on a batch and keep of its logits what a cache would store.
+
+    `pictures` are those of the batch on the teacher's device; None: on the CPU. The teacher gets
+    no array of the loader's pool: a second copy of it to a GPU could come after it is reused.
+    """
+    pictures = torch.from_numpy(batch.pictures) if pictures is None else pictures
+    partner = None
+    if batch.partner_at_B is not None:
+        partner = pictures[to_device(batch.partner_at_B, pictures.device)]
     own = np.arange(len(batch.lam_B))
     mix = MixParams(own, batch.lam_B.astype(np.int32), batch.cut_B4)
     labels = np.stack([batch.label_B, batch.partner_label_B], axis=1)[:, : spec.num_labels]
-    outputs = teacher_fn(batch.pixels, batch.partner, mix, labels)
+    outputs = teacher_fn(pictures[: len(batch)], partner, mix, labels)
     # autograd keeps no inference tensors
     index, p, tail, true, square = (t.clone() for t in outputs)
     return SoftTargets(
@@ -64,16 +80,29 @@ class DeviceBatch:
     """[B, 3, S, S] fp32 of the mixed views, 0..255."""
     supervision: Supervision
     """Targets and labels of these views."""
+    online: SoftTargets | None = None
+    """Targets of the teacher in the loop, where there is one."""
 
     @classmethod
-    def of(cls, batch: Batch, temperatures: tuple[float, ...], device: torch.device) -> Self:
-        """Move a batch to the device and mix it; `temperatures` are those of its targets."""
-        pictures, lam = upload(batch.pictures, device), to_device(batch.lam_B, device)
+    def of(
+        cls,
+        batch: Batch,
+        temperatures: tuple[float, ...],
+        device: torch.device,
+        online: OnlineFn | None = None,
+    ) -> Self:
+        """Move a batch to the device, mix it, and run a teacher in the loop on it.
+
+        `temperatures` are those of its stored targets.
+        """
+        uploaded, lam = to_device(batch.pictures, device), to_device(batch.lam_B, device)
+        online_soft = None if online is None else online(batch, pictures=uploaded)
+        pictures = uploaded.permute(0, 3, 1, 2).float()
         pixels = pictures[: len(batch)]
         if batch.partner_at_B is not None:
             partner = pictures[to_device(batch.partner_at_B, device)]
             cut = to_device(batch.cut_B4, device)
-            side = torch.arange(pixels.shape[-1], device=device)
+            side = torch.arange(pixels.shape[-1], device=pixels.device)
             outside = None if batch.outside_B is None else to_device(batch.outside_B, device)
             pixels = mixing.mix(pixels, partner, lam, cut, side, outside)
         targets = batch.targets
@@ -86,7 +115,7 @@ class DeviceBatch:
             to_device(targets.square_BQ[:, 0], device) if targets.square_BQ.size else None,
         )
         labels = to_device(batch.label_B, device), to_device(batch.partner_label_B, device)
-        return cls(pixels, Supervision(soft, *labels, lam / LAMBDA_SCALE))
+        return cls(pixels, Supervision(soft, *labels, lam / LAMBDA_SCALE), online_soft)
 
 
 _read_by_gpu: deque[tuple[torch.cuda.Event, NDArray[Any]]] = deque()
@@ -94,15 +123,25 @@ _read_by_gpu: deque[tuple[torch.cuda.Event, NDArray[Any]]] = deque()
 (buffer_pool.py)."""
 
 
+@functools.cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
-    """Copy an array to the device as a tensor."""
+    """Copy an array to the device; work that is queued there does not delay the copy."""
     tensor = torch.from_numpy(array)
     if device.type != "cuda":
         return tensor
     if not tensor.is_pinned():
-        return tensor.pin_memory().to(device, non_blocking=True)
-    there, event = tensor.to(device, non_blocking=True), torch.cuda.Event()
-    event.record(torch.cuda.current_stream(device))
+        tensor = page_locked(tuple(tensor.shape), tensor.dtype).copy_(tensor)
+    copies, event = _copy_stream(device), torch.cuda.Event()
+    compute = torch.cuda.current_stream(device)
+    with torch.cuda.stream(copies):
+        there = tensor.to(device, non_blocking=True)
+        event.record(copies)
+    compute.wait_event(event)
+    there.record_stream(compute)
     _read_by_gpu.append((event, array))
     while _read_by_gpu and _read_by_gpu[0][0].query():
         _read_by_gpu.popleft()

@@ -21,6 +21,7 @@ from cache_tools.spec.dataset import NO_LABEL
 from cache_tools.store.cache import Cache
 from cache_tools.store.open import open_cache
 from cache_tools.verify import probes
+from train import backends
 from train.data.inputs import align_labels
 from train.evaluate import accuracy, agreement, metrics, models, real_labels
 from train.evaluate.accuracy import Network
@@ -78,6 +79,7 @@ def measure(
     Raises:
         KdcacheError: Something is missing, or does not fit together.
     """
+    backends.configure(options.device)
     target = models.open_target(path, options)
     student = target.students[0]
     reference = _reference(request, target)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cache_tools.errors import UsageError
+from train import backends
 from train.data.device_batch import InputTransform
 from train.recipe import TrainRecipe
 from train.sweep.grid import Student
@@ -69,6 +70,7 @@ def measure(
     recipe: TrainRecipe, num_classes: int, size: int, device: torch.device
 ) -> MemoryEstimate:
     """Measure a few steps of a student on images of `size` pixels."""
+    backends.configure(device, recipe.deterministic)
     student = create_student(recipe, num_classes).to(device).train()
     optimizer = create_optimizer(recipe, student)
     count = recipe.batch_size if device.type == "cuda" else min(recipe.batch_size, _ON_CPU)

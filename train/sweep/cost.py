@@ -21,7 +21,7 @@ import torch
 from cache_tools.errors import KdcacheError
 from cache_tools.runtime import progress, threads
 from train.data import create_loader
-from train.data.device_batch import ONLINE, online_targets
+from train.data.device_batch import ONLINE, online_targets, to_device
 from train.data.inputs import Inputs
 from train.data.schedule import Schedule
 from train.sweep import cohorts
@@ -136,7 +136,8 @@ def time_teacher(
     with progress.bar("time the teacher", _BATCHES, "batches") as advance:
         for _ in range(_BATCHES):
             begin = time.perf_counter()
-            online_targets(ask, first, inputs.store.spec)
+            uploaded = to_device(first.pictures, device)
+            online_targets(ask, first, inputs.store.spec, uploaded)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             seconds.append((time.perf_counter() - begin) / batch)

@@ -21,6 +21,7 @@ import torch
 
 from cache_tools.errors import NonFinite, UsageError
 from cache_tools.runtime import progress
+from cache_tools.runtime.device_memory import is_out_of_memory
 from cache_tools.runtime.signals import StopRequest
 from train import run_dir, run_state
 from train.data.inputs import Inputs, check_inputs
@@ -156,7 +157,9 @@ def train_cohort(
         results = loop.train_cohort(
             runs, sweep.inputs, sweep.device, trackers=sweep.trackers, on_epoch=on_epoch, stop=stop
         )
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         results = None
         if len(todo) == 1:
             raise UsageError(

@@ -98,7 +98,7 @@ def load(
     Raises:
         CacheDamaged: There is one, and neither it nor the one before can be read.
     """
-    state = _read(folder, task.device)
+    state = _read(folder)
     if state is None:
         return None
     unwrap_model(task.trainable_module).load_state_dict(state["model"])
@@ -126,12 +126,13 @@ def restore(states: list[torch.Tensor], device: torch.device) -> None:
         torch.cuda.set_rng_state(states[1].cpu(), device)
 
 
-def _read(folder: Path, device: torch.device) -> dict[str, Any] | None:
+def _read(folder: Path) -> dict[str, Any] | None:
+    """Read to the host: on a GPU the state would be there twice, and counters waited for there."""
     there = [folder / name for name in (NAME, PREVIOUS) if (folder / name).is_file()]
     for path in there:
         try:
             seal.check(folder, path.name, stored_as=NAME)
-            state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
             return state
         except Exception as error:  # torch raises many kinds for a broken file
             why = error if isinstance(error, CacheDamaged) else type(error).__name__

@@ -10,6 +10,7 @@ schedule, moving average, format of the saved student.
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from cache_tools.errors import NonFinite
 from cache_tools.runtime import progress
 from cache_tools.runtime.signals import StopRequest
+from train import backends
 from train.data import create_loader
 from train.data.device_batch import DeviceBatch, TeacherFn, online_targets
 from train.data.inputs import Inputs
@@ -89,7 +91,7 @@ def train_cohort(  # noqa: PLR0912 - the one long function
         KeyboardInterrupt: A signal came; the checkpoints are written.
     """
     shared = runs[0][1]
-    torch.use_deterministic_algorithms(shared.deterministic)
+    backends.configure(device, shared.deterministic)
     if any(recipe.compile for _, recipe in runs):
         torch.compiler.reset()  # of one function it keeps no more than a few networks' code
     epochs = max(recipe.epochs for _, recipe in runs)
@@ -125,10 +127,10 @@ def train_cohort(  # noqa: PLR0912 - the one long function
             for batch in loader.epoch(epoch, step):
                 timer.batch_ready()
                 turn = [student for student in group if student.progress.step == step]
-                moved = DeviceBatch.of(batch, inputs.members.temperatures, device)
                 online = None
                 if teacher_fn and any(one.recipe.mode == "online" for one in turn):
-                    online = online_targets(teacher_fn, batch, inputs.store.spec)
+                    online = partial(online_targets, teacher_fn, spec=inputs.store.spec)
+                moved = DeviceBatch.of(batch, inputs.members.temperatures, device, online)
                 transforms = {one.transform.normalisation: one.transform for one in turn}
                 inputs_of = {key: one.normalise(moved.pixels) for key, one in transforms.items()}
                 first = step - step % shared.grad_accum_steps  # the last group may be smaller
@@ -139,7 +141,7 @@ def train_cohort(  # noqa: PLR0912 - the one long function
                 for student in turn:
                     with student.turn(sync_gradients=sync):
                         x = inputs_of[student.transform.normalisation]
-                        targets = student.supervision(moved.supervision, online)
+                        targets = student.supervision(moved.supervision, moved.online)
                         with student.transform.autocast():
                             losses = student.forward(x, targets)  # logits, then `train.loss.losses`
                         loss = losses["loss"] / accumulated

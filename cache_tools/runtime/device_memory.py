@@ -1,0 +1,22 @@
+"""Errors of an allocation that failed, on a device or the host.
+
+torch has a type of its own for its allocator's; libraries below it (cuBLAS, cuDNN, the driver)
+report theirs as a RuntimeError with a status in the text.
+"""
+
+import re
+
+_FAILED_ALLOCATION = re.compile(
+    r"out of memory|not enough memory|can't allocate memory|ALLOC(ATION)?_FAILED"
+    r"|CU(BLAS|DNN)_STATUS_NOT_INITIALIZED|valid cuDNN algorithm",
+    re.IGNORECASE,
+)
+"""Texts of the allocators of CUDA and the CPU, cuBLAS, cuDNN, cuSOLVER and cuFFT. A handle that
+cannot be created for lack of memory is "not initialized"."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return True if an allocation failed, so that less work at once may succeed."""
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and bool(_FAILED_ALLOCATION.search(str(error)))
