@@ -20,6 +20,7 @@ from cache_tools.store.cache import Cache
 from pipeline import demo
 from pipeline import recipe as recipes
 from pipeline.run import run
+from tests.helpers import fake_gpu
 from tests.helpers.outcome import Outcome
 
 torch.set_num_threads(1)
@@ -130,6 +131,12 @@ def images(digits_cache: Path, digits: Path) -> ImageDataset:
     store = Cache.open(digits_cache)
     opened = open_images(str(digits), "train")
     return match.match(store.table, store.spec.dataset, opened)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> fake_gpu.FakeGpu:
+    """A GPU whose memory is the host's."""
+    return fake_gpu.install(monkeypatch)
 
 
 @pytest.fixture

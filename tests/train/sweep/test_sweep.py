@@ -379,7 +379,7 @@ def test_out_of_memory_halves_the_cohort(
     def train_cohort(runs: list[Any], *_: Any, **__: Any) -> list[Any]:
         sizes.append(len(runs))
         if len(runs) > 1:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate")
         if len(sizes) > 6:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
         return [{}]
