@@ -136,7 +136,7 @@ class TrainRecipe:
     """Statistics of batch normalisation over all processes, as one process with the whole batch has
     them; otherwise each process has those of its share."""
     deterministic: bool = False
-    """Deterministic algorithms only, at some cost on a GPU; sets CUBLAS_WORKSPACE_CONFIG if unset."""
+    """Deterministic algorithms only, at some cost on a GPU; with CUBLAS_WORKSPACE_CONFIG set."""
     compile: bool = False
     """Use of torch.compile for the student."""
     crop_pct: float = 0.875
