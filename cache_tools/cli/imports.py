@@ -22,7 +22,7 @@ def import_(
         typer.Argument(
             metavar="SRC",
             help="dense: an .npy, .npz or .safetensors of all logits. Others: the folder of "
-            "TinyViT's saved logits, FKD's soft labels or ml-dr's reinforced data.",
+            "TinyViT's saved logits, FKD's or SRe2L's soft labels or ml-dr's reinforced data.",
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="CACHE", help="Folder of the cache.")],
@@ -106,7 +106,7 @@ def _foreign(
     """Open data set and files, and write the cache."""
     from cache_tools.data import scan
     from cache_tools.data.open import open_images
-    from cache_tools.importers import base, fkd, ml_dr, ordering, tinyvit
+    from cache_tools.importers import base, fkd, ml_dr, ordering, sre2l, tinyvit
 
     if not data:
         raise UsageError(f"whose targets are these? Pass --data with the data set {source} is of.")
@@ -116,7 +116,10 @@ def _foreign(
     _, _, images = scan.in_table_order(opened, None)
     num_classes = base.classes_of(images, options)
     files: base.RecordSource
-    if kind == "fkd":
+    if kind == "fkd" and sre2l.is_one(source):
+        counted = ordering.by_number(opened, dataset_index)
+        files = sre2l.Sre2lFiles(source, images, counted, num_classes, size)
+    elif kind == "fkd":
         files = fkd.FkdFiles(source, images, num_classes, size)
     elif kind == "ml-dr":
         counted = ordering.by_number(opened, dataset_index)

@@ -7,6 +7,7 @@ This one builds numbers, text, bytes, lists, tuples, dictionaries and numpy arra
 the reading. Memory is bounded by the limits below whatever a file contains.
 """
 
+import math
 import reprlib
 import struct
 from collections.abc import Callable
@@ -32,6 +33,18 @@ _KNOWN = {
     ("numpy.core.multiarray", "scalar"): _SCALAR,
     ("numpy._core.multiarray", "scalar"): _SCALAR,
 }
+_TENSORS = {
+    ("torch._utils", "_rebuild_tensor_v2"): "tensor",
+    ("collections", "OrderedDict"): "ordered",
+    **{
+        ("torch", f"{name}Storage"): code
+        for name, code in {
+            "Bool": "?", "Byte": "u1", "Int": "<i4", "Long": "<i8", "Half": "<f2", "Float": "<f4",
+            "Double": "<f8",
+        }.items()
+    },
+}  # fmt: skip
+"""Names of tensors, known only where their storages can be read."""
 _TYPES = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"}
 
 
@@ -66,8 +79,12 @@ class _Refused(Exception):
     """Content that is not data, or beyond a limit."""
 
 
-def loads(data: bytes, name: str, begin: int = 0) -> tuple[Any, int]:
+def loads(
+    data: bytes, name: str, begin: int = 0, storages: Callable[[str], bytes] | None = None
+) -> tuple[Any, int]:
     """Read the value of the pickle at `begin` of a file called `name`, and the position of its end.
+
+    With `storages`, which reads the bytes of one by its key, tensors are read as numpy arrays.
 
     Raises:
         DataError: It contains anything but data, is cut short, or exceeds a limit.
@@ -75,7 +92,7 @@ def loads(data: bytes, name: str, begin: int = 0) -> tuple[Any, int]:
     try:
         if len(data) > MAX_BYTES:
             _refuse(f"{len(data):,} bytes are more than the {MAX_BYTES:,} that are read")
-        reader = _Reader(data, begin)
+        reader = _Reader(data, begin, storages)
         return reader.run(), reader.at
     except _Refused as error:
         raise DataError(f"{name} is refused: {error}. Nothing in it was run.") from None
@@ -84,8 +101,11 @@ def loads(data: bytes, name: str, begin: int = 0) -> tuple[Any, int]:
 
 
 class _Reader:
-    def __init__(self, data: bytes, begin: int) -> None:
+    def __init__(
+        self, data: bytes, begin: int, storages: Callable[[str], bytes] | None = None
+    ) -> None:
         self.at = begin
+        self._storages, self._known = storages, _KNOWN | (_TENSORS if storages else {})
         self._data = data
         self._stack: list[Any] = []
         self._marks: list[int] = []
@@ -219,7 +239,7 @@ class _Reader:
 
     def name(self, module: str, name: str) -> None:
         """Push a name of `_KNOWN`."""
-        if (word := _KNOWN.get((module, name))) is None:
+        if (word := self._known.get((module, name))) is None:
             _refuse(f"it names {module[:80]}.{name[:80]}, which is no data")
         self.push(_Name(word))
 
@@ -238,8 +258,42 @@ class _Reader:
                 self.push(_Unbuilt("array"))
             case "scalar", (np.dtype() as kind, bytes() as value) if len(value) == kind.itemsize:
                 self.push(np.frombuffer(value, kind)[0].item())
+            case "ordered", ():
+                self.push({})
+            case "tensor", (np.ndarray() as values, int(), tuple(), tuple(), *_):
+                self.push(self._tensor(values, *arguments[1:4]))
             case word, _:
                 _refuse(f"it has invalid arguments of a {word}")
+
+    def storage(self) -> None:
+        """Read the storage of a tensor, by its type, key and number of values."""
+        match self.one():
+            case ("storage", _Name(word=kind), str() as key, str(), int() as count) if (
+                self._storages is not None and kind in _TENSORS.values() and key.isdecimal()
+            ):
+                data = self._storages(key)
+                self._spend(len(data))
+                if kind in ("tensor", "ordered") or len(data) != count * np.dtype(kind).itemsize:
+                    _refuse(f"a storage of {count} values has {len(data):,} bytes")
+                self.push(np.frombuffer(data, kind))
+            case other:
+                _refuse(f"it refers to {brief(other)}, which is no storage")
+
+    def _tensor(
+        self, values: Any, begin: int, shape: tuple[Any, ...], strides: tuple[Any, ...]
+    ) -> Any:
+        """Build an array of values in a storage, which must be inside of it."""
+        numbers = (begin, *shape, *strides)
+        if len(shape) != len(strides) or not all(type(n) is int and n >= 0 for n in numbers):
+            _refuse(f"a tensor has the shape {str(shape)[:80]}")
+        last = begin + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+        count = math.prod(shape)
+        if count and not last < len(values):
+            _refuse(f"a tensor of {str(shape)[:80]} leaves its storage of {len(values)} values")
+        self._spend(count * values.itemsize)
+        steps = tuple(s * values.itemsize for s in strides)
+        inside = values[begin:] if count else values[:0]
+        return np.lib.stride_tricks.as_strided(inside, shape, steps).copy()
 
     def build(self) -> None:
         """Complete a dtype or an array."""
@@ -332,6 +386,7 @@ _ACTIONS: dict[int, Callable[[_Reader], None]] = {
     0x93: _named_on_stack,
     ord("R"): lambda r: r.reduce(),
     ord("b"): lambda r: r.build(),
+    ord("Q"): lambda r: r.storage(),
 }
 """Other opcodes → actions; those that create instances or reach outside are missing."""
 

@@ -1,12 +1,13 @@
 """Reader of files of `torch.save` or `joblib.dump`, without torch, joblib or unpickling.
 
 Three containers are supported: the zip of torch 1.6 and later, the four pickles of older ones, and
-joblib's, a pickle in one zlib stream. Tensors are outside of the pickle and are not read.
+joblib's, a pickle in one zlib stream. Tensors are outside of the pickle, and are read on request.
 """
 
 import io
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,18 @@ _PACKED = {
 }
 
 
-def load(path: Path) -> Any:
+def load(path: Path, tensors: bool = False) -> Any:
     """Read the value of a file: numbers, text, lists, tuples, dictionaries, numpy arrays.
+
+    With `tensors`, those of torch 1.6 and later are read, too, as numpy arrays.
 
     Raises:
         DataError: The file is missing, damaged, too large, or contains anything but data.
     """
     data = _read(path)
     if data.startswith(_ZIP):
-        return safe_pickle.loads(_member(data, path), str(path))[0]
+        pickle, storages = _members(data, path)
+        return safe_pickle.loads(pickle, str(path), 0, storages if tensors else None)[0]
     if data.startswith(_ZLIB):
         return safe_pickle.loads(_inflated(data, path), str(path))[0]
     if data.startswith(_PICKLE):
@@ -62,21 +66,28 @@ def _read(path: Path) -> bytes:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from None
 
 
-def _member(data: bytes, path: Path) -> bytes:
-    """Read the pickle in torch's zip, which must be uncompressed: a bomb cannot unfold."""
+def _members(data: bytes, path: Path) -> tuple[bytes, Callable[[str], bytes]]:
+    """Read the pickle in torch's zip, and return a reader of its storages by their keys.
+
+    Members must be uncompressed: a bomb cannot unfold.
+    """
     if (count := data.count(_ENTRY)) > _MOST_MEMBERS:
         raise DataError(f"{path} is refused: its zip has {count:,} members, torch.save's has few.")
+
+    def read(end: str) -> bytes:
+        found = [i for i in archive.infolist() if i.filename.endswith(end)]
+        if len(found) != 1:
+            raise DataError(f"{path} has {len(found)} members named {end[1:]}, not one.")
+        if found[0].compress_type != zipfile.ZIP_STORED or found[0].file_size > MAX_FILE:
+            raise DataError(
+                f"{path} is refused: its pickle is compressed, or would have "
+                f"{found[0].file_size:,} bytes. torch.save does not compress."
+            )
+        return archive.read(found[0])
+
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            found = [i for i in archive.infolist() if i.filename.endswith("/data.pkl")]
-            if len(found) != 1:
-                raise DataError(f"{path} has {len(found)} members named data.pkl, not one.")
-            if found[0].compress_type != zipfile.ZIP_STORED or found[0].file_size > MAX_FILE:
-                raise DataError(
-                    f"{path} is refused: its pickle is compressed, or would have "
-                    f"{found[0].file_size:,} bytes. torch.save does not compress."
-                )
-            return archive.read(found[0])
+        archive = zipfile.ZipFile(io.BytesIO(data))
+        return read("/data.pkl"), lambda key: read(f"/data/{key}")
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
         raise DataError(f"{path} is a damaged zip: {error}. Fetch it again.") from None
 

@@ -1,4 +1,4 @@
-"""Writers of what TinyViT, FKD and ml-dr store, field by field as their code does, and pictures."""
+"""What TinyViT, FKD, SRe2L and ml-dr store, field by field as their code does, and pictures."""
 
 from pathlib import Path
 
@@ -64,6 +64,42 @@ def fkd(
         zipped = kind != "legacy"
         torch.save([coords, flip, labels], path, _use_new_zipfile_serialization=zipped)
         drawn[name] = boxes
+    return drawn
+
+
+def sre2l(
+    root: Path, sizes: Sizes, mix: str, epochs: int = 2, batch: int = 5, seed: int = 42
+) -> dict[tuple[str, int], dict[str, object]]:
+    """SRe2L's files; what was drawn and predicted, by name and epoch."""
+    rng, drawn, names = np.random.default_rng(5), {}, sorted(sizes)
+    generator = torch.Generator()
+    generator.manual_seed(seed)
+    sampler = torch.utils.data.RandomSampler(names, generator=generator)
+    for epoch in range(epochs):
+        (root / f"epoch_{epoch}").mkdir(parents=True)
+        batches = torch.utils.data.BatchSampler(sampler, batch, drop_last=False)
+        for number, places in enumerate(batches):
+            own, count = [names[i] for i in places], len(places)
+            boxes = np.array([box(rng, *sizes[name]) for name in own])
+            sides = np.array([[*sizes[name]] * 2 for name in own])
+            flips = rng.random(count) < 0.5
+            logits = np.eye(CLASSES)[[label_of(n) for n in own]] * 4 + rng.normal(size=(count, 3))
+            index = rng.permutation(count) if mix else None
+            lam = float(rng.beta(1, 1)) if mix else None
+            corners = [np.int64(v) for v in (3, 5, 20, 30)] if mix == "cutmix" else None
+            config = [
+                torch.from_numpy((boxes / sides).astype("f4")),
+                torch.from_numpy(flips),
+                None if index is None else torch.from_numpy(index),
+                lam,
+                corners,
+                torch.from_numpy(logits).half(),
+            ]
+            torch.save(config, root / f"epoch_{epoch}" / f"batch_{number}.tar")
+            for at, name in enumerate(own):
+                other = own[int(index[at])] if index is not None else name
+                drawn[name, epoch] = {"box": boxes[at], "flip": flips[at], "partner": other}
+                drawn[name, epoch] |= {"lam": lam, "logits": config[-1][at].double().numpy()}
     return drawn
 
 
