@@ -61,7 +61,7 @@ def check(folder: Path, name: str, stored_as: str = "") -> None:
 
 
 def check_network(folder: Path) -> None:
-    """Compare the files of a network that lies in a run, such as RUN/model, with their digests.
+    """Compare the files of a network in a run, such as RUN/model, with their digests.
 
     Raises:
         CacheDamaged: One has changed since it was written, or is missing.
