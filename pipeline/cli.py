@@ -46,6 +46,7 @@ ClassMaps = Annotated[
     ),
 ]
 Device = Annotated[str | None, typer.Option(help="cuda, cuda:1, cpu; default: a GPU.")]
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".pdf")
 RandomWeights = Annotated[
     bool, typer.Option("--random-weights", help="Use untrained weights, for speed trials.")
 ]
@@ -131,6 +132,8 @@ def views(
 
     if out is None and not json_:
         raise UsageError("no output is chosen. Pass --out sheet.png, or --json for the parameters.")
+    if out is not None and (out.is_dir() or out.suffix.lower() not in _PICTURES):
+        raise UsageError(f"--out {out} is no file of a picture. Pass one such as sheet.png.")
     shown = preview.open_source(source, data, overrides or ())
     numbers = evenly_spaced(len(shown.views.keys), samples)
     view_numbers = list(range(min(columns, shown.num_views)))

@@ -1,8 +1,7 @@
 """The one command `kdcache`, put together from the entry points of the group `kdcache.commands`.
 
 Only the command that is called gets imported, so `kdcache --help` answers at once and `cache_tools`
-needs to know nothing of the packages above it. An error a user can make ends as one paragraph on
-stderr and its exit code; KDCACHE_DEBUG=1 shows the traceback as well.
+needs to know nothing of the packages above it. Errors end at the edge of a command (`guard`).
 """
 
 import functools
@@ -21,7 +20,8 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from cache_tools.errors import KdcacheError, UsageError
+from cache_tools.cli import guard
+from cache_tools.errors import UsageError
 from cache_tools.storage import disk_cache
 from cache_tools.version import __version__
 
@@ -52,7 +52,6 @@ HELP = {
     "bench": "Measure what binds a training run: disk, decode, resize, operations, student.",
 }
 """One line for each of our commands in the order of a day's work; --help imports none of them."""
-INTERRUPTED = 130
 Command = Callable[..., Any]
 
 
@@ -66,14 +65,11 @@ def console() -> None:
 
 def main() -> None:
     """Run the command that `sys.argv` names."""
+    guard.open_streams()
     option, rest = _data_cache(sys.argv[1:])
     called = next((a for a in rest if not a.startswith("-")), None)
-    try:
+    with guard.edge():
         _application(called)(option + rest, prog_name="kdcache")
-    except KdcacheError as error:
-        _fail(error)
-    except KeyboardInterrupt:  # while a command was being imported
-        sys.exit(INTERRUPTED)
 
 
 def _data_cache(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -155,37 +151,18 @@ def _load(entry: EntryPoint) -> Command:
 
 
 def _guarded(command: Command) -> Command:
-    """Wrap a command: every expected error becomes a message and an exit code."""
+    """Wrap a command: a leading ~ is expanded, every error becomes a message and an exit code."""
 
     @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except KdcacheError as error:
-            _fail(error)
-        except KeyboardInterrupt as signal_:
-            safe = "Interrupted. What is finished is safe; run the same command again to go on."
-            _say(str(signal_) or safe)
-            sys.exit(INTERRUPTED)
-        except BrokenPipeError:  # the reader of our stdout went away, as `| head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    def run(**arguments: Any) -> None:
+        with guard.edge():
+            command(**{name: guard.expand_home(value) for name, value in arguments.items()})
 
     return run
 
 
 def _not_called() -> None:
     """Stand in for a command in the list of commands."""
-
-
-def _fail(error: KdcacheError) -> None:
-    if os.environ.get("KDCACHE_DEBUG"):
-        raise error
-    _say(f"{error.kind}: {error}")
-    sys.exit(error.exit_code)
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr)
 
 
 def _set_up_logging(level: int) -> None:

@@ -22,6 +22,7 @@ log = logging.getLogger("kdcache")
 PARTIAL = ".partial"
 _NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES)
 """Answers of CIFS, VirtualBox and some FUSE to the fsync of a folder, which they do not have."""
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _STALE_SECONDS = 3600.0
 MAX_JSON = 2**20
 """Bytes of the largest JSON file that is read."""
@@ -211,7 +212,7 @@ def _refuse_constant(constant: str) -> None:
 
 def cannot_write(path: Path, error: OSError) -> KdcacheError:
     """Return the error for a file that cannot be written."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in DISK_FULL:
         return KdcacheError(
             f"the disk is full: {path} was not written. What is committed is safe; "
             "make room and run the same command again."

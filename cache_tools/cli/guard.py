@@ -1,0 +1,143 @@
+"""The edge of a command: what a user can cause ends as one paragraph, a fault of ours as a report.
+
+KdcacheErrors have their text. Errors of the system (OSError, UnicodeError, EOFError, and the
+libraries' own for files) become one here, with the file and the next step. Anything else is a fault
+of kdcache: its traceback, and where to report it. KDCACHE_DEBUG=1 shows every traceback.
+"""
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, metadata
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from cache_tools.errors import KdcacheError
+from cache_tools.storage import atomic, paths
+from cache_tools.version import __version__
+
+INTERRUPTED = 130
+_LIBRARIES = ("SafetensorError", "BadZipFile", "UnidentifiedImageError")
+"""Errors of libraries about a file, by name: they are not imported for it."""
+
+
+@contextlib.contextmanager
+def edge() -> Iterator[None]:
+    """Turn every error of the body into a message and an exit code."""
+    try:
+        try:
+            yield
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()  # here, where a full disk can still be reported
+    except (typer.Exit, typer.Abort, typer.BadParameter):
+        raise
+    except KdcacheError as error:
+        _fail(error)
+    except KeyboardInterrupt as signal:
+        safe = "Interrupted. What is finished is safe; run the same command again to go on."
+        say(str(signal) or safe)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # the reader of our stdout went away, as `| head` does
+        _drop_stdout()
+    except Exception as error:
+        if isinstance(error, (OSError, UnicodeError, EOFError)) or _of_library(error):
+            _fail(_explained(error))
+        traceback.print_exc()
+        say(
+            f"This is a fault of kdcache {__version__}, not of yours. Report it with the lines "
+            f"above and the command{_tracker()}."
+        )
+        sys.exit(1)
+
+
+def open_streams() -> None:
+    """Make the standard streams usable whatever they are: closed, or of a narrow encoding."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream: Any = getattr(sys, name)
+        if stream is None:  # closed: a file opened later would get its number, and our output
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
+        elif number and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+def expand_home(value: Any) -> Any:
+    """Expand a leading ~ in an argument, or in each of a list, which no shell does in --out=~/x."""
+    if isinstance(value, list):
+        return [expand_home(one) for one in value]
+    return type(value)(paths.expand(str(value))) if isinstance(value, (str, Path)) else value
+
+
+def say(message: str) -> None:
+    """Print to stderr, if anything reads it."""
+    with contextlib.suppress(OSError):
+        print(message, file=sys.stderr)
+
+
+def _fail(error: KdcacheError) -> None:
+    if os.environ.get("KDCACHE_DEBUG"):
+        raise error
+    say(f"{error.kind}: {error}")
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_stdout()
+    sys.exit(error.exit_code)
+
+
+def _explained(error: Exception) -> KdcacheError:
+    """Return the error of the system as one with the file, the reason and the next step."""
+    again = "Correct that and run the same command again; KDCACHE_DEBUG=1 shows where it happened."
+    if isinstance(error, OSError) and error.errno is not None:
+        if error.filename is None:
+            return KdcacheError(
+                f"the system refused to read or write, perhaps standard output: {error.strerror}. "
+                f"Check the disk and where the output goes. {again}"
+            )
+        name = os.fsdecode(error.filename) if not isinstance(error.filename, int) else "a file"
+        if error.errno in atomic.DISK_FULL:
+            return atomic.cannot_write(Path(name), error)
+        return KdcacheError(
+            f"cannot read or write {name}: {error.strerror}. Check the path, its permissions and "
+            f"the disk. {again}"
+        )
+    what = "a text is not UTF-8" if isinstance(error, UnicodeError) else "a file cannot be read"
+    return KdcacheError(f"{what}{_file_of(error)}: {str(error) or 'it ends too early'}. {again}")
+
+
+def _file_of(error: Exception) -> str:
+    """Name the file of an error that has none: the nearest path among the callers' variables."""
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        for value in frame.f_locals.values():
+            if isinstance(value, Path) and value.is_file():
+                return f" ({value})"
+    return ""
+
+
+def _of_library(error: Exception) -> bool:
+    return any(kind.__name__ in _LIBRARIES for kind in type(error).__mro__)
+
+
+def _drop_stdout() -> None:
+    """Send what is left in the buffer of stdout nowhere, so that the interpreter's end is quiet."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _tracker() -> str:
+    """Name the address of the issue page among the URLs of the project, if it has one."""
+    with contextlib.suppress(PackageNotFoundError):
+        for line in metadata("kdcache").get_all("Project-URL") or ():
+            name, _, url = line.partition(", ")
+            if name.lower() in ("issues", "bug tracker", "tracker"):
+                return f" at {url}"
+    return " on the issue page of the project you have it from"

@@ -1,0 +1,175 @@
+"""The edge of the command: no OSError, UnicodeError or EOFError ends in a traceback."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cache_tools.cli import guard
+from tests.helpers import lab
+from tests.helpers.outcome import Outcome
+
+FOLDER = Path(sys.executable).parent
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return lab.build(tmp_path_factory.mktemp("lab") / "cache", lab.keys(8), range(1)).path
+
+
+@pytest.fixture
+def strange(tmp_path: Path) -> Path:
+    """A place for each thing that is none: a file, an empty folder, bytes that are no text."""
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "garbage").write_bytes(bytes(range(128, 256)) * 9)
+    for name in ("run/config.json", "data/_info.json", "teacher/config.json"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(bytes(range(128, 256)))
+    (tmp_path / "data/a.tar").touch()
+    return tmp_path
+
+
+WRONG = [
+    "info {}/file",
+    "info {}/empty",
+    "info {}/missing",
+    "info {}/garbage",
+    "info {}",
+    "status {}/file",
+    "verify {}/garbage",
+    "verify {cache} --data {}/file",
+    "verify {cache} --data {}/garbage",
+    "verify {cache} --data {}/data",
+    "plan {}/garbage",
+    "plan {}/empty",
+    "plan photos --data {}/data",
+    "plan photos --data {}/empty",
+    "views photos --data {}/garbage --out {}/x.png",
+    "views {cache} --data {}/empty --out {}/x.png",
+    "cache {}/garbage --data {}/data --out {}/c --teacher {}/teacher",
+    "cache photos --data {}/file --out {}/c --teacher {}/teacher",
+    "shard {}/file {}/out",
+    "shard {}/empty {}/out",
+    "shard {}/data {}/file",
+    "shard {}/garbage {}/out",
+    "beton {}/garbage {}/x.beton",
+    "beton {}/empty {}/x.beton",
+    "import logits {}/garbage {}/c",
+    "convert {cache} {}/file --to parquet",
+    "convert {}/garbage {}/o --to parquet",
+    "ensemble {cache} {}/garbage --out {}/o",
+    "pull {}/missing {}/o",
+    "pull {cache} {}/file",
+    "push {cache} {}/file",
+    "card {}/garbage",
+    "select {cache} {}/file --views 0",
+    "select {cache} {}/o --samples {}/garbage",
+    "merge {cache} {}/garbage --out {}/o",
+    "diff {cache} {}/garbage",
+    "train {}/garbage --cache {cache} --out {}/o",
+    "train photos --cache {cache} --data {}/garbage --out {}/o",
+    "train photos --cache {cache} --data {}/empty --out {}/file",
+    "sweep {}/garbage --cache {cache} --out {}/o",
+    "sweep digits --cache {cache} --data {}/empty --out {}/file",
+    "eval {}/run",
+    "eval {}/file",
+    "eval {}/empty",
+    "export {}/run --out {}/o",
+    "export {}/file --out {}/o",
+    "report {}/garbage --out {}/o.html",
+    "report {cache} --out {}/missing/o.html --data {}/garbage",
+    "bench loader --cache {}/garbage",
+    "demo {}/file",
+]
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_wrong_input_is_one_paragraph(
+    line: str, cache: Path, strange: Path, kdcache: Command
+) -> None:
+    done = kdcache(*(word.format(strange, cache=cache) for word in line.split()))
+    assert done.code in (1, 2)
+    assert "Traceback" not in done.err
+    assert "fault of kdcache" not in done.err
+
+
+def run(*words: object, **options: object) -> subprocess.CompletedProcess[str]:
+    named = {"stderr": subprocess.PIPE, "text": True, **options}
+    return subprocess.run([FOLDER / "kdcache", *map(str, words)], **named)  # type: ignore[call-overload,no-any-return]
+
+
+def test_a_full_standard_output_is_one_paragraph(cache: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = run("info", cache, stdout=full)
+    assert done.returncode == 1
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_closed_streams_are_no_error(cache: Path) -> None:
+    shell = f"{FOLDER}/kdcache info {cache} --json <&- >&- 2>&-"
+    assert subprocess.run(shell, shell=True).returncode == 0
+
+
+def test_a_narrow_encoding_changes_no_exit_code(cache: Path) -> None:
+    for encoding in ("latin-1", "ascii"):
+        environment = os.environ | {"PYTHONIOENCODING": encoding}
+        done = run("verify", cache, env=environment, stdout=subprocess.PIPE, encoding=encoding)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith("ok: 1 parts")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (PermissionError(13, "Permission denied", "/data/x"), "write /data/x: Permission denied"),
+        (OSError(28, "No space left on device", "/data/x"), "the disk is full: /data/x"),
+        (OSError(5, "Input/output error"), "Input/output error"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "not UTF-8"),
+        (EOFError(), "ends too early"),
+    ],
+)
+def test_errors_of_the_system_have_the_next_step(
+    error: Exception, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended, guard.edge():
+        raise error
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert message in said
+    assert "run the same command again" in said
+    assert said.count("\n") == 1
+
+
+def test_a_file_that_is_no_text_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "labels.txt"
+    path.write_bytes(b"\xff")
+    with pytest.raises(SystemExit), guard.edge():
+        path.read_text(encoding="utf-8")
+    assert str(path) in capsys.readouterr().err
+
+
+def test_a_fault_of_ours_is_a_traceback_to_report(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended, guard.edge():
+        raise ZeroDivisionError("ours")
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert "Report it" in said
+
+
+def test_a_tilde_in_an_option_is_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kdcache: Command
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    lab.build(tmp_path / "cache", lab.keys(8), range(1))
+    assert kdcache("info", "~/cache").code == 0
+    assert kdcache("select", "~/cache", "~/cut", "--views=0").code == 0
+    assert (tmp_path / "cut/zarr.json").is_file()
