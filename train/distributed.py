@@ -8,13 +8,14 @@ process that stops alone would leave the others waiting.
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import distributed
 
+from cache_tools.errors import KdcacheError
 from cache_tools.runtime import launcher
 from cache_tools.runtime.device import select
 
@@ -63,6 +64,18 @@ class World:
         found: list[Any] = [None] * self.size
         distributed.all_gather_object(found, value)
         return found
+
+    def on_main(self, work: Callable[[], Any]) -> Any:
+        """Run `work` in process 0; return its result, or raise its KdcacheError, in all."""
+        result = None
+        try:
+            result = work() if self.is_main else None
+        except KdcacheError as error:
+            result = error
+        result = self.broadcast(result)
+        if isinstance(result, KdcacheError):
+            raise result
+        return result
 
     def broadcast(self, value: Any) -> Any:
         """Broadcast a picklable value of process 0 to all."""

@@ -5,6 +5,7 @@
     RUN/checkpoint.pt    where to go on; removed when the run is finished
     RUN/model/           the student as timm saves it: timm.create_model("local-dir:RUN/model")
     RUN/model-ema/       its moving average, when the recipe has one
+    RUN/run.lock         held while it is trained, with process and host
     RUN/result.json      written last: the run is finished when this exists
     RUN/digests.json     SHA-256 of the files above but logs (`cache_tools.storage.seal`)
 
@@ -13,7 +14,8 @@ same folder is refused unless `--fresh` replaces it.
 """
 
 import json
-import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from cache_tools.config import canonical
 from cache_tools.data.open import resolve
 from cache_tools.errors import CacheNotFound, UsageError
 from cache_tools.spec.canonical import difference
-from cache_tools.storage import seal
+from cache_tools.storage import atomic, seal
 from train.data.inputs import Inputs
 from train.recipe import TrainRecipe
 
@@ -33,6 +35,7 @@ _REQUIRED = {
     "need.json": frozenset(("parameters", "images_per_second")),
 }
 """Keys that a file of a run must have."""
+LOCK = "run.lock"
 _LAYOUT = 2
 """Version of the layout of repeated views in batches (`train.data.schedule`); 1: not recorded."""
 _FREE = ("threads", "loader", "checkpoint_minutes", "cache_recipe", "min_views")  # change no result
@@ -46,16 +49,38 @@ def init_run(
     Raises:
         UsageError: The folder holds another run.
     """
-    if fresh and (folder / "config.json").is_file():
-        shutil.rmtree(folder)
     config = _config(recipe, inputs)
     if (folder / "config.json").is_file():
-        _refuse_other(folder, config)
-    elif folder.exists() and any(folder.iterdir()):
+        with hold(folder):
+            try:
+                if not fresh:
+                    _refuse_other(folder, config)
+            except UsageError:
+                if _has_begun(folder):
+                    raise
+                fresh = True  # it was refused before its first step, and blocks no other
+            if fresh:
+                atomic.clear(folder, LOCK)
+    elif folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - {LOCK}):
         raise UsageError(f"{folder} is not empty and holds no run. Choose another --out.")
     write_json(folder / "config.json", config)
     finished = (folder / "result.json").is_file()
     return read_json(folder / "result.json") if finished else None
+
+
+@contextmanager
+def hold(*folders: Path) -> Iterator[None]:
+    """Hold runs while the body lasts; UsageError, with process and host, where another does."""
+    with ExitStack() as held:
+        for folder in folders:
+            held.enter_context(atomic.held(folder / LOCK, str(folder)))
+        yield
+
+
+def _has_begun(folder: Path) -> bool:
+    """Check if a run has made anything: an epoch, a checkpoint, a result."""
+    names = ("checkpoint*.pt", "log.jsonl", "result.json", "failed.json", "stopped.json")
+    return any(path.stat().st_size for name in names for path in folder.glob(name))
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import shutil
+import socket
 import threading
 import time
 import uuid
@@ -16,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cache_tools.errors import CacheDamaged, KdcacheError
+from cache_tools.errors import CacheDamaged, KdcacheError, UsageError
 
 log = logging.getLogger("kdcache")
 PARTIAL = ".partial"
@@ -143,6 +144,31 @@ def locked(path: Path, waiting: str = "", folder: Path | None = None) -> Iterato
                 if waiting:
                     log.info(waiting)
                 fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+@contextlib.contextmanager
+def held(path: Path, what: str) -> Iterator[None]:
+    """Hold a lock file, which names its holder, or refuse; no lock where files have none.
+
+    Raises:
+        UsageError: Another process holds it; `what` it works on is in the message.
+    """
+    lock = open_lock(path)
+    try:
+        with contextlib.suppress(OSError):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.pread(lock, 300, 0).decode(errors="replace").strip()
+                raise UsageError(
+                    f"{what} is in use by another process ({holder or 'unnamed'}). Wait for its "
+                    "end or stop it, and run the same command again; or choose another --out."
+                ) from None
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         yield
     finally:
         os.close(lock)

@@ -90,8 +90,8 @@ def train(
     validate.set_up(inputs, torch_device, world)
     runs = _runs(loaded, out, seeds, against)
     validate.check([item for _, item in runs], inputs)
-    old = [run_dir.init_run(*run, inputs, fresh) if world.is_main else None for run in runs]
-    begun = [(*run, result) for run, result in zip(runs, world.broadcast(old), strict=True)]
+    old = world.on_main(lambda: [run_dir.init_run(*run, inputs, fresh) for run in runs])
+    begun = [(*run, result) for run, result in zip(runs, old, strict=True)]
     if any(result is None for _, _, result in begun):
         check_inputs(inputs)
     online = any(item.mode == "online" and result is None for _, item, result in begun)

@@ -19,7 +19,7 @@ import torch
 from cache_tools.errors import NonFinite
 from cache_tools.runtime import progress
 from cache_tools.runtime.signals import StopRequest
-from train import backends
+from train import backends, run_dir
 from train.data import create_loader
 from train.data.device_batch import DeviceBatch, TeacherFn, online_targets
 from train.data.inputs import Inputs
@@ -107,6 +107,7 @@ def train_cohort(  # noqa: PLR0912 - the one long function
     done = min(student.steps for student in students) * shared.batch_size
     results: dict[Path, dict[str, Any] | NonFinite] = {}
     with (
+        run_dir.hold(*(out for out, _ in runs if world.is_main)),
         nullcontext(stop) if stop else StopRequest() as signals,
         open_logs(students),
         progress.bar(label, views, "images", done) as advance,

@@ -1,0 +1,69 @@
+"""The folder of a run: one process at a time, and a refused start that blocks no other."""
+
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cache_tools.errors import UsageError
+from tests.helpers.outcome import Outcome
+from train import run_dir
+from train.data.inputs import Inputs, open_inputs
+from train.recipe import TrainRecipe
+
+RECIPE = TrainRecipe("test_vit", epochs=1, batch_size=20)
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def inputs(digits_cache: Path, digits: Path) -> Inputs:
+    return open_inputs(digits_cache, str(digits))
+
+
+def test_a_refused_start_does_not_block_the_corrected_one(inputs: Inputs, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run_dir.init_run(out, RECIPE, inputs, fresh=False)  # and then a check refuses
+    corrected = replace(RECIPE, epochs=2)
+    run_dir.init_run(out, corrected, inputs, fresh=False)
+    assert run_dir.read_config(out)["recipe"]["epochs"] == 2
+    (out / "log.jsonl").write_text("{}\n")
+    with pytest.raises(UsageError, match="another run"):
+        run_dir.init_run(out, RECIPE, inputs, fresh=False)
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_second_process_is_refused(inputs: Inputs, tmp_path: Path, fresh: bool) -> None:
+    out = tmp_path / "run"
+    run_dir.init_run(out, RECIPE, inputs, fresh=False)
+    holder = f"process {os.getpid()} on {socket.gethostname()}"
+    with run_dir.hold(out), pytest.raises(UsageError, match=f"in use by.*{holder}"):
+        run_dir.init_run(out, RECIPE, inputs, fresh)
+    run_dir.init_run(out, RECIPE, inputs, fresh)
+
+
+def test_the_command_that_is_second_names_the_first(
+    kdcache: Command, digits_cache: Path, digits: Path, tmp_path: Path
+) -> None:
+    words = ["train", "digits", "--cache", digits_cache, "--data", digits, "--out", tmp_path]
+    (tmp_path / "run.lock").touch()
+    with run_dir.hold(tmp_path):
+        done = kdcache(*words, "epochs=1", "student=test_vit", "views_per_epoch=2", "num_views=4")
+    assert done.code == 2
+    assert f"process {os.getpid()}" in done.err
+
+
+def test_fresh_empties_a_linked_folder(inputs: Inputs, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    out = tmp_path / "link"
+    run_dir.init_run(out, RECIPE, inputs, fresh=False)
+    (out / "log.jsonl").write_text("{}\n")
+    run_dir.init_run(out, replace(RECIPE, epochs=2), inputs, fresh=True)
+    assert sorted(path.name for path in out.iterdir()) == [
+        "config.json",
+        "digests.json",
+        "run.lock",
+    ]
