@@ -68,7 +68,14 @@ def torchrun(processes: int, *arguments: object) -> subprocess.CompletedProcess[
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [[], ["grad_accum_steps=2", "clip_grad=1.0"]])
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        ["grad_accum_steps=2", "clip_grad=1.0"],
+        ["aug_repeats=2", "views_per_epoch=1", "grad_accum_steps=2", "batch_size=20"],
+    ],
+)
 def test_one_and_two_processes_agree(digits_cache: Path, tmp_path: Path, more: list[str]) -> None:
     curves, weights = [], []
     for processes in (1, 2):
