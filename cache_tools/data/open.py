@@ -21,6 +21,7 @@ from cache_tools.data.tar_samples import IMAGES
 from cache_tools.errors import DataError, KdcacheError, UsageError
 from cache_tools.spec.dataset import NO_LABEL
 from cache_tools.storage.fsspec_client import FsspecClient
+from cache_tools.storage.paths import expand
 
 log = logging.getLogger("kdcache")
 __all__ = ["describe", "has_split", "open_images", "resolve"]
@@ -48,6 +49,7 @@ def open_images(
         if Path(source).is_dir() and (beside := _beside(source, split)) is not None:
             return beside if _warns_of_difference(opened, beside) else opened
         return opened
+    source = source if "://" in source else expand(source)
     if "://" in source:
         place = sources.find_remote(source, split)
         client = FsspecClient(place.root)

@@ -11,6 +11,7 @@ from cache_tools.data import info_json
 from cache_tools.data.info_json import SPLITS, DatasetInfo, Split
 from cache_tools.data.unpacked import is_shard
 from cache_tools.errors import UsageError
+from cache_tools.storage import paths
 from cache_tools.storage.fsspec_client import FsspecClient
 
 _MAX_INFO = 2**26
@@ -18,7 +19,7 @@ _MAX_INFO = 2**26
 
 def resolve(source: str) -> str:
     """Make the name of a data set absolute."""
-    return source if "://" in source else str(Path(source).resolve())
+    return source if "://" in source else str(Path(paths.expand(source)).resolve())
 
 
 def has_split(source: str, split: str) -> bool:
@@ -57,7 +58,9 @@ class ShardSource:
 
 def _is_pattern(source: str) -> bool:
     """Check if a source is a pattern of names; a question mark in a URL begins its query."""
-    return any(c in source for c in ("*[{" if "://" in source else "*?[{"))
+    if "://" in source:
+        return any(c in source.partition("?")[0] for c in "*[{")
+    return any(c in source for c in "*?[{") and not Path(source).exists()
 
 
 def find_local(source: str, split: str) -> ShardSource | None:
@@ -81,12 +84,15 @@ def find_local(source: str, split: str) -> ShardSource | None:
 
 def _matches(pattern: str) -> list[str]:
     """Files that a glob or brace pattern names: every one of a brace pattern must be there."""
-    names = info_json.expand(pattern)
-    if not any(c in pattern for c in "*?["):
-        if absent := [name for name in names if not Path(name).is_file()]:
-            raise info_json.missing(pattern, names, absent)
-        return names
-    found = sorted(file for name in names for file in glob.glob(name))  # noqa: PTH207 - absolute
+    folder, below = paths.split_pattern(pattern)
+    names = info_json.expand(below)
+    if not any(c in below for c in "*?["):
+        files = [str(folder / name) for name in names]
+        if absent := [name for name in files if not Path(name).is_file()]:
+            raise info_json.missing(pattern, files, absent)
+        return files
+    globbed = (glob.glob(name, root_dir=folder) for name in names)  # noqa: PTH207 - sorted below
+    found = sorted(str(folder / file) for files in globbed for file in files)
     if not found:
         raise UsageError(f"no file matches {pattern}.")
     return found

@@ -6,6 +6,7 @@ all others, which are retried TRIES times with growing pauses.
 """
 
 import contextlib
+import errno
 import logging
 import os
 import time
@@ -29,6 +30,9 @@ _OBJECTS = frozenset({"s3", "gs", "az", "hf", "memory"})
 """Protocols without folders: makedirs of s3fs creates the bucket, even a misspelt one."""
 _NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
 _WRONG_TLS = (*_NO_TLS, "CERTIFICATE_VERIFY_FAILED")
+_CAUSES = 8
+"""Links of a chain of causes that are looked at."""
+_NO_NETWORK = (errno.ENETUNREACH, errno.ENETDOWN)
 _RETRIED = (408, 425, 429)
 T = TypeVar("T")
 OnProgress = Callable[[int], None]
@@ -220,7 +224,7 @@ def _is_final(error: Exception) -> bool:
     """Return True if a retry would change nothing."""
     if isinstance(error, (PermissionError, NotImplementedError, ImportError)):
         return True
-    if _lacks_credentials(error) or _reason(error) in _WRONG_TLS:
+    if _lacks_credentials(error) or _reason(error) in _WRONG_TLS or _is_offline(error):
         return True
     status = _status(error)
     return status is not None and 400 <= status < 500 and status not in _RETRIED
@@ -243,6 +247,17 @@ def _reason(error: Exception) -> str:
     return getattr(getattr(error, "os_error", error), "reason", None) or ""
 
 
+def _is_offline(error: BaseException | None) -> bool:
+    """Return True in the Hub's offline mode (HF_HUB_OFFLINE), or where there is no network."""
+    seen = 0
+    while error is not None and seen < _CAUSES:
+        names = {kind.__name__ for kind in type(error).__mro__}
+        if "OfflineModeIsEnabled" in names or getattr(error, "errno", None) in _NO_NETWORK:
+            return True
+        error, seen = error.__cause__ or error.__context__, seen + 1
+    return False
+
+
 def _lacks_credentials(error: Exception) -> bool:
     return type(error).__name__ == "NoCredentialsError"
 
@@ -254,6 +269,8 @@ def _advice(error: Exception) -> str:
             "Log in (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile of the AWS CLI); of "
             "a public bucket, set FSSPEC_S3_ANON=true."
         )
+    if _is_offline(error):
+        return "There is no network, or HF_HUB_OFFLINE is set. Use a local copy, or unset it."
     if _reason(error) in _NO_TLS:
         return "The server has no TLS: is it http:// and not https://?"
     return "Check the URL, the network and your credentials, and run the same command again."

@@ -17,6 +17,8 @@ from cache_tools.storage import atomic
 from cache_tools.storage.backends import MANIFEST, Storage
 
 NAME = MANIFEST
+CONSOLIDATED = "consolidated_metadata"
+"""Member that zarr.consolidate_metadata adds to a group; it is ignored."""
 MAX_VIEWS = 10_000
 MAX_PARTS = 2**21
 _REMEDY = "Fetch it again from where the cache came."
@@ -70,6 +72,7 @@ def read(storage: Storage) -> Manifest:
     _check_version(manifest, storage)
     digest = manifest.pop("sha256", None)
     _require(digest == sha256(canonical_json(manifest)), path, "its sha256 is not that of the rest")
+    group.pop(CONSOLIDATED, None)  # of zarr.consolidate_metadata; a copy of what is checked itself
     plain = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
     _require(group == plain, path, f"it has other members than {', '.join(sorted(plain))}")
     views, mapping = manifest.get("num_views"), manifest.get("spec")

@@ -136,7 +136,7 @@ class CacheMetadata:
             yield error
             return
         ours = json.loads(expected)
-        for key in sorted(theirs.keys() | ours.keys()):
+        for key in sorted((theirs.keys() | ours.keys()) - {manifest.CONSOLIDATED}):
             if theirs.get(key) != ours.get(key) or (key in theirs) != (key in ours):
                 yield CacheDamaged(
                     f"{self.name}/{name}: {key!r} is {theirs.get(key)!r:.99}, not "

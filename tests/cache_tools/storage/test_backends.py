@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -173,3 +174,16 @@ def test_another_teacher_is_detected(
         tmp_path / "other",
     )
     assert "has the weights sha256:" in kdcache(*ask, "--device", "cpu").out
+
+
+def test_consolidated_metadata_is_ignored(mutable_cache: Path) -> None:
+    import zarr
+
+    before = Cache.open(mutable_cache).content_id()
+    with warnings.catch_warnings():  # of folders without metadata, such as those of the records
+        warnings.simplefilter("ignore")
+        zarr.consolidate_metadata(str(mutable_cache))
+    assert "consolidated_metadata" in (mutable_cache / "zarr.json").read_text()
+    store = Cache.open(mutable_cache)
+    assert verify.verify(store).status == "ok"
+    assert store.content_id() == before

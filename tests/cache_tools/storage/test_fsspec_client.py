@@ -196,3 +196,22 @@ def test_a_slow_body_ends(
     monkeypatch.setattr(bounded_http, "timeout", lambda limit: timeout(limit / 1000))
     with pytest.raises(DataError, match="TimeoutError, at try 7 of 7"):
         fsspec_client.FsspecClient(endless).read("zarr.json", 2**20)
+
+
+def test_offline_mode_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cache_tools.errors import DataError
+    from cache_tools.storage.fsspec_client import FsspecClient
+
+    class OfflineModeIsEnabled(ConnectionError):
+        """As huggingface_hub's."""
+
+    client, calls = FsspecClient("memory://lab"), []
+
+    def offline(_: str) -> None:
+        calls.append(1)
+        raise OfflineModeIsEnabled("offline mode")
+
+    monkeypatch.setattr(client._fs, "info", offline)
+    with pytest.raises(DataError, match="HF_HUB_OFFLINE"):
+        client.stat("x")
+    assert len(calls) == 1
