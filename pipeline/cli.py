@@ -138,7 +138,8 @@ def views(
     numbers = evenly_spaced(len(shown.views.keys), samples)
     view_numbers = list(range(min(columns, shown.num_views)))
     if out is not None:
-        contact_sheet.draw(shown.views, numbers, view_numbers, shown.top_classes).save(out)
+        sheet = contact_sheet.draw(shown.views, numbers, view_numbers, shown.top_classes)
+        contact_sheet.save(sheet, out)
         if not json_:
             print(f"{out}: {len(view_numbers)} views of {len(numbers)} samples")
     if json_:

@@ -110,10 +110,11 @@ def _open(
 
     if Path(source).is_file() and ilsvrc.is_tar_of_tars(Path(source)):
         return ilsvrc.train(Path(source))
-    images = open_images(source, split, shard_keys=shard_keys)
+    there = describe(str(folder))
+    classes = there.class_names if there else ()
+    images = open_images(source, split, classes=classes or None, shard_keys=shard_keys)
     if labels is None:
         return images
     if not labels.is_file():
         raise UsageError(f"there is no file of labels at {labels}.")
-    there = describe(str(folder))
-    return ilsvrc.with_labels(images, labels, there.class_names if there else ())
+    return ilsvrc.with_labels(images, labels, classes)

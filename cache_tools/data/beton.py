@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.data.images import ImageDataset, classes
+from cache_tools.data.images import ImageDataset, class_folders, class_numbers
 from cache_tools.data.info_json import SPLITS
 from cache_tools.errors import DataError, UsageError
 from cache_tools.file_contents import describe_file
@@ -367,11 +367,8 @@ def _records(metadata: Records, allocated: Records, size: int, path: Path) -> Re
 
 def _class_names(names: list[str], labels: NDArray[np.int64]) -> tuple[str, ...]:
     """Class folders of the ImageFolder this was made from; none when labels come from elsewhere."""
-    folders = [name.partition("/")[0] for name in names if "/" in name]
-    if len(folders) != len(names):
-        return ()
-    number, class_names = classes(set(folders))
-    same = all(number[f] == label for f, label in zip(folders, labels.tolist(), strict=True))
+    number, class_names = class_numbers({*(folders := class_folders(names))}, training=True)
+    same = "" not in number and [number[folder] for folder in folders] == labels.tolist()
     return class_names if same else ()
 
 

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cache_tools.data import tar_samples
-from cache_tools.data.images import ImageDataset
+from cache_tools.data.images import ImageDataset, natural_key
 from cache_tools.data.tar_samples import Member
 from cache_tools.errors import DataError, UsageError
 from cache_tools.file_contents import decode_text
@@ -28,7 +29,7 @@ from cache_tools.runtime import progress
 log = logging.getLogger("kdcache")
 GROUND_TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
 _SYNSET = re.compile(r"n\d{8}")
-_NAMED = re.compile(r"([^\s,]+?)(?:\.[A-Za-z]+)?[\s,]+(n\d{8})\b.*")
+_NAMED = re.compile(r"(?:\S*/)?([^\s,/]+?)(?:\.[A-Za-z]+)?[\s,]+([^\s,]+).*")
 _DEVKIT = "the development kit (ILSVRC2012_devkit_t12.tar.gz)"
 
 
@@ -90,32 +91,48 @@ def _classes(
 
 
 def with_labels(images: ImageDataset, labels: Path, classes: Sequence[str]) -> ImageDataset:
-    """Images without labels, labelled from a file of synsets or ILSVRC's ground truth.
+    """Images without labels, labelled from a file of class names, numbers or ILSVRC's ground truth.
 
     Args:
         images: The validation images.
-        labels: A synset per line, in the order of the images' names; lines of a name and a synset;
-            ILSVRC's ground truth with `meta.mat` beside it; or the development kit.
-        classes: All synsets, when they are known from the training split; else those in `labels`
-            are taken for all.
+        labels: A synset per line, in the order of the images' names; lines of a name and a class
+            (Kaggle's, Tiny-ImageNet's `val_annotations.txt`) or its number from 0 (Caffe's
+            `val.txt`); ILSVRC's ground truth with `meta.mat` beside it; or the development kit.
+        classes: Names of all classes, when they are known from the training split; else those in
+            `labels` are taken for all.
 
     Raises:
         UsageError: Not such a file, or not of these images.
     """
-    synsets, known = _read(labels, [name.rpartition("/")[2] for name in images.names])
-    names = tuple(classes) or tuple(sorted(known))
+    found, known = _read(labels, [name.rpartition("/")[2] for name in images.names])
+    if not known <= {*classes} and all(map(str.isdecimal, known)):
+        return replace(images, label_N=_numbers(found, labels, classes), class_names=tuple(classes))
+    names = tuple(classes) or tuple(sorted(known, key=natural_key))
     number = {name: i for i, name in enumerate(names)}
-    if unknown := sorted(set(synsets) - set(names)):
+    if unknown := sorted(known - set(names)):
         raise UsageError(
             f"{labels} has the class {unknown[0]}, which is not among the {len(names):,} classes "
             "of the training split. Take the labels of the same data set."
         )
-    label = np.array([number[synset] for synset in synsets], dtype=np.int32)
+    label = np.array([number[name] for name in found], dtype=np.int32)
     return replace(images, label_N=label, class_names=names)
 
 
+def _numbers(found: list[str], path: Path, classes: Sequence[str]) -> NDArray[np.int32]:
+    """Convert class numbers of a file; UsageError if they number its lines instead."""
+    numbers = np.array([int(number) for number in found])
+    ranks = np.sort(numbers)
+    counts = len(ranks) > max(len(classes), 1) and np.array_equal(ranks, np.arange(len(ranks)) + 1)
+    if counts or (classes and ranks[-1] >= len(classes)):
+        raise UsageError(
+            f"the numbers in {path}, up to {ranks[-1]}, are no class numbers from 0 of "
+            f"{len(classes) or 'all'} classes, as Caffe's are. Pass a file of class names."
+        )
+    return numbers.astype(np.int32)
+
+
 def _read(path: Path, stems: list[str]) -> tuple[list[str], set[str]]:
-    """Read the synset of each image, and all synsets."""
+    """Read the class of each image, and all classes."""
     if tarfile.is_tarfile(path):
         files = _devkit(path)
     else:
@@ -125,10 +142,10 @@ def _read(path: Path, stems: list[str]) -> tuple[list[str], set[str]]:
     lines = decode_text(files[GROUND_TRUTH], "replace").split("\n")
     lines = [line.strip() for line in lines if line.strip()]
     if named := [found for line in lines if (found := _NAMED.fullmatch(line))]:
-        synset = {found[1]: found[2] for found in named}
-        if absent := [stem for stem in stems if stem not in synset]:
+        label = {found[1]: found[2] for found in named}
+        if absent := [stem for stem in stems if stem not in label]:
             raise UsageError(f"{path} has no label for {len(absent):,} images, first {absent[0]}.")
-        return [synset[stem] for stem in stems], set(synset.values())
+        return [label[stem] for stem in stems], {label[stem] for stem in stems}
     if len(lines) != len(stems):
         raise UsageError(f"{path} labels {len(lines):,} images, there are {len(stems):,}.")
     if all(_SYNSET.fullmatch(line) for line in lines):
@@ -140,8 +157,8 @@ def _read(path: Path, stems: list[str]) -> tuple[list[str], set[str]]:
         in_order, known = [synset_of[int(line)] for line in lines], set(synset_of.values())
     else:
         raise UsageError(
-            f"{path} has neither a synset (n01440764) in each line nor ILSVRC's numbers. Pass such "
-            f"a file, or {_DEVKIT}."
+            f"{path} has neither a synset (n01440764) in each line, nor a name and its class, nor "
+            f"ILSVRC's numbers. Pass such a file, or {_DEVKIT}."
         )
     synset = dict(zip(sorted(stems), in_order, strict=True))
     return [synset[stem] for stem in stems], known

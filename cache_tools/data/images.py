@@ -10,6 +10,7 @@ Shapes: N samples.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from cache_tools.data.file_pool import FilePool
 from cache_tools.data.remote_shards import RemoteShards
-from cache_tools.errors import DataError
+from cache_tools.errors import CacheMismatch, DataError
 from cache_tools.spec.dataset import NO_LABEL, KeyKind
 
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,5}")
@@ -120,17 +121,66 @@ class ImageDataset:
         )
 
 
-def classes(folders: set[str]) -> tuple[dict[str, int], tuple[str, ...]]:
+def class_folders(names: Sequence[str]) -> list[str]:
+    """Return the folder of each sample that is its class, "" for those outside of all.
+
+    As timm has it, the folder that the image lies in; but a last level that is one name
+    everywhere, as `images` in Tiny-ImageNet, is passed over.
+    """
+    parents = [name.rpartition("/")[0] for name in names]
+    while len({*parents}) > 1 and len({parent.rpartition("/")[2] for parent in parents}) == 1:
+        parents = [parent.rpartition("/")[0] for parent in parents]
+    return [parent.rpartition("/")[2] for parent in parents]
+
+
+def natural_key(name: str) -> tuple[list[str | int], str]:
+    """Key of timm's order of classes: digits as numbers, capitals as small letters."""
+    pieces: list[str | int] = [*re.split(r"(\d+)", name.lower())]
+    pieces[1::2] = map(int, pieces[1::2])
+    return pieces, name
+
+
+def class_numbers(
+    folders: set[str], training: bool = False, classes: Sequence[str] = ()
+) -> tuple[dict[str, int], tuple[str, ...]]:
     """Return the class of each folder, and the names of all classes in their order.
 
-    Folders that are numbers are the classes themselves, whichever of them are there (ImageNet-V2:
-    0..999, "10" after "9"), and have no names; but 1..n are n names counted from one. All others
-    are sorted.
+    The classes of the training split rule where they are known. Else folders are numbered in timm's
+    order. Folders that are numbers from zero are the classes themselves, outside of a training
+    split whichever of them are there (ImageNet-V2: 0..999), and have no names; but 1..n are n
+    names counted from one.
     """
-    if folders and all(_NUMBER.fullmatch(name) for name in folders):
-        ordered = sorted(folders, key=int)
-        if [int(name) for name in ordered] != list(range(1, len(ordered) + 1)):
+    if classes and folders <= {*classes}:
+        return {name: i for i, name in enumerate(classes)}, tuple(classes)
+    ordered = sorted(folders, key=natural_key)
+    if folders and all(map(_NUMBER.fullmatch, folders)) and folders.isdisjoint(classes):
+        numbers = [int(name) for name in ordered]
+        from_one = numbers == list(range(1, len(numbers) + 1))
+        if numbers == list(range(len(numbers))) or not (training or from_one):
             return {name: int(name) for name in folders}, ()
-    else:
-        ordered = sorted(folders)
     return {name: i for i, name in enumerate(ordered)}, tuple(ordered)
+
+
+def with_classes(images: ImageDataset, classes: Sequence[str]) -> ImageDataset:
+    """Renumber the classes of a split as in the training split, by their names.
+
+    Raises:
+        DataError: Its labels are more than its names.
+        CacheMismatch: It has a class that the training split has not.
+    """
+    names = images.class_names
+    if not classes or not names or names == tuple(classes):
+        return images
+    if (highest := int(images.label_N.max())) >= len(names):
+        raise DataError(
+            f"{images.source} names {len(names):,} classes and has the label {highest}. Correct "
+            "the class_names of its description."
+        )
+    if strange := sorted({*names} - {*classes}):
+        raise CacheMismatch(
+            f"the validation split of {images.source} has the class folder {strange[0]!r}, the "
+            "training split has not. Point --data at a data set whose splits have the same classes."
+        )
+    number = np.array([classes.index(name) for name in names], dtype=np.int32)
+    label = np.where(images.label_N == NO_LABEL, NO_LABEL, number[images.label_N])
+    return replace(images, label_N=label, class_names=tuple(classes))

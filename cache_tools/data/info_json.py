@@ -7,22 +7,27 @@ needs it. Ours has two members more, which timm passes over: `class_names`, and 
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from braceexpand import braceexpand
 
 from cache_tools.errors import DataError, UsageError
 
+T = TypeVar("T")
 NAME = "_info.json"
+NAMES = (NAME, "info.json")
+"""Names of a description, as timm looks for them."""
 MAX_NAMES = 10**6
 """The most names of a pattern: a foreign description must not fill the memory."""
 SPLITS = {
     "train": ("train", "training"),
-    "validation": ("validation", "val", "valid", "test"),
+    "validation": ("validation", "val", "valid", "eval", "evaluation", "test"),
     "teacher": ("teacher",),
 }
+"""Words for each split, in names of folders and shards and in descriptions, whatever the case."""
+WORDS = {word for words in SPLITS.values() for word in words}
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,8 @@ class DatasetInfo:
 
     def find(self, split: str) -> Split | None:
         """Find the split "train", "validation" or "teacher" under any of its names."""
-        return next((self.splits[n] for n in SPLITS[split] if n in self.splits), None)
+        splits = {name.lower(): found for name, found in self.splits.items()}
+        return next((splits[n] for n in SPLITS[split] if n in splits), None)
 
     def need(self, split: str) -> Split:
         """Find a split as `find`; UsageError if there is none."""
@@ -58,6 +64,28 @@ class DatasetInfo:
             names = ", ".join(self.splits)
             raise UsageError(f"{self.where} has no {split} split, only {names}.")
         return found
+
+
+def split_words(name: str) -> set[str]:
+    """Words for a split in the name of a folder or shard: "imagenet-train-0001.tar" has one."""
+    return WORDS.intersection(re.findall("[a-z]+", name.lower()))
+
+
+def choose(found: Mapping[str, T], split: str, source: str) -> T:
+    """Choose what belongs to a split among things by the words in their names; test is the last.
+
+    Raises:
+        UsageError: There is none, or several words for one split.
+    """
+    words = [word for word in SPLITS[split] if word in found]
+    words = [word for word in words if word != "test"] or words
+    if len(words) == 1:
+        return found[words[0]]
+    raise UsageError(
+        f"{source} has {'several' if words else 'no'} {split} split{'s' * bool(words)}, only "
+        f"{', '.join(found)}. Name what is meant: a folder of it, or a pattern of tars, as --data; "
+        "or the split (dataset.split=… of a cache, --split of kdcache shard)."
+    )
 
 
 def parse(data: bytes, where: str) -> DatasetInfo:
@@ -75,6 +103,14 @@ def parse(data: bytes, where: str) -> DatasetInfo:
             f"{where} is not a WebDataset description as timm writes it ({error!r})."
         ) from None
     return DatasetInfo(where, splits, classes)
+
+
+def has_splits(data: bytes) -> bool:
+    """Check if a JSON file has splits with names of shards: other tools have an info.json, too."""
+    try:
+        return all("filenames" in split for split in json.loads(data)["splits"].values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def _split(value: dict[str, Any]) -> Split:

@@ -232,8 +232,10 @@ def _check_labels(table: SampleTable, dataset: DatasetSpec, rows: I8, images: Im
     named = dataset.classes_sha256 and images.class_names
     if named and scan.classes_sha256(images) != dataset.classes_sha256:
         raise CacheMismatch(
-            f"the {len(images.class_names)} class folders of {images.source} are not those of "
-            "the cache: labels would mean other classes. Point --data at the original folder."
+            f"the {len(images.class_names)} class folders of {images.source}, or their order, are "
+            "not those of the cache: labels would mean other classes. Point --data at the original "
+            "folder. Drafts of kdcache did not number classes as timm does: if they made this "
+            "cache, and names have capitals or numbers of unequal length, make it again."
         )
     changed = rows[images.label_N[rows] != table.label_N[rows]]
     if len(changed):

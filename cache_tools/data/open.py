@@ -13,13 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cache_tools.data import beton, info_json, local_index, sources, unpacked
-from cache_tools.data.images import ImageDataset, classes
+from cache_tools.data import beton, image_folder, info_json, local_index, sources, unpacked
+from cache_tools.data.images import ImageDataset, with_classes
 from cache_tools.data.remote_shards import RemoteShards
 from cache_tools.data.sources import describe, resolve
-from cache_tools.data.tar_samples import IMAGES
 from cache_tools.errors import DataError, KdcacheError, UsageError
-from cache_tools.spec.dataset import NO_LABEL
 from cache_tools.storage.fsspec_client import FsspecClient
 from cache_tools.storage.paths import expand
 
@@ -28,7 +26,11 @@ __all__ = ["describe", "has_split", "open_images", "resolve"]
 
 
 def open_images(
-    source: str, split: str, containers: bool = True, shard_keys: bool = False
+    source: str,
+    split: str,
+    containers: bool = True,
+    shard_keys: bool = False,
+    classes: Sequence[str] | None = None,
 ) -> ImageDataset:
     """Open a data set.
 
@@ -39,10 +41,13 @@ def open_images(
         containers: True if a `.beton` in a folder replaces the files beside it, when it is of them.
         shard_keys: True if the name of a sample begins with that of its shard: for shards whose
             keys begin anew in each.
+        classes: Names of the classes of the training split, which rule every split; None: those of
+            the training split of `source`, if it has one.
 
     Raises:
-        UsageError: Nothing there, or not all of it.
-        DataError: A shard that cannot be read, or no image in it.
+        UsageError: Nothing there, not all of it, or several things that may be meant.
+        DataError: A shard or folder that cannot be read, or no image in it.
+        CacheMismatch: It has classes that the training split has not.
     """
     if containers and "://" not in source and (file := beton.find(source, split)) is not None:
         opened = beton.open_beton(file)
@@ -65,10 +70,13 @@ def open_images(
     elif shard_keys:
         raise UsageError(f"{source} is a folder of images: there is no shard to name keys after.")
     else:
-        images = _folder(source, split)
+        root = sources.split_folder(Path(source), split)
+        classes = _training_classes(source, split) if classes is None else classes
+        images = image_folder.open_folder(root, source, split, classes, root == Path(source))
     if len(images) == 0:
         raise DataError(f"there is no image in {source} ({split} split).")
-    return images
+    _check_names(images)
+    return with_classes(images, classes or ())
 
 
 def has_split(source: str, split: str) -> bool:
@@ -150,25 +158,21 @@ def _shard_names(shards: Sequence[str]) -> list[str]:
     ]
 
 
-def _folder(source: str, split: str) -> ImageDataset:
-    """Open an ImageFolder: the first level of folders names the classes."""
-    root = sources.split_folder(Path(source), split)
-    files = sorted(
-        Path(folder) / name
-        for folder, _, names in os.walk(root, followlinks=True)
-        for name in names
-        if Path(name).suffix.lower() in IMAGES and not name.startswith(".")
-    )
-    folders = [file.relative_to(root).parts[0] for file in files if file.parent != root]
-    number, class_names = classes(set(folders)) if len(folders) == len(files) else ({}, ())
-    names, rows = [], []
-    for i, file in enumerate(files):
-        relative = file.relative_to(root)
-        names.append(relative.with_suffix("").as_posix())
-        rows.append((i, file.stat().st_size, number.get(relative.parts[0], NO_LABEL)))
-    columns = np.array(rows, dtype=np.int64).reshape(-1, 3)
-    zeros = np.zeros(len(rows), dtype=np.int64)
-    where, label = columns[:, 0].astype(np.int32), columns[:, 2].astype(np.int32)
-    return ImageDataset(
-        source, files, names, where, zeros, columns[:, 1], label, class_names, sharded=False
-    )
+def _training_classes(source: str, split: str) -> tuple[str, ...]:
+    """Names of the classes of the training split, when it is a folder of images beside `split`."""
+    if split == "train" or not Path(source).is_dir() or not sources.has_split(source, "train"):
+        return ()
+    root = sources.split_folder(Path(source), "train")
+    return image_folder.class_names(root, "train") if root != Path(source) else ()
+
+
+def _check_names(images: ImageDataset) -> None:
+    """Raise DataError if the name of a sample is no text: it could not be a key."""
+    try:
+        "\n".join(images.names).encode()
+    except UnicodeEncodeError:
+        name = next(n for n in images.names if n.encode("utf-8", "ignore").decode() != n)
+        raise DataError(
+            f"the name {name.encode('utf-8', 'surrogateescape')!r} in {images.source} is not "
+            "UTF-8. Rename the file, or write the tar again with names in UTF-8."
+        ) from None

@@ -15,6 +15,7 @@ KINDS = (
     (rb"\xff\xd8\xff", "jpg"),
     (rb"\x89PNG", "png"),
     (rb"RIFF.{4}WEBP", "webp"),
+    (rb".{4}ftypavi[fs]", "avif"),
     (rb"BM", "bmp"),
     (rb"II[*+]\0|MM\0[*+]", "tiff"),
     (rb"P[1-6]\s", "ppm"),

@@ -1,20 +1,25 @@
-"""Shards of a source: a folder with timm's `_info.json` or without, a pattern, a URL.
+"""Splits and shards of a source: a folder with timm's `_info.json` or without, a pattern, a URL.
 
-Only names are found here; `open` and `remote_shards` read them.
+Only names are found here; `open` and `remote_shards` read them. A source whose folders or shards
+have words for splits in their names is never taken as a whole: what is not found is an error.
 """
 
 import glob
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cache_tools.data import info_json
-from cache_tools.data.info_json import SPLITS, DatasetInfo, Split
+from cache_tools.data import image_folder, info_json
+from cache_tools.data.info_json import SPLITS, DatasetInfo, Split, split_words
 from cache_tools.data.unpacked import is_shard
 from cache_tools.errors import UsageError
 from cache_tools.storage import paths
 from cache_tools.storage.fsspec_client import FsspecClient
 
 _MAX_INFO = 2**26
+_YEAR = re.compile(r"[-_ ]?\d{4}$")
+"""End of the folders train2017 and val2017."""
 
 
 def resolve(source: str) -> str:
@@ -23,23 +28,38 @@ def resolve(source: str) -> str:
 
 
 def has_split(source: str, split: str) -> bool:
-    """Check if the data set at `source` has images of its own for `split`."""
+    """Check if the data set at `source` has images of its own for `split`.
+
+    Raises:
+        UsageError: It cannot be told which images are of which split.
+    """
     if (info := describe(source)) is not None:
         return info.find(split) is not None
-    return "://" not in source and any((Path(source) / name).is_dir() for name in SPLITS[split])
+    if is_pattern(source) or is_shard(source) or not ("://" in source or Path(source).is_dir()):
+        return False
+    if "://" in source:
+        remote = FsspecClient(source)
+        found = _by_word(_remote_tars(remote, ""), source) or _by_word(_folders(remote), source)
+    else:
+        folder = Path(source)
+        found = split_folders(folder) or _by_word(_tars(folder), source)
+    return any(word in found for word in SPLITS[split])
 
 
 def describe(source: str) -> DatasetInfo | None:
-    """Read the `_info.json` of a folder or URL, or None if there is none."""
-    if "://" in source:
-        if _is_pattern(source) or is_shard(source):
-            return None
-        data = FsspecClient(source).read(info_json.NAME, _MAX_INFO)
-        where = f"{source.rstrip('/')}/{info_json.NAME}"
-    else:
-        path = Path(source) / info_json.NAME
-        data, where = path.read_bytes() if path.is_file() else None, str(path)
-    return None if data is None else info_json.parse(data, where)
+    """Read the `_info.json` or `info.json` of a folder or URL, or None if there is none."""
+    if "://" in source and (is_pattern(source) or is_shard(source)):
+        return None
+    for name in info_json.NAMES:
+        if "://" in source:
+            where = f"{source.rstrip('/')}/{name}"
+            data = FsspecClient(source).read(name, _MAX_INFO)
+        else:
+            path = Path(source) / name
+            data, where = path.read_bytes() if path.is_file() else None, str(path)
+        if data is not None and (name == info_json.NAME or info_json.has_splits(data)):
+            return info_json.parse(data, where)
+    return None
 
 
 @dataclass(frozen=True)
@@ -56,7 +76,7 @@ class ShardSource:
     """The requested split."""
 
 
-def _is_pattern(source: str) -> bool:
+def is_pattern(source: str) -> bool:
     """Check if a source is a pattern of names; a question mark in a URL begins its query."""
     if "://" in source:
         return any(c in source.partition("?")[0] for c in "*[{")
@@ -66,7 +86,7 @@ def _is_pattern(source: str) -> bool:
 def find_local(source: str, split: str) -> ShardSource | None:
     """Find the shards of a local source; None if it is a folder of images."""
     folder = Path(source)
-    if _is_pattern(source):
+    if is_pattern(source):
         return ShardSource("", tuple(_matches(source)))
     if folder.is_file():
         return ShardSource("", (source,))
@@ -78,8 +98,17 @@ def find_local(source: str, split: str) -> ShardSource | None:
         if absent:
             raise info_json.missing(info.where, found.filenames, absent)
         return ShardSource(source, found.filenames, info, found)
-    paths = sorted(p for p in split_folder(folder, split).iterdir() if is_shard(p.name))
-    return ShardSource("", tuple(map(str, paths))) if paths else None
+    root = split_folder(folder, split)
+    if not (names := _tars(root)):
+        return None
+    if (image := image_folder.first_image(root)) is not None:
+        raise UsageError(
+            f"{root} has {len(names):,} tars ({names[0]}) and images ({image}). Move one or the "
+            f"other elsewhere; --data '{root}/*.tar' means the tars alone."
+        )
+    if root == folder and (words := _by_word(names, source)):
+        names = info_json.choose(words, split, source)
+    return ShardSource("", tuple(str(root / name) for name in names))
 
 
 def _matches(pattern: str) -> list[str]:
@@ -99,8 +128,78 @@ def _matches(pattern: str) -> list[str]:
 
 
 def split_folder(folder: Path, split: str) -> Path:
-    """Return the sub-folder of this split, or the folder itself if it has none."""
-    return next((folder / n for n in SPLITS[split] if (folder / n).is_dir()), folder)
+    """Return the sub-folder of this split, or the folder itself if it has none of any split.
+
+    Raises:
+        UsageError: It has those of other splits only, or several of this one.
+    """
+    found = split_folders(folder)
+    return folder / info_json.choose(found, split, str(folder))[0] if found else folder
+
+
+def split_folders(folder: Path) -> dict[str, list[str]]:
+    """Return the sub-folders that are splits, by the word in their names.
+
+    Raises:
+        UsageError: They may be classes as well.
+    """
+    below = [entry.name for entry in image_folder.entries(folder)
+             if entry.is_dir() and not image_folder.is_hidden(entry.name)]  # fmt: skip
+    named = [name for name in below if _YEAR.sub("", name.lower()) in info_json.WORDS]
+    others = [name for name in below if name not in named]
+    if not named and all(map(split_words, below)):
+        named = below if len({*map(_split_of, below)}) > 1 else []  # train_images, val_images
+    elif named and all(image_folder.first_image(folder / name, deep=False) for name in named):
+        flat = [n for n in others if image_folder.first_image(folder / n, deep=False)]
+        if flat:
+            raise UsageError(
+                f"{folder} has images in {', '.join(named)} and in {', '.join(flat[:3])}: are the "
+                f"first splits, or are all of them classes? Pass --data {folder / named[0]}, or "
+                "move the class folders into a folder named train."
+            )
+    seen = {(folder / name).resolve(): name for name in reversed(named)}  # links to one are one
+    return _by_word([name for name in named if name in seen.values()], str(folder))
+
+
+def _split_of(name: str) -> str:
+    return next(s for s, words in SPLITS.items() if split_words(name).intersection(words))
+
+
+def _by_word(names: Sequence[str], source: str) -> dict[str, list[str]]:
+    """Group names by the word for a split in them; empty if there is none in any.
+
+    Raises:
+        UsageError: Some have none, or more than one.
+    """
+    words = [split_words(name.rpartition("/")[2]) for name in names]
+    if not any(words):
+        return {}
+    common = set.intersection(*words)
+    if len(names) > 1 and all(found > common for found in words):
+        words = [found - common for found in words]
+    found: dict[str, list[str]] = {}
+    for name, each in zip(names, words, strict=True):
+        found.setdefault(each.pop() if len(each) == 1 else "", []).append(name)
+    if unclear := found.get(""):
+        raise UsageError(
+            f"{source} has {len(names):,} shards or folders, and of which split {unclear[0]} is "
+            "cannot be told from its name. Name those that are meant by a pattern, such as "
+            "--data 'FOLDER/train-*.tar', or by their folder."
+        )
+    return found
+
+
+def _tars(folder: Path) -> list[str]:
+    return [e.name for e in image_folder.entries(folder)
+            if is_shard(e.name) and not image_folder.is_hidden(e.name)]  # fmt: skip
+
+
+def _remote_tars(remote: FsspecClient, folder: str) -> list[str]:
+    return [name for name in remote.find(f"{folder}*.t*") if is_shard(name)]
+
+
+def _folders(remote: FsspecClient) -> list[str]:
+    return [name for name in remote.find("*") if _YEAR.sub("", name.lower()) in info_json.WORDS]
 
 
 def find_remote(source: str, split: str) -> ShardSource:
@@ -111,15 +210,18 @@ def find_remote(source: str, split: str) -> ShardSource:
     root, _, pattern = source.rstrip("/").rpartition("/")
     if "*" in source:
         names = FsspecClient(root).find(pattern)
-    elif _is_pattern(source):
+    elif is_pattern(source):
         names = info_json.expand(pattern)
     elif is_shard(pattern):
         names = [pattern]
     else:
         root, remote = source, FsspecClient(source)
-        folders = ("", *(f"{name}/" for name in SPLITS[split]))
-        listed = ([n for n in remote.find(f"{f}*.t*") if is_shard(n)] for f in folders)
-        names = next((found for found in listed if found), [])
+        names = _remote_tars(remote, "")
+        if not names and (folders := _by_word(_folders(remote), source)):
+            chosen = info_json.choose(folders, split, source)[0]
+            names = _remote_tars(remote, f"{chosen}/")
+        elif words := _by_word(names, source):
+            names = info_json.choose(words, split, source)
     if not names:
         raise UsageError(
             f"there are no shards at {source}: no {info_json.NAME}, and no tar that can be "

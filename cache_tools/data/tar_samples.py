@@ -17,7 +17,7 @@ from typing import BinaryIO
 from cache_tools.file_contents import decode_text
 from cache_tools.spec.dataset import NO_LABEL
 
-IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
+IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
 CLASS, JSON = ".cls", ".json"
 JSON_LABELS = ("label", "cls", "class_id", "target")
 """Members of a JSON file that may be the class number, the first of them that is one."""

@@ -62,4 +62,4 @@ def lines(index: Path, names: Sequence[str], source: str) -> list[str]:
     return found
 
 
-_SUFFIXES = {"jpeg", "jpg", "png", "ppm", "bmp", "pgm", "tif", "tiff", "webp"}
+_SUFFIXES = {"jpeg", "jpg", "png", "ppm", "bmp", "pgm", "tif", "tiff", "webp", "avif"}

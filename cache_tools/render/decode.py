@@ -24,6 +24,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import (
+    AvifImagePlugin,
     BmpImagePlugin,
     GifImagePlugin,
     Image,
@@ -49,6 +50,7 @@ _PLUGINS: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
     (_JPEG, JpegImagePlugin.JpegImageFile),
     (png.SIGNATURE, PngImagePlugin.PngImageFile),
     (rb"RIFF.{4}WEBP", WebPImagePlugin.WebPImageFile),
+    (rb".{4}ftypavi[fs]", AvifImagePlugin.AvifImageFile),
     (rb"GIF8[79]a", GifImagePlugin.GifImageFile),
     (rb"BM", BmpImagePlugin.BmpImageFile),
     (rb"II[*+]\0|MM\0[*+]", TiffImagePlugin.TiffImageFile),
@@ -211,7 +213,7 @@ def _pillow(data: bytes) -> Iterator[Image.Image]:
                 yield image
             return
     raise ValueError(
-        f"it begins with {data[:16]!r} and is no JPEG, PNG, WebP, GIF, BMP, TIFF or PPM"
+        f"it begins with {data[:16]!r} and is no JPEG, PNG, WebP, AVIF, GIF, BMP, TIFF or PPM"
     )
 
 

@@ -9,12 +9,15 @@ Shapes: N samples, S pixels a side.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
+from cache_tools.data.image_folder import SHEET
 from cache_tools.data.images import ImageDataset
 from cache_tools.data.view_renderer import ViewRenderer
 from cache_tools.render import decode, mixing
@@ -210,3 +213,10 @@ def _text(
     while len(text) > 1 and pen.textlength(text, font=font) > CELL - 4:
         text = text[:-2] + "…"
     pen.text(at, text, fill=color, font=font)
+
+
+def save(sheet: Image.Image, out: Path) -> None:
+    """Save a sheet with a comment by which a data set that it lies in passes it over."""
+    comment = PngInfo()
+    comment.add_text("Comment", SHEET)
+    sheet.save(out, pnginfo=comment, comment=SHEET)

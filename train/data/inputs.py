@@ -8,7 +8,7 @@ Shapes: N samples.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from cache_tools.data import match
 from cache_tools.data.images import ImageDataset
 from cache_tools.data.match import DatasetMatch
 from cache_tools.data.open import has_split, open_images
-from cache_tools.errors import CacheIncomplete, CacheMismatch, UsageError
+from cache_tools.errors import CacheIncomplete, KdcacheError, UsageError
 from cache_tools.runtime import progress
 from cache_tools.spec.canonical import canonical_json, sha256
 from cache_tools.spec.dataset import NO_LABEL
@@ -109,32 +109,29 @@ def open_inputs(
 
 
 def _validation(source: str, store: Cache, classes: tuple[str, ...]) -> ImageDataset | None:
-    """Open the labelled validation split; None when there is none of the teacher's classes."""
+    """Open the labelled validation split; None, with a warning, if it is not of these classes.
+
+    It is not requested by name, so that it must not stop a training.
+    """
     if not store.spec.dataset.labels or not has_split(source, "validation"):
         return None
-    images = open_images(source, "validation")
-    if NO_LABEL in images.label_N:
+    try:
+        images = open_images(source, "validation", classes=classes)
+    except KdcacheError as error:
+        log.warning("the validation split is not used: %s", error)
         return None
-    if int(images.label_N.max()) >= store.spec.teacher.num_classes:
-        raise CacheMismatch(
-            f"the validation labels of {source} go up to {images.label_N.max()}, the cache has "
-            f"{store.spec.teacher.num_classes} classes. Point --data at the original data set."
-        )
-    return align_labels(images, classes)
-
-
-def align_labels(images: ImageDataset, classes: tuple[str, ...]) -> ImageDataset:
-    """Renumber the classes of validation images as in the training split."""
-    if not classes or not images.class_names or images.class_names == classes:
+    highest = int(images.label_N.max())
+    if NO_LABEL in images.label_N:
+        first = images.names[int((images.label_N == NO_LABEL).argmax())]
+        log.warning("the validation split of %s is not used: no label for %r", source, first)
+    elif highest >= store.spec.teacher.num_classes:
+        log.warning(
+            "the validation split of %s is not used: its labels go up to %d, the cache has %d "
+            "classes", source, highest, store.spec.teacher.num_classes,
+        )  # fmt: skip
+    else:
         return images
-    if strange := sorted({*images.class_names} - {*classes}):
-        raise CacheMismatch(
-            f"the validation split of {images.source} has the class folder {strange[0]!r}, the "
-            "training split has not. Point --data at a data set whose splits have the same classes."
-        )
-    number = np.array([classes.index(name) for name in images.class_names])
-    label = number[images.label_N].astype(images.label_N.dtype)
-    return replace(images, label_N=label, class_names=classes)
+    return None
 
 
 def check_inputs(inputs: Inputs) -> None:

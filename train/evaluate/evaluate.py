@@ -22,7 +22,6 @@ from cache_tools.store.cache import Cache
 from cache_tools.store.open import open_cache
 from cache_tools.verify import probes
 from train import backends
-from train.data.inputs import align_labels
 from train.evaluate import accuracy, agreement, metrics, models, real_labels
 from train.evaluate.accuracy import Network
 from train.evaluate.confusion import OnPrediction
@@ -184,7 +183,7 @@ def _labelled(source: str, target: EvalTarget) -> ImageDataset:
         raise UsageError(f"{source} has a train split only. Pass --data with a validation set.")
     num_classes = target.students[0].num_classes
     classes = tuple((target.config or {}).get("class_names", ()))
-    images = align_labels(open_images(source, "validation"), classes)
+    images = open_images(source, "validation", classes=classes or None)
     highest = int(images.label_N.max())
     named = len(images.class_names)
     if NO_LABEL in images.label_N or highest >= num_classes or named not in (0, num_classes):

@@ -5,41 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 import timm
 from PIL import Image
 from timm.models import save_for_hf
 
-from cache_tools.data.images import ImageDataset
-from cache_tools.data.open import open_images
-from cache_tools.errors import CacheMismatch
 from tests.helpers.outcome import Outcome
-from train.data.inputs import align_labels
 
 Command = Callable[..., Outcome]
-
-
-def folder(root: Path, split: str, *names: str) -> ImageDataset:
-    for name in names:
-        (root / split / name).mkdir(parents=True)
-        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(root / split / name / f"{name}.png")
-    return open_images(str(root), "train" if split == "train" else "validation")
-
-
-def test_a_split_without_pictures_of_a_class_keeps_its_numbers(tmp_path: Path) -> None:
-    train = folder(tmp_path, "train", "ant", "bee", "cow")
-    validation = folder(tmp_path, "val", "ant", "cow")
-    assert validation.label_N.tolist() == [0, 1]
-    alike = align_labels(validation, train.class_names)
-    assert alike.label_N.tolist() == [0, 2]
-    assert alike.class_names == ("ant", "bee", "cow")
-    assert alike.read(1) == validation.read(1)
-
-
-def test_a_class_that_was_never_trained_is_refused(tmp_path: Path) -> None:
-    train = folder(tmp_path, "train", "ant", "cow")
-    with pytest.raises(CacheMismatch, match="class folder 'bee'"):
-        align_labels(folder(tmp_path, "val", "ant", "bee"), train.class_names)
 
 
 def test_train_and_eval_number_the_validation_split_alike(tmp_path: Path, kdcache: Command) -> None:
