@@ -23,7 +23,7 @@ from cache_tools.spec.dataset import NO_LABEL
 
 log = logging.getLogger("kdcache")
 SHEET = "kdcache contact sheet"
-"""Comment in every contact sheet, by which it is told from a sample."""
+"""Comment in every contact sheet, so that none becomes a sample."""
 _SYSTEM = {"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"}
 _OWN = (".kdx", ".partial", ".lock", ".beton", "_info.json")
 _OURS = "of kdcache itself"

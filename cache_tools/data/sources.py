@@ -182,9 +182,9 @@ def _by_word(names: Sequence[str], source: str) -> dict[str, list[str]]:
         found.setdefault(each.pop() if len(each) == 1 else "", []).append(name)
     if unclear := found.get(""):
         raise UsageError(
-            f"{source} has {len(names):,} shards or folders, and of which split {unclear[0]} is "
-            "cannot be told from its name. Name those that are meant by a pattern, such as "
-            "--data 'FOLDER/train-*.tar', or by their folder."
+            f"the split of {unclear[0]} in {source} does not follow from its name, as that of "
+            "others does. Name what is meant by a pattern, such as --data 'FOLDER/train-*.tar', or "
+            "by its folder."
         )
     return found
 

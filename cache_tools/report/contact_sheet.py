@@ -216,7 +216,7 @@ def _text(
 
 
 def save(sheet: Image.Image, out: Path) -> None:
-    """Save a sheet with a comment by which a data set that it lies in passes it over."""
+    """Save a sheet with a comment, so that no data set takes it for a sample."""
     comment = PngInfo()
     comment.add_text("Comment", SHEET)
     sheet.save(out, pnginfo=comment, comment=SHEET)
