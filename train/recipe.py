@@ -140,7 +140,8 @@ class TrainRecipe:
     compile: bool = False
     """Use of torch.compile for the student."""
     crop_pct: float = 0.875
-    """Share of the shorter side that the center crop of the evaluation takes."""
+    """Share of the shorter side that the center crop of the evaluation takes. The training loop
+    crops, then resizes by the mean over an area; `kdcache eval` resizes first, as timm does."""
     checkpoint_minutes: float = 10.0
     """A checkpoint is written after every epoch and, in long ones, after this many minutes."""
     loader: Literal["auto", "native", "ffcv"] = "auto"

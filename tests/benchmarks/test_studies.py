@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import datasets, replay
+from benchmarks import datasets, render, replay, validation
 from benchmarks.controls import gain
 from benchmarks.pairs import CPU, Pair, prepare
 from benchmarks.replay import Turn
@@ -47,6 +47,20 @@ def test_no_picture_is_in_two_splits_but_the_teachers_transfer_set(tmp_path: Pat
     assert names["train"] < names["teacher"]
     apart = [names[split] for split in ("teacher", "choose", "validation")]
     assert len(set.union(*apart)) == sum(map(len, apart)) == 1797
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # timm's data set leaves files open
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_timm_and_kdcache_eval_predict_the_same_classes(tmp_path: Path) -> None:
+    """`benchmarks.validation` with small networks: 24 photographs, a larger size for tests."""
+    for number, data in enumerate(render.pictures("imagenet")[:24]):
+        (tmp_path / f"pictures/{number}").mkdir(parents=True)
+        (tmp_path / f"pictures/{number}/{number}.jpg").write_bytes(data)
+    small = {"test_resnet": validation.A1, "test_byobnet": validation.SQUASHED}
+    found = validation.compare(tmp_path / "pictures", tmp_path, small)
+    assert [row["size"] for row in found.values()] == [224, 288, 256]
+    assert all(row["same"] == row["pictures"] == 24 for row in found.values())
+    assert all(row["classes"] > 3 for row in found.values())
 
 
 def test_a_gain_is_paired_by_seed() -> None:

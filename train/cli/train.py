@@ -66,7 +66,11 @@ def train(
     device: Device = None,
     json_: Json = False,
 ) -> None:
-    """Stage 2: train students on the teacher's views. Run again to resume."""
+    """Stage 2: train students on the teacher's views. Run again to resume.
+
+    Accuracies are of centre crops that are resized once, by the mean over an area: faster than
+    timm's preprocessing, which `kdcache eval` has.
+    """
     from train import recipe as recipes
 
     loaded = recipes.load(recipe, overrides or ())
@@ -156,16 +160,21 @@ def evaluate(
         typer.Option(metavar="TEACHER", help="Run this teacher beside the student: name, folder."),
     ] = None,
     size: Annotated[
-        int | None, typer.Option(min=1, help="Pixels a side; default: as in training.")
+        int | None, typer.Option(min=1, help="Pixels a side; default: the run's, timm's test size.")
     ] = None,
     crop: Annotated[
         float | None,
-        typer.Option(help="Centre crop's share of the shorter side; default: as in training."),
+        typer.Option(
+            help="Crop's share of the resized image; default: the run's, timm's test crop."
+        ),
     ] = None,
     device: Device = None,
     json_: Json = False,
 ) -> None:
     """Measure a student: top-1 and top-5, ReaL, calibration (ECE, 15 bins), agreement.
+
+    Images are prepared as timm's validate.py does: test size, Pillow's filter, resize before crop.
+    (Accuracies in a run's logs and result.json are of a faster crop that is resized once.)
 
     With a cache, the student is compared with the stored targets, on views drawn again bit for bit;
     with --teacher, that network runs on the validation images, too. Of a run with a moving average

@@ -1,8 +1,8 @@
 """Accuracy of networks on a validation set.
 
-`evaluate_all` serves the training loop: top-1 and top-5, the images shared among all processes.
-`evaluate_networks` serves `kdcache eval`: all scores, with a teacher as reference. Both decode an
-image once for all networks.
+`evaluate_all` serves the training loop: top-1 and top-5 on crops that are resized once, the images
+shared among all processes. `evaluate_networks` serves `kdcache eval`: all scores on images as timm
+prepares them, with a teacher as reference. Both decode an image once for all networks.
 
 Shapes: B images, S pixels a side, C classes.
 """
@@ -22,7 +22,7 @@ from train.data.device_batch import InputTransform, upload
 from train.distributed import ALONE, World
 from train.evaluate import crops, metrics
 from train.evaluate.confusion import OnPrediction
-from train.evaluate.crops import Frame
+from train.evaluate.crops import Frame, TimmFrame
 from train.evaluate.metrics import Scores, Tally
 
 
@@ -44,8 +44,8 @@ class Network:
     """Module in evaluation mode, on the device of `feed`."""
     feed: InputTransform
     """Upload, normalisation and precision of its input."""
-    frame: Frame
-    """Size and crop of its input."""
+    frame: TimmFrame
+    """Size, crop and filter of its input."""
     num_classes: int
     """C."""
     fixed_size: int = 0

@@ -1,7 +1,9 @@
-"""Images of an evaluation: a centre crop as timm's, resized like the views.
+"""Images of an evaluation: as timm's validate.py prepares them, or the training loop's faster crop.
 
-The crop is cut from the original image and resized once by INTER_AREA, so that training and
-evaluation use the same resampling. Networks of different input sizes share the decoding.
+`kdcache eval` uses timm's transform: Pillow resizes the whole image, then the centre is cropped.
+The training loop cuts the same centre out of the original and resizes it once by the mean over an
+area, like the views: one resize of fewer pixels, in compiled code. Networks of different input
+sizes share the decoding.
 
 Shapes: B images, S pixels a side.
 """
@@ -9,10 +11,13 @@ Shapes: B images, S pixels a side.
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
+from timm.data import create_transform
 
 from cache_tools.data.images import ImageDataset
 from cache_tools.render import decode, view
@@ -30,12 +35,47 @@ _OF_PUBLISHED = ("tag", "license", "origin_url", "paper_ids", "paper_name", "not
 
 @dataclass(frozen=True)
 class Frame:
-    """Size and centre crop of a network's input."""
+    """Size and centre crop of a network's input, in the training loop."""
 
     size: int
     """S, pixels a side."""
     crop: float
     """Share of the shorter side that the crop keeps."""
+
+    def cropped(self, image: U1) -> U1:
+        """Cut the centre out of [H, W, 3] and resize it to [S, S, 3]."""
+        height, width = image.shape[:2]
+        return view.crop_resize(image, draw.center(height, width, self.crop), self.size)
+
+
+@dataclass(frozen=True)
+class TimmFrame(Frame):
+    """Preprocessing of timm's validate.py but for the normalisation."""
+
+    interpolation: str
+    """Filter of Pillow, by timm's name."""
+    crop_mode: str
+    """timm's: center, squash or border."""
+    mean: tuple[float, float, float]
+    """Colour of the border, of 0..1."""
+
+    def cropped(self, image: U1) -> U1:
+        """Resize [H, W, 3] and cut the centre out of it, to [S, S, 3]."""
+        pixels: U1 = _transform(self)(Image.fromarray(image)).permute(1, 2, 0).numpy()
+        return pixels
+
+
+@cache
+def _transform(frame: TimmFrame) -> Any:
+    """Transform of timm to a tensor of bytes."""
+    return create_transform(
+        (3, frame.size, frame.size),
+        use_prefetcher=True,
+        interpolation=frame.interpolation,
+        mean=frame.mean,
+        crop_pct=frame.crop,
+        crop_mode=frame.crop_mode,
+    )
 
 
 def preprocessing(known: dict[str, Any], frame: Frame) -> dict[str, Any]:
@@ -54,11 +94,7 @@ def batches(images: ImageDataset, frames: Sequence[Frame]) -> Iterator[tuple[sli
 
     def cropped(number: int) -> list[U1]:
         image = decode.decode(images.read(number), images.names[number])
-        height, width = image.shape[:2]
-        return [
-            view.crop_resize(image, draw.center(height, width, frame.crop), frame.size)
-            for frame in frames
-        ]
+        return [frame.cropped(image) for frame in frames]
 
     numbers = [slice(b, min(b + BATCH, len(images))) for b in range(0, len(images), BATCH)]
     with ThreadPoolExecutor(threads.cpu_count()) as pool:

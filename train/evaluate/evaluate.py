@@ -88,7 +88,8 @@ def measure(
         sizes = [n.frame.size for n in (student, teacher) if n is not None]
         torch.set_num_threads(threads.for_torch(max(sizes))[0])
     facts: dict[str, Any] = {"measured": path, "view_size": student.frame.size}
-    facts |= {"crop": student.frame.crop, "ece_bins": metrics.BINS, "data": []}
+    facts |= {"crop": student.frame.crop, "interpolation": student.frame.interpolation}
+    facts |= {"crop_mode": student.frame.crop_mode, "ece_bins": metrics.BINS, "data": []}
     for validation in validations:
         scores = accuracy.evaluate_networks(
             target.students, validation.images, validation.allowed, teacher, on_prediction
@@ -247,8 +248,7 @@ def _teacher(
     size = reference.store.spec.views.for_teacher().size if reference else student.frame.size
     if options.size:
         size = options.size
-    crop, precision = student.frame.crop, student.feed.precision
-    teacher = models.open_teacher(request.teacher, size, crop, precision, options)
+    teacher = models.open_teacher(request.teacher, size, student, options)
     if teacher.num_classes != student.num_classes:
         raise UsageError(
             f"the teacher {request.teacher} has {teacher.num_classes} classes, the student has "

@@ -1,7 +1,8 @@
 """Networks for `kdcache eval`: the students of a run, a saved network, or a timm model by name.
 
-Size and crop of a run's students come from the run, also when one of its model folders is named;
-those of any other network from its `pretrained_cfg`.
+Images are prepared as timm's validate.py does, by timm's `resolve_data_config`: size and crop of a
+run's students come from the run, also when one of its model folders is named; those of any other
+network from its `pretrained_cfg`, where sizes and crops for tests precede those of the training.
 """
 
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.data import resolve_data_config
 from torch import nn
 
 from cache_tools.errors import CacheNotFound, UsageError
@@ -19,7 +21,7 @@ from train import recipe as recipes
 from train import run_dir, run_state
 from train.data.device_batch import InputTransform
 from train.evaluate.accuracy import Network
-from train.evaluate.crops import Frame
+from train.evaluate.crops import INTERPOLATION, TimmFrame
 
 NETWORK: Plugin[Callable[[str], nn.Module]] = Plugin(
     "kdcache.teachers", "network", "load a network"
@@ -50,10 +52,14 @@ class EvalTarget:
 
 @dataclass(frozen=True)
 class _Preprocessing:
-    """InputTransform and precision of a network trained by kdcache."""
+    """Preprocessing in place of the network's own, and precision."""
 
-    frame: Frame
+    data_config: dict[str, Any]
+    """Arguments of timm's `resolve_data_config`."""
     precision: Precision
+
+
+_OWN = _Preprocessing({}, "fp32")
 
 
 def open_target(path: str, options: EvalOptions) -> EvalTarget:
@@ -76,16 +82,17 @@ def open_target(path: str, options: EvalOptions) -> EvalTarget:
         return _of_run(folder, config, options)
     parent = folder.resolve().parent / "config.json"
     config = run_dir.read_json(parent) if parent.is_file() else {}
-    preprocessing = _preprocessing(config, folder.parent) if "recipe" in config else None
+    of_run = "recipe" in config
+    preprocessing = _preprocessing(config, folder.parent) if of_run else _OWN
     student = _network("student", str(folder), options, preprocessing)
-    return EvalTarget((student,), config if preprocessing else None)
+    return EvalTarget((student,), config if of_run else None)
 
 
-def open_teacher(
-    name: str, size: int, crop: float, precision: Precision, options: EvalOptions
-) -> Network:
-    """Open a teacher with inputs of `size` pixels, unless it has a fixed size of its own."""
-    preprocessing = _Preprocessing(Frame(size, crop), precision)
+def open_teacher(name: str, size: int, student: Network, options: EvalOptions) -> Network:
+    """Open a teacher that sees the student's images at `size` pixels, or its own fixed size."""
+    frame = student.frame
+    config = _config(size, frame.crop, frame.interpolation, frame.crop_mode)
+    preprocessing = _Preprocessing(config, student.feed.precision)
     return _network("teacher", name, replace(options, size=None), preprocessing)
 
 
@@ -103,26 +110,31 @@ def _of_run(folder: Path, config: dict[str, Any], options: EvalOptions) -> EvalT
 
 def _preprocessing(config: dict[str, Any], folder: Path) -> _Preprocessing:
     recipe = recipes.build(config["recipe"], f"{folder}/config.json")
-    return _Preprocessing(Frame(int(config["view_size"]), recipe.crop_pct), recipe.precision)
+    data_config = _config(int(config["view_size"]), recipe.crop_pct, INTERPOLATION, "center")
+    return _Preprocessing(data_config, recipe.precision)
+
+
+def _config(size: int, crop: float, interpolation: str, crop_mode: str) -> dict[str, Any]:
+    """Arguments of timm's `resolve_data_config`."""
+    filters = {"interpolation": interpolation, "crop_mode": crop_mode}
+    return {"img_size": size, "crop_pct": crop, **filters}
 
 
 def _network(
-    name: str, path: str, options: EvalOptions, preprocessing: _Preprocessing | None = None
+    name: str, path: str, options: EvalOptions, preprocessing: _Preprocessing = _OWN
 ) -> Network:
     """Load a network; the options precede `preprocessing`, which precedes `pretrained_cfg`."""
     model: Any = NETWORK.load()(path)
     own = model.pretrained_cfg
-    size = int(own["input_size"][-1])
-    fixed = size if own.get("fixed_input_size") else 0
-    if preprocessing is None:
-        preprocessing = _Preprocessing(Frame(size, float(own.get("crop_pct") or 0.875)), "fp32")
-    wanted = preprocessing.frame
-    frame = Frame(options.size or fixed or wanted.size, options.crop or wanted.crop)
-    if fixed and frame.size != fixed:
+    fixed = int(own["input_size"][-1]) if own.get("fixed_input_size") else 0
+    given = {"img_size": options.size or fixed, "crop_pct": options.crop}
+    wanted = preprocessing.data_config | {key: value for key, value in given.items() if value}
+    found = resolve_data_config(wanted, model=model, use_test_size=True)
+    size, mean, std = found["input_size"][-1], tuple(found["mean"]), tuple(found["std"])
+    if fixed and size != fixed:
         raise UsageError(f"{path} accepts images of {fixed} px only. Leave out --size.")
-    feed = InputTransform(
-        options.device, preprocessing.precision, tuple(own["mean"]), tuple(own["std"])
-    )
+    frame = TimmFrame(size, found["crop_pct"], found["interpolation"], found["crop_mode"], mean)
+    feed = InputTransform(options.device, preprocessing.precision, mean, std)
     memory = torch.channels_last if options.device.type == "cuda" else torch.contiguous_format
     model = model.to(options.device, memory_format=memory)
     return Network(name, model, feed, frame, int(model.num_classes), fixed)

@@ -52,7 +52,8 @@ def _cell(value: float | None, digits: int) -> str:
 
 def _legend(facts: dict[str, Any], shown: list[str]) -> str:
     lines = [
-        f"% of images, the student's {facts['view_size']} px, a centre crop of {facts['crop']:g}"
+        f"% of images as timm's validate.py prepares them: {facts['view_size']} px, "
+        f"{facts['interpolation']}, crop {facts['crop']:g} ({facts['crop_mode']})"
     ]
     if "ReaL" in shown:
         lines.append("ReaL: top-1 by ReaL labels, over the images that have some")

@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from timm.data import create_transform, resolve_data_config
 from timm.models import save_for_hf
 from torch.nn import functional as F
 
@@ -108,6 +109,33 @@ def test_student_average_and_teacher_against_dense_computation(
     assert scores["teacher"]["kl"] is None
     assert facts["top1"] == round(scores["student"]["top1"], 3)
     assert facts["top1_ema"] == round(scores["student_ema"]["top1"], 3)
+
+
+def test_a_network_of_timm_is_measured_as_timm_measures_it(
+    kdcache: Command, numbered: Path, tmp_path: Path
+) -> None:
+    """Its size and crop of tests, its filter; the whole image is resized before the crop."""
+    torch.manual_seed(2)
+    of_tests = {"test_input_size": (3, 48, 48), "test_crop_pct": 0.9, "crop_mode": "squash"}
+    known = {"interpolation": "bilinear", "input_size": (3, 32, 32), **of_tests}
+    network = timm.create_model("test_resnet", num_classes=10, pretrained_cfg_overlay=known).eval()
+    save_for_hf(network, str(tmp_path / "model"), safe_serialization=True)
+    config = resolve_data_config({}, model=network, use_test_size=True)
+    assert config["input_size"] == (3, 48, 48)
+    transform, files = create_transform(**config), sorted(numbered.glob("*/*.png"))
+    x = torch.stack([transform(Image.open(file).convert("RGB")) for file in files])
+    network = models.open_target(str(tmp_path / "model"), EvalOptions(CPU)).students[0]
+    seen = np.stack([network.frame.cropped(np.asarray(Image.open(file))) for file in files])
+    assert torch.allclose(network.feed.normalise(network.feed.upload(seen)), x, atol=1e-6)
+    with torch.inference_mode():
+        first = network.model(x).argmax(1)
+    facts = facts_of(kdcache("eval", tmp_path / "model", "--data", numbered, "--json"))
+    right = [int(c) == int(file.parent.name) for c, file in zip(first, files, strict=True)]
+    assert facts["top1"] == pytest.approx(100 * np.mean(right), abs=1e-3)
+    names = ("view_size", "crop", "interpolation", "crop_mode")
+    assert [facts[name] for name in names] == [48, 0.9, "bilinear", "squash"]
+    asked = kdcache("eval", tmp_path / "model", "--data", numbered, "--size", 40, "--crop", 0.8)
+    assert "validate.py prepares them: 40 px, bilinear, crop 0.8 (squash)" in asked.out
 
 
 def test_cached_views_against_replay_and_dense_computation(
