@@ -18,7 +18,7 @@ from cache_tools.data.images import ImageDataset, with_classes
 from cache_tools.data.remote_shards import RemoteShards
 from cache_tools.data.sources import describe, resolve
 from cache_tools.errors import DataError, KdcacheError, UsageError
-from cache_tools.storage.fsspec_client import FsspecClient
+from cache_tools.storage.fsspec_client import FsspecClient, without_secrets
 from cache_tools.storage.paths import expand
 
 log = logging.getLogger("kdcache")
@@ -56,7 +56,7 @@ def open_images(
         return opened
     source = source if "://" in source else expand(source)
     if "://" in source:
-        place = sources.find_remote(source, split)
+        place, source = sources.find_remote(source, split), without_secrets(source)
         client = FsspecClient(place.root)
         if any(map(unpacked.is_packed, place.names)):
             paths = unpacked.of_url(client, place.names)

@@ -15,7 +15,7 @@ from cache_tools.data.info_json import SPLITS, DatasetInfo, Split, split_words
 from cache_tools.data.unpacked import is_shard
 from cache_tools.errors import UsageError
 from cache_tools.storage import paths
-from cache_tools.storage.fsspec_client import FsspecClient
+from cache_tools.storage.fsspec_client import FsspecClient, split_query, without_secrets
 
 _MAX_INFO = 2**26
 _YEAR = re.compile(r"[-_ ]?\d{4}$")
@@ -35,11 +35,16 @@ def has_split(source: str, split: str) -> bool:
     """
     if (info := describe(source)) is not None:
         return info.find(split) is not None
-    if is_pattern(source) or is_shard(source) or not ("://" in source or Path(source).is_dir()):
+    if (
+        is_pattern(source)
+        or is_shard(split_query(source)[0])
+        or not ("://" in source or Path(source).is_dir())
+    ):
         return False
     if "://" in source:
         remote = FsspecClient(source)
-        found = _by_word(_remote_tars(remote, ""), source) or _by_word(_folders(remote), source)
+        found = _by_word(_remote_tars(remote, ""), remote.url)
+        found = found or _by_word(_folders(remote), remote.url)
     else:
         folder = Path(source)
         found = split_folders(folder) or _by_word(_tars(folder), source)
@@ -48,12 +53,12 @@ def has_split(source: str, split: str) -> bool:
 
 def describe(source: str) -> DatasetInfo | None:
     """Read the `_info.json` or `info.json` of a folder or URL, or None if there is none."""
-    if "://" in source and (is_pattern(source) or is_shard(source)):
+    if "://" in source and (is_pattern(source) or is_shard(split_query(source)[0])):
         return None
     for name in info_json.NAMES:
         if "://" in source:
-            where = f"{source.rstrip('/')}/{name}"
-            data = FsspecClient(source).read(name, _MAX_INFO)
+            remote = FsspecClient(source)
+            where, data = f"{remote.url}/{name}", remote.read(name, _MAX_INFO)
         else:
             path = Path(source) / name
             data, where = path.read_bytes() if path.is_file() else None, str(path)
@@ -207,24 +212,34 @@ def find_remote(source: str, split: str) -> ShardSource:
     if (info := describe(source)) is not None:
         found = info.need(split)
         return ShardSource(source, found.filenames, info, found)
-    root, _, pattern = source.rstrip("/").rpartition("/")
-    if "*" in source:
-        names = FsspecClient(root).find(pattern)
+    path, query = split_query(source)
+    root, pattern = _split_pattern(path.rstrip("/"))
+    if "*" in pattern:
+        names = FsspecClient(root + query).find(pattern)
     elif is_pattern(source):
         names = info_json.expand(pattern)
     elif is_shard(pattern):
         names = [pattern]
     else:
-        root, remote = source, FsspecClient(source)
+        root, remote = path, FsspecClient(source)
         names = _remote_tars(remote, "")
-        if not names and (folders := _by_word(_folders(remote), source)):
-            chosen = info_json.choose(folders, split, source)[0]
+        if not names and (folders := _by_word(_folders(remote), remote.url)):
+            chosen = info_json.choose(folders, split, remote.url)[0]
             names = _remote_tars(remote, f"{chosen}/")
-        elif words := _by_word(names, source):
-            names = info_json.choose(words, split, source)
+        elif words := _by_word(names, remote.url):
+            names = info_json.choose(words, split, remote.url)
     if not names:
         raise UsageError(
-            f"there are no shards at {source}: no {info_json.NAME}, and no tar that can be "
-            "listed. Name them by a pattern such as URL/train-{0000..0127}.tar."
+            f"there are no shards at {without_secrets(source)}: no {info_json.NAME}, and no tar "
+            "that can be listed. Name them by a pattern such as URL/train-{0000..0127}.tar."
         )
-    return ShardSource(root, tuple(names))
+    return ShardSource(root + query, tuple(names))
+
+
+def _split_pattern(url: str) -> tuple[str, str]:
+    """Split a URL before its first part that has a pattern, or before its last."""
+    scheme, mark, rest = url.partition("://")
+    parts = rest.split("/")
+    patterns = [i for i, part in enumerate(parts) if any(c in part for c in "*[{")]
+    at = max(1, min([*patterns, len(parts) - 1]))
+    return f"{scheme}{mark}{'/'.join(parts[:at])}", "/".join(parts[at:])

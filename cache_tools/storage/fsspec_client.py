@@ -38,6 +38,21 @@ T = TypeVar("T")
 OnProgress = Callable[[int], None]
 
 
+def split_query(url: str) -> tuple[str, str]:
+    """Split a web address into its path and its query; the query of a signed one goes with all."""
+    if not url.startswith(("http://", "https://")):
+        return url, ""
+    path, mark, query = url.partition("?")
+    return path, mark + query
+
+
+def without_secrets(url: str) -> str:
+    """Remove user, password and query from a URL, for texts and files that others may read."""
+    scheme, mark, rest = split_query(url)[0].partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{mark}{host.rpartition('@')[2]}{slash}{path}" if mark else url
+
+
 class FsspecClient:
     """Files below one URL."""
 
@@ -47,29 +62,32 @@ class FsspecClient:
         Raises:
             UsageError: No installed package opens such URLs.
         """
-        self.url = url.rstrip("/")
-        if self.url.endswith(":"):  # what is left of s3://, which fsspec would read as a file name
-            self.url = f"{self.url}//"
+        path, self._query = split_query(url)
+        path = path.rstrip("/")
+        self.url = without_secrets(path)
+        """The URL without user, password and query: for messages, and the identity of files."""
+        if path.endswith(":"):  # what is left of s3://, which fsspec would read as a file name
+            path = self.url = f"{path}//"
         options = _http_options() if url.startswith(("http://", "https://")) else {}
         try:
             import fsspec
 
-            self._fs, self._root = fsspec.core.url_to_fs(self.url, **options)
+            self._fs, self._root = fsspec.core.url_to_fs(path, **options)
         except ImportError as error:
             raise UsageError(
-                f"{url} needs a package that is not installed ({error}). "
+                f"{self.url} needs a package that is not installed ({error}). "
                 "Run: pip install 'kdcache[remote]'" + _extra_package(url) + "."
             ) from None
         except ValueError as error:
             raise UsageError(
-                f"{url} cannot be opened: {error}. It is such as https://host/folder, "
+                f"{self.url} cannot be opened: {error}. It is such as https://host/folder, "
                 "hf://datasets/USER/NAME, s3://bucket/folder or file:///folder."
             ) from None
         except Exception as error:  # some file systems connect at once
-            raise DataError(f"{url} cannot be reached: {error}. Check the URL.") from None
+            raise DataError(f"{self.url} cannot be reached: {error}. Check the URL.") from None
         if self._has_no_folders and not self._root.strip("/") and "memory" not in self._protocols:
             raise UsageError(
-                f"{url} names no bucket or repository. It is such as {self.url}NAME/folder."
+                f"{self.url} names no bucket or repository. It is such as {self.url}NAME/folder."
             )
 
     def stat(self, name: str) -> tuple[int, str] | None:
@@ -168,10 +186,10 @@ class FsspecClient:
 
     def find(self, pattern: str) -> list[str]:
         """List names below the URL that match a glob pattern, sorted; none from plain HTTP."""
-        root = self._path("")
+        root = self._root.rstrip("/")
         found: list[str] = []
         with contextlib.suppress(FileNotFoundError):
-            found = self._with_retry(pattern, lambda: self._fs.glob(self._path(pattern)))
+            found = self._with_retry(pattern, lambda: self._fs.glob(f"{root}/{pattern}"))
         self._fs.invalidate_cache()  # later calls must not be answered from this listing
         return sorted(str(path).removeprefix(root).strip("/") for path in found)
 
@@ -185,7 +203,7 @@ class FsspecClient:
         return [known_as] if isinstance(known_as, str) else list(known_as)
 
     def _path(self, name: str) -> str:
-        return f"{self._root.rstrip('/')}/{name}" if name else self._root
+        return (f"{self._root.rstrip('/')}/{name}" if name else self._root) + self._query
 
     def _name(self, name: str) -> str:
         return f"{self.url}/{name}" if name else self.url
@@ -285,7 +303,8 @@ def _http_options() -> dict[str, Any]:
     except ImportError:
         return {}
     timeout = ClientTimeout(total=None, sock_connect=_CONNECT, sock_read=SILENCE)
-    return {"client_kwargs": {"timeout": timeout, "response_class": BoundedResponse}}
+    client = {"timeout": timeout, "response_class": BoundedResponse, "trust_env": True}
+    return {"client_kwargs": client}  # trust_env: proxies, and passwords from ~/.netrc
 
 
 def _extra_package(url: str) -> str:

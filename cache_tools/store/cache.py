@@ -37,6 +37,7 @@ from cache_tools.spec.canonical import canonical_json, difference, sha256
 from cache_tools.spec.sample_table import SampleTable
 from cache_tools.storage import atomic
 from cache_tools.storage.backends import Folder, Storage, open_existing, open_storage, with_retry
+from cache_tools.storage.fsspec_client import without_secrets
 from cache_tools.store import commits, manifest, metadata
 from cache_tools.store.commits import REMEDY, Part
 from cache_tools.store.layout import PROBES, Layout
@@ -175,7 +176,7 @@ class Cache:
         """Note the path of the images beside a cache that is a folder."""
         if isinstance(self.storage, Folder) and self.source != source:
             try:
-                atomic.write(_source_note(self.path), f"{source}\n".encode())
+                atomic.write(_source_note(self.path), f"{without_secrets(source)}\n".encode())
             except KdcacheError as error:  # a folder of one's own in that of others
                 log.warning("%s The path of the images is not noted: pass --data later.", error)
 

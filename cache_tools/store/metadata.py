@@ -7,7 +7,7 @@ Shapes: N samples.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -33,6 +33,8 @@ _COLUMNS = {
 _FETCH = "Fetch the folder again from where the cache came, or make the cache anew."
 _MOST_EXPANSION = 1000
 """Keys of real data sets compress three- to tenfold."""
+_FOLLOWED = ("node_type", "shape", "data_type", "chunk_grid", "codecs", "fill_value")
+"""Members of an array's metadata that decide what a reader gets; zarr adds defaults to others."""
 
 
 class CacheMetadata:
@@ -114,19 +116,36 @@ class CacheMetadata:
     def faults(self) -> Iterator[CacheDamaged]:
         """Find every metadata file that is not what the spec implies."""
         n, layout = self.spec.dataset.num_samples, self._layout
-        for name, expected in layout.metadata().items():
-            yield from self._fault(name, expected)
+        files = dict(layout.metadata())
         columns = {"id": "uint64", **_COLUMNS}
         for column, dtype in columns.items():
             name = f"samples/{column}"
-            yield from self._fault(f"{name}/zarr.json", layout.whole_metadata(name, n, dtype))
+            files[f"{name}/zarr.json"] = layout.whole_metadata(name, n, dtype)
         try:
             length = self._length_of_keys()
+            files["samples/key/zarr.json"] = layout.whole_metadata("samples/key", length, "uint8")
         except CacheDamaged as error:
             yield error
-            return
-        name = "samples/key"
-        yield from self._fault(f"{name}/zarr.json", layout.whole_metadata(name, length, "uint8"))
+        for name, expected in files.items():
+            yield from self._fault(name, expected)
+        yield from self._consolidated(files)
+
+    def _consolidated(self, files: Mapping[str, bytes]) -> Iterator[CacheDamaged]:
+        """Compare what zarr.consolidate_metadata adds to groups, and other readers follow."""
+        nodes = {name.removesuffix("zarr.json"): json.loads(data) for name, data in files.items()}
+        for group in ("", *(name for name in nodes if name.count("/") == 1)):
+            try:
+                copied = self._json(f"{group}zarr.json").get(manifest.CONSOLIDATED) or {}
+            except CacheDamaged:  # named by `_fault`
+                continue
+            copies = copied.get("metadata") if isinstance(copied, dict) else {}
+            below = (n for n in nodes if n.startswith(group) and n != group)
+            own = {n[len(group) : -1]: nodes[n] for n in below}
+            if copied and not (isinstance(copies, dict) and _agree(copies, own)):
+                yield CacheDamaged(
+                    f"{self.name}/{group}zarr.json: its consolidated metadata is not that of the "
+                    "arrays, and other readers follow it. Run zarr.consolidate_metadata again."
+                )
 
     def _fault(self, name: str, expected: bytes) -> Iterator[CacheDamaged]:
         """Compare a metadata file, which other readers follow, with the expected one."""
@@ -136,6 +155,8 @@ class CacheMetadata:
             yield error
             return
         ours = json.loads(expected)
+        if theirs.get("attributes") == {}:  # as zarr writes a group again
+            del theirs["attributes"]
         for key in sorted((theirs.keys() | ours.keys()) - {manifest.CONSOLIDATED}):
             if theirs.get(key) != ours.get(key) or (key in theirs) != (key in ours):
                 yield CacheDamaged(
@@ -167,3 +188,12 @@ def initial_files(cache_spec: CacheSpec, table: SampleTable, num_views: int) -> 
     columns |= {f"samples/{c}": getattr(table, f"{c}_N").astype(t) for c, t in _COLUMNS.items()}
     whole = layout.encode_whole(columns) | layout.metadata()
     return {**whole, manifest.NAME: Manifest(cache_spec, num_views).encode()}
+
+
+def _agree(copies: Mapping[str, Any], own: Mapping[str, dict[str, Any]]) -> bool:
+    """Return True if copies of metadata have the names of `own`, and lead to the same values."""
+    return copies.keys() == own.keys() and all(
+        isinstance(copies[name], dict)
+        and all(copies[name].get(key) == metadata.get(key) for key in _FOLLOWED)
+        for name, metadata in own.items()
+    )

@@ -37,6 +37,8 @@ class RangeServer(ThreadingHTTPServer):
         self.folder = folder
         self.trouble: Trouble = lambda number, path: ""
         self.ranges = True
+        self.query = ""
+        """What every request must end with, as those of a signed URL."""
         self.asked: list[tuple[str, str]] = []
         self.sent = 0
         self.lock = threading.Lock()
@@ -64,11 +66,14 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def _answer(self, body: bool) -> None:
-        server, name = self.server, self.path.lstrip("/")
+        server = self.server
+        name, mark, query = self.path.lstrip("/").partition("?")
         with server.lock:
             number = len(server.asked)
             server.asked.append((name, self.headers.get("Range", "")))
         trouble = server.trouble(number, name)
+        if mark + query != server.query:
+            trouble, name = "", "forbidden"
         path = server.folder / name
         if trouble == "500" or not path.is_file():
             self.send_response(503 if trouble else 404)

@@ -48,6 +48,32 @@ def contents(images: ImageDataset) -> dict[str, tuple[bytes, int]]:
     return {name: (images.read(i), int(images.label_N[i])) for i, name in enumerate(images.names)}
 
 
+PLACES = [
+    "ours",
+    "plain",
+    "plain/digits-train-0000.tar",
+    "plai{n..n}/digits-train-{0000..0000}.tar",
+]
+
+
+@pytest.mark.parametrize("data", PLACES)
+def test_the_query_of_a_signed_url_goes_with_every_request(server: RangeServer, data: str) -> None:
+    server.query = "?X-Amz-Signature=TOPSECRET/1"
+    plain = open_images(str(server.folder / "plain"), "train")
+    images = open_images(f"{server.url}/{data}{server.query}", "train")
+    assert contents(images) == contents(plain)
+    assert "TOPSECRET" not in images.source
+
+
+def test_secrets_of_a_url_stay_out_of_messages(server: RangeServer, kdcache: Command) -> None:
+    url = server.url.replace("//", "//user:s3cr3t@") + "/none?X-Amz-Signature=TOPSECRET"
+    for command in (["info"], ["cache", "digits", "--out", "o.zarr", "--teacher", "x", "--data"]):
+        outcome = kdcache(*command, url)
+        assert (outcome.code in (1, 2), server.url[7:] in outcome.err) == (True, True), outcome.err
+        assert "s3cr3t" not in outcome.err + outcome.out
+        assert "TOPSECRET" not in outcome.err + outcome.out
+
+
 def settle(images: ImageDataset) -> None:
     """Wait until every shard that was touched has its local copy."""
     streamed = images.remote
