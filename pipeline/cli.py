@@ -197,6 +197,12 @@ def cache(
             "again without it.",
         ),
     ] = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Go on when the teacher agrees with the labels by chance only."
+        ),
+    ] = False,
 ) -> None:
     """Stage 1: run the teacher once and store its soft targets. Run again to continue."""
     from pipeline import recipe as recipes
@@ -216,7 +222,9 @@ def cache(
     mine = launch.choose(task, tasks, by_number=bool(numbers))
     selection = run.PartSelection(mine.number, mine.count, limit, numbers)
     open_engine = launch.engine(mine, device, workers, engine, address)
-    store = run.run(loaded, data, sources, out, device, random_weights, selection, open_engine)
+    store = run.run(
+        loaded, data, sources, out, device, random_weights, selection, open_engine, force
+    )
     if not mine.is_main:
         return
     facts = info.info(store)

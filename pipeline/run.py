@@ -72,6 +72,7 @@ def run(
     random_weights: bool = False,
     selection: PartSelection = PartSelection(),
     engine: base.Open = Stage1.open,
+    force: bool = False,
 ) -> Cache:
     """Make a cache, or its missing parts.
 
@@ -84,13 +85,15 @@ def run(
         random_weights: Use of an untrained teacher, for speed trials.
         selection: Parts to make.
         engine: Opens the engine; by default, this process.
+        force: Go on with a teacher that agrees with the labels no more often than by chance.
 
     Raises:
         KdcacheError: Any of its kinds; committed parts stay.
         KeyboardInterrupt: A signal came; the text has the parts kept and the command to continue.
     """
     sources = [TeacherSource(teachers)] if isinstance(teachers, str) else teachers
-    opened = engine(JobSpec(recipe, data, tuple(sources), str(out), device, random_weights))
+    job = JobSpec(recipe, data, tuple(sources), str(out), device, random_weights, force)
+    opened = engine(job)
     try:
         failures = _make_missing(opened, recipe, selection)
     except KeyboardInterrupt as signal:

@@ -41,7 +41,7 @@ from cache_tools.store.manifest import MAX_VIEWS
 from cache_tools.targets import codec
 from cache_tools.targets.codec import SparseTargets
 from cache_tools.targets.keep import of_all_classes
-from cache_tools.targets.statistics import most_probable, part_statistics
+from cache_tools.targets.statistics import check_agreement, most_probable, part_statistics
 from cache_tools.verify import probes
 from cache_tools.version import __version__
 from cache_tools.views import imported
@@ -52,10 +52,10 @@ BLOCK = 65_536
 _MEMORY = 2**28
 """Bytes of a block's records from which they go to a temporary file instead of memory."""
 _WINDOW = 1024
-_ENOUGH = 200
-"""Labelled samples from which their agreement with the teacher is significant."""
-_CHANCE = 5.0
-"""Multiple of chance accuracy that a teacher of these very images far exceeds."""
+_OTHER_IMAGES = (
+    "Its records are of other images or in another order (--dataset-index), or its classes are not "
+    "those of the labels (--no-labels)."
+)
 
 
 @dataclass(frozen=True)
@@ -312,7 +312,8 @@ def _commit(store: Cache, images: ImageDataset, part: Part, records: RecordBlock
     correct = None
     if spec.dataset.labels and not spec.views.mixes:
         correct = float((top_B == label_B).sum())
-        _check_agreement(100.0 * correct / len(label_B), store, part)
+        chance = 1.0 / spec.teacher.num_classes
+        check_agreement(correct, len(label_B), chance, str(part), _OTHER_IMAGES)
     if spec.imported and (wrong := imported.check(records.params, spec, store.table, rows)):
         raise DataError(f"{part} has {wrong}. These files are of other images than --data has.")
     probes = _probes(store, images, part, records.params)
@@ -332,18 +333,6 @@ def _sparse(records: RecordBlock, targets: TargetSpec) -> SparseTargets:
     tail_B1 = np.maximum(1.0 - p_BK.sum(axis=1, keepdims=True), 0.0)
     none = np.zeros((len(p_BK), 0))
     return SparseTargets(np.where(kept_BK, records.index_BK, -1), p_BK, tail_B1, none, none)
-
-
-def _check_agreement(top1: float, store: Cache, part: Part) -> None:
-    """Raise DataError if the teacher agrees with the labels hardly more often than chance."""
-    classes, rows = store.spec.teacher.num_classes, len(store.spec.rows(part.block))
-    least = min(100.0 * _CHANCE / classes, 50.0)
-    if rows >= _ENOUGH and top1 < least:
-        raise DataError(
-            f"in {part} the teacher agrees with {top1:.2f} % of the labels, hardly more than "
-            f"chance ({100.0 / classes:.2f} %). Its records are of other images or in another "
-            "order (--dataset-index), or its classes are not those of the labels (--no-labels)."
-        )
 
 
 def _probes(

@@ -30,11 +30,11 @@ from cache_tools.spec.imported import ImportedSpec
 from cache_tools.spec.sample_table import SampleTable
 from cache_tools.spec.views import ViewSpec
 from cache_tools.targets import dense
+from cache_tools.targets.statistics import check_agreement
 from cache_tools.views.draw import LAMBDA_SCALE
 from cache_tools.views.imported import ImportedViews
 
 _SEED, _KEPT = 42, 64
-_ENOUGH, _CHANCE = 200, 5.0
 _NOTE = (  # part of the spec: another text is another fingerprint
     "Boxes, flips and mixing are SRe2L's, resized as by its loader: bilinear, by Pillow. Of the "
     "teacher's classes the 64 most probable are taken."
@@ -111,12 +111,12 @@ class Sre2lFiles:
             top_B, label_B = p_BC.argmax(axis=1), self._label_N[row_B]
             agrees += int(((top_B == label_B[here]) | (top_B == label_B[other])).sum())
             seen += len(here) * int(label_B.min() >= 0)
-        if seen >= _ENOUGH and agrees < seen * min(2 * _CHANCE / self._num_classes, 0.5):
-            raise DataError(
-                f"in {self._root}/epoch_{view} the teacher agrees with {100 * agrees / seen:.2f} % "
-                "of the labels, hardly more than chance: these files are of other images, or were "
-                f"made with another --fkd-seed than {_SEED} or by several processes."
-            )
+        cause = (
+            "These files are of other images, or were made with another --fkd-seed than "
+            f"{_SEED} or by several processes."
+        )
+        where = f"{self._root}/epoch_{view}"
+        check_agreement(agrees, seen, 2.0 / self._num_classes, where, cause)
         base.refuse_records(index, p, self._num_classes, [str(self._root)] * len(rows))
         return RecordBlock(index, p, ImportedViews(**columns))
 

@@ -10,8 +10,33 @@ Shapes: B views, K slots.
 import numpy as np
 from numpy.typing import NDArray
 
+from cache_tools.errors import DataError
 from cache_tools.targets import codec
 from cache_tools.targets.codec import EncodedTargets
+
+_ENOUGH = 200
+"""Labelled samples from which the agreement of a teacher with labels is tested."""
+
+
+def check_agreement(hits: float, count: int, chance: float, where: str, cause: str) -> None:
+    """Raise DataError if a teacher agrees with labels no more often than by chance.
+
+    That is at most four standard deviations above chance; of fewer than 200 samples nothing is
+    concluded. A network trained on these classes is far above.
+
+    Args:
+        hits: Samples whose most probable class is (one of) their labels.
+        count: Samples with labels.
+        chance: Probability of a hit by chance: labels of a sample / number of classes.
+        where: What was compared, for the message.
+        cause: Likely cause and next step.
+    """
+    expected = chance * count
+    if count >= _ENOUGH and hits <= expected + 4.0 * (expected * (1.0 - chance)) ** 0.5:
+        raise DataError(
+            f"{where}: the teacher agrees with {100.0 * hits / count:.2f} % of the labels, no more "
+            f"than by chance ({100.0 * chance:.2f} %). {cause}"
+        )
 
 
 def most_probable(

@@ -27,6 +27,13 @@ class JobSpec:
     """Device of the teacher; None: the first GPU, else the CPU."""
     random_weights: bool = False
     """Use of an untrained teacher, for speed trials."""
+    force: bool = False
+    """Go on with a teacher that agrees with the labels no more often than by chance."""
+
+    @property
+    def agrees(self) -> bool:
+        """True if the teacher must agree with the labels more often than by chance."""
+        return not (self.force or self.random_weights)
 
 
 def batch_size(recipe: CacheRecipe, device: torch.device) -> int:

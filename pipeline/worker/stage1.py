@@ -53,15 +53,24 @@ class Stage1:
     """
 
     def __init__(
-        self, store: Cache, images: ImageDataset, forward: Forward, batch_size: int, threads: int
+        self,
+        store: Cache,
+        images: ImageDataset,
+        forward: Forward,
+        batch_size: int,
+        threads: int,
+        agrees: bool = False,
     ) -> None:
-        """Start the threads; `images` are in the order of the cache's sample table."""
+        """Start the threads; `images` are in the order of the cache's sample table.
+
+        With `agrees`, a teacher that agrees with the labels by chance only is an error.
+        """
         self.store = store
         self.meter = Meter(threads)
         self._on_gpu = forward.device.type == "cuda"
         self._renderer = Renderer(store, images, threads, self.meter, self._on_gpu)
         self._predictor = Predictor(store, forward, batch_size, self.meter)
-        self._writer = PartWriter(store, forward, self.meter)
+        self._writer = PartWriter(store, forward, self.meter, agrees)
         self._group_size = 1
 
     @classmethod
@@ -79,7 +88,8 @@ class Stage1:
         store, images, teacher = open_cache.open_job(job)
         execution = Execution(recipe.memory_format, recipe.compile)
         forward = Forward(teacher, store.spec.targets, device, execution)
-        return cls(store, images, forward, batch_size(recipe, device), threads.cpu_count())
+        batch, cores = batch_size(recipe, device), threads.cpu_count()
+        return cls(store, images, forward, batch, cores, job.agrees)
 
     def make(
         self, groups: Iterable[DecodeGroup], on_progress: Callable[[int], None]

@@ -19,7 +19,7 @@ from cache_tools.store.cache import Cache, probe_numbers
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec
 from cache_tools.targets.codec import EncodedTargets
-from cache_tools.targets.statistics import part_statistics
+from cache_tools.targets.statistics import check_agreement, part_statistics
 from pipeline.teacher.forward import Forward
 from pipeline.worker.executor import SerialExecutor
 from pipeline.worker.groups import DecodeGroup
@@ -31,6 +31,10 @@ CAPACITY = 16
 """Batches that the teacher may be ahead."""
 _MEMORY = 2**30
 _MAX_PARTS = 16
+_OTHER_CLASSES = (
+    "Its classes are probably others than those of the data set, or in another order: compare the "
+    "two lists, and pass --class-map FILE, dataset.labels=ignore, or --force to go on."
+)
 
 
 @dataclass
@@ -40,6 +44,10 @@ class _PartBuilder:
     stored: list[EncodedTargets] = field(default_factory=list)
     correct: float | None = None
     """Views whose most probable class is their label."""
+    hits: float = 0.0
+    """Views whose most probable class is one of their labels."""
+    labels: int = 0
+    """Labels of a view: 2 where it is mixed; 0 where some have none."""
     top_sum: float = 0.0
     """Sum of the highest probability of each view."""
     probes: dict[int, int] = field(default_factory=dict)
@@ -49,9 +57,12 @@ class _PartBuilder:
 class PartWriter:
     """Encoder and committer of parts, each in a thread of its own."""
 
-    def __init__(self, store: Cache, forward: Forward, meter: Meter) -> None:
-        """Start the threads for parts of `store` that `forward` predicts."""
-        self._store, self._forward, self._meter = store, forward, meter
+    def __init__(self, store: Cache, forward: Forward, meter: Meter, agrees: bool = False) -> None:
+        """Start the threads for parts of `store` that `forward` predicts.
+
+        With `agrees`, a part whose teacher agrees with the labels by chance only is an error.
+        """
+        self._store, self._forward, self._meter, self._agrees = store, forward, meter, agrees
         self._builders: dict[Part, _PartBuilder] = {}
         self._encoding = SerialExecutor("encode", CAPACITY)
         capacity = min(max(_MEMORY // store.spec.part_bytes, 1), _MAX_PARTS)
@@ -129,6 +140,9 @@ class PartWriter:
         spec, builder = self._store.spec, self._builders.setdefault(batch.part, _PartBuilder())
         builder.stored.append(codec.encode(sparse, spec.targets, spec.teacher.num_classes))
         builder.top_sum += float(sparse.probability_BK[:, 0].sum())
+        if NO_LABEL not in batch.label_BP:
+            hit = (sparse.index_BK[:, :1] == batch.label_BP).any(axis=1)
+            builder.hits, builder.labels = builder.hits + float(hit.sum()), batch.label_BP.shape[1]
         if not batch.mixed and NO_LABEL not in batch.label_BP:
             hit = sparse.index_BK[:, 0] == batch.label_BP[:, 0]
             builder.correct = (builder.correct or 0.0) + float(hit.sum())
@@ -179,6 +193,9 @@ class PartWriter:
     def _commit(self, part: Part, builder: _PartBuilder, timings: dict[str, float]) -> None:
         with self._meter.busy("commit"):
             rows = self._store.spec.rows(part.block)
+            if self._agrees and builder.labels and self._store.spec.dataset.labels:
+                chance = builder.labels / self._store.spec.teacher.num_classes
+                check_agreement(builder.hits, builder.views, chance, str(part), _OTHER_CLASSES)
             stored = codec.concatenate(builder.stored)
             statistics = part_statistics(stored, builder.top_sum, builder.correct)
             probes = np.array([builder.probes[n] for n in probe_numbers(rows)], dtype=np.uint64)

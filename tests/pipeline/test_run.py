@@ -14,10 +14,11 @@ import torch
 from timm.models import save_for_hf
 
 from cache_tools.data.images import ImageDataset
-from cache_tools.errors import CacheMismatch, TeacherError, UsageError
+from cache_tools.errors import CacheMismatch, DataError, TeacherError, UsageError
 from cache_tools.spec.targets import TargetSpec
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
+from cache_tools.targets import statistics
 from cache_tools.verify import verify
 from pipeline import recipe as recipes
 from pipeline.run import PartSelection, run
@@ -49,6 +50,21 @@ def timeless(record: Path) -> dict[str, object]:
 def again(digits: Path, teacher: Path, out: Path, *overrides: str, **options: object) -> Cache:
     loaded = recipes.load("digits", [*SMALL, *overrides])
     return run(loaded, str(digits), str(teacher), out, "cpu", **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mixup", [0.0, 0.5])
+def test_a_teacher_at_chance_level_is_refused_unless_forced(
+    digits: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mixup: float
+) -> None:
+    """The teacher of these tests is random."""
+    monkeypatch.setattr(statistics, "_ENOUGH", 50)
+    out, options = tmp_path / "c.zarr", [f"views.mixup={mixup}", "num_views=1"]
+    with pytest.raises(DataError, match=rf"chance \({10 * (1 + (mixup > 0))}.00 %\). .*--force"):
+        again(digits, teacher, out, *options)
+    assert not list((out / "commits").glob("v*/*"))
+    with pytest.raises(DataError, match="no more than by chance"):  # the second time, too
+        again(digits, teacher, out, *options)
+    assert again(digits, teacher, out, *options, force=True).num_views == 1
 
 
 def test_the_same_command_makes_the_same_bytes(
@@ -120,11 +136,11 @@ def test_shares_and_limits_add_up(
 def test_several_blocks_and_growth(digits: Path, teacher: Path, tmp_path: Path) -> None:
     """1,000 images as two windows' worth of blocks would be large: a block per 1,024 is one."""
     loaded = recipes.load("digits", ["num_views=1", "dataset.split=teacher", "block_size=1024"])
-    store = run(loaded, str(digits), str(teacher), tmp_path / "g.zarr", "cpu")
+    store = run(loaded, str(digits), str(teacher), tmp_path / "g.zarr", "cpu", force=True)
     assert store.spec.num_blocks == 1
     grown = recipes.load("digits", ["num_views=2", "dataset.split=teacher", "block_size=1024"])
     before = files(store.path)
-    store = run(grown, str(digits), str(teacher), tmp_path / "g.zarr", "cpu")
+    store = run(grown, str(digits), str(teacher), tmp_path / "g.zarr", "cpu", force=True)
     after = files(store.path)
     assert store.num_views == 2
     assert all(after[k] == v for k, v in before.items() if "/c/" in k or "commits" in k)

@@ -169,6 +169,10 @@ def evaluate(
         ),
     ] = None,
     device: Device = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Go on when --teacher agrees with the labels by chance only."),
+    ] = False,
     json_: Json = False,
 ) -> None:
     """Measure a student: top-1 and top-5, ReaL, calibration (ECE, 15 bins), agreement.
@@ -189,7 +193,7 @@ def evaluate(
     from train.evaluate.evaluate import EvalRequest, measure
     from train.evaluate.models import EvalOptions
 
-    request = EvalRequest(tuple(data or ()), real, cache, views, teacher)
+    request = EvalRequest(tuple(data or ()), real, cache, views, teacher, force)
     facts = measure(path, request, EvalOptions(select(torch, device), size, crop))
     if json_:
         emit(facts)

@@ -20,6 +20,7 @@ from cache_tools.runtime import threads
 from cache_tools.spec.dataset import NO_LABEL
 from cache_tools.store.cache import Cache
 from cache_tools.store.open import open_cache
+from cache_tools.targets.statistics import check_agreement
 from cache_tools.verify import probes
 from train import backends
 from train.evaluate import accuracy, agreement, metrics, models, real_labels
@@ -29,6 +30,10 @@ from train.evaluate.models import EvalOptions, EvalTarget
 
 log = logging.getLogger("kdcache")
 _LEFT_OUT = "the run's cache is left out: %s"
+_OTHER_CLASSES = (
+    "Its classes are probably others than those of the data set, or in another order: compare the "
+    "two lists, or pass --force to go on."
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ class EvalRequest:
     """Number of its views to compare on; 0: none."""
     teacher: str | None = None
     """Name or folder of a teacher to run beside the students."""
+    force: bool = False
+    """Go on with a teacher that agrees with the labels no more often than by chance."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,10 @@ def measure(
         scores = accuracy.evaluate_networks(
             target.students, validation.images, validation.allowed, teacher, on_prediction
         )
+        if teacher is not None and not request.force:
+            count, top1 = scores["teacher"].images, scores["teacher"].top1 or 0.0
+            where, chance = validation.images.source, 1.0 / teacher.num_classes
+            check_agreement(top1 * count / 100.0, count, chance, where, _OTHER_CLASSES)
         by_name = {name: vars(score) for name, score in scores.items()}
         facts["data"].append({"source": validation.images.source, "networks": by_name})
     optional = bool(facts["data"]) and request.cache is None

@@ -15,12 +15,12 @@ from cache_tools.data import match
 from cache_tools.data.images import ImageDataset
 from cache_tools.data.open import open_images
 from cache_tools.errors import CacheDamaged
-from cache_tools.importers import base, sre2l
+from cache_tools.importers import base
 from cache_tools.render import view as render
 from cache_tools.store import view_params
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
-from cache_tools.targets import codec
+from cache_tools.targets import codec, statistics
 from tests.helpers import foreign_files as writers
 from tests.helpers.foreign_files import CLASSES, Sizes
 from tests.helpers.outcome import Outcome
@@ -133,7 +133,7 @@ def test_sre2ls_batches_become_views(
 def test_sre2ls_files_of_another_order_or_shape_are_refused(
     folder: Path, sizes: Sizes, tmp_path: Path, import_: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sre2l, "_ENOUGH", 5)
+    monkeypatch.setattr(statistics, "_ENOUGH", 5)
     writers.sre2l(tmp_path / "seed", sizes, "", seed=43)
     refused = import_("fkd", tmp_path / "seed", tmp_path / "c.zarr", "--size", 32)
     assert (refused.code, "of another picture" in refused.err) == (1, True)
@@ -146,6 +146,7 @@ def test_sre2ls_files_of_another_order_or_shape_are_refused(
     data = ("--data", tmp_path / "equal", "--size", 32)
     refused = import_("fkd", tmp_path / "equal-seed", tmp_path / "e.zarr", *data)
     assert (refused.code, "--fkd-seed" in refused.err) == (1, True), refused.err
+    monkeypatch.undo()
     writers.sre2l(tmp_path / "short", sizes, "cutmix")
     path = tmp_path / "short" / "epoch_1" / "batch_2.tar"
     config = torch.load(path, weights_only=False)

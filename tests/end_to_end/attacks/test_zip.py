@@ -82,6 +82,7 @@ def test_a_bomb_of_deflate(
     refused(_with_bomb(tmp_path / "c.zip", members, name, zipfile.ZIP_DEFLATED, 1100, claim), name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 @pytest.mark.parametrize("name", ["zarr.json", PART.record, "samples/key/zarr.json"])
 def test_a_bomb_that_is_expanded_at_once(

@@ -206,7 +206,7 @@ def test_a_run_saved_with_the_former_layout_is_refused(cache: Path, tmp_path: Pa
         run_dir.write_json(out / "config.json", config)
 
     begin(3)
-    (out / "checkpoint.pt").touch()
+    (out / "checkpoint.pt").write_bytes(b"begun")
     begin(3)  # of this version
     former()
     with pytest.raises(UsageError, match="aug_repeats > 1 in batches in another order"):
@@ -218,6 +218,6 @@ def test_a_run_saved_with_the_former_layout_is_refused(cache: Path, tmp_path: Pa
     begin(3)  # finished, or to be begun anew
     former()
     begin(1, fresh=True)
-    (out / "checkpoint.pt").touch()
+    (out / "checkpoint.pt").write_bytes(b"begun")
     former()
     begin(1)  # its order is the same in both

@@ -90,7 +90,9 @@ def fails(outcome: Outcome, code: int, *words: str) -> None:
 def test_student_average_and_teacher_against_dense_computation(
     kdcache: Command, finished: Path, numbered: Path, teacher: Path
 ) -> None:
-    facts = facts_of(kdcache("eval", finished, "--data", numbered, "--teacher", teacher, "--json"))
+    facts = facts_of(
+        kdcache("eval", finished, "--data", numbered, "--teacher", teacher, "--force", "--json")
+    )
     scores = facts["data"][0]["networks"]
     of_teacher, label = logits(teacher, numbered)
     for name, place in (("student", "model"), ("student_ema", "model-ema"), ("teacher", None)):
@@ -177,6 +179,7 @@ def test_the_teacher_as_its_own_student(
         digits,
         "--cache",
         digits_cache,
+        "--force",
         "--teacher",
         teacher,
         "--size",
@@ -216,7 +219,8 @@ def test_views_are_spread_over_parts(count: int, num_samples: int, num_views: in
 def test_several_data_sets_a_row_each(
     kdcache: Command, finished: Path, numbered: Path, digits: Path, teacher: Path
 ) -> None:
-    arguments = ("eval", finished, "--data", digits, "--data", numbered, "--teacher", teacher)
+    arguments = ("eval", finished, "--data", digits, "--data", numbered)
+    arguments = (*arguments, "--teacher", teacher, "--force")
     facts = facts_of(kdcache(*arguments, "--json"))
     assert [d["networks"]["student"]["images"] for d in facts["data"]] == [797, 60]
     result = json.loads((finished / "result.json").read_text())

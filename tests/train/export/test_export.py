@@ -192,9 +192,7 @@ def test_a_run_of_an_earlier_version_gets_a_next_step(
 ) -> None:
     old = shutil.copytree(finished, tmp_path / "old")
     config = json.loads((old / "config.json").read_text())
-    (old / "config.json").write_text(
-        json.dumps({k: v for k, v in config.items() if k != "teacher"})
-    )
+    run_dir.write_json(old / "config.json", {k: v for k, v in config.items() if k != "teacher"})
     refused = kdcache("export", old, "--out", tmp_path / "student")
     assert refused.code == 1
     assert "it trains nothing and adds them" in refused.err

@@ -155,11 +155,13 @@ def test_errors_come_before_anything_is_written(
     assert outcome.code == 1
     assert "view 1, block 0" in outcome.err
     assert not out.exists()
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
     outcome = kdcache("sweep", there, *command)
     assert outcome.code == 2
     assert "--engine ray and --print slurm" in outcome.err
-    monkeypatch.delenv("WORLD_SIZE")
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name)
     strange = written('base = "digits"\n[grid]\nstudent = ["test_vit", "resnet5o"]')
     outcome = kdcache("sweep", strange, *command)
     assert outcome.code == 2
