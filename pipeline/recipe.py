@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from cache_tools import config
@@ -52,10 +52,10 @@ class CacheRecipe:
 
     views: ViewSpec
     """Augmentation of the views."""
-    targets: TargetSpec
-    """Classes and temperatures kept of the teacher's predictions."""
     num_views: int
     """Views per sample, V."""
+    targets: TargetSpec = field(default_factory=TargetSpec)
+    """Classes and temperatures kept of the teacher's predictions."""
     dataset: DatasetRecipe = DatasetRecipe()
     """Facts about the data set."""
     teacher: str = ""
@@ -128,8 +128,8 @@ def sources(
             f"there are {len(found)} teachers and {len(weights)} weights. Give each teacher one, "
             "in the same order, or none at all."
         )
-    for field, values in (("architecture", architectures), ("class_map", class_maps)):
-        found = _each(found, field, values)
+    for key, values in (("architecture", architectures), ("class_map", class_maps)):
+        found = _each(found, key, values)
     try:
         return _each(found, "weight", weights)
     except ValueError as error:

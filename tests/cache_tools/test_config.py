@@ -65,6 +65,13 @@ def test_unknown_recipes_name_the_known() -> None:
         caching.load("digit")
 
 
+def test_a_recipe_may_leave_its_targets_and_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    recipe = "num_views = 1\n[views]\nsize = 64\n"
+    (tmp_path / "r.toml").write_text(recipe, encoding="utf-8-sig")
+    loaded = caching.load(str(tmp_path / "r.toml"))
+    assert (loaded.targets, loaded.views.size) == (TargetSpec(), 64)
+
+
 def own(folder: Path, name: str, text: str) -> str:
     (folder / name).write_text(text)
     return str(folder / name)
