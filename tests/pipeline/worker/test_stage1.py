@@ -391,14 +391,14 @@ def test_a_signal_keeps_what_is_committed_and_names_the_next_step(
 
     monkeypatch.setattr(stage1.Predictor, "predict", signalled)
     with pytest.raises(KeyboardInterrupt) as stopped:
-        run(recipe, str(photos), str(teacher), out, "cpu")
+        run(recipe, str(photos), str(teacher), out, "cpu", force=True)
     kept = 2 if grace else 1
     assert f"Stopped by {number.name}. {kept} of 3 parts" in str(stopped.value)
     monkeypatch.undo()
     store = Cache.open(out)
     assert [store.check_part(p) is None for p in store.parts()] == [v < kept for v in range(3)]
     assert not list(out.rglob(f"*{atomic.PARTIAL}"))
-    run(recipe, str(photos), str(teacher), out, "cpu")
+    run(recipe, str(photos), str(teacher), out, "cpu", force=True)
     assert all(store.check_part(p) is None for p in store.parts())
 
 
@@ -427,7 +427,7 @@ def test_a_command_that_gets_a_signal(
 ) -> None:
     out = tmp_path / "cache.zarr"
     kdcache = str(Path(sys.executable).parent / "kdcache")
-    arguments = ["cache", "digits", "--data", photos, "--teacher", teacher, "--out", out]
+    arguments = ["cache", "digits", "--data", photos, "--teacher", teacher, "--out", out, "--force"]
     command = [kdcache, *map(str, arguments), *WINDOWS, "num_views=4000", "views_per_decode=1"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         while not list(out.glob("commits/v*/*.json")) and process.poll() is None:
@@ -515,7 +515,7 @@ def test_a_disk_that_fills_up(disk: Path, photos: Path, teacher: Path) -> None:
     recipe = recipes.load("digits", ["views.size=16", "num_views=50", "views_per_decode=1"])
     out = disk / "cache.zarr"
     with pytest.raises(KdcacheError, match=r"disk is full: .*run the same command again"):
-        run(recipe, str(photos), str(teacher), out, "cpu")
+        run(recipe, str(photos), str(teacher), out, "cpu", force=True)
     store = Cache.open(out)
     there = [p for p in store.parts() if store.storage.size(p.record) is not None]
     assert there
@@ -523,7 +523,7 @@ def test_a_disk_that_fills_up(disk: Path, photos: Path, teacher: Path) -> None:
     assert not list(disk.rglob(f"*{atomic.PARTIAL}"))
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     with pytest.raises(KdcacheError, match=r"cannot (write|lock).*Read-only file system"):
-        run(recipe, str(photos), str(teacher), out, "cpu")
+        run(recipe, str(photos), str(teacher), out, "cpu", force=True)
 
 
 def test_commit_records_state_how_busy_the_stages_were(opened: Opener) -> None:
