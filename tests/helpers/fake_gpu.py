@@ -55,7 +55,7 @@ class Copy:
 
 @dataclass
 class FakeGpu:
-    """What was called."""
+    """A GPU without hardware: its streams, and the calls made on them."""
 
     compute: Stream = field(default_factory=Stream)
     busy: bool = True

@@ -1,4 +1,4 @@
-"""What TinyViT, FKD, SRe2L and ml-dr store, field by field as their code does, and pictures."""
+"""Files as TinyViT, FKD, SRe2L and ml-dr store them, field by field, and pictures."""
 
 from pathlib import Path
 

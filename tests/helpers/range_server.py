@@ -38,7 +38,7 @@ class RangeServer(ThreadingHTTPServer):
         self.trouble: Trouble = lambda number, path: ""
         self.ranges = True
         self.query = ""
-        """What every request must end with, as those of a signed URL."""
+        """End of every request, as of a signed URL; others are refused."""
         self.asked: list[tuple[str, str]] = []
         self.sent = 0
         self.lock = threading.Lock()

@@ -32,7 +32,7 @@ UNMIXED, PAIRS, ODD, CHANGING = "unmixed", "pairs", "odd windows", "other partne
 
 
 def store(kind: str, samples: int = 800) -> Any:
-    """What a schedule reads of a cache."""
+    """The part of a cache that a schedule reads."""
     table = lab.table(lab.keys(samples))
     spec = lab.spec(table, block=2**16, mixup=0.0 if kind == UNMIXED else 0.5)
     views = replace(spec.views, pair_views=1 if kind == CHANGING else 6)
