@@ -92,7 +92,7 @@ def train(
     inputs = open_inputs(cache, data, weight, allow_partial)
     world, torch_device = join(device)
     validate.set_up(inputs, torch_device, world)
-    runs = _runs(loaded, out, seeds, against)
+    runs = _runs(loaded, out, seeds, against, inputs)
     validate.check([item for _, item in runs], inputs)
     old = world.on_main(lambda: [run_dir.init_run(*run, inputs, fresh) for run in runs])
     begun = [(*run, result) for run, result in zip(runs, old, strict=True)]
@@ -171,7 +171,7 @@ def evaluate(
     device: Device = None,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Go on when --teacher agrees with the labels by chance only."),
+        typer.Option("--force", help="Go on when a teacher agrees with the labels by chance only."),
     ] = False,
     json_: Json = False,
 ) -> None:
@@ -237,11 +237,16 @@ def export(
 
 
 def _runs(
-    recipe: "TrainRecipe", out: Path, seeds: int | None, against: str | None
+    recipe: "TrainRecipe", out: Path, seeds: int | None, against: str | None, inputs: "Inputs"
 ) -> list[tuple[Path, "TrainRecipe"]]:
     """Folders and recipes of a command: one run, or one per seed and arm."""
     if seeds is None and against is None:
         return [(out, recipe)]
+    if against and inputs.validation is None:
+        raise UsageError(
+            "there is no labelled validation split to compare the arms on. Pass --data with one, "
+            "or leave out --against."
+        )
     modes = ("kd", "labels") if against else (recipe.mode,)
     several = range(recipe.seed, recipe.seed + (seeds or 1))
     return [
@@ -276,8 +281,6 @@ def _report(results: list[dict[str, Any]], inputs: "Inputs", out: Path, json_: b
     from train.trainer import compare
 
     by_mode = {m: [r for r in results if r["mode"] == m] for m in ("kd", "labels")}
-    if any(r["top1"] is None for r in results):
-        raise UsageError("there is no labelled validation split to compare on; nothing to report.")
     arms = {
         m: compare.Arm(cast("Mode", m), tuple(r["top1"] for r in rs)) for m, rs in by_mode.items()
     }

@@ -131,6 +131,12 @@ def _cache_agreement(
             raise
         log.warning(_LEFT_OUT, error)
         return None
+    spec, stored = reference.store.spec, found.scores["teacher"]
+    if spec.dataset.labels and not request.force:
+        count = min(stored.images, spec.dataset.num_samples)  # views of one image agree alike
+        chance = 1.0 / spec.teacher.num_classes
+        hits = (stored.top1 or 0.0) * count / 100.0
+        check_agreement(hits, count, chance, reference.store.name, _OTHER_CLASSES)
     return {
         "path": reference.store.name,
         "fingerprint": reference.store.spec.fingerprint,

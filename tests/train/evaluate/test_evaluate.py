@@ -21,7 +21,7 @@ from cache_tools.errors import CacheMismatch
 from cache_tools.render import mixing
 from cache_tools.store.cache import Cache
 from cache_tools.store.sampling import sample_views
-from cache_tools.targets import dense
+from cache_tools.targets import dense, statistics
 from tests.helpers.outcome import Outcome
 from train import recipe as recipes
 from train import run_dir
@@ -376,6 +376,10 @@ def test_a_run_without_validation_still_has_its_cache(
     unpack_numbered(digits / "digits-train-0000.tar", data)
     config = json.loads((run_ / "config.json").read_text()) | {"data": str(data)}
     run_dir.write_json(run_ / "config.json", config)
+    against = ("--data", data, "--against", "labels", "--out", tmp_path / "both")
+    both = kdcache("train", "digits", "--cache", config["cache"], *against)
+    fails(both, 2, "no labelled validation split to compare the arms on")
+    assert not (tmp_path / "both").exists()
     outcome = kdcache("eval", run_, "--json")
     facts = facts_of(outcome)
     assert "has no validation split" in outcome.err
@@ -384,3 +388,18 @@ def test_a_run_without_validation_still_has_its_cache(
     lines = kdcache("eval", run_).out.splitlines()
     assert lines[0].split() == ["top-1", "agrees", "KL"]
     fails(kdcache("eval", run_, "--views", 0), 2, "has no validation split")
+
+
+def test_a_stored_teacher_at_chance_level_is_refused_unless_forced(
+    kdcache: Command, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The teacher of these tests is random."""
+    monkeypatch.setattr(statistics, "_ENOUGH", 50)
+    command = (
+        "eval",
+        finished,
+        "--cache",
+        json.loads((finished / "config.json").read_text())["cache"],
+    )
+    fails(kdcache(*command), 1, "no more than by chance (10.00 %)", "--force")
+    assert kdcache(*command, "--force").code == 0
