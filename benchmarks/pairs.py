@@ -79,7 +79,8 @@ def prepare(pair: Pair, device: torch.device, work: Path) -> Bench:
     write(pair, count, work / "data")
     teacher = pair.teacher if pair.teacher == "lite0-imagenet" else _random(pair, work / "teacher")
     recipe = recipes.load("photos", _changes(pair, count))
-    store = make(recipe, str(work / "data"), teacher, work / "cache.zarr", device.type)
+    data = str(work / "data")  # noise: teachers of any kind agree with its labels by chance
+    store = make(recipe, data, teacher, work / "cache.zarr", device.type, force=True)
     torch.set_num_threads(1)
     arguments = {"student": pair.student, "batch_size": pair.batch, "precision": pair.precision}
     trained = replace(

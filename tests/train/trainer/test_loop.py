@@ -103,6 +103,7 @@ import os, signal, sys
 from cache_tools.cli import main as cli
 from train.trainer.student import StudentTrainer
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in the background
 name, left = sys.argv.pop(1), int(sys.argv.pop(1))
 real = getattr(StudentTrainer, name)
 
