@@ -55,6 +55,10 @@ def import_(
         int,
         typer.Option(metavar="PIXELS", min=1, max=4096, help="Of FKD's views, for the student."),
     ] = 224,
+    fkd_seed: Annotated[
+        int,
+        typer.Option(metavar="N", min=0, max=2**32 - 1, help="Of SRe2L: that of their command."),
+    ] = 42,
     probabilities: Annotated[
         bool,
         typer.Option("--probabilities", help="dense: SRC has probabilities, not logits."),
@@ -81,7 +85,7 @@ def import_(
         from cache_tools.importers.base import ImportOptions
 
         options = ImportOptions(classes, labels, keep, teacher)
-        store = _foreign(kind, source, data, out, options, dataset_index, size)
+        store = _foreign(kind, source, data, out, options, dataset_index, size, fkd_seed)
     facts = info.info(store)
     if json_:
         emit(facts)
@@ -102,6 +106,7 @@ def _foreign(
     options: "ImportOptions",
     dataset_index: Path | None,
     size: int,
+    fkd_seed: int,
 ) -> Cache:
     """Open data set and files, and write the cache."""
     from cache_tools.data import scan
@@ -118,7 +123,7 @@ def _foreign(
     files: base.RecordSource
     if kind == "fkd" and sre2l.is_one(source):
         counted = ordering.by_number(opened, dataset_index)
-        files = sre2l.Sre2lFiles(source, images, counted, num_classes, size)
+        files = sre2l.Sre2lFiles(source, images, counted, num_classes, size, fkd_seed)
     elif kind == "fkd":
         files = fkd.FkdFiles(source, images, num_classes, size)
     elif kind == "ml-dr":

@@ -8,9 +8,9 @@
     mix_bbox   4 numbers          rows and columns of cutmix: top, left, bottom, right
     logits     f2 or f4 [B, C]
 
-No file says which images are in a batch: torch's RandomSampler, seeded by 42, draws an order of the
-ImageFolder twice an epoch and uses the first. That the teacher agrees with the labels is the test
-of it. An epoch is a view.
+No file says which images are in a batch: torch's RandomSampler, seeded by their `--fkd-seed`, draws
+an order of the ImageFolder twice an epoch and uses the first. That the teacher agrees with the
+labels is the test of it. An epoch is a view.
 
 Shapes: B samples of a batch, N of the data set, C classes, K kept ones.
 """
@@ -34,7 +34,9 @@ from cache_tools.targets.statistics import check_agreement
 from cache_tools.views.draw import LAMBDA_SCALE
 from cache_tools.views.imported import ImportedViews
 
-_SEED, _KEPT = 42, 64
+SEED = 42
+"""The default of their command."""
+_KEPT = 64
 _NOTE = (  # part of the spec: another text is another fingerprint
     "Boxes, flips and mixing are SRe2L's, resized as by its loader: bilinear, by Pillow. Of the "
     "teacher's classes the 64 most probable are taken."
@@ -46,16 +48,24 @@ class Sre2lFiles:
     """The files of one folder of soft labels by batch."""
 
     def __init__(
-        self, root: Path, images: ImageDataset, counted: Sequence[str], num_classes: int, size: int
+        self,
+        root: Path,
+        images: ImageDataset,
+        counted: Sequence[str],
+        num_classes: int,
+        size: int,
+        seed: int = SEED,
     ) -> None:
         """Find the epochs and read the first batch.
 
-        Images are in the order of a sample table, the names `counted` in that of ImageFolder.
+        Images are in the order of a sample table, the names `counted` in that of ImageFolder;
+        `seed` drew the order of the batches.
 
         Raises:
             DataError: Files are missing, or hold something else.
         """
         self._root, self._num_classes, self._label_N = root, num_classes, images.label_N
+        self._seed = seed
         row = {name: i for i, name in enumerate(images.names)}
         self._row_N = np.array([row[name] for name in counted], dtype=np.int64)
         views = 0
@@ -63,7 +73,7 @@ class Sre2lFiles:
             views += 1
         first = self._batch(self._path(0, 0))
         self._batch_size, mixed = len(first[0]), float(first[2] is not None)
-        self._orders = _orders(len(counted))
+        self._orders = _orders(len(counted), seed)
         self._drawn: list[NDArray[np.int64]] = []
         spec = ViewSpec(size, hflip=0.0, interpolation="bilinear", mixup=mixed, cutmix=mixed)
         top_k = min(_KEPT, num_classes)
@@ -112,8 +122,8 @@ class Sre2lFiles:
             agrees += int(((top_B == label_B[here]) | (top_B == label_B[other])).sum())
             seen += len(here) * int(label_B.min() >= 0)
         cause = (
-            "These files are of other images, or were made with another --fkd-seed than "
-            f"{_SEED} or by several processes."
+            f"These files are of other images, or were made with another --fkd-seed than "
+            f"{self._seed} (pass theirs), or by several processes."
         )
         where = f"{self._root}/epoch_{view}"
         check_agreement(agrees, seen, 2.0 / self._num_classes, where, cause)
@@ -159,9 +169,9 @@ def is_one(root: Path) -> bool:
     return (root / "epoch_0" / "batch_0.tar").is_file()
 
 
-def _orders(count: int) -> Iterator[NDArray[np.int64]]:
-    """Draw permutations as torch.randperm does from a generator on the CPU with SRe2L's seed."""
-    generator = np.random.RandomState(_SEED)  # of torch, not of the format
+def _orders(count: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """Draw permutations as torch.randperm does from a generator on the CPU with this seed."""
+    generator = np.random.RandomState(seed)  # of torch, not of the format
     while True:
         order = list(range(count))
         words = generator.randint(0, 2**32, max(count - 1, 0), dtype=np.uint32).tolist()
