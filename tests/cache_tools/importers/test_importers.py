@@ -146,9 +146,9 @@ def test_sre2ls_files_of_another_order_or_shape_are_refused(
     data = ("--data", tmp_path / "equal", "--size", 32)
     refused = import_("fkd", tmp_path / "equal-seed", tmp_path / "e.zarr", *data)
     assert (refused.code, "--fkd-seed" in refused.err) == (1, True), refused.err
+    monkeypatch.undo()
     by_seed = import_("fkd", tmp_path / "equal-seed", tmp_path / "e.zarr", *data, "--fkd-seed", 43)
     assert by_seed.code == 0, by_seed.err
-    monkeypatch.undo()
     writers.sre2l(tmp_path / "short", sizes, "cutmix")
     path = tmp_path / "short" / "epoch_1" / "batch_2.tar"
     config = torch.load(path, weights_only=False)
