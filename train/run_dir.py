@@ -50,6 +50,7 @@ def init_run(
         UsageError: The folder holds another run.
     """
     config = _config(recipe, inputs)
+    atomic.sweep(folder)
     if (folder / "config.json").is_file():
         with hold(folder):
             try:

@@ -78,6 +78,7 @@ def convert(
 def _claim(out: Path, store: Cache, plan: dict[str, Any]) -> None:
     """Note which cache the folder is of; UsageError when it is of another."""
     spec = store.spec
+    atomic.sweep(out)
     plan |= {
         "cache": spec.fingerprint,
         "content_id": store.content_id(),
@@ -92,7 +93,6 @@ def _claim(out: Path, store: Cache, plan: dict[str, Any]) -> None:
                 f"{out} holds something else ({', '.join(differing)} differ). Choose another "
                 "folder, or repeat the command that began this one."
             )
-        atomic.sweep(out)
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists and is not an empty folder. Choose another.")

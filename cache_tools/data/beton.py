@@ -13,7 +13,6 @@ Shapes: N samples.
 """
 
 import os
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -201,24 +200,22 @@ def write(
         DataError: An image cannot be decoded, or has a side of more than 65,535 pixels.
         KdcacheError: The file cannot be written.
     """
-    temporary = out.with_name(f"{out.name}.{uuid.uuid4().hex[:12]}{atomic.PARTIAL}")
+    atomic.sweep(out)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file, ThreadPoolExecutor(threads) as pool:
-            try:
-                _write(file, images, raw, pool, done)
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(out)
+        with atomic.temporary(out) as partial:
+            with partial.open("wb") as file, ThreadPoolExecutor(threads) as pool:
+                try:
+                    _write(file, images, raw, pool, done)
+                finally:
+                    pool.shutdown(wait=True, cancel_futures=True)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(out)
         atomic.sync_folder(out.parent)
     except DataError:
         raise
     except OSError as error:
         raise atomic.cannot_write(out, error) from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,7 @@ def write(images: ImageDataset, target: Path, options: Options) -> dict[str, Any
     _check_names(images)
     info = describe(str(target)) or DatasetInfo(str(target / info_json.NAME))
     _claim(images, target, options, info)
+    atomic.sweep(target)
     size = options.shard_size
     count = -(-len(images) // size)
     digits = max(4, len(str(count - 1)))

@@ -13,7 +13,7 @@ from typing import BinaryIO
 from cache_tools.errors import DataError, UsageError
 from cache_tools.file_contents import describe_file
 from cache_tools.runtime import progress
-from cache_tools.storage import disk_cache
+from cache_tools.storage import atomic, disk_cache
 from cache_tools.storage.disk_cache import DiskCache
 from cache_tools.storage.fsspec_client import FsspecClient
 
@@ -63,16 +63,14 @@ def of_url(remote: FsspecClient, names: Sequence[str]) -> list[Path]:
     sizes = {key: (stats[name] or (0, ""))[0] for key, name in keys.items()}
 
     def unpack(key: str, to: Path, cache: DiskCache) -> None:
-        name, packed = keys[key], to.with_name(f"packed-{to.name}")
-        try:
+        name = keys[key]
+        if not is_packed(name):
+            remote.download(name, sizes[key], to, lambda _: None)
+            return
+        with atomic.temporary(to.with_name("packed")) as packed:
             remote.download(name, sizes[key], packed, lambda _: None)
-            if not is_packed(name):
-                packed.replace(to)
-                return
             with packed.open("rb") as file:
                 _unpack(file, to, cache, f"{remote.url}/{name}")
-        finally:
-            packed.unlink(missing_ok=True)
 
     return _copies(sizes, unpack)
 

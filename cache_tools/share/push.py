@@ -17,7 +17,7 @@ from cache_tools.runtime import concurrency, progress
 from cache_tools.runtime.signals import StopRequest
 from cache_tools.share.hub import Hub
 from cache_tools.storage import atomic
-from cache_tools.storage.backends import Storage, open_storage
+from cache_tools.storage.backends import Folder, Storage, open_storage
 from cache_tools.store import commits, manifest, metadata
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
@@ -64,6 +64,8 @@ def run(store: Cache, url: str, card: bytes | None, jobs: int = concurrency.JOBS
         KeyboardInterrupt: A signal came; what is committed stays.
     """
     target = _open(url)
+    if isinstance(target, Folder):
+        atomic.sweep(target.path)
     there = _manifest(target)
     if there is not None and there.spec.fingerprint != store.spec.fingerprint:
         raise CacheMismatch(

@@ -3,14 +3,13 @@
 import contextlib
 import errno
 import fcntl
-import glob
 import json
 import logging
 import math
 import os
+import re
 import shutil
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -21,6 +20,10 @@ from cache_tools.errors import CacheDamaged, KdcacheError, UsageError
 
 log = logging.getLogger("kdcache")
 PARTIAL = ".partial"
+_OWN = re.compile(
+    rf"(?:.+\.(?:[0-9a-f]{{12}}|\d+-\d{{6,}})|(?:packed-)?[0-9a-f]{{64}}\.\d+)\{PARTIAL}", re.DOTALL
+)
+"""Names of temporary files of this and of earlier versions."""
 _NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES)
 """Answers of CIFS, VirtualBox and some FUSE to the fsync of a folder, which they do not have."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -35,18 +38,15 @@ def write(path: Path, data: bytes) -> None:
     Raises:
         KdcacheError: The disk is full or the file cannot be written; nothing is left behind.
     """
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}{PARTIAL}")
     try:
-        _make_folder(path.parent)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with temporary(path) as partial:
+            with partial.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise cannot_write(path, error) from None
 
 
@@ -56,15 +56,49 @@ def write_unsynced(path: Path, data: bytes) -> None:
     Raises:
         OSError: It cannot be written; nothing is left behind.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}{PARTIAL}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with temporary(path) as partial:
         partial.write_bytes(data)
         partial.replace(path)
-    except OSError:
+
+
+@contextlib.contextmanager
+def temporary(path: Path, within: bool = False, folder: bool = False) -> Iterator[Path]:
+    """Create an empty file or `folder` beside `path`, or in it; it is removed after the body.
+
+    It is locked meanwhile, so that `sweep` of another process leaves it, however old it is.
+
+    Raises:
+        OSError: It cannot be created.
+    """
+    name = f"{path.name}.{uuid.uuid4().hex[:12]}{PARTIAL}"
+    partial = path / name if within else path.with_name(name)
+    descriptor = -1
+    try:
+        _make_folder(partial.parent)
+        if folder:
+            partial.mkdir()
+        flags = os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT | os.O_EXCL
+        descriptor = os.open(partial, flags | os.O_CLOEXEC, 0o666)
+        with contextlib.suppress(OSError):  # file systems without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield partial
+    finally:
         with contextlib.suppress(OSError):
-            partial.unlink()
-        raise
+            remove(partial)
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all that is in it, if there is one.
+
+    Raises:
+        OSError: It cannot be removed.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def append(path: Path, data: bytes) -> None:
@@ -174,32 +208,52 @@ def held(path: Path, what: str) -> Iterator[None]:
         os.close(lock)
 
 
-def sweep(folder: Path) -> int:
-    """Remove partial files, an hour old or older, in and beside `folder`; return their number."""
-    folder = Path(os.path.realpath(folder))
-    beside = folder.parent.glob(f"{glob.escape(folder.name)}.*{PARTIAL}")
-    stale = [
-        path
-        for path in [*folder.rglob(f"*{PARTIAL}"), *beside]
-        if time.time() - path.lstat().st_mtime > _STALE_SECONDS
-    ]
-    for path in stale:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-    return len(stale)
+def sweep(path: Path) -> int:
+    """Remove temporary files of killed processes, an hour old or older, in and beside `path`.
+
+    `path` is what a command writes, a folder or a file. Only names that `temporary` gives are
+    removed, and none that a living process holds.
+
+    Returns:
+        Their number, which is also logged.
+    """
+    path, count = Path(os.path.realpath(path)), 0
+    found = [*path.parent.glob(f"*{PARTIAL}"), *path.rglob(f"*{PARTIAL}")]
+    for partial in found:
+        with contextlib.suppress(OSError):
+            if is_temporary(partial.name) and is_abandoned(partial):
+                remove(partial)
+                count += 1
+    if count:
+        log.info("removed %d temporary files that killed processes left in %s", count, path)
+    return count
+
+
+def is_temporary(name: str) -> bool:
+    """Check if a file has the name of one that is being written, or was when a process ended."""
+    return _OWN.fullmatch(name) is not None
+
+
+def is_abandoned(partial: Path) -> bool:
+    """Check that a file or folder has not changed for an hour, and that no process holds it."""
+    if partial.is_symlink() or time.time() - partial.lstat().st_mtime <= _STALE_SECONDS:
+        return False
+    flags = os.O_RDONLY if partial.is_dir() else os.O_RDWR  # which locks of NFS require
+    descriptor = os.open(partial, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:  # others: file systems without locks
+        return not isinstance(error, BlockingIOError)
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def clear(folder: Path, *kept: str) -> None:
     """Remove what is in a folder, which may be a link or a mount point and stays."""
     for path in folder.iterdir():
-        if path.name in kept:
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        if path.name not in kept:
+            remove(path)
 
 
 def parse_json(data: bytes, name: str) -> dict[str, Any]:

@@ -8,10 +8,8 @@ whole-object PUT; a zip is read only.
 import contextlib
 import logging
 import os
-import shutil
 import stat
 import time
-import uuid
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -151,19 +149,16 @@ class Folder:
             for inner in sorted(contents, key=lambda name: name == MANIFEST):
                 atomic.write(self._root / inner, contents[inner])
             return
-        name = f"{self._root.name}.{uuid.uuid4().hex[:12]}{atomic.PARTIAL}"
-        building = self._root.with_name(name)
         try:
-            for inner, data in contents.items():
-                atomic.write(building / inner, data)
-            building.rename(self._root)
+            with atomic.temporary(self._root, folder=True) as building:
+                for inner, data in contents.items():
+                    atomic.write(building / inner, data)
+                building.rename(self._root)
             atomic.sync_folder(self._root.parent)
         except OSError as error:
             if (self._root / MANIFEST).is_file():
                 return
             raise KdcacheError(f"cannot create the cache {self.path}: {error}.") from None
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
 
     def _has_others(self, contents: Mapping[str, bytes]) -> bool:
         """Check for files that are none of a cache whose creation was interrupted."""

@@ -23,6 +23,7 @@ from cache_tools.storage import atomic, paths
 log = logging.getLogger("kdcache")
 FOLDER, LIMIT = "KDCACHE_CACHE", "KDCACHE_CACHE_LIMIT"
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_KEY = re.compile(r"[0-9a-f]{64}")
 _SHARE = 0.8
 _DOWN_TO = 0.9
 """Share of the limit that an eviction leaves, so that evictions are rare."""
@@ -93,7 +94,7 @@ class DiskCache:
 
     def invalidate(self, name: str) -> None:
         """Remove a damaged shard."""
-        self._shard(name).unlink(missing_ok=True)
+        atomic.remove(self._shard(name))
 
     @contextlib.contextmanager
     def writing(self, name: str, temporary: bool = False) -> Iterator[Path]:
@@ -110,20 +111,29 @@ class DiskCache:
                 f"{str(error).partition('. ')[0]}, in the data folder. Pass --data-cache with a "
                 "folder that can be written."
             ) from None
-        partial = folder / f"{name}.{os.getpid()}{atomic.PARTIAL}"
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            yield partial
-            if not temporary and partial.exists():
-                partial.replace(self._shard(name))
+            with atomic.temporary(self._shard(name)) as partial:
+                yield partial
+                if not temporary and partial.exists() and partial.stat().st_size:
+                    if self._shard(name).is_dir():
+                        self.invalidate(name)
+                    partial.replace(self._shard(name))
         except OSError as error:
             if isinstance(error, KdcacheError):
                 raise
-            raise atomic.cannot_write(partial, error) from None
+            raise atomic.cannot_write(self._shard(name), error) from None
         finally:
-            partial.unlink(missing_ok=True)
             (folder / f"{name}.lock").unlink(missing_ok=True)
             os.close(lock)
+
+    def sweep(self) -> None:
+        """Remove temporary files and locks of killed processes, an hour old or older."""
+        atomic.sweep(self.path)
+        for lock in [*self.path.glob("*.lock"), *self._shard("x").parent.glob("*.lock")]:
+            with contextlib.suppress(OSError):
+                if _KEY.fullmatch(lock.stem) and atomic.is_abandoned(lock):
+                    lock.unlink()
 
     def evict(self, wanted: dict[str, int]) -> set[str]:
         """Evict other files to make room for a data set's shards, in its order with their bytes.
@@ -132,8 +142,7 @@ class DiskCache:
             The shards that fit: the first ones, whatever is read when, so that a data set larger
             than the limit does not evict itself over and over.
         """
-        if self._shard("x").parent.is_dir():
-            atomic.sweep(self._shard("x").parent)
+        self.sweep()
         others = [p for p in self._shards() if p.name not in wanted] + self._cache_files()
         used = _size([*self._shards(), *self._cache_files()])
         limit, fit = self._limit(used), set[str]()
@@ -178,7 +187,7 @@ class DiskCache:
 
     def _shards(self) -> list[Path]:
         folder = self._shard("x").parent
-        return [p for p in folder.glob("*") if re.fullmatch(r"[0-9a-f]{64}", p.name)]
+        return [p for p in folder.glob("*") if _KEY.fullmatch(p.name) and p.is_file()]
 
     def _index(self, name: str) -> Path:
         return self.path / "index" / name[:2] / name

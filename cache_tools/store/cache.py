@@ -107,6 +107,7 @@ class Cache:
         Raises:
             UsageError: `out` holds another cache, or something else.
         """
+        atomic.sweep(out)
         if not (out / manifest.NAME).is_file():
             return cls.create(out, cache_spec, table(), num_views)
         store = cls.open(out)
@@ -115,7 +116,6 @@ class Cache:
                 f"{out} is another cache: {found} now. Choose another folder for the new one, or "
                 "run the command that made the one there."
             )
-        atomic.sweep(out)
         store.resize(num_views)
         return store
 

@@ -67,8 +67,8 @@ def open_or_create(
             f"{store.name} is another cache: {found} in this recipe. Choose another --out for the "
             "new one, or run the command that made the old one."
         )
-    if isinstance(storage, backends.Folder) and (swept := atomic.sweep(storage.path)):
-        log.info("removed %d temporary files that killed processes left", swept)
+    if isinstance(storage, backends.Folder):
+        atomic.sweep(storage.path)
     store.resize(recipe.num_views)
     return store, images
 

@@ -11,8 +11,6 @@ The folder contains no path of the machine that wrote it, and is written whole o
 import copy
 import os
 import re
-import shutil
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -85,29 +83,26 @@ def write(student: ExportedStudent, out: Path, license_: str, fresh: bool) -> No
     card = _card(student, license_, "local-dir:FOLDER")
     _check_replaceable(out, fresh)
     out, there = Path(os.path.realpath(out)), out.is_dir()
-    name = f"{out.name}.{uuid.uuid4().hex[:12]}{atomic.PARTIAL}"
-    building = out / name if there else out.with_name(name)
-    try:
-        building.mkdir(parents=True)
-        save_for_hf(
-            student.model,
-            str(building),
-            model_config=copy.deepcopy(student.config),
-            safe_serialization=True,
-        )
-        text = generate_readme(card, out.name)
-        atomic.write(building / "README.md", text.encode())
-        if there:  # in place: it may be a mount point, which cannot be replaced
-            atomic.clear(out, building.name)
-            for path in building.iterdir():
-                path.rename(out / path.name)
-        else:
-            building.rename(out)
+    atomic.sweep(out)
+    try:  # a folder that is there is filled: it may be a mount point, which cannot be replaced
+        with atomic.temporary(out, within=there, folder=True) as building:
+            save_for_hf(
+                student.model,
+                str(building),
+                model_config=copy.deepcopy(student.config),
+                safe_serialization=True,
+            )
+            text = generate_readme(card, out.name)
+            atomic.write(building / "README.md", text.encode())
+            if there:
+                atomic.clear(out, building.name)
+                for path in building.iterdir():
+                    path.rename(out / path.name)
+            else:
+                building.rename(out)
         atomic.sync_folder(out if there else out.parent)
     except (OSError, SafetensorError) as error:
         raise KdcacheError(f"cannot write {out}: {error}. Check the path and the disk.") from None
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
 
 
 def push(student: ExportedStudent, repo: str, license_: str, private: bool) -> str:

@@ -3,6 +3,9 @@
 import errno
 import os
 import stat
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from cache_tools.storage import atomic, disk_cache
 from cache_tools.storage.disk_cache import DiskCache
 from cache_tools.store.cache import Cache
 from tests.helpers import lab
+from tests.helpers.outcome import Outcome
 
 
 def refuse_folders(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
@@ -112,9 +116,55 @@ def test_a_cache_is_made_in_the_current_folder(
     assert lab.build(Path(), lab.keys(8), range(1)).committed()
 
 
-def test_partial_files_beside_a_folder_with_brackets_are_swept(tmp_path: Path) -> None:
-    (tmp_path / "c[1]").mkdir()
-    old = tmp_path / f"c[1].1{atomic.PARTIAL}"
-    old.touch()
-    os.utime(old, (0, 0))
-    assert atomic.sweep(tmp_path / "c[1]") == 1
+HELD = """
+import sys
+from pathlib import Path
+from cache_tools.storage import atomic
+with atomic.temporary(Path(sys.argv[1])), atomic.temporary(Path(sys.argv[1]), folder=True) as last:
+    print(last, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_the_next_run_removes_what_killed_ones_left_and_nothing_else(tmp_path: Path) -> None:
+    """Those of a process that lives stay, however old; so do files of other programs."""
+    command = [sys.executable, "-c", HELD, str(tmp_path / "living.beton")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as of:
+        assert of.stdout
+        of.stdout.readline()
+        living = set(tmp_path.iterdir())
+        others = {tmp_path / "film.1.partial", tmp_path / "film.mkv.partial", tmp_path / "x.lock"}
+        killed = tmp_path / "c[1]/deep/file.0123456789ab.partial"
+        killed.parent.mkdir(parents=True)
+        several = [tmp_path / f"killed.{number:012x}.partial" for number in range(3)]
+        for path in (*others, killed, *several[1:]):
+            path.write_bytes(b"half")
+        (several[0] / "inner").mkdir(parents=True)
+        for path in (*tmp_path.iterdir(), killed):
+            os.utime(path, (0, 0))
+        several[2].touch()  # just now
+        assert atomic.sweep(tmp_path / "c[1]") == 3
+        assert set(tmp_path.iterdir()) == living | others | {tmp_path / "c[1]", several[2]}
+        of.communicate("")
+    assert not living & set(tmp_path.iterdir())
+
+
+COMMANDS = {
+    "beton": "beton {digits} {out}/x.beton",
+    "shard": "shard {digits} {out}/x.beton --split train",
+    "pull": "pull {cache} {out}/x.beton --views 0",
+    "convert": "convert {cache} {out}/x.beton --to parquet",
+    "push": "push {cache} file://{out}/x.beton",
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_that_writes_removes_leftovers(
+    command: str, digits: Path, digits_cache: Path, tmp_path: Path, kdcache: Callable[..., Outcome]
+) -> None:
+    left = tmp_path / "x.beton.0123456789ab.partial"
+    left.touch()
+    os.utime(left, (0, 0))
+    words = COMMANDS[command].format(digits=digits, cache=digits_cache, out=tmp_path)
+    said = kdcache(*words.split())
+    assert (said.code, left.exists()) == (0, False), said.err

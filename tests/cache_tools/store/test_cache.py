@@ -278,12 +278,12 @@ def test_two_processes_race_and_no_part_is_of_both(mutable_cache: Path) -> None:
 
 def test_what_killed_writers_left_is_swept_after_an_hour(mutable_cache: Path) -> None:
     old = [
-        mutable_cache / "targets/code/c/0/0.abc.partial",
-        mutable_cache.with_name("cache.zarr.d.partial"),
+        mutable_cache / "targets/code/c/0/0.0123456789ab.partial",
+        mutable_cache.with_name("cache.zarr.0123456789ab.partial"),
     ]
     old[0].write_bytes(b"half a chunk")
     (old[1] / "samples").mkdir(parents=True)
-    new = mutable_cache / "targets/code/c/0/0.def.partial"
+    new = mutable_cache / "targets/code/c/0/0.0123456789ac.partial"
     new.write_bytes(b"another process is at it")
     for path in old:
         os.utime(path, (0, 0))

@@ -135,13 +135,13 @@ def test_a_note_of_the_source_that_is_no_text(forged: Path) -> None:
 def test_sweeping_survives_links_and_removes_nothing_outside(forged: Path) -> None:
     outside = forged.parent / "outside"
     outside.mkdir()
-    (outside / "old.partial").write_text("not ours")
-    os.utime(outside / "old.partial", (0, 0))
-    (forged / "dangling.partial").symlink_to(forged / "nothing")
-    (forged / "folder.partial").symlink_to(outside, target_is_directory=True)
+    (outside / "old.0123456789ab.partial").write_text("not ours")
+    os.utime(outside / "old.0123456789ab.partial", (0, 0))
+    (forged / "dangling.0123456789ab.partial").symlink_to(forged / "nothing")
+    (forged / "folder.0123456789ab.partial").symlink_to(outside, target_is_directory=True)
     (forged / "deep").symlink_to(outside, target_is_directory=True)
     atomic.sweep(forged)
-    assert (outside / "old.partial").read_text() == "not ours"
+    assert (outside / "old.0123456789ab.partial").read_text() == "not ours"
 
 
 def _replaced(cache: Path, name: str, data: bytes) -> None:

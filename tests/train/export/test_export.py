@@ -1,6 +1,7 @@
 """A student leaves: timm opens the folder and says the same; the card says where it comes from."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -149,7 +150,7 @@ def test_the_card_describes_the_student(finished: Path, kdcache: Command, tmp_pa
 
 
 def test_nothing_is_overwritten_without_a_word(
-    finished: Path, kdcache: Command, tmp_path: Path
+    finished: Path, digits_cache: Path, kdcache: Command, tmp_path: Path
 ) -> None:
     out = tmp_path / "student"
     assert kdcache("export", finished, "--out", out).code == 0
@@ -159,7 +160,16 @@ def test_nothing_is_overwritten_without_a_word(
     assert json.loads((out / "config.json").read_text())["kdcache"]["weights"] == "model"
     assert kdcache("export", finished, "--out", out, "--ema", "--fresh").code == 0
     assert json.loads((out / "config.json").read_text())["kdcache"]["weights"] == "model-ema"
+    left = [tmp_path / "other.0123456789ab.partial", finished / "x.0123456789ab.partial"]
+    for path in left:
+        path.touch()
+        os.utime(path, (0, 0))
+    assert kdcache("export", finished, "--out", out, "--fresh").code == 0
     assert list(tmp_path.iterdir()) == [out]
+    run_dir.init_run(
+        finished, recipes.load("digits", FAST), open_inputs(digits_cache, None), fresh=False
+    )
+    assert not left[1].exists()
     for precious in (finished, finished / "model"):
         refused = kdcache("export", finished, "--out", precious, "--fresh")
         assert refused.code == 2
