@@ -67,7 +67,8 @@ from train.data.inputs import Inputs, open_inputs
 from train.data.stored_targets import StoredTargets
 from train.evaluate.accuracy import evaluate_all
 from train.evaluate.crops import Frame
-from train.loss.task import CachedDistillationTask, Supervision
+from train.loss.targets import SoftTargets
+from train.loss.task import CachedDistillationTask
 from train.recipe import TrainRecipe
 from train.trainer import factory, loop, student
 
@@ -132,7 +133,7 @@ def recording(losses: list[torch.Tensor]) -> type[CachedDistillationTask]:
     """Record the task's loss of each step."""
 
     class Recording(CachedDistillationTask):
-        def forward(self, input: torch.Tensor, target: Supervision) -> dict[str, torch.Tensor]:
+        def forward(self, input: torch.Tensor, target: SoftTargets) -> dict[str, torch.Tensor]:
             result = super().forward(input, target)
             losses.append(result["loss"].detach())
             return result

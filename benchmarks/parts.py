@@ -63,7 +63,7 @@ class Parts:
         )
         self._rows = np.random.default_rng(0).permutation(len(store.table))[: recipe.batch_size]
         self._stored = store.read_view(0)
-        self._x, self._said = self._feed.batch(self._batch, store.spec.targets.temperatures)
+        self._x, self._said = self._feed.batch(self._batch)
         self._logits = torch.randn(recipe.batch_size, 1000, device=bench.device)
 
     def seconds(self) -> dict[str, float]:
@@ -108,7 +108,7 @@ class Parts:
 
     def _kd(self) -> None:
         logits = self._logits.clone().requires_grad_()
-        losses.kd(logits, self._said.soft, self._bench.recipe.temperature).backward()
+        losses.kd(logits, self._said, self._bench.recipe.temperature).backward()
 
     def _cross_entropy(self) -> None:
         logits, said = self._logits.clone().requires_grad_(), self._said

@@ -28,7 +28,6 @@ from cache_tools.views.draw import LAMBDA_SCALE, MixParams
 from train.data.buffer_pool import page_locked
 from train.data.loader import Batch
 from train.loss.targets import SoftTargets
-from train.loss.task import Supervision
 
 Normalisation = tuple[tuple[float, float, float], tuple[float, float, float]]
 """Mean and deviation of red, green and blue, of 0..1."""
@@ -62,13 +61,18 @@ def online_targets(
     outputs = teacher_fn(pictures[: len(batch)], partner, mix, labels)
     # autograd keeps no inference tensors
     index, p, tail, true, square = (t.clone() for t in outputs)
+    device = index.device
     return SoftTargets(
-        index.clamp(min=0),
-        p,
-        tail,
-        spec.targets.temperatures,
-        true if true.numel() else None,
-        square[:, 0] if square.numel() else None,
+        index=index.clamp(min=0),
+        probability=p,
+        tail=tail,
+        temperatures=spec.targets.temperatures,
+        num_classes=batch.num_classes,
+        label=to_device(batch.label_B, device),
+        partner_label=to_device(batch.partner_label_B, device),
+        lam=to_device(batch.lam_B, device) / LAMBDA_SCALE,
+        true=true if true.numel() else None,
+        square=square[:, 0] if square.numel() else None,
     )
 
 
@@ -78,23 +82,14 @@ class DeviceBatch:
 
     pixels: Tensor
     """[B, 3, S, S] fp32 of the mixed views, 0..255."""
-    supervision: Supervision
+    targets: SoftTargets
     """Targets and labels of these views."""
     online: SoftTargets | None = None
     """Targets of the teacher in the loop, where there is one."""
 
     @classmethod
-    def of(
-        cls,
-        batch: Batch,
-        temperatures: tuple[float, ...],
-        device: torch.device,
-        online: OnlineFn | None = None,
-    ) -> Self:
-        """Move a batch to the device, mix it, and run a teacher in the loop on it.
-
-        `temperatures` are those of its stored targets.
-        """
+    def of(cls, batch: Batch, device: torch.device, online: OnlineFn | None = None) -> Self:
+        """Move a batch to the device, mix it, and run a teacher in the loop on it."""
         uploaded, lam = to_device(batch.pictures, device), to_device(batch.lam_B, device)
         online_soft = None if online is None else online(batch, pictures=uploaded)
         pictures = uploaded.permute(0, 3, 1, 2).float()
@@ -105,17 +100,20 @@ class DeviceBatch:
             side = torch.arange(pixels.shape[-1], device=pixels.device)
             outside = None if batch.outside_B is None else to_device(batch.outside_B, device)
             pixels = mixing.mix(pixels, partner, lam, cut, side, outside)
-        targets = batch.targets
-        soft = SoftTargets(
-            to_device(targets.index_BK, device).long(),
-            to_device(targets.probability_BK, device),
-            to_device(targets.tail_BT, device),
-            temperatures,
-            to_device(targets.true_BP, device) if targets.true_BP.size else None,
-            to_device(targets.square_BQ[:, 0], device) if targets.square_BQ.size else None,
+        stored = batch.targets
+        targets = SoftTargets(
+            index=to_device(stored.index_BK, device).long(),
+            probability=to_device(stored.probability_BK, device),
+            tail=to_device(stored.tail_BT, device),
+            temperatures=batch.temperatures,
+            num_classes=batch.num_classes,
+            label=to_device(batch.label_B, device),
+            partner_label=to_device(batch.partner_label_B, device),
+            lam=lam / LAMBDA_SCALE,
+            true=to_device(stored.true_BP, device) if stored.true_BP.size else None,
+            square=to_device(stored.square_BQ[:, 0], device) if stored.square_BQ.size else None,
         )
-        labels = to_device(batch.label_B, device), to_device(batch.partner_label_B, device)
-        return cls(pixels, Supervision(soft, *labels, lam / LAMBDA_SCALE), online_soft)
+        return cls(pixels, targets, online_soft)
 
 
 _read_by_gpu: deque[tuple[torch.cuda.Event, NDArray[Any]]] = deque()
@@ -180,10 +178,10 @@ class InputTransform:
         x = pixels * self._scale + self._offset
         return x.contiguous(memory_format=torch.channels_last) if x.is_cuda else x
 
-    def batch(self, batch: Batch, temperatures: tuple[float, ...]) -> tuple[Tensor, Supervision]:
+    def batch(self, batch: Batch) -> tuple[Tensor, SoftTargets]:
         """Move, mix and normalise a batch; return the network's input and its targets."""
-        moved = DeviceBatch.of(batch, temperatures, self.device)
-        return self.normalise(moved.pixels), moved.supervision
+        moved = DeviceBatch.of(batch, self.device)
+        return self.normalise(moved.pixels), moved.targets
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Enter autocast of the recipe's precision; a null context for fp32."""

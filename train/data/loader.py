@@ -78,6 +78,10 @@ class Batch:
     """Labels, NO_LABEL when the cache has none."""
     partner_label_B: NDArray[np.int64]
     """Labels of the partners."""
+    temperatures: tuple[float, ...]
+    """Temperatures of the targets' tails."""
+    num_classes: int
+    """Number of classes."""
     outside_B: NDArray[np.float32] | None = None
     """As `MixParams.outside_B`."""
 
@@ -205,6 +209,8 @@ class Loader:
             self._targets.decode(loaded, slot, row, np.stack([own, other], axis=1)),
             own,
             other,
+            self._targets.members.temperatures,
+            self._cache.spec.teacher.num_classes,
             None if plan.outside_M is None else plan.outside_M[at].astype(np.float32),
         )
 

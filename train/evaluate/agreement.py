@@ -78,12 +78,12 @@ def measure(
             known_B = label_B != NO_LABEL
             teacher.add_hits((teacher_B == label_B)[known_B, None])
             for network in networks:
-                x, targets = network.feed.batch(batch, store.spec.targets.temperatures)
+                x, targets = network.feed.batch(batch)
                 logits_BC = network.forward(x)
                 first_B = logits_BC.argmax(1).cpu()
                 tally = tallies[network.name]
                 tally.add_hits((first_B == label_B)[known_B, None])
-                kl = losses.kd(logits_BC, targets.soft)
+                kl = losses.kd(logits_BC, targets)
                 tally.compare(_agrees(batch, first_B), kl.expand(len(first_B)))
                 if on_prediction is not None:
                     on_prediction(store.name, network.name, teacher_B, first_B)
@@ -158,6 +158,8 @@ def _batch(
         codec.decode(stored, spec.targets, row_B - spec.rows(part.block).start),
         label_N[row_B].astype(np.int64),
         label_N[mix.partner_B].astype(np.int64),
+        spec.targets.temperatures,
+        spec.teacher.num_classes,
         None if mix.outside_B is None else mix.outside_B.astype(np.float32),
     )
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cache_tools.errors import UsageError
 from train.loss.targets import AtTemperature, SoftTargets, at_temperature, probability_of
 
 _EPS = 1e-8
@@ -57,16 +58,13 @@ def kd(
     logits_BC: Tensor, targets: SoftTargets, temperature: float = 1.0, tail: str = "uniform"
 ) -> Tensor:
     """KL(teacher ‖ student) at `temperature`, times its square."""
-    teacher = at_temperature(targets, temperature, logits_BC.shape[1])
-    scaled = _wide(logits_BC)
+    teacher, scaled = at_temperature(targets, temperature), _wide(logits_BC, targets)
     if temperature != 1.0:  # a division by 1 would copy the logits there and their gradient back
         scaled = scaled / temperature
     if tail == "uniform":
-        loss_B = _SparseKL.apply(
-            scaled, targets.index_BK, teacher.p_BK, teacher.u_B, teacher.others_B
-        )
+        loss_B = _SparseKL.apply(scaled, targets.index, teacher.p_BK, teacher.u_B, teacher.others_B)
     else:
-        loss_B = _kl_of_kept(scaled, targets.index_BK, teacher, tail)
+        loss_B = _kl_of_kept(scaled, targets.index, teacher, tail)
     return loss_B.mean() * temperature**2
 
 
@@ -87,23 +85,22 @@ def _kl_of_kept(scaled_BC: Tensor, index_BK: Tensor, teacher: AtTemperature, tai
 
 def bkd(logits_BC: Tensor, targets: SoftTargets) -> Tensor:
     """Mean over views and classes of BCE(student's logit, teacher's probability)."""
-    logits = _wide(logits_BC)
-    teacher = at_temperature(targets, 1.0, logits.shape[1])
+    teacher, logits = at_temperature(targets, 1.0), _wide(logits_BC, targets)
     excess_BK = torch.where(teacher.p_BK > 0, teacher.p_BK - teacher.u_B[:, None], 0.0)
-    hit_B = (excess_BK * logits.gather(1, targets.index_BK)).sum(1) + teacher.u_B * logits.sum(1)
+    hit_B = (excess_BK * logits.gather(1, targets.index)).sum(1) + teacher.u_B * logits.sum(1)
     return (F.softplus(logits).sum(1) - hit_B).mean() / logits.shape[1]
 
 
 def dkd(
     logits_BC: Tensor,
     targets: SoftTargets,
-    label_B: Tensor,
-    which_B: Tensor,
     temperature: float = 1.0,
     alpha: float = 1.0,
     beta: float = 2.0,
 ) -> Tensor:
     """α T² KL of (true class, rest) + β T² KL within the rest.
+
+    The true class of a mixed view is that with the larger share.
 
     The rest is the sum of its classes: 1 - p of a sure teacher has no digits left, or is 0. Where
     all its probabilities are 0 in this precision, there is no term within the rest. A cache's
@@ -112,20 +109,19 @@ def dkd(
     Args:
         logits_BC: The student's.
         targets: The teacher's.
-        label_B: The true class of each view; of a mixed one that with the larger share.
-        which_B: 0 where it is the view's own label, 1 where the partner's.
         temperature: T.
         alpha: Weight of the first term.
         beta: Weight of the second.
     """
-    scaled, column = _wide(logits_BC) / temperature, label_B[:, None]
-    teacher = at_temperature(targets, temperature, scaled.shape[1])
-    p_y, kept_B = probability_of(targets, teacher, temperature, label_B, which_B)
+    scaled, own_share_B = _wide(logits_BC, targets) / temperature, targets.lam >= 0.5
+    label_B = torch.where(own_share_B, targets.label, targets.partner_label)
+    teacher, column = at_temperature(targets, temperature), label_B[:, None]
+    p_y, kept_B = probability_of(targets, teacher, temperature, label_B, 1 - own_share_B.long())
     own_B = scaled.gather(1, column)[:, 0]
     rest_lse_B = scaled.scatter(1, column, float("-inf")).logsumexp(1)
     others_B = (teacher.others_B - 1.0 * ~kept_B).clamp(min=0)
     tail_B = torch.where(kept_B, teacher.tail_B, teacher.tail_B - p_y).clamp(min=0)
-    p_BK = teacher.p_BK.masked_fill(targets.index_BK == column, 0.0)
+    p_BK = teacher.p_BK.masked_fill(targets.index == column, 0.0)
     rest_B = p_BK.sum(1) + tail_B
     odds_B = own_B - rest_lse_B
     target_class = torch.xlogy(p_y, p_y) + torch.xlogy(rest_B, rest_B)
@@ -133,7 +129,7 @@ def dkd(
     scale_B = 1.0 / rest_B.clamp(min=torch.finfo(rest_B.dtype).tiny)
     p_BK, u_B = p_BK * scale_B[:, None], tail_B / others_B.clamp(min=1) * scale_B
     excess_BK = torch.where(p_BK > 0, p_BK - u_B[:, None], 0.0)
-    hit_B = (excess_BK * scaled.gather(1, targets.index_BK)).sum(1)
+    hit_B = (excess_BK * scaled.gather(1, targets.index)).sum(1)
     hit_B = hit_B + u_B * (scaled.sum(1) - own_B)
     negative_entropy = torch.xlogy(p_BK, p_BK).sum(1) + others_B * torch.xlogy(u_B, u_B)
     rest = negative_entropy - hit_B + rest_lse_B * (p_BK.sum(1) + others_B * u_B)
@@ -148,18 +144,17 @@ def dist(
     gamma: float = 1.0,
 ) -> Tensor:
     """β T² (1 - correlation of classes within a view) + γ T² (1 - … of views within a class)."""
-    num_classes = logits_BC.shape[1]
-    teacher = at_temperature(targets, temperature, num_classes)
-    q_BC = (_wide(logits_BC) / temperature).softmax(1)
+    num_classes, teacher = logits_BC.shape[1], at_temperature(targets, temperature)
+    q_BC = (_wide(logits_BC, targets) / temperature).softmax(1)
     excess_BK = torch.where(teacher.p_BK > 0, teacher.p_BK - teacher.u_B[:, None], 0.0)
-    both_B = (excess_BK * q_BC.gather(1, targets.index_BK)).sum(1) + teacher.u_B
-    stored = targets.square_B if temperature == 1.0 else None
+    both_B = (excess_BK * q_BC.gather(1, targets.index)).sum(1) + teacher.u_B
+    stored = targets.square if temperature == 1.0 else None
     rest_B = teacher.others_B * teacher.u_B**2 if stored is None else stored
     square_B = (teacher.p_BK**2).sum(1) + rest_B
     mean = 1.0 / num_classes
     spread_B = (q_BC.square().sum(1) - mean).clamp(min=0) * (square_B - mean).clamp(min=0)
     inter = 1.0 - ((both_B - mean) / (spread_B + _EPS**2).sqrt()).mean()
-    intra = _intra(q_BC, targets.index_BK, teacher) if gamma else 0.0
+    intra = _intra(q_BC, targets.index, teacher) if gamma else 0.0
     return (beta * inter + gamma * intra) * temperature**2
 
 
@@ -197,6 +192,11 @@ def binary_cross_entropy(
     return (F.softplus(logits).sum(1) - hit_B).mean() / num_classes
 
 
-def _wide(logits: Tensor) -> Tensor:
-    """At least single precision, whatever autocast made of the logits."""
+def _wide(logits: Tensor, targets: SoftTargets | None = None) -> Tensor:
+    """At least single precision, whatever autocast made of the logits; of the targets' classes."""
+    if targets is not None and logits.shape[1] != targets.num_classes:
+        raise UsageError(
+            f"the student predicts {logits.shape[1]} classes, its targets are of "
+            f"{targets.num_classes}. Make it with num_classes={targets.num_classes}."
+        )
     return logits if logits.dtype == torch.float64 else logits.float()

@@ -7,28 +7,47 @@ p^(1/T) / Z, which takes the tail as flat.
 Shapes: B views, C classes, K slots, T temperatures, P labels of a view.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SoftTargets:
-    """Soft targets of B views."""
+    """Soft targets and labels of B views, of K kept classes each, on the student's device."""
 
-    index_BK: Tensor
-    """Class ids, int64; 0 in empty slots."""
-    probability_BK: Tensor
-    """fp32 at T = 1; 0 in empty slots."""
-    tail_BT: Tensor
-    """fp32 mass of the classes not kept, at each declared temperature."""
+    index: Tensor
+    """[B, K] class ids, int64; 0 in empty slots."""
+    probability: Tensor
+    """[B, K] fp32 at T = 1; 0 in empty slots."""
+    tail: Tensor
+    """[B, T] fp32 mass of the classes not kept, at each declared temperature."""
     temperatures: tuple[float, ...]
-    """The declared temperatures."""
-    true_BP: Tensor | None = None
-    """Probability of the true class (and the partner's) where it is not kept, if stored."""
-    square_B: Tensor | None = None
-    """Σp² over the classes not kept, if stored."""
+    """The T declared temperatures; the first is 1."""
+    num_classes: int
+    """Number of classes, C."""
+    label: Tensor
+    """[B] int64; -1 where the cache has none."""
+    partner_label: Tensor
+    """[B] int64, of the pictures that these views are mixed with."""
+    lam: Tensor
+    """[B] fp32 share of the view's own picture, 0..1."""
+    true: Tensor | None = None
+    """[B, P] probability of the true class (and the partner's) where it is not kept, if stored."""
+    square: Tensor | None = None
+    """[B] Σp² over the classes not kept, if stored."""
+
+    def dense(self, temperature: float = 1.0) -> Tensor:
+        """Return the teacher's distributions at a temperature: [B, C] fp32, rows add up to 1.
+
+        The classes not kept share their mass evenly.
+        """
+        teacher = at_temperature(self, temperature)
+        p_BC = teacher.u_B[:, None].repeat(1, self.num_classes)
+        row_E, slot_E = (teacher.p_BK > 0).nonzero(as_tuple=True)
+        p_BC[row_E, self.index[row_E, slot_E]] = teacher.p_BK[row_E, slot_E]
+        return p_BC
 
 
 @dataclass(frozen=True)
@@ -50,18 +69,18 @@ class AtTemperature:
         return self.tail_B / self.others_B.clamp(min=1)
 
 
-def at_temperature(targets: SoftTargets, temperature: float, num_classes: int) -> AtTemperature:
-    """Return the teacher's distribution over `num_classes` classes at `temperature`."""
-    p = targets.probability_BK
+def at_temperature(targets: SoftTargets, temperature: float) -> AtTemperature:
+    """Return the teacher's distribution at `temperature`."""
+    p = targets.probability
     kept = p > 0
-    others = (num_classes - kept.sum(1)).to(p.dtype)
-    first = targets.tail_BT[:, 0]
+    others = (targets.num_classes - kept.sum(1)).to(p.dtype)
+    first = targets.tail[:, 0]
     if temperature == 1.0:
         return AtTemperature(p, first, others, torch.zeros_like(first))
     log_p = p.log() / temperature  # -inf in empty slots
     log_kept = log_p.logsumexp(1)
     if temperature in targets.temperatures:
-        tail = targets.tail_BT[:, targets.temperatures.index(temperature)]
+        tail = targets.tail[:, targets.temperatures.index(temperature)]
         log_z = log_kept - torch.log1p(-tail)
     else:
         log_tail = (first / others.clamp(min=1)).log() / temperature + others.log()
@@ -70,39 +89,32 @@ def at_temperature(targets: SoftTargets, temperature: float, num_classes: int) -
     return AtTemperature((log_p - log_z[:, None]).exp(), tail, others, log_z)
 
 
-def most_probable(
-    targets: SoftTargets, count: int, num_classes: int, label_BP: Tensor
-) -> SoftTargets:
+def most_probable(targets: SoftTargets, count: int) -> SoftTargets:
     """Reduce targets to the `count` most probable classes, as if no others had been kept.
 
     The others join the tail, exactly at each declared temperature, and what is stored of the tail
     (true class, Σp²) takes them in.
-
-    Args:
-        targets: The stored targets.
-        count: Classes that stay.
-        num_classes: C.
-        label_BP: The classes whose probability is stored where they are not kept.
     """
-    p_BK = targets.probability_BK
+    p_BK = targets.probability
     if count >= p_BK.shape[1]:
         return targets
     chosen_BK = p_BK.topk(count, dim=1).indices.sort(dim=1).values
     gone_BK = torch.ones_like(p_BK).scatter_(1, chosen_BK, 0.0)
-    at = [at_temperature(targets, t, num_classes).p_BK for t in targets.temperatures]
+    at = [at_temperature(targets, t).p_BK for t in targets.temperatures]
     moved_BT = torch.stack([(p * gone_BK).sum(1) for p in at], dim=1)
-    p_gone_BK, true_BP = p_BK * gone_BK, targets.true_BP
+    p_gone_BK, true_BP = p_BK * gone_BK, targets.true
     if true_BP is not None:
-        here_BPK = targets.index_BK[:, None] == label_BP[:, : true_BP.shape[1], None]
+        label_BP = torch.stack([targets.label, targets.partner_label], dim=1)
+        here_BPK = targets.index[:, None] == label_BP[:, : true_BP.shape[1], None]
         true_BP = true_BP + (p_gone_BK[:, None] * here_BPK).sum(2)
-    square_B = targets.square_B
-    return SoftTargets(
-        targets.index_BK.gather(1, chosen_BK),
-        p_BK.gather(1, chosen_BK),
-        targets.tail_BT + moved_BT,
-        targets.temperatures,
-        true_BP,
-        None if square_B is None else square_B + p_gone_BK.square().sum(1),
+    square_B = targets.square
+    return replace(
+        targets,
+        index=targets.index.gather(1, chosen_BK),
+        probability=p_BK.gather(1, chosen_BK),
+        tail=targets.tail + moved_BT,
+        true=true_BP,
+        square=None if square_B is None else square_B + p_gone_BK.square().sum(1),
     )
 
 
@@ -126,12 +138,12 @@ def probability_of(
         Its probability; and whether it is among the kept. Where it is neither kept nor stored, the
         flat tail's.
     """
-    here_BK = (targets.index_BK == label_B[:, None]) & (teacher.p_BK > 0)
+    here_BK = (targets.index == label_B[:, None]) & (teacher.p_BK > 0)
     kept_B = here_BK.any(1)
     p_kept_B = (teacher.p_BK * here_BK).sum(1)
-    if targets.true_BP is None:
+    if targets.true is None:
         return torch.where(kept_B, p_kept_B, teacher.u_B), kept_B
-    column = which_B.clamp(max=targets.true_BP.shape[1] - 1)
-    stored_B = targets.true_BP.gather(1, column[:, None])[:, 0]
+    column = which_B.clamp(max=targets.true.shape[1] - 1)
+    stored_B = targets.true.gather(1, column[:, None])[:, 0]
     at_t = (stored_B.log() / temperature - teacher.log_z_B).exp()
     return torch.where(kept_B, p_kept_B, torch.minimum(at_t, teacher.tail_B)), kept_B

@@ -5,7 +5,6 @@ Inherits EMA, evaluation model and state handling from timm; only the forward pa
 Shapes: B views.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,19 +15,6 @@ from torch.nn.parallel import DistributedDataParallel
 from train.loss import losses
 from train.loss.targets import SoftTargets
 from train.recipe import TrainRecipe
-
-
-@dataclass(frozen=True)
-class Supervision:
-    """Targets and labels of a batch, on the student's device."""
-
-    soft: SoftTargets
-    label_B: Tensor
-    """int64 labels; NO_LABEL (-1) when the cache has none."""
-    partner_label_B: Tensor
-    """Labels of the mixup partners."""
-    lam_B: Tensor
-    """fp32 share of the view's own sample, 0..1."""
 
 
 class CachedDistillationTask(TrainingTask):
@@ -50,7 +36,7 @@ class CachedDistillationTask(TrainingTask):
         return self
 
     def forward(  # type: ignore[override]
-        self, input: Tensor, target: Supervision
+        self, input: Tensor, target: SoftTargets
     ) -> dict[str, Tensor]:
         """Loss of one batch: keys loss, output and the terms of the loss."""
         recipe = self.recipe
@@ -66,23 +52,21 @@ class CachedDistillationTask(TrainingTask):
             result["loss"] = result["loss"] + weight * result["task_loss"]
         return result
 
-    def _distill_loss(self, output: Tensor, target: Supervision) -> Tensor:
+    def _distill_loss(self, output: Tensor, target: SoftTargets) -> Tensor:
         recipe = self.recipe
         temperature = recipe.now("temperature", self.progress)
         if recipe.loss == "bkd":
-            return losses.bkd(output, target.soft)
+            return losses.bkd(output, target)
         if recipe.loss == "dist":
             weights = recipe.dist_beta, recipe.dist_gamma
-            return losses.dist(output, target.soft, temperature, *weights)
+            return losses.dist(output, target, temperature, *weights)
         if recipe.loss == "dkd":
-            own = target.lam_B >= 0.5
-            label = torch.where(own, target.label_B, target.partner_label_B)
             weights = recipe.dkd_alpha, recipe.dkd_beta
-            return losses.dkd(output, target.soft, label, 1 - own.long(), temperature, *weights)
-        return losses.kd(output, target.soft, temperature, recipe.tail)
+            return losses.dkd(output, target, temperature, *weights)
+        return losses.kd(output, target, temperature, recipe.tail)
 
-    def _task_loss(self, output: Tensor, target: Supervision) -> Tensor:
-        labels = target.label_B, target.partner_label_B, target.lam_B
+    def _task_loss(self, output: Tensor, target: SoftTargets) -> Tensor:
+        labels = target.label, target.partner_label, target.lam
         bce = self.recipe.task_loss == "bce"
         loss = losses.binary_cross_entropy if bce else losses.cross_entropy
         return loss(output, *labels, self.recipe.smoothing)

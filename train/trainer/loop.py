@@ -131,7 +131,7 @@ def train_cohort(  # noqa: PLR0912 - the one long function
                 online = None
                 if teacher_fn and any(one.recipe.mode == "online" for one in turn):
                     online = partial(online_targets, teacher_fn, spec=inputs.store.spec)
-                moved = DeviceBatch.of(batch, inputs.members.temperatures, device, online)
+                moved = DeviceBatch.of(batch, device, online)
                 transforms = {one.transform.normalisation: one.transform for one in turn}
                 inputs_of = {key: one.normalise(moved.pixels) for key, one in transforms.items()}
                 first = step - step % shared.grad_accum_steps  # the last group may be smaller
@@ -142,7 +142,7 @@ def train_cohort(  # noqa: PLR0912 - the one long function
                 for student in turn:
                     with student.turn(sync_gradients=sync):
                         x = inputs_of[student.transform.normalisation]
-                        targets = student.supervision(moved.supervision, moved.online)
+                        targets = student.targets(moved.targets, moved.online)
                         with student.transform.autocast():
                             losses = student.forward(x, targets)  # logits, then `train.loss.losses`
                         loss = losses["loss"] / accumulated

@@ -80,7 +80,7 @@ def measure(
     read, data = _read(inputs.images, rows)
     stages = _render(inputs, rows, data, ready.loaded[0])
     of_loader, batch = _loader(loader)
-    transfer = _on_device(feed, lambda: feed.batch(batch, inputs.members.temperatures), batch)
+    transfer = _on_device(feed, lambda: feed.batch(batch), batch)
     student = None
     if recipe is not None:
         student = _on_device(feed, _step(inputs, recipe, feed, batch), batch)
@@ -175,11 +175,11 @@ def _step(
     task = CachedDistillationTask(student, recipe, feed.device).train()
     optimizer = create_optimizer(recipe, student)
     forward = torch.compile(task) if recipe.compile else task
-    x, supervision = feed.batch(batch, inputs.members.temperatures)
+    x, targets = feed.batch(batch)
 
     def step() -> None:
         with feed.autocast():
-            loss = forward(x, supervision)["loss"]
+            loss = forward(x, targets)["loss"]
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

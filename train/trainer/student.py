@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from train.distributed import World
 from train.evaluate.accuracy import Accuracy
 from train.evaluate.crops import Frame, preprocessing
 from train.loss.targets import SoftTargets, most_probable
-from train.loss.task import CachedDistillationTask, Supervision
+from train.loss.task import CachedDistillationTask
 from train.recipe import TrainRecipe
 from train.trainer import checkpoint
 from train.trainer import log as logs
@@ -136,16 +136,10 @@ class StudentTrainer:
             yield
         self.busy = time.monotonic() - begin
 
-    def supervision(self, cached: Supervision, online: SoftTargets | None) -> Supervision:
+    def targets(self, cached: SoftTargets, online: SoftTargets | None) -> SoftTargets:
         """Select targets: those of the cache or of the teacher in the loop, and of them top_k."""
-        if online is not None and self.recipe.mode == "online":
-            cached = replace(cached, soft=online)
-        if not self.recipe.top_k:
-            return cached
-        labels = torch.stack([cached.label_B, cached.partner_label_B], dim=1)
-        classes = self._inputs.num_classes
-        soft = most_probable(cached.soft, self.recipe.top_k, classes, labels)
-        return replace(cached, soft=soft)
+        found = online if online is not None and self.recipe.mode == "online" else cached
+        return most_probable(found, self.recipe.top_k) if self.recipe.top_k else found
 
     def update(self) -> None:
         """Update weights and their moving average with the accumulated gradients."""

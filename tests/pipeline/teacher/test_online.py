@@ -62,7 +62,7 @@ def words(store, inputs, ask, view: int) -> list[np.ndarray]:  # type: ignore[no
     batches = list(_in_order(store, inputs, view))
     parts = [online_targets(ask, batch, store.spec) for batch in batches]
     none = np.empty((100, 0), "f4")
-    names = ("index_BK", "probability_BK", "tail_BT")
+    names = ("index", "probability", "tail")
     return [*(np.concatenate([getattr(p, n).numpy() for p in parts]) for n in names), none, none]
 
 
@@ -85,7 +85,7 @@ def _in_order(store, inputs, view: int) -> Iterator[Batch]:  # type: ignore[no-u
         count = len(pictures) // 2
         label, other = np.zeros(count, "i8"), count + np.arange(count)
         lam = mix.lam_B[at].astype("f4")
-        yield Batch(pictures, other, lam, mix.cut_B4[at], none, label, label)
+        yield Batch(pictures, other, lam, mix.cut_B4[at], none, label, label, (1.0,), 10)
 
 
 def test_the_command_needs_the_right_teacher(

@@ -57,7 +57,7 @@ def test_every_copy_of_a_pooled_array_keeps_it_until_the_copy_has_passed(
         fields = torch.zeros(count, 2, dtype=torch.long), torch.ones(count, 2)
         return *fields, torch.zeros(count, 1), torch.zeros(count, 0), torch.zeros(count, 0)
 
-    moved = DeviceBatch.of(batch, (1.0,), CUDA, partial(online_targets, teacher, spec=spec))
+    moved = DeviceBatch.of(batch, CUDA, partial(online_targets, teacher, spec=spec))
     assert len(asked) == 1
     assert moved.online is not None
     copies = [copy for copy in gpu.copies if copy.address in pooled]
@@ -110,7 +110,7 @@ def test_a_teacher_in_the_loop_has_the_same_targets_on_a_gpu(
     for batch in batches(digits_cache, images, pin_memory=True):
         expected = online_targets(ask["cpu"], batch, store.spec)
         on_gpu = partial(online_targets, ask["cuda"], spec=store.spec)
-        moved = DeviceBatch.of(batch, store.spec.targets.temperatures, device, on_gpu)
+        moved = DeviceBatch.of(batch, device, on_gpu)
         assert moved.online is not None
-        p = moved.online.probability_BK.cpu()
+        p = moved.online.probability.cpu()
         assert torch.allclose(p, expected.probability_BK, atol=1e-2)

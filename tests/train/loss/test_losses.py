@@ -9,6 +9,7 @@ from timm.loss import BinaryCrossEntropy
 from torch import Tensor
 from torch.nn import functional as F
 
+from cache_tools.errors import UsageError
 from train.loss import losses
 from train.loss.targets import SoftTargets
 
@@ -40,13 +41,18 @@ def sparse(
     tail = [(teacher / t).softmax(1).masked_fill(kept, 0).sum(1) for t in temperatures]
     rest, empty = full.masked_fill(kept, 0), torch.zeros(len(teacher), 2)
     true = None if labels is None else rest.gather(1, labels).float()
+    label = index[:, 0] if labels is None else labels[:, 0]
     return SoftTargets(
-        torch.cat([index, empty.long()], 1),
-        torch.cat([p, empty], 1).float(),
-        torch.stack(tail, 1).float(),
-        temperatures,
-        true,
-        rest.square().sum(1).float(),
+        index=torch.cat([index, empty.long()], 1),
+        probability=torch.cat([p, empty], 1).float(),
+        tail=torch.stack(tail, 1).float(),
+        temperatures=temperatures,
+        num_classes=teacher.shape[1],
+        label=label,
+        partner_label=label,
+        lam=torch.ones(len(teacher)),
+        true=true,
+        square=rest.square().sum(1).float(),
     )
 
 
@@ -99,7 +105,7 @@ def test_the_stored_mass_at_a_temperature_is_exact_for_any_tail() -> None:
     """Against a uniform student KL = log C - H(teacher with a flat tail)."""
     teacher = 4 * normal(4, 64, 100)
     known, soft = sparse(teacher, 10), (teacher / 4).softmax(1)
-    kept = torch.zeros_like(soft).scatter_(1, known.index_BK[:, :10], 1.0) > 0
+    kept = torch.zeros_like(soft).scatter_(1, known.index[:, :10], 1.0) > 0
     mass = soft.masked_fill(kept, 0).sum(1, keepdim=True) / 90
     flat = torch.where(kept, soft, mass)
     expected = 16 * (np.log(100) + torch.xlogy(flat, flat).sum(1)).mean()
@@ -149,14 +155,13 @@ def test_dkd(temperature: float, classes: int, k: int) -> None:
         rest = F.kl_div(q, p, log_target=True, reduction="none").sum(1)
         return (target_class + 2 * rest).mean() * temperature**2
 
-    which = torch.zeros(24, dtype=torch.long)
     tolerance = 2e-5 * temperature if temperature == 1.7 else 1e-5 * temperature
     if temperature == 1.7:  # not declared: a flat tail at T = 1 has no other class of its own in it
-        assert losses.dkd(student.float(), targets, y, which, 1.7).item() == pytest.approx(
+        assert losses.dkd(student.float(), targets, 1.7).item() == pytest.approx(
             dense(student).item(), rel=2e-2
         )
         return
-    same(dense, lambda s: losses.dkd(s, targets, y, which, temperature), student, tolerance)
+    same(dense, lambda s: losses.dkd(s, targets, temperature), student, tolerance)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
@@ -165,7 +170,7 @@ def test_dkd(temperature: float, classes: int, k: int) -> None:
 def test_dkd_of_a_sure_teacher(classes: int, coded: bool, margin: int, temperature: float) -> None:
     """All classes are kept, as codes or as mode=online has them; the original masks logits."""
     teacher, label = normal(21, 8, classes), torch.arange(8) % classes
-    rows, which = torch.arange(8), torch.zeros(8, dtype=torch.long)
+    rows = torch.arange(8)
     teacher[rows, label] = teacher.max(1).values + margin
     p, student = teacher.softmax(1), 3 * normal(22, 8, classes)
     if coded:
@@ -186,9 +191,18 @@ def test_dkd_of_a_sure_teacher(classes: int, coded: bool, margin: int, temperatu
         return (kl[0] + 2 * kl[1]) * temperature**2
 
     for dtype, tolerance in ((torch.float64, 1e-5), (torch.float32, 1e-4)):
-        targets = SoftTargets(index, p.to(dtype), none.to(dtype), (1.0, 2.0))
+        targets = SoftTargets(
+            index=index,
+            probability=p.to(dtype),
+            tail=none.to(dtype),
+            temperatures=(1.0, 2.0),
+            num_classes=classes,
+            label=label,
+            partner_label=label,
+            lam=torch.ones(8),
+        )
         expected, found = (student.clone().to(t).requires_grad_() for t in (torch.float64, dtype))
-        loss = losses.dkd(found, targets, label, which, temperature)
+        loss = losses.dkd(found, targets, temperature)
         wanted = dense(expected)
         loss.backward()
         wanted.backward()
@@ -266,3 +280,17 @@ def test_half_precision_logits_are_widened_first() -> None:
     half = normal(16, 8, 1000).bfloat16()
     assert losses.kd(half, targets).dtype == torch.float32
     assert torch.isclose(losses.kd(half, targets), losses.kd(half.float(), targets))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0, 1.7])
+def test_dense_targets_are_those_of_the_losses(temperature: float) -> None:
+    teacher = flattened(3 * normal(30, 16, 40), 7)
+    dense = sparse(teacher, 7).dense(temperature)
+    assert torch.allclose(dense.double(), (teacher / temperature).softmax(1), atol=1e-6)
+
+
+def test_a_student_of_other_classes_is_refused() -> None:
+    targets = sparse(normal(31, 4, 40), 7)
+    for loss in (losses.kd, losses.bkd, losses.dkd, losses.dist):
+        with pytest.raises(UsageError, match="predicts 39 classes, its targets are of 40"):
+            loss(torch.zeros(4, 39), targets)
