@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from cache_tools.errors import RecipeError
-from cache_tools.file_contents import read_text
+from cache_tools.file_contents import parse_toml, read_text
 
 T = TypeVar("T")
 MAX_BASES = 8
@@ -105,9 +105,10 @@ def _with_base(
     """Read a recipe and lay it over its base; `above` are the recipes based on it."""
     text = _read(recipe, package)
     try:
-        mapping = canonical(tomllib.loads(text), aliases, f"recipe {recipe!r}")
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"recipe {recipe!r} is not valid TOML: {error}.") from None
+        parsed = parse_toml(text)
+    except ValueError as error:
+        raise RecipeError(f"recipe {recipe!r} cannot be read as TOML: {error}.") from None
+    mapping = canonical(parsed, aliases, f"recipe {recipe!r}")
     if (base := mapping.pop("base", None)) is None:
         return mapping
     if not isinstance(base, str):
@@ -174,9 +175,11 @@ def _override(mapping: dict[str, Any], item: str, aliases: Mapping[str, str]) ->
     if not equals or not key.strip():
         raise RecipeError(f"{item!r} is not of the form key=value, such as epochs=10.")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        value = parse_toml(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
+    except ValueError as error:
+        raise RecipeError(f"the value of {key.strip()!r} cannot be: {error}.") from None
     *tables, leaf = key.strip().split(".")
     for table in tables:
         mapping = mapping.setdefault(table, {})

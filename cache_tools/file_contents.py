@@ -6,7 +6,13 @@ are as they were sent, and to fetch them again the same way is of no use.
 """
 
 import codecs
+import json
+import math
+import tomllib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -33,6 +39,12 @@ _CONTAINERS = (
 )
 HEAD = 64
 """Bytes that `describe` needs."""
+MAX_JSON, MAX_TOML = 2**24, 2**16
+"""Bytes of the largest JSON and TOML that is parsed: values take some thirty times as many."""
+_MAX_DEPTH = 64
+"""Levels of tables and lists."""
+_MAX_BITS = 128
+_TOO_DEEP = f"it is nested more than {_MAX_DEPTH} levels deep"
 
 
 def decode_text(data: bytes, errors: str = "strict") -> str:
@@ -65,3 +77,54 @@ def describe_file(path: Path) -> str:
     except OSError:
         return ""
     return f" (it is {found})" if found else ""
+
+
+def parse_json(data: bytes | str, limit: int = MAX_JSON) -> Any:
+    """Parse JSON from outside: at most `limit` bytes, flat enough, finite, without repeated keys.
+
+    Raises:
+        ValueError: It is none, or not within these bounds; the caller adds the file's name.
+    """
+    return _bounded(data, limit, partial(json.loads, object_pairs_hook=_unique_keys))
+
+
+def parse_toml(text: str, limit: int = MAX_TOML) -> dict[str, Any]:
+    """Parse TOML from outside; bounds and errors as of `parse_json`."""
+    found: dict[str, Any] = _bounded(text, limit, tomllib.loads)
+    return found
+
+
+def _bounded(data: Any, limit: int, parse: Callable[[Any], Any]) -> Any:
+    if len(data) > limit:
+        raise ValueError(f"it has {len(data):,} bytes, {limit:,} are the limit")
+    try:
+        found = parse(data)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    level = [found]
+    for _ in range(_MAX_DEPTH):
+        inner: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                inner += value
+                inner += value.values()
+            elif isinstance(value, list):
+                inner += value
+            elif isinstance(value, str):  # a lone surrogate cannot be written to any file
+                value.encode("utf-8", "surrogateescape")
+            elif isinstance(value, int) and value.bit_length() > _MAX_BITS:
+                raise ValueError(f"it has a number of {value.bit_length()} bits")
+            elif isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"the number {value} is not finite")
+        if not inner:
+            return found
+        level = inner
+    raise ValueError(_TOO_DEEP)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse repeated keys: of two equal ones, readers would take one or the other."""
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("a key occurs twice in one object")
+    return value

@@ -23,6 +23,7 @@ from typing import Any
 from cache_tools.config import canonical
 from cache_tools.data.open import resolve
 from cache_tools.errors import CacheNotFound, UsageError
+from cache_tools.file_contents import parse_json
 from cache_tools.spec.canonical import difference
 from cache_tools.storage import atomic, seal
 from train.data.inputs import Inputs
@@ -109,8 +110,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     seal.check(path.parent, path.name)
     try:
-        value: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        value: Any = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read ({error}). Pass --fresh to begin anew.") from None
     required = _REQUIRED.get(path.name, frozenset())
     if not isinstance(value, dict) or not required <= value.keys():
@@ -141,7 +142,7 @@ def accuracies(folder: Path) -> dict[str, dict[str, float | None]]:
 def _rows(path: Path) -> list[dict[str, float]]:
     """Read the epochs of a finished run's log."""
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [parse_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read ({error}). Restore it from a copy.") from None
     if not rows or not all(isinstance(row, dict) for row in rows):

@@ -1,10 +1,10 @@
 """State of a run, derived from the files in its folder."""
 
-import json
 from pathlib import Path
 from typing import Literal
 
 from cache_tools.errors import CacheIncomplete
+from cache_tools.file_contents import parse_json
 
 State = Literal["finished", "diverged", "stopped", "begun", "new"]
 FAILED, STOPPED = "failed.json", "stopped.json"
@@ -28,7 +28,7 @@ def why(folder: Path) -> str:
     if name is None:
         return ""
     try:
-        return str(json.loads((folder / name).read_text(encoding="utf-8"))["error"])
+        return str(parse_json((folder / name).read_bytes())["error"])
     except (OSError, ValueError, KeyError, TypeError):
         return "the reason is not recorded"
 

@@ -9,6 +9,7 @@ import typer
 
 from cache_tools.cli.options import CachePath, Json, emit
 from cache_tools.errors import UsageError
+from cache_tools.file_contents import parse_json
 from cache_tools.storage import atomic
 from cache_tools.store.cache import Cache
 
@@ -83,7 +84,7 @@ def _claim(out: Path, store: Cache, plan: dict[str, Any]) -> None:
         "cache": spec.fingerprint,
         "content_id": store.content_id(),
         "views": store.num_views,
-        "spec": json.loads(json.dumps(spec.mapping)),
+        "spec": parse_json(json.dumps(spec.mapping)),
     }
     note = out / NOTE
     if note.is_file():

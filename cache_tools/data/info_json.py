@@ -5,7 +5,6 @@ needs it. Ours has two members more, which timm passes over: `class_names`, and 
 `index`, true when every shard has its index beside it (`tar_index`).
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 from braceexpand import braceexpand
 
 from cache_tools.errors import DataError, UsageError
+from cache_tools.file_contents import parse_json
 
 T = TypeVar("T")
 NAME = "_info.json"
@@ -95,7 +95,7 @@ def parse(data: bytes, where: str) -> DatasetInfo:
         DataError: It is not one as timm writes it, or names files outside of its folder.
     """
     try:
-        value = json.loads(data)
+        value = parse_json(data)
         splits = {str(name): _split(v) for name, v in value["splits"].items()}
         classes = tuple(str(name) for name in value.get("class_names", ()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -108,7 +108,7 @@ def parse(data: bytes, where: str) -> DatasetInfo:
 def has_splits(data: bytes) -> bool:
     """Check if a JSON file has splits with names of shards: other tools have an info.json, too."""
     try:
-        return all("filenames" in split for split in json.loads(data)["splits"].values())
+        return all("filenames" in split for split in parse_json(data)["splits"].values())
     except (ValueError, KeyError, TypeError, AttributeError):
         return False
 

@@ -258,7 +258,7 @@ def _describe(
     """Put a split into `_info.json`, beside those that are there."""
     path = target / info_json.NAME
     value: dict[str, Any] = {"name": target.name}
-    value = json.loads(path.read_bytes()) if path.is_file() else value
+    value = atomic.parse_json(path.read_bytes(), str(path)) if path.is_file() else value
     lengths = [len(index.names) for index in indices]
     value.setdefault("splits", {})[split] = {
         "name": split,

@@ -76,7 +76,7 @@ def unpack(data: bytes, name: str) -> TarIndex | None:
         if zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
             raise ValueError("its checksum differs")
         line, _, body = data[:-4].partition(b"\n")
-        head = json.loads(line)
+        head = file_contents.parse_json(line)
         if head["kind"] != _MAGIC:
             if str(head["kind"]).startswith(_KIND):
                 return None

@@ -7,14 +7,13 @@ ways is an error, what is no picture and no label is counted. https://github.com
 Shapes: N samples of the tar.
 """
 
-import json
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
-from cache_tools.file_contents import decode_text
+from cache_tools.file_contents import decode_text, parse_json
 from cache_tools.spec.dataset import NO_LABEL
 
 IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
@@ -198,7 +197,7 @@ def label(file: BinaryIO, member: Member | None) -> int:
 
 def _json(text: str) -> dict[str, object]:
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = parse_json(text)
+    except ValueError:
         return {}
     return value if isinstance(value, dict) else {}

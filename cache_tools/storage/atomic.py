@@ -3,9 +3,7 @@
 import contextlib
 import errno
 import fcntl
-import json
 import logging
-import math
 import os
 import re
 import shutil
@@ -16,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cache_tools import file_contents
 from cache_tools.errors import CacheDamaged, KdcacheError, UsageError
 
 log = logging.getLogger("kdcache")
@@ -30,6 +29,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _STALE_SECONDS = 3600.0
 MAX_JSON = 2**20
 """Bytes of the largest JSON file that is read."""
+_FETCH = "Restore it from a copy, or fetch it again from where it came."
 
 
 def write(path: Path, data: bytes) -> None:
@@ -257,37 +257,14 @@ def clear(folder: Path, *kept: str) -> None:
 
 
 def parse_json(data: bytes, name: str) -> dict[str, Any]:
-    """Parse a JSON object of a cache; CacheDamaged when it is none, has NaN or a repeated key."""
+    """Parse a JSON object of a cache; CacheDamaged when it is none within `MAX_JSON` bytes."""
     try:
-        value = json.loads(
-            data,
-            object_pairs_hook=_unique_keys,
-            parse_constant=_refuse_constant,
-            parse_float=_finite_float,
-        )
-    except (ValueError, RecursionError) as error:
-        raise CacheDamaged(f"{name} cannot be read: {error}.") from None
+        value = file_contents.parse_json(data, MAX_JSON)
+    except ValueError as error:
+        raise CacheDamaged(f"{name} cannot be read: {error}. {_FETCH}") from None
     if not isinstance(value, dict):
-        raise CacheDamaged(f"{name} is not a JSON object.")
+        raise CacheDamaged(f"{name} is not a JSON object. {_FETCH}")
     return value
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse repeated keys: of two equal ones, readers would take one or the other."""
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        raise ValueError("a key occurs twice in one object")
-    return value
-
-
-def _finite_float(text: str) -> float:
-    if math.isinf(value := float(text)):
-        raise ValueError(f"{text} is beyond the range of numbers")
-    return value
-
-
-def _refuse_constant(constant: str) -> None:
-    raise ValueError(f"{constant} is no number of JSON")
 
 
 def cannot_write(path: Path, error: OSError) -> KdcacheError:

@@ -10,7 +10,6 @@ Every array has one chunk per part, at `c/VIEW/BLOCK` (`c/0/VIEW/BLOCK` with pla
 Shapes: V views, N samples, T temperatures, P labels, B rows of a block.
 """
 
-import json
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
+from cache_tools.file_contents import parse_json
 from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.canonical import canonical_json
 from cache_tools.store import frames
@@ -223,7 +223,7 @@ class Layout(threading.local):
 
     def _node(self, name: str) -> bytes:
         """Encode `zarr.json` of a node: zarr's, as canonical JSON without empty members."""
-        node = json.loads(self._files[f"{name}/zarr.json"].to_bytes())
+        node = parse_json(self._files[f"{name}/zarr.json"].to_bytes())
         members = {key: value for key, value in node.items() if value not in ({}, [])}
         if members["node_type"] == "array":
             members["chunk_key_encoding"] = {"name": "default"}

@@ -6,7 +6,6 @@ read something else than we do; the table must have the digest that the spec nam
 Shapes: N samples.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from cache_tools.errors import CacheDamaged, DataError
+from cache_tools.file_contents import parse_json
 from cache_tools.spec import sample_table
 from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.sample_table import SampleTable
@@ -132,7 +132,7 @@ class CacheMetadata:
 
     def _consolidated(self, files: Mapping[str, bytes]) -> Iterator[CacheDamaged]:
         """Compare what zarr.consolidate_metadata adds to groups, and other readers follow."""
-        nodes = {name.removesuffix("zarr.json"): json.loads(data) for name, data in files.items()}
+        nodes = {name.removesuffix("zarr.json"): parse_json(data) for name, data in files.items()}
         for group in ("", *(name for name in nodes if name.count("/") == 1)):
             try:
                 copied = self._json(f"{group}zarr.json").get(manifest.CONSOLIDATED) or {}
@@ -154,7 +154,7 @@ class CacheMetadata:
         except CacheDamaged as error:
             yield error
             return
-        ours = json.loads(expected)
+        ours = parse_json(expected)
         if theirs.get("attributes") == {}:  # as zarr writes a group again
             del theirs["attributes"]
         for key in sorted((theirs.keys() | ours.keys()) - {manifest.CONSOLIDATED}):

@@ -7,7 +7,6 @@ probabilities are refused unless they are declared: a second softmax would flatt
 Shapes: V views, N samples, C classes, B rows.
 """
 
-import json
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from cache_tools.errors import DataError, UsageError
-from cache_tools.file_contents import describe_file
+from cache_tools.file_contents import describe_file, parse_json
 from cache_tools.spec.dataset import NO_LABEL
 from cache_tools.targets import dense
 
@@ -130,6 +129,6 @@ def _bfloat16(path: Path, name: str) -> NDArray[Any]:
     """Map an array of a kind that numpy lacks; the file was checked by safetensors."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        entry = json.loads(file.read(length))[name]
+        entry = parse_json(file.read(length))[name]
     begin = 8 + length + entry["data_offsets"][0]
     return np.memmap(path, "V2", "r", begin, tuple(entry["shape"]))

@@ -7,7 +7,6 @@ opened with weights_only=True: objects that could run code are refused.
 """
 
 import codecs
-import json
 import logging
 import pickle
 import sys
@@ -26,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cache_tools.errors import TeacherError, UsageError
-from cache_tools.file_contents import describe_file, read_text
+from cache_tools.file_contents import describe_file, parse_json, read_text
 
 _MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
 log = logging.getLogger("kdcache")
@@ -79,7 +78,7 @@ def load(path: Path, architecture: str = "") -> tuple[str, nn.Module]:
 def _config(path: Path) -> dict[str, Any]:
     """Read `config.json` beside the file; empty if there is none."""
     try:
-        config = json.loads(read_text(path.parent / "config.json"))
+        config = parse_json(read_text(path.parent / "config.json"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

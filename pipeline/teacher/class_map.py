@@ -12,7 +12,6 @@ the network's own `label_names`, else the synsets ("n01440764") that timm knows 
 Shapes: B views, C classes of the data set, H classes of the head.
 """
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor, nn
 
 from cache_tools.errors import UsageError
-from cache_tools.file_contents import read_text
+from cache_tools.file_contents import parse_json, read_text
 from cache_tools.spec.canonical import canonical_json, sha256
 
 Names = dict[str, int]
@@ -101,7 +100,7 @@ def _read(path: Path) -> list[list[int | str]]:
         text = read_text(path)
         if path.suffix != ".json":
             return [[x for x in re.split(r"[\s,;]+", row) if x] for row in text.splitlines()]
-        rows = json.loads(text)
+        rows = parse_json(text)
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read the class map {path}: {error}.") from None
     if not isinstance(rows, list):

@@ -1,7 +1,6 @@
 """Create a network by name: from timm, the Hub, a folder, a file, or the wheel of `lite`."""
 
 import difflib
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from cache_tools.errors import TeacherError, UsageError
-from cache_tools.file_contents import describe_file, read_text
+from cache_tools.file_contents import describe_file, parse_json, read_text
 from cache_tools.storage import seal
 from pipeline.teacher import checkpoint, lite
 
@@ -101,7 +100,7 @@ def _refuse_unknown(name: str) -> None:
 def _from_folder(folder: Path) -> tuple[str, nn.Module]:
     seal.check_network(folder)
     try:
-        config = json.loads(read_text(folder / "config.json"))
+        config = parse_json(read_text(folder / "config.json"))
         if not (folder / "model.safetensors").is_file():
             raise FileNotFoundError(f"{folder}/model.safetensors is not there")
         model = timm.create_model(f"local-dir:{folder}", pretrained=True)

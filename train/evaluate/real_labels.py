@@ -9,7 +9,6 @@ there. timm's scorer itself requires all 50,000 images, in one order and under t
 here an image is found by its key, so that shards, folders and subsets are possible.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -20,7 +19,7 @@ from timm.data import RealLabelsImagenet
 from cache_tools.data.images import ImageDataset
 from cache_tools.data.tar_samples import IMAGES
 from cache_tools.errors import CacheMismatch, UsageError
-from cache_tools.file_contents import read_text
+from cache_tools.file_contents import parse_json, read_text
 
 BUILT_IN = "timm"
 _OF_TIMM = 50_000
@@ -42,8 +41,8 @@ def load(source: str) -> RealLabels:
     if source == BUILT_IN:
         return _checked(RealLabelsImagenet(range(_OF_TIMM)).real_labels, source)
     try:
-        value = json.loads(read_text(Path(source)))
-    except (OSError, ValueError, RecursionError) as error:
+        value = parse_json(read_text(Path(source)))
+    except (OSError, ValueError) as error:
         raise UsageError(
             f"the ReaL labels {source} cannot be read ({error}). Pass --real with the published "
             f"real.json, or --real {BUILT_IN} for the copy that comes with timm."

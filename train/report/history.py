@@ -1,9 +1,10 @@
 """Rows of a run's logs, as many as a curve needs: neighbours are averaged while a file is read."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
+
+from cache_tools.file_contents import parse_json
 
 Row = dict[str, float]
 MOST = 400
@@ -39,7 +40,7 @@ def column(rows: list[Row], x: str, y: str) -> tuple[list[float], list[float]]:
 
 def _parse(line: str) -> Row | None:
     try:
-        row: Any = json.loads(line)
+        row: Any = parse_json(line)
     except ValueError:
         return None
     if not isinstance(row, dict):

@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from cache_tools.file_contents import parse_json
 from cache_tools.storage import atomic
 from train.distributed import World
 from train.trainer import trackers
@@ -122,7 +123,7 @@ def _cut(path: Path, step: int) -> list[Row]:
     lines = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:
             break
         if not isinstance(row, dict) or row.get("step", step + 1) > step:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cache_tools.errors import UsageError
+from cache_tools.file_contents import parse_json
 from cache_tools.storage import atomic
 
 Row = dict[str, float]
@@ -83,7 +84,7 @@ def wandb(folder: Path, config: dict[str, Any]) -> Iterator[_Wandb]:
         atomic.write(folder / WANDB_ID, json.dumps({"id": uuid.uuid4().hex[:12]}).encode())
     try:
         run = library.init(
-            id=json.loads((folder / WANDB_ID).read_text(encoding="utf-8"))["id"],
+            id=parse_json((folder / WANDB_ID).read_bytes())["id"],
             resume="allow",
             project=os.environ.get("WANDB_PROJECT", "kdcache"),
             name="/".join(folder.resolve().parts[-2:]),

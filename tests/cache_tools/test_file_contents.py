@@ -1,0 +1,62 @@
+"""JSON and TOML from outside: within bounds, or an error of one line."""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from cache_tools import file_contents
+from tests.helpers.paths import ROOT
+
+HOSTILE = {
+    "deep list": ('{"a":' + "[" * 100_000, "64 levels"),
+    "deep list that ends": ('{"a":' + "[" * 65 + "]" * 65 + "}", "64 levels"),
+    "digits": ('{"a":' + "9" * 5_000 + "}", "digits"),
+    "bits": ('{"a":' + "9" * 50 + "}", "bits"),
+    "exponent": ('{"a":1e400}', "not finite"),
+    "constant": ('{"a":-Infinity}', "not finite"),
+    "repeated key": ('{"a":1,"a":2}', "twice"),
+    "lone surrogate": ('{"\\ud800":1}', "surrogate"),
+    "too long": (" " * (2**24 + 1), "16,777,216 are the limit"),
+    "not JSON": ("{", "Expecting"),
+}
+HOSTILE_TOML = {
+    "deep list": ("a=" + "[" * 50_000, "64 levels"),
+    "deep key": ("a." * 2_000 + "a=1", "64 levels"),
+    "digits": ("a=" + "9" * 5_000, "digits"),
+    "bits": ("a=" + "9" * 50, "bits"),
+    "infinity": ("a=inf", "not finite"),
+    "exponent": ("a=[1, -1e400]", "not finite"),
+    "too long": ("#" * (2**16 + 1), "65,536 are the limit"),
+}
+
+
+@pytest.mark.parametrize(("text", "reason"), HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize("encode", [str, str.encode])
+def test_json_of_others_is_bounded(text: str, reason: str, encode: Callable[[str], Any]) -> None:
+    with pytest.raises(ValueError, match=reason) as refused:
+        file_contents.parse_json(encode(text))
+    assert len(str(refused.value)) < 200
+
+
+@pytest.mark.parametrize(("text", "reason"), HOSTILE_TOML.values(), ids=HOSTILE_TOML)
+def test_toml_of_others_is_bounded(text: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason) as refused:
+        file_contents.parse_toml(text)
+    assert len(str(refused.value)) < 200
+
+
+def test_values_within_the_bounds_come_through() -> None:
+    value = {"a": [1, 2.5, None, True, {"é": "\udcff"}], "b": 2**64, "c": -(10**30)}
+    assert file_contents.parse_json(json.dumps(value)) == value
+    assert file_contents.parse_json(b"\xef\xbb\xbf[]") == []
+    assert file_contents.parse_toml("[t]\na = 1e-3\nb = [1, 2]") == {"t": {"a": 1e-3, "b": [1, 2]}}
+
+
+def test_nothing_else_parses_json_or_toml() -> None:
+    for package in ("cache_tools", "pipeline", "train"):
+        for file in (ROOT / package).rglob("*.py"):
+            found = re.search(r"\b(json|tomllib)\.loads?\(", file.read_text("utf-8"))
+            assert found is None or file.name == "file_contents.py", file
