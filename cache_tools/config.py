@@ -8,6 +8,7 @@ cost a month of GPU time.
 
 import dataclasses
 import difflib
+import math
 import tomllib
 import types
 import typing
@@ -233,11 +234,40 @@ def _scalar(hint: Any, value: Any, context: str) -> Any:
         if abs(value) > 2**1000:
             raise RecipeError(f"{context}: the number is too large.")
         return float(value)
+    if type(value) is float and not math.isfinite(value):
+        raise RecipeError(f"{context}: expected a finite number, found {value}.")
     if hint is str and type(value) is str and not value.isprintable():
         raise RecipeError(f"{context}: {value!r} has characters that cannot be printed.")
     if type(value) is not hint:
         raise RecipeError(f"{context}: expected {hint.__name__}, found {value!r}.")
     return value
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Numbers that a field may have: `Annotated[float, Range(0, 1)]`; NaN is in none."""
+
+    least: float
+    most: float
+    excluded: Literal["", "least", "most"] = ""
+    """The end that is not in the range."""
+
+    def __contains__(self, value: float) -> bool:
+        inside = self.least <= value <= self.most
+        return inside and (not self.excluded or value != getattr(self, self.excluded))
+
+    def __str__(self) -> str:
+        ends = {"least": ("above", "at most"), "most": ("at least", "below")}
+        low, high = ends.get(self.excluded, ("at least", "at most"))
+        return f"{low} {self.least:,} and {high} {self.most:,}"
+
+
+def check_ranges(recipe: Any) -> None:
+    """Raise ValueError unless every field of a dataclass is within its `Range`."""
+    for name, hint in typing.get_type_hints(type(recipe), include_extras=True).items():
+        for bound in getattr(hint, "__metadata__", ()):
+            value = getattr(recipe, name)
+            check(value in bound, f"{name} must be {bound}, found {value}")
 
 
 def check(holds: bool, message: str) -> None:

@@ -1,14 +1,15 @@
 """Recipe of stage 1: a TOML file becomes a `CacheRecipe`."""
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 from cache_tools import config
+from cache_tools.config import Range
 from cache_tools.errors import UsageError
-from cache_tools.spec.targets import TargetSpec
-from cache_tools.spec.teacher import Precision
+from cache_tools.spec.dataset import MAX_SAMPLES
+from cache_tools.spec.targets import MAX_KEPT, TargetSpec
+from cache_tools.spec.teacher import MAX_CLASSES, Precision
 from cache_tools.spec.views import ViewSpec
 
 MemoryFormat = Literal["auto", "channels_last", "contiguous"]
@@ -18,14 +19,17 @@ MemoryFormat = Literal["auto", "channels_last", "contiguous"]
 class DatasetRecipe:
     """Facts about the data set before it is opened."""
 
-    num_samples: int = 0
+    num_samples: Annotated[int, Range(0, MAX_SAMPLES)] = 0
     """Number of samples to plan with when there is no data set at hand."""
-    num_classes: int = 0
+    num_classes: Annotated[int, Range(0, MAX_CLASSES)] = 0
     """Number of classes of the labels; 0 = that of the data set."""
     split: str = "train"
     """Split of the data set for the teacher."""
     labels: Literal["use", "ignore"] = "use"
     """Use of the labels: "use" stores them, and their classes must be the teacher's."""
+
+    def __post_init__(self) -> None:
+        config.check_ranges(self)
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class TeacherSource:
 
     name: str
     """timm name, "hf-hub:…", a folder as saved by timm, or a file of weights."""
-    weight: float = 1.0
+    weight: Annotated[float, Range(0, 1e9, "least")] = 1.0
     """Its share in the mean of probabilities of several; only ratios count."""
     architecture: str = ""
     """timm's name of the network in a file; its tag decides mean and deviation."""
@@ -42,8 +46,7 @@ class TeacherSource:
     """File that maps its classes to those of the data set."""
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.weight) and self.weight > 0):
-            raise ValueError(f"the weight {self.weight} of a teacher is invalid: it is positive.")
+        config.check_ranges(self)
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class CacheRecipe:
 
     views: ViewSpec
     """Augmentation of the views."""
-    num_views: int
+    num_views: Annotated[int, Range(1, 10_000)]
     """Views per sample, V."""
     targets: TargetSpec = field(default_factory=TargetSpec)
     """Classes and temperatures kept of the teacher's predictions."""
@@ -68,20 +71,17 @@ class CacheRecipe:
     """Order of the pixels in memory; the log has the choice of "auto" and its reason."""
     compile: bool = False
     """Use of torch.compile for the teacher: a few minutes at the start, faster afterwards."""
-    batch_size: int = 256
+    batch_size: Annotated[int, Range(1, 2**20)] = 256
     """Views per forward pass of the teacher."""
-    views_per_decode: int = 4
+    views_per_decode: Annotated[int, Range(1, 10_000)] = 4
     """Views rendered from one decoded image; costs 2 × this × 1,024 views of memory."""
-    block_size: int = 65_536
+    block_size: Annotated[int, Range(1, 2**20)] = 65_536
     """Samples per part."""
-    expected_kept: float = 0.0
+    expected_kept: Annotated[float, Range(0, MAX_KEPT)] = 0.0
     """Classes kept per view to plan with; 0 = k_max."""
 
     def __post_init__(self) -> None:
-        if self.num_views < 1 or self.num_views > 10_000:
-            raise ValueError("num_views must be in 1..10000.")
-        if self.batch_size < 1 or self.views_per_decode < 1:
-            raise ValueError("batch_size and views_per_decode must be positive.")
+        config.check_ranges(self)
 
     @property
     def sources(self) -> tuple[TeacherSource, ...]:

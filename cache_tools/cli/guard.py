@@ -16,7 +16,7 @@ from typing import Any
 
 import typer
 
-from cache_tools.errors import KdcacheError
+from cache_tools.errors import KdcacheError, UsageError
 from cache_tools.storage import atomic, paths
 from cache_tools.version import __version__
 
@@ -70,10 +70,19 @@ def open_streams() -> None:
             stream.reconfigure(errors="replace")
 
 
-def expand_home(value: Any) -> Any:
-    """Expand a leading ~ in an argument, or in each of a list, which no shell does in --out=~/x."""
+def argument(name: str, value: Any) -> Any:
+    """Return an argument as a command takes it: each number finite, a leading ~ expanded.
+
+    No shell expands it in --out=~/x.
+
+    Raises:
+        UsageError: A number is NaN, infinite or beyond 64 bits.
+    """
     if isinstance(value, list):
-        return [expand_home(one) for one in value]
+        return [argument(name, one) for one in value]
+    if isinstance(value, (int, float)) and not abs(value) < 2**63:
+        option = f"--{name.strip('_').replace('_', '-')}"
+        raise UsageError(f"{option} is no number within the range of 64 bits. Pass another.")
     return type(value)(paths.expand(str(value))) if isinstance(value, (str, Path)) else value
 
 

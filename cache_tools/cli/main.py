@@ -151,12 +151,12 @@ def _load(entry: EntryPoint) -> Command:
 
 
 def _guarded(command: Command) -> Command:
-    """Wrap a command: a leading ~ is expanded, every error becomes a message and an exit code."""
+    """Wrap a command: its arguments are checked, every error becomes a message and an exit code."""
 
     @functools.wraps(command)
     def run(**arguments: Any) -> None:
         with guard.edge():
-            command(**{name: guard.expand_home(value) for name, value in arguments.items()})
+            command(**{name: guard.argument(name, value) for name, value in arguments.items()})
 
     return run
 

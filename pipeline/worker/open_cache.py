@@ -11,7 +11,7 @@ from pathlib import Path
 from cache_tools.data import match, scan
 from cache_tools.data.images import ImageDataset
 from cache_tools.data.open import open_images, resolve
-from cache_tools.errors import CacheMismatch, UsageError
+from cache_tools.errors import CacheMismatch, RecipeError, UsageError
 from cache_tools.runtime import progress, threads
 from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.canonical import difference
@@ -119,4 +119,7 @@ def _classes_fix(classes: int, teacher: Teacher) -> str:
 def _spec(recipe: CacheRecipe, dataset: DatasetSpec, teacher: Teacher) -> CacheSpec:
     targets = recipe.targets_of(teacher.spec.num_classes)
     block = min(recipe.block_size, dataset.num_samples)
-    return CacheSpec(dataset, teacher.spec, recipe.views, targets, block)
+    try:
+        return CacheSpec(dataset, teacher.spec, recipe.views, targets, block)
+    except ValueError as error:  # what the recipe alone cannot tell
+        raise RecipeError(f"this cache cannot be made: {error} Correct the recipe.") from None

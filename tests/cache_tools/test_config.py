@@ -1,5 +1,6 @@
-from dataclasses import asdict, replace
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
@@ -13,6 +14,7 @@ from cache_tools.spec.teacher import TeacherSpec
 from cache_tools.spec.views import ViewSpec
 from pipeline import recipe as caching
 from pipeline.planning import plan
+from pipeline.recipe import CacheRecipe
 from train import recipe as training
 from train import run_dir
 from train.recipe import TrainRecipe
@@ -53,6 +55,53 @@ def test_a_wrong_key_or_value_is_explained(override: str, message: str) -> None:
     with pytest.raises(RecipeError, match=r"recipe 'digits'|nonsense") as error:
         caching.load("digits", [override])
     assert message in str(error.value)
+
+
+def numbers(kind: type) -> list[str]:
+    """Fields of a recipe that are numbers, of its tables as well."""
+    found = []
+    for name, hint in get_type_hints(kind).items():
+        if is_dataclass(hint):
+            found += [f"{name}.{inner}" for inner in numbers(hint)]
+        elif hint in (int, float):
+            found.append(name)
+    return found
+
+
+IMPOSSIBLE = ["nan", "inf", "-inf", "-2", "1e400", "-1e300", "1e300", f"{10**30}", "true", "[1]"]
+
+
+@pytest.mark.parametrize("name", numbers(TrainRecipe))
+def test_no_key_of_a_training_recipe_takes_an_impossible_number(name: str) -> None:
+    for value in IMPOSSIBLE:
+        with pytest.raises(RecipeError, match=name):
+            training.load("digits", [f"{name}={value}"])
+
+
+@pytest.mark.parametrize("name", numbers(CacheRecipe))
+def test_no_key_of_a_cache_recipe_takes_an_impossible_number(name: str) -> None:
+    for value in IMPOSSIBLE:
+        with pytest.raises(RecipeError, match=name.rpartition(".")[2]):
+            caching.load("digits", [f"{name}={value}"])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model_ema_decay=1",
+        "drop=1",
+        "smoothing=1.0",
+        "lr=0",
+        "crop_pct=0",
+        "temperature_end=1e-9",
+        "epochs=0",
+        "seed=-1",
+        "top_k=-1",
+    ],
+)
+def test_the_ends_of_ranges(override: str) -> None:
+    with pytest.raises(RecipeError, match=override.partition("=")[0]):
+        training.load("digits", [override])
 
 
 def test_overrides_win_and_bare_words_are_strings() -> None:

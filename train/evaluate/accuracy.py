@@ -32,6 +32,8 @@ class Accuracy:
 
     top1: float
     top5: float
+    finite: bool = True
+    """False if a logit was NaN or Inf."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def evaluate_all(
     for model, _, _ in models:
         model.eval()
     images = images.subset(np.arange(world.rank, len(images), world.size))
-    hits = np.zeros((len(models), 2))
+    hits = np.zeros((len(models), 3))  # top-1, top-5, not finite
     frames, device = [*dict.fromkeys(frame for _, _, frame in models)], models[0][1].device
     with progress.bar("evaluate", len(images), "images") as advance:
         for numbers, seen in crops.batches(images, frames):
@@ -97,11 +99,12 @@ def evaluate_all(
                 with feed.autocast():
                     logits = model(feed.normalise(uploaded[frame]))
                 hit = metrics.top_classes(logits).cpu().numpy() == images.label_N[numbers, None]
-                hits[i] += hit[:, 0].sum(), hit.any(axis=1).sum()
+                broken = float(not logits.isfinite().all())
+                hits[i] += hit[:, 0].sum(), hit.any(axis=1).sum(), broken
             advance(len(seen[0]))
     *sums, count = world.sum([*hits.ravel().tolist(), len(images)])
-    pairs = zip(sums[::2], sums[1::2], strict=True)
-    return [Accuracy(100.0 * top1 / count, 100.0 * top5 / count) for top1, top5 in pairs]
+    each = zip(sums[::3], sums[1::3], sums[2::3], strict=True)
+    return [Accuracy(100 * one / count, 100 * five / count, not bad) for one, five, bad in each]
 
 
 @torch.inference_mode()

@@ -22,7 +22,7 @@ from timm.models import push_to_hf_hub, save_for_hf
 from timm.models._hub import generate_readme
 from torch import nn
 
-from cache_tools.errors import CacheIncomplete, KdcacheError, UsageError
+from cache_tools.errors import CacheIncomplete, KdcacheError, NonFinite, UsageError
 from cache_tools.storage import atomic, seal
 from cache_tools.version import __version__
 from train import run_dir, run_state
@@ -49,6 +49,7 @@ def read(folder: Path, weights: Weights) -> ExportedStudent:
     Raises:
         CacheNotFound, CacheIncomplete: No run, or one that is not finished.
         UsageError: It has no such weights.
+        NonFinite: A weight is NaN or Inf.
     """
     config = run_dir.read_config(folder)
     if not (folder / "result.json").is_file():
@@ -69,6 +70,11 @@ def read(folder: Path, weights: Weights) -> ExportedStudent:
         )
     seal.check_network(folder / weights)
     model: Any = timm.create_model(f"local-dir:{folder / weights}", pretrained=True)
+    if not all(value.isfinite().all() for value in model.state_dict().values()):
+        raise NonFinite(
+            f"{folder / weights} has weights that are NaN or Inf: the run diverged in its last "
+            "steps. Train it again with a lower lr or with clip_grad, and --fresh."
+        )
     facts = _facts(folder, config, weights)
     config = {**_class_names(config, model.num_classes), "kdcache": facts}
     return ExportedStudent(model, config, facts)

@@ -8,8 +8,8 @@ schedule, moving average, format of the saved student.
 """
 
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,16 @@ def train_cohort(  # noqa: PLR0912 - the one long function
     views = epochs * schedule.steps * shared.batch_size
     done = min(student.steps for student in students) * shared.batch_size
     results: dict[Path, dict[str, Any] | NonFinite] = {}
+
+    @contextmanager
+    def leaving(student: StudentTrainer) -> Iterator[None]:
+        try:
+            yield
+        except NonFinite as error:
+            students.remove(student)
+            results[student.out] = error
+            student.close(error)
+
     with (
         run_dir.hold(*(out for out, _ in runs if world.is_main)),
         nullcontext(stop) if stop else StopRequest() as signals,
@@ -115,8 +125,9 @@ def train_cohort(  # noqa: PLR0912 - the one long function
         cadence = Cadence(shared, schedule.steps, world, signals)
         for epoch in range(epochs + 1):
             for student in [one for one in students if one.finished]:
-                students.remove(student)
-                results[student.out] = student.finish()
+                with leaving(student):
+                    results[student.out] = student.finish()
+                    students.remove(student)
             group = [student for student in students if student.progress.epoch == epoch]
             if not group:
                 continue
@@ -158,17 +169,12 @@ def train_cohort(  # noqa: PLR0912 - the one long function
                     continue
                 note = ""
                 for student in turn:
-                    try:
+                    with leaving(student):
                         student.check_losses()
-                    except NonFinite as error:
-                        group.remove(student)
-                        students.remove(student)
-                        results[student.out] = error
-                        student.close(error)
-                        continue
-                    note = student.log_steps() if due.log else note
-                    if due.save:
-                        student.save()
+                        note = student.log_steps() if due.log else note
+                        if due.save:
+                            student.save()
+                group = [student for student in group if student in students]
                 if due.log:
                     advance(0, note)
                 if due.stop:
@@ -178,7 +184,10 @@ def train_cohort(  # noqa: PLR0912 - the one long function
             for student in group:
                 student.average_batch_norm()
             accuracies = _evaluate(group, inputs, world)
-            rows = {student.out: student.end_epoch(accuracies[student]) for student in group}
+            rows = {}
+            for student in group:
+                with leaving(student):
+                    rows[student.out] = student.end_epoch(accuracies[student])
             if on_epoch is not None and rows:
                 on_epoch(rows)
     return [results[out] for out, _ in runs]

@@ -21,6 +21,7 @@ from timm.layers import convert_sync_batchnorm
 from timm.models import save_for_hf
 from timm.utils import dispatch_clip_grad, unwrap_model
 from torch import nn
+from torch.nn.utils import get_total_norm
 
 from cache_tools.errors import NonFinite
 from cache_tools.storage import seal
@@ -184,13 +185,15 @@ class StudentTrainer:
         """Add the loss's terms of the last steps, each a mean over all processes, to the progress.
 
         Raises:
-            NonFinite: A loss is NaN or Inf; names the step and its views.
+            NonFinite: A loss is NaN or Inf (names the step and its views), or a weight is.
         """
         progress, recent = self.progress, self._recent
         terms = [(step, name, v) for step, row in enumerate(recent) for name, v in row.items()]
-        own = torch.stack([value.float() for _, _, value in terms]).double().cpu().tolist()
+        values = [value.float() for _, _, value in terms]
+        own = torch.stack([*values, self._largest_weight().float()]).double().cpu().tolist()
         first = progress.step - len(recent)
-        for (step, name, _), total in zip(terms, self._world.sum(own), strict=True):
+        *totals, largest = self._world.sum(own)
+        for (step, name, _), total in zip(terms, totals, strict=True):
             value = total / self._world.size
             if name == "loss":
                 if not math.isfinite(value):
@@ -199,6 +202,15 @@ class StudentTrainer:
             so_far, count = progress.terms.get(name, (0.0, 0))
             progress.terms[name] = [so_far + value, count + 1]
         recent.clear()
+        if not math.isfinite(largest):
+            raise NonFinite(_BROKEN.format(_WEIGHT, progress.epoch, progress.step, ""))
+
+    def _largest_weight(self) -> torch.Tensor:
+        """Largest absolute value in the student and its moving average: NaN or Inf if one is."""
+        models = self._student, self.task.get_trainable_module(ema=True)
+        states = [value for model in models if model for value in model.state_dict().values()]
+        weights = [value for value in states if value.is_floating_point() and value.numel()]
+        return get_total_norm(weights, math.inf)
 
     def log_steps(self) -> str:
         """Log a row for the steps since the last one; return it in short."""
@@ -222,8 +234,14 @@ class StudentTrainer:
         """Close the epoch: its row (returned), the best student so far, a checkpoint.
 
         The accuracies have the names of `eval_models`; there are none without a validation split.
+
+        Raises:
+            NonFinite: The student predicts NaN or Inf on the validation split.
         """
         progress = self.progress
+        if not all(found.finite for found in accuracies.values()):
+            what = "predictions on the validation split are NaN or Inf"
+            raise NonFinite(_BROKEN.format(what, progress.epoch, progress.step, ""))
         row = {"epoch": progress.epoch, "loss": progress.loss_sum / self._schedule.steps}
         for name, found in accuracies.items():
             row |= {name: round(found.top1, 3), name.replace("1", "5"): round(found.top5, 3)}
@@ -244,8 +262,13 @@ class StudentTrainer:
 
         Returns:
             The content of result.json.
+
+        Raises:
+            NonFinite: A weight is NaN or Inf, of a checkpoint that an earlier kdcache wrote.
         """
         self.close()
+        if not math.isfinite(self._largest_weight()):
+            raise NonFinite(_BROKEN.format(_WEIGHT, self.progress.epoch, 0, ""))
         recipe, progress, last = self.recipe, self.progress, self.progress.history[-1]
         views = recipe.epochs * self._schedule.steps * recipe.batch_size
         result = {
@@ -301,6 +324,11 @@ def open_logs(students: list[StudentTrainer]) -> Iterator[None]:
         student.close()
 
 
+_BROKEN = (
+    "{} at epoch {}, step {}{}. Lower lr, set clip_grad, or use precision=fp32; the checkpoint "
+    "before this is kept."
+)
+_WEIGHT = "a weight is NaN or Inf"
 _RUNNING = ("running_mean", "running_var")
 _TOP1 = {"top1": False, "top1_ema": True}
 """Name of an accuracy → True if it is the moving average's."""
@@ -317,7 +345,5 @@ def _save(model: nn.Module | None, folder: Path) -> None:
 
 def _non_finite(value: float, schedule: Schedule, epoch: int, step: int) -> NonFinite:
     names = ", ".join(schedule.names(epoch, step)[:8])
-    return NonFinite(
-        f"the loss is {value} at epoch {epoch}, step {step}; its views begin with {names}. "
-        "Lower lr, set clip_grad, or use precision=fp32; the checkpoint before this is kept."
-    )
+    where = epoch, step, f"; its views begin with {names}"
+    return NonFinite(_BROKEN.format(f"the loss is {value}", *where))

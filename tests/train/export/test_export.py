@@ -12,6 +12,7 @@ import timm
 import torch
 from huggingface_hub import constants
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from cache_tools.data.open import open_images
 from cache_tools.render import decode
@@ -45,6 +46,19 @@ def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
+
+
+def test_a_student_of_broken_weights_is_not_exported(
+    finished: Path, kdcache: Command, tmp_path: Path
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    weights = load_file(run / "model/model.safetensors")
+    next(value for value in weights.values() if value.is_floating_point())[0] = float("nan")
+    save_file(weights, run / "model/model.safetensors")
+    (run / "digests.json").unlink()
+    exported = kdcache("export", run, "--out", tmp_path / "student")
+    assert (exported.code, "weights that are NaN or Inf" in exported.err) == (1, True)
+    assert not (tmp_path / "student").exists()
 
 
 @pytest.mark.parametrize("name", ["model/model.safetensors", "config.json", "result.json"])

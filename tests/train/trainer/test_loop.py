@@ -17,6 +17,7 @@ from timm.utils import ModelEmaV3
 from cache_tools.store.cache import Cache
 from tests.helpers.outcome import Outcome
 from train.data.schedule import Schedule
+from train.trainer.student import StudentTrainer
 
 FAST = ["epochs=2", "views_per_epoch=2", "batch_size=40"]
 RESULT = (
@@ -277,12 +278,60 @@ def test_a_loss_that_explodes_is_reported(
         run,
         *FAST,
         "opt=sgd",
-        "lr=1e30",
+        "lr=1e6",
     )
     outcome = kdcache(*arguments)
     assert outcome.code == 1
     assert "NonFinite: the loss is" in outcome.err
     assert "its views begin with digit_" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (math.nan, "a weight is NaN or Inf at epoch 0, step 1"),
+        (-math.inf, "a weight is NaN or Inf at epoch 0, step 1"),
+        (3e38, "predictions on the validation split are NaN or Inf at epoch 0, step 1"),
+    ],
+)
+def test_a_run_of_one_step_that_breaks_the_student_is_not_finished(
+    value: float,
+    message: str,
+    kdcache: Command,
+    digits_cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    update = StudentTrainer.update
+
+    def breaks(student: StudentTrainer) -> None:
+        update(student)
+        for weights in student._student.parameters():
+            weights.data[...] = value
+
+    monkeypatch.setattr(StudentTrainer, "update", breaks)
+    short = ["epochs=1", "views_per_epoch=1", "batch_size=100"]
+    outcome = kdcache("train", "digits", "--cache", digits_cache, "--out", tmp_path / "run", *short)
+    assert outcome.code == 1
+    assert message in outcome.err
+    assert not [*tmp_path.glob("run/model*"), *tmp_path.glob("run/result.json")]
+    assert not list(tmp_path.glob("run/*.pt"))
+
+
+def test_a_checkpoint_of_broken_weights_is_not_finished(
+    kdcache: Command, digits_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = ("train", "digits", "--cache", digits_cache, "--out", tmp_path / "run", *FAST)
+    monkeypatch.setattr(StudentTrainer, "finish", StudentTrainer.save)
+    assert kdcache(*run).code == 1  # killed before the end
+    monkeypatch.undo()
+    state = torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)
+    next(v for v in state["model"].values() if v.is_floating_point())[0] = math.nan
+    torch.save(state, tmp_path / "run/checkpoint.pt")
+    (tmp_path / "run/digests.json").unlink()
+    outcome = kdcache(*run)
+    assert (outcome.code, "NonFinite: a weight is NaN or Inf" in outcome.err) == (1, True)
+    assert not (tmp_path / "run/result.json").exists()
 
 
 def test_a_broken_checkpoint_gets_a_next_step(
