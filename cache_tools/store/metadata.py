@@ -16,6 +16,7 @@ from cache_tools.errors import CacheDamaged, DataError
 from cache_tools.file_contents import parse_json
 from cache_tools.spec import sample_table
 from cache_tools.spec.cache import CacheSpec
+from cache_tools.spec.dataset import NO_LABEL
 from cache_tools.spec.sample_table import SampleTable
 from cache_tools.storage import atomic
 from cache_tools.storage.backends import MAX_FILE, Storage, with_retry
@@ -73,6 +74,12 @@ class CacheMetadata:
             )
         if (ids[1:] <= ids[:-1]).any():
             raise CacheDamaged(f"the sample table of {self.name} is not sorted by id. {_FETCH}")
+        least, most = table.label_N.min(), table.label_N.max()
+        if least < NO_LABEL or (self.spec.dataset.labels and most >= self.spec.teacher.num_classes):
+            raise CacheDamaged(
+                f"{self.name} has labels of {least} to {most}: they are {NO_LABEL} (none) to "
+                f"{self.spec.teacher.num_classes - 1}. Correct the data set, and make it again."
+            )
         return table
 
     def _key_column(self, n: int) -> tuple[str, ...]:

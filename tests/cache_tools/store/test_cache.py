@@ -26,6 +26,7 @@ from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec
 from cache_tools.verify import verify
+from tests.helpers import lab
 from tests.helpers.paths import ROOT
 
 CODE = "targets/code/c/2/0"
@@ -151,6 +152,18 @@ def test_a_changed_sample_table_is_refused(mutable_cache: Path) -> None:
     label.write_bytes(label.read_bytes()[:-1] + b"\0")
     with pytest.raises(CacheDamaged, match="samples/label does not decode"):
         _ = Cache.open(mutable_cache).table
+
+
+@pytest.mark.parametrize(("label", "refused"), [(-7, True), (lab.CLASSES, True), (-1, False)])
+def test_labels_that_are_no_class_are_refused(tmp_path: Path, label: int, refused: bool) -> None:
+    table = lab.table(lab.keys(8))
+    table.label_N[3] = label
+    store = Cache.create(tmp_path / "c", lab.spec(table), table, 1)
+    with (
+        pytest.raises(CacheDamaged, match="has labels of") if refused else contextlib.nullcontext()
+    ):
+        store = Cache.open(tmp_path / "c")
+        assert store.table.label_N[3] == label
 
 
 def test_metadata_that_would_mislead_others_is_found(mutable_cache: Path) -> None:
