@@ -4,6 +4,7 @@ Resuming is running the same command again. Committed parts are checked by their
 damaged ones are made anew.
 """
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +14,11 @@ from typing import Any
 import torch
 
 from cache_tools.data.images import ImageDataset
+from cache_tools.errors import KdcacheError
 from cache_tools.runtime import progress, threads
 from cache_tools.runtime.device import select
+from cache_tools.storage.backends import open_storage
+from cache_tools.store import resume
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.verify import verify
@@ -88,18 +92,27 @@ def run(
         force: Go on with a teacher that agrees with the labels no more often than by chance.
 
     Raises:
-        KdcacheError: Any of its kinds; committed parts stay.
+        KdcacheError: Any of its kinds; committed parts stay, a cache without any is removed.
         KeyboardInterrupt: A signal came; the text has the parts kept and the command to continue.
     """
     sources = [TeacherSource(teachers)] if isinstance(teachers, str) else teachers
     job = JobSpec(recipe, data, tuple(sources), str(out), device, random_weights, force)
-    opened = engine(job)
+    opened: Engine | None = None
     try:
+        opened = engine(job)
         failures = _make_missing(opened, recipe, selection)
     except KeyboardInterrupt as signal:
+        if opened is None:
+            raise
         raise KeyboardInterrupt(outcome.interrupted(opened.store, str(signal))) from None
+    except KdcacheError:
+        if selection.tasks == 1:  # others of its tasks may be about to write into it
+            with contextlib.suppress(KdcacheError):
+                resume.discard_empty(opened.store.storage if opened else open_storage(out))
+        raise
     finally:
-        opened.close()
+        if opened is not None:
+            opened.close()
     outcome.refuse_failures(opened.store, failures)
     return opened.store
 

@@ -21,6 +21,7 @@ from cache_tools.spec.canonical import canonical_json, sha256
 from cache_tools.spec.dataset import NO_LABEL
 from cache_tools.spec.targets import TargetSpec
 from cache_tools.spec.teacher import ENSEMBLE, TeacherSpec
+from cache_tools.store import resume
 from cache_tools.store.aligned import CacheEnsemble
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
@@ -46,7 +47,7 @@ def run(members: CacheEnsemble, out: Path, keep: str = "") -> Cache:
     """
     cache_spec = _spec(members, keep)
     _check_whole(members)
-    store = Cache.create_or_open(
+    store = resume.open_or_create(
         out, cache_spec, lambda: members.reference.table, members.num_views
     )
     if members.source:

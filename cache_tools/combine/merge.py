@@ -26,7 +26,7 @@ from cache_tools.runtime import progress
 from cache_tools.runtime.signals import StopRequest
 from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.sample_table import SampleTable
-from cache_tools.store import commits
+from cache_tools.store import commits, resume
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec
@@ -57,7 +57,7 @@ def run(stores: Sequence[Cache], out: Path, block_size: int = 0) -> Cache:
         )
         spec = compatibility.spec_of(stores, table, block_size)
         maker = _Rows(stores, spec, table)
-    result = Cache.create_or_open(out, spec, lambda: table, views)
+    result = resume.open_or_create(out, spec, lambda: table, views)
     for store in stores:
         if store.source and not result.source:
             result.set_data_path(store.source)

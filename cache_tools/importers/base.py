@@ -34,7 +34,8 @@ from cache_tools.spec.sample_table import SampleTable
 from cache_tools.spec.targets import TargetSpec
 from cache_tools.spec.teacher import TeacherSpec
 from cache_tools.spec.views import UNKNOWN_VIEWS, ViewSpec
-from cache_tools.storage import atomic
+from cache_tools.storage import atomic, backends
+from cache_tools.store import resume
 from cache_tools.store.cache import Cache, probe_numbers
 from cache_tools.store.commits import Part
 from cache_tools.store.manifest import MAX_VIEWS
@@ -215,25 +216,39 @@ def refuse_records(
 def _open(
     info: SourceInfo, images: ImageDataset, options: ImportOptions, out: Path
 ) -> tuple[Cache, ImageDataset]:
-    if (out / "zarr.json").is_file():
-        store = Cache.open(out)
-        if tuple(scan.in_table_order(images, store.spec.dataset.key)[1]) != store.table.keys:
-            raise UsageError(
-                f"{out} is another cache: its samples are not those of {images.source}. Choose "
-                "another --out, or pass the --data of its first import."
-            )
-        images = match.match(store.table, store.spec.dataset, images) if info.views else images
-        ours = _spec(info, store.table, store.spec.dataset.key, images, options)
-        if found := difference(store.spec.mapping, ours.continuing(store.spec).mapping):
-            raise UsageError(f"{out} is another cache: {found} now. Choose another --out.")
-        atomic.sweep(out)
-        store.resize(info.num_views)
-        return store, images
+    storage = backends.open_storage(out)
+    atomic.sweep(out)
+    if (stated := resume.root(storage)) is not None:
+        try:
+            return _continue(Cache(storage, stated), info, images, options)
+        except UsageError:
+            if not resume.discard_empty(storage):
+                raise
     kind, keys, images = scan.in_table_order(images, None)
     table = _table(keys, images, options.labels, scanned=info.views is not None)
     spec = _spec(info, table, kind, images, options)
-    store = Cache.create(out, spec, table, info.num_views)
+    store = resume.create(out, spec, table, info.num_views)
     store.set_data_path(images.source)
+    return store, images
+
+
+def _continue(
+    store: Cache, info: SourceInfo, images: ImageDataset, options: ImportOptions
+) -> tuple[Cache, ImageDataset]:
+    """Continue the cache of an import; UsageError when it is another."""
+    kind, keys, ordered = scan.in_table_order(images, store.spec.dataset.key)
+    scanned = info.views is not None
+    store.mend(lambda: _table(keys, ordered, options.labels, scanned))
+    if tuple(keys) != store.table.keys:
+        raise UsageError(
+            f"{store.name} is another cache: its samples are not those of {images.source}. Choose "
+            "another --out, or pass the --data of its first import."
+        )
+    images = match.match(store.table, store.spec.dataset, images) if scanned else images
+    ours = _spec(info, store.table, kind, images, options)
+    if found := difference(store.spec.mapping, ours.continuing(store.spec).mapping):
+        raise UsageError(f"{store.name} is another cache: {found} now. Choose another --out.")
+    store.resize(info.num_views)
     return store, images
 
 

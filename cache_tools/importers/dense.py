@@ -22,6 +22,7 @@ from cache_tools.spec.sample_table import SampleTable
 from cache_tools.spec.targets import TargetSpec
 from cache_tools.spec.teacher import TeacherSpec
 from cache_tools.spec.views import UNKNOWN_VIEWS
+from cache_tools.store import resume
 from cache_tools.store.cache import Cache
 from cache_tools.targets import codec, dense, logits_file
 from cache_tools.targets.codec import EncodedTargets
@@ -49,7 +50,7 @@ def run(
             f"{logits.num_classes} classes."
         )
     spec = _spec(logits, table, targets, teacher)
-    store = Cache.create_or_open(out, spec, lambda: table, len(logits.values_VNC))
+    store = resume.open_or_create(out, spec, lambda: table, len(logits.values_VNC))
     todo = [part for part in store.parts() if store.check_part(part) is not None]
     rows = sum(len(spec.rows(part.block)) for part in todo)
     with progress.bar("import", rows, "views") as advance:

@@ -23,7 +23,7 @@ from cache_tools.errors import CacheIncomplete
 from cache_tools.runtime import concurrency, progress
 from cache_tools.runtime.signals import StopRequest
 from cache_tools.spec.sample_table import SampleTable
-from cache_tools.store import commits
+from cache_tools.store import commits, resume
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 
@@ -57,7 +57,7 @@ def run(
         CacheDamaged, DataError: The source cannot be read; what is committed stays.
         KeyboardInterrupt: A signal came; what is committed stays.
     """
-    store = Cache.create_or_open(
+    store = resume.open_or_create(
         out, wanted.spec, lambda: _table(source, wanted), wanted.views.stop
     )
     parts = [part for part in store.parts() if part.view in wanted.views]

@@ -11,7 +11,7 @@ import os
 import stat
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -64,6 +64,14 @@ class Storage(Protocol):
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file, whole or not at all."""
+        ...
+
+    def names(self) -> list[str] | None:
+        """List every file but temporary ones, sorted; None where files cannot be listed."""
+        ...
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove files, those of `names` that there are, in this order, and folders left empty."""
         ...
 
     def initialize(self, contents: Mapping[str, bytes]) -> None:
@@ -121,6 +129,24 @@ class Folder:
     def write(self, name: str, data: bytes) -> None:  # noqa: D102 - Storage
         self._inside(name)
         atomic.write(self.path / name, data)
+
+    def names(self) -> list[str]:  # noqa: D102 - Storage
+        found = (p for p in self._root.rglob("*") if p.is_symlink() or not p.is_dir())
+        return sorted(
+            path.relative_to(self._root).as_posix()
+            for path in found
+            if not atomic.is_temporary(path.name)
+        )
+
+    def remove(self, names: Iterable[str]) -> None:  # noqa: D102 - Storage
+        try:
+            for name in names:
+                self._inside(name).unlink(missing_ok=True)
+            for folder in sorted(self._root.rglob("*"), reverse=True):
+                if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
+                    folder.rmdir()
+        except OSError as error:
+            raise atomic.cannot_write(self.path, error) from None
 
     def _inside(self, name: str) -> Path:
         """Resolve a name; CacheDamaged when links lead out of the folder."""
@@ -231,6 +257,13 @@ class Zip:
     def write(self, name: str, data: bytes) -> None:  # noqa: D102 - Storage
         raise UsageError(f"{self.path} is a zip, which is read only. Unpack it to write {name}.")
 
+    def names(self) -> list[str]:  # noqa: D102 - Storage
+        below = (n for n in self._zip.namelist() if n.startswith(self._prefix))
+        return sorted(n.removeprefix(self._prefix) for n in below if not n.endswith("/"))
+
+    def remove(self, names: Iterable[str]) -> None:  # noqa: D102 - Storage
+        self.write(MANIFEST, b"")
+
     def initialize(self, contents: Mapping[str, bytes]) -> None:  # noqa: D102 - Storage
         self.write(MANIFEST, contents[MANIFEST])
 
@@ -276,6 +309,13 @@ class ObjectStore:
 
     def write(self, name: str, data: bytes) -> None:  # noqa: D102 - Storage
         self._client.put(name, data)
+
+    def names(self) -> list[str] | None:  # noqa: D102 - Storage
+        return self._client.names()
+
+    def remove(self, names: Iterable[str]) -> None:  # noqa: D102 - Storage
+        for name in names:
+            self._client.delete(name)
 
     def initialize(self, contents: Mapping[str, bytes]) -> None:  # noqa: D102 - Storage
         if others := set(self._client.find("*")) - {name.partition("/")[0] for name in contents}:

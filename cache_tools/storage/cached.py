@@ -14,7 +14,7 @@ import hashlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from cache_tools.errors import KdcacheError, UsageError
 from cache_tools.storage import atomic, disk_cache
@@ -60,6 +60,13 @@ class CachedStorage:
     def write(self, name: str, data: bytes) -> None:
         """Refuse: the storage is read only."""
         raise UsageError(f"{self} is read only: {name} is not written.")
+
+    def names(self) -> list[str] | None:  # noqa: D102 - Storage
+        return self._remote.names()
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Refuse: the storage is read only."""
+        self.write(MANIFEST, b"")
 
     def initialize(self, contents: Mapping[str, bytes]) -> None:
         """Refuse: the storage is read only."""

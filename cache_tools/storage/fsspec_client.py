@@ -193,6 +193,23 @@ class FsspecClient:
         self._fs.invalidate_cache()  # later calls must not be answered from this listing
         return sorted(str(path).removeprefix(root).strip("/") for path in found)
 
+    def names(self) -> list[str] | None:
+        """List every file below the URL, sorted; None where files cannot be listed (plain HTTP)."""
+        if not {"http", "https"}.isdisjoint(self._protocols):
+            return None
+        self._fs.invalidate_cache()
+        root = self._root.rstrip("/")
+        try:
+            found = self._with_retry("", lambda: self._fs.find(root))
+        except FileNotFoundError:
+            return []
+        return sorted(str(path).removeprefix(root).strip("/") for path in found)
+
+    def delete(self, name: str) -> None:
+        """Delete a file below the URL, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._with_retry(name, lambda: self._fs.rm_file(self._path(name)), "delete")
+
     @property
     def _has_no_folders(self) -> bool:
         return not _OBJECTS.isdisjoint(self._protocols)

@@ -27,6 +27,7 @@ from cache_tools.errors import (
     CacheDamaged,
     CacheIncomplete,
     CacheMismatch,
+    CacheNotFound,
     KdcacheError,
     UsageError,
 )
@@ -95,29 +96,6 @@ class Cache:
             if store._is_whole():
                 return store
         raise KdcacheError(f"{storage} does not read back as it was written. {_ANOTHER}")
-
-    @classmethod
-    def create_or_open(
-        cls, out: Path, cache_spec: CacheSpec, table: Callable[[], SampleTable], num_views: int
-    ) -> "Cache":
-        """Open the cache that a command began in the folder `out`, or create it.
-
-        `table` makes the sample table of a new one; there is room for at least `num_views`.
-
-        Raises:
-            UsageError: `out` holds another cache, or something else.
-        """
-        atomic.sweep(out)
-        if not (out / manifest.NAME).is_file():
-            return cls.create(out, cache_spec, table(), num_views)
-        store = cls.open(out)
-        if found := difference(store.spec.mapping, cache_spec.mapping):
-            raise UsageError(
-                f"{out} is another cache: {found} now. Choose another folder for the new one, or "
-                "run the command that made the one there."
-            )
-        store.resize(num_views)
-        return store
 
     @classmethod
     def open(cls, where: str | Path) -> "Cache":
@@ -202,7 +180,45 @@ class Cache:
 
     def metadata_faults(self) -> Iterator[CacheDamaged]:
         """Every file outside the parts that is damaged or misleads readers."""
-        return self._metadata.faults()
+        return (error for _, error in self._metadata.faults())
+
+    def mend(self, table: Callable[[], SampleTable]) -> list[str]:
+        """Write damaged and missing files outside the parts again; return their names.
+
+        They follow from the manifest; `table` makes the sample table, where that is damaged.
+
+        Raises:
+            CacheDamaged: It is damaged, and what `table` makes is another one.
+        """
+        if self._is_whole():
+            return []
+        try:
+            known, names = self.table, set[str]()
+        except CacheDamaged as error:
+            known = table()
+            if known.sha256 != self.spec.dataset.table_sha256:
+                raise CacheDamaged(
+                    f"{error} It cannot be written again from the samples that this command was "
+                    "given: they are others than those of the cache."
+                ) from None
+            every = metadata.initial_files(self.spec, known, self.num_views)
+            names = {name for name in every if name.startswith("samples/")}
+        with self.storage.locked():
+            self._adopt(manifest.read(self.storage))  # another process may have added views
+            names |= {name for name, _ in self._metadata.faults()}
+            files = metadata.initial_files(self.spec, known, self.num_views)
+            mended = [n for n in files if n in names and not self._holds(n, files[n])]
+            for name in mended:
+                log.warning("%s/%s was damaged or missing: it is written again", self.name, name)
+                self.storage.write(name, files[name])
+        self.__dict__.pop("table", None)
+        return mended
+
+    def _holds(self, name: str, data: bytes) -> bool:
+        try:
+            return self.storage.read(name) == data
+        except OSError:
+            return False
 
     def parts(self) -> Iterator[Part]:
         """Every part the cache should have, view by view."""
@@ -229,10 +245,29 @@ class Cache:
         Returns:
             True if the committed part is this one.
         """
+        self._keep_root()
         chunks = self._layout.encode_part(part.view, part.block, stored, probes, params)
         return self.commit(
             part, chunks, commits.encode(self.spec, part, chunks, statistics, versions)
         )
+
+    def _keep_root(self) -> None:
+        """Restore the files outside the parts, which another process removed as an empty cache.
+
+        Raises:
+            CacheMismatch: Another cache is in its place.
+        """
+        if self.is_remote:
+            return
+        try:
+            there = manifest.read(self.storage).spec
+        except (CacheNotFound, CacheDamaged):
+            there = Cache.create(self.name, self.spec, self.table, self.num_views).spec
+        if there.fingerprint != self.spec.fingerprint:
+            raise CacheMismatch(
+                f"another process has made another cache at {self.name} before this one had a "
+                "part. Choose another --out for one of them."
+            )
 
     def commit(self, part: Part, chunks: Mapping[str, bytes], record: bytes) -> bool:
         """Write the chunks of one part and then its record; as `write`."""

@@ -1,6 +1,8 @@
 """Commit records: the parts of a cache that are done, and the digests of their chunks."""
 
-from collections.abc import Mapping
+import contextlib
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,8 @@ REMEDY = (
     "missing and damaged parts."
 )
 
+NAME = re.compile(r"commits/v(\d{4,})/b(\d{4,})\.json")
+"""Names of commit records, with view and block."""
 _MAX_RECORD = 2**16
 _MOST_STATISTIC = 2**53
 
@@ -90,6 +94,17 @@ def read(cache: Storage, spec: CacheSpec, part: Part) -> dict[str, Any]:
     ):
         raise CacheDamaged(f"the commit record {path} has a statistic that is no number.")
     return record
+
+
+def identity(cache: Storage, names: Iterable[str]) -> str | None:
+    """Return the fingerprint in the first intact record among the files of a cache, or None."""
+    for name in names:
+        if NAME.fullmatch(name):
+            with contextlib.suppress(OSError):
+                record = atomic.parse_json(cache.read(name, _MAX_RECORD), name)
+                if record.pop("sha256", None) == sha256(canonical_json(record)):
+                    return str(record.get("fingerprint"))
+    return None
 
 
 def _is_chunk(chunk: Any) -> bool:

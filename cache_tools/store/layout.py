@@ -10,6 +10,7 @@ Every array has one chunk per part, at `c/VIEW/BLOCK` (`c/0/VIEW/BLOCK` with pla
 Shapes: V views, N samples, T temperatures, P labels, B rows of a block.
 """
 
+import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,6 +36,10 @@ PROBES = 4
 """Views per part whose pixels are fingerprinted."""
 _GROUPS = ("samples", "targets", "probes", "commits")
 _VIEWS = "views"
+_NAME = re.compile(
+    r"zarr\.json|README\.md|(samples|targets|probes|commits|views)/(zarr\.json|\w+/zarr\.json|"
+    r"\w+/c/\d+(/\d+)*|v\d+/b\d+\.json)"
+)
 _LEVEL = 5  # of zstd: one more costs time and saves nothing, since entries are packed
 Array = NDArray[Any]
 
@@ -85,6 +90,11 @@ def fields(spec: CacheSpec) -> tuple[Field, ...]:
         wanted.append(Field(c.path, c.dtype, rows, c.planes, fill=fill))
     always = ("targets/count", "targets/index_delta", "targets/code")
     return tuple(f for f in wanted if f.planes or f.name in always)
+
+
+def is_name(path: str) -> bool:
+    """Check if a file may be one of some cache, by its path in the folder."""
+    return _NAME.fullmatch(path) is not None
 
 
 class Layout(threading.local):

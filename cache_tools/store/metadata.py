@@ -120,8 +120,8 @@ class CacheMetadata:
         except Exception as error:  # decompressors raise many kinds
             raise CacheDamaged(f"{self.name}/{name} does not decode: {error}. {_FETCH}") from None
 
-    def faults(self) -> Iterator[CacheDamaged]:
-        """Find every metadata file that is not what the spec implies."""
+    def faults(self) -> Iterator[tuple[str, CacheDamaged]]:
+        """Find every metadata file that is not what the spec implies, by name."""
         n, layout = self.spec.dataset.num_samples, self._layout
         files = dict(layout.metadata())
         columns = {"id": "uint64", **_COLUMNS}
@@ -132,12 +132,13 @@ class CacheMetadata:
             length = self._length_of_keys()
             files["samples/key/zarr.json"] = layout.whole_metadata("samples/key", length, "uint8")
         except CacheDamaged as error:
-            yield error
+            yield "samples/key/zarr.json", error
         for name, expected in files.items():
-            yield from self._fault(name, expected)
+            for fault in self._fault(name, expected):
+                yield name, fault
         yield from self._consolidated(files)
 
-    def _consolidated(self, files: Mapping[str, bytes]) -> Iterator[CacheDamaged]:
+    def _consolidated(self, files: Mapping[str, bytes]) -> Iterator[tuple[str, CacheDamaged]]:
         """Compare what zarr.consolidate_metadata adds to groups, and other readers follow."""
         nodes = {name.removesuffix("zarr.json"): parse_json(data) for name, data in files.items()}
         for group in ("", *(name for name in nodes if name.count("/") == 1)):
@@ -149,9 +150,13 @@ class CacheMetadata:
             below = (n for n in nodes if n.startswith(group) and n != group)
             own = {n[len(group) : -1]: nodes[n] for n in below}
             if copied and not (isinstance(copies, dict) and _agree(copies, own)):
-                yield CacheDamaged(
-                    f"{self.name}/{group}zarr.json: its consolidated metadata is not that of the "
-                    "arrays, and other readers follow it. Run zarr.consolidate_metadata again."
+                name = f"{group}zarr.json"
+                yield (
+                    name,
+                    CacheDamaged(
+                        f"{self.name}/{name}: its consolidated metadata is not that of the arrays, "
+                        "and other readers follow it. Run zarr.consolidate_metadata again."
+                    ),
                 )
 
     def _fault(self, name: str, expected: bytes) -> Iterator[CacheDamaged]:

@@ -11,12 +11,20 @@ from pathlib import Path
 from cache_tools.data import match, scan
 from cache_tools.data.images import ImageDataset
 from cache_tools.data.open import open_images, resolve
-from cache_tools.errors import CacheMismatch, RecipeError, UsageError
+from cache_tools.errors import (
+    CacheMismatch,
+    CacheNotFound,
+    KdcacheError,
+    RecipeError,
+    UsageError,
+)
 from cache_tools.runtime import progress, threads
 from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.canonical import difference
-from cache_tools.spec.dataset import NO_LABEL, DatasetSpec
+from cache_tools.spec.dataset import NO_LABEL, DatasetSpec, KeyKind
+from cache_tools.spec.sample_table import SampleTable
 from cache_tools.storage import atomic, backends
+from cache_tools.store import resume
 from cache_tools.store.cache import Cache
 from pipeline.recipe import CacheRecipe
 from pipeline.teacher import teacher as teachers
@@ -24,6 +32,7 @@ from pipeline.teacher.teacher import Teacher
 from pipeline.worker.job import JobSpec
 
 log = logging.getLogger("kdcache")
+_TRIES = 5
 
 
 def open_job(job: JobSpec) -> tuple[Cache, ImageDataset, Teacher]:
@@ -52,23 +61,42 @@ def open_or_create(
         CacheMismatch: There is another cache at `out`, or the labels have other classes.
         DataError, UsageError: The images cannot be read, or not all have a label.
     """
-    labels, num_classes = check_labels(recipe, images, teacher)
+    labels = check_labels(recipe, images, teacher)
     storage = backends.open_storage(out)
-    if storage.size(backends.MANIFEST) is None:
-        with storage.creation_lock():
-            if storage.size(backends.MANIFEST) is None:
-                _create(recipe, images, teacher, (labels, num_classes), out)
-    store = Cache.open(out)
+    if isinstance(storage, backends.Folder):
+        atomic.sweep(storage.path)
+    for _ in range(_TRIES):
+        if resume.root(storage) is None:
+            with storage.creation_lock():
+                if resume.root(storage) is None:
+                    _create(recipe, images, teacher, labels, out)
+        try:
+            return _continue(Cache.open(out), recipe, images, teacher, labels)
+        except CacheNotFound:  # another process has removed it, for it was empty
+            continue
+        except CacheMismatch:
+            if not resume.discard_empty(storage):
+                raise
+    raise KdcacheError(f"{storage} is removed again and again by other processes. Stop them.")
+
+
+def _continue(
+    store: Cache,
+    recipe: CacheRecipe,
+    images: ImageDataset,
+    teacher: Teacher,
+    labels: tuple[bool, int],
+) -> tuple[Cache, ImageDataset]:
+    """Mend a cache, and compare it with the one that this recipe makes."""
+    store.mend(lambda: _scan(images, store.spec.dataset.key, labels[0])[1])
     images = match.match(store.table, store.spec.dataset, images)
-    dataset = replace(store.spec.dataset, labels=labels, num_classes=num_classes)
+    dataset = replace(store.spec.dataset, labels=labels[0], num_classes=labels[1])
     wanted = _spec(recipe, dataset, teacher).continuing(store.spec)
     if found := difference(store.spec.mapping, wanted.mapping):
         raise CacheMismatch(
             f"{store.name} is another cache: {found} in this recipe. Choose another --out for the "
             "new one, or run the command that made the old one."
         )
-    if isinstance(storage, backends.Folder):
-        atomic.sweep(storage.path)
     store.resize(recipe.num_views)
     return store, images
 
@@ -81,12 +109,19 @@ def _create(
     out: str | Path,
 ) -> None:
     """Create an empty cache from a scan of every image."""
-    kind, keys, images = scan.in_table_order(images, None)
-    with progress.bar("scan images", len(keys), "images") as advance:
-        table = scan.scan(keys, images, labels[0], threads.cpu_count(), advance)
+    kind, table, images = _scan(images, None, labels[0])
     classes = scan.classes_sha256(images) if labels[0] else ""
     dataset = DatasetSpec(len(table), labels[1], labels[0], kind, table.sha256, classes)
-    Cache.create(out, _spec(recipe, dataset, teacher), table, recipe.num_views)
+    resume.create(out, _spec(recipe, dataset, teacher), table, recipe.num_views)
+
+
+def _scan(
+    images: ImageDataset, kind: KeyKind | None, labels: bool
+) -> tuple[KeyKind, SampleTable, ImageDataset]:
+    """Make the sample table by reading every image."""
+    kind, keys, images = scan.in_table_order(images, kind)
+    with progress.bar("scan images", len(keys), "images") as advance:
+        return kind, scan.scan(keys, images, labels, threads.cpu_count(), advance), images
 
 
 def check_labels(recipe: CacheRecipe, images: ImageDataset, teacher: Teacher) -> tuple[bool, int]:
