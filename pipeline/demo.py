@@ -33,7 +33,7 @@ from cache_tools.render import decode, mixing
 from cache_tools.runtime import progress, threads
 from cache_tools.spec.sample_table import SampleTable
 from cache_tools.spec.views import ViewSpec
-from cache_tools.storage import atomic
+from cache_tools.storage import atomic, system_errors
 from cache_tools.views import draw
 
 log = logging.getLogger("kdcache")
@@ -119,7 +119,8 @@ def train_teacher(folder: Path, out: Path, at_least: float = 90.0) -> float:
             f"the teacher reached {accuracy:.1f} % only, expected {at_least:g} % or more. Check "
             "the installation of torch and timm."
         )
-    save_for_hf(model, str(out), safe_serialization=True)
+    with system_errors.writing(out):
+        save_for_hf(model, str(out), safe_serialization=True)
     return accuracy
 
 

@@ -18,6 +18,7 @@ from torch import distributed
 from cache_tools.errors import KdcacheError
 from cache_tools.runtime import launcher
 from cache_tools.runtime.device import select
+from cache_tools.storage import system_errors
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,13 @@ class World:
         return found
 
     def on_main(self, work: Callable[[], Any]) -> Any:
-        """Run `work` in process 0; return its result, or raise its KdcacheError, in all."""
+        """Run `work` in process 0; return its result, or raise its error, in all."""
         result = None
         try:
             result = work() if self.is_main else None
-        except KdcacheError as error:
-            result = error
+        except Exception as error:
+            if (result := system_errors.explained(error)) is None:
+                raise
         result = self.broadcast(result)
         if isinstance(result, KdcacheError):
             raise result

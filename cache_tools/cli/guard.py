@@ -1,8 +1,8 @@
 """The edge of a command: what a user can cause ends as one paragraph, a fault of ours as a report.
 
-KdcacheErrors have their text. Errors of the system (OSError, UnicodeError, EOFError, and the
-libraries' own for files) become one here, with the file and the next step. Anything else is a fault
-of kdcache: its traceback, and where to report it. KDCACHE_DEBUG=1 shows every traceback.
+KdcacheErrors have their text. Errors of the system become one (`storage.system_errors`), with the
+file and the next step. Anything else is a fault of kdcache: its traceback, and where to report it.
+KDCACHE_DEBUG=1 shows every traceback.
 """
 
 import contextlib
@@ -17,12 +17,10 @@ from typing import Any
 import typer
 
 from cache_tools.errors import KdcacheError, UsageError
-from cache_tools.storage import atomic, paths
+from cache_tools.storage import paths, system_errors
 from cache_tools.version import __version__
 
 INTERRUPTED = 130
-_LIBRARIES = ("SafetensorError", "BadZipFile", "UnidentifiedImageError")
-"""Errors of libraries about a file, by name: they are not imported for it."""
 
 
 @contextlib.contextmanager
@@ -37,8 +35,6 @@ def edge() -> Iterator[None]:
         sys.stdout.flush()  # here, where a full disk can still be reported
     except (typer.Exit, typer.Abort, typer.BadParameter):
         raise
-    except KdcacheError as error:
-        _fail(error)
     except KeyboardInterrupt as signal:
         safe = "Interrupted. What is finished is safe; run the same command again to go on."
         say(str(signal) or safe)
@@ -46,8 +42,8 @@ def edge() -> Iterator[None]:
     except BrokenPipeError:  # the reader of our stdout went away, as `| head` does
         _drop_stdout()
     except Exception as error:
-        if isinstance(error, (OSError, UnicodeError, EOFError)) or _of_library(error):
-            _fail(_explained(error))
+        if (known := system_errors.explained(error)) is not None:
+            _fail(known)
         traceback.print_exc()
         say(
             f"This is a fault of kdcache {__version__}, not of yours. Report it with the lines "
@@ -94,46 +90,13 @@ def say(message: str) -> None:
 
 def _fail(error: KdcacheError) -> None:
     if os.environ.get("KDCACHE_DEBUG"):
-        raise error
+        traceback.print_exc()
     say(f"{error.kind}: {error}")
     try:
         sys.stdout.flush()
     except OSError:
         _drop_stdout()
     sys.exit(error.exit_code)
-
-
-def _explained(error: Exception) -> KdcacheError:
-    """Return the error of the system as one with the file, the reason and the next step."""
-    again = "Correct that and run the same command again; KDCACHE_DEBUG=1 shows where it happened."
-    if isinstance(error, OSError) and error.errno is not None:
-        if error.filename is None:
-            return KdcacheError(
-                f"the system refused to read or write, perhaps standard output: {error.strerror}. "
-                f"Check the disk and where the output goes. {again}"
-            )
-        name = os.fsdecode(error.filename) if not isinstance(error.filename, int) else "a file"
-        if error.errno in atomic.DISK_FULL:
-            return atomic.cannot_write(Path(name), error)
-        return KdcacheError(
-            f"cannot read or write {name}: {error.strerror}. Check the path, its permissions and "
-            f"the disk. {again}"
-        )
-    what = "a text is not UTF-8" if isinstance(error, UnicodeError) else "a file cannot be read"
-    return KdcacheError(f"{what}{_file_of(error)}: {str(error) or 'it ends too early'}. {again}")
-
-
-def _file_of(error: Exception) -> str:
-    """Name the file of an error that has none: the nearest path among the callers' variables."""
-    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
-        for value in frame.f_locals.values():
-            if isinstance(value, Path) and value.is_file():
-                return f" ({value})"
-    return ""
-
-
-def _of_library(error: Exception) -> bool:
-    return any(kind.__name__ in _LIBRARIES for kind in type(error).__mro__)
 
 
 def _drop_stdout() -> None:

@@ -7,6 +7,7 @@ missing: a preview of an augmentation.
 Shapes: N samples, S pixels a side.
 """
 
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from cache_tools.render import decode, mixing
 from cache_tools.runtime.text import printable
 from cache_tools.spec.sample_table import sample_id
 from cache_tools.spec.views import ViewSpec
+from cache_tools.storage import atomic
 from cache_tools.store import view_params
 from cache_tools.store.cache import Cache
 from cache_tools.views import draw as views
@@ -217,6 +219,8 @@ def _text(
 
 def save(sheet: Image.Image, out: Path) -> None:
     """Save a sheet with a comment, so that no data set takes it for a sample."""
-    comment = PngInfo()
+    comment, data = PngInfo(), io.BytesIO()
     comment.add_text("Comment", SHEET)
-    sheet.save(out, pnginfo=comment, comment=SHEET)
+    kind = Image.registered_extensions()[out.suffix.lower()]
+    sheet.save(data, kind, pnginfo=comment, comment=SHEET)
+    atomic.write(out, data.getvalue())

@@ -108,6 +108,7 @@ def append(path: Path, data: bytes) -> None:
         KdcacheError: The disk is full or the file cannot be written.
     """
     try:
+        _make_folder(path.parent)
         with path.open("ab") as file:
             file.write(data)
             file.flush()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from cache_tools.errors import KdcacheError
 from cache_tools.runtime import progress, threads
+from cache_tools.storage import system_errors
 
 if TYPE_CHECKING:
     from pipeline.worker.failures import Failure
@@ -80,8 +81,10 @@ def main(cores: int, pipe: Connection) -> None:
     with contextlib.suppress(KeyboardInterrupt, EOFError, BrokenPipeError):
         try:
             _serve(pipe, messages.send)
-        except KdcacheError as error:
-            messages.send(Error(error))
+        except Exception as error:
+            if (known := system_errors.explained(error)) is None:
+                raise
+            messages.send(Error(known))
 
 
 def _serve(pipe: Connection, send: Callable[[Message], None]) -> None:

@@ -19,7 +19,7 @@ from cache_tools.data.open import resolve
 from cache_tools.errors import KdcacheError, UsageError
 from cache_tools.runtime import ray_cluster, threads
 from cache_tools.runtime.signals import StopRequest
-from cache_tools.storage import backends
+from cache_tools.storage import backends, system_errors
 from pipeline.engines import work_queue
 from pipeline.engines.work_queue import TRIES, WorkQueue
 from pipeline.worker import open_cache
@@ -75,8 +75,10 @@ class Stage1Actor:
         try:
             self._stage1 = self._stage1 or _open(job)
             failures = self._stage1.make(groups, lambda views: counter.add.remote(lot, views))
-        except KdcacheError as error:
-            return CallResult(error=error)
+        except Exception as error:
+            if (known := system_errors.explained(error)) is None:
+                raise
+            return CallResult(error=known)
         return CallResult(tuple(failures))
 
 

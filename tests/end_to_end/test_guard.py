@@ -1,5 +1,6 @@
 """The edge of the command: no OSError, UnicodeError or EOFError ends in a traceback."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cache_tools.cli import guard
+from pipeline.engines import process
 from tests.helpers import lab
 from tests.helpers.outcome import Outcome
 
@@ -107,7 +109,7 @@ def test_a_full_standard_output_is_one_paragraph(cache: Path) -> None:
     with Path("/dev/full").open("w") as full:
         done = run("info", cache, stdout=full)
     assert done.returncode == 1
-    assert "No space left on device" in done.stderr
+    assert "the disk is full: a file or standard output was not written" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -132,6 +134,10 @@ def test_a_narrow_encoding_changes_no_exit_code(cache: Path) -> None:
         (OSError(5, "Input/output error"), "Input/output error"),
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "not UTF-8"),
         (EOFError(), "ends too early"),
+        (RuntimeError("[enforce fail] No space left on device (os error 28)"), "the disk is full"),
+        (OSError(122, "Disk quota exceeded"), "the disk is full"),
+        (OSError(116, "Stale file handle", "/data/x"), "write /data/x: Stale file handle"),
+        (MemoryError("Unable to allocate 3 TiB"), "not enough memory: Unable to allocate 3 TiB"),
     ],
 )
 def test_errors_of_the_system_have_the_next_step(
@@ -144,6 +150,34 @@ def test_errors_of_the_system_have_the_next_step(
     assert message in said
     assert "run the same command again" in said
     assert said.count("\n") == 1
+
+
+def test_an_error_without_a_file_names_the_open_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit), guard.edge(), (tmp_path / "link").open("wb") as file:
+        file.flush()
+        raise OSError(28, "No space left on device")
+    assert f"the disk is full: {tmp_path / 'link'} was not written" in capsys.readouterr().err
+
+
+def test_a_worker_process_reports_an_error_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", "/data/x.tar")
+
+    ours, theirs = multiprocessing.Pipe()
+    monkeypatch.setattr(process, "_serve", unreadable)
+    for name in ("pthread_sigmask", "signal"):
+        monkeypatch.setattr(f"pipeline.engines.process.signal.{name}", lambda *_: None)
+    monkeypatch.setattr(process, "_end_with_parent", lambda: None)
+    monkeypatch.setattr(process.threads, "limit", lambda _: None)
+    monkeypatch.setattr(process.progress, "bars", True)
+    for name in ("handlers", "propagate", "level"):
+        monkeypatch.setattr(process.log, name, getattr(process.log, name))
+    process.main(1, theirs)
+    message = ours.recv()
+    assert isinstance(message, process.Error)
+    assert "cannot read or write /data/x.tar: Permission denied" in str(message.error)
 
 
 def test_a_file_that_is_no_text_is_named(

@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import timm
-from safetensors import SafetensorError
 from timm.data import ImageNetInfo
 from timm.models import push_to_hf_hub, save_for_hf
 from timm.models._hub import generate_readme
 from torch import nn
 
 from cache_tools.errors import CacheIncomplete, KdcacheError, NonFinite, UsageError
-from cache_tools.storage import atomic, seal
+from cache_tools.storage import atomic, seal, system_errors
 from cache_tools.version import __version__
 from train import run_dir, run_state
 from train.export import model_card
@@ -90,7 +89,8 @@ def write(student: ExportedStudent, out: Path, license_: str, fresh: bool) -> No
     _check_replaceable(out, fresh)
     out, there = Path(os.path.realpath(out)), out.is_dir()
     atomic.sweep(out)
-    try:  # a folder that is there is filled: it may be a mount point, which cannot be replaced
+    with system_errors.writing(out):
+        # a folder that is there is filled: it may be a mount point, which cannot be replaced
         with atomic.temporary(out, within=there, folder=True) as building:
             save_for_hf(
                 student.model,
@@ -107,8 +107,6 @@ def write(student: ExportedStudent, out: Path, license_: str, fresh: bool) -> No
             else:
                 building.rename(out)
         atomic.sync_folder(out if there else out.parent)
-    except (OSError, SafetensorError) as error:
-        raise KdcacheError(f"cannot write {out}: {error}. Check the path and the disk.") from None
 
 
 def push(student: ExportedStudent, repo: str, license_: str, private: bool) -> str:

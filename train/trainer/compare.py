@@ -5,12 +5,14 @@ RUN/comparison.json                   accuracies, paired gains, their mean and s
 RUN/comparison.png                    the same, to look at
 """
 
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cache_tools.storage import atomic
 from train.recipe import Mode
 
 
@@ -87,8 +89,10 @@ def draw(result: dict[str, Any], title: str, path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     gain = result["gain"]
     axes.set_title(f"{title}\ngain {gain['mean']:+.1f} ± {gain['standard_error']:.1f} points")
-    figure.savefig(path, dpi=150)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=150)
     plt.close(figure)
+    atomic.write(path, picture.getvalue())
 
 
 def _deviation(values: Sequence[float]) -> float:

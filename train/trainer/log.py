@@ -95,8 +95,7 @@ def open_log(
         yield Log(None, progress, [])
         return
     with ExitStack() as stack:
-        board = trackers.tensorboard(folder / trackers.BOARD, step)
-        curves: list[Curves] = [stack.enter_context(board)]
+        curves = [trackers.tensorboard(folder / trackers.BOARD, step)]
         if "wandb" in names:
             curves.append(stack.enter_context(trackers.wandb(folder, config or {})))
         log = Log(folder, progress, curves)

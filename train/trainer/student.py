@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn.utils import get_total_norm
 
 from cache_tools.errors import NonFinite
-from cache_tools.storage import seal
+from cache_tools.storage import seal, system_errors
 from train import run_dir
 from train.data.device_batch import InputTransform
 from train.data.inputs import Inputs
@@ -337,7 +337,7 @@ _TOP1 = {"top1": False, "top1_ema": True}
 def _save(model: nn.Module | None, folder: Path) -> None:
     """Save a network in timm's format, each file whole or not at all, with its digest."""
     assert model is not None
-    with tempfile.TemporaryDirectory() as made:
+    with system_errors.writing(folder), tempfile.TemporaryDirectory() as made:
         save_for_hf(unwrap_model(model), made, safe_serialization=True)
         for file in sorted(Path(made).iterdir()):
             seal.write(folder.parent, f"{folder.name}/{file.name}", file.read_bytes())

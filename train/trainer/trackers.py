@@ -3,8 +3,10 @@
 Neither is the truth about a run: its JSONL files are. Both can take up a run that was killed.
 """
 
+import io
 import json
 import os
+import socket
 import time
 import uuid
 from collections.abc import Iterator
@@ -45,27 +47,45 @@ def check(names: tuple[str, ...]) -> None:
 
 
 class _Board:
-    def __init__(self, writer: Any) -> None:
-        self._writer = writer
+    """An event file, durable row by row: the errors of SummaryWriter's thread name no file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._append(file_version="brain.Event:2")
+
+    def hide(self, step: int) -> None:
+        """Hide the rows of earlier files from `step` on."""
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+
+        self._append(step=step, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, step: int, values: Row) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-        self._writer.flush()
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        shown = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._append(step=step, summary=Summary(value=shown))
+
+    def _append(self, **event: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        record = io.BytesIO()
+        RecordWriter(record).write(Event(wall_time=time.time(), **event).SerializeToString())
+        atomic.append(self._path, record.getvalue())
 
 
-@contextmanager
-def tensorboard(folder: Path, step: int) -> Iterator[_Board]:
-    """Open TensorBoard's event files; a later one hides rows of earlier ones from `step` on."""
-    from torch.utils.tensorboard import SummaryWriter
-
+def tensorboard(folder: Path, step: int) -> Curves:
+    """Begin an event file of TensorBoard; it hides rows of earlier ones from `step` on."""
     again = folder.is_dir()
     # TensorBoard reads files in the order of their names, which begin with seconds: a second file
     # of the same second may come before the first, and would be hidden by it.
     while any(folder.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
         time.sleep(0.05)
-    with SummaryWriter(str(folder), purge_step=step if again else None) as writer:
-        yield _Board(writer)
+    place = f"{socket.gethostname()}.{os.getpid()}"
+    board = _Board(folder / f"events.out.tfevents.{int(time.time()):010d}.{place}")
+    if again:
+        board.hide(step)
+    return board
 
 
 class _Wandb:
