@@ -3,7 +3,8 @@
 Files that were read are stored in the data folder (`disk_cache`), as a folder of the same files,
 for the next epoch, the next run and other processes of this machine. The manifest is read from the
 URL every time, so that a replaced cache is noticed; all else follows from its fingerprint. Every
-local read is checked like one over the network, and a file that fails is fetched again. When the
+local read is checked like one over the network, and a file that fails, of whatever size and kind,
+is removed and fetched again. When the
 folder is full, files of other runs are evicted; where that is not enough, parts are read without
 being stored.
 """
@@ -32,6 +33,7 @@ class CachedStorage:
 
     def __init__(self, remote: ObjectStore, fingerprint: str) -> None:
         self._remote, self._disk = remote, DiskCache()
+        self._disk.sweep()
         self.path = self._disk.caches / disk_cache.key(remote.url, fingerprint)
         self._local = Folder(self.path)
         self._lock = threading.Lock()
@@ -40,14 +42,17 @@ class CachedStorage:
     def read(self, name: str, limit: int = MAX_FILE) -> bytes:  # noqa: D102 - Storage
         if name == MANIFEST:
             return self._remote.read(name, limit)
-        size = self._local.size(name)
-        if size is not None and size <= limit:
-            return self._read_local(name)
+        if (self._local.size(name) or 0) > limit:
+            self.invalidate(name)
+        if (data := self._read_local(name)) is not None:
+            return data
         return self._fetch(name, lambda: self._remote.read(name, limit))
 
     def read_sized(self, name: str, size: int) -> bytes:  # noqa: D102 - Storage
-        if self._local.size(name) == size:
-            return self._read_local(name)
+        if self._local.size(name) not in (size, None):
+            self.invalidate(name)
+        if (data := self._read_local(name)) is not None:
+            return data
         return self._fetch(name, lambda: self._remote.read_sized(name, size))
 
     def size(self, name: str) -> int | None:  # noqa: D102 - Storage
@@ -55,7 +60,12 @@ class CachedStorage:
         return self._remote.size(name) if found is None else found
 
     def invalidate(self, name: str) -> None:  # noqa: D102 - Storage
-        (self.path / name).unlink(missing_ok=True)
+        path = self.path / name
+        with contextlib.suppress(OSError):
+            for above in reversed([path, *path.parents][: 2 + name.count("/")]):
+                if above.exists() and not above.is_dir():
+                    above.unlink()  # a file where a folder should be
+            atomic.remove(path)
 
     def write(self, name: str, data: bytes) -> None:
         """Refuse: the storage is read only."""
@@ -81,8 +91,15 @@ class CachedStorage:
     def __str__(self) -> str:
         return str(self._remote)
 
-    def _read_local(self, name: str) -> bytes:
-        data = self._local.read(name)
+    def _read_local(self, name: str) -> bytes | None:
+        """Read a stored file, or remove it and return None where it cannot be read."""
+        try:
+            data = self._local.read(name)
+        except FileNotFoundError:
+            return None
+        except OSError:  # CacheDamaged, too
+            self.invalidate(name)
+            return None
         with contextlib.suppress(OSError):
             os.utime(self.path / name)  # recently used files are evicted last
         return data
@@ -91,8 +108,8 @@ class CachedStorage:
         """Read from the URL and store; of several processes, one fetches and the others wait."""
         try:
             with self._file_lock(name):
-                if self._local.size(name) is not None:
-                    return self._read_local(name)
+                if (data := self._read_local(name)) is not None:
+                    return data
                 data = read()
                 with self._lock:
                     reserved = self._disk.reserve(len(data), self.path)

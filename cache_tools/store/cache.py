@@ -362,7 +362,10 @@ class Cache:
         try:
             chunks = self.record(part)["chunks"]
             names = self._layout.part_chunks(part.view, part.block)
-            return all(self.storage.size(n) == chunks[n]["bytes"] for n in names)
+            wrong = [n for n in names if self.storage.size(n) != chunks[n]["bytes"]]
+            for name in wrong:
+                self.storage.invalidate(name)
+            return all(self.storage.size(n) == chunks[n]["bytes"] for n in wrong)
         except (KdcacheError, OSError, KeyError):
             return False
 

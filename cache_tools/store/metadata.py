@@ -53,6 +53,11 @@ class CacheMetadata:
         Raises:
             CacheDamaged: The table was changed, or is none.
         """
+        columns = ("key", "id", *_COLUMNS)
+        names = [f"samples/{c}/{file}" for c in columns for file in ("c/0", "zarr.json")]
+        return with_retry(self.storage, self._table, *names)
+
+    def _table(self) -> SampleTable:
         n = self.spec.dataset.num_samples
         # Ids are uniform and sorted: even 2^32 of them do not compress below 4 bytes each, so what
         # claims more is no table, and need not be given memory.
@@ -94,8 +99,7 @@ class CacheMetadata:
     def _length_of_keys(self) -> int:
         """Read the length of all keys in bytes from the metadata of their array."""
         name, n = "samples/key/zarr.json", self.spec.dataset.num_samples
-        ask = partial(self._json, name)
-        shape = with_retry(self.storage, ask, name).get("shape")
+        shape = self._json(name).get("shape")
         length = shape[0] if isinstance(shape, list) and len(shape) == 1 else None
         # Distinct keys differ: they take memory only where their compressed bytes are many.
         most = min(
@@ -108,10 +112,6 @@ class CacheMetadata:
         return length
 
     def _column(self, name: str, length: int, dtype: str) -> Array:
-        ask = partial(self._decoded, name, length, dtype)
-        return with_retry(self.storage, ask, f"{name}/c/0")
-
-    def _decoded(self, name: str, length: int, dtype: str) -> Array:
         data = self._read(f"{name}/c/0")
         try:
             return self._layout.decode_whole(name, length, dtype, data)
@@ -129,7 +129,7 @@ class CacheMetadata:
             name = f"samples/{column}"
             files[f"{name}/zarr.json"] = layout.whole_metadata(name, n, dtype)
         try:
-            length = self._length_of_keys()
+            length = with_retry(self.storage, self._length_of_keys, "samples/key/zarr.json")
             files["samples/key/zarr.json"] = layout.whole_metadata("samples/key", length, "uint8")
         except CacheDamaged as error:
             yield "samples/key/zarr.json", error

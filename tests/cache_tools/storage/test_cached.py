@@ -73,20 +73,47 @@ def test_the_student_is_the_same_and_only_its_views_are_fetched(
     assert server.sent - sent < 5000  # the manifest
 
 
+def replaced_by_folder(path: Path) -> None:
+    path.unlink()
+    (path / "inner").mkdir(parents=True)
+
+
+def of_another_cache(path: Path) -> None:
+    """A file that decodes: one of the same array or column."""
+    others = [p for p in path.parents[1].rglob("*") if p.is_file() and p.name == path.name]
+    path.write_bytes(max(others, key=lambda p: p != path).read_bytes())
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "flip": lambda p: p.write_bytes(p.read_bytes()[:-1] + bytes([p.read_bytes()[-1] ^ 1])),
+    "empty": lambda p: p.write_bytes(b""),
+    "truncated": lambda p: p.write_bytes(p.read_bytes()[: p.stat().st_size // 2]),
+    "longer": lambda p: p.write_bytes(p.read_bytes() * 2),
+    "a folder": replaced_by_folder,
+    "another's": of_another_cache,
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
 def test_what_is_kept_is_not_believed(
-    server: RangeServer, digits_cache: Path, folder: Path
+    server: RangeServer, digits_cache: Path, folder: Path, kind: str
 ) -> None:
+    """Each kept file is damaged, all at once; the next run fetches them again, and goes on."""
     url = f"{server.url}/{digits_cache.name}"
     expected = Cache.open(digits_cache).read(Part(0, 0))[0].code_E.tolist()
     store = open_cache(url)
     assert store.read(Part(0, 0))[0].code_E.tolist() == expected
     assert store.table.sha256 == Cache.open(digits_cache).table.sha256
-    for path in (p for p in folder.rglob("*") if p.is_file() and ".locks" not in p.parts):
-        data = path.read_bytes()
-        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    kept = [p for p in folder.rglob("*") if p.is_file() and ".locks" not in p.parts]
+    whole = {path: path.read_bytes() for path in kept}
+    assert len(whole) > 12
+    for path in kept:
+        DAMAGES[kind](path)
     again = open_cache(url)
+    assert again.present(Part(0, 0))
     assert again.read(Part(0, 0))[0].code_E.tolist() == expected
     assert again.table.sha256 == store.table.sha256
+    assert {path: path.read_bytes() for path in kept} == whole
 
 
 def test_a_full_folder_is_reported_and_others_make_room(
