@@ -1,6 +1,7 @@
 """The command `convert`: a cache in a format that others read."""
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -8,12 +9,13 @@ from typing import Annotated, Any, Literal
 import typer
 
 from cache_tools.cli.options import CachePath, Json, emit
-from cache_tools.errors import UsageError
+from cache_tools.errors import CacheDamaged, UsageError
 from cache_tools.file_contents import parse_json
-from cache_tools.storage import atomic
+from cache_tools.storage import atomic, seal
 from cache_tools.store.cache import Cache
 
 Kind = Literal["webdataset", "parquet", "tinyvit"]
+log = logging.getLogger("kdcache")
 NOTE = "_kdcache.json"
 
 
@@ -50,7 +52,7 @@ def convert(
     else:
         wanted = (webdataset if to == "webdataset" else parquet).names(store, per_file)
     _claim(out, store, {"kind": to, "files": len(wanted), "keys": _digest(keys)})
-    todo = {name: rows for name, rows in wanted.items() if not (out / name).is_file()}
+    todo = {name: rows for name, rows in wanted.items() if not _is_whole(out, name)}
     written: Iterator[int]
     if to == "tinyvit":
         written = tinyvit.write(store, out, todo, keys)
@@ -76,6 +78,20 @@ def convert(
         )
 
 
+def _is_whole(out: Path, name: str) -> bool:
+    """Check that a file is there, and that its digest holds; TinyViT's has its keys beside it."""
+    from cache_tools.exporters import base, tinyvit
+
+    names = [name] if name == (keys := name.replace(tinyvit.VALUES, tinyvit.KEYS)) else [keys, name]
+    try:
+        for each in names:
+            seal.check(out, each, note=base.DIGESTS)
+    except CacheDamaged as error:
+        log.warning("%s It is written again.", str(error).partition(". ")[0] + ".")
+        return False
+    return all((out / each).is_file() for each in names)
+
+
 def _claim(out: Path, store: Cache, plan: dict[str, Any]) -> None:
     """Note which cache the folder is of; UsageError when it is of another."""
     spec = store.spec
@@ -88,14 +104,19 @@ def _claim(out: Path, store: Cache, plan: dict[str, Any]) -> None:
     }
     note = out / NOTE
     if note.is_file():
-        there = atomic.parse_json(note.read_bytes(), str(note))
+        try:
+            there = atomic.parse_json(note.read_bytes(), str(note))
+        except CacheDamaged as error:
+            raise CacheDamaged(f"{error} Remove {out}, and run the same command again.") from None
         if differing := [name for name in plan if there.get(name) != plan[name]]:
             raise UsageError(
                 f"{out} holds something else ({', '.join(differing)} differ). Choose another "
                 "folder, or repeat the command that began this one."
             )
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (
+        not out.is_dir() or not all(atomic.is_temporary(path.name) for path in out.iterdir())
+    ):
         raise UsageError(f"{out} exists and is not an empty folder. Choose another.")
     atomic.write(note, json.dumps(plan, indent=2).encode() + b"\n")
 

@@ -19,6 +19,8 @@ from cache_tools.targets.codec import EncodedTargets
 from cache_tools.views.draw import LAMBDA_SCALE, ViewParams
 
 Arrays = dict[str, NDArray[Any]]
+DIGESTS = "_digests.json"
+"""SHA-256 of the written files (`storage.seal`); readers of Parquet pass over such a name."""
 _MEMORY = 2**28
 """Bytes of decoded views at once."""
 

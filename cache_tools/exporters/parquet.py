@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cache_tools.errors import UsageError
 from cache_tools.exporters import base
-from cache_tools.storage import atomic
+from cache_tools.storage import seal
 from cache_tools.store.cache import Cache
 
 
@@ -36,7 +36,7 @@ def names(store: Cache, per_shard: int) -> dict[str, range]:
 def write(store: Cache, out: Path, todo: dict[str, range]) -> Iterator[int]:
     """Write files and yield the number of samples of each."""
     for block, name in base.each(store, todo):
-        atomic.write(out / name, _file(block, todo[name]))
+        seal.write(out, name, _file(block, todo[name]), base.DIGESTS)
         yield len(todo[name])
 
 

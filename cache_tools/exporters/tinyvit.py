@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from cache_tools.errors import UsageError
 from cache_tools.exporters import base
 from cache_tools.importers.tinyvit import MOST_CLASSES, record
-from cache_tools.storage import atomic
+from cache_tools.storage import seal
 from cache_tools.store.cache import Cache
 
 VALUES, KEYS = "rank0-values.bin", "rank0-keys.txt"
@@ -51,8 +51,8 @@ def write(store: Cache, out: Path, todo: dict[str, range], keys: Sequence[str]) 
     for name in todo:
         view = int(name.partition("/")[0].rpartition("epoch")[2])
         parts = [_records(base.one(store, b, view), store) for b in range(store.spec.num_blocks)]
-        atomic.write((out / name).with_name(KEYS), lines)
-        atomic.write(out / name, np.concatenate(parts).tobytes())
+        seal.write(out, name.replace(VALUES, KEYS), lines, base.DIGESTS)
+        seal.write(out, name, np.concatenate(parts).tobytes(), base.DIGESTS)
         yield len(keys)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from cache_tools.data import shard_writer
 from cache_tools.errors import DataError
 from cache_tools.exporters import base
-from cache_tools.storage import atomic
+from cache_tools.storage import seal
 from cache_tools.store.cache import Cache
 
 SUFFIX = "kd.npz"
@@ -39,7 +39,7 @@ def names(store: Cache, per_shard: int) -> dict[str, range]:
 def write(store: Cache, out: Path, todo: dict[str, range]) -> Iterator[int]:
     """Write shards and yield the number of samples of each."""
     for block, name in base.each(store, todo):
-        atomic.write(out / name, _shard(block, todo[name]))
+        seal.write(out, name, _shard(block, todo[name]), base.DIGESTS)
         yield len(todo[name])
 
 

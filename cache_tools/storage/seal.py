@@ -20,31 +20,31 @@ _VERSIONS = 3
 """Digests kept of a file: the new one, and those of a checkpoint and of the one before it."""
 
 
-def write(folder: Path, name: str, data: bytes) -> None:
-    """Write the file `name` of a run, atomically and durably, and its digest before it.
+def write(folder: Path, name: str, data: bytes, note: str = NAME) -> None:
+    """Write the file `name` of a run, atomically and durably, and its digest before it to `note`.
 
     Raises:
         KdcacheError: The disk is full or the file cannot be written.
     """
-    add(folder, name, data)
+    add(folder, name, data, note)
     atomic.write(folder / name, data)
 
 
-def add(folder: Path, name: str, data: bytes) -> None:
+def add(folder: Path, name: str, data: bytes, note: str = NAME) -> None:
     """Store the digest of what is about to be written to the file `name`."""
-    digests, new = _digests(folder), hashlib.sha256(data).hexdigest()
+    digests, new = _digests(folder, note), hashlib.sha256(data).hexdigest()
     earlier = [digest for digest in digests.get(name, []) if digest != new]
     digests[name] = [*earlier, new][-_VERSIONS:]
-    atomic.write(folder / NAME, (json.dumps({"sha256": digests}, indent=2) + "\n").encode())
+    atomic.write(folder / note, (json.dumps({"sha256": digests}, indent=2) + "\n").encode())
 
 
-def check(folder: Path, name: str, stored_as: str = "") -> None:
+def check(folder: Path, name: str, stored_as: str = "", note: str = NAME) -> None:
     """Compare the file `name` with the digests of it, or of the file that was `stored_as`.
 
     Raises:
         CacheDamaged: It has changed since it was written, or digests.json is damaged.
     """
-    expected = _digests(folder).get(stored_as or name)
+    expected = _digests(folder, note).get(stored_as or name)
     if expected is None:
         return
     try:
@@ -54,7 +54,7 @@ def check(folder: Path, name: str, stored_as: str = "") -> None:
         raise CacheDamaged(f"{folder / name} cannot be read: {error.strerror}.") from None
     if found not in expected:
         raise CacheDamaged(
-            f"{folder / name} is damaged: its SHA-256 differs from the one in {folder / NAME}. "
+            f"{folder / name} is damaged: its SHA-256 differs from the one in {folder / note}. "
             "Restore it from a copy, or make the run again with --fresh; if you have edited it "
             "yourself, remove its entry there."
         )
@@ -72,8 +72,8 @@ def check_network(folder: Path) -> None:
             check(folder.parent, name)
 
 
-def _digests(folder: Path) -> dict[str, list[str]]:
-    path = folder / NAME
+def _digests(folder: Path, note: str = NAME) -> dict[str, list[str]]:
+    path = folder / note
     data = b"{}"
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         data = path.read_bytes()

@@ -83,12 +83,26 @@ def test_what_is_written_is_not_written_again(
     command = ("convert", digits_cache, out, "--to", "webdataset", "--per-file", 30)
     assert kdcache(*command).code == 0
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.glob("*.tar")}
+    killed = out / "soft-0002.tar.0123456789ab.partial"
+    killed.touch()
     (out / "soft-0002.tar").unlink()
     assert kdcache(*command).code == 0
     for path, (mtime, data) in before.items():
         assert path.read_bytes() == data
         assert (path.stat().st_mtime_ns == mtime) == (path.name != "soft-0002.tar")
+    damaged = out / "soft-0001.tar"
+    damaged.write_bytes(damaged.read_bytes()[:-7] + b"damaged")
+    said = kdcache(*command)
+    assert (said.code, "soft-0001.tar is damaged" in said.err) == (0, True)
+    assert damaged.read_bytes() == before[damaged][1]
     assert kdcache(*command[:-1], 20).code == 2
+    note = out / "_kdcache.json"
+    note.write_text("{")
+    assert f"Remove {out}" in kdcache(*command).err
+    for path in out.iterdir():
+        if path != killed:
+            path.unlink()
+    assert kdcache(*command).code == 0  # killed before its note
     assert kdcache("convert", digits_cache, out, "--to", "parquet").code == 2
 
 
