@@ -24,6 +24,7 @@ from cache_tools.config import canonical
 from cache_tools.data.open import resolve
 from cache_tools.errors import CacheNotFound, UsageError
 from cache_tools.file_contents import parse_json
+from cache_tools.runtime.secrets import redact
 from cache_tools.spec.canonical import difference
 from cache_tools.storage import atomic, seal
 from train.data.inputs import Inputs
@@ -125,7 +126,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON for people and programs, and its digest (`seal`)."""
-    seal.write(path.parent, path.name, (json.dumps(value, indent=2) + "\n").encode())
+    text = redact(json.dumps(value, indent=2))
+    seal.write(path.parent, path.name, f"{text}\n".encode())
 
 
 def accuracies(folder: Path) -> dict[str, dict[str, float | None]]:

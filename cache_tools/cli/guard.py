@@ -12,11 +12,12 @@ import traceback
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import typer
 
 from cache_tools.errors import KdcacheError, UsageError
+from cache_tools.runtime.secrets import redact
 from cache_tools.storage import paths, system_errors
 from cache_tools.version import __version__
 
@@ -53,7 +54,7 @@ def edge() -> Iterator[None]:
 
 
 def open_streams() -> None:
-    """Make the standard streams usable whatever they are: closed, or of a narrow encoding."""
+    """Make the standard streams usable (closed, or of a narrow encoding), and free of secrets."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         stream: Any = getattr(sys, name)
         if stream is None:  # closed: a file opened later would get its number, and our output
@@ -64,6 +65,21 @@ def open_streams() -> None:
             setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
         elif number and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+        if number and not isinstance(stream, _WithoutSecrets):
+            setattr(sys, name, _WithoutSecrets(getattr(sys, name)))
+
+
+class _WithoutSecrets:
+    """A standard stream whose texts pass through `redact`: messages, logs, JSON, tracebacks."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(redact(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def argument(name: str, value: Any) -> Any:

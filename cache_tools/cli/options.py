@@ -1,7 +1,6 @@
 """Options and output that several commands share."""
 
 import json
-import sys
 from typing import Annotated, Any
 
 import typer
@@ -13,8 +12,7 @@ KEEP = "k=20 (the 20 most probable classes) or tau=1e-3,k_max=64 (those above a 
 
 def emit(facts: dict[str, Any]) -> None:
     """Print facts as JSON on stdout."""
-    json.dump(facts, sys.stdout, indent=2)
-    print()
+    print(json.dumps(facts, indent=2))
 
 
 def table(facts: dict[str, Any]) -> None:

@@ -23,8 +23,8 @@ _YEAR = re.compile(r"[-_ ]?\d{4}$")
 
 
 def resolve(source: str) -> str:
-    """Make the name of a data set absolute."""
-    return source if "://" in source else str(Path(paths.expand(source)).resolve())
+    """Make the name of a data set absolute, and a URL one without secrets, for a file or a text."""
+    return without_secrets(source) if "://" in source else str(Path(paths.expand(source)).resolve())
 
 
 def has_split(source: str, split: str) -> bool:

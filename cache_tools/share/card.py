@@ -12,6 +12,9 @@ from typing import Any
 
 from cache_tools.errors import CacheIncomplete, UsageError
 from cache_tools.runtime.plugins import Plugin
+from cache_tools.runtime.secrets import redact
+from cache_tools.runtime.text import printable
+from cache_tools.share import markdown
 from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.targets import TargetSpec
 from cache_tools.spec.views import ViewSpec
@@ -64,13 +67,13 @@ def text(store: Cache, terms: Terms) -> str:
         raise CacheIncomplete(f"{store.name} has no part yet: there is nothing to describe.")
     return _CARD.format(
         yaml=_yaml(facts, terms),
-        title=_title(facts, terms),
+        title=markdown.text(_title(facts, terms)),
         about=_about(facts, spec),
         facts=_table(_facts(facts, spec, terms)),
         views=_table(_on(spec.views)) if spec.replayable else _UNKNOWN,
         targets=_table(_on(spec.targets)),
         fidelity=_fidelity(facts, spec.targets),
-        url=terms.url,
+        url=redact(printable(terms.url)),
         folder="cache.zarr",
         reader=READER.format(path="cache.zarr"),
         fingerprint=facts["fingerprint"],
@@ -176,7 +179,7 @@ def _yaml(facts: dict[str, Any], terms: Terms) -> str:
 
 def _title(facts: dict[str, Any], terms: Terms) -> str:
     of = terms.data or f"{facts['samples']:,} images"
-    return _cell(f"Soft targets of {facts['teacher']['name']} on {of}")
+    return printable(f"Soft targets of {facts['teacher']['name']} on {of}")
 
 
 def _citation(facts: dict[str, Any], title: str) -> str:
@@ -187,9 +190,9 @@ def _citation(facts: dict[str, Any], title: str) -> str:
 
 def _about(facts: dict[str, Any], spec: CacheSpec) -> str:
     said = (
-        f"What `{_cell(facts['teacher']['name'])}` says of {facts['views']} augmented views of "
-        f"each of {facts['samples']:,} images: the most probable of {facts['classes']:,} classes, "
-        "their probabilities, and the mass of all others. No image is in it."
+        f"What {markdown.code(facts['teacher']['name'])} says of {facts['views']} augmented views "
+        f"of each of {facts['samples']:,} images: the most probable of {facts['classes']:,} "
+        "classes, their probabilities, and the mass of all others. No image is in it."
     )
     replay = " A student learns from it on the very pixels the teacher saw, without the teacher."
     return said + replay * spec.replayable
@@ -200,14 +203,15 @@ def _facts(facts: dict[str, Any], spec: CacheSpec, terms: Terms) -> dict[str, An
     known = spec.teacher.members or (spec.teacher,)
     licences = {one.name: terms.teacher_license or _license_of(one.name) for one in known}
     done, total = facts["parts"]["done"], facts["parts"]["total"]
-    weights = ", ".join(f"`{one.weights_sha256}`" for one in known)
+    weights = ", ".join(markdown.code(one.weights_sha256) for one in known)
+    networks = (f"{markdown.code(n.name)} ({markdown.text(n.architecture)})" for n in known)
     rows = {
-        "teacher": ", ".join(f"`{one.name}` ({one.architecture})" for one in known),
+        "teacher": ", ".join(networks),
         "its weights, SHA-256": weights,
-        "its licence": ", ".join(f"{value or 'unknown'}" for value in licences.values()),
-        "data set": f"{terms.data or 'see the keys'}, {facts['samples']:,} images (none included), "
-        f"table `{spec.dataset.table_sha256}`",
-        "its terms": terms.data_terms or "not stated: those of the data set apply",
+        "its licence": ", ".join(markdown.text(v or "unknown") for v in licences.values()),
+        "data set": f"{markdown.text(terms.data or 'see the keys')}, {facts['samples']:,} images "
+        f"(none included), table {markdown.code(spec.dataset.table_sha256)}",
+        "its terms": markdown.text(terms.data_terms or "not stated: those of the data set apply"),
         "views of an image": f"{facts['views']}",
         "parts": f"{done} of {total}",
         "size": f"{facts['bytes']:,} bytes, {facts['bytes_per_view']} per view",
@@ -243,14 +247,10 @@ def _license_of(teacher: str) -> str:
 
 def _on(spec: ViewSpec | TargetSpec) -> dict[str, Any]:
     """Fields of a spec by name, but for those that are off."""
-    return {n: v for n, v in asdict(spec).items() if v not in (0, "", (0.0,) * 4)}
+    on = {n: v for n, v in asdict(spec).items() if v not in (0, "", (0.0,) * 4)}
+    return {n: ", ".join(map(str, v)) if isinstance(v, tuple) else v for n, v in on.items()}
 
 
 def _table(rows: dict[str, Any]) -> str:
-    lines = [f"| {name} | {_cell(value)} |" for name, value in rows.items()]
+    lines = [f"| {name} | {value} |" for name, value in rows.items()]
     return "\n".join(["| | |", "|---|---|", *lines])
-
-
-def _cell(value: Any) -> str:
-    shown = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    return re.sub(r"[|\r\n<>]", " ", shown)

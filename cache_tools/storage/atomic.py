@@ -268,7 +268,7 @@ def parse_json(data: bytes, name: str) -> dict[str, Any]:
     return value
 
 
-def cannot_write(path: Path, error: OSError) -> KdcacheError:
+def cannot_write(path: Path | str, error: OSError) -> KdcacheError:
     """Return the error for a file that cannot be written."""
     if error.errno in DISK_FULL:
         return KdcacheError(

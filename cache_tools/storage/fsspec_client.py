@@ -9,12 +9,14 @@ import contextlib
 import errno
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from cache_tools.errors import DataError, UsageError
+from cache_tools.runtime.secrets import redact
 
 log = logging.getLogger("kdcache")
 TRIES = 7
@@ -42,15 +44,13 @@ def split_query(url: str) -> tuple[str, str]:
     """Split a web address into its path and its query; the query of a signed one goes with all."""
     if not url.startswith(("http://", "https://")):
         return url, ""
-    path, mark, query = url.partition("?")
+    path, mark, query = url.partition("#")[0].partition("?")
     return path, mark + query
 
 
 def without_secrets(url: str) -> str:
     """Remove user, password and query from a URL, for texts and files that others may read."""
-    scheme, mark, rest = split_query(url)[0].partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}{mark}{host.rpartition('@')[2]}{slash}{path}" if mark else url
+    return redact(url) if "://" in url else url
 
 
 class FsspecClient:
@@ -63,6 +63,7 @@ class FsspecClient:
             UsageError: No installed package opens such URLs.
         """
         path, self._query = split_query(url)
+        self._answered = False
         path = path.rstrip("/")
         self.url = without_secrets(path)
         """The URL without user, password and query: for messages, and the identity of files."""
@@ -230,13 +231,17 @@ class FsspecClient:
         pause = FIRST_PAUSE
         for attempt in range(1, TRIES + 1):
             try:
-                return request()
+                result = request()
+                self._answered = True
+                return result
             except Exception as error:  # every file system of fsspec raises kinds of its own
                 failure = _cause(error)
                 if isinstance(failure, FileNotFoundError):
                     raise
             reason = str(failure) or type(failure).__name__
-            if _is_final(failure) or attempt == TRIES:
+            # a name that was found before is looked up again: the network fails, not the URL
+            unknown = not self._answered and _is_unknown_host(failure)
+            if _is_final(failure) or unknown or attempt == TRIES:
                 raise DataError(
                     f"cannot {verb} {self._name(name)}: {reason}, at try {attempt} of {TRIES}. "
                     f"{_advice(failure)}"
@@ -282,15 +287,29 @@ def _reason(error: Exception) -> str:
     return getattr(getattr(error, "os_error", error), "reason", None) or ""
 
 
-def _is_offline(error: BaseException | None) -> bool:
+def _is_offline(error: Exception) -> bool:
     """Return True in the Hub's offline mode (HF_HUB_OFFLINE), or where there is no network."""
-    seen = 0
-    while error is not None and seen < _CAUSES:
-        names = {kind.__name__ for kind in type(error).__mro__}
-        if "OfflineModeIsEnabled" in names or getattr(error, "errno", None) in _NO_NETWORK:
-            return True
-        error, seen = error.__cause__ or error.__context__, seen + 1
-    return False
+    return any(
+        any(kind.__name__ == "OfflineModeIsEnabled" for kind in type(each).__mro__)
+        or getattr(each, "errno", None) in _NO_NETWORK
+        for each in _causes(error)
+    )
+
+
+def _is_unknown_host(error: Exception) -> bool:
+    """Return True if the name of a host could not be looked up."""
+    return any(isinstance(each, socket.gaierror) for each in _causes(error))
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """Return an error with its causes, some of which libraries keep in attributes of their own."""
+    found: list[BaseException] = [error]
+    for each in found:
+        inner = each.__cause__, each.__context__, getattr(each, "os_error", None), *each.args
+        found += [one for one in inner if isinstance(one, BaseException) and one not in found]
+        if len(found) > _CAUSES:
+            break
+    return found
 
 
 def _lacks_credentials(error: Exception) -> bool:
@@ -306,6 +325,8 @@ def _advice(error: Exception) -> str:
         )
     if _is_offline(error):
         return "There is no network, or HF_HUB_OFFLINE is set. Use a local copy, or unset it."
+    if _is_unknown_host(error):
+        return "No host of this name is found: check its spelling and the network's DNS."
     if _reason(error) in _NO_TLS:
         return "The server has no TLS: is it http:// and not https://?"
     return "Check the URL, the network and your credentials, and run the same command again."

@@ -55,11 +55,10 @@ def explained(error: BaseException, path: Path | None = None) -> KdcacheError | 
     full = os.strerror(errno.ENOSPC) in str(error)  # libraries that have no errno
     if not (isinstance(error, (OSError, UnicodeError, EOFError)) or names & {*_LIBRARIES} or full):
         return None
-    path = path or _file_of(error)
-    where = str(path) if path else "a file or standard output"
+    where = str(path or _file_of(error) or "a file or standard output")
     number = getattr(error, "errno", None)
     if full or number in atomic.DISK_FULL:
-        return atomic.cannot_write(Path(where), OSError(number or errno.ENOSPC, ""))
+        return atomic.cannot_write(where, OSError(number or errno.ENOSPC, ""))
     if isinstance(error, UnicodeError):
         return KdcacheError(f"a text is not UTF-8 ({where}): {_line(error)}. {_AGAIN}")
     reason = getattr(error, "strerror", None) or _line(error) or "it ends too early"
@@ -73,15 +72,16 @@ def _line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0].rstrip(".")
 
 
-def _file_of(error: BaseException) -> Path | None:
+def _file_of(error: BaseException) -> str | Path | None:
     """Return the file of an error: its own, else the nearest caller's open one or path."""
     if isinstance(name := getattr(error, "filename", None), (str, bytes, os.PathLike)):
-        return Path(os.fsdecode(name))
+        return os.fsdecode(name)
     for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
         values = [*frame.f_locals.values()]
         for value in values:
-            if isinstance(value, io.IOBase) and isinstance(getattr(value, "name", None), str):
-                return Path(value.name)  # type: ignore[attr-defined]
+            name = getattr(value, "name", None) if isinstance(value, io.IOBase) else None
+            if isinstance(name, str):
+                return name
         if found := next((value for value in values if isinstance(value, Path)), None):
             return found
     return None

@@ -235,7 +235,8 @@ def _absolute_paths(job: JobSpec) -> JobSpec:
     sources = tuple(
         replace(s, name=_absolute(s.name), class_map=_absolute(s.class_map)) for s in job.sources
     )
-    return replace(job, data=resolve(job.data), sources=sources, out=resolve(job.out))
+    data, out = (one if "://" in one else resolve(one) for one in (job.data, job.out))
+    return replace(job, data=data, sources=sources, out=out)
 
 
 def _absolute(name: str) -> str:

@@ -1,5 +1,7 @@
 """The edge of the command: no OSError, UnicodeError or EOFError ends in a traceback."""
 
+import copy
+import logging
 import multiprocessing
 import os
 import subprocess
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cache_tools.cli import guard
+from cache_tools.cli.options import emit
 from pipeline.engines import process
 from tests.helpers import lab
 from tests.helpers.outcome import Outcome
@@ -173,7 +176,7 @@ def test_a_worker_process_reports_an_error_of_the_system(monkeypatch: pytest.Mon
     monkeypatch.setattr(process.threads, "limit", lambda _: None)
     monkeypatch.setattr(process.progress, "bars", True)
     for name in ("handlers", "propagate", "level"):
-        monkeypatch.setattr(process.log, name, getattr(process.log, name))
+        monkeypatch.setattr(process.log, name, copy.copy(getattr(process.log, name)))
     process.main(1, theirs)
     message = ours.recv()
     assert isinstance(message, process.Error)
@@ -207,3 +210,21 @@ def test_a_tilde_in_an_option_is_the_home_folder(
     assert kdcache("info", "~/cache").code == 0
     assert kdcache("select", "~/cache", "~/cut", "--views=0").code == 0
     assert (tmp_path / "cut/zarr.json").is_file()
+
+
+@pytest.mark.parametrize("debug", ["", "1"])
+def test_no_secret_leaves_in_any_text(
+    debug: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KDCACHE_DEBUG", debug)
+    guard.open_streams()
+    url = "https://user:s3cr3t@host/c.zarr?X-Amz-Signature=s3cr3t#s3cr3t"
+    with pytest.raises(SystemExit), guard.edge():
+        print(f"reading {url}")
+        logging.StreamHandler(sys.stderr).emit(logging.makeLogRecord({"msg": f"retry {url}"}))
+        emit({"source": url, "token": "s3cr3t"})
+        raise OSError(5, f"GET {url} failed", url)
+    said = capsys.readouterr()
+    assert "s3cr3t" not in said.out + said.err
+    assert "https://host/c.zarr" in said.out
+    assert "https://host/c.zarr" in said.err

@@ -22,6 +22,7 @@ from timm.models._hub import generate_readme
 from torch import nn
 
 from cache_tools.errors import CacheIncomplete, KdcacheError, NonFinite, UsageError
+from cache_tools.share import markdown
 from cache_tools.storage import atomic, seal, system_errors
 from cache_tools.version import __version__
 from train import run_dir, run_state
@@ -98,7 +99,7 @@ def write(student: ExportedStudent, out: Path, license_: str, fresh: bool) -> No
                 model_config=copy.deepcopy(student.config),
                 safe_serialization=True,
             )
-            text = generate_readme(card, out.name)
+            text = generate_readme(card, markdown.text(out.name))
             atomic.write(building / "README.md", text.encode())
             if there:
                 atomic.clear(out, building.name)

@@ -3,6 +3,7 @@
 from dataclasses import MISSING, fields
 from typing import Any
 
+from cache_tools.share import markdown
 from cache_tools.spec.views import ViewSpec
 from train.recipe import TrainRecipe
 
@@ -21,16 +22,18 @@ def describe(facts: dict[str, Any], license_: str, model_name: str) -> dict[str,
     `facts` are those under `kdcache` in the exported config.json.
     """
     teacher = facts["teacher"]
-    training = _TRAINING[facts["mode"]].format(teacher=f"`{teacher['name']}`")
+    training = _TRAINING[facts["mode"]].format(teacher=markdown.code(teacher["name"]))
     return {
         "tags": list(TAGS),
         "library_name": "timm",
         "license": license_,
-        "description": f"`{facts['student']}`, {training} (kdcache {facts['kdcache_version']}).",
+        "description": f"{markdown.code(facts['student'])}, {training} "
+        f"(kdcache {facts['kdcache_version']}).",
         "details": {
-            "Teacher": f"{teacher['name']} ({teacher['architecture']}), weights sha256 "
-            f"`{teacher['weights_sha256']}`",
-            "Cache": f"`{facts['cache_fingerprint']}`, {facts['samples']:,} images × "
+            "Teacher": f"{markdown.code(teacher['name'])} "
+            f"({markdown.text(teacher['architecture'])}), weights sha256 "
+            f"{markdown.code(teacher['weights_sha256'])}",
+            "Cache": f"{markdown.code(facts['cache_fingerprint'])}, {facts['samples']:,} images × "
             f"{facts['views_per_sample']} views",
             "Training": _changed(facts["recipe"], TrainRecipe),
             "Views": _changed(facts["views"], ViewSpec),
@@ -61,7 +64,9 @@ def _changed(values: dict[str, Any], kind: type[TrainRecipe] | type[ViewSpec]) -
 
 
 def _text(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    if isinstance(value, list | tuple):
+        return " ".join(map(_text, value))
+    return markdown.code(value) if isinstance(value, str) and value else str(value)
 
 
 def _table(facts: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import socket
 import threading
 from asyncio import timeout
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import ClassVar
 
 import fsspec
 import pytest
+from aiohttp import ClientConnectorDNSError
 from s3fs import S3FileSystem
 
 from cache_tools.errors import DataError
@@ -215,3 +217,24 @@ def test_offline_mode_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(DataError, match="HF_HUB_OFFLINE"):
         client.stat("x")
     assert len(calls) == 1
+
+
+def test_an_unknown_host_is_an_error_at_once_unless_it_was_known(
+    monkeypatch: pytest.MonkeyPatch, tries: list[float]
+) -> None:
+    client = fsspec_client.FsspecClient("https://host/folder?token=s3cr3t")
+    key = SimpleNamespace(host="host", port=443, ssl=True, is_ssl=True)
+
+    def unknown(*_: object) -> None:
+        raise ClientConnectorDNSError(key, socket.gaierror(-3, "Temporary failure"))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(client._fs, "info", unknown)
+    with pytest.raises(DataError, match="No host of this name is found") as error:
+        client.stat("a")
+    assert (tries, "s3cr3t" in str(error.value)) == ([], False)
+    monkeypatch.setattr(client._fs, "info", lambda _: {"size": 3, "type": "file"})
+    assert client.stat("a") == (3, "")
+    monkeypatch.setattr(client._fs, "info", unknown)
+    with pytest.raises(DataError, match="No host of this name is found"):
+        client.stat("a")
+    assert len(tries) == fsspec_client.TRIES - 1
