@@ -37,12 +37,27 @@ def verify(
     allow_partial: Annotated[
         bool, typer.Option("--allow-partial", help="SRC may lack samples and have others.")
     ] = False,
+    mend: Annotated[
+        bool,
+        typer.Option(
+            "--repair",
+            help="Before, mend what follows from the cache itself, from --data or from --from.",
+        ),
+    ] = False,
+    source: Annotated[
+        str,
+        typer.Option(
+            "--from", metavar="URL", help="A copy of the cache, to take damaged parts of."
+        ),
+    ] = "",
     json_: Json = False,
 ) -> None:
     """Check every byte of a cache; with --data its images and pixels too. Exit 1 on a problem."""
     from cache_tools.verify import verify as verifier
 
-    store = Cache.open(cache)
+    if source and not mend:
+        raise UsageError("--from is what --repair takes damaged parts of: pass --repair, too.")
+    store = None if mend else Cache.open(cache)
     if recompute and data is None:
         raise UsageError("--recompute renders views: pass --data with the images, too.")
     images = None
@@ -50,7 +65,13 @@ def verify(
         from cache_tools.data.open import open_images
 
         images = open_images(data, "train")
+    mended: list[str] = []
+    if store is None:
+        from cache_tools.verify import repair
+
+        store, mended = repair.repair(cache, images, Cache.open(source) if source else None)
     verdict = verifier.verify(store, images, allow_partial)
+    verdict.mended = mended
     if recompute and images is not None and verdict.status == "ok":
         check = RECOMPUTE.load()
         verdict.recomputed = recompute
@@ -62,6 +83,8 @@ def verify(
     if json_:
         emit(verdict.as_dict())
     else:
+        for line in verdict.mended:
+            print(f"mended: {line}")
         for problem in verdict.problems:
             print(f"{problem.kind}: {problem}")
         if verdict.coverage is not None and not verdict.coverage.by_name:

@@ -28,6 +28,7 @@ from cache_tools.errors import DataError, UsageError
 from cache_tools.file_contents import describe_file
 from cache_tools.render import decode
 from cache_tools.spec import sample_table
+from cache_tools.spec.sample_table import SampleTable
 from cache_tools.storage import atomic
 
 U1 = NDArray[np.uint8]
@@ -101,6 +102,25 @@ class Beton(ImageDataset):
                 "which is needed here. Write it without --raw, or point --data at the original."
             )
         return super().read(number)
+
+    def compare(self, table: SampleTable, row: int) -> None:
+        """Compare the stored bytes, pixels or encoded, with a row of a cache's table.
+
+        Raises:
+            DataError: They are damaged; of pixels, they are others than those of the encoded image.
+            CacheMismatch: They are of another image.
+        """
+        self.check(row)
+        if int(self.offset_N[row]) == 0:
+            sample_table.check_value(table, row, int(self.rows_N[row]["digest"]))
+            return
+        super().compare(table, row)
+        pixels = self.pixels(row)
+        if pixels is not None and (decode.decode(self.read(row), self.names[row]) != pixels).any():
+            raise DataError(
+                f"{self.path} has other pixels of {self.names[row]!r} than its encoded image. "
+                "Write the file again with kdcache beton."
+            )
 
     def pixels(self, number: int) -> U1 | None:
         """[H, W, 3] of a sample whose pixels are stored, else None."""

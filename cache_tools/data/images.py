@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 from cache_tools.data.file_pool import FilePool
 from cache_tools.data.remote_shards import RemoteShards
 from cache_tools.errors import CacheMismatch, DataError
+from cache_tools.spec import sample_table
 from cache_tools.spec.dataset import NO_LABEL, KeyKind
+from cache_tools.spec.sample_table import SampleTable
 
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,5}")
 
@@ -92,6 +94,15 @@ class ImageDataset:
                 f"{length} were there when the data set was opened. Restore the file."
             )
         return data
+
+    def compare(self, table: SampleTable, row: int) -> None:
+        """Compare what is stored of a sample with its row of a cache's table, in whose order it is.
+
+        Raises:
+            DataError: It cannot be read.
+            CacheMismatch: It has changed since the cache was made.
+        """
+        sample_table.check_digest(table, row, self.read(row))
 
     def pixels(self, number: int) -> NDArray[np.uint8] | None:
         """Return [H, W, 3] of a sample stored as pixels, which only a `.beton` has; else None."""

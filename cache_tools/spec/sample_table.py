@@ -92,7 +92,12 @@ def of_keys(keys: list[str], label_N: NDArray[np.int32]) -> SampleTable:
 
 def check_digest(table: SampleTable, row: int, data: bytes) -> None:
     """Raise CacheMismatch unless `data` are the bytes that the cache was made from."""
-    if digest(data) != int(table.digest_N[row]):
+    check_value(table, row, digest(data))
+
+
+def check_value(table: SampleTable, row: int, found: int) -> None:
+    """Raise CacheMismatch unless a digest is the one in a row of the table."""
+    if found != int(table.digest_N[row]):
         raise CacheMismatch(
             f"image {table.keys[row]!r} has changed since the cache was made (digest differs). "
             "Restore the original file; the stored targets belong to its pixels."

@@ -9,6 +9,7 @@ FORMAT.md has the layout; `storage` implements folders, zips and object stores.
 Shapes: V views, N samples.
 """
 
+import contextlib
 import logging
 import os
 import secrets
@@ -192,33 +193,55 @@ class Cache:
         """
         if self._is_whole():
             return []
+        mended = self.mend_metadata()
+        damage: CacheDamaged | None = None
         try:
-            known, names = self.table, set[str]()
+            known = self.table
         except CacheDamaged as error:
-            known = table()
-            if known.sha256 != self.spec.dataset.table_sha256:
-                raise CacheDamaged(
-                    f"{error} It cannot be written again from the samples that this command was "
-                    "given: they are others than those of the cache."
-                ) from None
-            every = metadata.initial_files(self.spec, known, self.num_views)
-            names = {name for name in every if name.startswith("samples/")}
+            damage, known = error, table()
+        if known.sha256 != self.spec.dataset.table_sha256:
+            raise CacheDamaged(
+                f"{damage} It cannot be written again from the samples that this command was "
+                "given: they are others than those of the cache."
+            )
+        files = metadata.initial_files(self.spec, known, self.num_views)
+        with self.storage.locked():
+            faulty = {name for name, _ in self._metadata.faults()}
+            of_table = (n for n in files if n.startswith("samples/") and (damage or n in faulty))
+            return mended + self._rewrite({name: files[name] for name in of_table})
+
+    def mend_metadata(self) -> list[str]:
+        """Write damaged and missing metadata of groups and parts again; return the names."""
         with self.storage.locked():
             self._adopt(manifest.read(self.storage))  # another process may have added views
-            names |= {name for name, _ in self._metadata.faults()}
-            files = metadata.initial_files(self.spec, known, self.num_views)
-            mended = [n for n in files if n in names and not self._holds(n, files[n])]
-            for name in mended:
-                log.warning("%s/%s was damaged or missing: it is written again", self.name, name)
-                self.storage.write(name, files[name])
+            faulty = {name for name, _ in self._metadata.faults()}
+            own = {**self._layout.metadata(), manifest.NAME: self._manifest.encode()}
+            mended = self._rewrite({name: own[name] for name in own if name in faulty})
         self.__dict__.pop("table", None)
         return mended
 
-    def _holds(self, name: str, data: bytes) -> bool:
-        try:
-            return self.storage.read(name) == data
-        except OSError:
-            return False
+    def _rewrite(self, files: Mapping[str, bytes]) -> list[str]:
+        """Write those files that have other bytes; return their names."""
+        written = []
+        for name, data in files.items():
+            with contextlib.suppress(OSError):
+                if self.storage.read(name) == data:
+                    continue
+            log.warning("%s/%s was damaged or missing: it is written again", self.name, name)
+            self.storage.write(name, data)
+            written.append(name)
+        return written
+
+    def foreign_files(self) -> list[str]:
+        """List files that belong to no array, part or record; none where files cannot be listed."""
+        names = self.storage.names() or []
+        own = {"README.md", ".gitattributes", manifest.NAME, *self._layout.metadata()}
+        own |= {
+            f"samples/{column}/{end}" for column in metadata.COLUMNS for end in ("c/0", "zarr.json")
+        }
+        for part in self.parts():
+            own |= {part.record, *self._layout.part_chunks(part.view, part.block)}
+        return [name for name in names if name not in own]
 
     def parts(self) -> Iterator[Part]:
         """Every part the cache should have, view by view."""

@@ -31,6 +31,8 @@ _COLUMNS = {
     "width": "int32",
     "bytes": "int64",
 }
+COLUMNS = ("key", "id", *_COLUMNS)
+"""Names of the arrays of the sample table."""
 _FETCH = "Fetch the folder again from where the cache came, or make the cache anew."
 _MOST_EXPANSION = 1000
 """Keys of real data sets compress three- to tenfold."""
@@ -53,8 +55,7 @@ class CacheMetadata:
         Raises:
             CacheDamaged: The table was changed, or is none.
         """
-        columns = ("key", "id", *_COLUMNS)
-        names = [f"samples/{c}/{file}" for c in columns for file in ("c/0", "zarr.json")]
+        names = [f"samples/{c}/{file}" for c in COLUMNS for file in ("c/0", "zarr.json")]
         return with_retry(self.storage, self._table, *names)
 
     def _table(self) -> SampleTable:

@@ -71,22 +71,32 @@ def create(where: str | Path, spec: CacheSpec, table: SampleTable, num_views: in
         CacheDamaged, CacheMismatch: There are parts, of another cache or of one that is unknown.
     """
     storage = open_storage(where)
+    if write_root(storage, spec, num_views):
+        store = Cache.open(where)
+        store.mend(lambda: table)
+        return store
+    if (names := storage.names() or []) and (manifest.NAME not in names or _is_damaged(storage)):
+        initial = metadata.initial_files(spec, table, num_views)
+        _remove_own(storage, [n for n in names if n not in initial or n == manifest.NAME])
+    return Cache.create(where, spec, table, num_views)
+
+
+def write_root(storage: Storage, spec: CacheSpec, num_views: int) -> bool:
+    """Write the root of the parts that are there again; return False when there are none.
+
+    Raises:
+        CacheDamaged: They are of another cache, or their records are damaged, too.
+    """
     names = storage.names() or []
-    initial = metadata.initial_files(spec, table, num_views) if names else {}
-    parts = [found for name in names if (found := commits.NAME.fullmatch(name))]
-    if not parts:
-        if names and (manifest.NAME not in names or _is_damaged(storage)):
-            _remove_own(storage, [n for n in names if n not in initial or n == manifest.NAME])
-        return Cache.create(where, spec, table, num_views)
+    if not (parts := [found for name in names if (found := commits.NAME.fullmatch(name))]):
+        return False
     known = commits.identity(storage, names)
     for same in (spec, *([replace(spec, renderer="kernels-1")] if spec.replayable else [])):
         if same.fingerprint == known:
             views = max(num_views, *(int(found[1]) + 1 for found in parts))
             log.warning("%s/%s was damaged or missing: it is written again", storage, manifest.NAME)
             storage.write(manifest.NAME, Manifest(same, views).encode())
-            store = Cache.open(where)
-            store.mend(lambda: table)
-            return store
+            return True
     raise CacheDamaged(
         f"{storage}/{manifest.NAME} is damaged or missing, and the parts beside it "
         + ("are of another cache than this command makes" if known else "have no intact record")

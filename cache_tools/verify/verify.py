@@ -1,10 +1,11 @@
 """Verification of a cache, and of its data set: a verdict, and the file that breaks it.
 
 Without images: the manifest, the metadata other readers follow, every commit record, the SHA-256 of
-every chunk, the crc32c within it and the values it holds. With `--data`: also the key set, every
-image's bytes, and the pixels of the probe views of every part, rendered here and now. `--recompute`
-runs the teacher again (the entry point `recompute` of the group `kdcache.checks`). Only with images
-is the renderer imported, and numba with it.
+every chunk, the crc32c within it and the values it holds, and that no other file is there. With
+`--data`: also the key set, every image's bytes (of a `.beton`, the stored ones, pixels too), and
+the pixels of the probe views of every part, rendered here and now. `--recompute` runs the teacher
+again (the entry point `recompute` of the group `kdcache.checks`). Only with images is the renderer
+imported, and numba with it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,10 +20,10 @@ from cache_tools.data.images import ImageDataset
 from cache_tools.errors import (
     CacheDamaged,
     CacheIncomplete,
+    CacheMismatch,
     KdcacheError,
 )
 from cache_tools.runtime import progress, threads
-from cache_tools.spec import sample_table
 from cache_tools.store import info
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
@@ -34,6 +35,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 Status = Literal["ok", "incomplete", "damaged", "mismatch"]
 _MEMORY = 2**30
+_SHOWN = 10
 _AHEAD = 4096
 """Items handed out at once: their results wait in memory."""
 
@@ -50,6 +52,10 @@ class Verdict:
     """Views that were rendered and compared with their fingerprint."""
     recomputed: int = 0
     """Views on which the teacher was run again."""
+    foreign: list[str] = field(default_factory=list)
+    """Files in the folder of the cache that belong to no array, part or record."""
+    mended: list[str] = field(default_factory=list)
+    """Repairs made before these checks, a line each."""
     coverage: "DatasetMatch | None" = None
     """Match of the cache's samples with the data set."""
     problems: list[KdcacheError] = field(default_factory=list)
@@ -78,7 +84,8 @@ class Verdict:
         counts = {"parts": self.parts, "images": self.images, "probes": self.probes}
         counts["recomputed"] = self.recomputed
         covered = {} if self.coverage is None else {"coverage": self.coverage.facts}
-        return {"verdict": self.status, **counts, **covered, "problems": problems}
+        found = {"foreign": self.foreign, "mended": self.mended, "problems": problems}
+        return {"verdict": self.status, **counts, **covered, **found}
 
 
 def verify(store: Cache, images: ImageDataset | None = None, partial: bool = False) -> Verdict:
@@ -92,6 +99,15 @@ def verify(store: Cache, images: ImageDataset | None = None, partial: bool = Fal
         check_replayable(store)
     verdict = Verdict()
     verdict.problems.extend(store.metadata_faults())
+    if foreign := store.foreign_files():
+        verdict.foreign = foreign
+        shown = ", ".join(foreign[:_SHOWN]) + (", …" if len(foreign) > _SHOWN else "")
+        verdict.problems.append(
+            CacheMismatch(
+                f"{store.name} has {len(foreign):,} files that belong to no array, part or record "
+                f"of it: {shown}. Nothing reads them; move them elsewhere."
+            )
+        )
     try:
         table = store.table
     except CacheDamaged as error:
@@ -151,7 +167,7 @@ def _check_images(
     table, rows = store.table, np.flatnonzero(present_N).tolist()
 
     def digest(number: int) -> None:
-        sample_table.check_digest(table, number, images.read(number))
+        images.compare(table, number)
 
     def pixels(part: Part) -> int:
         return check_probes(store, images, part, present_N)

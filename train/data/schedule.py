@@ -130,7 +130,7 @@ class Schedule:
             )
 
     @classmethod
-    def of(cls, recipe: TrainRecipe, inputs: Inputs, epochs: int | None = None) -> Self:
+    def of(cls, recipe: TrainRecipe, inputs: Inputs, epochs: int | None) -> Self:
         """Make the schedule of a recipe; `epochs` of a cohort are those of its longest run."""
         return cls(
             inputs.store,
@@ -142,7 +142,7 @@ class Schedule:
             num_views=inputs.num_views(recipe),
             shuffle=recipe.view_order == "shuffle",
             present_N=inputs.present_N,
-            epochs=epochs or recipe.epochs,
+            epochs=epochs,
         )
 
     def view_numbers(self, epoch: int) -> tuple[int, ...]:

@@ -20,10 +20,9 @@ from cache_tools.errors import NonFinite
 from cache_tools.runtime import progress
 from cache_tools.runtime.signals import StopRequest
 from train import backends, run_dir
-from train.data import create_loader
-from train.data.device_batch import DeviceBatch, TeacherFn, online_targets
+from train.data.batches import Batches
+from train.data.device_batch import TeacherFn, online_targets
 from train.data.inputs import Inputs
-from train.data.schedule import Schedule
 from train.distributed import ALONE, World
 from train.evaluate.accuracy import Accuracy, evaluate_all
 from train.recipe import TrainRecipe
@@ -95,12 +94,12 @@ def train_cohort(  # noqa: PLR0912 - the one long function
     if any(recipe.compile for _, recipe in runs):
         torch.compiler.reset()  # of one function it keeps no more than a few networks' code
     epochs = max(recipe.epochs for _, recipe in runs)
-    schedule = Schedule.of(shared, inputs, epochs)
+    batches = Batches.of_recipe(shared, inputs, device, world, epochs)
+    schedule = batches.schedule
     students = [
         StudentTrainer(recipe, inputs, out, device, schedule, world, trackers)
         for out, recipe in runs
     ]
-    loader = create_loader.create(shared, inputs, schedule, world, device.type == "cuda")
 
     label = f"{len(runs)} students" if len(runs) > 1 else f"{shared.mode} seed {shared.seed}"
     views = epochs * schedule.steps * shared.batch_size
@@ -136,13 +135,13 @@ def train_cohort(  # noqa: PLR0912 - the one long function
             step = min(student.progress.step for student in group)
             cadence.start_epoch()
             timer = StepTimer()
-            for batch in loader.epoch(epoch, step):
+            for batch in batches.rendered(epoch, step):
                 timer.batch_ready()
                 turn = [student for student in group if student.progress.step == step]
                 online = None
                 if teacher_fn and any(one.recipe.mode == "online" for one in turn):
                     online = partial(online_targets, teacher_fn, spec=inputs.store.spec)
-                moved = DeviceBatch.of(batch, device, online)
+                moved = batches.move(batch, online)
                 transforms = {one.transform.normalisation: one.transform for one in turn}
                 inputs_of = {key: one.normalise(moved.pixels) for key, one in transforms.items()}
                 first = step - step % shared.grad_accum_steps  # the last group may be smaller

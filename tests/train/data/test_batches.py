@@ -1,0 +1,151 @@
+"""Batches for other training loops: views and targets of `kdcache train`, resumable anywhere."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from cache_tools.data.images import ImageDataset
+from cache_tools.errors import UsageError
+from cache_tools.store.cache import Cache
+from train import recipe as recipes
+from train import run_dir
+from train.data import create_loader
+from train.data.batches import Batches
+from train.data.device_batch import InputTransform
+from train.data.inputs import open_inputs
+from train.data.schedule import Schedule
+from train.loss import losses
+from train.loss.task import CachedDistillationTask
+from train.trainer import factory, loop
+
+CPU = torch.device("cpu")
+MEAN = STD = (0.5, 0.5, 0.5)
+
+
+def opened(cache: Path, **options: Any) -> Batches:
+    normal = {"batch_size": 32, "device": "cpu", "mean": MEAN, "std": STD, "seed": 3}
+    return Batches(cache, **normal | options)
+
+
+def test_batches_are_those_of_the_loader(digits_cache: Path, images: ImageDataset) -> None:
+    store = Cache.open(digits_cache)
+    schedule = Schedule(store, 2, 32, seed=3)
+    expected = create_loader.native(store, images, schedule, 1).epoch(1)
+    transform = InputTransform(CPU, "fp32", MEAN, STD)
+    batches = opened(digits_cache, views_per_epoch=2)
+    batches.set_epoch(1)
+    found = list(DataLoader(batches, batch_size=None))
+    assert len(found) == len(batches) == 6
+    for (pixels, targets), batch in zip(found, expected, strict=True):
+        x, wanted = transform.batch(batch)
+        assert torch.equal(pixels, x)
+        assert torch.equal(targets.probability, wanted.probability)
+        assert torch.equal(targets.label, wanted.label)
+        assert targets.dense(2.0).sum(1) == pytest.approx(torch.ones(32), abs=1e-5)
+
+
+def test_a_dictionary_has_the_pixels_labels_and_teacher(digits_cache: Path) -> None:
+    one = next(iter(opened(digits_cache, as_dict=True)))
+    assert one["pixel_values"].shape == (32, 3, 32, 32)
+    assert torch.equal(one["labels"], one["teacher"].label)
+
+
+def test_epochs_follow_each_other_and_a_state_goes_on_anywhere(digits_cache: Path) -> None:
+    whole = opened(digits_cache)
+    expected = [pixels for _ in range(2) for pixels, _ in whole]
+    assert len(expected) == 6
+    for stop in (0, 2, 3, 5):
+        first, seen = opened(digits_cache), []
+        state = json.loads(json.dumps(first.state_dict()))
+        for pixels in (pixels for _ in range(2) for pixels, _ in first):
+            if len(seen) == stop:
+                break
+            seen.append(pixels)
+            state = json.loads(json.dumps(first.state_dict()))
+        second = opened(digits_cache)
+        second.load_state_dict(state)
+        assert second.state_dict() == state
+        for epoch in range(second.epoch, 2):
+            second.set_epoch(epoch)
+            seen += [pixels for pixels, _ in second]
+        assert len(seen) == 6
+        assert all(torch.equal(a, b) for a, b in zip(seen, expected, strict=True))
+
+
+def test_an_iteration_that_was_left_begins_again(digits_cache: Path) -> None:
+    batches = opened(digits_cache)
+    first = next(iter(batches))[0]
+    assert torch.equal(next(iter(batches))[0], first)
+
+
+def test_processes_share_each_batch(digits_cache: Path) -> None:
+    whole = [targets.label for _, targets in opened(digits_cache)]
+    shares = [opened(digits_cache, rank=rank, world_size=2) for rank in range(2)]
+    for label, *parts in zip(whole, *shares, strict=True):
+        assert torch.equal(torch.cat([targets.label for _, targets in parts]), label)
+
+
+def test_what_cannot_be_is_refused(digits_cache: Path) -> None:
+    batches = opened(digits_cache)
+    with pytest.raises(UsageError, match="num_workers=0"):
+        next(iter(DataLoader(batches, batch_size=None, num_workers=1)))
+    with pytest.raises(UsageError, match="state is of other batches"):
+        opened(digits_cache, seed=4).load_state_dict(batches.state_dict())
+    with pytest.raises(UsageError, match="num_views=5 cannot be shown"):
+        opened(digits_cache, num_views=5)
+    with pytest.raises(UsageError, match="rank=2 cannot be"):
+        opened(digits_cache, rank=2, world_size=2)
+
+
+def test_a_plain_loop_has_the_losses_of_kdcache_train(
+    digits_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipes.load(
+        "digits", ["epochs=2", "views_per_epoch=2", "batch_size=50", "temperature=2.0", "seed=7"]
+    )
+    expected: list[float] = []
+    forward = CachedDistillationTask.forward
+
+    def record(task: CachedDistillationTask, x: Tensor, targets: Any) -> dict[str, Tensor]:
+        result = forward(task, x, targets)
+        expected.append(result["loss"].item())
+        return result
+
+    monkeypatch.setattr(CachedDistillationTask, "forward", record)
+    inputs = open_inputs(digits_cache, None)
+    run_dir.init_run(tmp_path / "run", recipe, inputs, fresh=False)
+    loop.train(recipe, inputs, tmp_path / "run", CPU)
+
+    torch.manual_seed(recipe.seed)
+    student: Any = factory.create_student(recipe, 10)
+    config = student.pretrained_cfg
+    batches = opened(
+        digits_cache,
+        batch_size=50,
+        views_per_epoch=2,
+        seed=7,
+        mean=config["mean"],
+        std=config["std"],
+    )
+    optimizer = factory.create_optimizer(recipe, student)
+    scheduler = factory.create_scheduler(recipe, optimizer, len(batches))
+    found, updates = [], 0
+    student.train()
+    for epoch in range(2):
+        batches.set_epoch(epoch)
+        for images, targets in batches:
+            scheduler.step(epoch)
+            scheduler.step_update(updates)
+            loss = losses.kd(student(images), targets, temperature=2.0)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            updates += 1
+            found.append(loss.item())
+    assert found == expected
+    assert len(found) == 8

@@ -1,0 +1,248 @@
+"""`Batches`: pixels of views on the device, with the soft targets that belong to them.
+
+`kdcache train` runs on it, and any other training loop can. A batch is a function of (epoch, step)
+alone, so that a loop which saves `state_dict` goes on with exactly the batches it has not had.
+
+Shapes: B views of a batch, S pixels a side.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, distributed
+from torch.utils.data import IterableDataset, get_worker_info
+
+from cache_tools.errors import UsageError
+from cache_tools.runtime.device import select
+from train.data import create_loader
+from train.data.device_batch import DeviceBatch, InputTransform, OnlineFn
+from train.data.inputs import Inputs, check_inputs, open_inputs
+from train.data.loader import Batch
+from train.data.schedule import Schedule
+from train.distributed import ALONE, World
+from train.loss.targets import SoftTargets
+from train.recipe import TrainRecipe
+
+_STATE = ("epoch", "step", "steps", "stream")
+_ORDER = (
+    "batch_size",
+    "grad_accum_steps",
+    "views_per_epoch",
+    "aug_repeats",
+    "num_views",
+    "view_order",
+)
+
+
+class Batches(IterableDataset[Any]):
+    """Batches of the views of a cache, in the order of a recipe.
+
+    Each iteration is one epoch: the one of `set_epoch`, else the one after the last that was
+    complete. Its length is `len(batches)` steps. The class is batched and threaded already:
+    `DataLoader(batches, batch_size=None)` works, more processes than its own it needs none.
+    """
+
+    def __init__(
+        self,
+        cache: str | Path | Sequence[str | Path],
+        data: str | Path | None = None,
+        *,
+        batch_size: int = 256,
+        device: str | torch.device | None = None,
+        mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+        std: Sequence[float] = IMAGENET_DEFAULT_STD,
+        weights: Sequence[float] | None = None,
+        views_per_epoch: int = 1,
+        aug_repeats: int = 1,
+        grad_accum_steps: int = 1,
+        num_views: int = 0,
+        view_order: Literal["cycle", "shuffle"] = "cycle",
+        tail: Literal["uniform", "zero"] = "uniform",
+        seed: int = 0,
+        epochs: int | None = None,
+        loader: Literal["auto", "native", "ffcv"] = "auto",
+        threads: int = 0,
+        allow_partial: bool = False,
+        rank: int | None = None,
+        world_size: int | None = None,
+        as_dict: bool = False,
+    ) -> None:
+        """Open caches and images, and check that they belong together.
+
+        Args:
+            cache: Folder, zip or URL of a cache, or of several whose targets are mixed.
+            data: The images; None: where the cache was made from.
+            batch_size: Views per step, of all processes together.
+            device: Device of the batches; None: a GPU if there is one.
+            mean: Mean of red, green and blue (of 0..1) that the student's input is normalised with.
+            std: Deviation, likewise.
+            weights: Weight of each cache; None: all alike.
+            views_per_epoch: Views of each sample per epoch.
+            aug_repeats: Repeated augmentation: an epoch shows one r-th of the samples in r views.
+            grad_accum_steps: Steps of an update, among which repeated views are dealt out.
+            num_views: Views of the cache that are shown, from the first one on; 0: all.
+            view_order: "cycle" shows views in their order and then again, "shuffle" in a new order
+                each time all have been shown.
+            tail: Probability that a mixture gives to classes which a cache did not keep.
+            seed: Seed of the order of samples.
+            epochs: Epochs of the run, after which nothing is loaded ahead; None: unknown.
+            loader: Renderer; pixels are the same.
+            threads: Renderer threads; 0: one per core.
+            allow_partial: True to train on those samples that the data set has.
+            rank: Number of this process; None: that of torch.distributed, else 0.
+            world_size: Number of processes, each of which has its share of every batch.
+            as_dict: True for {"pixel_values", "labels", "teacher"} in place of a pair.
+
+        Raises:
+            UsageError: An argument that cannot be.
+            CacheNotFound, CacheIncomplete, CacheDamaged, CacheMismatch: The cache is not whole, or
+                of other images.
+        """
+        caches = [cache] if isinstance(cache, str | Path) else list(cache)
+        source = None if data is None else str(data)
+        inputs = open_inputs(caches, source, weights, allow_partial)
+        if num_views > inputs.members.num_views:
+            raise UsageError(
+                f"num_views={num_views} cannot be shown: the cache has {inputs.members.num_views} "
+                "views of a sample."
+            )
+        check_inputs(inputs)
+        recipe = TrainRecipe(
+            student="",
+            epochs=epochs or 1,
+            batch_size=batch_size,
+            views_per_epoch=views_per_epoch,
+            aug_repeats=aug_repeats,
+            grad_accum_steps=grad_accum_steps,
+            num_views=num_views,
+            view_order=view_order,
+            tail=tail,
+            seed=seed,
+            loader=loader,
+            threads=threads,
+        )
+        chosen = select(torch, None if device is None else str(device))
+        world = _world(rank, world_size)
+        self._set_up(recipe, inputs, chosen, world, epochs)
+        self._transform = InputTransform(chosen, "fp32", _rgb(mean), _rgb(std))
+        self._as_dict = as_dict
+
+    @classmethod
+    def of_recipe(
+        cls,
+        recipe: TrainRecipe,
+        inputs: Inputs,
+        device: torch.device,
+        world: World = ALONE,
+        epochs: int | None = None,
+    ) -> Self:
+        """Make the batches of a run from inputs that `check_inputs` has seen."""
+        batches = cls.__new__(cls)
+        batches._set_up(recipe, inputs, device, world, epochs or recipe.epochs)
+        return batches
+
+    def _set_up(
+        self,
+        recipe: TrainRecipe,
+        inputs: Inputs,
+        device: torch.device,
+        world: World,
+        epochs: int | None,
+    ) -> None:
+        self.device = device
+        """Device of the batches."""
+        self.schedule = Schedule.of(recipe, inputs, epochs)
+        """Order of the views."""
+        self.num_classes = inputs.num_classes
+        """Number of classes, C."""
+        on_gpu = device.type == "cuda"
+        self._loader = create_loader.create(recipe, inputs, self.schedule, world, on_gpu)
+        order = (recipe.seed_of_order, *(getattr(recipe, name) for name in _ORDER))
+        self._stream = [inputs.fingerprint, world.size, *order]
+        self._epoch = self._step = self._first = 0
+
+    def __len__(self) -> int:
+        """Count the batches of an epoch."""
+        return self.schedule.steps
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the batches of one epoch: [B, 3, S, S] fp32, mixed and normalised, and targets.
+
+        Raises:
+            UsageError: In a worker process of a DataLoader.
+            CacheDamaged, CacheMismatch, DataError: A part or an image is not what it was.
+        """
+        if get_worker_info() is not None:
+            raise UsageError("Batches renders in threads of its own: pass num_workers=0.")
+        self._step, self._first = self._first, 0
+        for batch in self.rendered(self._epoch, self._step):
+            moved = self.move(batch)
+            self._step += 1
+            pixels, targets = self._transform.normalise(moved.pixels), moved.targets
+            yield self._dict(pixels, targets) if self._as_dict else (pixels, targets)
+        self._epoch, self._step = self._epoch + 1, 0
+
+    def rendered(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """Yield the batches of one epoch on the host, from `first_step` on."""
+        return self._loader.epoch(epoch, first_step)
+
+    def move(self, batch: Batch, online: OnlineFn | None = None) -> DeviceBatch:
+        """Move a batch to the device, mix it, and run a teacher in the loop on it."""
+        return DeviceBatch.of(batch, self.device, online)
+
+    @property
+    def epoch(self) -> int:
+        """Epoch in hand, or the next one."""
+        return self._epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration.
+
+        The epoch of a loaded state goes on where it was, any other one begins at its first step.
+        """
+        if epoch != self._epoch:
+            self._epoch, self._step, self._first = epoch, 0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return epoch and step: the batches that have been yielded are not yielded again."""
+        step = self._step or self._first
+        state = (self._epoch, step, len(self), self._stream)
+        return dict(zip(_STATE, state, strict=True))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken.
+
+        Raises:
+            UsageError: The state is of another cache, order or number of processes.
+        """
+        stream = self._stream, len(self)
+        if (list(state["stream"]), state["steps"]) != stream:
+            raise UsageError(
+                "this state is of other batches: "
+                f"{[*state['stream'], state['steps']]}, here they are {[*stream[0], stream[1]]}. "
+                "Open the same caches with the same options and number of processes."
+            )
+        self._epoch, self._step, self._first = int(state["epoch"]), 0, int(state["step"])
+
+    def _dict(self, pixels: Tensor, targets: SoftTargets) -> dict[str, Any]:
+        return {"pixel_values": pixels, "labels": targets.label, "teacher": targets}
+
+
+def _rgb(values: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = map(float, values)
+    return red, green, blue
+
+
+def _world(rank: int | None, size: int | None) -> World:
+    """Return this process among those that train together."""
+    joined = distributed.is_available() and distributed.is_initialized()
+    if size is None:
+        size = distributed.get_world_size() if joined else 1
+    if rank is None:
+        rank = distributed.get_rank() if joined else 0
+    if not 0 <= rank < size:
+        raise UsageError(f"rank={rank} cannot be among world_size={size} processes.")
+    return World(rank, size)
