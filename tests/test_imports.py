@@ -9,7 +9,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-OURS = ("cache_tools", "pipeline", "train")
+OURS = ("kdcache", "cache_tools", "pipeline", "train")
 NOT_FOR_THE_STORE = {"cv2", "PIL", "simplejpeg", "rich", "braceexpand", "torch"}
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.helpers.paths import ROOT
 
-PACKAGES = ("cache_tools", "pipeline", "train")
+PACKAGES = ("kdcache", "cache_tools", "pipeline", "train")
 MOST = 20
 MODULES = sorted(
     path.relative_to(ROOT)

@@ -15,7 +15,7 @@ from tests.helpers.paths import ROOT
 
 FILES = [
     file.relative_to(ROOT)
-    for package in ("cache_tools", "pipeline", "train")
+    for package in ("kdcache", "cache_tools", "pipeline", "train")
     for file in sorted((ROOT / package).rglob("*.py"))
 ]
 QUESTION = re.compile(r"(What|Whether|How|Who|Whom|Whose|Where|Which)\b")

@@ -16,7 +16,7 @@ Shapes: B views, K slots, C classes, T temperatures, E entries of B views, P lab
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache, cached_property
 from typing import Any
 
@@ -189,6 +189,13 @@ def _values(code_XN: U1, row_B: I8, scale: F4) -> F4:
     value_BX = np.empty((len(row_B), len(code_XN)), dtype=np.float32)
     packing.look_up(row_B, code_XN, scale, value_BX)
     return value_BX
+
+
+def gather(parts: Sequence[DecodedTargets], groups: Sequence[I8]) -> DecodedTargets:
+    """Concatenate decoded targets in the order in which `groups` number their views."""
+    back_B = np.argsort(np.concatenate(groups))
+    names = [f.name for f in fields(DecodedTargets)]
+    return DecodedTargets(*(np.concatenate([getattr(p, n) for p in parts])[back_B] for n in names))
 
 
 def concatenate(parts: Sequence[EncodedTargets]) -> EncodedTargets:

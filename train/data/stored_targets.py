@@ -7,8 +7,6 @@ after it depends on their number.
 Shapes: B views of a batch, P labels of a view.
 """
 
-from dataclasses import fields
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -57,8 +55,4 @@ class StoredTargets:
             return codec.decode(stored[0], spec, row_B)
         groups = [np.flatnonzero(slot_B == slot) for slot in range(len(loaded))]
         parts = [codec.decode(s, spec, row_B[g]) for s, g in zip(stored, groups, strict=True)]
-        back = np.argsort(np.concatenate(groups))
-        names = [f.name for f in fields(DecodedTargets)]
-        return DecodedTargets(
-            *(np.concatenate([getattr(p, n) for p in parts])[back] for n in names)
-        )
+        return codec.gather(parts, groups)

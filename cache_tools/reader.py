@@ -1,0 +1,217 @@
+"""Read a cache by keys or rows: targets, dense rows, pixels of views.
+
+    >>> cache = open_reader("digits-cache.zarr")
+    >>> cache.targets(view=3, rows=["digit-0012"]).dense()
+    >>> cache.images("digits")["digit-0012", 3]
+
+Shapes: N samples, B views, K kept classes, C classes, T temperatures, S pixels a side.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_tools.data import match
+from cache_tools.data.open import open_images
+from cache_tools.data.view_renderer import ViewRenderer
+from cache_tools.errors import UsageError
+from cache_tools.spec.cache import CacheSpec
+from cache_tools.spec.targets import TargetSpec
+from cache_tools.store import view_params
+from cache_tools.store.cache import Cache
+from cache_tools.store.commits import Part
+from cache_tools.store.open import open_cache
+from cache_tools.targets import codec, dense
+from cache_tools.targets.codec import DecodedTargets, EncodedTargets
+from cache_tools.verify import probes
+
+I8 = NDArray[np.int64]
+F4 = NDArray[np.float32]
+Rows = slice | int | str | Sequence[int] | Sequence[str] | NDArray[np.integer] | NDArray[np.bool_]
+"""Samples: a slice, numbers or a mask of rows of the sample table, or keys."""
+
+
+@dataclass(frozen=True)
+class SparseTargets:
+    """Stored targets of B views of one number."""
+
+    index: NDArray[np.int32]
+    """[B, K] class ids, ascending; -1 in empty slots."""
+    probability: F4
+    """[B, K] probabilities at T = 1; 0 in empty slots."""
+    tail: F4
+    """[B] probability of the classes that are not kept, together."""
+    decoded: DecodedTargets
+    """All that is stored: tails at each declared temperature, true classes, Σp² of the rest."""
+    spec: TargetSpec
+    """Storage of the targets, with the declared temperatures."""
+    num_classes: int
+    """Number of classes, C."""
+
+    def __len__(self) -> int:
+        """Count the views."""
+        return len(self.index)
+
+    def dense(self, temperature: float = 1.0) -> F4:
+        """Restore [B, C] distributions at a temperature; rows add up to 1.
+
+        The classes that are not kept share their mass evenly.
+
+        Raises:
+            UsageError: The temperature is not positive.
+        """
+        if not temperature > 0:
+            raise UsageError(f"temperature={temperature} must be positive.")
+        rows = dense.densify(self.decoded, self.spec, self.num_classes, float(temperature))
+        return rows.astype(np.float32)
+
+
+class CacheReader:
+    """An opened cache: samples, targets and pixels."""
+
+    def __init__(self, store: Cache) -> None:
+        self.store = store
+        """The cache as the commands see it."""
+        self._part: tuple[Part, EncodedTargets] | None = None
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Names of the N samples, in the order of rows."""
+        return self.store.table.keys
+
+    @property
+    def labels(self) -> NDArray[np.int32]:
+        """[N] classes of the samples; -1 where there is none."""
+        return self.store.table.label_N
+
+    @property
+    def num_views(self) -> int:
+        """Views of each sample."""
+        return self.store.num_views
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, C."""
+        return self.store.spec.teacher.num_classes
+
+    @property
+    def spec(self) -> CacheSpec:
+        """Data set, teacher, views and targets."""
+        return self.store.spec
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of data set, teacher, views and storage: SHA-256 of the spec."""
+        return self.store.spec.fingerprint
+
+    def __len__(self) -> int:
+        """Count the samples."""
+        return len(self.store.table)
+
+    def __repr__(self) -> str:
+        """Describe the cache in a line."""
+        return f"<Cache {self.store.name}: {len(self):,} samples, {self.num_views} views>"
+
+    def rows(self, rows: Rows = slice(None)) -> I8:
+        """Look up rows of the sample table: [B] numbers of a slice, of an array, or of keys.
+
+        Raises:
+            UsageError: There is no such row or key.
+        """
+        if isinstance(rows, slice):
+            return np.arange(len(self))[rows]
+        if isinstance(rows, np.ndarray) and rows.dtype == bool and len(rows) == len(self):
+            return np.flatnonzero(rows)
+        wanted = [rows] if isinstance(rows, str | int | np.integer) else list(rows)
+        if unknown := [k for k in wanted if isinstance(k, str) and k not in self._row_of]:
+            raise UsageError(f"{self.store.name} has no sample {unknown[0]!r}. See cache.keys.")
+        numbers = [self._row_of[k] if isinstance(k, str) else int(k) for k in wanted]
+        if wrong := [n for n in numbers if not -len(self) <= n < len(self)]:
+            raise UsageError(f"{self.store.name} has {len(self):,} rows, none is {wrong[0]}.")
+        return np.array(numbers, dtype=np.int64) % len(self)
+
+    def targets(self, view: int, rows: Rows = slice(None)) -> SparseTargets:
+        """Read the targets of one view number of some samples, checked against their digests.
+
+        Raises:
+            UsageError: There is no such view or row.
+            CacheIncomplete, CacheDamaged: A part is missing, or differs from its record.
+        """
+        self._check_view(view)
+        row_B = self.rows(rows)
+        spec, block_B = self.spec.targets, row_B // self.spec.block_size
+        blocks = np.unique(block_B).tolist() or [0]
+        groups = [np.flatnonzero(block_B == block) for block in blocks]
+        parts = [
+            codec.decode(self._read(Part(view, block)), spec, row_B[at] % self.spec.block_size)
+            for block, at in zip(blocks, groups, strict=True)
+        ]
+        found = codec.gather(parts, groups)
+        index = np.where(found.probability_BK > 0, found.index_BK, -1)
+        tail = found.tail_BT[:, 0]
+        return SparseTargets(index, found.probability_BK, tail, found, spec, self.num_classes)
+
+    def images(self, data: str | Path | None = None) -> "ViewImages":
+        """Open the images that the cache was made of; None: where it was made from.
+
+        Raises:
+            UsageError: It is not known where they are, or nobody can draw the views again.
+            CacheMismatch: They are not the cache's.
+        """
+        probes.check_replayable(self.store)
+        source = str(data) if data is not None else self.store.source
+        if not source:
+            raise UsageError(f"where are the images of {self.store.name}? Pass their folder.")
+        opened = open_images(source, "train")
+        images = match.match(self.store.table, self.spec.dataset, opened)
+        return ViewImages(self, ViewRenderer(images, self.spec.views, self.store.table))
+
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {key: row for row, key in enumerate(self.keys)}
+
+    def _check_view(self, view: int) -> None:
+        if not 0 <= view < self.num_views:
+            raise UsageError(
+                f"{self.store.name} has the views 0 to {self.num_views - 1} of each sample, none "
+                f"is {view}."
+            )
+
+    def _read(self, part: Part) -> EncodedTargets:
+        """Read a part, or take the last one again."""
+        if self._part is None or self._part[0] != part:
+            self._part = part, self.store.read(part)[0]
+        return self._part[1]
+
+
+class ViewImages:
+    """Pixels of views before mixing, exactly as the teacher's stage drew them."""
+
+    def __init__(self, cache: CacheReader, renderer: ViewRenderer) -> None:
+        self._cache, self._renderer = cache, renderer
+
+    def __getitem__(self, sample: tuple[str | int, int]) -> NDArray[np.uint8]:
+        """Render `images[key, view]`, the key or the row of a sample: [S, S, 3] uint8 RGB.
+
+        Raises:
+            UsageError: There is no such sample or view.
+            CacheMismatch, DataError: The image is not the cache's, or cannot be read.
+        """
+        key, view = sample
+        self._cache._check_view(view)
+        row = self._cache.rows(key)
+        params = view_params.parameters(self._cache.store, view, row)
+        return self._renderer.render_one(int(row[0]), params)
+
+
+def open_reader(where: str | Path) -> CacheReader:
+    """Open a cache to read it: a folder, a zip or a URL.
+
+    Raises:
+        CacheNotFound, CacheMismatch, CacheDamaged: There is no cache that can be read.
+    """
+    return CacheReader(open_cache(where))

@@ -1,0 +1,58 @@
+"""`import kdcache`: quick, complete, and safe beside a user's own train.py."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import kdcache
+from tests.helpers.paths import ROOT
+
+
+def python(folder: Path, code: str, name: str = "train.py") -> subprocess.CompletedProcess[str]:
+    """Run code as a script of this name in a folder."""
+    (folder / name).write_text(code)
+    path = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(folder)}
+    return subprocess.run(
+        [sys.executable, name], cwd=folder, capture_output=True, text=True, env=path, check=False
+    )
+
+
+def test_every_public_name_is_there() -> None:
+    assert set(kdcache.__all__) == set(kdcache._SOURCES) == set(dir(kdcache))
+    for name in kdcache.__all__:
+        assert getattr(kdcache, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'cached'"):
+        _ = kdcache.cached  # type: ignore[attr-defined]
+
+
+def test_reading_imports_no_torch(digits_cache: Path, tmp_path: Path) -> None:
+    code = f"""
+import sys
+import kdcache
+assert not {{"numpy", "zarr", "torch", "numba"}} & set(sys.modules)
+rows = kdcache.open({str(digits_cache)!r}).targets(1, slice(0, 3)).dense()
+assert rows.shape == (3, 10)
+assert "torch" not in sys.modules
+"""
+    done = python(tmp_path, code, "read.py")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("own", ["train.py", "pipeline.py", "cache_tools.py"])
+def test_files_of_a_users_own_with_our_names(tmp_path: Path, own: str, digits_cache: Path) -> None:
+    """A script of this name, and a module of this name beside a script."""
+    code = f"import kdcache\nkdcache.SoftTargets\nprint(len(kdcache.open({str(digits_cache)!r})))\n"
+    done = python(tmp_path, code, own)
+    assert (done.stdout, done.returncode) == ("100\n", 0), done.stderr
+    beside = python(tmp_path, f"{code}", "script.py")
+    assert (beside.stdout, beside.returncode) == ("100\n", 0), beside.stderr
+
+
+def test_a_module_that_was_imported_before_is_named(tmp_path: Path) -> None:
+    (tmp_path / "pipeline.py").write_text("")
+    done = python(tmp_path, "import pipeline\nimport kdcache\n", "script.py")
+    assert done.returncode == 1
+    assert f"{tmp_path}/pipeline.py' was imported under that name before" in done.stderr
+    assert "Import kdcache first, or rename that file." in done.stderr
