@@ -3,8 +3,10 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import timm
 
 import kdcache
 from tests.helpers.paths import ROOT
@@ -25,6 +27,16 @@ def test_every_public_name_is_there() -> None:
         assert getattr(kdcache, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'cached'"):
         _ = kdcache.cached  # type: ignore[attr-defined]
+
+
+def test_the_cell_of_the_readme_runs(digits_cache: Path, digits: Path) -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    cell = text.split("## From Python")[1].split("```python\n")[1].split("```")[0]
+    cell = cell.replace("build/digits-cache.zarr", str(digits_cache))
+    found: dict[str, Any] = {"student": timm.create_model("test_resnet", num_classes=10)}
+    exec(cell.replace("build/digits", str(digits)), found)
+    assert found["t"].dense(2.0).shape == (8, 10)
+    assert found["loss"].requires_grad
 
 
 def test_reading_imports_no_torch(digits_cache: Path, tmp_path: Path) -> None:

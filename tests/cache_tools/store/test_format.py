@@ -82,7 +82,7 @@ def test_the_layout_names_every_array(digits_cache: Path) -> None:
 
 def cell_result(python: str, cache: Path, view: int, row: int) -> dict[str, list[float]]:
     """What the cell of the README reads, under another Python, as JSON."""
-    cell = README.split("```python\n")[1].split("```")[0]
+    cell = README.split("## Reading a cache without")[1].split("```python\n")[1].split("```")[0]
     cell = cell.replace("build/digits-cache.zarr", str(cache))
     cell = cell.replace("view, row = 2, 17", f"view, row = {view}, {row}")
     cell += "\nimport json; print('RESULT', json.dumps([index.tolist(), p.tolist(), float(tail)]))"
