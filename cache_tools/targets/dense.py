@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from cache_tools.errors import TeacherError
 from cache_tools.spec.targets import TargetSpec
 from cache_tools.targets.codec import DecodedTargets, SparseTargets
 
@@ -30,6 +31,15 @@ def are_probabilities(values_BC: NDArray[np.floating]) -> NDArray[np.bool_]:
     """Check [B] rows for being distributions: in 0..1 and adding up to 1, within half precision."""
     inside_B = ((values_BC >= 0) & (values_BC <= 1 + _NEAR)).all(axis=1)
     return np.asarray(inside_B & (np.abs(values_BC.sum(axis=1, dtype=np.float64) - 1) < _NEAR))
+
+
+def refuse_probabilities(name: str, values_BC: NDArray[np.floating]) -> None:
+    """Raise TeacherError if the outputs of the network `name` are what a softmax leaves."""
+    if are_probabilities(values_BC).all():
+        raise TeacherError(
+            f"the outputs of {name} are probabilities: it ends in a softmax, and the softmax of "
+            "them would be nearly flat. Remove its last layer, so that it returns logits."
+        )
 
 
 def sparsify(

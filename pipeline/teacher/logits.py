@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cache_tools.errors import TeacherError, UsageError
+from cache_tools.errors import UsageError
 from cache_tools.render import mixing
 from cache_tools.targets import dense
 from pipeline.recipe import MemoryFormat
@@ -115,19 +115,11 @@ class _TeacherNetwork:
         with self._autocast():
             logits_BH = self._run(x_B3SS)
         if self._unchecked:
-            self._refuse_probabilities(logits_BH)
+            self._unchecked = False
+            values_BH = logits_BH.detach().float().cpu().numpy()
+            dense.refuse_probabilities(f"the teacher {self._name}", values_BH)
         regrouped: Tensor = self._regroup(logits_BH.float())
         return regrouped
-
-    def _refuse_probabilities(self, logits_BH: Tensor) -> None:
-        """Raise TeacherError if the first outputs are what a softmax leaves."""
-        self._unchecked = False
-        if dense.are_probabilities(logits_BH.detach().float().cpu().numpy()).all():
-            raise TeacherError(
-                f"the outputs of the teacher {self._name} are probabilities: it ends in a softmax, "
-                "and the softmax of them would be nearly flat. Remove its last layer, so that it "
-                "returns logits."
-            )
 
     def _run(self, x_B3SS: Tensor) -> Tensor:
         if not self._compiled:

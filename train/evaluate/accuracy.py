@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from cache_tools.data.images import ImageDataset
 from cache_tools.errors import NonFinite
 from cache_tools.runtime import progress
+from cache_tools.targets import dense
 from train.data.device_batch import InputTransform, upload
 from train.distributed import ALONE, World
 from train.evaluate import crops, metrics
@@ -66,6 +67,7 @@ class Network:
 
         Raises:
             NonFinite: The logits contain NaN or Inf.
+            TeacherError: They are probabilities.
         """
         with self.feed.autocast():
             logits: Tensor = self.model(x)
@@ -74,6 +76,7 @@ class Network:
                 f"the {self.name} predicts NaN or Inf in {self.feed.precision}. Its weights are "
                 "broken, or they overflow."
             )
+        dense.refuse_probabilities(f"the {self.name}", logits.float().cpu().numpy())
         return logits.float()
 
 

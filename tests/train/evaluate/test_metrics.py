@@ -1,6 +1,7 @@
 """What is counted of a network's answers, against figures worked out by hand or by timm."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,12 @@ import torch
 from timm.data import RealLabelsImagenet
 
 from cache_tools.data.images import ImageDataset
-from cache_tools.errors import CacheMismatch, UsageError
+from cache_tools.errors import CacheMismatch, TeacherError, UsageError
 from cache_tools.spec.dataset import NO_LABEL
+from train.data.device_batch import InputTransform
 from train.evaluate import metrics, real_labels
+from train.evaluate.accuracy import Network
+from train.evaluate.crops import TimmFrame
 from train.evaluate.metrics import Calibration, Tally
 
 IMAGENET = [f"ILSVRC2012_val_{i + 1:08d}" for i in range(4)]
@@ -117,3 +121,14 @@ def test_real_labels_that_do_not_fit_are_explained(tmp_path: Path) -> None:
             real_labels.load(str(tmp_path / "odd.json"))
     with pytest.raises(UsageError, match=r"No such file.*--real timm"):
         real_labels.load(str(tmp_path / "none.json"))
+
+
+def test_a_network_that_ends_in_a_softmax_is_refused() -> None:
+    feed = InputTransform(torch.device("cpu"), "fp32", (0.5,) * 3, (0.5,) * 3)
+    frame = TimmFrame(4, 1.0, "bilinear", "center", (0.5,) * 3)
+    for last, refused in ((torch.nn.Softmax(1), True), (torch.nn.LogSoftmax(1), False)):
+        model = torch.nn.Sequential(torch.nn.Flatten(), last)
+        network = Network("student", model, feed, frame, 48)
+        expected = pytest.raises(TeacherError, match="the student are probabilities")
+        with expected if refused else nullcontext():
+            network.logits(np.arange(96, dtype="u1").reshape(2, 4, 4, 3))
