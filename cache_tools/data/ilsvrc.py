@@ -10,7 +10,7 @@ the other is `meta.mat` of the development kit, so that this file is only read b
 import io
 import logging
 import re
-import tarfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,15 +19,20 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.data import tar_samples
+from cache_tools.data import tar_headers, tar_samples
 from cache_tools.data.images import ImageDataset, natural_key
-from cache_tools.data.tar_samples import Member
+from cache_tools.data.tar_headers import Member
 from cache_tools.errors import DataError, UsageError
 from cache_tools.file_contents import decode_text
 from cache_tools.runtime import progress
+from cache_tools.spec.teacher import MAX_CLASSES
 
 log = logging.getLogger("kdcache")
 GROUND_TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
+_GZIP = b"\x1f\x8b"
+_LABELS, _MOST_KIT, _MOST_META, _LONGEST_LINE = 2**24, 2**26, 2**19, 1024
+"""Most bytes of a file of labels of few images, of the development kit unpacked (7 MB) and of its
+table, which is compressed; most characters of a line with a label."""
 _SYNSET = re.compile(r"n\d{8}")
 _NAMED = re.compile(r"(?:\S*/)?([^\s,/]+?)(?:\.[A-Za-z]+)?[\s,]+([^\s,]+).*")
 _DEVKIT = "the development kit (ILSVRC2012_devkit_t12.tar.gz)"
@@ -36,9 +41,9 @@ _DEVKIT = "the development kit (ILSVRC2012_devkit_t12.tar.gz)"
 def is_tar_of_tars(path: Path) -> bool:
     """Check if the first file in a tar is a tar."""
     try:
-        with tarfile.open(path, "r:") as tar:
-            first = next((member for member in tar if member.isfile()), None)
-    except (OSError, tarfile.TarError):
+        with path.open("rb") as file:
+            first = next(tar_headers.members(file, 0, path.stat().st_size), None)
+    except (OSError, ValueError):
         return False
     return first is not None and first.name.endswith(".tar")
 
@@ -51,7 +56,7 @@ def train(path: Path) -> ImageDataset:
     """
     try:
         with path.open("rb") as file:
-            found = list(tar_samples.members(file, 0, path.stat().st_size))
+            found = list(tar_headers.members(file, 0, path.stat().st_size))
             inner = {m.name: m for m in found if m.name.endswith(".tar")}
             if others := [m.name for m in found if not m.name.endswith(".tar")]:
                 log.info("%s: no tars, passed over: %d (first: %s)", path, len(others), others[0])
@@ -59,7 +64,7 @@ def train(path: Path) -> ImageDataset:
             if len(set(classes)) != len(classes) or len(inner) + len(others) != len(found):
                 raise ValueError("two of its tars have one name")
             names, rows = _classes(file, inner, classes)
-    except (OSError, tarfile.TarError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"cannot read {path}: {error}. Fetch it again.") from None
     offset, length, label = np.array(rows, dtype=np.int64).reshape(-1, 3).T
     where = np.zeros(len(names), dtype=np.int32)
@@ -78,9 +83,9 @@ def _classes(
         for name, tar in inner.items():
             synset = Path(name).name.removesuffix(".tar")
             try:
-                found = tar_samples.members(file, tar.offset, tar.offset + tar.length)
+                found = tar_headers.members(file, tar.offset, tar.offset + tar.length)
                 samples, passed = tar_samples.samples(found)
-            except (tarfile.TarError, ValueError) as error:
+            except ValueError as error:
                 raise ValueError(f"{name} in it: {error}") from None
             if passed:
                 log.info("%s: no images, passed over: %s", name, dict(passed))
@@ -120,6 +125,8 @@ def with_labels(images: ImageDataset, labels: Path, classes: Sequence[str]) -> I
 
 def _numbers(found: list[str], path: Path, classes: Sequence[str]) -> NDArray[np.int32]:
     """Convert class numbers of a file; UsageError if they number its lines instead."""
+    if beyond := [number for number in found if int(number) >= MAX_CLASSES]:
+        raise UsageError(f"{path} has the class {beyond[0][:40]}, {MAX_CLASSES:,} are possible.")
     numbers = np.array([int(number) for number in found])
     ranks = np.sort(numbers)
     counts = len(ranks) > max(len(classes), 1) and np.array_equal(ranks, np.arange(len(ranks)) + 1)
@@ -133,14 +140,25 @@ def _numbers(found: list[str], path: Path, classes: Sequence[str]) -> NDArray[np
 
 def _read(path: Path, stems: list[str]) -> tuple[list[str], set[str]]:
     """Read the class of each image, and all classes."""
-    if tarfile.is_tarfile(path):
-        files = _devkit(path)
+    with path.open("rb") as file:
+        most = max(_LABELS, _LONGEST_LINE * len(stems))
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise UsageError(
+            f"{path} has more than {most:,} bytes, too many for the labels of {len(stems):,} "
+            "images. Pass a file of a class for each."
+        )
+    if data.startswith(_GZIP) or data[257:262] == b"ustar":
+        files = _devkit(path, data)
     else:
-        files = {GROUND_TRUTH: path.read_bytes()}
-        if (meta := path.with_name(META)).is_file():
+        files = {GROUND_TRUTH: data}
+        meta = path.with_name(META)
+        if meta.is_file() and meta.stat().st_size <= _MOST_META:
             files[META] = meta.read_bytes()
     lines = decode_text(files[GROUND_TRUTH], "replace").split("\n")
     lines = [line.strip() for line in lines if line.strip()]
+    if longest := [line for line in lines if len(line) > _LONGEST_LINE]:
+        raise UsageError(f"{path} has the line {longest[0][:40]!r}…, too long for a label.")
     if named := [found for line in lines if (found := _NAMED.fullmatch(line))]:
         label = {found[1]: found[2] for found in named}
         if absent := [stem for stem in stems if stem not in label]:
@@ -164,14 +182,21 @@ def _read(path: Path, stems: list[str]) -> tuple[list[str], set[str]]:
     return [synset[stem] for stem in stems], known
 
 
-def _devkit(path: Path) -> dict[str, bytes]:
-    files: dict[str, bytes] = {}
-    with tarfile.open(path) as tar:
-        for member in tar:
+def _devkit(path: Path, data: bytes) -> dict[str, bytes]:
+    """Read the two files in the development kit, a tar compressed by gzip or not."""
+    try:
+        if data.startswith(_GZIP):
+            unpacked = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16).decompress(data, _MOST_KIT)
+        else:
+            unpacked = data
+        file, files = io.BytesIO(unpacked), dict[str, bytes]()
+        for member in tar_headers.members(file, 0, len(unpacked)):
             name = member.name.rpartition("/")[2]
-            if name in (GROUND_TRUTH, META) and (file := tar.extractfile(member)) is not None:
-                files[name] = file.read()
-    if len(files) < 2:
+            if name in (GROUND_TRUTH, META) and not member.kind:
+                files[name] = unpacked[member.offset : member.offset + member.length]
+    except (ValueError, zlib.error) as error:
+        raise UsageError(f"{path} cannot be read ({error}). Pass {_DEVKIT}.") from None
+    if len(files) < 2 or len(files[META]) > _MOST_META:
         raise UsageError(f"{path} does not hold {GROUND_TRUTH} and {META}. Pass {_DEVKIT}.")
     return files
 

@@ -43,7 +43,10 @@ def _known_index(path: Path) -> TarIndex | None:
         found = path.stat()
         beside = path.with_name(path.name + tar_index.SUFFIX)
         changed = max(found.st_mtime_ns, found.st_ctime_ns)
-        if beside.is_file() and beside.stat().st_mtime_ns >= changed:
+        index_bytes = beside.stat().st_size if beside.is_file() else 0
+        if 0 < index_bytes <= tar_index.largest(found.st_size) and (
+            beside.stat().st_mtime_ns >= changed
+        ):
             index = tar_index.unpack(beside.read_bytes(), str(beside))
             if index is not None and index.tar_bytes == found.st_size:
                 return index

@@ -29,9 +29,8 @@ from cache_tools.storage.disk_cache import DiskCache
 from cache_tools.storage.fsspec_client import FsspecClient
 
 log = logging.getLogger("kdcache")
-_ASKERS, _FETCHERS = 16, 4
+_ASKERS, _ASKED, _FETCHERS = 16, 1024, 4
 _MB = 10**6
-_MAX_INDEX = 2**30
 
 
 @dataclass(frozen=True)
@@ -54,11 +53,13 @@ class RemoteShards:
     def __init__(self, remote: FsspecClient, names: Sequence[str], pattern: str) -> None:
         """Shards `names` below a URL; UsageError when one is not there."""
         self._remote, self._folder = remote, DiskCache()
+        stats: list[tuple[int, str] | None] = []
         with ThreadPoolExecutor(_ASKERS) as pool:
-            stats = list(pool.map(remote.stat, names))
-        absent = [name for name, stat in zip(names, stats, strict=True) if stat is None]
-        if absent:
-            raise info_json.missing(pattern, names, absent)
+            for begin in range(0, len(names), _ASKED):
+                stats += pool.map(remote.stat, names[begin : begin + _ASKED])
+                known = zip(names, stats, strict=False)
+                if absent := [name for name, stat in known if stat is None]:
+                    raise info_json.missing(pattern, names[: len(stats)], absent)
         self.shards = [
             Shard(name, *stat, disk_cache.key(remote.url, name, *stat))
             for name, stat in zip(names, stats, strict=True)
@@ -135,7 +136,7 @@ class RemoteShards:
         if not beside:
             return None
         name = shard.name + tar_index.SUFFIX
-        if (data := self._remote.read(name, _MAX_INDEX)) is None:
+        if (data := self._remote.read(name, tar_index.largest(shard.size))) is None:
             return None
         if (index := tar_index.unpack(data, f"{self._remote.url}/{name}")) is None:
             return None

@@ -9,7 +9,6 @@ Shapes: N samples of the shard.
 """
 
 import json
-import tarfile
 import zlib
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
@@ -18,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools import file_contents
-from cache_tools.data import tar_samples
+from cache_tools.data import tar_headers, tar_samples
 from cache_tools.errors import DataError, UsageError
+from cache_tools.spec.dataset import NO_LABEL
 
 SUFFIX = ".kdx"
 """Suffix of a shard's name for the index beside it."""
 _KIND, _MAGIC = "kdcache shard index ", "kdcache shard index 2"
-_BLOCK, _MOST_LEAD = 512, 8192
+_BLOCK, _MOST_LEAD, _MOST_HEAD = 512, 8192, 2**16
 
 
 @dataclass(frozen=True)
@@ -76,18 +76,24 @@ def unpack(data: bytes, name: str) -> TarIndex | None:
         if zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
             raise ValueError("its checksum differs")
         line, _, body = data[:-4].partition(b"\n")
+        if len(line) > _MOST_HEAD:
+            raise ValueError(f"its first line has {len(line):,} bytes")
         head = file_contents.parse_json(line)
         if head["kind"] != _MAGIC:
             if str(head["kind"]).startswith(_KIND):
                 return None
             raise ValueError(f"it is of the kind {head['kind']!r}")
         return _columns(head, head["samples"], body)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{name} is no index of a shard ({error}). Remove it.") from None
 
 
 def _columns(head: dict[str, Any], count: int, body: bytes) -> TarIndex:
-    tar_bytes, has_crc = int(head["tar_bytes"]), bool(head["crc"])
+    tar_bytes, has_crc, passed = head["tar_bytes"], bool(head["crc"]), dict(head["passed"])
+    if {type(n) for n in (count, tar_bytes, *passed.values())} != {int} or not (
+        0 <= count <= len(body) // 24 and 0 <= tar_bytes < 2**63
+    ):
+        raise ValueError("its first line has numbers that cannot be")
     offset = np.frombuffer(body, "<i8", count)
     length = np.frombuffer(body, "<i8", count, 8 * count)
     label = np.frombuffer(body, "<i4", count, 16 * count)
@@ -96,9 +102,18 @@ def _columns(head: dict[str, Any], count: int, body: bytes) -> TarIndex:
     text = body[(28 if has_crc else 24) * count :].decode("utf-8", "surrogateescape")
     names = text.split("\n") if count else []
     wrong = (lead < 0) | (offset < lead) | (length < 0) | (offset > tar_bytes - length)
+    wrong |= label < NO_LABEL
     if len(names) != count or np.any(wrong):
         raise ValueError("its samples do not fit the shard")
-    return TarIndex(tar_bytes, names, offset, length, label, lead, crc, dict(head["passed"]))
+    return TarIndex(tar_bytes, names, offset, length, label, lead, crc, passed)
+
+
+def largest(tar_bytes: int) -> int:
+    """Return the most bytes that the index of a shard of this size may have.
+
+    A sample has a header of 512 bytes in the shard, and its name, which the index repeats.
+    """
+    return tar_bytes + 2 * _MOST_HEAD
 
 
 def scan(file: BinaryIO, name: str, checksums: bool) -> TarIndex:
@@ -109,8 +124,9 @@ def scan(file: BinaryIO, name: str, checksums: bool) -> TarIndex:
         UsageError: It holds tars instead of images.
     """
     try:
-        size = file.seek(0, 2)
-        found = list(tar_samples.members(file, 0, size))
+        if (size := file.seek(0, 2)) == 0:
+            raise ValueError("it is an empty file")
+        found = list(tar_headers.members(file, 0, size))
         tars = sum(member.name.endswith(".tar") for member in found)
         if tars == len(found) > 0:
             raise UsageError(
@@ -118,12 +134,14 @@ def scan(file: BinaryIO, name: str, checksums: bool) -> TarIndex:
                 f"shards of it first: kdcache shard {name} FOLDER"
             )
         samples, passed = tar_samples.samples(found)
-        label_N = np.array([tar_samples.label(file, s.label) for s in samples], dtype=np.int32)
+        once = {s.label and s.label.offset: s.label for s in samples}  # links may repeat one
+        labels = {at: tar_samples.label(file, member) for at, member in once.items()}
+        label_N = np.array([labels[s.label and s.label.offset] for s in samples], dtype=np.int32)
         rows = np.array([(s.image.offset, s.image.length) for s in samples], dtype=np.int64)
         offset_N, length_N = rows.reshape(-1, 2).T.copy()
         lead_N = _leads(offset_N, length_N)
         crc_N = _checksums(file, offset_N, length_N, lead_N) if checksums else None
-    except (OSError, tarfile.TarError, ValueError) as error:
+    except (OSError, ValueError) as error:
         if isinstance(error, (DataError, UsageError)):
             raise
         file.seek(0)
@@ -146,8 +164,9 @@ def _leads(offset_N: NDArray[np.int64], length_N: NDArray[np.int64]) -> NDArray[
 
 
 def _checksums(file: BinaryIO, *columns: NDArray[np.int64]) -> NDArray[np.uint32]:
-    crc = []
-    for offset, length, lead in zip(*(column.tolist() for column in columns), strict=True):
+    rows = [*zip(*(column.tolist() for column in columns), strict=True)]
+    crc = {}  # what links repeat is read once
+    for offset, length, lead in dict.fromkeys(rows):
         file.seek(offset - lead)
-        crc.append(zlib.crc32(file.read(lead + length)))
-    return np.array(crc, dtype=np.uint32)
+        crc[offset, length, lead] = zlib.crc32(file.read(lead + length))
+    return np.array([crc[row] for row in rows], dtype=np.uint32)

@@ -1,4 +1,4 @@
-"""Members of a tar, and the samples that they make by WebDataset's rules.
+"""Samples that the members of a tar make by WebDataset's rules.
 
 A key ends at the first dot of a file's name, the rest is its extension: `k.jpg` is the picture of
 `k`, not `k.seg.png` beside it. Nothing is taken or dropped in silence: what could be read in two
@@ -7,36 +7,21 @@ ways is an error, what is no picture and no label is counted. https://github.com
 Shapes: N samples of the tar.
 """
 
-import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import BinaryIO
 
+from cache_tools.data.tar_headers import Member
 from cache_tools.file_contents import decode_text, parse_json
 from cache_tools.spec.dataset import NO_LABEL
+from cache_tools.spec.teacher import MAX_CLASSES
 
 IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
 CLASS, JSON = ".cls", ".json"
 JSON_LABELS = ("label", "cls", "class_id", "target")
 """Members of a JSON file that may be the class number, the first of them that is one."""
-_BLOCK, _PIECE = 512, 2**20
 _MOST_CLASS, _MOST_JSON = 64, 2**20
-_LARGEST = 2**31 - 1
-
-
-@dataclass(frozen=True)
-class Member:
-    """One file in a tar."""
-
-    name: str
-    """Path, without "./" in front."""
-    offset: int
-    """First byte of its content."""
-    length: int
-    """Bytes of its content."""
-    kind: str = ""
-    """Kind of a member without content of its own, such as "symbolic link"; "" of a file."""
 
 
 @dataclass(frozen=True)
@@ -60,50 +45,6 @@ def split_name(member: str) -> tuple[str, str]:
     if not stem or not dot:
         return "", ""
     return f"{folder}/{stem}" if folder else stem, "." + extension.lower()
-
-
-def members(file: BinaryIO, begin: int, end: int) -> Iterator[Member]:
-    """Yield the members of the tar in bytes begin..end of a file, hard links as what they link to.
-
-    Raises:
-        ValueError, OSError, tarfile.TarError: It is damaged, cut short, or something follows it.
-    """
-    file.seek(begin)  # tarfile counts from where the file stands: offsets are of the whole
-    known: dict[str, Member] = {}
-    with tarfile.open(fileobj=file, mode="r:") as tar:
-        for info in tar:
-            name = info.name.removeprefix("./")
-            if info.isdir():
-                continue
-            if info.islnk():
-                if (target := known.get(info.linkname.removeprefix("./"))) is None:
-                    raise ValueError(f"{name} is a link to {info.linkname}, which it does not hold")
-                member = replace(target, name=name)
-            elif info.isreg() and info.sparse is None:
-                if info.size < 0 or info.offset_data + info.size > end:
-                    raise ValueError(f"it is cut short in {name}")
-                member = Member(name, info.offset_data, info.size)
-            else:
-                kinds = {"symbolic link": info.issym(), "sparse file": info.sparse, "device": True}
-                member = Member(name, 0, 0, next(kind for kind, found in kinds.items() if found))
-            known[name] = member
-            yield member
-        at = tar.offset
-    file.seek(at)
-    marker = file.read(min(_BLOCK, end - at))
-    if any(marker):  # tarfile takes a broken header for the end
-        raise ValueError(f"what begins at byte {at:,} is no member of a tar")
-    if len(marker) < _BLOCK:
-        raise ValueError(
-            f"it has no end marker after byte {at:,}, so it may be cut short (if it is whole, "
-            "append the marker: head -c 1024 /dev/zero >> FILE)"
-        )
-    while piece := file.read(min(_PIECE, end - file.tell())):
-        if piece.strip(b"\0"):
-            raise ValueError(
-                f"after its end at byte {at:,} follow {end - at:,} bytes, another tar perhaps, "
-                "which no reader of tars takes. Keep tars apart, or join them by tar --concatenate"
-            )
 
 
 def samples(found: Iterable[Member]) -> tuple[list[Sample], Counter[str]]:
@@ -190,8 +131,10 @@ def label(file: BinaryIO, member: Member | None) -> int:
             number = int(text)
         except ValueError:
             raise ValueError(f"{member.name} contains {text[:40]!r}, no class number") from None
-    if not NO_LABEL <= number <= _LARGEST:
-        raise ValueError(f"{member.name} has the class {number}")
+    if number >= MAX_CLASSES:
+        raise ValueError(f"{member.name} has a class beyond {MAX_CLASSES - 1:,}: {text[:40]!r}")
+    if number < NO_LABEL:
+        raise ValueError(f"{member.name} has the class {str(number)[:40]}, -1 is that of none")
     return number
 
 

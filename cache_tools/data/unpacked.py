@@ -21,6 +21,9 @@ PACKED = (".tar.gz", ".tgz")
 SHARDS = (".tar", *PACKED)
 """Ends of the names of shards."""
 _PIECE = 2**24
+_DENSEST, _SMALL = 100, 2**26
+"""A shard of more than 64 MiB is at most so many times its compressed size. Pictures do not
+compress; headers of a tar, labels and small bitmaps do, by less. A stream of zeros has 1,030."""
 
 
 def is_shard(name: str) -> bool:
@@ -98,9 +101,16 @@ def _copies(sizes: dict[str, int], unpack: Callable[[str, Path, DiskCache], None
 
 
 def _unpack(file: BinaryIO, to: Path, cache: DiskCache, name: str) -> None:
+    size, most = 0, max(_SMALL, _DENSEST * file.seek(0, 2))
+    file.seek(0)
     try:
         with gzip.GzipFile(fileobj=file) as packed, to.open("wb") as out:
             while piece := packed.read(_PIECE):
+                if (size := size + len(piece)) > most:
+                    raise DataError(
+                        f"{name} unpacks to more than {_DENSEST} times its size, which no shard of "
+                        "pictures does. Unpack it yourself if it is what it should be."
+                    )
                 if not cache.reserve(len(piece), cache.path):
                     raise _no_room(cache)
                 out.write(piece)
