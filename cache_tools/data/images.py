@@ -10,6 +10,7 @@ Shapes: N samples.
 """
 
 import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from cache_tools.spec import sample_table
 from cache_tools.spec.dataset import NO_LABEL, KeyKind
 from cache_tools.spec.sample_table import SampleTable
 
+NO_CRC = -1
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,5}")
 
 
@@ -50,8 +52,9 @@ class ImageDataset:
     """Names of the classes in the order of the labels; none when numbered or not recorded."""
     sharded: bool = True
     """True if a file holds many images (tar), False if it is one."""
-    crc_N: NDArray[np.uint32] | None = field(default=None, repr=False)
-    """CRC-32 of each image and of what is in front of it, of shards behind a URL."""
+    crc_N: NDArray[np.int64] | None = field(default=None, repr=False)
+    """CRC-32 of each image and of what is in front of it, of shards behind a URL and of copies in
+    the data folder; NO_CRC of others."""
     lead_N: NDArray[np.int64] | None = field(default=None, repr=False)
     """Bytes in front of each image that its CRC-32 is of, too."""
     remote: RemoteShards | None = field(default=None, repr=False)
@@ -81,11 +84,22 @@ class ImageDataset:
             lead = int(self.lead_N[number])
             crc = int(self.crc_N[number])
             return self.remote.read(where, offset - lead, lead + length, crc)[lead:]
+        crc = NO_CRC if self.crc_N is None else int(self.crc_N[number])
+        lead = 0 if crc == NO_CRC or self.lead_N is None else int(self.lead_N[number])
         try:
             if self.sharded:
-                data = self._file_pool.read(self.paths[where], offset, length)
+                data = self._file_pool.read(self.paths[where], offset - lead, lead + length)
+                if crc not in (NO_CRC, zlib.crc32(data)):
+                    self.paths[where].unlink(missing_ok=True)
+                    raise DataError(
+                        f"the copy {self.paths[where]} in the data folder is damaged and was "
+                        "removed. Run the same command again: it is unpacked anew."
+                    )
+                data = data[lead:]
             else:
                 data = self.paths[where].read_bytes()
+        except DataError:
+            raise
         except OSError as error:
             raise DataError(f"cannot read sample {self.names[number]!r}: {error}.") from None
         if len(data) != length:

@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from cache_tools.data import tar_index
+from cache_tools.data import tar_index, unpacked
 from cache_tools.data.tar_index import TarIndex
 from cache_tools.errors import DataError
 from cache_tools.runtime import progress
@@ -39,6 +39,9 @@ def _known_index(path: Path) -> TarIndex | None:
     Raises:
         DataError: The shard is not there.
     """
+    cache = DiskCache()
+    if cache.is_copy(path):
+        return unpacked.index_of(path, cache)
     with _naming(path):
         found = path.stat()
         beside = path.with_name(path.name + tar_index.SUFFIX)
@@ -50,9 +53,10 @@ def _known_index(path: Path) -> TarIndex | None:
             index = tar_index.unpack(beside.read_bytes(), str(beside))
             if index is not None and index.tar_bytes == found.st_size:
                 return index
-        if (data := DiskCache().index(disk_cache.file_key(path))) is not None:
+        if (data := cache.index(disk_cache.file_key(path))) is not None:
             with contextlib.suppress(DataError):
-                return tar_index.unpack(data, str(path))
+                index = tar_index.unpack(data, str(path))
+                return index if index is not None and index.tar_bytes == found.st_size else None
     return None
 
 

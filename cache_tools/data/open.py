@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from cache_tools.data import beton, image_folder, info_json, local_index, sources, unpacked
-from cache_tools.data.images import ImageDataset, with_classes
+from cache_tools.data.images import NO_CRC, ImageDataset, with_classes
 from cache_tools.data.remote_shards import RemoteShards
 from cache_tools.data.sources import describe, resolve
 from cache_tools.errors import DataError, KdcacheError, UsageError
+from cache_tools.storage.disk_cache import DiskCache
 from cache_tools.storage.fsspec_client import FsspecClient, without_secrets
 from cache_tools.storage.paths import expand
 
@@ -132,7 +133,12 @@ def _indexed(
         names = ", ".join(f"{n:,} {kind}" for kind, n in passed.most_common())
         log.info("%s: neither image nor label, passed over: %s", source, names)
     prefixes = _shard_names(place.names) if shard_keys else [""] * len(found)
-    crc = [index.crc_N for index in found if index.crc_N is not None]
+    copies = DiskCache()
+    checked = [remote is not None or copies.is_copy(paths[i]) for i in range(len(found))]
+    crc = [
+        np.full(len(index.names), NO_CRC) if index.crc_N is None or not known else index.crc_N
+        for index, known in zip(found, checked, strict=True)
+    ]
     return ImageDataset(
         source,
         paths,
@@ -142,8 +148,8 @@ def _indexed(
         np.concatenate([index.length_N for index in found]),
         np.concatenate([index.label_N for index in found]),
         place.info.class_names if place.info is not None else (),
-        crc_N=np.concatenate(crc) if remote is not None else None,
-        lead_N=np.concatenate([index.lead_N for index in found]) if remote is not None else None,
+        crc_N=np.concatenate(crc).astype(np.int64) if any(checked) else None,
+        lead_N=np.concatenate([index.lead_N for index in found]) if any(checked) else None,
         remote=remote,
     )
 

@@ -129,10 +129,12 @@ class RemoteShards:
     def _known(self, shard: Shard, beside: bool) -> TarIndex | None:
         if (data := self._folder.index(shard.key)) is not None:
             try:
-                if (index := tar_index.unpack(data, shard.name)) is not None:
+                index = tar_index.unpack(data, shard.name)
+                if index is not None and index.tar_bytes == shard.size and index.crc_N is not None:
                     return index
             except DataError:
-                log.warning("the kept index of %s is damaged; it is made again", shard.name)
+                pass
+            log.warning("the kept index of %s is damaged or old; it is made again", shard.name)
         if not beside:
             return None
         name = shard.name + tar_index.SUFFIX
@@ -147,14 +149,17 @@ class RemoteShards:
         return index
 
     def _scan(self, shard: Shard, done: Callable[[int], None]) -> TarIndex:
-        """Read a shard through, keeping it if there is room."""
+        """Read a shard through, keeping it if there is room.
+
+        A kept copy without an index cannot be checked: it is fetched again.
+        """
         with self._folder.writing(shard.key, temporary=shard.key not in self._fit) as partial:
-            if (path := self._folder.shard(shard.key, shard.size)) is None:
-                self._remote.download(shard.name, shard.size, partial, done)
-                path = partial
-            with path.open("rb") as file:
+            if (index := self._known(shard, beside=False)) is not None:  # of another process
+                return index
+            self._remote.download(shard.name, shard.size, partial, done)
+            with partial.open("rb") as file:
                 index = tar_index.scan(file, f"{self._remote.url}/{shard.name}", checksums=True)
-        self._folder.store_index(shard.key, index.pack())
+            self._folder.store_index(shard.key, index.pack())
         return index
 
     def _read_local(self, where: int, offset: int, length: int) -> bytes | None:

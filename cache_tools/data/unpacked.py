@@ -4,12 +4,15 @@ A compressed file can only be read from its beginning, and the images of a data 
 order. Compression saves nothing of JPEGs; `kdcache shard` writes plain shards of such a source.
 """
 
+import contextlib
 import gzip
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from cache_tools.data import tar_index
+from cache_tools.data.tar_index import TarIndex
 from cache_tools.errors import DataError, UsageError
 from cache_tools.file_contents import describe_file
 from cache_tools.runtime import progress
@@ -49,9 +52,10 @@ def of_files(paths: Sequence[Path]) -> list[Path]:
     except OSError as error:
         raise DataError(f"cannot read the shard {error.filename}: {error.strerror}.") from None
 
-    def unpack(key: str, to: Path, cache: DiskCache) -> None:
+    def unpack(key: str, to: Path, cache: DiskCache) -> str:
         with keys[key].open("rb") as file:
             _unpack(file, to, cache, f"{keys[key]}{describe_file(keys[key])}")
+        return str(keys[key])
 
     copies = iter(_copies({key: path.stat().st_size for key, path in keys.items()}, unpack))
     return [next(copies) if is_packed(path.name) else path for path in paths]
@@ -65,33 +69,52 @@ def of_url(remote: FsspecClient, names: Sequence[str]) -> list[Path]:
     keys = {disk_cache.key("unpacked", remote.url, n, *(s or ())): n for n, s in stats.items()}
     sizes = {key: (stats[name] or (0, ""))[0] for key, name in keys.items()}
 
-    def unpack(key: str, to: Path, cache: DiskCache) -> None:
+    def unpack(key: str, to: Path, cache: DiskCache) -> str:
         name = keys[key]
         if not is_packed(name):
             remote.download(name, sizes[key], to, lambda _: None)
-            return
+            return f"{remote.url}/{name}"
         with atomic.temporary(to.with_name("packed")) as packed:
             remote.download(name, sizes[key], packed, lambda _: None)
             with packed.open("rb") as file:
                 _unpack(file, to, cache, f"{remote.url}/{name}")
+        return f"{remote.url}/{name}"
 
     return _copies(sizes, unpack)
 
 
-def _copies(sizes: dict[str, int], unpack: Callable[[str, Path, DiskCache], None]) -> list[Path]:
-    """Make the copies that are missing, after making room for all."""
+def index_of(path: Path, cache: DiskCache) -> TarIndex | None:
+    """Read the index of a copy, which has checksums; None where one of them cannot be right."""
+    with contextlib.suppress(OSError):  # DataError, too
+        if (data := cache.index(path.name)) is not None:
+            index = tar_index.unpack(data, str(path))
+            if index is not None and index.crc_N is not None:
+                return index if index.tar_bytes == path.stat().st_size else None
+    return None
+
+
+def _copies(sizes: dict[str, int], unpack: Callable[[str, Path, DiskCache], str]) -> list[Path]:
+    """Make the copies that are missing or cannot be right, after making room for all.
+
+    `unpack` returns the name of the origin.
+    """
     cache, found = DiskCache(), []
     if not sizes:
         return []
     fit = cache.evict(sizes)
     with progress.bar("unpack shards", len(sizes), "shards") as advance:
         for key in sizes:
-            if (path := cache.shard(key)) is None:
+            path = cache.shard(key)
+            if path is None or index_of(path, cache) is None:
                 if key not in fit:
                     raise _no_room(cache)
                 with cache.writing(key) as partial:
-                    if cache.shard(key) is None:
-                        unpack(key, partial, cache)
+                    path = cache.shard(key)
+                    if path is None or index_of(path, cache) is None:
+                        name = unpack(key, partial, cache)
+                        with partial.open("rb") as file:
+                            index = tar_index.scan(file, name, checksums=True)
+                        cache.store_index(key, index.pack())
                 path = cache.shard(key)
             if path is None:
                 raise DataError(f"a copy in {cache.path} is gone. Run the same command again.")

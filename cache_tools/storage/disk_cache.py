@@ -24,6 +24,7 @@ log = logging.getLogger("kdcache")
 FOLDER, LIMIT = "KDCACHE_CACHE", "KDCACHE_CACHE_LIMIT"
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _KEY = re.compile(r"[0-9a-f]{64}")
+_SEAL = 32
 _SHARE = 0.8
 _DOWN_TO = 0.9
 """Share of the limit that an eviction leaves, so that evictions are rare."""
@@ -63,19 +64,21 @@ class DiskCache:
         self._used, self._full = -1, False
 
     def index(self, name: str) -> bytes | None:
-        """Read a stored index, or return None."""
+        """Read a stored index, or return None; one of another name has bytes that do not decode."""
         try:
             path = self._index(name)
             data = path.read_bytes()
             os.utime(path)
         except OSError:
             return None
-        return data
+        return data[:-_SEAL] if data[-_SEAL:] == _seal(name, data[:-_SEAL]) else data
 
     def store_index(self, name: str, data: bytes) -> None:
         """Store an index, which has a checksum; a folder that cannot be written is only logged."""
         try:
-            atomic.write_unsynced(self._index(name), data)
+            if self._index(name).is_dir():
+                atomic.remove(self._index(name))
+            atomic.write_unsynced(self._index(name), data + _seal(name, data))
         except OSError as error:
             if not self._warned:
                 log.warning("the index is not stored in %s: %s", self.path, error.strerror)
@@ -91,6 +94,10 @@ class DiskCache:
         except OSError:
             return None
         return path
+
+    def is_copy(self, path: Path) -> bool:
+        """Check if a file is one of the stored shards."""
+        return path.parent == self._shard("x").parent
 
     def invalidate(self, name: str) -> None:
         """Remove a damaged shard."""
@@ -194,6 +201,11 @@ class DiskCache:
 
     def _shard(self, name: str) -> Path:
         return self.path / "shards" / name
+
+
+def _seal(name: str, data: bytes) -> bytes:
+    """Digest of a stored index and of its name: one that was stored under another is none."""
+    return hashlib.sha256(name.encode() + b"\n" + data).digest()
 
 
 def _size(paths: Iterable[Path]) -> int:

@@ -267,6 +267,38 @@ def test_sizes_are_read_as_people_write_them() -> None:
     assert sizes == [0, 512, 20_000, 1_500_000_000_000, 3_000_000_000]
 
 
+@pytest.mark.parametrize("what", ["plain", "ours"])
+def test_what_is_kept_is_thrown_out_when_it_cannot_be_right(
+    server: RangeServer, digits: Path, kept: Path, what: str
+) -> None:
+    """Indices and copies of shards: empty, cut, flipped, each other's, folders."""
+    shutil.rmtree(kept / "index", ignore_errors=True)  # of the data set that the server was given
+    images = open_images(f"{server.url}/{what}", "train")
+    expected = contents(images)
+    settle(images)
+    copies = sorted((kept / "shards").iterdir())
+    indices = sorted(path for path in (kept / "index").rglob("*") if path.is_file())
+    assert copies
+    for path in indices:
+        whole = path.read_bytes()
+        for damaged in (b"", whole[:-40] + b"x" + whole[-39:], indices[-1].read_bytes()):
+            path.write_bytes(damaged)
+            assert contents(open_images(f"{server.url}/{what}", "train")) == expected
+            assert path.read_bytes() == whole
+    for path in (*copies, *indices):
+        path.unlink()
+        (path / "inner").mkdir(parents=True)
+    images = open_images(f"{server.url}/{what}", "train")
+    assert contents(images) == expected
+    settle(images)
+    assert expected == contents(open_images(str(digits), "train"))
+    for path in indices:  # a copy that is damaged, whose index is gone, makes no index
+        path.unlink()
+    for path in copies:
+        path.write_bytes(path.read_bytes()[:-3000].replace(b"PNG", b"PNg") + bytes(3000))
+    assert contents(open_images(f"{server.url}/{what}", "train")) == expected
+
+
 def test_two_runs_download_a_shard_once(kept: Path) -> None:
     import threading
 

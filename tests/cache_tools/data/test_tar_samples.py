@@ -208,6 +208,21 @@ def test_compressed_shards(
         source = f"{server.url}/data/{names}" if remote else str(tmp_path / "data")
         for _ in range(2):
             assert contents(open_images(source, "train")) == expected
+        copies = sorted((tmp_path / "kept/shards").iterdir())
+        whole = {path: path.read_bytes() for path in copies}
+        indices = sorted(p for p in (tmp_path / "kept/index").rglob("*") if p.is_file())
+        copies[0].write_bytes(b"")
+        copies[1].write_bytes(whole[copies[1]][:1000])
+        indices[0].write_bytes(indices[1].read_bytes())
+        assert contents(open_images(source, "train")) == expected
+        assert {path: path.read_bytes() for path in copies} == whole
+        offset = whole[copies[0]].index(b"ustar") + 1030  # in the image behind the first header
+        flipped = bytearray(whole[copies[0]])
+        flipped[flipped.index(b"\x89PNG") + 9 if b"\x89PNG" in flipped else offset] ^= 1
+        copies[0].write_bytes(flipped)
+        with pytest.raises(DataError, match="is damaged and was removed"):
+            contents(open_images(source, "train"))
+        assert contents(open_images(source, "train")) == expected
         assert kdcache("shard", source, tmp_path / "plain").code == 0
     assert contents(open_images(str(tmp_path / "plain"), "train")) == expected
     half = (tmp_path / "data" / "0.tar.gz").read_bytes()[:-20]
