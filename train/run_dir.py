@@ -97,8 +97,13 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
         raise CacheNotFound(f"there is no run at {folder}. {now}")
     config = read_json(folder / "config.json")
-    if isinstance(recipe := config.get("recipe"), dict):  # with the former names of an old run
-        config["recipe"] = canonical(recipe, TrainRecipe.ALIASES, str(folder / "config.json"))
+    if not isinstance(recipe := config.get("recipe"), dict):
+        raise UsageError(
+            f"{folder / 'config.json'} has no recipe of a run. Restore it from a copy, or make the "
+            "run again with --fresh."
+        )
+    # with the former names of an old run
+    config["recipe"] = canonical(recipe, TrainRecipe.ALIASES, str(folder / "config.json"))
     return config
 
 

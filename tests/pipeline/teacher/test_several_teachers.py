@@ -101,13 +101,13 @@ def test_several_that_cannot_be_are_refused(
     for names, weights, words in (
         ([], [], "no teacher is named"),
         (["a", "b"], [1.0], "2 teachers and 1 weights"),
-        (["a", "b"], [1.0, 0.0], "it is positive"),
+        (["a", "b"], [1.0, 0.0], "weight must be above 0"),
     ):
         with pytest.raises(UsageError, match=words):
             recipes.sources(recipe, names, weights)
     with pytest.raises(UsageError, match="--class-map is given 2 times"):
         recipes.sources(recipe, ["a", "b", "c"], class_maps=["x", "y"])
-    with pytest.raises(RecipeError, match="it is positive"):
+    with pytest.raises(RecipeError, match="weight must be above 0"):
         recipes.load("digits", ['teachers=[{name="a", weight=-1.0}]'])
 
 
