@@ -5,6 +5,7 @@ needs it. Ours has two members more, which timm passes over: `class_names`, and 
 `index`, true when every shard has its index beside it (`tar_index`).
 """
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,13 +15,16 @@ from braceexpand import braceexpand
 
 from cache_tools.errors import DataError, UsageError
 from cache_tools.file_contents import parse_json
+from cache_tools.runtime.text import printable
 
 T = TypeVar("T")
 NAME = "_info.json"
 NAMES = (NAME, "info.json")
 """Names of a description, as timm looks for them."""
-MAX_NAMES = 10**6
-"""The most names of a pattern: a foreign description must not fill the memory."""
+MAX_NAMES, _MOST_TEXT = 10**6, 2**28
+"""Most names of a pattern or of all patterns of a description, and most characters of them."""
+_LONGEST, _LONGEST_PART, _SHOWN = 4096, 255, 80
+"""Characters of the longest pattern, bytes of a file's name, characters shown in a message."""
 SPLITS = {
     "train": ("train", "training"),
     "validation": ("validation", "val", "valid", "eval", "evaluation", "test"),
@@ -61,7 +65,7 @@ class DatasetInfo:
     def need(self, split: str) -> Split:
         """Find a split as `find`; UsageError if there is none."""
         if (found := self.find(split)) is None:
-            names = ", ".join(self.splits)
+            names = printable(", ".join(self.splits))[:_SHOWN]
             raise UsageError(f"{self.where} has no {split} split, only {names}.")
         return found
 
@@ -96,11 +100,15 @@ def parse(data: bytes, where: str) -> DatasetInfo:
     """
     try:
         value = parse_json(data)
-        splits = {str(name): _split(v) for name, v in value["splits"].items()}
-        classes = tuple(str(name) for name in value.get("class_names", ()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        patterns = {str(name): _patterns(split) for name, split in value["splits"].items()}
+        _check_size([pattern for each in patterns.values() for pattern in each])
+        splits = {name: _split(value["splits"][name], each) for name, each in patterns.items()}
+        classes = _strings(value.get("class_names", []), "class_names")
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise DataError(
-            f"{where} is not a WebDataset description as timm writes it ({error!r})."
+            f"{where} is not a WebDataset description as timm writes it "
+            f"({printable(reason)[: 4 * _SHOWN]}). Correct it, or name the shards by a pattern."
         ) from None
     return DatasetInfo(where, splits, classes)
 
@@ -113,17 +121,28 @@ def has_splits(data: bytes) -> bool:
         return False
 
 
-def _split(value: dict[str, Any]) -> Split:
-    names = value["filenames"]
-    filenames = (
-        tuple(expand(names))
-        if isinstance(names, str)
-        else tuple(name for pattern in names for name in expand(str(pattern)))
-    )
+def _patterns(split: dict[str, Any]) -> tuple[str, ...]:
+    names = split["filenames"]
+    return _strings([names] if isinstance(names, str) else names, "filenames")
+
+
+def _strings(value: Any, what: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise ValueError(f"{what} is no list of names")
+    "".join(value).encode()  # ValueError of what is no text
+    return tuple(value)
+
+
+def _split(value: dict[str, Any], patterns: Sequence[str]) -> Split:
+    filenames = tuple(name for pattern in patterns for name in expand(pattern))
     for name in filenames:
         if name.startswith("/") or "://" in name or ".." in name.split("/"):
             raise ValueError(f"{name!r} is not below the folder of the description")
-    lengths = tuple(int(n) for n in value.get("shard_lengths", ()))
+    if len({*filenames}) < len(filenames):
+        raise ValueError("a split names a shard twice")
+    lengths = tuple(value.get("shard_lengths", ()))
+    if any(type(n) is not int or n < 0 for n in lengths):
+        raise ValueError("shard_lengths are no numbers of samples")
     if lengths and len(lengths) != len(filenames):
         raise ValueError(f"{len(filenames)} filenames and {len(lengths)} shard_lengths")
     if lengths and sum(lengths) != value.get("num_samples", sum(lengths)):
@@ -137,21 +156,46 @@ def expand(pattern: str) -> list[str]:
     Raises:
         UsageError: It is none, or of more than MAX_NAMES names.
     """
-    if _at_most(pattern) > MAX_NAMES:
-        raise UsageError(f"{pattern} expands to more than {MAX_NAMES:,} names. Correct its range.")
+    _check_size([pattern])
     try:
-        return list(braceexpand(pattern))
-    except ValueError:
+        names = list(braceexpand(pattern))
+    except (ValueError, RecursionError):
         raise UsageError(
-            f"{pattern} has a brace without its other half. Write ranges as train-{{000..127}}.tar."
+            f"{pattern[:_SHOWN]} has a brace without its other half. Write ranges as "
+            "train-{000..127}.tar."
         ) from None
+    for name in names:
+        if any(len(os.fsencode(part)) > _LONGEST_PART for part in name.split("/")):
+            raise UsageError(
+                f"{name[:_SHOWN]}… is longer than the name of any file. Correct the pattern."
+            )
+    return names
+
+
+def _check_size(patterns: Sequence[str]) -> None:
+    """Raise UsageError for patterns of too many names or characters, without expanding them."""
+    names = text = 0
+    for pattern in patterns:
+        shown = printable(pattern[:_SHOWN])
+        if len(pattern) > _LONGEST or not pattern.isprintable():
+            raise UsageError(
+                f"{shown} has {len(pattern):,} characters, {_LONGEST:,} printable ones are the "
+                "most of a pattern. Correct it."
+            )
+        count = _at_most(pattern)
+        names, text = names + count, text + count * len(pattern)
+        if names > MAX_NAMES or text > _MOST_TEXT:
+            raise UsageError(
+                f"{shown} expands to more than {MAX_NAMES:,} names, or names of {_MOST_TEXT:,} "
+                "characters, with those before it. Correct its range."
+            )
 
 
 def _at_most(pattern: str) -> int:
     """Bound the number of names that a brace pattern expands to, without expanding it."""
     bound = 1
     while inner := re.search(r"\{([^{}]*)\}", pattern):
-        ends = re.fullmatch(r"(-?\d+|\w)\.\.(-?\d+|\w)(\.\.-?\d+)?", inner[1])
+        ends = re.fullmatch(r"(-?\d+|[A-Za-z])\.\.(-?\d+|[A-Za-z])(\.\.-?\d+)?", inner[1])
         first, last = map(_order, ends.groups()[:2]) if ends else (0, inner[1].count(","))
         bound *= abs(last - first) + 1
         pattern = pattern[: inner.start()] + pattern[inner.end() :]
@@ -160,7 +204,7 @@ def _at_most(pattern: str) -> int:
 
 def _order(end: str) -> int:
     """Return the position of a range's end among the numbers or letters."""
-    return ord(end) if len(end) == 1 and not end.isdigit() else int(end)
+    return ord(end) if end.isalpha() else int(end)
 
 
 def missing(pattern: str, names: Sequence[str], absent: Sequence[str]) -> UsageError:

@@ -5,6 +5,7 @@ have words for splits in their names is never taken as a whole: what is not foun
 """
 
 import glob
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,11 +14,15 @@ from pathlib import Path
 from cache_tools.data import image_folder, info_json
 from cache_tools.data.info_json import SPLITS, DatasetInfo, Split, split_words
 from cache_tools.data.unpacked import is_shard
-from cache_tools.errors import UsageError
+from cache_tools.errors import DataError, UsageError
+from cache_tools.file_contents import MAX_JSON
+from cache_tools.runtime.text import printable
 from cache_tools.storage import paths
 from cache_tools.storage.fsspec_client import FsspecClient, split_query, without_secrets
 
-_MAX_INFO = 2**26
+log = logging.getLogger("kdcache")
+_ILSVRC = re.compile(r"ILSVRC2012_img_(train|val|test)\w*\.tar")
+"""Names of ImageNet's own archives."""
 _YEAR = re.compile(r"[-_ ]?\d{4}$")
 """End of the folders train2017 and val2017."""
 
@@ -58,13 +63,25 @@ def describe(source: str) -> DatasetInfo | None:
     for name in info_json.NAMES:
         if "://" in source:
             remote = FsspecClient(source)
-            where, data = f"{remote.url}/{name}", remote.read(name, _MAX_INFO)
+            where, data = f"{remote.url}/{name}", remote.read(name, MAX_JSON)
         else:
             path = Path(source) / name
-            data, where = path.read_bytes() if path.is_file() else None, str(path)
+            data, where = _read_info(path) if path.is_file() else None, str(path)
         if data is not None and (name == info_json.NAME or info_json.has_splits(data)):
             return info_json.parse(data, where)
     return None
+
+
+def _read_info(path: Path) -> bytes | None:
+    """Read a description; None if it is another tool's `info.json`, too large to be one."""
+    if (size := path.stat().st_size) <= MAX_JSON:
+        return path.read_bytes()
+    if path.name != info_json.NAME:
+        return None
+    raise DataError(
+        f"{path} has {size:,} bytes, {MAX_JSON:,} are the most of a description. Correct it, or "
+        "name the shards by a pattern."
+    )
 
 
 @dataclass(frozen=True)
@@ -107,10 +124,14 @@ def find_local(source: str, split: str) -> ShardSource | None:
     if not (names := _tars(root)):
         return None
     if (image := image_folder.first_image(root)) is not None:
-        raise UsageError(
-            f"{root} has {len(names):,} tars ({names[0]}) and images ({image}). Move one or the "
-            f"other elsewhere; --data '{root}/*.tar' means the tars alone."
-        )
+        if others := [name for name in names if not _is_unpacked(root, name)]:
+            raise UsageError(
+                f"{root} has {len(others):,} tars ({others[0]}) and images ({image}). Move one or "
+                f"the other elsewhere; --data '{root}/*.tar' means the tars alone."
+            )
+        log.info("%s: passed over: %d tars that its folders are the contents of (first: %s)",
+                 root, len(names), printable(names[0]))  # fmt: skip
+        return None
     if root == folder and (words := _by_word(names, source)):
         names = info_json.choose(words, split, source)
     return ShardSource("", tuple(str(root / name) for name in names))
@@ -197,6 +218,11 @@ def _by_word(names: Sequence[str], source: str) -> dict[str, list[str]]:
 def _tars(folder: Path) -> list[str]:
     return [e.name for e in image_folder.entries(folder)
             if is_shard(e.name) and not image_folder.is_hidden(e.name)]  # fmt: skip
+
+
+def _is_unpacked(folder: Path, name: str) -> bool:
+    """Check if a tar is the archive that folders beside it were unpacked from."""
+    return bool(_ILSVRC.fullmatch(name)) or (folder / name.partition(".tar")[0]).is_dir()
 
 
 def _remote_tars(remote: FsspecClient, folder: str) -> list[str]:
