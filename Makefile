@@ -28,9 +28,11 @@ SWEEP   ?= build/$(notdir $(basename $(GRID)))-sweep
 SWEEP_ARGS ?=
 BENCH   ?=
 CACHE_ARGS ?=
+FUZZ_SECONDS ?= 3600
+FUZZ_READERS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install ffcv data cache train sweep bench test check clean
+.PHONY: help install ffcv data cache train sweep bench test fuzz check clean
 
 help:  ## list the targets and variables
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -92,6 +94,9 @@ bench: $(if $(BENCH),install,cache)  ## what binds training here; BENCH="render 
 
 test: install  ## run the tests (the slow ones: make test PYTEST_ARGS='-m slow')
 	$(BIN)/pytest -n auto -m 'not slow' $(PYTEST_ARGS)
+
+fuzz: install  ## feed every reader with damaged files; FUZZ_SECONDS=3600 of all, FUZZ_READERS="tar zip_cache"
+	ulimit -v 30000000; $(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ_READERS)
 
 check: install  ## lint, format, types, layers
 	$(BIN)/ruff check .

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 import typer
 
 from cache_tools.errors import KdcacheError, UsageError
+from cache_tools.runtime import text
 from cache_tools.runtime.secrets import redact
 from cache_tools.storage import paths, system_errors
 from cache_tools.version import __version__
@@ -99,9 +100,9 @@ def argument(name: str, value: Any) -> Any:
 
 
 def say(message: str) -> None:
-    """Print to stderr, if anything reads it."""
+    """Print to stderr, if anything reads it, whatever names of strangers are in the message."""
     with contextlib.suppress(OSError):
-        print(message, file=sys.stderr)
+        print(text.message(message), file=sys.stderr)
 
 
 def _fail(error: KdcacheError) -> None:

@@ -22,6 +22,7 @@ from rich.logging import RichHandler
 
 from cache_tools.cli import guard
 from cache_tools.errors import UsageError
+from cache_tools.runtime import text
 from cache_tools.storage import disk_cache
 from cache_tools.version import __version__
 
@@ -165,6 +166,14 @@ def _not_called() -> None:
     """Stand in for a command in the list of commands."""
 
 
+class _Formatter(logging.Formatter):
+    """Lines of the log, in which names of strangers are text."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Shape a line as errors are."""
+        return text.message(super().format(record))
+
+
 def _set_up_logging(level: int) -> None:
     """Log to stderr: with colours and times on a terminal, plain lines elsewhere."""
     if sys.stderr.isatty():
@@ -173,6 +182,7 @@ def _set_up_logging(level: int) -> None:
         )
     else:
         handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter("%(message)s"))
     logger = logging.getLogger("kdcache")
     logger.handlers[:] = [handler]
     logger.setLevel(level)

@@ -14,6 +14,7 @@ from typing import Any
 from cache_tools.errors import DataError
 from cache_tools.file_contents import describe_file
 from cache_tools.importers import safe_pickle
+from cache_tools.storage import zips
 
 MAX_FILE = 2**26
 """Bytes of the largest file that is read."""
@@ -87,8 +88,11 @@ def _members(data: bytes, path: Path) -> tuple[bytes, Callable[[str], bytes]]:
 
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
+        zips.check(archive, len(data), 1)
         return read("/data.pkl"), lambda key: read(f"/data/{key}")
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # zipfile raises many kinds for forged files
         raise DataError(f"{path} is a damaged zip: {error}. Fetch it again.") from None
 
 

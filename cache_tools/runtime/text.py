@@ -8,6 +8,8 @@ from typing import Any
 from unicodedata import category
 
 _SPACES = str.maketrans("\n\r\t", "   ")
+_MOST_LINES, _MOST_CHARACTERS = 20, 2_000
+"""Of a message: a screen."""
 _JOINERS = "\u200c\u200d"
 """Format characters of some scripts and of emoji."""
 
@@ -17,6 +19,26 @@ def printable(text: str) -> str:
     text = text.translate(_SPACES)
     return (
         text if text.isprintable() else "".join(c if _is_printable(c) else "\ufffd" for c in text)
+    )
+
+
+def message(text: str) -> str:
+    """Shape an error or a line of a log for a terminal: a screen at most, the middle left out.
+
+    Characters that a terminal would act upon are shown as escapes.
+    """
+    lines = text.split("\n")
+    if (more := len(lines) - _MOST_LINES) > 0:
+        half = _MOST_LINES // 2
+        lines[half : 1 - half] = [f"… {more + 1:,} more lines …"]
+    text = "\n".join(lines)
+    if (more := len(text) - _MOST_CHARACTERS) > 0:
+        half = _MOST_CHARACTERS // 2
+        text = f"{text[:half]} … {more:,} more characters … {text[-half:]}"
+    if text.replace("\n", "").isprintable():
+        return text
+    return "".join(
+        c if c in "\n\t" or _is_printable(c) else c.encode("unicode_escape").decode() for c in text
     )
 
 

@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from cache_tools.errors import CacheDamaged, CacheNotFound, DataError, KdcacheError, UsageError
-from cache_tools.storage import atomic, disk_cache, fsspec_client, paths
+from cache_tools.storage import atomic, disk_cache, fsspec_client, paths, zips
 
 log = logging.getLogger("kdcache")
 T = TypeVar("T")
 
 MAX_FILE = 2**30
 """Bytes of the largest file of a cache; a larger one is not read."""
+_MOST_EXPANSION = 4
+"""Of the files of a cache, which are compressed already, in a zip."""
 MANIFEST = "zarr.json"
 """Name of the manifest (`store.manifest`), which makes a folder a cache."""
 _HERE = "file://"
@@ -218,8 +220,12 @@ class Zip:
         self.path = path
         try:
             self._zip = zipfile.ZipFile(path)
+            zips.check(self._zip, path.stat().st_size, _MOST_EXPANSION)
         except Exception as error:  # zipfile raises many kinds for forged files
-            raise CacheDamaged(f"{path} cannot be opened as a zip: {error}.") from None
+            raise CacheDamaged(
+                f"{path} cannot be opened as a zip: {error}. {_FETCH} If it is your own, unpack it "
+                "and name the folder."
+            ) from None
         manifests = [n for n in self._zip.namelist() if n.count("/") <= 1]
         inner = [n for n in manifests if n == MANIFEST or n.endswith(f"/{MANIFEST}")]
         self._prefix = min(inner, key=len, default=MANIFEST).removesuffix(MANIFEST)

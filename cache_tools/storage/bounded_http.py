@@ -10,14 +10,20 @@ from asyncio import timeout
 
 from aiohttp import ClientPayloadError, ClientResponse
 
-MAX_PAGE = 2**24
+MAX_PAGE = 2**22
 """Bytes of a response to a request without a range: a page that lists files."""
+_MOST_TAG = 1024
+"""Characters of a page without the end of a tag: fsspec searches links in quadratic time."""
 SILENCE = 60.0
 """Seconds between two packets, and of any request beside the time at SLOWEST."""
 SLOWEST = 2**14
 """Bytes per second below which a request fails."""
 _PIECE = 2**16
 _RANGE = re.compile(r"bytes=(\d+)-(\d+)")
+
+
+class RefusedResponse(ClientPayloadError):
+    """A response that another try would not change."""
 
 
 class BoundedResponse(ClientResponse):
@@ -38,13 +44,18 @@ class BoundedResponse(ClientResponse):
             async with timeout(SILENCE + (skipped + wanted) / SLOWEST):
                 self._body = await self._bounded(skipped, wanted)
             if not found and len(self._body) == wanted:
-                raise ClientPayloadError(f"a page has more than {MAX_PAGE:,} bytes")
+                raise RefusedResponse(f"a page has more than {MAX_PAGE:,} bytes")
         return self._body
+
+    async def text(self, encoding: str | None = None, errors: str = "strict") -> str:
+        """Decode a page, "" if it is none in which links can be searched."""
+        page = re.sub(r"\s+", " ", await super().text(encoding, errors))
+        return page if max(map(len, page.split(">"))) <= _MOST_TAG else ""
 
     async def _bounded(self, skipped: int, wanted: int) -> bytes:
         if self.headers.get("Content-Encoding", "identity") not in ("identity", ""):
             self.close()
-            raise ClientPayloadError("the server sends compressed content, which was not requested")
+            raise RefusedResponse("the server sends compressed content, which was not requested")
         body = bytearray()
         while len(body) <= wanted and (piece := await self.content.read(_PIECE)):
             body += piece[skipped:]

@@ -32,6 +32,8 @@ _OBJECTS = frozenset({"s3", "gs", "az", "hf", "memory"})
 """Protocols without folders: makedirs of s3fs creates the bucket, even a misspelt one."""
 _NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
 _WRONG_TLS = (*_NO_TLS, "CERTIFICATE_VERIFY_FAILED")
+_REFUSED = ("RefusedResponse", "TooManyRedirects", "RedirectClientError")
+"""Ends of the names of errors of aiohttp that depend on the server's answer alone."""
 _CAUSES = 8
 """Links of a chain of causes that are looked at."""
 _NO_NETWORK = (errno.ENETUNREACH, errno.ENETDOWN)
@@ -265,6 +267,8 @@ def _is_final(error: Exception) -> bool:
     if isinstance(error, (PermissionError, NotImplementedError, ImportError)):
         return True
     if _lacks_credentials(error) or _reason(error) in _WRONG_TLS or _is_offline(error):
+        return True
+    if type(error).__name__.endswith(_REFUSED):
         return True
     status = _status(error)
     return status is not None and 400 <= status < 500 and status not in _RETRIED

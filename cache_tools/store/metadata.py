@@ -34,8 +34,8 @@ _COLUMNS = {
 COLUMNS = ("key", "id", *_COLUMNS)
 """Names of the arrays of the sample table."""
 _FETCH = "Fetch the folder again from where the cache came, or make the cache anew."
-_MOST_EXPANSION = 1000
-"""Keys of real data sets compress three- to tenfold."""
+_MOST_EXPANSION, _FREE_KEYS = 64, 2**20
+"""Keys of real data sets compress three- to tenfold; so many bytes of keys may compress further."""
 _FOLLOWED = ("node_type", "shape", "data_type", "chunk_grid", "codecs", "fill_value")
 """Members of an array's metadata that decide what a reader gets; zarr adds defaults to others."""
 
@@ -103,9 +103,8 @@ class CacheMetadata:
         shape = self._json(name).get("shape")
         length = shape[0] if isinstance(shape, list) and len(shape) == 1 else None
         # Distinct keys differ: they take memory only where their compressed bytes are many.
-        most = min(
-            sample_table.MAX_KEY * n, _MOST_EXPANSION * (self.storage.size("samples/key/c/0") or 0)
-        )
+        stored = self.storage.size("samples/key/c/0") or 0
+        most = min(sample_table.MAX_KEY * n, _MOST_EXPANSION * stored + _FREE_KEYS)
         if type(length) is not int or not 2 * n - 1 <= length <= most:
             raise CacheDamaged(
                 f"{self.name}/{name}: {n} keys cannot have {length!r} bytes. {_FETCH}"

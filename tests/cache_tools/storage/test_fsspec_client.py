@@ -184,11 +184,42 @@ def test_pages_and_compressed_bodies_have_a_limit(
     endless: str, monkeypatch: pytest.MonkeyPatch, tries: list[float]
 ) -> None:
     client = fsspec_client.FsspecClient(endless)
-    with pytest.raises(DataError, match="a page has more than 16,777,216 bytes"):
+    with pytest.raises(DataError, match="a page has more than 4,194,304 bytes"):
         client.find("*")
     monkeypatch.setattr(_Endless, "headers_of_get", {"Content-Encoding": "gzip"})
     with pytest.raises(DataError, match="compressed content"):
         client.read("zarr.json", 2**20)
+
+
+@pytest.mark.parametrize("to", ["file:///etc/passwd", "ftp://127.0.0.1/x", "/c.zarr"])
+def test_redirects_stay_within_http_and_end(
+    endless: str, to: str, monkeypatch: pytest.MonkeyPatch, tries: list[float]
+) -> None:
+    def moved(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(302)
+        handler.send_header("Location", to)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    monkeypatch.setattr(_Endless, "do_GET", moved)
+    with pytest.raises(DataError, match="at try 1 of 7"):
+        fsspec_client.FsspecClient(f"{endless}/c.zarr").part("", 0, 10, 10)
+    assert tries == []
+
+
+def test_a_page_of_unfinished_tags_has_no_links(
+    endless: str, monkeypatch: pytest.MonkeyPatch, tries: list[float]
+) -> None:
+    def page(handler: BaseHTTPRequestHandler) -> None:
+        body = b"<a " * 300_000
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/html")
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    monkeypatch.setattr(_Endless, "do_GET", page)
+    assert fsspec_client.FsspecClient(endless).find("*.tar") == []
 
 
 def test_a_slow_body_ends(

@@ -1,0 +1,40 @@
+"""Messages with values of strangers: a screen at most, and no code of a terminal."""
+
+import logging
+
+import pytest
+
+from cache_tools.cli import guard, main
+from cache_tools.runtime import text
+
+
+def test_what_a_terminal_acts_upon_is_shown() -> None:
+    assert text.message("a\x1b[31mb\x07\r\u202ec\udcff\nd") == (
+        r"a\x1b[31mb\x07\r\u202ec\udcff" + "\nd"
+    )
+    assert text.message("Größe 224×224, 写真 …") == "Größe 224×224, 写真 …"
+
+
+def test_a_message_is_a_screen_at_most() -> None:
+    long = text.message("begin " + "x" * 14_000_000 + " end")
+    assert len(long) < 2_100
+    assert long.startswith("begin x") and long.endswith("x end")
+    assert "more characters" in long
+    lines = text.message("\n".join(map(str, range(1_000)))).split("\n")
+    assert (len(lines), lines[0], lines[10], lines[-1]) == (20, "0", "… 981 more lines …", "999")
+
+
+def test_errors_and_logs_go_through_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = logging.getLogger("kdcache")
+    for name in ("handlers", "level", "propagate"):
+        monkeypatch.setattr(logger, name, getattr(logger, name))
+    monkeypatch.setattr(logger, "handlers", [])
+    main._set_up_logging(logging.INFO)
+    logger.info("read %s", "\x1b[2J" + "y" * 5_000)
+    guard.say("\x1b[2J" + "z" * 5_000)
+    printed = capsys.readouterr().err
+    assert "\x1b" not in printed
+    assert printed.count("\\x1b[2J") == 2
+    assert len(printed) < 4_300
