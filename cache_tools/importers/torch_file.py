@@ -93,7 +93,9 @@ def _members(data: bytes, path: Path) -> tuple[bytes, Callable[[str], bytes]]:
     except DataError:
         raise
     except Exception as error:  # zipfile raises many kinds for forged files
-        raise DataError(f"{path} is a damaged zip: {error}. Fetch it again.") from None
+        raise DataError(
+            f"{path} is a damaged zip and is refused: {error}. Fetch it again."
+        ) from None
 
 
 def _inflated(data: bytes, path: Path) -> bytes:

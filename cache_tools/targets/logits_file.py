@@ -79,9 +79,7 @@ def read(path: Path, probabilities: bool = False) -> Logits:
         raise UsageError(f"{path} is none of {', '.join(SUFFIXES)}.")
     try:
         arrays = _arrays(path)
-    except (
-        Exception
-    ) as error:  # numpy parses the head of an array as Python, and zipfile raises many
+    except Exception as error:  # numpy parses heads as Python, zipfile raises many kinds
         raise DataError(f"{path}{describe_file(path)} cannot be read: {error}.") from None
     name = "logits" if "logits" in arrays else next(iter(arrays), "")
     if name != "logits" and len(arrays) != 1:
