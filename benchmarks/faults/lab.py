@@ -116,6 +116,10 @@ class Lab:
             if (folder / "begun/run/checkpoint-previous.pt").exists():
                 break
         self._run("sweep", "grid.toml", *data, "--out", "sweep")
+        hurt = folder / "hurt/c.zarr"
+        shutil.copytree(folder / "c.zarr", hurt)
+        for name in ("samples/id/c/0", "samples/label/zarr.json", "targets/code/c/1/0"):
+            (hurt / name).write_bytes(b"damaged")
         for kind in ("plain", "packed"):
             (folder / kind).mkdir()
         for path in (folder / "shards").glob("*.tar"):

@@ -84,7 +84,8 @@ def table(figures: dict[str, Figures]) -> str:
             cells = [str(sum(counts.values())), *(str(counts[kind]) for kind in columns)]
             rows.append(f"| {name} | {' | '.join(cells)} |")
         if found.kills:
-            rows.append(f"\n{found.kills} kills; files that they left: {found.leftovers}.")
+            left = f"{found.leftovers} files younger than an hour were left by them"
+            rows.append(f"\n{found.kills} kills; {left}.")
         if family == "hostile inputs":
             (seconds, slow), (size, large) = found.seconds, found.bytes
             slow, large = (told.partition(": kdcache")[0] for told in (slow, large))

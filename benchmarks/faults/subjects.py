@@ -76,6 +76,12 @@ def subjects(lab: Lab, url: str) -> list[Subject]:
             (Reader(("pull", f"{url}/c.zarr", "c.zarr")),),
             weight=3,
         ),
+        Subject(
+            "repaired cache",
+            (here / "c.zarr",),
+            (verify,),
+            (Reader(("verify", "c.zarr", "--repair", "--from", f"{url}/c.zarr")),),
+        ),
         Subject("run", (here / "run",), of_run, (finished, fresh), weight=3),
         Subject("begun run", (here / "begun/run",), (finished,), (fresh,), begun=True, weight=0.5),
         Subject(
