@@ -7,7 +7,7 @@
     RUN/model-ema/       its moving average, when the recipe has one
     RUN/run.lock         held while it is trained, with process and host
     RUN/result.json      written last: the run is finished when this exists
-    RUN/digests.json     SHA-256 of the files above but logs (`cache_tools.storage.seal`)
+    RUN/digests.json     SHA-256 of the files above (`cache_tools.storage.seal`)
 
 Running the same command again goes on, or finds the run finished. Another recipe or cache in the
 same folder is refused unless `--fresh` replaces it.
@@ -38,6 +38,8 @@ _REQUIRED = {
 }
 """Keys that a file of a run must have."""
 LOCK = "run.lock"
+LOGS = ("log.jsonl", "steps.jsonl")
+"""Files of rows, whose digests are stored at every checkpoint and at the end."""
 _LAYOUT = 2
 """Version of the layout of repeated views in batches (`train.data.schedule`); 1: not recorded."""
 _FREE = ("threads", "loader", "checkpoint_minutes", "cache_recipe", "min_views")  # change no result
@@ -50,6 +52,7 @@ def init_run(
 
     Raises:
         UsageError: The folder holds another run.
+        CacheDamaged: The run is finished, and a file of it has changed since.
     """
     config = _config(recipe, inputs)
     atomic.sweep(folder)
@@ -67,8 +70,15 @@ def init_run(
     elif folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - {LOCK}):
         raise UsageError(f"{folder} is not empty and holds no run. Choose another --out.")
     write_json(folder / "config.json", config)
-    finished = (folder / "result.json").is_file()
-    return read_json(folder / "result.json") if finished else None
+    if not (folder / "result.json").is_file():
+        return None
+    check_finished(folder)
+    return read_json(folder / "result.json")
+
+
+def check_finished(folder: Path) -> None:
+    """Compare what a finished run consists of with its digests; CacheDamaged names the file."""
+    seal.check_all(folder, "model", "result.json", *LOGS)
 
 
 @contextmanager
@@ -137,6 +147,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def accuracies(folder: Path) -> dict[str, dict[str, float | None]]:
     """Read top-1 and top-5, in percent, of all weights of a finished run, by folder name."""
+    seal.check(folder, "log.jsonl")
     rows = _rows(folder / "log.jsonl")
     found = {"model": _accuracy(rows[-1], ""), "model-ema": _accuracy(rows[-1], "_ema")}
     both = [_accuracy(row, ema) for row in rows for ema in ("", "_ema")]

@@ -131,7 +131,7 @@ def commands(lab: Lab, url: str) -> list[Command]:
         "pull": ("pull", f"{url}/c.zarr", "c.zarr"),
         "pull a part": ("pull", f"{url}/c.zarr", "c.zarr", "--views", "1:3", "--keep", "k=3"),
         "push": ("push", cache, "file://{work}/there", "--license", "mit"),
-        "verify --repair": ("verify", "c.zarr", "--repair", "--from", f"{url}/c.zarr", "--json"),
+        "verify --repair": ("verify", "c.zarr", "--repair", "--from", f"{url}/c.zarr"),
         "select": ("select", cache, "s.zarr", "--views", "1:4", "--keep", "k=3"),
         "merge": ("merge", "m.zarr", str(here / "first.zarr"), str(here / "last.zarr")),
         "ensemble": ("ensemble", cache, other, "--out", "e.zarr"),

@@ -1,7 +1,7 @@
 """Digests of the files of a run: stored when a file is written, compared when it is read.
 
 `digests.json` in the folder of a run or a sweep has the SHA-256 of every file that is written as a
-whole (rows are appended to logs, which have none). It is written before the file and keeps the
+whole, and those of logs as they were at a checkpoint and at the end. It is written before the file and keeps the
 digests of earlier versions, so that a kill at any moment leaves files that match. A folder without
 it, of an earlier kdcache, is read unchecked.
 """
@@ -67,17 +67,22 @@ def check_network(folder: Path) -> None:
         CacheDamaged: One has changed since it was written, or is missing.
     """
     folder = folder.resolve()
-    for name in _digests(folder.parent):
-        if name.startswith(f"{folder.name}/"):
-            check(folder.parent, name)
+    check_all(folder.parent, f"{folder.name}/")
+
+
+def check_all(folder: Path, *beginnings: str) -> None:
+    """Compare the files of a run whose names begin so with their digests; raises as `check`."""
+    for name in _digests(folder):
+        if name.startswith(beginnings):
+            check(folder, name)
 
 
 def _digests(folder: Path, note: str = NAME) -> dict[str, list[str]]:
     path = folder / note
-    data = b"{}"
+    data = b'{"sha256": {}}'
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         data = path.read_bytes()
-    found: Any = atomic.parse_json(data, str(path)).get("sha256", {})
+    found: Any = atomic.parse_json(data, str(path)).get("sha256")
     if isinstance(found, dict) and all(isinstance(of_file, list) for of_file in found.values()):
         return found
     raise CacheDamaged(f"{path} is damaged. Remove it to read the files beside it unchecked.")

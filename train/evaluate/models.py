@@ -17,6 +17,7 @@ from torch import nn
 from cache_tools.errors import CacheNotFound, UsageError
 from cache_tools.runtime.plugins import Plugin
 from cache_tools.spec.teacher import Precision
+from cache_tools.storage import seal
 from train import recipe as recipes
 from train import run_dir, run_state
 from train.data.device_batch import InputTransform
@@ -97,7 +98,9 @@ def open_teacher(name: str, size: int, student: Network, options: EvalOptions) -
 
 
 def _of_run(folder: Path, config: dict[str, Any], options: EvalOptions) -> EvalTarget:
-    if not (folder / "model" / "model.safetensors").is_file():
+    if run_state.of(folder) == "finished":
+        seal.check_network(folder / "model")
+    elif not (folder / "model" / "model.safetensors").is_file():
         raise run_state.unfinished(folder)
     preprocessing = _preprocessing(config, folder)
     students = [

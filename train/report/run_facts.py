@@ -12,6 +12,7 @@ from typing import Any
 
 from cache_tools.errors import CacheIncomplete, KdcacheError
 from cache_tools.report.sheet_source import Names
+from cache_tools.storage import seal
 from train import run_dir, run_state
 from train.evaluate import evaluate
 from train.evaluate.confusion import Confusions, Pairs
@@ -42,6 +43,8 @@ def facts(
         )
     there = folder / "result.json"
     result = run_dir.read_json(there) if there.is_file() else None
+    if result is not None:
+        seal.check_all(folder, *run_dir.LOGS)
     found: dict[str, Any] = {
         "kind": "run",
         "name": str(folder),

@@ -12,18 +12,21 @@ before the checkpoint that counts them.
 """
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from cache_tools.errors import CacheDamaged
 from cache_tools.file_contents import parse_json
-from cache_tools.storage import atomic
+from cache_tools.storage import atomic, seal
 from train.distributed import World
 from train.trainer import trackers
 from train.trainer.checkpoint import Progress
 from train.trainer.trackers import Curves, Row
 
+log = logging.getLogger("kdcache")
 EPOCHS, STEPS = "log.jsonl", "steps.jsonl"
 
 
@@ -53,11 +56,21 @@ class Log:
         self._write_epochs()
         self._draw(step, "epoch", self._progress.history[-1])
 
+    def seal(self) -> None:
+        """Store the digests of the rows so far, before a checkpoint or the result is written."""
+        for name in (EPOCHS, STEPS):
+            if self._folder is not None and (self._folder / name).exists():
+                seal.add(self._folder, name, (self._folder / name).read_bytes())
+
     def resume(self, step: int) -> None:
         """Take back what was written after `step`, where the last checkpoint is."""
         if self._folder is None:
             return
         kept = _cut(self._folder / STEPS, step)
+        try:
+            seal.check(self._folder, STEPS)
+        except CacheDamaged as error:
+            log.warning("%s The run goes on without the rows that are lost.", error.args[0])
         if self._progress.history or (self._folder / EPOCHS).exists():
             self._write_epochs()
         # the rows of this very step were purged with those after it

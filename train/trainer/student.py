@@ -218,7 +218,8 @@ class StudentTrainer:
         return self._book.steps(self.progress.epoch, self.steps, self.recipe.batch_size, rate)
 
     def save(self) -> None:
-        """Write the checkpoint."""
+        """Write the checkpoint, after the digests of the logs up to it."""
+        self._book.seal()
         with self.rng_state():
             checkpoint.save(
                 self.out, self.task, self._optimizer, self.scaler, self.progress, self._world
@@ -294,6 +295,7 @@ class StudentTrainer:
             _save(self.task.trainable_module, self.out / "model")
             if self.task.has_ema():
                 _save(self.task.get_trainable_module(ema=True), self.out / "model-ema")
+            self._book.seal()
             run_dir.write_json(self.out / "result.json", result)
             checkpoint.remove(self.out)
         return result

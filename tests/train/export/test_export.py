@@ -48,6 +48,48 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.parametrize(
+    "name", ["model/model.safetensors", "model/config.json", "log.jsonl", "steps.jsonl"]
+)
+def test_the_command_of_a_finished_run_names_a_damaged_file(
+    finished: Path, digits_cache: Path, kdcache: Command, tmp_path: Path, name: str
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    arguments = ("train", "digits", "--cache", digits_cache, "--out", run, *FAST)
+    assert "is finished; --fresh" in kdcache(*arguments).err
+    flip(run / name)
+    again = kdcache(*arguments)
+    assert (again.code, f"{run / name} is damaged" in again.err, "--fresh" in again.err) == (
+        1,
+        *[True] * 2,
+    )
+    (run / name).unlink()
+    again = kdcache(*arguments)
+    assert (again.code, f"{run / name} cannot be read" in again.err) == (1, True)
+
+
+def test_a_log_that_changed_reaches_no_card_and_no_report(
+    finished: Path, kdcache: Command, tmp_path: Path
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    text = (run / "log.jsonl").read_text()
+    (run / "log.jsonl").write_text(text.replace('"loss": ', '"loss": 1'))
+    for arguments in (("export", run, "--out", tmp_path / "e"), ("report", run, "--views", 0)):
+        said = kdcache(
+            *arguments, *(("--out", tmp_path / "r.html") if arguments[0] == "report" else ())
+        )
+        assert (said.code, f"{run / 'log.jsonl'} is damaged" in said.err) == (1, True)
+
+
+def test_eval_names_the_network_that_a_finished_run_lacks(
+    finished: Path, kdcache: Command, tmp_path: Path
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "model/model.safetensors").unlink()
+    said = kdcache("eval", run, "--views", 0)
+    assert (said.code, "model/model.safetensors cannot be read" in said.err) == (1, True)
+
+
 def test_a_student_of_broken_weights_is_not_exported(
     finished: Path, kdcache: Command, tmp_path: Path
 ) -> None:
