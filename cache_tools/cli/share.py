@@ -153,6 +153,7 @@ def card(
     if out is None:
         print(written, end="")
     else:
+        atomic.sweep(out)
         atomic.write(out, written.encode())
         print(out)
 

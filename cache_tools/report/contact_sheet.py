@@ -223,4 +223,5 @@ def save(sheet: Image.Image, out: Path) -> None:
     comment.add_text("Comment", SHEET)
     kind = Image.registered_extensions()[out.suffix.lower()]
     sheet.save(data, kind, pnginfo=comment, comment=SHEET)
+    atomic.sweep(out)
     atomic.write(out, data.getvalue())

@@ -1,9 +1,9 @@
 """Digests of the files of a run: stored when a file is written, compared when it is read.
 
 `digests.json` in the folder of a run or a sweep has the SHA-256 of every file that is written as a
-whole, and those of logs as they were at a checkpoint and at the end. It is written before the file and keeps the
-digests of earlier versions, so that a kill at any moment leaves files that match. A folder without
-it, of an earlier kdcache, is read unchecked.
+whole, and those of logs as they were at a checkpoint and at the end. It is written before the file
+and keeps the digests of earlier versions, so that a kill at any moment leaves files that match. A
+folder without it, of an earlier kdcache, is read unchecked.
 """
 
 import contextlib

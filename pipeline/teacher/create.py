@@ -101,6 +101,8 @@ def _from_folder(folder: Path) -> tuple[str, nn.Module]:
     seal.check_network(folder)
     try:
         config = parse_json(read_text(folder / "config.json"))
+        if not isinstance(config["architecture"], str):
+            raise TypeError(f"its architecture is {config['architecture']!r}")
         if not (folder / "model.safetensors").is_file():
             raise FileNotFoundError(f"{folder}/model.safetensors is not there")
         model = timm.create_model(f"local-dir:{folder}", pretrained=True)

@@ -83,6 +83,7 @@ def report(
             advance(1, Path(subject.path).name)
     if out is not None:
         sections = _compared(named, text.printable_json(all_facts), sections)
+        atomic.sweep(out)
         atomic.write(out, page.render(sections).encode())
     if json_:
         emit({"subjects": all_facts})

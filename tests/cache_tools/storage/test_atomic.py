@@ -155,6 +155,9 @@ COMMANDS = {
     "pull": "pull {cache} {out}/x.beton --views 0",
     "convert": "convert {cache} {out}/x.beton --to parquet",
     "push": "push {cache} file://{out}/x.beton",
+    "views": "views {cache} --data {digits} --samples 1 --views 1 --out {out}/v.png",
+    "card": "card {cache} --license mit --out {out}/card.md",
+    "report": "report {cache} --no-images --out {out}/r.html",
 }
 
 

@@ -5,6 +5,7 @@ import json
 import logging
 import pickle
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -190,6 +191,20 @@ def test_a_file_that_is_cut_short_is_explained(teacher: Path, tmp_path: Path, na
     (tmp_path / name).write_bytes(whole.read_bytes()[:3000])
     with pytest.raises(TeacherError, match="cannot be read as weights"):
         teachers.load(str(tmp_path / name), 32, "fp32", architecture="test_resnet")
+
+
+@pytest.mark.parametrize("data", [b"root:x:0:0:root\n" * 100, b"\x80\x02RRRR.", b"\x80\x02((("])
+def test_a_pickle_that_is_none_is_refused_by_name(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "t.pth").write_bytes(data)
+    with pytest.raises(TeacherError, match=r"t\.pth"):
+        teachers.load(str(tmp_path / "t.pth"), 32, "fp32", architecture="test_resnet")
+
+
+def test_an_architecture_that_is_no_name_is_refused(teacher: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(teacher, tmp_path / "t")
+    (folder / "config.json").write_text('{"architecture": 5, "num_classes": 10}')
+    with pytest.raises(TeacherError, match="its architecture is 5"):
+        teachers.load(str(folder), 32, "fp32")
 
 
 def test_a_file_of_weights_needs_an_architecture(teacher: Path, tmp_path: Path) -> None:
