@@ -107,7 +107,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
         raise CacheNotFound(f"there is no run at {folder}. {now}")
     config = read_json(folder / "config.json")
-    if not isinstance(recipe := config.get("recipe"), dict):
+    if "recipe" not in config:  # of a network: its folder is measured and exported, too
+        return config
+    if not isinstance(recipe := config["recipe"], dict):
         raise UsageError(
             f"{folder / 'config.json'} has no recipe of a run. Restore it from a copy, or make the "
             "run again with --fresh."

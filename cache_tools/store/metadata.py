@@ -55,23 +55,20 @@ class CacheMetadata:
         Raises:
             CacheDamaged: The table was changed, or is none.
         """
-        names = [f"samples/{c}/{file}" for c in COLUMNS for file in ("c/0", "zarr.json")]
-        return with_retry(self.storage, self._table, *names)
-
-    def _table(self) -> SampleTable:
         n = self.spec.dataset.num_samples
         # Ids are uniform and sorted: even 2^32 of them do not compress below 4 bytes each, so what
         # claims more is no table, and need not be given memory.
         if (self.storage.size("samples/id/c/0") or 0) < 4 * n:
             raise CacheDamaged(f"{self.name}/samples/id/c/0 cannot hold {n} ids. {_FETCH}")
-        keys = self._key_column(n)
+        files = ("samples/key/c/0", "samples/key/zarr.json")
+        keys = with_retry(self.storage, partial(self._key_column, n), *files)
         try:
             sample_table.check_keys(keys)
         except DataError as error:
             raise CacheDamaged(f"{self.name}/samples/key: {error} {_FETCH}") from None
         ids = np.array([sample_table.sample_id(key) for key in keys], dtype=np.uint64)
-        columns = {f"{c}_N": self._column(f"samples/{c}", n, t) for c, t in _COLUMNS.items()}
-        if not np.array_equal(ids, self._column("samples/id", n, "uint64")):
+        columns = {f"{c}_N": self._retried_column(f"samples/{c}", t) for c, t in _COLUMNS.items()}
+        if not np.array_equal(ids, self._retried_column("samples/id", "uint64")):
             raise CacheDamaged(f"{self.name}/samples/id are not the ids of the keys. {_FETCH}")
         table = SampleTable(keys, ids, **columns)
         if len(keys) != n or table.sha256 != self.spec.dataset.table_sha256:
@@ -110,6 +107,11 @@ class CacheMetadata:
                 f"{self.name}/{name}: {n} keys cannot have {length!r} bytes. {_FETCH}"
             )
         return length
+
+    def _retried_column(self, name: str, dtype: str) -> Array:
+        """Read a column, again where its checksum shows that a network changed it."""
+        read = partial(self._column, name, self.spec.dataset.num_samples, dtype)
+        return with_retry(self.storage, read, f"{name}/c/0")
 
     def _column(self, name: str, length: int, dtype: str) -> Array:
         data = self._read(f"{name}/c/0")
