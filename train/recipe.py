@@ -17,18 +17,15 @@ Count = Annotated[int, Range(1, 2**20)]
 Weight = Annotated[float, Range(0, 1e6)]
 LastWeight = Annotated[float, Range(-1, 1e6)]
 Share = Annotated[float, Range(0, 1, "most")]
-_STREAM = (
+_ORDER = (
     "batch_size",
     "grad_accum_steps",
     "views_per_epoch",
     "aug_repeats",
     "num_views",
     "view_order",
-    "loader",
-    "threads",
-    "checkpoint_minutes",
-    "deterministic",
 )
+_STREAM = (*_ORDER, "loader", "threads", "checkpoint_minutes", "deterministic")
 
 
 @dataclass(frozen=True)
@@ -172,6 +169,11 @@ class TrainRecipe:
     def views_shown(self) -> int:
         """Views of a sample that the whole run shows; with repeats, on average over the samples."""
         return self.epochs * self.views_per_epoch
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """Values that decide which views are in which batch."""
+        return self.seed_of_order, *(getattr(self, name) for name in _ORDER)
 
     @property
     def stream(self) -> tuple[Any, ...]:

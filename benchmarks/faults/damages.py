@@ -41,7 +41,7 @@ class Subject:
 
     name: str
     sources: tuple[Path, ...]
-    """What is copied before each damage."""
+    """Folder that is copied before each damage."""
     readers: tuple[Reader, ...]
     mends: tuple[Reader, ...] = ()
     """Commands that may make the subject whole again."""
@@ -197,7 +197,7 @@ def _fault(ending: Ending, names: Sequence[str]) -> str:
 
 
 def _names(text: str, names: Sequence[str]) -> bool:
-    """Whether a text names one of the files, or the part of a cache that it belongs to."""
+    """Check if a text names one of the files, or the part of a cache that it belongs to."""
     return any(word in text for name in names for word in _words(name))
 
 

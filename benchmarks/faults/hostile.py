@@ -30,7 +30,7 @@ class Case:
     """Writes it into the working folder."""
     arguments: tuple[str, ...]
     named: str
-    """What a refusal must name: one of these words, separated by "|"."""
+    """Words, separated by "|", of which a refusal must name one."""
     legal: bool = False
     """The command may also succeed."""
     prepare: Callable[[], None] | None = None

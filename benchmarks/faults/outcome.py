@@ -11,12 +11,12 @@ GOOD = ("survived", "mended", "refused", "without effect", "accepted")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an attempt."""
+    """Outcome of an attempt."""
 
     kind: str
     """One of GOOD, or a fault: silent, not mended, traceback, unnamed, hung, …."""
     told: str
-    """How to reproduce it."""
+    """Command that reproduces it."""
     ending: Ending
     leftovers: int = 0
     """Files that a kill has left."""
@@ -41,7 +41,7 @@ class Figures:
     bytes: tuple[int, str] = (0, "")
     """Most memory beyond an idle process, and of what."""
     faults: list[str] = field(default_factory=list)
-    """How to reproduce every attempt that did not end as it should."""
+    """List how to reproduce every attempt that did not end as it should."""
 
     def add(self, subject: str, outcome: Outcome, grown: int) -> None:
         """Count one attempt."""

@@ -27,14 +27,6 @@ from train.loss.targets import SoftTargets
 from train.recipe import TrainRecipe
 
 _STATE = ("epoch", "step", "steps", "stream")
-_ORDER = (
-    "batch_size",
-    "grad_accum_steps",
-    "views_per_epoch",
-    "aug_repeats",
-    "num_views",
-    "view_order",
-)
 
 
 class Batches(IterableDataset[Any]):
@@ -160,8 +152,7 @@ class Batches(IterableDataset[Any]):
         """Number of classes, C."""
         on_gpu = device.type == "cuda"
         self._loader = create_loader.create(recipe, inputs, self.schedule, world, on_gpu)
-        order = (recipe.seed_of_order, *(getattr(recipe, name) for name in _ORDER))
-        self._stream = [inputs.fingerprint, world.size, *order]
+        self._stream = [inputs.fingerprint, world.size, *recipe.order]
         self._epoch = self._step = self._first = 0
 
     def __len__(self) -> int:
