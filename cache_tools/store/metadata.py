@@ -56,10 +56,7 @@ class CacheMetadata:
             CacheDamaged: The table was changed, or is none.
         """
         n = self.spec.dataset.num_samples
-        # Ids are uniform and sorted: even 2^32 of them do not compress below 4 bytes each, so what
-        # claims more is no table, and need not be given memory.
-        if (self.storage.size("samples/id/c/0") or 0) < 4 * n:
-            raise CacheDamaged(f"{self.name}/samples/id/c/0 cannot hold {n} ids. {_FETCH}")
+        with_retry(self.storage, self._check_size_of_ids, "samples/id/c/0")
         files = ("samples/key/c/0", "samples/key/zarr.json")
         keys = with_retry(self.storage, partial(self._key_column, n), *files)
         try:
@@ -84,6 +81,15 @@ class CacheMetadata:
                 f"{self.spec.teacher.num_classes - 1}. Correct the data set, and make it again."
             )
         return table
+
+    def _check_size_of_ids(self) -> None:
+        """Refuse a table of more samples than its ids have bytes for, before it is given memory.
+
+        Ids are uniform and sorted: even 2^32 of them do not compress below 4 bytes each.
+        """
+        n = self.spec.dataset.num_samples
+        if (self.storage.size("samples/id/c/0") or 0) < 4 * n:
+            raise CacheDamaged(f"{self.name}/samples/id/c/0 cannot hold {n} ids. {_FETCH}")
 
     def _key_column(self, n: int) -> tuple[str, ...]:
         column = self._column("samples/key", self._length_of_keys(), "uint8")
