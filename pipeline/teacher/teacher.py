@@ -16,7 +16,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from cache_tools.errors import UsageError
+from cache_tools.config import build
+from cache_tools.errors import TeacherError, UsageError
 from cache_tools.spec.canonical import canonical_json, sha256
 from cache_tools.spec.teacher import ENSEMBLE, MAX_MEMBERS, MemberSpec, Precision, TeacherSpec
 from pipeline.recipe import TeacherSource
@@ -81,18 +82,26 @@ def load(
             f"the teacher {name} has {num_classes} classes, expected two or more. Choose a network "
             "with a head for classification."
         )
-    spec = TeacherSpec(
-        name=stored_name,
-        architecture=config.get("architecture", stored_name),
-        weights_sha256=weights_sha256(model),
-        num_classes=num_classes,
-        mean=tuple(float(v) for v in config["mean"]),  # type: ignore[arg-type]
-        std=tuple(float(v) for v in config["std"]),  # type: ignore[arg-type]
-        precision=precision,
-        input_size=int(expected),
-        interpolation=str(config.get("interpolation") or ""),
-        class_map_sha256=mapped.sha256 if mapped else "",
-    )
+    digest = weights_sha256(model)
+    try:
+        spec = TeacherSpec(
+            name=stored_name,
+            architecture=config.get("architecture", stored_name),
+            weights_sha256=digest,
+            num_classes=num_classes,
+            mean=tuple(float(v) for v in config["mean"]),  # type: ignore[arg-type]
+            std=tuple(float(v) for v in config["std"]),  # type: ignore[arg-type]
+            precision=precision,
+            input_size=int(expected),
+            interpolation=str(config.get("interpolation") or ""),
+            class_map_sha256=mapped.sha256 if mapped else "",
+        )
+        spec = build(TeacherSpec, spec.mapping, f"the teacher {name}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise TeacherError(
+            f"the configuration of the teacher {name} is invalid: {str(error).rstrip('.')}. "
+            "Correct mean, std and input_size of its pretrained_cfg: three numbers each."
+        ) from None
     of = f", of {model.num_classes} by the class map" if mapped else ""
     log.info("teacher %s: %d classes%s, %s…", name, num_classes, of, spec.weights_sha256[:19])
     if view_size != expected:

@@ -318,3 +318,17 @@ def test_a_teacher_in_half_precision(teacher: Path, pixels: np.ndarray) -> None:
     fp16, bf16 = ((exact.exp() * (exact - other)).sum(1).mean().item() for other in lower)
     assert 0 <= fp16 < 1e-4
     assert fp16 < bf16
+
+
+@pytest.mark.parametrize(
+    "change", [{"std": [0, 0, 0]}, {"mean": ["a"] * 3}, {"mean": [0.5]}, {"std": [1e39, -1, 1]}]
+)
+def test_a_normalisation_that_cannot_be_is_refused(
+    change: dict[str, list[object]], teacher: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(teacher, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["pretrained_cfg"] |= change
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(TeacherError, match=f"configuration of the teacher.*{next(iter(change))}"):
+        teachers.load(str(folder), 32, "fp32")
