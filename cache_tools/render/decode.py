@@ -16,7 +16,7 @@ import re
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import cv2
@@ -41,22 +41,34 @@ from cache_tools.file_contents import HEAD, describe
 from cache_tools.render import jpeg, png
 
 U1 = NDArray[np.uint8]
-MAX_PIXELS = 2**28
-"""An image of more pixels than this is refused before it is decoded."""
+MAX_PIXELS, MAX_MEMORY = 2**28, 960 * 10**6
+"""Most pixels of an image, and most bytes of memory that decoding takes by its header.
 
+A JPEG of one scan takes 3 bytes a pixel, one of several scans up to 9, for others see `_PLUGINS`.
+"""
+
+_BAND = 2**18
+"""Pixels that are converted at a time."""
 _JPEG = b"\xff\xd8\xff"
 _PLAIN = ("RGB", "YCbCr", "Gray")
-_PLUGINS: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
-    (_JPEG, JpegImagePlugin.JpegImageFile),
-    (png.SIGNATURE, PngImagePlugin.PngImageFile),
-    (rb"RIFF.{4}WEBP", WebPImagePlugin.WebPImageFile),
-    (rb".{4}ftypavi[fs]", AvifImagePlugin.AvifImageFile),
-    (rb"GIF8[79]a", GifImagePlugin.GifImageFile),
-    (rb"BM", BmpImagePlugin.BmpImageFile),
-    (rb"II[*+]\0|MM\0[*+]", TiffImagePlugin.TiffImageFile),
-    (rb"P[1-6]\s", PpmImagePlugin.PpmImageFile),
+_PLUGINS: tuple[tuple[bytes, type[ImageFile.ImageFile], int], ...] = (
+    (_JPEG, JpegImagePlugin.JpegImageFile, 0),
+    (png.SIGNATURE, PngImagePlugin.PngImageFile, 0),
+    (rb"RIFF.{4}WEBP", WebPImagePlugin.WebPImageFile, 9),
+    (rb".{4}ftypavi[fs]", AvifImagePlugin.AvifImageFile, 13),
+    (rb"GIF8[79]a", GifImagePlugin.GifImageFile, 2),
+    (rb"BM", BmpImagePlugin.BmpImageFile, 1),
+    (rb"II[*+]\0|MM\0[*+]", TiffImagePlugin.TiffImageFile, 9),
+    (rb"P[1-6]\s", PpmImagePlugin.PpmImageFile, 0),
 )
-"""First bytes of each format (a regular expression), and the plug-in that reads it."""
+"""First bytes of each format (a regular expression), the plug-in that reads it, and the bytes of
+memory that it takes for a pixel beside Pillow's image (1, 2 or 4) and the picture (3)."""
+_MOST_SCANS, _MOST_SCANNED = 500, 2**33
+"""Scans of a JPEG, and scans times pixels: each goes over the whole picture."""
+_LARGE, _ONE_AT_A_TIME = 2**25, threading.Lock()
+"""Pixels of a picture beside which no other such one is decoded."""
+_KEPT = 2**26
+"""Bytes of the largest memory that is kept for the next picture."""
 
 # The padding some cameras leave: all pixels were decoded when libjpeg met these bytes.
 _HARMLESS = re.compile(r": \d{1,2} extraneous bytes before marker 0xd9")
@@ -94,6 +106,8 @@ class DecodeBuffer(threading.local):
 
     def room(self, count: int) -> U1:
         """At least `count` bytes."""
+        if count > _KEPT:
+            return np.empty(count, dtype=np.uint8)
         if self._memory.size < count:
             self._memory = np.empty(count, dtype=np.uint8)
         return self._memory
@@ -122,24 +136,25 @@ def decode(
     """
     with _naming(key, data):
         height, width, color_space = _header(data)
-        if rows is not None and color_space in _PLAIN and not scale_log2:
-            beginning = _first_rows(data, rows, width, reuse or DecodeBuffer())
-            if beginning is not None:
-                return beginning
-        if color_space in _PLAIN:
-            small = -(-height >> scale_log2), -(-width >> scale_log2)
-            buffer = None if reuse is None else reuse.room(3 * small[0] * small[1])
-            picture = _jpeg(data, "RGB", buffer, *(small if scale_log2 else (0, 0)))
-            height, width = small
-        else:
-            if color_space:  # CMYK or YCCK: Pillow makes RGB of it, but would not notice damage
-                _jpeg(data, "CMYK")
-            packed = png.check(data) if data.startswith(png.SIGNATURE) else []
-            with _pillow(data) as image:
-                picture = _rgb(image)
-                # Rows that were not in the stream are zero; inflating all of them again is slow.
-                if packed and (png.is_interlaced(data) or not _last_row(image).any()):
-                    png.check_rows(data, packed)
+        with _ONE_AT_A_TIME if height * width > _LARGE else nullcontext():
+            if rows is not None and color_space in _PLAIN and not scale_log2:
+                beginning = _first_rows(data, rows, width, reuse or DecodeBuffer())
+                if beginning is not None:
+                    return beginning
+            if color_space in _PLAIN:
+                small = -(-height >> scale_log2), -(-width >> scale_log2)
+                buffer = None if reuse is None else reuse.room(3 * small[0] * small[1])
+                picture = _jpeg(data, "RGB", buffer, *(small if scale_log2 else (0, 0)))
+                height, width = small
+            else:
+                if color_space:  # CMYK or YCCK: Pillow makes RGB of it, but would not notice damage
+                    _jpeg(data, "CMYK")
+                packed = png.check(data) if data.startswith(png.SIGNATURE) else []
+                with _pillow(data) as image:
+                    picture = _rgb(image)
+                    # Rows that were not in the stream are zero; inflating all again is slow.
+                    if packed and (png.is_interlaced(data) or not _last_row(image).any()):
+                        png.check_rows(data, packed)
         if picture.shape != (height, width, 3):
             raise ValueError(f"decoded to {picture.shape}, its header has {height}×{width}")
         if scale_log2 and color_space not in _PLAIN:
@@ -159,11 +174,26 @@ def _header(data: bytes) -> tuple[int, int, str]:
         # Legal sampling factors that TurboJPEG has no name for, or a broken header: Pillow says.
         if isinstance(error, ValueError) and "subsampling" not in str(error):
             raise
+    cost, most = 3.0 if color_space in _PLAIN else 7.0, 0
     if not color_space:
         with _pillow(data) as image:
             width, height = image.size
-    if height * width > MAX_PIXELS:
-        raise ValueError(f"it has {width}×{height} pixels, and {MAX_PIXELS} is the limit")
+            tags = getattr(image, "tag_v2", {})  # a tile of a TIFF may be larger than the picture
+            most = int(tags.get(322, 0)) * int(tags.get(323, 0))
+            stored = 1 if image.mode in ("1", "L", "P") else 2 if image.mode[:4] == "I;16" else 4
+            cost = 3.0 + stored + next(own for _, kind, own in _PLUGINS if isinstance(image, kind))
+    if data.startswith(_JPEG):
+        scans, samples = jpeg.scans(data, _MOST_SCANS)
+        cost += 2 * samples * (scans > 1)  # the coefficients
+        if scans > 1 and (scans > _MOST_SCANS or scans * height * width > _MOST_SCANNED):
+            raise ValueError(f"it has {scans} scans of {width}×{height} pixels, beyond the limit")
+    limit = min(MAX_PIXELS, int(MAX_MEMORY / cost))
+    if max(height * width, most) > limit:
+        what = f"{width}×{height} pixels" if height * width >= most else f"tiles of {most} pixels"
+        raise ValueError(
+            f"it has {what}, and {limit} is the limit of its format, at {cost:.3g} bytes of memory "
+            "for each"
+        )
     return height, width, color_space
 
 
@@ -206,7 +236,7 @@ def _pillow(data: bytes) -> Iterator[Image.Image]:
     """Open an image with the plugin of its first bytes; no pixel is decoded yet."""
     if not data:
         raise ValueError("it is empty")
-    for beginning, plugin in _PLUGINS:
+    for beginning, plugin, _ in _PLUGINS:
         if re.match(beginning, data, re.DOTALL):
             _silence_pillow()
             with plugin(io.BytesIO(data)) as image:
@@ -230,17 +260,23 @@ def _silence_pillow() -> None:
 
 
 def _rgb(image: Image.Image) -> U1:
-    """Convert an opened image to 8-bit RGB, without alpha."""
+    """Convert an opened image to 8-bit RGB, without alpha, in bands: copies of it are small."""
     image.load()
     # Else converting would look for a colour that stands for "transparent" in the new mode.
     image.info.pop("transparency", None)
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
-        grey = (np.asarray(image) >> 8).astype(np.uint8)  # convert() would clip at 255
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    if image.mode in ("I", "F"):
+    deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
+    if image.mode in ("I", "F") and not deep:
         raise ValueError("its pixels are numbers of 32 bits of unknown range")
-    rgba = image.convert("RGBA") if image.mode in ("P", "PA", "LA") else image
-    return np.array(rgba.convert("RGB"))
+    picture = np.empty((image.height, image.width, 3), np.uint8)
+    rows = max(_BAND // image.width, 1)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        if deep:  # convert() would clip at 255
+            picture[top : top + rows] = (np.asarray(band) >> 8).astype(np.uint8)[:, :, None]
+            continue
+        rgba = band.convert("RGBA") if band.mode in ("P", "PA", "LA") else band
+        picture[top : top + rows] = np.asarray(rgba.convert("RGB"))
+    return picture
 
 
 def _last_row(image: Image.Image) -> NDArray[np.generic]:

@@ -6,6 +6,8 @@ them believe the height in the frame header. The rows before it come out bit for
 the whole file, but for the last few, which the upsampling of colours blends with rows below them.
 """
 
+import re
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,6 +17,10 @@ U1 = NDArray[np.uint8]
 
 _BASELINE = (0xC0, 0xC1)
 _RESTART_INTERVAL, _SCAN = 0xDD, 0xDA
+_BEGIN, _END = 0xD8, 0xD9
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_MARKER = re.compile(rb"\xff([\x02-\xcf\xd8-\xfe])")
+"""A marker, but for those within the data of a scan (restarts, and 0xff as a value)."""
 BLENDED = 4
 """Rows above the new edge that may differ: colours of two rows are blended with the next two's."""
 
@@ -31,6 +37,31 @@ def shorter(data: bytes, rows: int) -> bytes | None:
     if not at:
         return None
     return data[:at] + (rows + BLENDED).to_bytes(2, "big") + data[at + 2 :]
+
+
+def scans(data: bytes, most: int) -> tuple[int, float]:
+    """Count the scans of a JPEG, and its samples per pixel; stops after more than `most` scans.
+
+    Of a file whose first scan has all components of a baseline frame, libjpeg reads no other.
+    """
+    at, found, samples, whole = 2, 0, 0.0, 0
+    while (marker := _MARKER.search(data, at)) and found <= most:
+        kind, start = marker[1][0], marker.end()
+        if kind == _END:
+            break
+        length = int.from_bytes(data[start : start + 2], "big")
+        if kind in _FRAMES and length > 8:
+            factors = data[start + 9 : start + length : 3]
+            areas = [(f >> 4) * (f & 15) for f in factors]
+            across, down = max(f >> 4 for f in factors), max(f & 15 for f in factors)
+            samples = sum(areas) / max(across * down, 1)
+            whole = len(factors) if kind in _BASELINE else 0
+        if kind == _SCAN:
+            found += 1
+            if data[start + 2 : start + 3] == bytes([whole]):
+                break
+        at = start + max(length, 2) * (kind != _BEGIN)
+    return found, samples
 
 
 @njit(nogil=True, cache=True)

@@ -8,6 +8,7 @@ import zlib
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
+_PIECE = 2**20
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _WHOLE = ((0, 0, 1, 1),)
 _ADAM7 = (
@@ -58,6 +59,8 @@ def check_rows(data: bytes, packed: list[bytes]) -> None:
     for top, left, down, right in _ADAM7 if is_interlaced(data) else _WHOLE:
         rows, columns = len(range(top, height, down)), len(range(left, width, right))
         due += rows * (1 + (columns * bits + 7) // 8) if columns else 0
-    have = len(zlib.decompressobj().decompress(b"".join(packed), due))
+    have, stream, rest = 0, zlib.decompressobj(), b"".join(packed)
+    while have < due and (piece := stream.decompress(rest, _PIECE)):  # counted and dropped
+        have, rest = have + len(piece), stream.unconsumed_tail
     if have < due:
         raise ValueError(f"its pixels end after {have} of {due} bytes")

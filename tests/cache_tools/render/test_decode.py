@@ -5,6 +5,7 @@ Exact expectations come from the picture itself (lossless kinds) or from Pillow 
 
 import io
 import struct
+import tracemalloc
 import warnings
 import zlib
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cache_tools.errors import DataError
-from cache_tools.render import decode
+from cache_tools.render import decode, jpeg
 
 U1 = NDArray[np.uint8]
 KEY = "n01440764_10026"
@@ -274,10 +275,10 @@ def test_the_size_of_what_is_no_image_is_an_error_that_names_it(kind: str) -> No
 
 
 def test_a_size_between_the_limit_of_pillow_and_ours_is_no_warning() -> None:
-    assert decode.size(png(16000, 16000, 1, 0, b""), KEY) == (16000, 16000)
-    header = b"GIF89a" + struct.pack("<HHBBB", 16000, 16000, 0, 0, 0)
-    frame = b"," + struct.pack("<HHHHB", 0, 0, 16000, 16000, 0) + b"\x08\0;"
-    assert decode.size(header + frame, KEY) == (16000, 16000)
+    assert decode.size(png(15000, 15000, 1, 0, b""), KEY) == (15000, 15000)
+    header = b"GIF89a" + struct.pack("<HHBBB", 12000, 12000, 0, 0, 0)
+    frame = b"," + struct.pack("<HHHHB", 0, 0, 12000, 12000, 0) + b"\x08\0;"
+    assert decode.size(header + frame, KEY) == (12000, 12000)
 
 
 @pytest.mark.parametrize("name", ["JPEG", "PROGRESSIVE", "PNG", "WEBP", "GIF", "TIFF", "CMYK"])
@@ -340,3 +341,72 @@ def test_a_git_lfs_pointer_is_named() -> None:
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
     with pytest.raises(DataError, match="git lfs pull"):
         decode.decode(pointer, "a")
+
+
+@pytest.mark.parametrize("kind", [k for k, (_, e) in TABLE.items() if not isinstance(e, str)])
+def test_pixels_do_not_depend_on_bands(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, expected = TABLE[kind]
+    monkeypatch.setattr(decode, "_BAND", 200)
+    assert np.array_equal(decode.decode(data, KEY), expected)
+
+
+def large(kind: str, side: int) -> bytes:
+    """A picture whose header has side × side pixels, without them."""
+    small = encoded(PHOTO, kind, **({"progressive": True} if kind == "JPEG" else {}))
+    if kind == "JPEG":
+        at = small.index(b"\xff\xc2") + 5
+        return small[:at] + struct.pack(">HH", side, side) + small[at + 4 :]
+    if kind == "GIF":
+        return small[:6] + struct.pack("<HH", side, side) + small[10:]
+    if kind == "BMP":
+        return small[:18] + struct.pack("<ii", side, side) + small[26:]
+    if kind == "PPM":
+        return b"P6 %d %d 255\n" % (side, side)
+    if kind == "TIFF":
+        tags = {
+            256: 8,
+            257: 8,
+            258: 8,
+            259: 5,
+            262: 1,
+            277: 1,
+            322: side,
+            323: side,
+            324: 0,
+            325: 1,
+        }
+        entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+        return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)  # one huge tile
+    return png(side, side, 16, 6, b"")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "GIF", "BMP", "PPM", "TIFF", "PNG"])
+def test_memory_is_bounded_by_the_header(kind: str) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=f"{KEY}.*is the limit of its format"):
+            decode.decode(large(kind, 13_000), KEY)
+        assert tracemalloc.get_traced_memory()[1] < 2**21
+    finally:
+        tracemalloc.stop()
+
+
+def test_rows_that_are_missing_are_counted_in_little_memory() -> None:
+    short = png(3000, 3000, 16, 6, bytes(2999 * 24_001))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"its pixels end after 71,?978,?999"):
+            decode.decode(short, KEY)
+        assert tracemalloc.get_traced_memory()[1] < 3 * 3000 * 3000 + 2**23
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_jpeg_of_many_scans_is_refused() -> None:
+    data = encoded(PHOTO, "JPEG", progressive=True)
+    begin = data.rindex(b"\xff\xda")  # one scan again and again
+    many = data[:begin] + data[begin:-2] * 600 + data[-2:]
+    with pytest.raises(DataError, match="501 scans of 88×72 pixels"):
+        decode.decode(many, KEY)
+    assert jpeg.scans(data, 500)[0] > 1
+    assert jpeg.scans(encoded(PHOTO, "JPEG", subsampling=2) + many, 500) == (1, 1.5)
