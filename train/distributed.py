@@ -8,17 +8,18 @@ process that stops alone would leave the others waiting.
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import distributed
 
-from cache_tools.errors import KdcacheError
+from cache_tools.errors import KdcacheError, UsageError
 from cache_tools.runtime import launcher
 from cache_tools.runtime.device import select
 from cache_tools.storage import system_errors
+from train.peers import Peers, first_line, is_of_a_backend
 
 
 @dataclass(frozen=True)
@@ -91,26 +92,46 @@ class World:
 ALONE = World()
 
 
-def join(device: str | None) -> tuple[World, torch.device]:
-    """Join the processes that a launcher started; return them and this one's device.
+@contextlib.contextmanager
+def join(device: str | None) -> Iterator[tuple[World, torch.device]]:
+    """Join the processes that a launcher started, while the body runs.
+
+    Yields:
+        The processes, and this one's device.
 
     Raises:
-        UsageError: The device cannot be used, or the first process cannot be found.
+        UsageError: The device cannot be used, or the other processes cannot be found.
+        KdcacheError: Another process was lost (`train.peers`).
     """
     launch = launcher.find()
     if launch.count == 1:
-        return ALONE, select(torch, device)
+        yield ALONE, select(torch, device)
+        return
     os.environ.update(launcher.rendezvous(launch))
     chosen = select(torch, device, launch.local)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     backend = "nccl" if chosen.type == "cuda" else "gloo"
-    distributed.init_process_group(backend, rank=launch.rank, world_size=launch.count)
-    return World(launch.rank, launch.count), chosen
-
-
-def leave() -> None:
-    """Leave the process group at the end."""
-    if distributed.is_available() and distributed.is_initialized():
-        with contextlib.suppress(RuntimeError):
-            distributed.destroy_process_group()
+    try:
+        distributed.init_process_group(backend, rank=launch.rank, world_size=launch.count)
+        peers = Peers(launch.rank, launch.count)
+    except (RuntimeError, ValueError) as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise UsageError(
+            f"process {launch.rank} of {launch.count}, started by {launch.by}, did not find the "
+            f"others at {where} ({first_line(error)}). Check that all have started, and that "
+            "MASTER_ADDR and MASTER_PORT are those of process 0 and free."
+        ) from None
+    world = World(launch.rank, launch.count)
+    try:
+        yield world, chosen
+        world.any(False)
+        peers.leave()
+        world.any(False)  # the store is one of theirs: it is left when nobody watches any more
+    except BaseException as error:
+        peers.leave(error)
+        if is_of_a_backend(error):
+            raise peers.lost(first_line(error)) from None
+        raise
+    with contextlib.suppress(RuntimeError):
+        distributed.destroy_process_group()

@@ -22,7 +22,7 @@ from rich.logging import RichHandler
 
 from cache_tools.cli import guard
 from cache_tools.errors import UsageError
-from cache_tools.runtime import text
+from cache_tools.runtime import signals, text
 from cache_tools.storage import disk_cache
 from cache_tools.version import __version__
 
@@ -58,10 +58,13 @@ Command = Callable[..., Any]
 
 def console() -> None:
     """Entry point of the console script."""
+    for number in signals.SIGNALS[1:]:  # Python itself does so with Ctrl-C
+        signal.signal(number, signals.interrupt)
     try:
         main()
     finally:  # only the interpreter's own end is left: no Ctrl-C there is worth a traceback
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def main() -> None:
@@ -189,3 +192,4 @@ def _set_up_logging(level: int) -> None:
     logger.propagate = False
     if not os.environ.get("KDCACHE_DEBUG"):
         warnings.filterwarnings("ignore", category=UserWarning, module="torch|timm|huggingface_hub")
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of a lost process, stacks of C++

@@ -6,6 +6,8 @@ report theirs as a RuntimeError with a status in the text.
 
 import re
 
+from cache_tools.errors import UsageError
+
 _FAILED_ALLOCATION = re.compile(
     r"out of memory|not enough memory|can't allocate memory|ALLOC(ATION)?_FAILED"
     r"|CU(BLAS|DNN)_STATUS_NOT_INITIALIZED|valid cuDNN algorithm",
@@ -20,3 +22,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
         return True
     return isinstance(error, RuntimeError) and bool(_FAILED_ALLOCATION.search(str(error)))
+
+
+def too_small(student: str, error: BaseException) -> UsageError:
+    """Return the error for a student that does not fit on its device."""
+    return UsageError(
+        f"the device is too small for {student} ({str(error).partition('.')[0]}). Lower batch_size "
+        "and raise grad_accum_steps."
+    )

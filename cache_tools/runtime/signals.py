@@ -11,6 +11,11 @@ from typing import Any
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Handle a signal outside of long loops as Ctrl-C."""
+    raise KeyboardInterrupt
+
+
 class StopRequest:
     """Context in which the first signal sets `requested`, and a second one interrupts at once."""
 

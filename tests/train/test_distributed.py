@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
+import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -53,6 +56,32 @@ sys.argv[0] = "kdcache"
 cli.console()
 """
 """`kdcache` that waits to be killed after its fifth checkpoint."""
+MISHAP = """
+import os, signal, sys
+import torch
+from cache_tools.cli import main as cli
+from cache_tools.errors import DataError
+from train.trainer.student import StudentTrainer
+
+rank, epoch, step, mishap = sys.argv[1].split()
+del sys.argv[1]
+end_step = StudentTrainer.end_step
+
+def stricken(self, losses):
+    end_step(self, losses)
+    at = self.progress.epoch, self.progress.step
+    if os.environ["RANK"] == rank and at == (int(epoch), int(step)):
+        if mishap == "memory":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        if mishap == "data":
+            raise DataError("a.tar cannot be read.")
+        os.kill(os.getpid(), getattr(signal, mishap))
+
+StudentTrainer.end_step = stricken
+sys.argv[0] = "kdcache"
+cli.console()
+"""
+"""`kdcache` with a mishap of one process after a step of the training."""
 
 
 def command(
@@ -60,6 +89,25 @@ def command(
 ) -> list[str]:
     words = [FOLDER / "torchrun", "--standalone", f"--nproc-per-node={processes}"]
     return [*map(str, [*words, "--no-python", *program, "train", "digits", *arguments])]
+
+
+def start(
+    words: Sequence[object],
+    variables: Callable[[int], dict[str, str]],
+    program: Sequence[object] = (FOLDER / "kdcache",),
+) -> list[subprocess.Popen[str]]:
+    """Start two processes with the variables of a launcher, which they go by."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = {"MASTER_PORT": str(free.getsockname()[1])}
+    pipe = subprocess.PIPE
+    return [
+        subprocess.Popen(
+            [*map(str, program), *map(str, words)],
+            env=ENVIRONMENT | port | variables(rank), stdout=pipe, stderr=pipe, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
 
 
 def torchrun(processes: int, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -139,6 +187,48 @@ def test_killed_processes_go_on_as_if_nothing_had_happened(
 
 
 @pytest.mark.slow
+def test_where_one_process_is_lost_the_others_end_and_the_run_goes_on_exactly(
+    digits_cache: Path, tmp_path: Path
+) -> None:
+    """One run, in which one process after the other is killed, stopped, or raises an error."""
+    order = ["train", "digits", "--cache", digits_cache, "--device", "cpu", "student=test_vit"]
+    order += ["batch_size=10", "epochs=3", "views_per_epoch=4", "checkpoint_minutes=0.0"]
+
+    def train(out: str, mishap: str) -> list[subprocess.Popen[str]]:
+        return start(
+            [mishap, *order, "drop=0.1", "--out", tmp_path / out],
+            lambda rank: {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"},
+            (sys.executable, "-c", MISHAP),
+        )
+
+    undisturbed = train("undisturbed", "9 9 9 none")
+    assert [(p.communicate(), p.returncode)[1] for p in undisturbed] == [0, 0]
+    for rank, epoch, step, mishap, code, text in (
+        (1, 0, 35, "SIGKILL", -signal.SIGKILL, r"Connection (closed|reset) by peer"),
+        (0, 1, 3, "SIGKILL", -signal.SIGKILL, r"Connection (closed|reset) by peer"),
+        (1, 1, 35, "memory", 2, "process 1: UsageError: the device is too small for test_vit"),
+        (0, 2, 3, "data", 1, "by peer|process 0: DataError: a.tar cannot be read"),
+        (1, 2, 20, "SIGSTOP", 1, "no sign of process 1 for 40 s"),
+    ):
+        both = train("disturbed", f"{rank} {epoch} {step} {mishap}")
+        other = both[1 - rank].communicate()[1]
+        both[rank].send_signal(signal.SIGCONT)
+        own = both[rank].communicate()[1]
+        assert (both[rank].returncode, both[1 - rank].returncode) == (code, 1), (own, other)
+        assert re.search(f"another process of this training has ended or hangs .*{text}", other)
+        assert "Run the same command again: it goes on from the last checkpoint" in other
+        assert "Traceback" not in own + other
+    again = train("disturbed", "9 9 9 none")
+    assert "going on at epoch 2" in again[0].communicate()[1]
+    assert again[1].communicate() and again[1].returncode == again[0].returncode == 0
+    both_weights = [
+        load_file(tmp_path / out / "model/model.safetensors")
+        for out in ("undisturbed", "disturbed")
+    ]
+    assert all(torch.equal(value, both_weights[1][n]) for n, value in both_weights[0].items())
+
+
+@pytest.mark.slow
 def test_all_processes_evaluate_the_network_that_is_saved(
     digits_cache: Path, tmp_path: Path
 ) -> None:
@@ -182,17 +272,21 @@ def test_an_allocation_without_srun_is_one_process(monkeypatch: pytest.MonkeyPat
     for name in ("SLURM_PROCID", "SLURM_LOCALID"):
         monkeypatch.setenv(name, "0")
     monkeypatch.setenv("SLURM_NTASKS", "4")
-    assert join("cpu") == (ALONE, torch.device("cpu"))
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    assert join("cpu") == (ALONE, torch.device("cpu"))
+    for _ in range(2):
+        with join("cpu") as joined:
+            assert joined == (ALONE, torch.device("cpu"))
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
 
 
 def test_srun_without_a_first_machine_is_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     for name, value in {"PROCID": 1, "STEP_ID": 0, "STEP_NUM_TASKS": 4}.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
-    with pytest.raises(UsageError, match="srun started 4 processes, and MASTER_ADDR"):
-        join("cpu")
+    with (
+        pytest.raises(UsageError, match="srun started 4 processes, and MASTER_ADDR"),
+        join("cpu"),
+    ):
+        pass
 
 
 @pytest.mark.slow
@@ -201,19 +295,10 @@ def test_two_processes_of_mpirun_train_together(
 ) -> None:
     words = ["train", "digits", "--cache", digits_cache, "--data", digits, "--device", "cpu"]
     words += ["--out", tmp_path / "run", *ORDER]
-    running = []
-    for rank in range(2):
-        numbers = {"RANK": rank, "SIZE": 2, "LOCAL_RANK": rank, "LOCAL_SIZE": 2}
-        launched = {f"OMPI_COMM_WORLD_{name}": str(value) for name, value in numbers.items()}
-        running.append(
-            subprocess.Popen(
-                [FOLDER / "kdcache", *map(str, words)],
-                env=ENVIRONMENT | launched | {"MASTER_PORT": "29871"},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
+    running = start(words, lambda rank: {
+        f"OMPI_COMM_WORLD_{name}": str(value)
+        for name, value in {"RANK": rank, "SIZE": 2, "LOCAL_RANK": rank, "LOCAL_SIZE": 2}.items()
+    })  # fmt: skip
     printed = [process.communicate()[0] for process in running]
     assert [process.returncode for process in running] == [0, 0]
     assert "2 epochs" in printed[0]

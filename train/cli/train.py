@@ -84,30 +84,29 @@ def train(
     from train import run_dir
     from train.data.device_batch import ONLINE
     from train.data.inputs import check_inputs, open_inputs
-    from train.distributed import join, leave
+    from train.distributed import join
     from train.trainer import loop, trackers, validate
 
     extra = tuple(log_to or ())
     trackers.check(extra)
     inputs = open_inputs(cache, data, weight, allow_partial)
-    world, torch_device = join(device)
-    validate.set_up(inputs, torch_device, world)
-    runs = _runs(loaded, out, seeds, against, inputs)
-    validate.check([item for _, item in runs], inputs)
-    old = world.on_main(lambda: [run_dir.init_run(*run, inputs, fresh) for run in runs])
-    begun = [(*run, result) for run, result in zip(runs, old, strict=True)]
-    if any(result is None for _, _, result in begun):
-        check_inputs(inputs)
-    online = any(item.mode == "online" and result is None for _, item, result in begun)
-    teacher_fn = ONLINE.load()(inputs.store, teacher or [], torch_device) if online else None
-    results = []
-    for folder, item, finished in begun:
-        if finished is not None:
-            log.info("%s is finished; --fresh would train it anew", folder)
-        results.append(
-            finished or loop.train(item, inputs, folder, torch_device, teacher_fn, world, extra)
-        )
-    leave()
+    with join(device) as (world, torch_device):
+        validate.set_up(inputs, torch_device, world)
+        runs = _runs(loaded, out, seeds, against, inputs)
+        validate.check([item for _, item in runs], inputs)
+        old = world.on_main(lambda: [run_dir.init_run(*run, inputs, fresh) for run in runs])
+        begun = [(*run, result) for run, result in zip(runs, old, strict=True)]
+        if any(result is None for _, _, result in begun):
+            check_inputs(inputs)
+        online = any(item.mode == "online" and result is None for _, item, result in begun)
+        teacher_fn = ONLINE.load()(inputs.store, teacher or [], torch_device) if online else None
+        results = []
+        for folder, item, finished in begun:
+            if finished is not None:
+                log.info("%s is finished; --fresh would train it anew", folder)
+            results.append(
+                finished or loop.train(item, inputs, folder, torch_device, teacher_fn, world, extra)
+            )
     if not world.is_main:
         return
     if against:

@@ -21,7 +21,7 @@ import torch
 
 from cache_tools.errors import NonFinite, UsageError
 from cache_tools.runtime import progress
-from cache_tools.runtime.device_memory import is_out_of_memory
+from cache_tools.runtime.device_memory import is_out_of_memory, too_small
 from cache_tools.runtime.signals import StopRequest
 from train import run_dir, run_state
 from train.data.inputs import Inputs, check_inputs
@@ -162,10 +162,7 @@ def train_cohort(
             raise
         results = None
         if len(todo) == 1:
-            raise UsageError(
-                f"the device is too small for {todo[0].name} ({str(error).partition('.')[0]}). "
-                "Lower batch_size and raise grad_accum_steps."
-            ) from None
+            raise too_small(todo[0].name, error) from None
     if results is None:  # outside of the handler, which keeps the failed attempt's memory
         if sweep.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -18,6 +18,7 @@ import torch
 
 from cache_tools.errors import NonFinite
 from cache_tools.runtime import progress
+from cache_tools.runtime.device_memory import is_out_of_memory, too_small
 from cache_tools.runtime.signals import StopRequest
 from train import backends, run_dir
 from train.data.batches import Batches
@@ -48,10 +49,16 @@ def train(
 
     Raises:
         NonFinite: The loss became NaN or Inf.
+        UsageError: The device has too little memory.
         KeyboardInterrupt: A signal came; the checkpoint is written.
     """
     runs = [(out, recipe)]
-    [result] = train_cohort(runs, inputs, device, teacher_fn, world, trackers, on_epoch)
+    try:
+        [result] = train_cohort(runs, inputs, device, teacher_fn, world, trackers, on_epoch)
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise too_small(recipe.student, error) from None
+        raise
     if isinstance(result, NonFinite):
         raise result
     return result
