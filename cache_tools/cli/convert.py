@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,6 +10,7 @@ import typer
 from cache_tools.cli.options import CachePath, Json, emit
 from cache_tools.errors import CacheDamaged, UsageError
 from cache_tools.file_contents import parse_json
+from cache_tools.spec.canonical import sha256
 from cache_tools.storage import atomic, seal
 from cache_tools.store.cache import Cache
 
@@ -41,23 +41,28 @@ def convert(
 ) -> None:
     """Write the targets and views of a cache for other programs. Run again to go on."""
     from cache_tools.exporters import base, parquet, tinyvit, webdataset
+    from cache_tools.importers import ordering
     from cache_tools.runtime import progress
 
     store = Cache.open(cache)
     base.check_whole(store)
     keys = store.table.keys
+    of_samples = webdataset if to == "webdataset" else parquet
     if to == "tinyvit":
         wanted = tinyvit.names(store, without_seeds)
-        keys = _numbers(store, dataset_index) if dataset_index else keys
+        if dataset_index:
+            counted = ordering.lines(dataset_index, keys, store.name)
+            line_of = {key: str(i) for i, key in enumerate(counted)}
+            keys = tuple(line_of[key] for key in keys)
     else:
-        wanted = (webdataset if to == "webdataset" else parquet).names(store, per_file)
-    _claim(out, store, {"kind": to, "files": len(wanted), "keys": _digest(keys)})
+        wanted = of_samples.names(store, per_file)
+    digest = sha256("\n".join(keys).encode())
+    _claim(out, store, {"kind": to, "files": len(wanted), "keys": digest})
     todo = {name: rows for name, rows in wanted.items() if not _is_whole(out, name)}
-    written: Iterator[int]
     if to == "tinyvit":
         written = tinyvit.write(store, out, todo, keys)
     else:
-        written = (webdataset if to == "webdataset" else parquet).write(store, out, todo)
+        written = base.write(store, out, todo, of_samples.encode)
     total, left = (sum(map(len, some.values())) for some in (wanted, todo))
     with progress.bar(f"convert to {to}", total, "samples", total - left) as advance:
         for count in written:
@@ -119,18 +124,3 @@ def _claim(out: Path, store: Cache, plan: dict[str, Any]) -> None:
     ):
         raise UsageError(f"{out} exists and is not an empty folder. Choose another.")
     atomic.write(note, json.dumps(plan, indent=2).encode() + b"\n")
-
-
-def _digest(keys: tuple[str, ...]) -> str:
-    from cache_tools.spec.canonical import sha256
-
-    return sha256("\n".join(keys).encode())
-
-
-def _numbers(store: Cache, index: Path) -> tuple[str, ...]:
-    """Return the number of each key as decimal text: its line in the file."""
-    from cache_tools.importers import ordering
-
-    counted = ordering.lines(index, store.table.keys, store.name)
-    number = {key: str(i) for i, key in enumerate(counted)}
-    return tuple(number[key] for key in store.table.keys)

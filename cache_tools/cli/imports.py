@@ -81,11 +81,33 @@ def import_(
         store = dense.run(source, out, of_all_classes(keep), teacher, probabilities)
     elif probabilities:
         raise UsageError(f"--probabilities is of dense; files of {kind} have probabilities anyway.")
+    elif not data:
+        raise UsageError(f"whose targets are these? Pass --data with the data set {source} is of.")
+    elif not source.is_dir():
+        raise UsageError(f"{source} is no folder. Unpack what came packed, and name the folder.")
     else:
-        from cache_tools.importers.base import ImportOptions
+        from cache_tools.data import scan
+        from cache_tools.data.open import open_images
+        from cache_tools.importers import base, fkd, ml_dr, ordering, sre2l, tinyvit
 
-        options = ImportOptions(classes, labels, keep, teacher)
-        store = _foreign(kind, source, data, out, options, dataset_index, size, fkd_seed)
+        options = base.ImportOptions(classes, labels, keep, teacher)
+        opened = open_images(data, "train")
+        _, _, images = scan.in_table_order(opened, None)
+        num_classes = base.classes_of(images, options)
+        files: base.RecordSource
+        if kind == "fkd" and sre2l.is_one(source):
+            counted = ordering.by_number(opened, dataset_index)
+            files = sre2l.Sre2lFiles(source, images, counted, num_classes, size, fkd_seed)
+        elif kind == "fkd":
+            files = fkd.FkdFiles(source, images, num_classes, size)
+        elif kind == "ml-dr":
+            counted = ordering.by_number(opened, dataset_index)
+            files = ml_dr.MlDrFiles(source, images, counted, num_classes)
+        else:
+            by_number = tinyvit.numbered(source)
+            numbers = ordering.by_number(opened, dataset_index) if by_number else None
+            files = tinyvit.TinyVitFiles(source, images, numbers, num_classes)
+        store = base.run(files, images, options, out)
     facts = info.info(store)
     if json_:
         emit(facts)

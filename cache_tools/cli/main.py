@@ -103,7 +103,7 @@ def _application(called: str | None) -> typer.Typer:
     found = {entry.name: entry for entry in entry_points(group="kdcache.commands")}
     for name in sorted(found, key=lambda n: (list(HELP).index(n) if n in HELP else len(HELP), n)):
         entry = found[name]
-        command = _guarded(_load(entry)) if name == called else _not_called
+        command = _guarded(_load(entry)) if name == called else lambda: None
         line = HELP.get(name, f"From {entry.value.partition(':')[0]}.")
         app.command(name, help=None if name == called else line)(command)
     return app
@@ -163,10 +163,6 @@ def _guarded(command: Command) -> Command:
             command(**{name: guard.argument(name, value) for name, value in arguments.items()})
 
     return run
-
-
-def _not_called() -> None:
-    """Stand in for a command in the list of commands."""
 
 
 class _Formatter(logging.Formatter):

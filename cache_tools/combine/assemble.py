@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cache_tools.numerics import field_arrays
 from cache_tools.runtime import concurrency
 from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.dataset import NO_LABEL
@@ -104,20 +105,22 @@ class PartBuilder:
             rows = self._stores[source].spec.rows(old.block)
             read, at = self._read[source, old.block], row_B[here] - rows.start
             pieces.append(codec.select_rows(read.stored, at))
-            views += [self._moved(read.params.rows(at), source)] if read.params else []
+            if read.params:
+                params = read.params.rows(at)
+                if self._new_row_of and self._stores[source].spec.views.mixes:
+                    partner_B = self._new_row_of[source][params.partner_B.astype(np.int64)]
+                    params = replace(params, partner_B=partner_B.astype(np.uint32))
+                views.append(params)
             places.append(here)
-            known |= _probes(rows, read.probes, row_B[here], new_B[here])
+            if len(read.probes):
+                of_old = dict(zip(probe_numbers(rows), read.probes.tolist(), strict=True))
+                moved = zip(row_B[here].tolist(), new_B[here].tolist(), strict=True)
+                known |= {new: of_old[row] for row, new in moved if of_old.get(row)}
             versions = read.versions | versions
         order = np.argsort(np.concatenate(places))
-        params = ImportedViews.concatenate(views).rows(order) if views else None
-        return NewPart(codec.select_rows(codec.concatenate(pieces), order), known, versions, params)
-
-    def _moved(self, params: ImportedViews, source: int) -> ImportedViews:
-        """Parameters whose partners are rows of the new table."""
-        if not (self._new_row_of and self._stores[source].spec.views.mixes):
-            return params
-        new_B = self._new_row_of[source][params.partner_B.astype(np.int64)]
-        return replace(params, partner_B=new_B.astype(np.uint32))
+        moved_views = field_arrays.concatenate(views).rows(order) if views else None
+        targets = codec.select_rows(codec.concatenate(pieces), order)
+        return NewPart(targets, known, versions, moved_views)
 
     def _blocks(self, source_B: I8, row_B: I8) -> I8:
         size_S = np.array([store.spec.block_size for store in self._stores])
@@ -200,12 +203,3 @@ def labels(store: Cache, part: Part, params: ImportedViews | None = None) -> I8:
     else:
         partner_B = view_params.mixing(store, part.view, rows.start, rows.stop).partner_B
     return np.stack([own_B, label_N[partner_B]], axis=1)
-
-
-def _probes(rows: range, probes: U8, row_B: I8, new_B: I8) -> dict[int, int]:
-    """Map new rows to fingerprints of their pixels, where an old part of `rows` has one."""
-    if not len(probes):
-        return {}
-    of_old = dict(zip(probe_numbers(rows), probes.tolist(), strict=True))
-    pairs = zip(row_B.tolist(), new_B.tolist(), strict=True)
-    return {new: of_old[row] for row, new in pairs if of_old.get(row)}

@@ -82,7 +82,11 @@ def spec_of(stores: Sequence[Cache], table: SampleTable, block_size: int) -> Cac
     """Build the spec of the whole; UsageError when its blocks cannot be."""
     spec = stores[0].spec
     sizes = {store.spec.block_size for store in stores if store.spec.num_blocks > 1}
-    rows = block_size or max(sizes, default=_most_rows(spec))
+    largest = BLOCK  # fewer rows where many classes are kept
+    while largest > spec.window and largest * spec.targets.k_max > BLOCK * _KEPT:
+        largest //= 2
+    largest = largest - largest % spec.window or spec.window
+    rows = block_size or max(sizes, default=largest)
     dataset = replace(spec.dataset, num_samples=len(table), table_sha256=table.sha256)
     try:
         return replace(spec, dataset=dataset, block_size=min(rows, len(table)))
@@ -112,14 +116,6 @@ def check_windows(
                 "of several caches: partners, and so the pixels, would be others. Caches that were "
                 "cut by shares of one sample table can be merged."
             )
-
-
-def _most_rows(spec: CacheSpec) -> int:
-    """Rows of a block where no cache has more than one: fewer where many classes are kept."""
-    rows = BLOCK
-    while rows > spec.window and rows * spec.targets.k_max > BLOCK * _KEPT:
-        rows //= 2
-    return rows - rows % spec.window or spec.window
 
 
 def _family(spec: CacheSpec) -> dict[str, Any]:

@@ -7,15 +7,17 @@ bytes per view of each. Logits on the left against a cache on the right give wha
 Shapes: N samples, B rows, C classes.
 """
 
-from collections.abc import Iterator
+from collections import defaultdict
+from itertools import product
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.errors import CacheMismatch
 from cache_tools.runtime import progress
+from cache_tools.store import info
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec, dense, logits_file
@@ -27,23 +29,6 @@ LIMIT = 50_000
 _ROWS = 1024
 
 
-class Side(Protocol):
-    """One of the two things that are compared."""
-
-    name: str
-    keys: tuple[str, ...]
-    num_views: int
-    num_classes: int
-
-    def distributions(self, view: int, row_B: NDArray[np.int64], temperature: float) -> F8:
-        """[B, C] distributions of some samples in one view."""
-        ...
-
-    def bytes_per_view(self) -> float:
-        """Bytes of a view on disk, without the sample table."""
-        ...
-
-
 class OfCache:
     """A cache; blocks are read one after the other and the last one is kept."""
 
@@ -53,26 +38,21 @@ class OfCache:
         self.num_views, self.num_classes = store.num_views, store.spec.teacher.num_classes
         self._last: tuple[Part, EncodedTargets] | None = None
 
-    def distributions(  # noqa: D102 - Side
-        self, view: int, row_B: NDArray[np.int64], temperature: float
-    ) -> F8:
+    def distributions(self, view: int, row_B: NDArray[np.int64], temperature: float) -> F8:
+        """[B, C] distributions of some samples in one view."""
         spec, out = self._store.spec, np.empty((len(row_B), self.num_classes))
         for block in np.unique(row_B // spec.block_size).tolist():
-            here = row_B // spec.block_size == block
-            stored = self._read(Part(view, block))
-            targets = codec.decode(stored, spec.targets, row_B[here] - block * spec.block_size)
+            here, part = row_B // spec.block_size == block, Part(view, block)
+            if self._last is None or self._last[0] != part:
+                self._last = part, self._store.read(part)[0]
+            at = row_B[here] - block * spec.block_size
+            targets = codec.decode(self._last[1], spec.targets, at)
             out[here] = dense.densify(targets, spec.targets, self.num_classes, temperature)
         return out
 
-    def bytes_per_view(self) -> float:  # noqa: D102 - Side
-        from cache_tools.store import info
-
+    def bytes_per_view(self) -> float:
+        """Bytes of a view on disk, without the sample table."""
         return float(info.info(self._store)["bytes_per_view"] or 0.0)
-
-    def _read(self, part: Part) -> EncodedTargets:
-        if self._last is None or self._last[0] != part:
-            self._last = part, self._store.read(part)[0]
-        return self._last[1]
 
 
 class OfLogits:
@@ -83,13 +63,17 @@ class OfLogits:
         self.name, self.keys = str(path), self._logits.keys
         self.num_views, self.num_classes = len(self._logits.values_VNC), self._logits.num_classes
 
-    def distributions(  # noqa: D102 - Side
-        self, view: int, row_B: NDArray[np.int64], temperature: float
-    ) -> F8:
+    def distributions(self, view: int, row_B: NDArray[np.int64], temperature: float) -> F8:
+        """As `OfCache.distributions`."""
         return dense.softmax(self._logits.rows(view, row_B), temperature)
 
-    def bytes_per_view(self) -> float:  # noqa: D102 - Side
+    def bytes_per_view(self) -> float:
+        """Bytes of the numbers of a view."""
         return float(self.num_classes * self._logits.values_VNC.itemsize)
+
+
+Side = OfCache | OfLogits
+"""One of the two things that are compared."""
 
 
 def open_side(where: str) -> Side:
@@ -111,12 +95,17 @@ def diff(a: Side, b: Side, limit: int = LIMIT) -> dict[str, Any]:
     views = min(a.num_views, b.num_views)
     every = max(1, -(-len(rows[0]) * views // limit)) if limit else 1
     rows = rows[:, ::every]
-    measured: dict[str, list[F8]] = {}
+    measured: dict[str, list[F8]] = defaultdict(list)
     with progress.bar("compare", views * rows.shape[1], "views") as advance:
-        for view, begin in _places(views, rows.shape[1]):
+        for view, begin in product(range(views), range(0, rows.shape[1], _ROWS)):
             row_a, row_b = rows[:, begin : begin + _ROWS]
-            for name, values in _distances(a, b, view, row_a, row_b).items():
-                measured.setdefault(name, []).append(values)
+            for t in TEMPERATURES:
+                p, q = a.distributions(view, row_a, t), b.distributions(view, row_b, t)
+                measured[f"kl_t{t:g}"].append(dense.kl_divergence(p, q))
+                if t == 1:
+                    measured["l1"].append(np.abs(p - q).sum(axis=1))
+                    agree_B = p.argmax(axis=1) == q.argmax(axis=1)
+                    measured["agree"].append(agree_B.astype(np.float64))
             advance(len(row_a))
     columns = {name: np.concatenate(values) for name, values in measured.items()}
     facts: dict[str, Any] = {"a": a.name, "b": b.name, "compared": len(columns["l1"])}
@@ -130,10 +119,6 @@ def diff(a: Side, b: Side, limit: int = LIMIT) -> dict[str, Any]:
     return facts | {"bytes_per_view": {"a": a.bytes_per_view(), "b": b.bytes_per_view()}}
 
 
-def _places(views: int, count: int) -> Iterator[tuple[int, int]]:
-    return ((view, begin) for view in range(views) for begin in range(0, count, _ROWS))
-
-
 def _shared(a: Side, b: Side) -> NDArray[np.int64]:
     """[2, N] rows of both sides that have the same key, in the order of b's."""
     if a.num_classes != b.num_classes:
@@ -145,16 +130,3 @@ def _shared(a: Side, b: Side) -> NDArray[np.int64]:
             f"{a.name} and {b.name} share no sample (keys such as {a.keys[0]!r} and {b.keys[0]!r})."
         )
     return np.array(pairs, dtype=np.int64).T
-
-
-def _distances(
-    a: Side, b: Side, view: int, row_a: NDArray[np.int64], row_b: NDArray[np.int64]
-) -> dict[str, F8]:
-    found = {}
-    for t in TEMPERATURES:
-        p, q = a.distributions(view, row_a, t), b.distributions(view, row_b, t)
-        found[f"kl_t{t:g}"] = dense.kl_divergence(p, q)
-        if t == 1:
-            found["l1"] = np.abs(p - q).sum(axis=1)
-            found["agree"] = (p.argmax(axis=1) == q.argmax(axis=1)).astype(np.float64)
-    return found

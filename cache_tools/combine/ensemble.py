@@ -17,10 +17,9 @@ from cache_tools.combine import assemble
 from cache_tools.errors import CacheIncomplete, CacheMismatch, UsageError
 from cache_tools.runtime import progress
 from cache_tools.spec.cache import CacheSpec
-from cache_tools.spec.canonical import canonical_json, sha256
 from cache_tools.spec.dataset import NO_LABEL
 from cache_tools.spec.targets import TargetSpec
-from cache_tools.spec.teacher import ENSEMBLE, TeacherSpec
+from cache_tools.spec.teacher import TeacherSpec
 from cache_tools.store import resume
 from cache_tools.store.aligned import CacheEnsemble
 from cache_tools.store.cache import Cache
@@ -46,7 +45,12 @@ def run(members: CacheEnsemble, out: Path, keep: str = "") -> Cache:
             or is of other pixels; what is committed stays.
     """
     cache_spec = _spec(members, keep)
-    _check_whole(members)
+    for member in members.caches:  # before hours are spent on the first parts
+        for part in member.parts():
+            if part.view < members.num_views and not member.present(part):
+                raise member.check_part(part) or CacheIncomplete(
+                    f"{part} of {member.name} is missing."
+                )
     store = resume.open_or_create(
         out, cache_spec, lambda: members.reference.table, members.num_views
     )
@@ -103,26 +107,12 @@ def _spec(members: CacheEnsemble, keep: str) -> CacheSpec:
         )
     sizes = {store.spec.views.teacher_size for store in members.caches}
     seen = replace(first.views, teacher_size=sizes.pop() if len(sizes) == 1 else 0)
-    return replace(first, teacher=_teacher(members), views=seen, targets=targets)
-
-
-def _teacher(members: CacheEnsemble) -> TeacherSpec:
-    """Describe the ensemble as a teacher: the weights of its members, by name and share."""
-    named = members.specs
-    name = " + ".join(f"{member.weight:.4g}*({member.name})" for member in named)
-    digest = sha256(canonical_json([[m.weights_sha256, m.weight] for m in named]))
-    classes, no_mean, no_std = members.reference.spec.teacher.num_classes, (0.0,) * 3, (1.0,) * 3
-    return TeacherSpec(name, ENSEMBLE, digest, classes, no_mean, no_std, members=named)
-
-
-def _check_whole(members: CacheEnsemble) -> None:
-    """Check that every part is there, before hours are spent on the first ones."""
-    for store in members.caches:
-        for part in store.parts():
-            if part.view < members.num_views and not store.present(part):
-                raise store.check_part(part) or CacheIncomplete(
-                    f"{part} of {store.name} is missing."
-                )
+    return replace(
+        first,
+        teacher=TeacherSpec.of_members(members.specs, first.teacher.num_classes),
+        views=seen,
+        targets=targets,
+    )
 
 
 def _make(members: CacheEnsemble, store: Cache, part: Part) -> None:

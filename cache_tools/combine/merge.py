@@ -102,7 +102,8 @@ class _Same:
             raise having[0][0].check_part(part) or CacheDamaged(f"{part} of {having[0][0].name}.")
         # of parts that were cut or not, the one with most fingerprints of pixels
         record, chunks = max(
-            (s.read_chunks(part) for s in whole), key=lambda p: _known(whole[0], part, p)
+            (store.read_chunks(part) for store in whole),
+            key=lambda read: np.count_nonzero(whole[0].decode(part, read[1])[1]),
         )
         out.commit(part, chunks, commits.sealed(record))
         return True
@@ -130,12 +131,23 @@ class _Rows:
             return False
         source_B = there_SB.argmax(axis=0)
         made = self._gather(part.view, source_B, new_B)
-        for i in range(len(self._stores)):
+        for i, store in enumerate(self._stores):
             twice_B = new_B[there_SB[i] & (source_B != i)]
-            if len(twice_B):
-                other = self._gather(part.view, np.full(len(twice_B), i), twice_B)
-                self._compare(made, source_B, rows.start, other, i, twice_B, part.view)
-                made = replace(made, known=other.known | made.known)
+            if not len(twice_B):
+                continue
+            other = self._gather(part.view, np.full(len(twice_B), i), twice_B)
+            at_B = twice_B - rows.start
+            differ_B = ~assemble.targets_equal(codec.select_rows(made.stored, at_B), other.stored)
+            pixels = ((other.known.get(row), made.known.get(row)) for row in twice_B.tolist())
+            differ_B |= [None not in pair and pair[0] != pair[1] for pair in pixels]
+            if made.params and other.params:
+                differ_B |= made.params.rows(at_B).differ(other.params)
+            if differ_B.any():
+                row = int(twice_B[np.flatnonzero(differ_B)[0]])
+                first = self._stores[int(source_B[row - rows.start])]
+                there = Part(part.view, int(self._row_SN[i, row]) // store.spec.block_size)
+                raise _conflict(first, store, there, self._table.keys[row])
+            made = replace(made, known=other.known | made.known)
         if out.check_part(part) is None:
             if not (
                 assemble.targets_equal(out.read(part)[0], made.stored).all()
@@ -161,30 +173,6 @@ class _Rows:
     def _gather(self, view: int, source_B: I8, new_B: I8) -> NewPart:
         return self._builder.gather(view, source_B, self._row_SN[source_B, new_B], new_B)
 
-    def _compare(
-        self,
-        made: NewPart,
-        source_B: I8,
-        first: int,
-        other: NewPart,
-        i: int,
-        twice_B: I8,
-        view: int,
-    ) -> None:
-        """Raise CacheMismatch when two caches differ in a sample."""
-        differ = ~assemble.targets_equal(
-            codec.select_rows(made.stored, twice_B - first), other.stored
-        )
-        pixels = ((other.known.get(row), made.known.get(row)) for row in twice_B.tolist())
-        differ |= [None not in pair and pair[0] != pair[1] for pair in pixels]
-        if made.params and other.params:
-            differ |= made.params.rows(twice_B - first).differ(other.params)
-        if differ.any():
-            row = int(twice_B[np.flatnonzero(differ)[0]])
-            a, b = self._stores[int(source_B[row - first])], self._stores[i]
-            block = int(self._row_SN[i, row]) // b.spec.block_size
-            raise _conflict(a, b, Part(view, block), self._table.keys[row])
-
 
 def _record(store: Cache, part: Part) -> dict[str, Any] | None:
     """Return the record of a part, or None where it is not committed."""
@@ -209,10 +197,6 @@ def _check_same(
         pixels_a, pixels_b = a.read(part)[1], b.read(part)[1]
         if ((pixels_a != pixels_b) & (pixels_a > 0) & (pixels_b > 0)).any():
             raise _conflict(a, b, part)
-
-
-def _known(store: Cache, part: Part, loaded: tuple[dict[str, Any], dict[str, bytes]]) -> int:
-    return int((store.decode(part, loaded[1])[1] > 0).sum())
 
 
 def _conflict(a: Cache, b: Cache, part: Part, key: str = "") -> CacheMismatch:

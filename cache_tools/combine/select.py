@@ -84,7 +84,8 @@ def plan(store: Cache, views: str = "", wanted: str = "", keep: str = "") -> Sel
     keeps = None
     if keep and (targets := _targets(spec.targets, keep)) != spec.targets:
         keeps = spec.targets
-        spec = replace(spec, targets=targets, cut_from=_origin(spec))
+        origin = sha256(canonical_json([spec.mapping["targets"], spec.cut_from]))
+        spec = replace(spec, targets=targets, cut_from=origin)
     return Selection(_views(views, store.num_views), rows, spec, keeps)
 
 
@@ -182,10 +183,17 @@ def _rows(store: Cache, wanted: str) -> I8:
         last = max(1, round(share * count))
         last = min(count, -(-last // spec.window) * spec.window) if mixes else last
         return np.arange(last)
-    rows = _rows_of(store, Path(wanted))
-    if mixes:
-        _check_windows(store, rows)
-    return rows
+    row_N = _rows_of(store, Path(wanted))
+    for at in assemble.windows(spec, len(row_N)) if mixes else ():
+        first = int(row_N[at][0]) // spec.window * spec.window
+        if not np.array_equal(row_N[at], np.arange(first, min(first + spec.window, count))):
+            raise UsageError(
+                f"views of {store.name} are mixed within windows of {spec.window} samples, and "
+                f"some of that of {store.table.keys[int(row_N[at][0])]!r} are not selected: the "
+                "targets would be of other pixels. Pass a share such as --samples 0.1, which "
+                "takes whole windows."
+            )
+    return row_N
 
 
 def _rows_of(store: Cache, path: Path) -> I8:
@@ -205,20 +213,6 @@ def _rows_of(store: Cache, path: Path) -> I8:
     if not keys:
         raise UsageError(f"there is no key in {path}; it has one a line.")
     return np.array(sorted({row_of[key] for key in keys}), dtype=np.int64)
-
-
-def _check_windows(store: Cache, row_N: I8) -> None:
-    """UsageError unless samples come with all that they may be mixed with."""
-    count, window = store.spec.dataset.num_samples, store.spec.window
-    for at in assemble.windows(store.spec, len(row_N)):
-        first = int(row_N[at][0]) // window * window
-        if not np.array_equal(row_N[at], np.arange(first, min(first + window, count))):
-            raise UsageError(
-                f"views of {store.name} are mixed within windows of {window} samples, and some "
-                f"of that of {store.table.keys[int(row_N[at][0])]!r} are not selected: the "
-                "targets would be of other pixels. Pass a share such as --samples 0.1, which "
-                "takes whole windows."
-            )
 
 
 def _targets(of: TargetSpec, keep: str) -> TargetSpec:
@@ -242,8 +236,3 @@ def _targets(of: TargetSpec, keep: str) -> TargetSpec:
             f"--keep {keep}: tau must be at least {of.tau:g}; classes below are not in the cache."
         )
     return checked(of, keep, k_max=k_max, k_min=k_min, tau=tau)
-
-
-def _origin(spec: CacheSpec) -> str:
-    mapping = spec.mapping
-    return sha256(canonical_json([mapping["targets"], spec.cut_from]))

@@ -3,14 +3,16 @@
 Shapes: R samples, V views, K classes, T temperatures, L operations, E erased boxes.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.errors import CacheIncomplete
+from cache_tools.storage import seal
 from cache_tools.store import view_params
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
@@ -94,8 +96,12 @@ def _by_name(params: ViewParams) -> Arrays:
     return found
 
 
-def each(store: Cache, todo: Mapping[str, range]) -> Iterator[tuple[ExportBlock, str]]:
-    """Yield each file to write with the block of its rows; a block is read once.
+Encode = Callable[[ExportBlock, range], bytes]
+"""Encodes some samples of a block as a file."""
+
+
+def write(store: Cache, out: Path, todo: Mapping[str, range], encode: Encode) -> Iterator[int]:
+    """Write each file and yield its number of samples; a block is read once.
 
     Raises:
         CacheIncomplete, CacheDamaged: A part is missing or damaged.
@@ -106,7 +112,8 @@ def each(store: Cache, todo: Mapping[str, range]) -> Iterator[tuple[ExportBlock,
         if block is None or block.number != number:
             parts = [Part(view, number) for view in range(store.num_views)]
             block = ExportBlock(store, number, {part.view: store.read(part)[0] for part in parts})
-        yield block, name
+        seal.write(out, name, encode(block, rows), DIGESTS)
+        yield len(rows)
 
 
 def one(store: Cache, number: int, view: int) -> Arrays:

@@ -5,8 +5,6 @@
 A file holds some samples; its row groups are views. pyarrow writes it (the extra `parquet`).
 """
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +12,6 @@ from numpy.typing import NDArray
 
 from cache_tools.errors import UsageError
 from cache_tools.exporters import base
-from cache_tools.storage import seal
 from cache_tools.store.cache import Cache
 
 
@@ -33,14 +30,8 @@ def names(store: Cache, per_shard: int) -> dict[str, range]:
     return base.shard_names(store, per_shard, ".parquet")
 
 
-def write(store: Cache, out: Path, todo: dict[str, range]) -> Iterator[int]:
-    """Write files and yield the number of samples of each."""
-    for block, name in base.each(store, todo):
-        seal.write(out, name, _file(block, todo[name]), base.DIGESTS)
-        yield len(todo[name])
-
-
-def _file(block: base.ExportBlock, rows: range) -> bytes:
+def encode(block: base.ExportBlock, rows: range) -> bytes:
+    """Encode some samples of a block as a file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

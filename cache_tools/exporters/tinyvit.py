@@ -59,7 +59,16 @@ def write(store: Cache, out: Path, todo: dict[str, range], keys: Sequence[str]) 
 def _records(targets: base.Arrays, store: Cache) -> NDArray[np.void]:
     kept, classes = store.spec.targets.k_max, store.spec.teacher.num_classes
     index_RK, p_RK = targets["index"].astype(np.int64), targets["probability"].astype(np.float64)
-    _fill(index_RK, p_RK, targets["count"], targets["tail"][:, 0].astype(np.float64), classes)
+    count_R, tail_R = targets["count"], targets["tail"][:, 0].astype(np.float64)
+    # unused slots get the lowest unnamed classes and their shares of the tail
+    for row in np.flatnonzero(count_R < index_RK.shape[1]).tolist():
+        count = int(count_R[row])
+        used = set(index_RK[row, :count].tolist())
+        free = (c for c in range(classes) if c not in used)
+        index_RK[row, count:] = [next(free) for _ in range(index_RK.shape[1] - count)]
+        p_RK[row, count:] = tail_R[row] / (classes - count)
+        order = np.argsort(-p_RK[row], kind="stable")
+        index_RK[row], p_RK[row] = index_RK[row, order], p_RK[row, order]
     half_RK = p_RK.astype("<f2")
     half_RK = np.where(half_RK > p_RK, np.nextafter(half_RK, np.float16(0)), half_RK)
     records = np.zeros(len(index_RK), dtype=record(kept))
@@ -67,22 +76,3 @@ def _records(targets: base.Arrays, store: Cache) -> NDArray[np.void]:
     if "seed" in targets:
         records["seed"] = targets["seed"]
     return records
-
-
-def _fill(
-    index_RK: NDArray[np.int64],
-    p_RK: NDArray[np.float64],
-    count_R: NDArray[np.integer],
-    tail_R: NDArray[np.float64],
-    classes: int,
-) -> None:
-    """Fill unused slots with the lowest unnamed classes and their shares of the tail."""
-    kept = index_RK.shape[1]
-    for row in np.flatnonzero(count_R < kept).tolist():
-        count = int(count_R[row])
-        used = set(index_RK[row, :count].tolist())
-        free = (c for c in range(classes) if c not in used)
-        index_RK[row, count:] = [next(free) for _ in range(kept - count)]
-        p_RK[row, count:] = tail_R[row] / (classes - count)
-        order = np.argsort(-p_RK[row], kind="stable")
-        index_RK[row], p_RK[row] = index_RK[row, order], p_RK[row, order]

@@ -8,15 +8,12 @@ WebDataset's own decoder reads an .npz; samples are in the order of the sample t
 
 import io
 import tarfile
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
 from cache_tools.data import shard_writer
 from cache_tools.errors import DataError
 from cache_tools.exporters import base
-from cache_tools.storage import seal
 from cache_tools.store.cache import Cache
 
 SUFFIX = "kd.npz"
@@ -36,14 +33,8 @@ def names(store: Cache, per_shard: int) -> dict[str, range]:
     return base.shard_names(store, per_shard, ".tar")
 
 
-def write(store: Cache, out: Path, todo: dict[str, range]) -> Iterator[int]:
-    """Write shards and yield the number of samples of each."""
-    for block, name in base.each(store, todo):
-        seal.write(out, name, _shard(block, todo[name]), base.DIGESTS)
-        yield len(todo[name])
-
-
-def _shard(block: base.ExportBlock, rows: range) -> bytes:
+def encode(block: base.ExportBlock, rows: range) -> bytes:
+    """Encode some samples of a block as a shard."""
     each = [
         block.targets(view, rows) | block.views(view, rows) for view in range(block.store.num_views)
     ]

@@ -3,12 +3,11 @@
 Shapes: B views, S pixels a side.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.spec.dataset import NO_LABEL
 from cache_tools.store import view_params
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
@@ -54,20 +53,15 @@ def measure(store: Cache, part: Part, row_B: I8) -> AugmentStats:
     if spec.degrees:
         matrix_B6 = drawn.arguments_BL6[:, 0]
         turn_B = np.abs(np.degrees(np.arctan2(matrix_B6[:, 1], matrix_B6[:, 0])))
+    bit_BL = np.int64(1) << drawn.codes_BL.astype(np.int64)
     return AugmentStats(
         label_B,
         np.maximum(one_B, 1 - one_B),
         box_B4[:, 2] * box_B4[:, 3] / (sides[0].astype(np.float64) * sides[1]),
         (erase_BE[:, :, 2] * erase_BE[:, :, 3]).sum(axis=1) / spec.size**2,
         turn_B,
-        _operations(drawn.codes_BL),
+        np.bitwise_or.reduce(bit_BL, axis=1),
     )
-
-
-def concatenate(parts: list[AugmentStats]) -> AugmentStats:
-    """Concatenate strengths."""
-    columns = [[getattr(part, f.name) for part in parts] for f in fields(AugmentStats)]
-    return AugmentStats(*(np.concatenate(column) for column in columns))
 
 
 def names(operations_B: I8) -> dict[str, NDArray[np.bool_]]:
@@ -78,15 +72,3 @@ def names(operations_B: I8) -> dict[str, NDArray[np.bool_]]:
         if code != ops.NOTHING and had_B.any():
             found[name] = found.get(name, False) | had_B
     return found
-
-
-def labelled(augment: AugmentStats) -> NDArray[np.bool_]:
-    """Return the mask of labelled views."""
-    return np.asarray(augment.label_B != NO_LABEL)
-
-
-def _operations(codes_BL: NDArray[np.int8]) -> I8:
-    bits = np.zeros(len(codes_BL), dtype=np.int64)
-    for codes_B in codes_BL.T:
-        bits |= np.int64(1) << codes_B.astype(np.int64)
-    return bits

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cache_tools.numerics import field_arrays
 from cache_tools.report import augment_stats, target_stats
 from cache_tools.report.augment_stats import AugmentStats
 from cache_tools.report.target_stats import TargetStats
 from cache_tools.runtime import progress
+from cache_tools.spec.dataset import NO_LABEL
 from cache_tools.store import info, sampling
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
@@ -51,8 +53,17 @@ def facts(store: Cache, limit: int = LIMIT) -> dict[str, Any]:
     found["entropy"] = _histogram(stats.entropy_B, 40, (0.0, most)) | {"most": most}
     found["kept_mass"] = _histogram(1.0 - stats.tail_BT[:, 0], 40)
     found["kept_classes"] = _counts(stats.kept_B)
-    found["lost"] = _codec_loss(stats, spec.targets.temperatures, spec.targets.levels)
-    known_B = augment_stats.labelled(augment)
+    temperatures, levels = spec.targets.temperatures, spec.targets.levels
+    found["lost"] = {
+        "all_kept": bool((stats.tail_BT == 0).all()),
+        "tail_mass": {
+            f"{t:g}": _quantiles(stats.tail_BT[:, i]) for i, t in enumerate(temperatures)
+        },
+        "dropped_kl_at_most": _quantiles(stats.dropped_B),
+        "rounded_kl_about": _mean_and_quantiles(stats.rounded_B),
+        "half_step": {f"{p:g}": 2 / (levels * p**0.25) for p in (1.0, 0.1, 0.01, 0.001)},
+    }
+    known_B = augment.label_B != NO_LABEL
     hit_B = stats.first_B == augment.label_B
     found["mixed"] = bool(spec.replayable and spec.views.mixes)
     if not known_B.any():
@@ -61,7 +72,12 @@ def facts(store: Cache, limit: int = LIMIT) -> dict[str, Any]:
     found["calibration"] = _calibration(right, hit_B)
     found["by_view"] = _by_view(store, committed, view_B[known_B], hit_B)
     found["by_strength"] = _by_strength(augment, known_B, hit_B)
-    found["by_operation"] = _by_operation(augment.operations_B[known_B], hit_B)
+    by_operation = []
+    for name, had_B in augment_stats.names(augment.operations_B[known_B]).items():
+        if not had_B.all():
+            without = 100 * float(hit_B[~had_B].mean())
+            by_operation.append({"operation": name, **_top1(hit_B[had_B]), "top1_without": without})
+    found["by_operation"] = sorted(by_operation, key=lambda one: float(one["top1"]))
     return found
 
 
@@ -83,8 +99,8 @@ def _sample(
                 augment.append(augment_stats.measure(store, part, row_B))
                 numbers.append(np.full(len(row_B), part.view))
                 advance(len(row_B))
-    augmented = augment_stats.concatenate(augment)
-    return target_stats.concatenate(stats), augmented, np.concatenate(numbers)
+    found = field_arrays.concatenate(stats), field_arrays.concatenate(augment)
+    return *found, np.concatenate(numbers)
 
 
 def _histogram(
@@ -110,18 +126,6 @@ def _mean_and_quantiles(values_B: NDArray[Any]) -> dict[str, float]:
     """Return mean, median and 99th percentile."""
     median, high = np.percentile(values_B, [50, 99])
     return {"mean": float(values_B.mean()), "median": float(median), "p99": float(high)}
-
-
-def _codec_loss(stats: TargetStats, temperatures: Sequence[float], levels: int) -> dict[str, Any]:
-    """Summarize the loss: the stored tail, the bound on dropped classes, and rounding."""
-    tails = {f"{t:g}": _quantiles(stats.tail_BT[:, i]) for i, t in enumerate(temperatures)}
-    return {
-        "all_kept": bool((stats.tail_BT == 0).all()),
-        "tail_mass": tails,
-        "dropped_kl_at_most": _quantiles(stats.dropped_B),
-        "rounded_kl_about": _mean_and_quantiles(stats.rounded_B),
-        "half_step": {f"{p:g}": 2 / (levels * p**0.25) for p in (1.0, 0.1, 0.01, 0.001)},
-    }
 
 
 def _quantiles(values_B: F8) -> dict[str, Any]:
@@ -196,18 +200,6 @@ def _groups(values_B: F8, hit_B: NDArray[np.bool_]) -> list[dict[str, float]]:
     group_B = np.clip(np.searchsorted(edges, values_B, side="right") - 1, 0, len(edges) - 2)
     members = [(group_B == g) for g in range(len(edges) - 1)]
     return [{"mean": float(values_B[m].mean()), **_top1(hit_B[m])} for m in members if m.any()]
-
-
-def _by_operation(
-    operations_B: NDArray[np.int64], hit_B: NDArray[np.bool_]
-) -> list[dict[str, Any]]:
-    """Compute the accuracy of the views with an operation, and of those without it."""
-    found = []
-    for name, had_B in augment_stats.names(operations_B).items():
-        if not had_B.all():
-            without = 100 * float(hit_B[~had_B].mean())
-            found.append({"operation": name, **_top1(hit_B[had_B]), "top1_without": without})
-    return sorted(found, key=lambda one: float(one["top1"]))
 
 
 def _top1(hit_B: NDArray[np.bool_]) -> dict[str, float]:

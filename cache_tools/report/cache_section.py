@@ -25,9 +25,15 @@ def section(facts: Facts, pictures: list[Element]) -> Section:
     if facts["sampled"] is None:
         groups.append(Group("", [Paragraph("No part is committed yet.")]))
         return Section(facts["name"], "cache", _lead(facts), groups)
+    seen, all_ = facts["sampled"]["views"], facts["sampled"]["of"]
+    note = f"All {count(all_)} stored views."
+    if seen != all_:
+        note = (
+            f"A sample: {count(seen)} of {count(all_)} stored views, from parts that lie far apart."
+        )
     groups += [
-        Group("Stored targets", [*pictures, *_targets(facts)], _sample_note(facts)),
-        Group("Accuracy of the teacher", _accuracy(facts), _label_note(facts)),
+        Group("Stored targets", [*pictures, *_targets(facts)], note),
+        _accuracy(facts),
         Group("Loss of the codec", _codec_loss(facts)),
     ]
     return Section(facts["name"], "cache", _lead(facts), groups)
@@ -68,13 +74,6 @@ def _identity(info: Facts) -> DefinitionList:
     )
 
 
-def _sample_note(facts: Facts) -> str:
-    seen, all_ = facts["sampled"]["views"], facts["sampled"]["of"]
-    if seen == all_:
-        return f"All {count(all_)} stored views."
-    return f"A sample: {count(seen)} of {count(all_)} stored views, from parts that lie far apart."
-
-
 def _targets(facts: Facts) -> list[Element]:
     entropy, kept, classes = facts["entropy"], facts["kept_mass"], facts["kept_classes"]
     alike = brief(math.exp(entropy["mean"]))
@@ -104,35 +103,30 @@ def _targets(facts: Facts) -> list[Element]:
         )
     )
     percent = [100 * edge for edge in kept["edges"]]
-    found.append(
-        chart(
-            "Probability that is kept",
-            f"{100 * kept['mean']:.2f} % on average, never less than {percent[0]:.2f} %.",
-            lambda axes: charts.histogram(axes, percent, kept["counts"], "mass of K classes, %"),
-        )
+    of_kept = chart(
+        "Probability that is kept",
+        f"{100 * kept['mean']:.2f} % on average, never less than {percent[0]:.2f} %.",
+        lambda axes: charts.histogram(axes, percent, kept["counts"], "mass of K classes, %"),
     )
-    return found
+    return [*found, of_kept]
 
 
-def _label_note(facts: Facts) -> str:
-    if not facts["mixed"] or facts["calibration"] is None:
-        return ""
-    return (
-        "Views are mixed of two pictures: the label is that of the larger share, which a teacher "
-        "that sees both should predict with low confidence."
-    )
-
-
-def _accuracy(facts: Facts) -> list[Element]:
+def _accuracy(facts: Facts) -> Group:
+    title = "Accuracy of the teacher"
     if facts["calibration"] is None:
-        return [Paragraph("The cache has no labels: the accuracy of the teacher is unknown.")]
+        unknown = "The cache has no labels: the accuracy of the teacher is unknown."
+        return Group(title, [Paragraph(unknown)])
     found: list[Element] = [_calibration(facts["calibration"])]
     if len(facts["by_view"]["view"]) > 1:
         found.append(_by_view(facts["by_view"]))
     found += [_by_strength(name, rows) for name, rows in facts["by_strength"].items()]
     if facts["by_operation"]:
         found.append(_by_operation(facts["by_operation"]))
-    return found
+    mixed = (
+        "Views are mixed of two pictures: the label is that of the larger share, which a teacher "
+        "that sees both should predict with low confidence."
+    )
+    return Group(title, found, mixed if facts["mixed"] else "")
 
 
 def _calibration(facts: Facts) -> Chart:
@@ -222,41 +216,37 @@ def _codec_loss(facts: Facts) -> list[Element]:
     )
     if lost["all_kept"]:
         return [Paragraph("All classes of every view are kept: only rounding is lost."), table]
-    return [_tails(tails), _bound(dropped, entropy), table]
-
-
-def _tails(tails: dict[str, Facts]) -> Chart:
     words = "; ".join(
         f"{small(100 * t['mean'])} % at T = {name} (99 % of the views: at most "
         f"{small(100 * t['p99'])} %)"
         for name, t in tails.items()
     )
-
-    def draw(axes: Any) -> None:
-        series = {
-            f"T = {name}": ([max(100 * v, 1e-3) for v in t["percentiles"]], [*range(101)])
-            for name, t in tails.items()
-        }
-        charts.lines(axes, series, "mass of the classes that are not kept, %", "% of views")
-        charts.log_axis(axes)
-
-    return chart("Mass that is not kept", f"On average {words}.", draw)
-
-
-def _bound(dropped: Facts, entropy: float) -> Chart:
+    of_tails = {
+        f"T = {name}": [max(100 * v, 1e-3) for v in t["percentiles"]] for name, t in tails.items()
+    }
     part = f", {100 * dropped['mean'] / entropy:.1f} % of the mean entropy" if entropy else ""
+    bound = {"bound": [max(v, 1e-5) for v in dropped["percentiles"]]}
+    return [
+        chart(
+            "Mass that is not kept",
+            f"On average {words}.",
+            lambda axes: _percentiles(axes, of_tails, "mass of the classes that are not kept, %"),
+        ),
+        chart(
+            "Bound on the loss from dropped classes",
+            f"KL(teacher ‖ restored) is at most {small(dropped['mean'])} nats on average{part}; "
+            f"for 99 % of the views at most {small(dropped['p99'])}.",
+            lambda axes: _percentiles(axes, bound, "KL, at most, nats"),
+        ),
+        table,
+    ]
 
-    def draw(axes: Any) -> None:
-        x = [max(v, 1e-5) for v in dropped["percentiles"]]
-        charts.lines(axes, {"bound": (x, [*range(101)])}, "KL, at most, nats", "% of views")
-        charts.log_axis(axes)
 
-    return chart(
-        "Bound on the loss from dropped classes",
-        f"KL(teacher ‖ restored) is at most {small(dropped['mean'])} nats on average{part}; for "
-        f"99 % of the views at most {small(dropped['p99'])}.",
-        draw,
-    )
+def _percentiles(axes: Any, values: dict[str, list[float]], label: str) -> None:
+    """Draw the share of views up to each value, on a logarithmic axis."""
+    series = {name: (x, range(101)) for name, x in values.items()}
+    charts.lines(axes, series, label, "% of views")
+    charts.log_axis(axes)
 
 
 def _three(facts: Facts) -> list[str]:

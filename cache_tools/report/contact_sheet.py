@@ -104,11 +104,8 @@ def facts(source: ViewSource, number: int, view: int) -> dict[str, Any]:
         )
         if code
     ]
-    mixing_ = {
-        "partner": source.keys[partner],
-        "lam": lam / views.LAMBDA_SCALE,
-        "box": cut.tolist(),
-    }
+    share, box = lam / views.LAMBDA_SCALE, cut.tolist()
+    mixing_ = {"partner": source.keys[partner], "lam": share, "box": box}
     return {
         "key": source.keys[number],
         "view": view,
@@ -133,34 +130,26 @@ def draw(
     pen = ImageDraw.Draw(sheet)
     for row, number in enumerate(numbers):
         top = GAP + row * tall
-        _original(sheet, pen, source, number, view_numbers, (GAP, top))
+        picture = source.renderer.decode(number)
+        scale = CELL / max(picture.shape[:2])
+        size = [max(1, int(side * scale)) for side in picture.shape[1::-1]]
+        sheet.paste(Image.fromarray(picture).resize(size), (GAP, top))
+        for view in view_numbers:
+            y, x, height, width = source.parameters(number, view).box_B4[0].tolist()
+            corners = zip((GAP, top) * 2, (x, y, x + width, y + height), strict=True)
+            pen.rectangle([o + c * scale for o, c in corners], outline="white")
+        _text(pen, (GAP, top + CELL + 3), source.keys[number], _INK)
         for column, view in enumerate(view_numbers, start=1):
             left = GAP + column * (CELL + GAP)
             _view(sheet, pen, source, number, view, (left, top))
-            if top_classes is not None:
-                _bars(pen, top_classes(number, view), (left, top + CELL + 20))
+            classes = top_classes(number, view)[:CLASSES] if top_classes is not None else []
+            for i, (name, p) in enumerate(classes):
+                y = top + CELL + 20 + i * BAR
+                for share, color in ((1.0, (240, 240, 240)), (p, (190, 210, 232))):
+                    bar = (left, y, left + round(CELL * share), y + BAR - 3)
+                    pen.rectangle(bar, fill=color)
+                _text(pen, (left + 3, y), f"{100 * p:.0f} %  {name}", _INK)
     return sheet
-
-
-def _original(
-    sheet: Image.Image,
-    pen: ImageDraw.ImageDraw,
-    source: ViewSource,
-    number: int,
-    view_numbers: list[int],
-    at: tuple[int, int],
-) -> None:
-    picture = source.renderer.decode(number)
-    height, width = picture.shape[:2]
-    scale = CELL / max(height, width)
-    size = max(1, int(width * scale)), max(1, int(height * scale))
-    sheet.paste(Image.fromarray(picture).resize(size), at)
-    for view in view_numbers:
-        top, left, tall, wide = source.parameters(number, view).box_B4[0].tolist()
-        corners = (left, top, left + wide, top + tall)
-        outline = [o + c * scale for o, c in zip(at * 2, corners, strict=True)]
-        pen.rectangle(outline, outline="white")
-    _text(pen, (at[0], at[1] + CELL + 3), source.keys[number], _INK)
 
 
 def _view(
@@ -171,17 +160,18 @@ def _view(
     view: int,
     at: tuple[int, int],
 ) -> None:
-    own = source.view(number, view)
-    mix = source.mix(number, view)
-    lam = int(mix.lam_B[0])
-    label = f"view {view}"
+    """Draw one view as it is mixed, with the partner in the corner."""
+    pixels, mix = source.view(number, view), source.mix(number, view)
+    lam, label, other = int(mix.lam_B[0]), f"view {view}", None
     if lam < views.LAMBDA_SCALE:
         other = source.partner(number, view)
-        pixels = _mixed(own, other, mix)
+        a, b = (p.transpose(2, 0, 1)[None].astype(np.float32) for p in (pixels, other))
+        side, lam_B = np.arange(pixels.shape[0]), mix.lam_B.astype(np.float32)
+        outside = None if mix.outside_B is None else mix.outside_B.astype(np.float32)
+        mixed = mixing.mix(a, b, lam_B, mix.cut_B4, side, outside)
+        pixels = np.asarray(np.rint(mixed[0]), dtype=np.uint8).transpose(1, 2, 0)
         kind = "cutmix" if mix.cut_B4[0, 2] else "mixup"
         label += f"   {kind} {lam / views.LAMBDA_SCALE:.2f}"
-    else:
-        other, pixels = None, own
     sheet.paste(Image.fromarray(pixels).resize((CELL, CELL)), at)
     if other is not None:
         inset = Image.fromarray(other).resize((CELL // 4, CELL // 4))
@@ -190,22 +180,6 @@ def _view(
         frame = corner[0] - 1, corner[1] - 1, *(c + CELL // 4 for c in corner)
         pen.rectangle(frame, outline="white")
     _text(pen, (at[0], at[1] + CELL + 3), label, _PALE)
-
-
-def _mixed(own: U1, other: U1, mix: MixParams) -> U1:
-    a, b = (p.transpose(2, 0, 1)[None].astype(np.float32) for p in (own, other))
-    side, lam_B = np.arange(own.shape[0]), mix.lam_B.astype(np.float32)
-    outside = None if mix.outside_B is None else mix.outside_B.astype(np.float32)
-    mixed = mixing.mix(a, b, lam_B, mix.cut_B4, side, outside)
-    return np.asarray(np.rint(mixed[0]), dtype=np.uint8).transpose(1, 2, 0)
-
-
-def _bars(pen: ImageDraw.ImageDraw, classes: list[tuple[str, float]], at: tuple[int, int]) -> None:
-    for i, (name, p) in enumerate(classes[:CLASSES]):
-        top = at[1] + i * BAR
-        pen.rectangle((at[0], top, at[0] + CELL, top + BAR - 3), fill=(240, 240, 240))
-        pen.rectangle((at[0], top, at[0] + round(CELL * p), top + BAR - 3), fill=(190, 210, 232))
-        _text(pen, (at[0] + 3, top), f"{100 * p:.0f} %  {name}", _INK)
 
 
 def _text(

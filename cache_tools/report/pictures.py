@@ -18,9 +18,14 @@ def contact_sheet(source: SheetSource) -> Picture:
     out = io.BytesIO()
     drawn = sheet.draw(source.views, numbers, views, source.top_classes)
     drawn.save(out, "JPEG", quality=88, subsampling=0, optimize=True)
-    alt = f"{len(numbers)} samples, each with its original and {len(views)} views. " + " ".join(
-        _words(source, number, views) for number in numbers
-    )
+    alt = f"{len(numbers)} samples, each with its original and {len(views)} views."
+    for number in numbers:
+        alt += f" {source.views.keys[number]}"
+        if source.top_classes is not None:
+            best = [source.top_classes(number, view)[:1] for view in views]
+            words = [f"{b[0][0]} {100 * b[0][1]:.0f} %" if b else "not cached yet" for b in best]
+            alt += f": {', '.join(words)}"
+        alt += "."
     return Picture(
         f"{len(numbers)} of {count(len(source.views.keys))} samples",
         out.getvalue(),
@@ -34,12 +39,3 @@ def contact_sheet(source: SheetSource) -> Picture:
 def absent(reason: KdcacheError | OSError) -> Paragraph:
     """Return the replacement of a sheet that cannot be drawn."""
     return Paragraph(f"No contact sheet: {reason}")
-
-
-def _words(source: SheetSource, number: int, views: list[int]) -> str:
-    """List the most probable class of each view of a sample."""
-    if source.top_classes is None:
-        return f"{source.views.keys[number]}."
-    found = [source.top_classes(number, view) for view in views]
-    first = [f"{one[0][0]} {100 * one[0][1]:.0f} %" if one else "not cached yet" for one in found]
-    return f"{source.views.keys[number]}: {', '.join(first)}."

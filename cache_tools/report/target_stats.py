@@ -15,7 +15,7 @@ variance 4/3 q².
 Shapes: B views, K slots, C classes, T temperatures.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,21 +56,17 @@ def measure(targets: DecodedTargets, spec: TargetSpec, num_classes: int) -> Targ
     log_p_BK = np.log(np.where(kept_BK, p_BK, 1.0))
     of_tail_B = _x_log(m_B, np.maximum(others_B, 1) / np.maximum(m_B, 1e-30))
     row_B = np.arange(len(p_BK))
+    square_BK = np.square(spec.levels * p_BK**0.25)
+    rounded_BK = np.divide(p_BK * (1 - p_BK), square_BK, out=np.zeros_like(p_BK), where=kept_BK)
     return TargetStats(
         count_B,
         tail_BT,
         of_tail_B - (p_BK * log_p_BK).sum(axis=1),
         _dropped(targets, spec, p_BK, others_B),
-        _rounded(p_BK, spec.levels),
+        np.asarray(rounded_BK.sum(axis=1) * 2 / 3),
         targets.index_BK[row_B, best_B].astype(np.int64),
         p_BK[row_B, best_B],
     )
-
-
-def concatenate(parts: list[TargetStats]) -> TargetStats:
-    """Concatenate statistics."""
-    columns = [[getattr(part, f.name) for part in parts] for f in fields(TargetStats)]
-    return TargetStats(*(np.concatenate(column) for column in columns))
 
 
 def _dropped(targets: DecodedTargets, spec: TargetSpec, p_BK: F8, others_B: I8) -> F8:
@@ -86,12 +82,6 @@ def _dropped(targets: DecodedTargets, spec: TargetSpec, p_BK: F8, others_B: I8) 
         ratio_B = targets.square_BQ[:, 0] / np.square(mass_B)
         bound_B = np.minimum(bound_B, _x_log(m_B, np.maximum(others_B * ratio_B, 1.0)))
     return bound_B
-
-
-def _rounded(p_BK: F8, levels: int) -> F8:
-    square_BK = np.square(levels * p_BK**0.25)
-    terms_BK = np.divide(p_BK * (1 - p_BK), square_BK, out=np.zeros_like(p_BK), where=p_BK > 0)
-    return np.asarray(terms_BK.sum(axis=1) * 2 / 3)
 
 
 def _x_log(x_B: F8, y_B: F8) -> F8:

@@ -1,9 +1,10 @@
 """Identity of the teacher, or of the members of an ensemble, as in the manifest."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from cache_tools.config import check
+from cache_tools.spec.canonical import canonical_json, sha256
 
 MAX_CLASSES = 2**24
 MAX_MEMBERS = 64
@@ -84,6 +85,21 @@ class TeacherSpec:
         check(len(one_pass) < 2, "members ran in one pass, or each has a cache")
         check(2 <= self.num_classes <= MAX_CLASSES, f"num_classes must be in 2..{MAX_CLASSES}")
         check(all(s > 0 for s in self.std), "std must be positive")
+
+    @classmethod
+    def of_members(
+        cls, members: tuple[MemberSpec, ...], num_classes: int, precision: Precision = "fp32"
+    ) -> "TeacherSpec":
+        """Describe an ensemble by the names, weights and shares of its members."""
+        name = " + ".join(f"{member.weight:.4g}*({member.name})" for member in members)
+        digest = sha256(canonical_json([[m.weights_sha256, m.weight] for m in members]))
+        no_mean, no_std = (0.0,) * 3, (1.0,) * 3
+        return cls(name, ENSEMBLE, digest, num_classes, no_mean, no_std, precision, members)
+
+    def as_member(self, weight: float) -> MemberSpec:
+        """Describe this network as a member of an ensemble that runs in one pass."""
+        names = [field.name for field in fields(MemberSpec) if hasattr(self, field.name)]
+        return MemberSpec(cache="", weight=weight, **{n: getattr(self, n) for n in names})
 
     @property
     def mapping(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ Shapes: R rows of the sample table, N samples.
 import numpy as np
 from numpy.typing import NDArray
 
+from cache_tools.numerics import field_arrays
 from cache_tools.spec.views import ViewSpec
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
@@ -104,4 +105,5 @@ def _imported(store: Cache, view: int, row_R: I8) -> ImportedViews:
         order.append(where)
     if len(pieces) == 1:
         return pieces[0]
-    return ImportedViews.concatenate(pieces).rows(np.argsort(np.concatenate(order), kind="stable"))
+    found = field_arrays.concatenate(pieces)
+    return found.rows(np.argsort(np.concatenate(order), kind="stable"))

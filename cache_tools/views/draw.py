@@ -8,8 +8,7 @@ Shapes: B views (one per sample), 4 = top, left, height, width; L operations wit
 E erased boxes; W samples of a window; P pairs.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,12 +86,6 @@ def draw(
     codes, arguments = _operations(spec, ids_B, view)
     erase, noise = _erase(spec, ids_B if erase_ids_B is None else erase_ids_B, view)
     return ViewParams(box, _filter(spec, ids_B, view), flip, codes, arguments, erase, noise)
-
-
-def concatenate(parts: Sequence[ViewParams]) -> ViewParams:
-    """Concatenate parameters of several blocks."""
-    columns = [[getattr(part, f.name) for part in parts] for f in fields(ViewParams)]
-    return ViewParams(*(np.concatenate(column) for column in columns))
 
 
 @dataclass(frozen=True)

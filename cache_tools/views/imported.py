@@ -8,13 +8,14 @@ Shapes: B views (one per sample), P sides (2 when views are mixed, else 1), L op
 arguments, E erased boxes, N samples.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cache_tools.numerics import field_arrays
 from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.sample_table import SampleTable
 from cache_tools.views import draw, ops
@@ -69,7 +70,7 @@ class ImportedViews:
 
     def rows(self, row_R: I8) -> "ImportedViews":
         """Select some of the views."""
-        return ImportedViews(*(getattr(self, f.name)[row_R] for f in fields(self)))
+        return field_arrays.select(self, row_R)
 
     def equals(self, other: "ImportedViews") -> bool:
         """Check that both are of the same views."""
@@ -80,12 +81,6 @@ class ImportedViews:
         pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
         unequal = [(a != b).reshape(len(self), -1).any(axis=1) for a, b in pairs]
         return np.asarray(np.any(unequal, axis=0))
-
-    @staticmethod
-    def concatenate(parts: "Sequence[ImportedViews]") -> "ImportedViews":
-        """Concatenate the views of several parts."""
-        columns = [[getattr(part, f.name) for part in parts] for f in fields(ImportedViews)]
-        return ImportedViews(*(np.concatenate(column) for column in columns))
 
     def side(self, side: int, spec: CacheSpec) -> ViewParams:
         """Convert the views (0) or their partners (1) to what the renderer takes."""

@@ -34,7 +34,7 @@ def load(
         TeacherError: Weights are not available.
     """
     _check_reloadable(spec)
-    members = spec.members or (_as_member(spec),)
+    members = spec.members or (spec.as_member(1.0),)
     names = names or [member.name for member in members]
     if len(names) != len(members):
         raise UsageError(
@@ -65,24 +65,23 @@ def _check_reloadable(spec: TeacherSpec) -> None:
         )
 
 
-def _as_member(spec: TeacherSpec) -> MemberSpec:
-    return MemberSpec(
-        spec.name,
-        spec.architecture,
-        spec.weights_sha256,
-        "",
-        1.0,
-        spec.mean,
-        spec.std,
-        class_map_sha256=spec.class_map_sha256,
-    )
-
-
 def _member(
     name: str, left: list[MemberSpec], spec: TeacherSpec, view_size: int, maps: Sequence[str]
 ) -> tuple[Teacher, MemberSpec]:
     """Load a network and find its member among `left`, which is removed from the list."""
-    loaded = _load_member(name, left, spec, view_size)
+    architectures = {""}  # a file of weights may have any architecture of the members left
+    if Path(name).suffix.lower() in checkpoint.SUFFIXES:
+        architectures = {member.name.removeprefix("local:") for member in left}
+    loaded = problem = None
+    for architecture in sorted(architectures):
+        try:
+            loaded = teachers.load(name, view_size, spec.precision, architecture=architecture)
+            break
+        except (TeacherError, UsageError) as error:
+            problem = error
+    if loaded is None:
+        assert problem is not None
+        raise problem
     same = [m for m in left if m.weights_sha256 == loaded.spec.weights_sha256]
     if not same:
         wanted = " or ".join(m.weights_sha256 for m in left)
@@ -100,23 +99,6 @@ def _member(
         class_map_sha256=member.class_map_sha256,
     )
     return Teacher(loaded.model, as_then, class_map), member
-
-
-def _load_member(
-    name: str, left: Sequence[MemberSpec], spec: TeacherSpec, view_size: int
-) -> Teacher:
-    """Load a network; a file of weights may have any architecture of the members left."""
-    known = {""}
-    if Path(name).suffix.lower() in checkpoint.SUFFIXES:
-        known = {member.name.removeprefix("local:") for member in left}
-    problem: Exception | None = None
-    for architecture in sorted(known):
-        try:
-            return teachers.load(name, view_size, spec.precision, architecture=architecture)
-        except (TeacherError, UsageError) as error:
-            problem = error
-    assert problem is not None
-    raise problem
 
 
 def _with_map(

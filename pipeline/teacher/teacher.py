@@ -18,8 +18,7 @@ from torch import nn
 
 from cache_tools.config import build
 from cache_tools.errors import TeacherError, UsageError
-from cache_tools.spec.canonical import canonical_json, sha256
-from cache_tools.spec.teacher import ENSEMBLE, MAX_MEMBERS, MemberSpec, Precision, TeacherSpec
+from cache_tools.spec.teacher import MAX_MEMBERS, Precision, TeacherSpec
 from pipeline.recipe import TeacherSource
 from pipeline.teacher import class_map as classes
 from pipeline.teacher import create
@@ -158,7 +157,8 @@ def ensemble(teachers: Sequence[Teacher], weights: Sequence[float]) -> Teacher:
                 f"{b.spec.num_classes} classes, and only equal ones can be averaged. Pass a "
                 "--class-map for each of them ('' for none), or other teachers."
             )
-    spec = _ensemble_spec(members, [w for _, w in pairs])
+    first, named = members[0].spec, tuple(teacher.spec.as_member(w) for teacher, w in pairs)
+    spec = TeacherSpec.of_members(named, first.num_classes, first.precision)
     log.info("mean of probabilities: %s", spec.name)
     return Teacher(nn.ModuleList([t.model for t in members]), spec, None, members)
 
@@ -176,33 +176,3 @@ def weights_sha256(model: nn.Module) -> str:
 
 def _identity(spec: TeacherSpec) -> tuple[str, str]:
     return spec.weights_sha256, spec.class_map_sha256
-
-
-def _ensemble_spec(members: Sequence[Teacher], weights: Sequence[float]) -> TeacherSpec:
-    specs = [t.spec for t in members]
-    shares = list(zip(specs, weights, strict=True))
-    named = tuple(
-        MemberSpec(
-            s.name,
-            s.architecture,
-            s.weights_sha256,
-            "",
-            w,
-            s.mean,
-            s.std,
-            s.input_size,
-            s.interpolation,
-            s.class_map_sha256,
-        )
-        for s, w in shares
-    )
-    return TeacherSpec(
-        name=" + ".join(f"{w:.4g}*({s.name})" for s, w in shares),
-        architecture=ENSEMBLE,
-        weights_sha256=sha256(canonical_json([[s.weights_sha256, w] for s, w in shares])),
-        num_classes=specs[0].num_classes,
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
-        precision=specs[0].precision,
-        members=named,
-    )

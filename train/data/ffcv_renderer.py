@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from cache_tools.data.beton import Beton
 from cache_tools.data.view_renderer import ViewRenderer
 from cache_tools.errors import UsageError
+from cache_tools.numerics import field_arrays
 from cache_tools.runtime import threads
 from cache_tools.store.cache import Cache
 from cache_tools.views import draw
@@ -280,8 +281,8 @@ class FfcvRenderer:
         rows, spec = self.images.rows_N, self._cache.spec.views
         params = loaded[0].params
         if len(loaded) > 1:
-            params = draw.concatenate([view.params for view in loaded])
-        columns: dict[str, Any] = {
+            params = field_arrays.concatenate([view.params for view in loaded])
+        arguments: dict[str, Any] = {
             f"{name}_N": np.ascontiguousarray(rows[name])
             for name in ("ptr", "size", "mode", "height", "width")
         }
@@ -289,9 +290,9 @@ class FfcvRenderer:
             column = np.ascontiguousarray(getattr(params, name))
             if column.dtype == bool:
                 column = column.view(np.uint8)
-            columns[name.replace("_B", "_V")] = column
+            arguments[name.replace("_B", "_V")] = column
         return Tables(
-            **columns,
+            **arguments,
             fill=np.array(spec.fill, np.uint8),
             scaled=int(spec.scaled_decode),
             status_V=np.zeros(len(params), np.uint8),

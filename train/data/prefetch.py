@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.data.images import ImageDataset
+from cache_tools.numerics import field_arrays
 from cache_tools.store import view_params
 from cache_tools.store.aligned import CacheEnsemble
 from cache_tools.store.commits import Part
@@ -89,7 +90,8 @@ class EpochPrefetcher:
     def _load(self, number: int) -> View:
         store = self._members.reference
         blocks = [np.array(store.spec.rows(block)) for block in range(store.spec.num_blocks)]
-        params = draw.concatenate([view_params.parameters(store, number, rows) for rows in blocks])
+        drawn = [view_params.parameters(store, number, rows) for rows in blocks]
+        params = field_arrays.concatenate(drawn)
         if len(self._members.caches) > 1:
             for block in range(store.spec.num_blocks):
                 self._members.params(Part(number, block))
@@ -103,4 +105,4 @@ class EpochPrefetcher:
             return View(number, stored, params)
         others = [view_params.parameters(store, number, rows, partner=True) for rows in blocks]
         partner_N = view_params.mixing(store, number).partner_B
-        return View(number, stored, params, draw.concatenate(others), partner_N)
+        return View(number, stored, params, field_arrays.concatenate(others), partner_N)
