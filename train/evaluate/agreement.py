@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from cache_tools.data.images import ImageDataset
 from cache_tools.data.view_renderer import ViewRenderer
@@ -27,6 +26,7 @@ from cache_tools.store.commits import Part
 from cache_tools.store.sampling import sample_views
 from cache_tools.targets import codec
 from cache_tools.targets.codec import EncodedTargets
+from cache_tools.targets.statistics import most_probable
 from cache_tools.verify import probes
 from cache_tools.views import draw
 from train.data.loader import Batch
@@ -73,8 +73,10 @@ def measure(
     tallies, teacher = {network.name: Tally() for network in networks}, Tally()
     with progress.bar("compare on cached views", total, "views") as advance:
         for batch in _batches(store, images, chosen):
-            teacher_B = _teacher_class(batch)
-            label_B = _labels(batch)
+            index_BK, p_BK = batch.targets.index_BK, batch.targets.probability_BK
+            teacher_B = torch.from_numpy(most_probable(index_BK, p_BK)[0])
+            own_B = batch.lam_B * 2 >= draw.LAMBDA_SCALE  # of two labels that with the larger share
+            label_B = torch.from_numpy(np.where(own_B, batch.label_B, batch.partner_label_B))
             known_B = label_B != NO_LABEL
             teacher.add_hits((teacher_B == label_B)[known_B, None])
             for network in networks:
@@ -84,7 +86,10 @@ def measure(
                 tally = tallies[network.name]
                 tally.add_hits((first_B == label_B)[known_B, None])
                 kl = losses.kd(logits_BC, targets)
-                tally.compare(_agrees(batch, first_B), kl.expand(len(first_B)))
+                # codes may make two classes equal: no other one may exceed the student's
+                here_BK = (index_BK == first_B.numpy()[:, None]) & (p_BK > 0)
+                agrees_B = torch.from_numpy((p_BK * here_BK).max(axis=1) == p_BK.max(axis=1))
+                tally.compare(agrees_B, kl.expand(len(first_B)))
                 if on_prediction is not None:
                     on_prediction(store.name, network.name, teacher_B, first_B)
             advance(len(teacher_B))
@@ -92,90 +97,49 @@ def measure(
     return CacheAgreement(total, len(chosen), scores | {"teacher": teacher.scores()})
 
 
-def _labels(batch: Batch) -> Tensor:
-    """Labels [B] with the larger share of each view."""
-    own_B = batch.lam_B * 2 >= draw.LAMBDA_SCALE
-    return torch.from_numpy(np.where(own_B, batch.label_B, batch.partner_label_B))
-
-
-def _teacher_class(batch: Batch) -> Tensor:
-    """Teacher's most probable class [B]."""
-    best_B1 = batch.targets.probability_BK.argmax(axis=1)[:, None]
-    return torch.from_numpy(np.take_along_axis(batch.targets.index_BK, best_B1, 1)[:, 0]).long()
-
-
-def _agrees(batch: Batch, class_B: Tensor) -> Tensor:
-    """Mask [B] of classes that no other class exceeds in the targets; codes may make two equal."""
-    p_BK = batch.targets.probability_BK
-    here_BK = (batch.targets.index_BK == class_B.numpy()[:, None]) & (p_BK > 0)
-    return torch.from_numpy((p_BK * here_BK).max(axis=1) == p_BK.max(axis=1))
-
-
 def _batches(store: Cache, images: ImageDataset, chosen: list[tuple[Part, I8]]) -> Iterator[Batch]:
     """Batches of the chosen views as in training, rendered one batch ahead."""
+    spec, label_N = store.spec, store.table.label_N
+    renderer = ViewRenderer(images, spec.views, store.table)
+
+    def render(view: int, row_R: I8, picture_R: I8, partner: bool = False) -> U1:
+        params = view_params.parameters(store, view, row_R, partner)
+        pictures = pool.map(
+            lambda at: renderer.render_one(int(picture_R[at]), params, at), range(len(row_R))
+        )
+        return np.stack(list(pictures))
+
+    def make(part: Part, stored: EncodedTargets, row_B: I8) -> Batch:
+        mix = view_params.mixing_of(store, part.view, row_B)
+        if view_params.has_partner_params(store):
+            others = render(part.view, row_B, mix.partner_B, partner=True)
+            pictures = np.concatenate([render(part.view, row_B, row_B), others])
+            partner_at = len(row_B) + np.arange(len(row_B))
+        else:
+            rows = np.concatenate([row_B, np.setdiff1d(mix.partner_B, row_B)])
+            pictures, order = render(part.view, rows, rows), np.argsort(rows)
+            partner_at = order[np.searchsorted(rows, mix.partner_B, sorter=order)]
+        return Batch(
+            pictures,
+            partner_at if spec.views.mixes else None,
+            mix.lam_B.astype(np.float32),
+            mix.cut_B4,
+            codec.decode(stored, spec.targets, row_B - spec.rows(part.block).start),
+            label_N[row_B].astype(np.int64),
+            label_N[mix.partner_B].astype(np.int64),
+            spec.targets.temperatures,
+            spec.teacher.num_classes,
+            None if mix.outside_B is None else mix.outside_B.astype(np.float32),
+        )
+
     with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(threads.cpu_count()) as pool:
-        renderer = ViewRenderer(images, store.spec.views, store.table)
         waiting: deque[Future[Batch]] = deque()
         for part, rows in chosen:
             probes.check_probes(store, images, part)
             stored = store.read(part)[0]
             for begin in range(0, len(rows), _BATCH):
-                piece = rows[begin : begin + _BATCH]
-                waiting.append(ahead.submit(_batch, store, renderer, part, stored, piece, pool))
+                waiting.append(ahead.submit(make, part, stored, rows[begin : begin + _BATCH]))
                 if len(waiting) > 1:
                     yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-
-
-def _batch(
-    store: Cache,
-    renderer: ViewRenderer,
-    part: Part,
-    stored: EncodedTargets,
-    row_B: I8,
-    pool: ThreadPoolExecutor,
-) -> Batch:
-    """Pixels, mixing and targets of some rows of one part."""
-    spec, label_N = store.spec, store.table.label_N
-    mix = view_params.mixing_of(store, part.view, row_B)
-    if view_params.has_partner_params(store):
-        both = (
-            _render(store, renderer, part.view, row_B, picture_B, pool, partner)
-            for partner, picture_B in ((False, row_B), (True, mix.partner_B))
-        )
-        pictures, partner_at = np.concatenate([*both]), len(row_B) + np.arange(len(row_B))
-    else:
-        rows = np.concatenate([row_B, np.setdiff1d(mix.partner_B, row_B)])
-        pictures = _render(store, renderer, part.view, rows, rows, pool)
-        order = np.argsort(rows)
-        partner_at = order[np.searchsorted(rows, mix.partner_B, sorter=order)]
-    return Batch(
-        pictures,
-        partner_at if spec.views.mixes else None,
-        mix.lam_B.astype(np.float32),
-        mix.cut_B4,
-        codec.decode(stored, spec.targets, row_B - spec.rows(part.block).start),
-        label_N[row_B].astype(np.int64),
-        label_N[mix.partner_B].astype(np.int64),
-        spec.targets.temperatures,
-        spec.teacher.num_classes,
-        None if mix.outside_B is None else mix.outside_B.astype(np.float32),
-    )
-
-
-def _render(
-    cache: Cache,
-    renderer: ViewRenderer,
-    view: int,
-    row_R: I8,
-    picture_R: I8,
-    pool: ThreadPoolExecutor,
-    partner: bool = False,
-) -> U1:
-    """Render one view of some rows of the table, each from the picture of its own."""
-    params = view_params.parameters(cache, view, row_R, partner)
-    pictures = pool.map(
-        lambda at: renderer.render_one(int(picture_R[at]), params, at), range(len(row_R))
-    )
-    return np.stack(list(pictures))

@@ -24,7 +24,7 @@ from cache_tools.targets.statistics import check_agreement
 from cache_tools.verify import probes
 from train import backends
 from train.evaluate import accuracy, agreement, metrics, models, real_labels
-from train.evaluate.accuracy import Network
+from train.evaluate.agreement import CacheAgreement
 from train.evaluate.confusion import OnPrediction
 from train.evaluate.models import EvalOptions, EvalTarget
 
@@ -55,16 +55,6 @@ class EvalRequest:
 
 
 @dataclass(frozen=True)
-class Validation:
-    """One validation set."""
-
-    images: ImageDataset
-    """Images labelled with the students' classes."""
-    allowed: list[frozenset[int]] | None
-    """Their ReaL labels [N]; None: unset."""
-
-
-@dataclass(frozen=True)
 class Reference:
     """Cache whose stored targets the students are compared with."""
 
@@ -89,50 +79,65 @@ def measure(
     target = models.open_target(path, options)
     student = target.students[0]
     reference = _reference(request, target)
-    validations = _validations(request, target, reference)
-    teacher = _teacher(request, student, reference, options)
+    labels = real_labels.load(request.real) if request.real else {}
+    sets = [_labelled(source, target) for source in request.data]
+    sets = sets or _own_validation(target, reference)
+    allowed = [real_labels.of(labels, images, student.num_classes) for images in sets]
+    if labels and all(of_set is None for of_set in allowed):
+        names = ", ".join(images.names[0] for images in sets) or "none"
+        raise CacheMismatch(
+            f"the ReaL labels {request.real} contain no image of the data sets (first: {names}). "
+            "They are of ImageNet's validation split; pass --data with it."
+        )
+    teacher = None
+    if request.teacher is not None:  # at the input size of the cache's views
+        size = reference.store.spec.views.for_teacher().size if reference else student.frame.size
+        teacher = models.open_teacher(request.teacher, options.size or size, student, options)
+        if teacher.num_classes != student.num_classes:
+            raise UsageError(
+                f"the teacher {request.teacher} has {teacher.num_classes} classes, the student has "
+                f"{student.num_classes}. Pass --teacher with one of the student's classes."
+            )
     if options.device.type == "cpu":
         sizes = [n.frame.size for n in (student, teacher) if n is not None]
         torch.set_num_threads(threads.for_torch(max(sizes))[0])
     facts: dict[str, Any] = {"measured": path, "view_size": student.frame.size}
     facts |= {"crop": student.frame.crop, "interpolation": student.frame.interpolation}
     facts |= {"crop_mode": student.frame.crop_mode, "ece_bins": metrics.BINS, "data": []}
-    for validation in validations:
-        scores = accuracy.evaluate_networks(
-            target.students, validation.images, validation.allowed, teacher, on_prediction
-        )
+    for images, of_set in zip(sets, allowed, strict=True):
+        scores = accuracy.evaluate_networks(target.students, images, of_set, teacher, on_prediction)
         if teacher is not None and not request.force:
             count, top1 = scores["teacher"].images, scores["teacher"].top1 or 0.0
-            where, chance = validation.images.source, 1.0 / teacher.num_classes
-            check_agreement(top1 * count / 100.0, count, chance, where, _OTHER_CLASSES)
+            hits, chance = top1 * count / 100.0, 1.0 / teacher.num_classes
+            check_agreement(hits, count, chance, images.source, _OTHER_CLASSES)
         by_name = {name: vars(score) for name, score in scores.items()}
-        facts["data"].append({"source": validation.images.source, "networks": by_name})
-    optional = bool(facts["data"]) and request.cache is None
-    facts["cache"] = _cache_agreement(request, target, reference, optional, on_prediction)
-    return facts | _summary(facts)
+        facts["data"].append({"source": images.source, "networks": by_name})
+    facts["cache"] = None
+    if reference is not None:
+        try:
+            found = agreement.measure(
+                target.students, reference.store, reference.images, request.views, on_prediction
+            )
+        except KdcacheError as error:
+            if request.cache is not None or not facts["data"]:
+                raise
+            log.warning(_LEFT_OUT, error)
+        else:
+            facts["cache"] = _on_cached_views(found, reference, request.force)
+    # accuracies on the first data set, under the keys of a run's result.json
+    first = facts["data"][0]["networks"] if facts["data"] else {}
+    facts["images"] = first["student"]["images"] if first else 0
+    for name, key in (("student", ""), ("student_ema", "_ema")):
+        for share in ("top1", "top5"):
+            value = first.get(name, {}).get(share)
+            facts[share + key] = None if value is None else round(value, 3)
+    return facts
 
 
-def _cache_agreement(
-    request: EvalRequest,
-    target: EvalTarget,
-    reference: Reference | None,
-    optional: bool,
-    on_prediction: OnPrediction | None,
-) -> dict[str, Any] | None:
-    """Scores on cached views; an `optional` cache that fails is left out with a warning."""
-    if reference is None:
-        return None
-    try:
-        found = agreement.measure(
-            target.students, reference.store, reference.images, request.views, on_prediction
-        )
-    except KdcacheError as error:
-        if not optional:
-            raise
-        log.warning(_LEFT_OUT, error)
-        return None
+def _on_cached_views(found: CacheAgreement, reference: Reference, force: bool) -> dict[str, Any]:
+    """Scores on cached views, those of the stored targets among them, which are checked."""
     spec, stored = reference.store.spec, found.scores["teacher"]
-    if spec.dataset.labels and not request.force:
+    if spec.dataset.labels and not force:
         count = min(stored.images, spec.dataset.num_samples)  # views of one image agree alike
         chance = 1.0 / spec.teacher.num_classes
         hits = (stored.top1 or 0.0) * count / 100.0
@@ -144,37 +149,6 @@ def _cache_agreement(
         "parts": found.parts,
         "networks": {name: vars(score) for name, score in found.scores.items()},
     }
-
-
-def _summary(facts: dict[str, Any]) -> dict[str, Any]:
-    """Accuracies on the first data set, under the keys of a run's result.json."""
-    first = facts["data"][0]["networks"] if facts["data"] else {}
-    short: dict[str, Any] = {"images": first["student"]["images"] if first else 0}
-    for name, key in (("student", ""), ("student_ema", "_ema")):
-        for share in ("top1", "top5"):
-            value = first.get(name, {}).get(share)
-            short[share + key] = None if value is None else round(value, 3)
-    return short
-
-
-def _validations(
-    request: EvalRequest, target: EvalTarget, reference: Reference | None
-) -> list[Validation]:
-    """Open the validation sets of the request, else the run's own."""
-    num_classes = target.students[0].num_classes
-    labels = real_labels.load(request.real) if request.real else {}
-    if request.data:
-        sets = [_labelled(source, target) for source in request.data]
-    else:
-        sets = _own_validation(target, reference)
-    found = [Validation(images, real_labels.of(labels, images, num_classes)) for images in sets]
-    if labels and all(validation.allowed is None for validation in found):
-        names = ", ".join(images.names[0] for images in sets) or "none"
-        raise CacheMismatch(
-            f"the ReaL labels {request.real} contain no image of the data sets (first: {names}). "
-            "They are of ImageNet's validation split; pass --data with it."
-        )
-    return found
 
 
 def _own_validation(target: EvalTarget, reference: Reference | None) -> list[ImageDataset]:
@@ -254,21 +228,3 @@ def _open_reference(path: str, request: EvalRequest, target: EvalTarget) -> Refe
         raise UsageError(f"the images of {path} have moved. Pass --data with their new place.")
     images = open_images(source, "train")
     return Reference(store, match.match(store.table, store.spec.dataset, images))
-
-
-def _teacher(
-    request: EvalRequest, student: Network, reference: Reference | None, options: EvalOptions
-) -> Network | None:
-    """Teacher to run, at the input size of the cache's views."""
-    if request.teacher is None:
-        return None
-    size = reference.store.spec.views.for_teacher().size if reference else student.frame.size
-    if options.size:
-        size = options.size
-    teacher = models.open_teacher(request.teacher, size, student, options)
-    if teacher.num_classes != student.num_classes:
-        raise UsageError(
-            f"the teacher {request.teacher} has {teacher.num_classes} classes, the student has "
-            f"{student.num_classes}. Pass --teacher with one of the student's classes."
-        )
-    return teacher

@@ -91,8 +91,7 @@ class Tally:
         class_BR = top_classes(logits_BC)
         hit_BR = class_BR == label_B.to(class_BR.device)[:, None]
         self.add_hits(hit_BR)
-        confidence_B = logits_BC.double().softmax(1).amax(1)
-        self._calibration.add(confidence_B, hit_BR[:, 0])
+        self._calibration.add(logits_BC.double().softmax(1).amax(1), hit_BR[:, 0])
 
     def add_hits(self, hit_BR: Tensor) -> None:
         """Count predictions by the rank at which they are right; with R = 1 no top5."""

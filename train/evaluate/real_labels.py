@@ -80,16 +80,15 @@ def of(labels: RealLabels, images: ImageDataset, num_classes: int) -> list[froze
 
 def _checked(value: Any, source: str) -> RealLabels:
     """Check and convert a mapping of lists of class numbers."""
-    if isinstance(value, Mapping) and all(_are_classes(labels) for labels in value.values()):
+    if isinstance(value, Mapping) and all(
+        isinstance(labels, list) and all(type(c) is int and c >= 0 for c in labels)
+        for labels in value.values()
+    ):
         return {_stem(str(name)): frozenset(labels) for name, labels in value.items()}
     raise UsageError(
         f"{source} contains no ReaL labels. Expected a list with a list of classes for every "
         "validation image, as published, or an object {file name: [class, …]}."
     )
-
-
-def _are_classes(labels: Any) -> bool:
-    return isinstance(labels, list) and all(type(c) is int and c >= 0 for c in labels)
 
 
 def _stem(name: str) -> str:

@@ -18,11 +18,16 @@ COLUMNS = (
 def table(facts: dict[str, Any]) -> str:
     """Format the facts of `measure` as lines of text."""
     head = ["", "", *(title for _, title, _ in COLUMNS)]
-    rows = [
-        [_source(of), _name(of, name), *(_cell(scores[key], digits) for key, _, digits in COLUMNS)]
-        for of in [*facts["data"], *([facts["cache"]] if facts["cache"] else [])]
-        for name, scores in of["networks"].items()
-    ]
+    rows = []
+    for of in [*facts["data"], *([facts["cache"]] if facts["cache"] else [])]:
+        cached = "path" in of
+        source = f"{of['views']:,} cached views ({of['parts']} parts)" if cached else of["source"]
+        if not cached:
+            source += f" ({of['networks']['student']['images']:,} images)"
+        for name, scores in of["networks"].items():
+            values = [(scores[key], digits) for key, _, digits in COLUMNS]
+            cells = ["" if value is None else f"{value:.{digits}f}" for value, digits in values]
+            rows.append([source, STORED if name == "teacher" and cached else NAMES[name], *cells])
     shown = [c for c in range(len(head)) if c < 2 or any(row[c] for row in rows)]
     widths = [max(len(line[c]) for line in [head, *rows]) for c in range(len(head))]
     lines, last = [], ""
@@ -33,21 +38,6 @@ def table(facts: dict[str, Any]) -> str:
         cells += [line[c].rjust(widths[c]) for c in shown[2:]]
         lines.append("  ".join(cells).rstrip())
     return "\n".join([*lines, _legend(facts, [head[c] for c in shown])])
-
-
-def _source(of: dict[str, Any]) -> str:
-    """Describe the data of a row."""
-    if "path" in of:
-        return f"{of['views']:,} cached views ({of['parts']} parts)"
-    return f"{of['source']} ({of['networks']['student']['images']:,} images)"
-
-
-def _name(of: dict[str, Any], name: str) -> str:
-    return STORED if name == "teacher" and "path" in of else NAMES[name]
-
-
-def _cell(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
 
 
 def _legend(facts: dict[str, Any], shown: list[str]) -> str:
