@@ -131,44 +131,34 @@ class RayEngine:
         actor = ray.remote(Stage1Actor).options(
             num_gpus=gpus, num_cpus=cores, max_restarts=-1, max_task_retries=TRIES - 1
         )
-        actors = [actor.remote() for _ in range(count)]
-        self._started = [counter, *actors]
-        with StopRequest() as stop:
-            return self._run(WorkQueue(groups, count), actors, counter, on_progress, stop)
-
-    def _run(
-        self,
-        queue: WorkQueue,
-        idle: list[Any],
-        counter: Any,
-        on_progress: Callable[[int], None],
-        stop: StopRequest,
-    ) -> list[Failure]:
-        """Hand out lots until all are made; the parts that failed."""
+        idle = [actor.remote() for _ in range(count)]
+        self._started = [counter, *idle]
+        queue = WorkQueue(groups, count)
         failures: list[Failure] = []
         at_work: dict[Any, tuple[Any, int, list[DecodeGroup]]] = {}
         counted: Counter[int] = Counter()
         number = 0
-        while queue or at_work:
-            while idle and (lot := queue.take()):
-                actor, number = idle.pop(), number + 1
-                call = actor.make.remote(self._job, self._resources[2], counter, number, lot)
-                at_work[call] = actor, number, lot
-            ready, _ = self._ray.wait(list(at_work), timeout=_POLL)
-            for of, views in self._ray.get(counter.take.remote()).items():
-                counted[of] += views
-                on_progress(views)
-            for answer in ready:
-                actor, of, lot = at_work.pop(answer)
-                left = self._collect(answer, lot, failures)
-                queue.requeue(left)
-                made = work_queue.rows(self.store, lot) - work_queue.rows(self.store, left)
-                on_progress(made - counted[of])
-                counted[of] = made
-                self._done_parts += sum(len(group.views) for group in lot)
-                idle.append(actor)
-            if stop.requested:
-                raise KeyboardInterrupt(stop.received)
+        with StopRequest() as stop:
+            while queue or at_work:
+                while idle and (lot := queue.take()):
+                    maker, number = idle.pop(), number + 1
+                    call = maker.make.remote(self._job, cores, counter, number, lot)
+                    at_work[call] = maker, number, lot
+                ready, _ = ray.wait(list(at_work), timeout=_POLL)
+                for of, views in ray.get(counter.take.remote()).items():
+                    counted[of] += views
+                    on_progress(views)
+                for answer in ready:
+                    maker, of, lot = at_work.pop(answer)
+                    left = self._collect(answer, lot, failures)
+                    queue.requeue(left)
+                    made = work_queue.rows(self.store, lot) - work_queue.rows(self.store, left)
+                    on_progress(made - counted[of])
+                    counted[of] = made
+                    self._done_parts += sum(len(group.views) for group in lot)
+                    idle.append(maker)
+                if stop.requested:
+                    raise KeyboardInterrupt(stop.received)
         for group in queue.given_up:
             failures += [Failure(part, _GIVEN_UP, "WorkersLost") for part in group.parts]
         return failures

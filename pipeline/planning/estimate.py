@@ -48,19 +48,18 @@ class Sample:
         self._group = min(recipe.views_per_decode, recipe.num_views)
         self._num_views = recipe.num_views
 
-    def pixels(self, pool: ThreadPoolExecutor, turn: int, count: int | None = None) -> U1:
-        """Render a group of views of `count` images, [G, M, S, S, 3]; other views in each turn."""
+    def pixels(self, pool: ThreadPoolExecutor, turn: int) -> U1:
+        """Render a group of views of all images, [G, M, S, S, 3]; other views in each turn."""
         spec, table = self._renderer.spec, self._table
-        rows = slice(0, count or len(table))
-        ids, sizes = table.id_N[rows], (table.height_N[rows], table.width_N[rows])
         numbers = [(turn * self._group + g) % self._num_views for g in range(self._group)]
-        drawn = [draw.draw(spec, ids, *sizes, view) for view in numbers]
-        out = np.empty((self._group, len(ids), spec.size, spec.size, 3), dtype=np.uint8)
+        sizes = table.height_N, table.width_N
+        drawn = [draw.draw(spec, table.id_N, *sizes, view) for view in numbers]
+        out = np.empty((self._group, len(table), spec.size, spec.size, 3), dtype=np.uint8)
 
         def one(row: int) -> None:
             self._renderer.render(row, [(p, row, out[g, row]) for g, p in enumerate(drawn)])
 
-        for _ in pool.map(one, range(len(ids))):
+        for _ in pool.map(one, range(len(table))):
             pass
         return out
 
@@ -85,9 +84,28 @@ def measure(
         DataError: An image cannot be read.
     """
     sample = Sample(recipe, images)
+    rendered: list[U1] = []
+    kept: list[float] = []
+
+    def render(turn: int) -> int:
+        rendered[:] = [sample.pixels(pool, turn)]
+        group, count = rendered[0].shape[:2]
+        return int(group * count)
+
+    def predict(turn: int) -> int:
+        own = rendered[0][turn % len(rendered[0]), :size]
+        other = None if mix is None else own[mix.partner_B]
+        sparse = codec.SparseTargets(*(t.cpu().numpy() for t in forward(own, other, mix, None)))
+        stored = codec.encode(sparse, forward.targets, teacher.spec.num_classes)
+        kept.append(len(stored.code_E) / size)
+        return size
+
     with progress.bar("measure", round(2 * SECONDS), "seconds") as advance:
-        render_rate, pixels = _rendering(sample, advance)
-        teacher_rate, kept = _predicting(sample, pixels, teacher, forward, batch, advance)
+        with ThreadPoolExecutor(threads.cpu_count()) as pool:
+            render_rate = _timed(render, advance)
+        size = min(batch, int(rendered[0].shape[1]))
+        mix = sample.mix(size)
+        teacher_rate = _timed(predict, advance)
     on_gpu = forward.device.type == "cuda"
     both = min(render_rate, teacher_rate)
     if not on_gpu:
@@ -100,7 +118,7 @@ def measure(
         "per": torch.cuda.get_device_name(forward.device)
         if on_gpu
         else f"CPU of {threads.cpu_count()} cores",
-        "kept_classes": round(kept, 2),
+        "kept_classes": round(float(np.mean(kept)), 2),
     }
 
 
@@ -116,42 +134,3 @@ def _timed(work: Callable[[int], int], advance: Callable[[int], None]) -> float:
             shown = int(passed)
     advance(round(SECONDS) - shown)
     return done / (time.perf_counter() - begin)
-
-
-def _rendering(sample: Sample, advance: Callable[[int], None]) -> tuple[float, U1]:
-    last: list[U1] = []
-
-    def work(turn: int) -> int:
-        last[:] = [sample.pixels(pool, turn)]
-        group, count = last[0].shape[:2]
-        return int(group * count)
-
-    with ThreadPoolExecutor(threads.cpu_count()) as pool:
-        rate = _timed(work, advance)
-    return rate, last[0]
-
-
-def _predicting(
-    sample: Sample,
-    pixels: U1,
-    teacher: Teacher,
-    forward: Forward,
-    batch: int,
-    advance: Callable[[int], None],
-) -> tuple[float, float]:
-    """Measure views per second of the teacher, and the mean number of classes kept per view."""
-    spec, classes = forward.targets, teacher.spec.num_classes
-    size = min(batch, int(pixels.shape[1]))
-    mix, kept = sample.mix(size), []
-
-    def work(turn: int) -> int:
-        own = pixels[turn % len(pixels), :size]
-        other = None if mix is None else own[mix.partner_B]
-        found = forward(own, other, mix, None)
-        sparse = codec.SparseTargets(*(tensor.cpu().numpy() for tensor in found))
-        stored = codec.encode(sparse, spec, classes)
-        kept.append(len(stored.code_E) / size)
-        return size
-
-    rate = _timed(work, advance)
-    return rate, float(np.mean(kept))

@@ -38,7 +38,8 @@ _NUMPY: list[Any] = [
     *(type(np.dtype(code)) for code in "?bBhHiIlLqQefd"),
     codecs.encode,
 ]
-"""Names in pickles of numpy's numbers and arrays, such as the best accuracy beside the weights."""
+"""Names in pickles of numpy's numbers and arrays, such as the best accuracy beside the weights;
+they are plain data and allowed, as is `argparse.Namespace`, the arguments of training scripts."""
 _WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model", "module")
 """Keys of weights in checkpoints, in timm's order: averaged weights first, as evaluated."""
 
@@ -68,7 +69,10 @@ def load(path: Path, architecture: str = "") -> tuple[str, nn.Module]:
         config = {}  # of another network
     model = _create(name, config)
     state = _by_timms_names(_state(path), model)
-    if (classes := _classes(model, state)) not in (0, model.num_classes):
+    head: Any = getattr(model, "pretrained_cfg", {}).get("classifier") or ""
+    end = f"{head if isinstance(head, str) else head[0]}.weight"
+    heads = [key for key in state if f".{key}".endswith(f".{end}")]
+    if heads and (classes := len(state[min(heads, key=len)])) != model.num_classes:
         model = _create(name, config, classes)
     _fill(model, state, path, name)
     return name, model
@@ -101,11 +105,7 @@ def _create(name: str, config: Mapping[str, Any], classes: int = 0) -> nn.Module
 
 
 def _state(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a file by name, without their wrapping.
-
-    `argparse.Namespace`, the arguments of training scripts, and numpy's numbers are plain data and
-    allowed.
-    """
+    """Read the tensors of a file by name, without their wrapping."""
     try:
         if path.suffix.lower() == ".safetensors":
             return load_file(path)
@@ -135,30 +135,17 @@ def _state(path: Path) -> dict[str, Tensor]:
     raise TeacherError(f"{path} contains a {type(found).__name__}, expected tensors by name.")
 
 
-def _without_prefix(state: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove the common prefix of all names."""
+def _by_timms_names(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Rename the tensors to the network's own names, as far as possible."""
+    wanted = model.state_dict()
     prefixes = {
         name.removesuffix(end): None
         for end in wanted
         for name in state
         if name.endswith(end) and (name == end or name[-len(end) - 1] == ".")
     }
-    best = max(prefixes, key=lambda p: sum(p + name in state for name in wanted), default="")
-    return {k.removeprefix(best): v for k, v in state.items() if k.startswith(best)}
-
-
-def _classes(model: nn.Module, state: dict[str, Tensor]) -> int:
-    """Find the number of classes of the weights; 0 = unknown."""
-    head: Any = getattr(model, "pretrained_cfg", {}).get("classifier") or ""
-    end = f"{head if isinstance(head, str) else head[0]}.weight"
-    found = [name for name in state if f".{name}".endswith(f".{end}")]
-    return len(state[min(found, key=len)]) if found else 0
-
-
-def _by_timms_names(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Rename the tensors to the network's own names, as far as possible."""
-    wanted = model.state_dict()
-    state = _without_prefix(state, wanted)
+    common = max(prefixes, key=lambda p: sum(p + name in state for name in wanted), default="")
+    state = {k.removeprefix(common): v for k, v in state.items() if k.startswith(common)}
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if convert is None or state.keys() == wanted.keys():
         return state

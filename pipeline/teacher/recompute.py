@@ -8,11 +8,10 @@ weights or another augmentation exceed by far.
 Shapes: B views, C classes, S pixels a side.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from cache_tools.data import match
 from cache_tools.data.images import ImageDataset
@@ -24,7 +23,6 @@ from cache_tools.store import view_params
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec, dense
-from cache_tools.views import draw
 from pipeline.teacher import reload
 from pipeline.teacher.forward import Forward
 
@@ -46,7 +44,7 @@ def recompute(
     `class_maps` are the files of those teachers that have one.
     """
     spec = store.spec
-    seen = spec.views.for_teacher()
+    seen, precision = spec.views.for_teacher(), spec.teacher.precision
     try:
         teacher = reload.load(spec.teacher, seen.size, teacher_names, class_maps)
     except CacheMismatch as mismatch:
@@ -62,42 +60,34 @@ def recompute(
     with progress.bar("recompute", count, "views") as advance:
         for i in range(count):
             view, row = divmod(i * total // count, spec.dataset.num_samples)
-            problems.extend(_problem(store, renderer, forward, view, row))
+            distance, allowed = _distance(store, renderer, forward, view, row), TOLERANCE[precision]
+            if not distance <= allowed:
+                problems.append(
+                    CacheMismatch(
+                        f"view {view} of {store.table.keys[row]!r}: teacher and cache differ "
+                        f"by {distance:.3f} (L1; {allowed} is allowed in {precision}). The cache "
+                        "is of another teacher or other pixels."
+                    )
+                )
             advance(1)
     return problems
 
 
-def _problem(
-    store: Cache, renderer: ViewRenderer, forward: Forward, view: int, row: int
-) -> Iterator[CacheMismatch]:
-    spec = store.spec
-    outputs = forward(*_inputs(store, renderer, view, row))
-    again = codec.SparseTargets(*(t.cpu().numpy() for t in outputs))
+def _distance(store: Cache, renderer: ViewRenderer, forward: Forward, view: int, row: int) -> float:
+    """L1 distance of a view's stored targets from new ones through the same codec."""
+    spec, seen, row_1 = store.spec, renderer.spec, np.array([row])
+    own = renderer.render_one(row, view_params.parameters(store, view, row_1, spec=seen))[None]
+    partner = mix = None
+    if seen.mixes:
+        mix = view_params.mixing_of(store, view, row_1, seen)
+        has_own = view_params.has_partner_params(store)
+        of_row = row_1 if has_own else mix.partner_B
+        params = view_params.parameters(store, view, of_row, partner=has_own, spec=seen)
+        partner = renderer.render_one(int(mix.partner_B[0]), params)[None]
+    again = codec.SparseTargets(*(t.cpu().numpy() for t in forward(own, partner, mix)))
     fresh = codec.encode(again, spec.targets, spec.teacher.num_classes)
     block, at = divmod(row, spec.block_size)
     stored = store.read(Part(view, block))[0]
     sides = codec.decode(fresh, spec.targets), codec.decode(stored, spec.targets, np.array([at]))
     p, q = (dense.densify(side, spec.targets, spec.teacher.num_classes) for side in sides)
-    distance, allowed = float(np.abs(p - q).sum()), TOLERANCE[spec.teacher.precision]
-    if not distance <= allowed:
-        yield CacheMismatch(
-            f"view {view} of {store.table.keys[row]!r}: teacher and cache differ "
-            f"by {distance:.3f} (L1; {allowed} is allowed in "
-            f"{spec.teacher.precision}). The cache is of another teacher or other pixels."
-        )
-
-
-def _inputs(
-    store: Cache, renderer: ViewRenderer, view: int, row: int
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None, draw.MixParams | None]:
-    """Render the teacher's inputs for one view: pixels, the partner's, and their mixing."""
-    seen, row_1 = renderer.spec, np.array([row])
-    own = renderer.render_one(row, view_params.parameters(store, view, row_1, spec=seen))[None]
-    if not seen.mixes:
-        return own, None, None
-    mix = view_params.mixing_of(store, view, row_1, seen)
-    has_own = view_params.has_partner_params(store)
-    params = view_params.parameters(
-        store, view, row_1 if has_own else mix.partner_B, partner=has_own, spec=seen
-    )
-    return own, renderer.render_one(int(mix.partner_B[0]), params)[None], mix
+    return float(np.abs(p - q).sum())

@@ -89,7 +89,18 @@ def _member(
             f"the teacher {name} has the weights {loaded.spec.weights_sha256}, that of the cache "
             f"{wanted}. Pass --teacher with the original weights."
         )
-    member, class_map = _with_map(same, loaded, maps)
+    class_map: ClassMap | None = None
+    member = next((m for m in same if not m.class_map_sha256), None)
+    if member is None:
+        given = {c.sha256: c for c in (classes.load(path, loaded.model) for path in maps)}
+        member = next((m for m in same if m.class_map_sha256 in given), None)
+        if member is None:
+            raise CacheMismatch(
+                f"the teacher {same[0].name} used the class map {same[0].class_map_sha256}, and "
+                f"{'another' if maps else 'none'} is given. Pass --class-map with the original "
+                "file."
+            )
+        class_map = given[member.class_map_sha256]
     left.remove(member)
     as_then = replace(
         loaded.spec,
@@ -99,20 +110,3 @@ def _member(
         class_map_sha256=member.class_map_sha256,
     )
     return Teacher(loaded.model, as_then, class_map), member
-
-
-def _with_map(
-    same: Sequence[MemberSpec], loaded: Teacher, maps: Sequence[str]
-) -> tuple[MemberSpec, ClassMap | None]:
-    """Find the member of these weights whose class map is given, and that map."""
-    plain = next((m for m in same if not m.class_map_sha256), None)
-    if plain is not None:
-        return plain, None
-    given = {c.sha256: c for c in (classes.load(path, loaded.model) for path in maps)}
-    for member in same:
-        if member.class_map_sha256 in given:
-            return member, given[member.class_map_sha256]
-    raise CacheMismatch(
-        f"the teacher {same[0].name} used the class map {same[0].class_map_sha256}, and "
-        f"{'another' if maps else 'none'} is given. Pass --class-map with the original file."
-    )

@@ -135,20 +135,15 @@ def check_labels(recipe: CacheRecipe, images: ImageDataset, teacher: Teacher) ->
             "cache without labels."
         )
     highest = int(images.label_N.max())
-    if classes != teacher.spec.num_classes or highest >= classes:
+    if (of_teacher := teacher.spec.num_classes) != classes or highest >= classes:
+        mapped = "--class-map FILE, which maps the teacher's classes to those of the data set; or "
         raise CacheMismatch(
             f"{images.source} has {max(classes, highest + 1)} classes, the teacher predicts "
-            f"{teacher.spec.num_classes}. {_classes_fix(classes, teacher)}"
+            f"{of_teacher}. Choose a teacher of {classes} classes; or pass "
+            f"{mapped if classes < of_teacher else ''}dataset.labels=ignore when its classes are "
+            "meant to be others."
         )
     return True, classes
-
-
-def _classes_fix(classes: int, teacher: Teacher) -> str:
-    """Advice for labels and a teacher of different numbers of classes."""
-    fix = f"Choose a teacher of {classes} classes; or pass "
-    if classes < teacher.spec.num_classes:
-        fix += "--class-map FILE, which maps the teacher's classes to those of the data set; or "
-    return fix + "dataset.labels=ignore when its classes are meant to be others."
 
 
 def _spec(recipe: CacheRecipe, dataset: DatasetSpec, teacher: Teacher) -> CacheSpec:
