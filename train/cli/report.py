@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from cache_tools.report.page import Element, Section
     from cache_tools.report.sheet_source import Names
     from cache_tools.store.cache import Cache
-    from train.evaluate.models import EvalOptions
     from train.report.inputs import Subject
 
 log = logging.getLogger("kdcache")
@@ -59,11 +58,13 @@ def report(
         raise UsageError("missing --out. Pass --out report.html, or --json for the facts.")
     import torch
 
-    from cache_tools.report import page, svg
+    from cache_tools.report import cache_facts, page, svg
     from cache_tools.runtime import progress, text
     from cache_tools.runtime.device import select
     from cache_tools.storage import atomic
+    from cache_tools.store.cache import Cache
     from train.evaluate.models import EvalOptions
+    from train.report import comparison, run_facts, sweep_section
     from train.report.inputs import find
 
     if out is not None:
@@ -72,17 +73,32 @@ def report(
             raise UsageError(f"{out} is a folder. Pass --out with the name of a file.")
     named = find(subjects)
     options = EvalOptions(select(torch, device))
+    read: dict[str, Callable[[str], dict[str, Any]]] = {
+        "run": lambda path: run_facts.facts(Path(path), _names, options, views),
+        "sweep": lambda path: sweep_section.facts(Path(path)),
+        "comparison": comparison.facts,
+    }
     all_facts: list[dict[str, Any]] = []
-    sections: list[Section] = []
+    sections: list[page.Section] = []
     with progress.bar("report", len(named), "subjects") as advance:
         for subject in named:
-            facts, pictures = _read(subject, data, no_images or out is None, limit, views, options)
+            sheet: list[page.Element] = []
+            if subject.kind == "cache":
+                store = Cache.open(subject.path)
+                facts = cache_facts.facts(store, limit)
+                sheet = _sheet(store, data) if out is not None and not no_images else []
+            else:
+                facts = read[subject.kind](subject.path)
             all_facts.append(facts)
             if out is not None:
-                sections.append(_section(subject, text.printable_json(facts), pictures))
+                sections.append(_section(subject, text.printable_json(facts), sheet))
             advance(1, Path(subject.path).name)
     if out is not None:
-        sections = _compared(named, text.printable_json(all_facts), sections)
+        runs = [i for i, subject in enumerate(named) if subject.kind == "run"]
+        if len(runs) > 1:  # side by side, before the sections of each
+            names = comparison.short_names([Path(named[i].path) for i in runs])
+            beside = comparison.section([text.printable_json(all_facts[i]) for i in runs], names)
+            sections.insert(runs[0], beside)
         atomic.sweep(out)
         atomic.write(out, page.render(sections).encode())
     if json_:
@@ -93,51 +109,15 @@ def report(
         print(f"{out}: {listed}, {out.stat().st_size / 1e6:.2f} MB")
 
 
-def _read(
-    subject: "Subject", data: str, no_images: bool, limit: int, views: int, options: "EvalOptions"
-) -> "tuple[dict[str, Any], list[Element]]":
-    """Facts of a subject, and its contact sheet."""
-    from train import run_dir
-    from train.report import run_facts, sweep_section
-
-    folder = Path(subject.path)
-    if subject.kind == "cache":
-        from cache_tools.report import cache_facts
-        from cache_tools.store.cache import Cache
-
-        store = Cache.open(subject.path)
-        return cache_facts.facts(store, limit), [] if no_images else _sheet(store, data)
-    if subject.kind == "run":
-        return run_facts.facts(folder, _names, options, views), []
-    if subject.kind == "sweep":
-        return sweep_section.facts(folder), []
-    gains = run_dir.read_json(folder / "comparison.json")
-    return {"kind": "comparison", "name": subject.path, **gains}, []
-
-
-def _section(subject: "Subject", facts: dict[str, Any], pictures: "list[Element]") -> "Section":
+def _section(subject: "Subject", facts: dict[str, Any], sheet: "list[Element]") -> "Section":
     from cache_tools.report import cache_section
     from train.report import comparison, run_section, sweep_section
 
     if subject.kind == "cache":
-        return cache_section.section(facts, pictures)
+        return cache_section.section(facts, sheet)
     if subject.kind == "comparison":
         return comparison.against_labels(facts, subject.path)
     return run_section.section(facts) if subject.kind == "run" else sweep_section.section(facts)
-
-
-def _compared(
-    named: "Sequence[Subject]", all_facts: list[dict[str, Any]], sections: "list[Section]"
-) -> "list[Section]":
-    """Insert a comparison before the sections of several runs."""
-    from train.report import comparison
-
-    runs = [i for i, subject in enumerate(named) if subject.kind == "run"]
-    if len(runs) < 2:
-        return sections
-    names = comparison.short_names([Path(named[i].path) for i in runs])
-    beside = comparison.section([all_facts[i] for i in runs], names)
-    return [*sections[: runs[0]], beside, *sections[runs[0] :]]
 
 
 def _sheet(store: "Cache", data: str) -> "list[Element]":

@@ -16,9 +16,6 @@ from cache_tools.store import info
 from train.cli.options import Data, Device, Fresh, Log, Weight
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from train.sweep.grid import Student
     from train.sweep.runner import Sweep
 
 log = logging.getLogger("kdcache")
@@ -76,7 +73,13 @@ def sweep(
     from train.sweep import grid as grids
 
     named = grids.load(grid, overrides or ())
-    chosen = _chosen(named, students)
+    chosen = [*range(len(named))]
+    if students:
+        chosen = info.numbers(students) or []
+        if not chosen or chosen[-1] >= len(named):
+            raise UsageError(
+                f"--students {students} must be numbers such as 0-3,7, from 0 to {len(named) - 1}."
+            )
     if not cache or out is None:
         raise UsageError("missing --cache and --out. Pass --cache CACHE and --out SWEEP.")
     if asha and engine != "ray":
@@ -108,7 +111,7 @@ def sweep(
     if print_ is None:
         validate.set_up(inputs, torch_device)
     whole = runner.Sweep(tuple(named), inputs, out, torch_device, extra, asha)
-    mine = replace(whole, students=tuple(chosen))
+    mine = replace(whole, students=tuple(named[number] for number in chosen))
     if print_ is not None:
         from train.sweep import scripts
 
@@ -121,17 +124,6 @@ def sweep(
     else:
         runner.train(mine, planned)
     _report(whole, teacher or [], json_)
-
-
-def _chosen(named: "Sequence[Student]", numbers: str) -> "list[Student]":
-    if not numbers:
-        return list(named)
-    wanted = info.numbers(numbers)
-    if wanted is None or wanted[-1] >= len(named):
-        raise UsageError(
-            f"--students {numbers} must be numbers such as 0-3,7, from 0 to {len(named) - 1}."
-        )
-    return [named[number] for number in wanted]
 
 
 def _report(sweep: "Sweep", teacher: list[str], json_: bool) -> None:

@@ -280,9 +280,7 @@ def _report(results: list[dict[str, Any]], inputs: "Inputs", out: Path, json_: b
     from train.trainer import compare
 
     by_mode = {m: [r for r in results if r["mode"] == m] for m in ("kd", "labels")}
-    arms = {
-        m: compare.Arm(cast("Mode", m), tuple(r["top1"] for r in rs)) for m, rs in by_mode.items()
-    }
+    top1 = {mode: [r["top1"] for r in runs] for mode, runs in by_mode.items()}
     seeds = [r["seed"] for r in by_mode["kd"]]
     assert inputs.validation is not None
     facts = {
@@ -292,7 +290,7 @@ def _report(results: list[dict[str, Any]], inputs: "Inputs", out: Path, json_: b
         "validation_images": len(inputs.validation),
         "cache_fingerprint": inputs.fingerprint,
     }
-    result = compare.compare(arms["kd"], arms["labels"], seeds, facts)
+    result = compare.compare(top1, seeds, facts)
     run_dir.write_json(out / "comparison.json", result)
     title = f"{facts['student']} on {facts['transfer_images']:,} images"
     compare.draw(result, title, out / "comparison.png")

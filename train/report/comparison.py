@@ -11,12 +11,19 @@ from cache_tools.report.formatting import count, listed, share
 from cache_tools.report.page import Element, Facts, Group, Section, Table
 from cache_tools.report.svg import Chart, chart
 from cache_tools.runtime.text import printable
+from train import run_dir
 from train.report import history
 from train.report.run_section import way
 
+NAME = "comparison.json"
 MOST = 40
 """Runs that a chart names."""
 _OTHERS = "others"
+
+
+def facts(path: str) -> Facts:
+    """Read the comparison of the runs in a folder."""
+    return {"kind": "comparison", "name": path, **run_dir.read_json(Path(path) / NAME)}
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:

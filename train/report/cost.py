@@ -23,11 +23,23 @@ def table(costs: Facts, cache: Facts | None) -> Table:
         of_teacher = imagenet.get("teacher_hours", {}).items()
         hours = {n: f"{duration(value)} of teacher" for n, value in of_teacher}
         rows += [[*row, "–"] for row in _rows(words, imagenet["forwards"], hours)]
+    text = "Forwards: samples × views once, against the views that all students were shown. "
+    if teacher := costs.get("teacher"):
+        each = small(1000 * teacher["seconds_per_view"])
+        text += (
+            f"Hours: {duration(costs['student_hours'])} of students, measured, + forwards × "
+            f"{each} ms (the teacher, measured on {teacher['device']}). "
+        )
+    if imagenet:
+        text += (
+            f"ImageNet-1k: {count(imagenet['images'])} images × {count(imagenet['views'])} views "
+            f"once, × {count(imagenet['views_shown'])} views shown online."
+        )
     return Table(
         f"{count(costs['students'])} finished students: the cache beside online distillation",
         ("", "teacher forwards", "hours", "beside the cache", "stored"),
         rows,
-        _formula(costs),
+        text,
     )
 
 
@@ -43,19 +55,3 @@ def _rows(ways: Mapping[str, str], forwards: Facts, hours: Mapping[str, str]) ->
         for way, word in ways.items()
         if way in forwards
     ]
-
-
-def _formula(costs: Facts) -> str:
-    text = "Forwards: samples × views once, against the views that all students were shown. "
-    if teacher := costs.get("teacher"):
-        each = small(1000 * teacher["seconds_per_view"])
-        text += (
-            f"Hours: {duration(costs['student_hours'])} of students, measured, + forwards × "
-            f"{each} ms (the teacher, measured on {teacher['device']}). "
-        )
-    if imagenet := costs.get("imagenet"):
-        text += (
-            f"ImageNet-1k: {count(imagenet['images'])} images × {count(imagenet['views'])} views "
-            f"once, × {count(imagenet['views_shown'])} views shown online."
-        )
-    return text

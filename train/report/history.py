@@ -20,9 +20,14 @@ def read(path: Path) -> list[Row]:
         return rows
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
-            if (row := _parse(line)) is None:
+            try:
+                row: Any = parse_json(line)
+            except ValueError:
                 break
-            group.append(row)
+            if not isinstance(row, dict):
+                break
+            numbers = {k: v for k, v in row.items() if type(v) in (int, float) and math.isfinite(v)}
+            group.append({str(name): float(value) for name, value in numbers.items()})
             if len(group) == stride:
                 rows.append(_mean(group))
                 group = []
@@ -36,17 +41,6 @@ def column(rows: list[Row], x: str, y: str) -> tuple[list[float], list[float]]:
     """Two columns, where both are there."""
     pairs = [(row[x], row[y]) for row in rows if x in row and y in row]
     return [a for a, _ in pairs], [b for _, b in pairs]
-
-
-def _parse(line: str) -> Row | None:
-    try:
-        row: Any = parse_json(line)
-    except ValueError:
-        return None
-    if not isinstance(row, dict):
-        return None
-    numbers = {k: v for k, v in row.items() if type(v) in (int, float) and math.isfinite(v)}
-    return {str(name): float(value) for name, value in numbers.items()}
 
 
 def _mean(rows: list[Row]) -> Row:

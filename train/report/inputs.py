@@ -6,7 +6,7 @@ from typing import Literal
 
 from cache_tools.errors import UsageError
 from train import run_dir
-from train.report import sweep_section
+from train.report import comparison, sweep_section
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def _find(path: str) -> list[Subject]:
             f"there is no cache, run or sweep at {path}. Pass folders that kdcache cache, train or "
             "sweep wrote; a cache may also be a zip or a URL."
         )
-    compared = (folder / "comparison.json").is_file()
+    compared = (folder / comparison.NAME).is_file()
     of_all = [Subject("comparison", path)] if compared else []
     return [*of_all, *(Subject("run", one) for one in runs)]
 

@@ -66,20 +66,13 @@ def facts(
     except (KdcacheError, OSError) as error:
         log.info("%s: %s", folder, error)
         return found | {"left_out": f"Its answers are left out: {error}"}
-    return found | {"measured": measured, "answers": _answers(measured, confusions, names(config))}
-
-
-def _answers(
-    measured: dict[str, Any], confusions: Confusions, names: Names
-) -> list[dict[str, Any]]:
-    """Classes and confusions of each set of pictures, of the last of the run's students."""
-    cached = measured["cache"]["path"] if measured["cache"] else ""
-    found: list[dict[str, Any]] = []
+    cached, of_class = measured["cache"]["path"] if measured["cache"] else "", names(config)
+    answers = []
     for place in dict.fromkeys(place for (place, _), pairs in confusions.pairs.items() if pairs):
-        network = [name for where, name in confusions.pairs if where == place][-1]
+        network = [name for where, name in confusions.pairs if where == place][-1]  # of two the EMA
         pairs, due = confusions.pairs[place, network], "teacher" if place == cached else "label"
-        found.append({"on": place, "due": due, "network": network, **classes(pairs, names)})
-    return found
+        answers.append({"on": place, "due": due, "network": network, **classes(pairs, of_class)})
+    return found | {"measured": measured, "answers": answers}
 
 
 def classes(pairs: Pairs, names: Names) -> dict[str, Any]:

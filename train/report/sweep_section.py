@@ -38,7 +38,10 @@ def facts(folder: Path) -> Facts:
     students = sweep.get("students") if isinstance(sweep, dict) else None
     if not isinstance(students, list) or not all(isinstance(s, dict) for s in students):
         raise UsageError(f"{folder / NAME} lists no students. Run kdcache sweep again to write it.")
-    plain = [{key: _plain(value) for key, value in one.items()} for one in students]
+    plain = [
+        {k: v if isinstance(v, str | int | float | None) else str(v) for k, v in one.items()}
+        for one in students
+    ]
     swept = [key for key in sweep.get("swept", []) if isinstance(key, str)]
     sweep = {**sweep, "students": plain, "swept": swept, "cache": _cache(folder, students)}
     return {"kind": "sweep", "name": str(folder), **sweep}
@@ -49,8 +52,12 @@ def section(sweep: Facts) -> Section:
     students, swept = sweep["students"], [*sweep.get("swept", [])]
     measured = [one for one in students if _number(one.get("accuracy")) is not None]
     keys = plot.varied(measured, swept)
-    groups = [Group("Accuracy against what it takes", _fronts(measured, keys))]
-    along = [_along(measured, key, keys[0]) for key in keys]
+    by = keys[0] if keys else "name"
+    costs_of = {key: [one for one in measured if _number(one.get(key))] for key in plot.AGAINST}
+    fronts: list[Element] = [_against(r, key, by) for key, r in costs_of.items() if len(r) > 1]
+    few = Paragraph("Fewer than two students are measured: there is nothing to compare.")
+    groups = [Group("Accuracy against what it takes", fronts or [few])]
+    along = [_along(measured, key, by) for key in keys]
     if along:
         lead = "Every point is a student; diamonds are means over all other keys."
         groups.append(Group("Along each swept key", along, lead))
@@ -87,17 +94,6 @@ def _lead(students: list[Facts], measured: list[Facts], swept: list[str]) -> str
         best = max(measured, key=lambda one: one["accuracy"])
         text += f" The most accurate is {best.get('name')} with {share(best['accuracy'])}."
     return text
-
-
-def _fronts(measured: list[Facts], keys: list[str]) -> list[Element]:
-    found = [
-        _against(rows, key, keys[0] if keys else "name")
-        for key in plot.AGAINST
-        if len(rows := [one for one in measured if _number(one.get(key))]) > 1
-    ]
-    return [*found] or [
-        Paragraph("Fewer than two students are measured: there is nothing to compare.")
-    ]
 
 
 def _against(rows: list[Facts], key: str, by: str) -> Chart:
@@ -146,11 +142,6 @@ def _table(students: list[Facts], swept: list[str]) -> Table:
     words = 1 + sum(isinstance(students[0].get(key), str) for key in swept[1:])
     note = "Top-1 of the moving average where there is one. Seconds: its share of its cohort."
     return Table("Students, the most accurate first", (*swept, *_HEADS, "state"), rows, note, words)
-
-
-def _plain(value: Any) -> Any:
-    """Return a value of a swept key; any other value as text."""
-    return value if isinstance(value, str | int | float | None) else str(value)
 
 
 def _number(value: Any) -> float | None:

@@ -138,8 +138,15 @@ def group(
             limit = min(limit, _MOST_COMPILED)
         cohort: list[Student] = []
         for student in alike:
-            if _total_bytes([student], estimates, size) > budget:
-                raise _too_small(student, estimates[student.name], budget, size)
+            if (alone := _total_bytes([student], estimates, size)) > budget:
+                own = estimates[student.name]
+                raise UsageError(
+                    f"the device is too small for {student.name}: it needs {alone / 1e9:.2f} GB "
+                    f"({own.resident / 1e9:.2f} of weights and optimizer, "
+                    f"{own.activation_bytes / 1e9:.2f} of a step of {student.recipe.batch_size} "
+                    f"views), and {budget / 1e9:.2f} are available. Lower batch_size and raise "
+                    "grad_accum_steps, or take it out of the grid."
+                )
             larger = [*cohort, student]
             if cohort and (len(cohort) == limit or _total_bytes(larger, estimates, size) > budget):
                 cohorts.append(cohort)
@@ -170,16 +177,6 @@ def _total_bytes(
     own = [estimates[student.name] for student in students]
     batch = 4 * 3 * size * size * students[0].recipe.batch_size * 4
     return sum(e.resident for e in own) + max(e.activation_bytes for e in own) + batch
-
-
-def _too_small(student: Student, own: MemoryEstimate, budget: float, size: int) -> UsageError:
-    total = _total_bytes([student], {student.name: own}, size)
-    return UsageError(
-        f"the device is too small for {student.name}: it needs {total / 1e9:.2f} GB "
-        f"({own.resident / 1e9:.2f} of weights and optimizer, {own.activation_bytes / 1e9:.2f} of "
-        f"a step of {student.recipe.batch_size} views), and {budget / 1e9:.2f} are available. "
-        "Lower batch_size and raise grad_accum_steps, or take it out of the grid."
-    )
 
 
 def _saved_bytes(step: Callable[[], None], student: nn.Module) -> int:

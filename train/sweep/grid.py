@@ -54,7 +54,16 @@ def load(grid: str, overrides: Iterable[str] = ()) -> list[Student]:
     """
     mapping = config.read(_path(grid), "train", overrides, TrainRecipe.ALIASES)
     context = f"grid {grid!r}"
-    axes, runs = _axes(mapping.pop("grid", {}), context), _runs(mapping.pop("runs", [{}]), context)
+    axes, runs = mapping.pop("grid", {}), mapping.pop("runs", [{}])
+    if not isinstance(axes, Mapping):
+        raise RecipeError(f"{context}: [grid] is a table of keys with lists, found {axes!r}.")
+    for key, values in axes.items():
+        if not isinstance(values, list) or not values:
+            raise RecipeError(
+                f"{context}: the grid's {key} is a list of at least one value, found {values!r}."
+            )
+    if not isinstance(runs, list) or not all(isinstance(run, Mapping) for run in runs) or not runs:
+        raise RecipeError(f"{context}: students are listed as [[runs]], found {runs!r}.")
     names = [field.name for field in fields(TrainRecipe)]
     for key in [*mapping, *axes, *(key for run in runs for key in run if key != "name")]:
         if TrainRecipe.ALIASES.get(key, key) not in names:
@@ -70,7 +79,14 @@ def load(grid: str, overrides: Iterable[str] = ()) -> list[Student]:
         for run in runs
         for values in itertools.product(*axes.values())
     ]
-    _check_names(students, context)
+    for name, count in Counter(student.name for student in students).items():
+        if not name or name in ("sweep.json", "sweep.csv", "sweep.png", "ray"):
+            raise RecipeError(f"{context}: {name!r} is no name for a student. Choose another.")
+        if count > 1:
+            raise RecipeError(
+                f"{context}: {count} students are named {name!r}. Remove the duplicates, or give "
+                "each of the [[runs]] a name of its own."
+            )
     return students
 
 
@@ -97,23 +113,6 @@ def _path(grid: str) -> str:
     return grid
 
 
-def _axes(table: Any, context: str) -> dict[str, list[Any]]:
-    if not isinstance(table, Mapping):
-        raise RecipeError(f"{context}: [grid] is a table of keys with lists, found {table!r}.")
-    for key, values in table.items():
-        if not isinstance(values, list) or not values:
-            raise RecipeError(
-                f"{context}: the grid's {key} is a list of at least one value, found {values!r}."
-            )
-    return dict(table)
-
-
-def _runs(runs: Any, context: str) -> list[dict[str, Any]]:
-    if not isinstance(runs, list) or not all(isinstance(run, Mapping) for run in runs) or not runs:
-        raise RecipeError(f"{context}: students are listed as [[runs]], found {runs!r}.")
-    return [dict(run) for run in runs]
-
-
 def _student(
     mapping: dict[str, Any], run: dict[str, Any], values: dict[str, Any], context: str
 ) -> Student:
@@ -123,35 +122,15 @@ def _student(
     # names keep the keys of the grid's file, so that a sweep with former names goes on
     typed = {key: getattr(recipe, TrainRecipe.ALIASES.get(key, key)) for key in given}
     named = {**({"name": run["name"]} if "name" in run else typed), **values}
-    words = _name({key: typed.get(key, named[key]) for key in named})
-    return Student(words, recipe, {key: getattr(recipe, key) for key in own})
-
-
-def _name(values: Mapping[str, Any]) -> str:
-    """Folder name of a student: `test_vit,temperature=4`."""
-    words = [
-        _word(value) if key in ("name", "student") else f"{key}={_word(value)}"
-        for key, value in values.items()
-    ]
-    name = re.sub(r"[^\w.,=+-]", "-", ",".join(words)).lstrip(".-")
-    if len(name) <= _LONGEST:
-        return name
-    return f"{name[:_LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    words = {key: _word(typed.get(key, named[key])) for key in named}
+    parts = [w if key in ("name", "student") else f"{key}={w}" for key, w in words.items()]
+    name = re.sub(r"[^\w.,=+-]", "-", ",".join(parts)).lstrip(".-")
+    if len(name) > _LONGEST:
+        name = f"{name[:_LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return Student(name, recipe, {key: getattr(recipe, key) for key in own})
 
 
 def _word(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _check_names(students: list[Student], context: str) -> None:
-    counts = Counter(student.name for student in students)
-    for name, count in counts.items():
-        if not name or name in ("sweep.json", "sweep.csv", "sweep.png", "ray"):
-            raise RecipeError(f"{context}: {name!r} is no name for a student. Choose another.")
-        if count > 1:
-            raise RecipeError(
-                f"{context}: {count} students are named {name!r}. Remove the duplicates, or give "
-                "each of the [[runs]] a name of its own."
-            )

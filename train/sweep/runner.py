@@ -109,20 +109,16 @@ def _plan(
             f"a sweep trains from the cache, and {online[0]} has mode=online, a teacher in the "
             "loop. Train it by itself: kdcache train … mode=online."
         )
-    _check_folder(sweep.out)
+    other = {"config.json": "a run", "zarr.json": "a cache"}
+    found = [what for name, what in other.items() if (sweep.out / name).is_file()]
+    if found or (sweep.out.exists() and not sweep.out.is_dir()):
+        what = (found or ["a file"])[0]
+        raise UsageError(f"{sweep.out} is {what}. Choose another --out for a sweep.")
     validate.check([student.recipe for student in sweep.students], sweep.inputs)
     todo = list(sweep.students) if fresh else sweep.todo
     estimates = _estimates(sweep, todo)
     budget, size = cohorts.budget(sweep.device, gigabytes), sweep.inputs.store.spec.views.size
     return cohorts.group(todo, estimates, budget, size, max_students), estimates
-
-
-def _check_folder(out: Path) -> None:
-    """Raise UsageError if `out` is something else than a sweep."""
-    other = {"config.json": "a run", "zarr.json": "a cache"}
-    found = [what for name, what in other.items() if (out / name).is_file()]
-    if found or (out.exists() and not out.is_dir()):
-        raise UsageError(f"{out} is {(found or ['a file'])[0]}. Choose another --out for a sweep.")
 
 
 def train(sweep: Sweep, planned: Sequence[Sequence[Student]]) -> None:

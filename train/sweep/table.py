@@ -22,7 +22,12 @@ _COLUMNS = (
 
 def table(rows: Sequence[Row], swept: Sequence[str]) -> str:
     """Format the students as lines of text, the most accurate first."""
-    ordered, swept = sorted(rows, key=_sort_key, reverse=True), headers(rows, swept)
+
+    def rank(row: Row) -> tuple[bool, float, float]:
+        finished = row["state"] == "finished"
+        return finished, row.get("accuracy") or 0.0, -(row.get("loss") or math.inf)
+
+    ordered, swept = sorted(rows, key=rank, reverse=True), headers(rows, swept)
     columns = [c for c in _COLUMNS if any(r.get(c[0]) is not None for r in rows)]
     head = [*swept, *(title for _, title, _ in columns), ""]
     body = [
@@ -75,11 +80,6 @@ def pareto_front(rows: Sequence[Row], key: str, more: bool) -> list[Row]:
         if not found or row["accuracy"] > found[-1]["accuracy"]:
             found.append(row)
     return found[::-1] if more else found
-
-
-def _sort_key(row: Row) -> tuple[bool, float, float]:
-    finished = row["state"] == "finished"
-    return finished, row.get("accuracy") or 0.0, -(row.get("loss") or math.inf)
 
 
 def format_value(value: Any) -> str:

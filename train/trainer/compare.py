@@ -7,46 +7,29 @@ RUN/comparison.png                    the same, to look at
 
 import io
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from cache_tools.storage import atomic
-from train.recipe import Mode
 
 
-@dataclass(frozen=True)
-class Arm:
-    """Accuracies of one way of training, one per seed, in percent."""
+def compare(
+    top1: Mapping[str, Sequence[float]], seeds: Sequence[int], facts: dict[str, Any]
+) -> dict[str, Any]:
+    """Compare the modes kd and labels with equal seeds, in pairs.
 
-    mode: Mode
-    top1: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        """Mean accuracy."""
-        return math.fsum(self.top1) / len(self.top1)
-
-    @property
-    def deviation(self) -> float:
-        """Sample standard deviation; 0 for a single seed."""
-        return _deviation(self.top1)
-
-
-def compare(kd: Arm, labels: Arm, seeds: Sequence[int], facts: dict[str, Any]) -> dict[str, Any]:
-    """Compare two arms with equal seeds, in pairs.
-
-    The accuracies are in the order of `seeds`; `facts` are kept beside the result.
+    The accuracies of each mode, in percent, are in the order of `seeds`; `facts` are kept beside
+    the result.
     """
-    gains = [a - b for a, b in zip(kd.top1, labels.top1, strict=True)]
-    mean = math.fsum(gains) / len(gains)
+    gains = [a - b for a, b in zip(top1["kd"], top1["labels"], strict=True)]
     error = _deviation(gains) / math.sqrt(len(gains))
     arms: dict[str, Any] = {
-        arm.mode: {"top1": list(arm.top1), "mean": arm.mean, "deviation": arm.deviation}
-        for arm in (kd, labels)
+        mode: {"top1": list(arm), "mean": fmean(arm), "deviation": _deviation(arm)}
+        for mode, arm in top1.items()
     }
-    gain = {"each": gains, "mean": mean, "standard_error": error}
+    gain = {"each": gains, "mean": fmean(gains), "standard_error": error}
     return {"seeds": list(seeds), **arms, "gain": gain, **facts}
 
 
@@ -96,7 +79,6 @@ def draw(result: dict[str, Any], title: str, path: Path) -> None:
 
 
 def _deviation(values: Sequence[float]) -> float:
-    if len(values) < 2:
-        return 0.0
-    mean = math.fsum(values) / len(values)
-    return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
+    """Sample standard deviation; 0 for a single value."""
+    mean, others = fmean(values), max(len(values) - 1, 1)
+    return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / others)

@@ -29,7 +29,11 @@ def apply_init(student: nn.Module, name: str, init: str) -> None:
         UsageError: There are no such weights, or they are those of another network.
     """
     own, state = student.state_dict(), _read(init)
-    fresh = [key for key in _head(student, own) if _differs(key, own, state)]
+    # networks with a distillation token have two classifiers
+    named = (getattr(student, "pretrained_cfg", None) or {}).get("classifier") or ()
+    names = (named,) if isinstance(named, str) else tuple(named)
+    head = [key for key in own if key.rpartition(".")[0] in names]
+    fresh = [key for key in head if _differs(key, own, state)]
     state |= {key: own[key] for key in fresh}
     wrong = [key for key in own if _differs(key, own, state)]
     if wrong or (strange := sorted(state.keys() - own.keys())):
@@ -94,14 +98,6 @@ def _from_timm(init: str) -> dict[str, Tensor]:
             "with model.safetensors in it."
         ) from None
     return dict(network.state_dict())
-
-
-def _head(student: nn.Module, own: dict[str, Tensor]) -> list[str]:
-    """Keys of the classifier's tensors; networks with a distillation token have two classifiers."""
-    config = getattr(student, "pretrained_cfg", None) or {}
-    named = config.get("classifier") or ()
-    names = (named,) if isinstance(named, str) else tuple(named)
-    return [key for key in own if key.rpartition(".")[0] in names]
 
 
 def _differs(key: str, own: dict[str, Tensor], state: dict[str, Tensor]) -> bool:

@@ -45,7 +45,14 @@ class Log:
         Returns:
             The row in short, for the progress bar.
         """
-        row = {"epoch": epoch, "step": step, **_since_last(self._progress, views), "lr": lr}
+        progress = self._progress
+        spent = progress.seconds - progress.mark[0], progress.wait - progress.mark[1]
+        seconds, count = max(spent[0], 1e-9), progress.terms["loss"][1]
+        row: Row = {"epoch": epoch, "step": step}
+        row |= {name: total / number for name, (total, number) in progress.terms.items()}
+        row["images_per_second"] = round(views * count / seconds, 1)
+        row |= {"data_wait": round(spent[1] / seconds, 4), "lr": lr}
+        progress.terms, progress.mark = {}, [progress.seconds, progress.wait]
         if self._folder is not None:
             atomic.append(self._folder / STEPS, f"{json.dumps(row)}\n".encode())
         self._draw(step, "train", row)
@@ -114,17 +121,6 @@ def open_log(
         log = Log(folder, progress, curves)
         log.resume(step)
         yield log
-
-
-def _since_last(progress: Progress, views: int) -> Row:
-    """Means of the loss's terms and the speed since the last row, which this becomes."""
-    seconds, wait = progress.seconds - progress.mark[0], progress.wait - progress.mark[1]
-    count = progress.terms["loss"][1]
-    row = {name: total / number for name, (total, number) in progress.terms.items()}
-    row["images_per_second"] = round(views * count / max(seconds, 1e-9), 1)
-    row["data_wait"] = round(wait / max(seconds, 1e-9), 4)
-    progress.terms, progress.mark = {}, [progress.seconds, progress.wait]
-    return row
 
 
 def _cut(path: Path, step: int) -> list[Row]:

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 import torch
 
@@ -14,6 +13,9 @@ from train.recipe import TrainRecipe
 from train.trainer import factory, plan
 
 log = logging.getLogger("kdcache")
+_NETWORK = ("student", "drop", "drop_path", "init")
+_CREATES = (*_NETWORK, "opt", "weight_decay", "layer_decay", "layer_decay_of", "sched")
+"""Keys of a recipe that decide whether its network, optimizer and schedule can be created."""
 
 
 def set_up(inputs: Inputs, device: torch.device, world: World = ALONE) -> None:
@@ -37,38 +39,24 @@ def check(recipes: Sequence[TrainRecipe], inputs: Inputs) -> None:
     """
     for recipe in recipes:
         plan.check(recipe, inputs.members.num_views)
-    for recipe in dict.fromkeys(_as_created(recipe) for recipe in recipes):
+    # without the keys that create nothing, so that each network of a sweep is created once
+    created = [{name: getattr(recipe, name) for name in _CREATES} for recipe in recipes]
+    for recipe in dict.fromkeys(TrainRecipe(epochs=1, **values) for values in created):
         factory.check(recipe, inputs.num_classes, inputs.store.spec.views.size)
     for recipe in recipes:
         _warn_of_temperatures(recipe, inputs)
     _check_members(inputs, recipes)
-    if any(_requires_labels(recipe) for recipe in recipes) and not inputs.store.spec.dataset.labels:
+    labelled = any(
+        recipe.mode == "labels"
+        or recipe.loss == "dkd"
+        or max(recipe.task_loss_weight, recipe.task_loss_weight_end) > 0
+        for recipe in recipes
+    )
+    if labelled and not inputs.store.spec.dataset.labels:
         raise UsageError(
             f"{inputs.store.name} has no labels (its recipe has dataset.labels=ignore), so "
             "mode=labels, task_loss_weight and loss=dkd cannot be. Train with mode=kd."
         )
-
-
-def _as_created(recipe: TrainRecipe) -> TrainRecipe:
-    """Drop the keys that create nothing, so that each network of a sweep is created once."""
-    alike = TrainRecipe(recipe.student, epochs=1)
-    creates = (
-        "drop",
-        "drop_path",
-        "init",
-        "opt",
-        "weight_decay",
-        "layer_decay",
-        "layer_decay_of",
-        "sched",
-    )
-    return replace(alike, **{name: getattr(recipe, name) for name in creates})
-
-
-def _requires_labels(recipe: TrainRecipe) -> bool:
-    """Return True if a run requires labels."""
-    weights = recipe.task_loss_weight, recipe.task_loss_weight_end
-    return recipe.mode == "labels" or recipe.loss == "dkd" or max(weights) > 0
 
 
 def _warn_of_temperatures(recipe: TrainRecipe, inputs: Inputs) -> None:
