@@ -218,9 +218,14 @@ def cache(
     from pipeline import run
     from pipeline.engines import launch
 
-    numbers = _numbers(parts)
+    numbers = info.numbers(parts) if parts else []
+    if numbers is None:
+        raise UsageError(
+            f"--parts {parts} is invalid, expected numbers such as 0-3,7. For a share of all, pass "
+            "--task and --tasks."
+        )
     mine = launch.choose(task, tasks, by_number=bool(numbers))
-    selection = run.PartSelection(mine.number, mine.count, limit, numbers)
+    selection = run.PartSelection(mine.number, mine.count, limit, frozenset(numbers))
     open_engine = launch.engine(mine, device, workers, engine, address)
     store = run.run(
         loaded, data, sources, out, device, random_weights, selection, open_engine, force
@@ -231,18 +236,4 @@ def cache(
     print(
         f"{out}: {facts['parts']['done']} of {facts['parts']['total']} parts, "
         f"{facts['targets']:,} views, {facts['bytes_per_view']} bytes each"
-    )
-
-
-def _numbers(parts: str) -> frozenset[int]:
-    """Part numbers of --parts; empty = all."""
-    if not parts:
-        return frozenset()
-    from cache_tools.store import info
-
-    if (found := info.numbers(parts)) is not None:
-        return frozenset(found)
-    raise UsageError(
-        f"--parts {parts} is invalid, expected numbers such as 0-3,7. For a share of all, pass "
-        "--task and --tasks."
     )

@@ -130,24 +130,20 @@ def _write_shard(
     buffer = io.BytesIO()
     with webdataset.TarWriter(buffer, mtime=0.0, user="kdcache", group="kdcache") as shard:
         for number in numbers:
+            # grey 8×8 values 0..16 as 32×32 RGB
+            grey = np.rint(pictures[number] * (255.0 / 16.0)).astype(np.uint8)
+            large = cv2.resize(grey, (32, 32), interpolation=cv2.INTER_LINEAR)
+            png = io.BytesIO()
+            Image.fromarray(np.repeat(large[..., None], 3, axis=2)).save(png, "PNG")
             shard.write(
                 {
                     "__key__": f"digit_{number:04d}",
-                    "png": _png(pictures[number]),
+                    "png": png.getvalue(),
                     "cls": str(labels[number]).encode(),
                 }
             )
     atomic.write(path, buffer.getvalue())
     return len(numbers)
-
-
-def _png(picture: NDArray[np.float64]) -> bytes:
-    """Encode grey 8×8 values 0..16 as a 32×32 RGB PNG."""
-    grey = np.rint(picture * (255.0 / 16.0)).astype(np.uint8)
-    large = cv2.resize(grey, (32, 32), interpolation=cv2.INTER_LINEAR)
-    buffer = io.BytesIO()
-    Image.fromarray(np.repeat(large[..., None], 3, axis=2)).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _epoch(

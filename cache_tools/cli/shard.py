@@ -1,7 +1,7 @@
 """`kdcache shard`: any data set to WebDataset shards."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -59,6 +59,7 @@ def shard(
 ) -> None:
     """Write WebDataset shards that timm reads, too. Run again to go on."""
     from cache_tools.cli import beton as beton_command
+    from cache_tools.data import beton as container
     from cache_tools.data import shard_writer
     from cache_tools.data.info_json import SPLITS
     from cache_tools.data.open import has_split, open_images
@@ -74,8 +75,19 @@ def shard(
         options = shard_writer.Options(name, shard_size, short_side, quality, check, skip_broken)
         facts[name] = shard_writer.write(images, folder, options)
         if beton:
-            written = open_images(str(folder), name, containers=False)
-            facts[name]["beton"] = _container(written, folder / f"{name}.beton", raw)
+            written, path = (
+                open_images(str(folder), name, containers=False),
+                folder / f"{name}.beton",
+            )
+            made = container.open_beton(path) if path.exists() else None
+            if (
+                made is None
+                or made.names != written.names
+                or (made.length_N != written.length_N).any()
+                or raw != (made.offset_N == 0).all()  # without the encoded images
+            ):
+                made = beton_command.write(written, path, raw)
+            facts[name]["beton"] = beton_command.facts(made)
     if json_:
         emit(facts)
         return
@@ -86,19 +98,6 @@ def shard(
         )
         if beton:
             print(beton_command.sentence(said["beton"]))
-
-
-def _container(images: "ImageDataset", out: Path, raw: bool) -> dict[str, Any]:
-    """Write a `.beton`, unless the one there has these images; its facts."""
-    from cache_tools.cli import beton as beton_command
-    from cache_tools.data import beton
-
-    if out.exists():
-        there = beton.open_beton(out)
-        same = there.names == images.names and (there.length_N == images.length_N).all()
-        if same and raw == (there.offset_N == 0).all():  # without the encoded images
-            return beton_command.facts(there)
-    return beton_command.facts(beton_command.write(images, out, raw))
 
 
 def _open(

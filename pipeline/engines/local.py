@@ -234,19 +234,17 @@ class _WorkerPool:
         )
         self._queue.requeue(left)
         self._lost[lost.number] = 1 + (self._lost[lost.number] if left == lost.lot else 0)
+        code = lost.process.exitcode
+        ending = f"ended with exit code {code}"
+        if code is not None and code < 0:
+            name = signal.Signals(-code).name
+            lack = ", perhaps for lack of memory," if name == "SIGKILL" else ""
+            ending = f"was killed by {name}{lack}"
         log.warning(
-            f"worker {lost.number} (process {lost.process.pid}) {_ending(lost.process.exitcode)}"
+            f"worker {lost.number} (process {lost.process.pid}) {ending}"
             + (f" with {work_queue.names(left)} in hand" if left else "")
         )
         if self._lost[lost.number] < TRIES:
             self._start(lost.number)
         else:
             log.warning(f"worker {lost.number} was lost {TRIES} times in a row: it is not replaced")
-
-
-def _ending(code: int | None) -> str:
-    """Text for the end of a process, in logs."""
-    if code is None or code >= 0:
-        return f"ended with exit code {code}"
-    name = signal.Signals(-code).name
-    return f"was killed by {name}" + (", perhaps for lack of memory," if name == "SIGKILL" else "")

@@ -31,7 +31,19 @@ def create(
         TeacherError: Its weights are not available.
     """
     stored, model = _by_name(name, random_weights, architecture)
-    _refuse_other_pictures(name, model)
+    config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    channels, height, width = config.get("input_size") or (3, 0, 0)
+    modules, first = dict(model.named_modules()), config.get("first_conv") or ()
+    for stem in (first,) if isinstance(first, str) else first:
+        channels = getattr(modules.get(stem), "in_channels", channels)
+    fixed, embed = config.get("fixed_input_size"), modules.get("patch_embed")
+    if (own := getattr(embed, "img_size", None)) and getattr(embed, "strict_img_size", True):
+        (height, width), fixed = own, True
+    if channels != 3 or (fixed and height != width):
+        raise UsageError(
+            f"the network {name} takes pictures of {channels} channels and {height} × {width} "
+            "pixels; views are square and RGB. Choose another network."
+        )
     return stored, model
 
 
@@ -57,23 +69,6 @@ def _by_name(name: str, random_weights: bool, architecture: str) -> tuple[str, n
     if "/" not in name:
         _refuse_unknown(name)
     return name, _from_timm(name, random_weights)
-
-
-def _refuse_other_pictures(name: str, model: nn.Module) -> None:
-    """Raise UsageError unless a network takes square RGB pictures."""
-    config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
-    channels, height, width = config.get("input_size") or (3, 0, 0)
-    modules, first = dict(model.named_modules()), config.get("first_conv") or ()
-    for stem in (first,) if isinstance(first, str) else first:
-        channels = getattr(modules.get(stem), "in_channels", channels)
-    fixed, embed = config.get("fixed_input_size"), modules.get("patch_embed")
-    if (own := getattr(embed, "img_size", None)) and getattr(embed, "strict_img_size", True):
-        (height, width), fixed = own, True
-    if channels != 3 or (fixed and height != width):
-        raise UsageError(
-            f"the network {name} takes pictures of {channels} channels and {height} × {width} "
-            "pixels; views are square and RGB. Choose another network."
-        )
 
 
 def _refuse_unknown(name: str) -> None:

@@ -60,8 +60,12 @@ class Forward:
             The fields of `codec.SparseTargets`, on the device.
         """
         x = self._move(pixels).float()
-        if partner is not None and mix is not None:
-            x = self._mix(x, self._move(partner), mix)
+        if partner is not None and mix is not None and self.device.type == "cpu":
+            mix_in_place(x, self._move(partner), mix)
+        elif partner is not None and mix is not None:
+            lam, cut = self._upload(mix.lam_B.astype(np.float32)), self._upload(mix.cut_B4)
+            side = torch.arange(x.shape[-1], device=self.device)
+            x = mixing.mix(x, self._move(partner).float(), lam, cut, side)
         logits = self._logits(x)
         labels = None if label_BP is None else self._upload(label_BP)
         return sparsify(logits, self.targets, labels)
@@ -71,15 +75,6 @@ class Forward:
         tensor = torch.as_tensor(pixels)
         there = tensor if tensor.is_cuda else page_locked.upload(tensor, self.device)
         return there.permute(0, 3, 1, 2)
-
-    def _mix(self, x: Tensor, partner: Tensor, mix: MixParams) -> Tensor:
-        if self.device.type == "cpu":
-            mix_in_place(x, partner, mix)
-            return x
-        lam, cut = self._upload(mix.lam_B.astype(np.float32)), self._upload(mix.cut_B4)
-        side = torch.arange(x.shape[-1], device=self.device)
-        mixed: Tensor = mixing.mix(x, partner.float(), lam, cut, side)
-        return mixed
 
     def _upload(self, array: NDArray[Any]) -> Tensor:
         return page_locked.upload(torch.from_numpy(array), self.device)

@@ -8,12 +8,11 @@ predicts this mean: every temperature, tail and top-k that follows is exact.
 Shapes: B views, S pixels a side, C classes.
 """
 
-import contextlib
 import logging
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -112,7 +111,8 @@ class _TeacherNetwork:
     def __call__(self, x_B3SS: Tensor) -> Tensor:
         x_B3SS = x_B3SS * self._scale + self._offset
         x_B3SS = x_B3SS.contiguous(memory_format=_FORMATS[self.memory_format])
-        with self._autocast():
+        plain = self._dtype is torch.float32
+        with nullcontext() if plain else torch.autocast(self._device.type, self._dtype):
             logits_BH = self._run(x_B3SS)
         if self._unchecked:
             self._unchecked = False
@@ -133,8 +133,3 @@ class _TeacherNetwork:
                 f"torch.compile fails for this teacher ({type(error).__name__}: "
                 f"{str(error).strip().partition(chr(10))[0]}). Pass compile=false."
             ) from None
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self._dtype is torch.float32:
-            return contextlib.nullcontext()
-        return torch.autocast(self._device.type, self._dtype)

@@ -26,19 +26,9 @@ class Failure:
     """Name of the error's class."""
 
 
-def failure(part: Part, error: Exception) -> Failure:
-    """Failure of a part."""
-    return Failure(part, str(error), type(error).__name__)
-
-
 def is_of_a_part(error: Exception) -> bool:
     """Return True for errors of a part's own images or views: other parts may still be made."""
     return isinstance(error, OSError | CacheMismatch | NonFinite)
-
-
-def is_worth_another_try(error: Exception) -> bool:
-    """Return True if another attempt may help, as reading recovers; NaN and other bytes do not."""
-    return isinstance(error, OSError)
 
 
 def refuse_failures(store: Cache, failures: Sequence[Failure]) -> None:

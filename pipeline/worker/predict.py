@@ -96,14 +96,18 @@ class Predictor:
             # A GPU's time is measured there.
             with contextlib.nullcontext() if self._on_gpu else self._meter.busy("forward"):
                 at, sparse = self._fit_memory(partial(self._batch, pixels, mix, label_WP, done))
-            done = at.stop
-            fetched, copied = self._fetch(sparse)
+            done, copied = at.stop, None
+            if self._on_gpu:
+                here = tuple(page_locked.empty(tuple(t.shape), t.dtype) for t in sparse)
+                for to, there in zip(here, sparse, strict=True):
+                    to.copy_(there, non_blocking=True)
+                sparse, copied = here, self._mark()
             interval = None
             if done == len(rows) and begin is not None and (end := self._mark()) is not None:
                 interval = GpuInterval(begin, end)
             part = Part(view, window.group.block)
             mixed = mix is not None
-            yield Prediction(part, rows[at], label_WP[at], mixed, fetched, copied, interval)
+            yield Prediction(part, rows[at], label_WP[at], mixed, sparse, copied, interval)
 
     def _batch(
         self, pixels: Tensor, mix: draw.MixParams | None, label_WP: NDArray[np.int64], begin: int
@@ -129,17 +133,6 @@ class Predictor:
         teacher.wait_event(uploaded)
         there.record_stream(teacher)
         return there
-
-    def _fetch(
-        self, sparse: tuple[Tensor, ...]
-    ) -> tuple[tuple[Tensor, ...], torch.cuda.Event | None]:
-        """Targets in the host's memory, and the event that ends their copy."""
-        if not self._on_gpu:
-            return sparse, None
-        here = tuple(page_locked.empty(tuple(t.shape), t.dtype) for t in sparse)
-        for to, there in zip(here, sparse, strict=True):
-            to.copy_(there, non_blocking=True)
-        return here, self._mark()
 
     def _mark(self) -> torch.cuda.Event | None:
         """Record an event on the teacher's stream."""

@@ -44,9 +44,10 @@ class Renderer:
         self._seen = store.spec.views.for_teacher()
         self._renderer = ViewRenderer(images, self._seen, store.table)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="render")
-        self._free: queue.SimpleQueue[PinnedBuffer] = queue.SimpleQueue()
+        self.free: queue.SimpleQueue[PinnedBuffer] = queue.SimpleQueue()
+        """Buffers that are not in use."""
         for _ in range(BUFFERS):
-            self._free.put(PinnedBuffer(pinned))
+            self.free.put(PinnedBuffer(pinned))
         self._suspects: set[int] = set()
 
     @contextmanager
@@ -67,18 +68,10 @@ class Renderer:
         """Pixels a side of the views."""
         return self._seen.size
 
-    def acquire(self) -> PinnedBuffer:
-        """Take a free buffer; waits for one."""
-        return self._free.get()
-
-    def release(self, buffer: PinnedBuffer) -> None:
-        """Return a buffer."""
-        self._free.put(buffer)
-
-    def release_window(self, window: Window) -> None:
+    def release(self, window: Window) -> None:
         """Return the buffer of a window, whose pixels become invalid."""
         if window.buffer is not None:
-            self.release(window.buffer)
+            self.free.put(window.buffer)
             window.buffer = None
 
     def windows(self, block: int) -> list[range]:
@@ -178,13 +171,13 @@ class WindowStream:
                 self._broken.add(window.group)
             self._in_use = window
             yield window
-            self._renderer.release_window(window)
+            self._renderer.release(window)
 
     def close(self) -> None:
         """Abandon unfinished windows and return their buffers."""
         self._abandoned.set()
         if self._in_use is not None:
-            self._renderer.release_window(self._in_use)
+            self._renderer.release(self._in_use)
         while self._thread.is_alive() or not self._begun.empty():
             try:
                 window = self._begun.get(timeout=0.05)
@@ -195,7 +188,7 @@ class WindowStream:
                 return
             if isinstance(window, Window):
                 window.ready.wait()
-                self._renderer.release_window(window)
+                self._renderer.release(window)
 
     def _run(self) -> None:
         try:
@@ -221,9 +214,9 @@ class WindowStream:
             self._begun.put(broken)
             return
         for rows in windows:
-            buffer = self._renderer.acquire()
+            buffer = self._renderer.free.get()
             if self._abandoned.is_set() or group in self._broken:
-                self._renderer.release(buffer)
+                self._renderer.free.put(buffer)
                 return
             size = self._renderer.size
             pixels = buffer.array((len(group.views), len(rows), size, size, 3))

@@ -113,10 +113,13 @@ class Stage1:
             try:
                 for attempt in range(1, TRIES + 1):
                     failed = self._run(groups, on_progress, stop)
-                    again = [p for p, e in failed.items() if failures.is_worth_another_try(e)]
+                    # reading recovers; NaN and other bytes do not
+                    again = [p for p, e in failed.items() if isinstance(e, OSError)]
                     again = again if attempt < TRIES else []
                     failed_for_good += [
-                        failures.failure(p, e) for p, e in failed.items() if p not in again
+                        Failure(p, str(e), type(e).__name__)
+                        for p, e in failed.items()
+                        if p not in again
                     ]
                     if not again:
                         break

@@ -24,7 +24,7 @@ from pipeline.teacher.forward import Forward
 from pipeline.worker.executor import SerialExecutor
 from pipeline.worker.groups import DecodeGroup
 from pipeline.worker.meter import Meter
-from pipeline.worker.predict import GpuInterval, Prediction
+from pipeline.worker.predict import Prediction
 from pipeline.worker.window import Window
 
 CAPACITY = 16
@@ -129,8 +129,12 @@ class PartWriter:
                 batch.copied.synchronize()
             with self._meter.busy("commit"):
                 self._add(batch, codec.SparseTargets(*(t.numpy() for t in batch.sparse)))
-        if batch.gpu is not None:
-            self._count_gpu(batch.gpu)
+        if (interval := batch.gpu) is not None:  # milliseconds of work and of waiting
+            interval.end.synchronize()
+            self._meter.add("forward", interval.begin.elapsed_time(interval.end) / 1000)
+            if self._gpu_end is not None:
+                self._meter.add("wait", self._gpu_end.elapsed_time(interval.begin) / 1000)
+            self._gpu_end = interval.end
 
     def _add(self, batch: Prediction, sparse: codec.SparseTargets) -> None:
         if error := self._not_finite(batch, sparse.tail_BT):
@@ -166,14 +170,6 @@ class PartWriter:
             raise error
         return error
 
-    def _count_gpu(self, interval: GpuInterval) -> None:
-        """Count milliseconds in which the GPU worked and in which it waited."""
-        interval.end.synchronize()
-        self._meter.add("forward", interval.begin.elapsed_time(interval.end) / 1000)
-        if self._gpu_end is not None:
-            self._meter.add("wait", self._gpu_end.elapsed_time(interval.begin) / 1000)
-        self._gpu_end = interval.end
-
     def _drop_part(self, part: Part) -> None:
         if (lost := self._builders.pop(part, None)) is not None:
             self._on_progress(-lost.views)
@@ -199,11 +195,10 @@ class PartWriter:
             stored = codec.concatenate(builder.stored)
             statistics = part_statistics(stored, builder.top_sum, builder.correct)
             probes = np.array([builder.probes[n] for n in probe_numbers(rows)], dtype=np.uint64)
-            self._store.write(part, stored, probes, statistics | timings, self._versions())
+            device = self._forward.device
+            name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+            versions = render.versions()
+            versions |= {p: version(p) for p in ("torch", "timm", "zarr", "numcodecs")}
+            versions |= {"device": name, "forward": self._forward.how}
+            self._store.write(part, stored, probes, statistics | timings, versions)
         self._meter.parts += 1
-
-    def _versions(self) -> dict[str, str]:
-        device = self._forward.device
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-        libraries = {p: version(p) for p in ("torch", "timm", "zarr", "numcodecs")}
-        return {**render.versions(), **libraries, "device": name, "forward": self._forward.how}

@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import cache
-from itertools import pairwise
+from itertools import groupby
 from queue import Empty, Full
 from typing import Any
 
@@ -158,10 +158,6 @@ class FfcvLoader:
             self.reader = Reader(str(images.path))
             self.graph, self.code = _pipeline(side, self.num_workers)
 
-    def epoch(self, view_numbers: Iterator[I8], tables: Tables) -> "FfcvEpoch":
-        """Start one epoch; it yields batches."""
-        return FfcvEpoch(self, view_numbers, tables)
-
 
 class FfcvEpoch(EpochIterator):  # type: ignore[misc]
     """Thread that runs the pipeline ahead; its errors are raised where the next batch is taken."""
@@ -256,7 +252,8 @@ class FfcvRenderer:
         """Start FFCV's thread for one epoch; see `loader.Renderer`."""
         tables = self._tables(loaded)
         rows = len(self._cache.table)
-        epoch = self._loader.epoch((wanted @ np.array([1, rows]) for wanted in requests), tables)
+        view_numbers = (wanted @ np.array([1, rows]) for wanted in requests)
+        epoch = FfcvEpoch(self._loader, view_numbers, tables)
         checkers = ThreadPoolExecutor(self._threads, thread_name_prefix="check")
 
         def render(wanted_U2: I8, out: list[U1]) -> None:
@@ -265,9 +262,9 @@ class FfcvRenderer:
                 pass
             for pixels, made in zip(out, rendered, strict=True):  # which are overwritten soon
                 pixels[:] = made
-            left = np.flatnonzero(tables.status_V[view_U] != ffcv_kernels.DONE)
-            for row, group in _by_row(wanted_U2[left, 0], left):
-                views = [(loaded[wanted_U2[i, 1]].params, row, out[i]) for i in group.tolist()]
+            left = np.flatnonzero(tables.status_V[view_U] != ffcv_kernels.DONE).tolist()
+            for row, group in groupby(left, lambda i: int(wanted_U2[i, 0])):
+                views = [(loaded[wanted_U2[i, 1]].params, row, out[i]) for i in group]
                 self._views.render(row, views)
 
         try:
@@ -311,12 +308,3 @@ class FfcvRenderer:
                     f"(first: {table.keys[differs[0]]!r}, another {own}). Write the container from "
                     "the data set the cache was made from: kdcache beton SRC FILE."
                 )
-
-
-def _by_row(row_L: I8, where_L: I8) -> Iterator[tuple[int, I8]]:
-    """Positions grouped by row, rows ascending."""
-    if len(row_L) == 0:
-        return
-    edges = [0, *(np.flatnonzero(np.diff(row_L)) + 1).tolist(), len(row_L)]
-    for begin, end in pairwise(edges):
-        yield int(row_L[begin]), where_L[begin:end]

@@ -24,7 +24,6 @@ from cache_tools.spec.canonical import canonical_json, sha256
 from cache_tools.spec.dataset import NO_LABEL
 from cache_tools.store.aligned import CacheEnsemble, open_ensemble
 from cache_tools.store.cache import Cache
-from cache_tools.store.commits import Part
 from cache_tools.verify import probes, verify
 from train.recipe import TrainRecipe
 
@@ -109,10 +108,7 @@ def open_inputs(
 
 
 def _validation(source: str, store: Cache, classes: tuple[str, ...]) -> ImageDataset | None:
-    """Open the labelled validation split; None, with a warning, if it is not of these classes.
-
-    It is not requested by name, so that it must not stop a training.
-    """
+    """Open the labelled validation split; None, with a warning, if it is not of these classes."""
     if not store.spec.dataset.labels or not has_split(source, "validation"):
         return None
     try:
@@ -151,8 +147,14 @@ def check_cache(
         CacheIncomplete, CacheDamaged, CacheMismatch: Naming the file or the sample.
     """
     parts = list(cache.parts())
-    if cache.is_remote:
-        parts = _check_remote(cache)
+    if cache.is_remote:  # bytes and pixels are checked when an epoch's parts are fetched
+        log.info("%s: parts are fetched as epochs need them, and kept on this machine", cache.name)
+        committed = cache.committed()
+        for part in parts:
+            if part not in committed:
+                missing = CacheIncomplete(f"{part} of {cache.name} is missing.")
+                raise cache.check_part(part) or missing
+        parts = [part for part in committed if part.view == 0]
     else:
         with progress.bar("check the cache", len(parts), "parts") as advance:
             for _, fault in verify.faults(cache):
@@ -167,16 +169,3 @@ def check_cache(
             "here): that they equal the teacher's follows from the library versions alone",
             cache.name,
         )
-
-
-def _check_remote(cache: Cache) -> list[Part]:
-    """Refuse a cache at a URL that lacks parts; return the parts of its first view.
-
-    Bytes and pixels of the others are checked when an epoch's parts are fetched.
-    """
-    log.info("%s: parts are fetched as epochs need them, and kept on this machine", cache.name)
-    committed = cache.committed()
-    for part in cache.parts():
-        if part not in committed:
-            raise cache.check_part(part) or CacheIncomplete(f"{part} of {cache.name} is missing.")
-    return [part for part in committed if part.view == 0]

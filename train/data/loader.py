@@ -124,15 +124,9 @@ class Loader:
         side = cache.spec.views.size
         self._pool = BufferPool((schedule.max_pictures(world), side, side, 3), pin_memory)
 
-    @property
-    def ahead(self) -> int:
-        """Batches that are ready, or in the making, while one is trained on."""
-        return AHEAD
-
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield the batches of one epoch from `first_step` on."""
-        ready = self._epochs.get(epoch)
-        plan, loaded = ready.plan, ready.loaded
+        plan, loaded = self._epochs.get(epoch)
         spans = [span[max(0, first_step - span.start) :] for span in self._schedule.spans]
         spans = [span for span in spans if span]
         ahead = max(1, AHEAD // max(map(len, self._schedule.spans)))
@@ -155,47 +149,43 @@ class Loader:
 
         Returns:
             [U, 2]; their order, as indices into those of each step one after the other; and of each
-            step the positions in the plan, pictures and indices of `_wanted`.
+            step the positions in the plan, row and slot of its pictures (each once and ascending),
+            and the index into these of each view, then of each partner.
         """
-        shares = [self._schedule.share(plan, step, self._world) for step in span]
-        steps = [(at, *self._wanted(plan, at)) for at in shares]
+        steps = []
+        for step in span:
+            at = self._schedule.share(plan, step, self._world)
+            row, slot = plan.row_M[at], plan.slot_M[at]
+            wanted = np.stack([row, slot], axis=1)
+            if self._has_partners:
+                others = np.stack([row, slot + len(plan.views)], axis=1)
+                wanted = np.concatenate([wanted, others])
+            elif self._cache.spec.views.mixes:
+                wanted = np.concatenate([wanted, np.stack([plan.partner_M[at], slot], axis=1)])
+            unique, index = np.unique(wanted, axis=0, return_inverse=True)
+            steps.append((at, unique, index.reshape(-1)))
         every = np.concatenate([wanted for _, wanted, _ in steps])
         order = np.lexsort(every.T[::-1])
         return every[order], order, steps
-
-    def _wanted(self, plan: Plan, at: I8) -> tuple[I8, I8]:
-        """Row and slot of a batch's views and their partners, each once and ascending.
-
-        Returns:
-            [U, 2]; and the index into it of each view, then of each partner.
-        """
-        row, slot = plan.row_M[at], plan.slot_M[at]
-        wanted = np.stack([row, slot], axis=1)
-        if self._has_partners:
-            others = np.stack([row, slot + len(plan.views)], axis=1)
-            wanted = np.concatenate([wanted, others])
-        elif self._cache.spec.views.mixes:
-            wanted = np.concatenate([wanted, np.stack([plan.partner_M[at], slot], axis=1)])
-        unique, index = np.unique(wanted, axis=0, return_inverse=True)
-        return unique, index.reshape(-1)
 
     def _make(self, plan: Plan, loaded: list[View], span: range, render: RenderFn) -> list[Batch]:
         """Render the pictures of a span and decode its targets."""
         every, order, steps = self._request(plan, span)
         laid, out = [], []
         for at, wanted, index in steps:
-            at_U = _positions(index[: len(at)], len(wanted))
-            pictures = self._pool.take()[: len(at) + int((at_U >= len(at)).sum())]
+            # a picture's place is that of its first view, or behind all views
+            at_U, views = np.full(len(wanted), -1), np.arange(len(at))
+            at_U[index[: len(at)][::-1]] = views[::-1]
+            others = np.flatnonzero(at_U < 0)
+            at_U[others] = len(at) + np.arange(len(others))
+            pictures = self._pool.take()[: len(at) + len(others)]
             out += [pictures[i] for i in at_U.tolist()]
             laid.append((at, pictures, at_U[index]))
         render(every, [out[i] for i in order.tolist()])
         return [self._batch(plan, loaded, *of_step) for of_step in laid]
 
     def _batch(self, plan: Plan, loaded: list[View], at: I8, pictures: U1, picture_at: I8) -> Batch:
-        """Batch of the views at some positions, their pictures being rendered.
-
-        `picture_at` are the indices into these of the views, then of their partners.
-        """
+        """Batch of the views `at` some positions; `picture_at`: index of each view and partner."""
         row, slot, partner = plan.row_M[at], plan.slot_M[at], plan.partner_M[at]
         for again in np.flatnonzero(picture_at[: len(at)] != np.arange(len(at))).tolist():
             pictures[again] = pictures[picture_at[again]]
@@ -213,12 +203,3 @@ class Loader:
             self._cache.spec.teacher.num_classes,
             None if plan.outside_M is None else plan.outside_M[at].astype(np.float32),
         )
-
-
-def _positions(own_B: I8, count: int) -> I8:
-    """Position of each picture of a batch: that of its first view, or behind all views."""
-    at_U = np.full(count, -1)
-    at_U[own_B[::-1]] = np.arange(len(own_B))[::-1]
-    others = np.flatnonzero(at_U < 0)
-    at_U[others] = len(own_B) + np.arange(len(others))
-    return at_U

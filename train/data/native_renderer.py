@@ -66,10 +66,10 @@ class NativeRenderer:
                 params, image = view.partner, int(view.partner_N[row])
             by_image.setdefault(image, []).append((params, row, pixels))
         tasks = [*by_image.items()]
-        pieces = (tasks[i : i + _IMAGES_PER_TASK] for i in range(0, len(tasks), _IMAGES_PER_TASK))
-        for _ in pool.map(self._render_piece, pieces):
-            pass
 
-    def _render_piece(self, tasks: list[tuple[int, list[ViewRequest]]]) -> None:
-        for image, requests in tasks:
-            self._views.render(image, requests)
+        def render(begin: int) -> None:
+            for image, requests in tasks[begin : begin + _IMAGES_PER_TASK]:
+                self._views.render(image, requests)
+
+        for _ in pool.map(render, range(0, len(tasks), _IMAGES_PER_TASK)):
+            pass

@@ -41,14 +41,8 @@ class View:
     """Rows of the samples that these show."""
 
 
-@dataclass(frozen=True)
-class Epoch:
-    """One epoch, ready to be shown."""
-
-    plan: Plan
-    """The order of its views."""
-    loaded: list[View]
-    """Its views, in the order of the plan's slots."""
+Epoch = tuple[Plan, list[View]]
+"""The order of an epoch's views, and these in the order of the plan's slots."""
 
 
 class EpochPrefetcher:
@@ -85,7 +79,7 @@ class EpochPrefetcher:
         with self._lock:
             loaded = [self._views.get(number) or self._load(number) for number in plan.views]
             self._views = dict(zip(plan.views, loaded, strict=True))
-        return Epoch(plan, loaded)
+        return plan, loaded
 
     def _load(self, number: int) -> View:
         store = self._members.reference

@@ -276,12 +276,9 @@ class Schedule:
         return spec.mixes and len(turns) == 1 and not view_params.has_partner_params(self._store)
 
     def _leaders(self, mix: MixParams, numbers: tuple[int, ...]) -> I8:
-        """Return the row whose draw orders each row: of partners the first, so they are adjacent.
-
-        Its own where partners are not samples, or where repeated views have several: then the views
-        of a sample are adjacent.
-        """
+        """Return the row whose draw orders each row: of partners the first: they are adjacent."""
         own = np.arange(len(mix.partner_B))
+        # repeated views with several partners: the views of a sample are adjacent
         single = self.aug_repeats > 1 and not self._keeps_pairs(numbers)
         has_own = view_params.has_partner_params(self._store)
         return own if single or has_own else np.minimum(own, mix.partner_B)

@@ -28,7 +28,7 @@ from cache_tools.render import view as render
 from cache_tools.runtime import threads
 from train.data.device_batch import InputTransform
 from train.data.inputs import Inputs
-from train.data.loader import Batch, Loader
+from train.data.loader import AHEAD, Batch, Loader
 from train.data.prefetch import EpochPrefetcher, View
 from train.data.schedule import Schedule
 from train.loss.task import CachedDistillationTask
@@ -75,10 +75,10 @@ def measure(
         DataError, CacheMismatch: An image cannot be read or is not the cache's.
     """
     schedule = Schedule(inputs.store, 1, 1, 0, epochs=1)
-    ready = EpochPrefetcher(inputs.members, schedule, inputs.images).get(0)
-    rows = ready.plan.row_M[:_VIEWS].tolist()
+    order, loaded = EpochPrefetcher(inputs.members, schedule, inputs.images).get(0)
+    rows = order.row_M[:_VIEWS].tolist()
     read, data = _read(inputs.images, rows)
-    stages = _render(inputs, rows, data, ready.loaded[0])
+    stages = _render(inputs, rows, data, loaded[0])
     of_loader, batch = _loader(loader)
     transfer = _on_device(feed, lambda: feed.batch(batch), batch)
     student = None
@@ -98,24 +98,15 @@ def read_from(images: ImageDataset) -> Literal["network", "disk", "memory"]:
 
 def _read(images: ImageDataset, rows: list[int]) -> tuple[float, list[bytes]]:
     """Seconds per image with all threads at it, and the bytes."""
-    if read_from(images) == "disk":
-        _forget(images)
-    raw = isinstance(images, Beton)
+    if read_from(images) == "disk":  # a long epoch drops the files from the page cache
+        for path in images.paths[: len(images.paths) if images.sharded else _VIEWS]:
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    read = images.stored if isinstance(images, Beton) else images.read
     with ThreadPoolExecutor(threads.cpu_count()) as pool:
         begin = time.perf_counter()
-        read = cast(Beton, images).stored if raw else images.read
         data = list(pool.map(read, rows))
         return (time.perf_counter() - begin) / len(rows), data
-
-
-def _forget(images: ImageDataset) -> None:
-    """Drop the files from the page cache, as during a long epoch."""
-    for path in images.paths[: len(images.paths) if images.sharded else _VIEWS]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(descriptor)
 
 
 def _render(
@@ -157,7 +148,7 @@ def _loader(loader: Loader) -> tuple[float, Batch]:
     with closing(cast(Any, loader.epoch(0))) as batches:
         batch = next(batches)  # compiles, opens files, fills the queue
         begin, count = time.perf_counter(), 0
-        for batch in islice(batches, _STEPS + loader.ahead):
+        for batch in islice(batches, _STEPS + AHEAD):
             count += len(batch)
             if time.perf_counter() - begin > _ENOUGH:
                 break

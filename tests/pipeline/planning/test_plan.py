@@ -48,7 +48,9 @@ def test_the_plan_is_the_schedule(
         epochs.get(recipe.aug_repeats - 1),
         epochs.get(recipe.aug_repeats),
     ]  # the next is in the making
-    resident = sum(map(_bytes, {view.number: view for e in both for view in e.loaded}.values()))
+    resident = sum(
+        map(_bytes, {view.number: view for _, loaded in both for view in loaded}.values())
+    )
     assert facts["resident_bytes"] == pytest.approx(resident, rel=0.05)
 
 
