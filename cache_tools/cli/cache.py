@@ -122,8 +122,9 @@ def info(
         print(f"{'member':22} {of} {member['weights_sha256'][:19]}…{where}")
     for section in ("dataset", "views", "targets"):
         if spec[section] is not None:
-            said = ", ".join(f"{k}={_short(v)}" for k, v in spec[section].items())
-            print(f"{section:22} {said}")
+            texts = {key: str(value) for key, value in spec[section].items()}
+            short = {k: t if len(t) <= 40 else f"{t[:26]}…" for k, t in texts.items()}
+            print(f"{section:22} {', '.join(f'{k}={t}' for k, t in short.items())}")
     if (imported := spec.get("imported")) is not None:
         print(f"{'imported from':22} {imported['origin']}. {imported['note']}")
 
@@ -186,7 +187,11 @@ def ensemble(
 
     if len(caches) < 2:
         raise UsageError("an ensemble has two members or more. Name the caches of all teachers.")
-    opened = aligned.open_ensemble(caches, _numbers(weights), blocks=True)
+    try:
+        shares = [float(number) for number in weights.split(",")] if weights else []
+    except ValueError:
+        raise UsageError(f"--weights {weights} are not numbers such as 0.7,0.3.") from None
+    opened = aligned.open_ensemble(caches, shares, blocks=True)
     facts = summary.info(mixer.run(opened, out, keep))
     if json_:
         emit(facts)
@@ -220,14 +225,6 @@ def diff(
     print(f"{'bytes_per_view':16} {sizes['a']:.2f} and {sizes['b']:.2f}")
 
 
-def _numbers(text: str) -> list[float]:
-    """Numbers that commas separate."""
-    try:
-        return [float(number) for number in text.split(",")] if text else []
-    except ValueError:
-        raise UsageError(f"--weights {text} are not numbers such as 0.7,0.3.") from None
-
-
 def _looked(verdict: Any, cache: str, store: Cache) -> str:
     """Describe the checks that were made."""
     words = [f"{verdict.parts} parts"]
@@ -240,8 +237,3 @@ def _looked(verdict: Any, cache: str, store: Cache) -> str:
         return f"{', '.join(words)} {end} are as they were written"
     count = len(verdict.problems)
     return f"{count} problem{'s' if count > 1 else ''} found in {', '.join(words)} {end}"
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else text[:26] + "…"

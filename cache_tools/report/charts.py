@@ -123,11 +123,14 @@ def matrix(
 ) -> None:
     """Draw a matrix of shares 0..1 as tints, rows from the top; a small one with its numbers."""
     from matplotlib.collections import PatchCollection
+    from matplotlib.colors import to_rgb
     from matplotlib.patches import Rectangle
 
     count, cells = len(names), sorted(shares)
     boxes = [Rectangle((column, row), 1, 1) for row, column in cells]
-    tints = [_tint(SERIES[0] if r == c else SERIES[1], shares[r, c]) for r, c in cells]
+    colors = [SERIES[0] if row == column else SERIES[1] for row, column in cells]
+    alphas = [0.12 + 0.76 * min(shares[cell], 1.0) ** 0.6 for cell in cells]
+    tints = [(*to_rgb(color), alpha) for color, alpha in zip(colors, alphas, strict=True)]
     axes.add_collection(PatchCollection(boxes, facecolors=tints, edgecolors="none"))
     if count <= 12:
         for row, column in cells:
@@ -182,10 +185,3 @@ def short(text: str, most: int = 26) -> str:
         return text
     tail = most // 3
     return f"{text[: most - 1 - tail]}…{text[-tail:]}"
-
-
-def _tint(of: str, share: float) -> tuple[float, float, float, float]:
-    from matplotlib.colors import to_rgb
-
-    red, green, blue = to_rgb(of)
-    return red, green, blue, 0.12 + 0.76 * min(share, 1.0) ** 0.6

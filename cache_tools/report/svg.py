@@ -120,7 +120,8 @@ def _inline(data: bytes, label: str) -> str:
         if name := element.get("id"):
             element.set("id", own + name)
         if style := element.get("style"):
-            element.set("style", _themed(style))
+            kept = [part for part in style.split("; ") if not part.startswith("font-family")]
+            element.set("style", re.sub(r"#[0-9a-f]{6}", _variable, "; ".join(kept)))
         if element.tag != f"{{{_SVG}}}text":
             element.text = None
         element.tail = None
@@ -134,11 +135,6 @@ def _inline(data: bytes, label: str) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def _themed(style: str) -> str:
-    """Replace a style's colors and font by the page's."""
-    kept = [part for part in style.split("; ") if not part.startswith("font-family")]
-    return re.sub(
-        r"#[0-9a-f]{6}",
-        lambda found: f"var(--{_VARIABLES[found[0]]})" if found[0] in _VARIABLES else found[0],
-        "; ".join(kept),
-    )
+def _variable(color: re.Match[str]) -> str:
+    """Return the page's variable for one of its colors, any other color as it is."""
+    return f"var(--{_VARIABLES[color[0]]})" if color[0] in _VARIABLES else color[0]

@@ -92,7 +92,17 @@ class Mixture:
         mixed = [self._member(*pair, label_BP) for pair in zip(members, self._specs, strict=True)]
         weighted_B = [w * s.u_B for w, s in zip(self._weights, mixed, strict=True)]
         floor_B = np.sum(weighted_B, axis=0)
-        index_BK, q_BK, count_B = self._union(mixed, floor_B)
+        # unite the kept classes
+        entries = [np.where(one.p_BK > 0, one.index_BK, -1) for one in mixed]
+        excesses = [
+            w * (s.p_BK - s.u_B[:, None]) for w, s in zip(self._weights, mixed, strict=True)
+        ]
+        index_BX, excess_BX = np.concatenate(entries, axis=1), np.concatenate(excesses, axis=1)
+        # one width for all batches: a compiled student need not be compiled again
+        shape = len(floor_B), min(index_BX.shape[1], self._num_classes)
+        index_BK, q_BK = np.zeros(shape, dtype=np.int64), np.zeros(shape)
+        count_B = np.zeros(len(floor_B), dtype=np.int64)
+        packing.merge_entries(index_BX, excess_BX, floor_B, index_BK, q_BK, count_B)
         left_B = self._num_classes - count_B
         tail_BT = np.empty((len(floor_B), len(self.temperatures)))
         tail_BT[:, 0] = left_B * floor_B
@@ -128,20 +138,6 @@ class Mixture:
             index_BK = np.concatenate([index_BK, label_BP], axis=1)
             p_BK = np.concatenate([p_BK, true_BP], axis=1)
         return _Member(index_BK, p_BK, u_B, ratio_BT)
-
-    def _union(self, mixed: Sequence[_Member], floor_B: F8) -> tuple[I8, F8, I8]:
-        """Unite the kept classes: [B, K] ids and probabilities, and their number."""
-        excesses = [
-            w * (s.p_BK - s.u_B[:, None]) for w, s in zip(self._weights, mixed, strict=True)
-        ]
-        entries = [np.where(one.p_BK > 0, one.index_BK, -1) for one in mixed]
-        index_BX, excess_BX = np.concatenate(entries, axis=1), np.concatenate(excesses, axis=1)
-        # one width for all batches: a compiled student need not be compiled again
-        shape = len(floor_B), min(index_BX.shape[1], self._num_classes)
-        index_BK, q_BK = np.zeros(shape, dtype=np.int64), np.zeros(shape)
-        count_B = np.zeros(len(floor_B), dtype=np.int64)
-        packing.merge_entries(index_BX, excess_BX, floor_B, index_BK, q_BK, count_B)
-        return index_BK, q_BK, count_B
 
 
 def common_temperatures(specs: Sequence[TargetSpec]) -> tuple[float, ...]:

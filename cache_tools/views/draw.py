@@ -82,10 +82,15 @@ def draw(
         box = np.array(boxes, dtype=np.int32).reshape(-1, 4)
     else:
         box = _crop(spec, ids_B, height_B, width_B, view)
+    if spec.interpolation == "random":
+        u = rng.uniform(rng.bits(spec.seed, ids_B, view, rng.STREAM_FILTER, 1))[:, 0]
+        filters = np.where(u < 0.5, BILINEAR, BICUBIC).astype(np.int8)
+    else:
+        filters = np.full(len(ids_B), filter_number(spec.interpolation), dtype=np.int8)
     flip = rng.uniform(rng.bits(spec.seed, ids_B, view, rng.STREAM_FLIP, 1))[:, 0] < spec.hflip
     codes, arguments = _operations(spec, ids_B, view)
     erase, noise = _erase(spec, ids_B if erase_ids_B is None else erase_ids_B, view)
-    return ViewParams(box, _filter(spec, ids_B, view), flip, codes, arguments, erase, noise)
+    return ViewParams(box, filters, flip, codes, arguments, erase, noise)
 
 
 @dataclass(frozen=True)
@@ -173,13 +178,6 @@ def _fallback(spec: ViewSpec, height_B: I4, width_B: I4) -> I4:
     return np.stack([top, left, h, w], axis=-1).astype(np.int32)
 
 
-def _filter(spec: ViewSpec, ids_B: U8, view: int) -> I1:
-    if spec.interpolation == "random":
-        u = rng.uniform(rng.bits(spec.seed, ids_B, view, rng.STREAM_FILTER, 1))[:, 0]
-        return np.where(u < 0.5, BILINEAR, BICUBIC).astype(np.int8)
-    return np.full(len(ids_B), filter_number(spec.interpolation), dtype=np.int8)
-
-
 def filter_number(interpolation: str) -> int:
     """Return the number of a resampling that is the same for all views."""
     return {"area": AREA, "bilinear": BILINEAR, "bicubic": BICUBIC, "box": BOX}[interpolation]
@@ -260,7 +258,11 @@ def _erase(spec: ViewSpec, ids_B: U8, view: int) -> tuple[I4, U8]:
         box[count <= k] = 0
         erase[rows, k, :4] = box
         erase[rows, k, 4] = spec.re_mode == "pixel"
-        erase[rows, k, 5:] = _erase_color(spec, rng.uniform(of_box[:, 40:46]))
+        color = np.tile(np.array(spec.fill, dtype=np.float64), (len(rows), 1))
+        if spec.re_mode == "rand":
+            u = rng.uniform(of_box[:, 40:46])
+            color += np.rint(_NOISE * exact.normal(u[:, :3], u[:, 3:]))
+        erase[rows, k, 5:] = np.clip(color, 0.0, 255.0).astype(np.int32)
         noise[rows, k] = of_box[:, 46:48]
     return erase, noise
 
@@ -281,13 +283,6 @@ def _erase_box(u_B40: F8, count_B: F8, size: int) -> I4:
         box[fits] = np.stack([top, left, h, w], axis=-1)[fits].astype(np.int32)
         open_ &= ~fits
     return box
-
-
-def _erase_color(spec: ViewSpec, u_B6: F8) -> I4:
-    color = np.tile(np.array(spec.fill, dtype=np.float64), (len(u_B6), 1))
-    if spec.re_mode == "rand":
-        color += np.rint(_NOISE * exact.normal(u_B6[:, :3], u_B6[:, 3:]))
-    return np.clip(color, 0.0, 255.0).astype(np.int32)
 
 
 def _pairs(spec: ViewSpec, ids_P: U8, view: int) -> tuple[I4, I4]:

@@ -201,18 +201,6 @@ def _complaints(
             yield f"a box {box_B4[at].tolist()} that leaves {table.keys[row_B[at]]!r}"
     if (params.flip_BP > 1).any():
         yield "a flip that is neither 0 nor 1"
-    yield from _odd_operations(params)
-    size = np.full(1, spec.views.size)
-    for name, boxes in (("an erased", params.erase_BPE4), ("a cut", params.cut_B4)):
-        there = boxes.reshape(-1, 4).astype(np.int64)
-        there = there[(there != 0).any(axis=1)]
-        if _outside(there, size, size).any():
-            yield f"{name} box that leaves the view"
-    if (params.weight_B > LAMBDA_SCALE).any():
-        yield "a weight above 1"
-
-
-def _odd_operations(params: ImportedViews) -> Iterator[str]:
     codes, first = params.codes_BPL, params.arguments_BPL6[..., 0]
     if (codes >= len(ops.NAMES)).any():
         yield f"an operation {int(codes.max())} that there is not"
@@ -222,6 +210,14 @@ def _odd_operations(params: ImportedViews) -> Iterator[str]:
             yield f"{ops.NAMES[code]} by more than it can be"
     if (np.abs(params.arguments_BPL6.astype(np.int64)) > _MATRIX).any():
         yield "an argument beyond all pictures"
+    size = np.full(1, spec.views.size)
+    for name, boxes in (("an erased", params.erase_BPE4), ("a cut", params.cut_B4)):
+        there = boxes.reshape(-1, 4).astype(np.int64)
+        there = there[(there != 0).any(axis=1)]
+        if _outside(there, size, size).any():
+            yield f"{name} box that leaves the view"
+    if (params.weight_B > LAMBDA_SCALE).any():
+        yield "a weight above 1"
 
 
 def _outside(box_B4: I8, height_B: NDArray[Any], width_B: NDArray[Any]) -> NDArray[np.bool_]:

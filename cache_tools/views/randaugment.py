@@ -37,7 +37,12 @@ def draw(
     u = rng.uniform(bits).reshape(count, layers, _DRAWS)
     chosen = _choose(config, u[..., 0])
     applied = u[..., 1] < config.probability
-    level = _magnitude(config, u[..., 2], u[..., 3]) / LEVELS
+    drawn = np.full((count, layers), config.magnitude)
+    if config.deviation == float("inf"):
+        drawn = u[..., 2] * config.magnitude
+    elif config.deviation > 0:
+        drawn = config.magnitude + config.deviation * exact.normal(u[..., 2], u[..., 3])
+    level = np.clip(drawn, 0.0, config.bound) / LEVELS
     sign = np.where(u[..., 4] > 0.5, -1.0, 1.0)
     share_of_cubic = {"random": 0.5, "bicubic": 1.0}.get(interpolation, 0.0)
     plain = ops.AFFINE_NEAREST if interpolation == "nearest" else ops.AFFINE_BILINEAR
@@ -78,16 +83,6 @@ def _choose(config: RandAugment, u_BL: F8) -> I8:
         chosen[:, layer] = (ticket[:, None] >= cumulative).sum(axis=1)
         weights[np.arange(len(weights)), chosen[:, layer]] = 0
     return chosen
-
-
-def _magnitude(config: RandAugment, u_BL: F8, v_BL: F8) -> F8:
-    if config.deviation == float("inf"):
-        drawn = u_BL * config.magnitude
-    elif config.deviation > 0:
-        drawn = config.magnitude + config.deviation * exact.normal(u_BL, v_BL)
-    else:
-        drawn = np.full(u_BL.shape, config.magnitude)
-    return np.clip(drawn, 0.0, config.bound)
 
 
 Drawn = tuple[int, F8]
@@ -149,10 +144,6 @@ def _translate(horizontal: bool, whole: bool = False) -> Operation:
     return draw
 
 
-def _rotate(level: F8, sign: F8, size: int) -> Drawn:
-    return ops.AFFINE_BILINEAR, rotation(sign * (level * 30.0) / 360.0, size)
-
-
 def _identity(count: int) -> F8:
     return np.tile(np.array([1.0, 0.0, 0.0, 0.0, 1.0, 0.0]), (count, 1))
 
@@ -161,7 +152,9 @@ _OPERATIONS: dict[str, Operation] = {
     "autocontrast": _plain(ops.AUTOCONTRAST),
     "equalize": _plain(ops.EQUALIZE),
     "invert": _plain(ops.INVERT),
-    "rotate": _rotate,
+    "rotate": lambda level, sign, size: (
+        ops.AFFINE_BILINEAR, rotation(sign * (level * 30.0) / 360.0, size)
+    ),
     "posterize": lambda level, sign, size: (ops.POSTERIZE, _posterize(level)),
     "posterize_inc": lambda level, sign, size: (ops.POSTERIZE, 4.0 - _posterize(level)),
     "solarize": lambda level, sign, size: (ops.SOLARIZE, _solarize(level)),

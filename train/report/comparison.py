@@ -47,7 +47,15 @@ def section(runs: Sequence[Facts], names: Sequence[str]) -> Section:
         "the moving average where there is one.",
         words=3,
     )  # fmt: skip
-    return Section(f"{len(runs)} runs", "comparison", _lead(named), [Group("", [*found, table])])
+    top1 = {name: top for name, run in named.items() if (top := _top1(run)) is not None}
+    lead = "None of them is finished and measured."
+    if top1:
+        best, worst = max(top1, key=lambda name: top1[name]), min(top1, key=lambda name: top1[name])
+        lead = (
+            f"{len(top1)} are finished and measured: {share(top1[worst])} ({worst}) to "
+            f"{share(top1[best])} ({best})."
+        )
+    return Section(f"{len(runs)} runs", "comparison", lead, [Group("", [*found, table])])
 
 
 def against_labels(run: Facts, name: str) -> Section:
@@ -78,18 +86,6 @@ def against_labels(run: Facts, name: str) -> Section:
     )
     return Section(
         f"{name}: distillation against labels", "comparison", words, [Group("", [picture])]
-    )
-
-
-def _lead(named: dict[str, Facts]) -> str:
-    measured = {name: top for name, run in named.items() if (top := _top1(run)) is not None}
-    if not measured:
-        return "None of them is finished and measured."
-    best = max(measured, key=lambda name: measured[name])
-    worst = min(measured, key=lambda name: measured[name])
-    return (
-        f"{len(measured)} are finished and measured: {share(measured[worst])} ({worst}) to "
-        f"{share(measured[best])} ({best})."
     )
 
 

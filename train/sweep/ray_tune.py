@@ -149,19 +149,18 @@ def _trial(config: dict[str, Any], settings: dict[str, Any], trials: list[list[A
 
     def on_epoch(rows: dict[Path, dict[str, float]]) -> None:
         epoch = 1 + int(max(row["epoch"] for row in rows.values()))
-        now = {_METRIC: max(_score(row) for row in rows.values()), _EPOCH: epoch}
+        # the better of weights and moving average; minus the loss if not measured
+        scores = [
+            max((row[name] for name in ("top1", "top1_ema") if name in row), default=-row["loss"])
+            for row in rows.values()
+        ]
+        now = {_METRIC: max(scores), _EPOCH: epoch}
         last.update(now)
         if epoch < max(one.recipe.epochs for one in students):  # the last, once it has its result
             tune.report(now)
 
     runner.train_cohort(sweep, students, on_epoch)
     tune.report(last)
-
-
-def _score(row: dict[str, float]) -> float:
-    """Better accuracy of the weights and their moving average; minus the loss if not measured."""
-    measured = [row[name] for name in ("top1", "top1_ema") if name in row]
-    return max(measured, default=-row["loss"])
 
 
 def _plain(student: Student) -> dict[str, Any]:

@@ -182,25 +182,22 @@ def mark_stopped(sweep: Sweep, student: Student) -> None:
 
 def rows(sweep: Sweep) -> list[dict[str, Any]]:
     """Facts of each student: its values, its measurements and, when finished, its result."""
-    keys = grid.swept(sweep.students)
-    return [_row(sweep, student, keys) for student in sweep.students]
-
-
-def _row(sweep: Sweep, student: Student, keys: Sequence[str]) -> dict[str, Any]:
-    folder, recipe = sweep.folder(student), student.recipe
-    row: dict[str, Any] = {"name": student.name, "state": sweep.state(student)}
-    row |= {key: getattr(recipe, key) for key in keys}
-    row |= {"student": recipe.student, "epochs": recipe.epochs, "seed": recipe.seed}
-    if (folder / NEED).is_file():
-        estimate = run_dir.read_json(folder / NEED)
-        row |= {key: estimate[key] for key in ("parameters", "images_per_second")}
-    if row["state"] != "finished":
-        return row
-    result = run_dir.read_json(folder / "result.json")
+    keys = [*grid.swept(sweep.students), "student", "epochs", "seed"]
     of_result = ("top1", "top1_ema", "top1_best", "loss", "parameters", "cost_seconds", "images")
-    row |= {key: result[key] for key in of_result}
-    row["accuracy"] = row["top1"] if row["top1_ema"] is None else row["top1_ema"]
-    return row
+    found = []
+    for student in sweep.students:
+        folder, state = sweep.folder(student), sweep.state(student)
+        row: dict[str, Any] = {"name": student.name, "state": state}
+        row |= {key: getattr(student.recipe, key) for key in keys}
+        if (folder / NEED).is_file():
+            estimate = run_dir.read_json(folder / NEED)
+            row |= {key: estimate[key] for key in ("parameters", "images_per_second")}
+        if state == "finished":
+            result = run_dir.read_json(folder / "result.json")
+            row |= {key: result[key] for key in of_result}
+            row["accuracy"] = row["top1"] if row["top1_ema"] is None else row["top1_ema"]
+        found.append(row)
+    return found
 
 
 def _estimates(sweep: Sweep, students: Sequence[Student]) -> dict[str, MemoryEstimate]:
