@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.numerics import field_arrays
+from cache_tools.numerics.array_types import I8, U8
 from cache_tools.runtime import concurrency
 from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.dataset import NO_LABEL
@@ -31,8 +32,6 @@ from cache_tools.targets.statistics import most_probable, part_statistics
 from cache_tools.version import __version__
 from cache_tools.views.imported import ImportedViews
 
-I8 = NDArray[np.int64]
-U8 = NDArray[np.uint64]
 _ROWS = 4096
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.errors import CacheMismatch
+from cache_tools.numerics.array_types import F8
 from cache_tools.runtime import progress
 from cache_tools.store import info
 from cache_tools.store.cache import Cache
@@ -23,7 +24,6 @@ from cache_tools.store.commits import Part
 from cache_tools.targets import codec, dense, logits_file
 from cache_tools.targets.codec import EncodedTargets
 
-F8 = NDArray[np.float64]
 TEMPERATURES = (1.0, 2.0)
 LIMIT = 50_000
 _ROWS = 1024

@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cache_tools.combine import assemble
 from cache_tools.errors import CacheIncomplete, CacheMismatch, UsageError
@@ -29,7 +28,6 @@ from cache_tools.targets.keep import checked, parse
 from cache_tools.targets.statistics import most_probable, part_statistics
 from cache_tools.version import __version__
 
-I8 = NDArray[np.int64]
 _ROWS = 4096
 """Rows that are mixed at once: a few ten megabytes at 64 kept classes."""
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from cache_tools.combine import assemble, compatibility
 from cache_tools.combine.assemble import NewPart, PartBuilder
 from cache_tools.errors import CacheDamaged, CacheMismatch
+from cache_tools.numerics.array_types import I8
 from cache_tools.runtime import progress
 from cache_tools.runtime.signals import StopRequest
 from cache_tools.spec.cache import CacheSpec
@@ -32,7 +33,6 @@ from cache_tools.store.commits import Part
 from cache_tools.targets import codec
 
 log = logging.getLogger("kdcache")
-I8 = NDArray[np.int64]
 
 
 def run(stores: Sequence[Cache], out: Path, block_size: int = 0) -> Cache:

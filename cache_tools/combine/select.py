@@ -28,6 +28,7 @@ from cache_tools.combine import assemble
 from cache_tools.combine.assemble import PartBuilder
 from cache_tools.errors import UsageError
 from cache_tools.file_contents import read_text
+from cache_tools.numerics.array_types import I8
 from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.canonical import canonical_json, sha256
 from cache_tools.spec.sample_table import SampleTable
@@ -38,8 +39,6 @@ from cache_tools.targets import codec, dense
 from cache_tools.targets.codec import EncodedTargets
 from cache_tools.targets.keep import checked, parse
 
-F8 = NDArray[np.float64]
-I8 = NDArray[np.int64]
 _ROWS = 4096
 
 

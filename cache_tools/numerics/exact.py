@@ -9,9 +9,8 @@ All functions take and return float64 arrays of any shape.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
-F8 = NDArray[np.float64]
+from cache_tools.numerics.array_types import F8
 
 _LN2_HIGH = float.fromhex("0x1.62e42fefa0000p-1")  # 40 bits, so that n * _LN2_HIGH is exact
 _LN2_LOW = float.fromhex("0x1.cf79abc9e3b39p-40")

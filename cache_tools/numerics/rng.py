@@ -9,10 +9,8 @@ Shapes: N samples, D draws.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
-U8 = NDArray[np.uint64]
-F8 = NDArray[np.float64]
+from cache_tools.numerics.array_types import F8, U8
 
 STREAM_CROP = 1
 STREAM_FLIP = 2

@@ -13,15 +13,9 @@ word: bytes R G B 0 R G B 0.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cache_tools.numerics.array_types import I4, I8, U1, U4, U8
 from cache_tools.storage.compiled import njit
-
-U1 = NDArray[np.uint8]
-U4 = NDArray[np.uint32]
-U8 = NDArray[np.uint64]
-I4 = NDArray[np.int32]
-I8 = NDArray[np.int64]
 
 _0, _8, _16, _32 = np.uint32(0), np.uint32(8), np.uint32(16), np.uint64(32)
 

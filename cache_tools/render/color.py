@@ -13,12 +13,9 @@ Shapes: H, W, 3 = rows, columns, RGB; contiguous.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cache_tools.numerics.array_types import I8, U1
 from cache_tools.storage.compiled import njit
-
-U1 = NDArray[np.uint8]
-I8 = NDArray[np.int64]
 
 # Where a hue is exactly j/255, Pillow's single precision decides between j and j - 1; everywhere
 # else its rounding cannot matter. Bit j of this number is set where it says j - 1.

@@ -38,9 +38,9 @@ from PIL import (
 
 from cache_tools.errors import DataError
 from cache_tools.file_contents import HEAD, describe
+from cache_tools.numerics.array_types import U1
 from cache_tools.render import jpeg, png
 
-U1 = NDArray[np.uint8]
 MAX_PIXELS, MAX_MEMORY = 2**28, 960 * 10**6
 """Most pixels of an image, and most bytes of memory that decoding takes by its header.
 

@@ -10,9 +10,8 @@ Shapes: H, W, 3 = rows, columns, RGB; contiguous.
 import numpy as np
 from numpy.typing import NDArray
 
+from cache_tools.numerics.array_types import U1
 from cache_tools.storage.compiled import njit
-
-U1 = NDArray[np.uint8]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

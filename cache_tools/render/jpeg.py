@@ -9,11 +9,9 @@ the whole file, but for the last few, which the upsampling of colours blends wit
 import re
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cache_tools.numerics.array_types import U1
 from cache_tools.storage.compiled import njit
-
-U1 = NDArray[np.uint8]
 
 _BASELINE = (0xC0, 0xC1)
 _RESTART_INTERVAL, _SCAN = 0xDD, 0xDA

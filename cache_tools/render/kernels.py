@@ -11,14 +11,11 @@ Shapes: H, W, 3 = rows, columns, RGB; n operations of 6 arguments.
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cache_tools.numerics.array_types import I8, U1
 from cache_tools.render import affine, color, filters
 from cache_tools.storage.compiled import njit
 from cache_tools.views import ops
-
-U1 = NDArray[np.uint8]
-I8 = NDArray[np.int64]
 
 CONSTANT = 0
 NOISE = 1

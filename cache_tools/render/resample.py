@@ -13,15 +13,9 @@ Shapes: H, W, 3 = rows, columns, RGB of the source; S = height and width of the 
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cache_tools.numerics.array_types import I4, U1, U2, U4, U8
 from cache_tools.storage.compiled import njit
-
-U1 = NDArray[np.uint8]
-U2 = NDArray[np.uint16]
-U4 = NDArray[np.uint32]
-U8 = NDArray[np.uint64]
-I4 = NDArray[np.int32]
 
 _ONE = 16_384
 _FOURS = 4

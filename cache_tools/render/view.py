@@ -13,12 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cache_tools.numerics.array_types import U1
 from cache_tools.render import decode, kernels, resample
 from cache_tools.spec.views import ViewSpec
 from cache_tools.storage.compiled import njit
 from cache_tools.views import draw
-
-U1 = NDArray[np.uint8]
 
 # callers render many images in parallel; threads within one only get in the way
 cv2.setNumThreads(1)

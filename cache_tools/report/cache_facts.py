@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.numerics import field_arrays
+from cache_tools.numerics.array_types import F8
 from cache_tools.report import augment_stats, target_stats
 from cache_tools.report.augment_stats import AugmentStats
 from cache_tools.report.target_stats import TargetStats
@@ -24,7 +25,6 @@ from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec
 
-F8 = NDArray[np.float64]
 LIMIT = 100_000
 BINS = 15
 """Bins of the calibration, as in `train.evaluate.metrics`."""

@@ -21,6 +21,7 @@ from PIL.PngImagePlugin import PngInfo
 from cache_tools.data.image_folder import SHEET
 from cache_tools.data.images import ImageDataset
 from cache_tools.data.view_renderer import ViewRenderer
+from cache_tools.numerics.array_types import U1
 from cache_tools.render import decode, mixing
 from cache_tools.runtime.text import printable
 from cache_tools.spec.sample_table import sample_id
@@ -32,7 +33,6 @@ from cache_tools.views import draw as views
 from cache_tools.views import ops
 from cache_tools.views.draw import MixParams
 
-U1 = NDArray[np.uint8]
 CELL, GAP, BAR, CLASSES = 168, 10, 15, 3
 _INK, _PALE = (32, 32, 32), (120, 120, 120)
 TopClasses = Callable[[int, int], list[tuple[str, float]]]

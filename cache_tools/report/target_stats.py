@@ -18,13 +18,10 @@ Shapes: B views, K slots, C classes, T temperatures.
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cache_tools.numerics.array_types import F8, I8
 from cache_tools.spec.targets import TargetSpec
 from cache_tools.targets.codec import DecodedTargets
-
-F8 = NDArray[np.float64]
-I8 = NDArray[np.int64]
 
 
 @dataclass(frozen=True)

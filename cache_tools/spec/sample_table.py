@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.errors import CacheMismatch, DataError
+from cache_tools.numerics.array_types import U8
 from cache_tools.spec.canonical import sha256
 
-U8 = NDArray[np.uint64]
 MAX_KEY = 4096
 """Bytes of the longest key."""
 

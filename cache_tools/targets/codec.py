@@ -24,14 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.numerics import exact
+from cache_tools.numerics.array_types import F4, F8, I4, I8, U1, U2
 from cache_tools.spec.targets import TargetSpec
-
-F4 = NDArray[np.float32]
-F8 = NDArray[np.float64]
-U1 = NDArray[np.uint8]
-U2 = NDArray[np.uint16]
-I4 = NDArray[np.int32]
-I8 = NDArray[np.int64]
 
 FILL_COUNT = 65_535
 FILL_CODE = 255

@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.errors import TeacherError
+from cache_tools.numerics.array_types import F8, I8
 from cache_tools.spec.targets import TargetSpec
 from cache_tools.targets.codec import DecodedTargets, SparseTargets
 
-F8 = NDArray[np.float64]
-I8 = NDArray[np.int64]
 _NEAR = 0.01
 
 

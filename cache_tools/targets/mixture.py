@@ -34,14 +34,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cache_tools.numerics.array_types import F8, I8
 from cache_tools.spec.targets import TargetSpec
 from cache_tools.targets import dense, packing
 from cache_tools.targets.codec import DecodedTargets, SparseTargets
 
-F8 = NDArray[np.float64]
-I8 = NDArray[np.int64]
 Tail = Literal["uniform", "zero"]
 
 

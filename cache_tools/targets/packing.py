@@ -8,13 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cache_tools.numerics.array_types import F4, F8, I4, I8, U1
 from cache_tools.storage.compiled import njit
-
-F4 = NDArray[np.float32]
-F8 = NDArray[np.float64]
-U1 = NDArray[np.uint8]
-I4 = NDArray[np.int32]
-I8 = NDArray[np.int64]
 
 _SORT_BY_INSERTION = 48
 

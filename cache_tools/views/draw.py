@@ -14,15 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.numerics import exact, rng
+from cache_tools.numerics.array_types import F8, I1, I4, I8, U8
 from cache_tools.spec.randaugment import parse
 from cache_tools.spec.views import ViewSpec
 from cache_tools.views import ops, randaugment
-
-I1 = NDArray[np.int8]
-I4 = NDArray[np.int32]
-I8 = NDArray[np.int64]
-U8 = NDArray[np.uint64]
-F8 = NDArray[np.float64]
 
 CROP_TRIES = ERASE_TRIES = 10
 LAMBDA_SCALE = 65_536

@@ -16,15 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.numerics import field_arrays
+from cache_tools.numerics.array_types import I4, I8, U1, U4
 from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.sample_table import SampleTable
 from cache_tools.views import draw, ops
 from cache_tools.views.draw import LAMBDA_SCALE, MixParams, ViewParams
-
-U1 = NDArray[np.uint8]
-I4 = NDArray[np.int32]
-U4 = NDArray[np.uint32]
-I8 = NDArray[np.int64]
 
 _FACTOR = 64 * 65_536  # the largest that the kernels are made for
 _BOUNDS = {

@@ -12,13 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.numerics import exact, rng
+from cache_tools.numerics.array_types import F8, I4, I8, U8
 from cache_tools.spec.randaugment import LEVELS, RandAugment
 from cache_tools.views import ops
-
-F8 = NDArray[np.float64]
-I4 = NDArray[np.int32]
-I8 = NDArray[np.int64]
-U8 = NDArray[np.uint64]
 
 ONE = 65_536
 _DRAWS = 8  # per layer: choice, apply, two of the magnitude, sign, interpolation, two spare

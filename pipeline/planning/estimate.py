@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from cache_tools.data import scan
 from cache_tools.data.images import ImageDataset
 from cache_tools.data.view_renderer import ViewRenderer
+from cache_tools.numerics.array_types import U1
 from cache_tools.runtime import progress, threads
 from cache_tools.targets import codec
 from cache_tools.views import draw
@@ -31,8 +31,6 @@ from pipeline.teacher.teacher import Teacher
 SECONDS = 4.0
 """Shortest time of each of the two measurements."""
 _IMAGES = 256
-
-U1 = NDArray[np.uint8]
 
 
 class Sample:

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from cache_tools.numerics.array_types import U1
 from pipeline.worker.groups import DecodeGroup
 
 log = logging.getLogger("kdcache")
-U1 = NDArray[np.uint8]
 
 
 class PinnedBuffer:

@@ -10,12 +10,11 @@ import logging
 import math
 import weakref
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+
+from cache_tools.numerics.array_types import U1
 
 log = logging.getLogger("kdcache")
-U1 = NDArray[np.uint8]
 
 
 class BufferPool:

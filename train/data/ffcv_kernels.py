@@ -24,12 +24,10 @@ from numba import cfunc, njit, types
 from numpy.typing import NDArray
 
 from cache_tools.data.beton import RAW
+from cache_tools.numerics.array_types import I8, U1
 from cache_tools.render import affine, color, filters, jpeg, kernels, resample
 from cache_tools.render import view as render
 from cache_tools.views import draw, ops
-
-U1 = NDArray[np.uint8]
-I8 = NDArray[np.int64]
 
 DONE, LEFT = 1, 2
 """A view's status: made, or left to `cache_tools.render.view`."""

@@ -29,12 +29,12 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from cache_tools.data.beton import Beton
 from cache_tools.data.view_renderer import ViewRenderer
 from cache_tools.errors import UsageError
 from cache_tools.numerics import field_arrays
+from cache_tools.numerics.array_types import I8, U1
 from cache_tools.runtime import threads
 from cache_tools.store.cache import Cache
 from cache_tools.views import draw
@@ -73,8 +73,6 @@ with _untouched():
     from train.data import ffcv_kernels
     from train.data.ffcv_kernels import Tables
 
-I8 = NDArray[np.int64]
-U1 = NDArray[np.uint8]
 _BATCHES_AHEAD = 2
 _LOOK_SECONDS = 0.5
 

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.data.images import ImageDataset
+from cache_tools.numerics.array_types import I8, U1
 from cache_tools.store import view_params
 from cache_tools.targets.codec import DecodedTargets
 from train.data.buffer_pool import BufferPool
@@ -28,8 +29,6 @@ from train.data.schedule import Plan, Schedule
 from train.data.stored_targets import StoredTargets
 from train.distributed import ALONE, World
 
-U1 = NDArray[np.uint8]
-I8 = NDArray[np.int64]
 AHEAD = 3
 """Batches in the making while one is trained on; at least one span."""
 RenderFn = Callable[[I8, list[U1]], None]

@@ -10,18 +10,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-import numpy as np
-from numpy.typing import NDArray
-
 from cache_tools.data.images import ImageDataset
 from cache_tools.data.view_renderer import ViewRenderer, ViewRequest
+from cache_tools.numerics.array_types import I8, U1
 from cache_tools.runtime import threads
 from cache_tools.store.cache import Cache
 from train.data.loader import RenderFn
 from train.data.prefetch import View
 
-U1 = NDArray[np.uint8]
-I8 = NDArray[np.int64]
 _IMAGES_PER_TASK = 8
 """Images that a thread renders in a row: handing over each would cost a tenth of its time."""
 

@@ -25,15 +25,13 @@ from numpy.typing import NDArray
 
 from cache_tools.errors import UsageError
 from cache_tools.numerics import rng
+from cache_tools.numerics.array_types import I4, I8
 from cache_tools.store import view_params
 from cache_tools.store.cache import Cache
 from cache_tools.views.draw import MixParams
 from train.data.inputs import Inputs
 from train.distributed import World
 from train.recipe import TrainRecipe
-
-I4 = NDArray[np.int32]
-I8 = NDArray[np.int64]
 
 
 @dataclass(frozen=True)

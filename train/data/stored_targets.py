@@ -8,15 +8,13 @@ Shapes: B views of a batch, P labels of a view.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cache_tools.numerics.array_types import I8
 from cache_tools.store.aligned import CacheEnsemble
 from cache_tools.targets import codec
 from cache_tools.targets.codec import DecodedTargets
 from cache_tools.targets.mixture import Tail
 from train.data.prefetch import View
-
-I8 = NDArray[np.int64]
 
 
 class StoredTargets:

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from cache_tools.data.images import ImageDataset
 from cache_tools.data.view_renderer import ViewRenderer
+from cache_tools.numerics.array_types import I8, U1
 from cache_tools.runtime import progress, threads
 from cache_tools.spec.dataset import NO_LABEL
 from cache_tools.store import view_params
@@ -35,8 +35,6 @@ from train.evaluate.confusion import OnPrediction
 from train.evaluate.metrics import Scores, Tally
 from train.loss import losses
 
-U1 = NDArray[np.uint8]
-I8 = NDArray[np.int64]
 _BATCH = 64
 
 

@@ -15,16 +15,15 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from timm.data import create_transform
 
 from cache_tools.data.images import ImageDataset
+from cache_tools.numerics.array_types import U1
 from cache_tools.render import decode, view
 from cache_tools.runtime import threads
 from cache_tools.views import draw
 
-U1 = NDArray[np.uint8]
 BATCH = 64
 INTERPOLATION = "bicubic"
 """timm's name nearest to the mean over areas: from 512 to 224 pixels the images differ by 0.9 of
