@@ -1,16 +1,12 @@
 """The command `import`: targets that exist, into the format."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from cache_tools.cli.options import KEEP, Json, emit
 from cache_tools.errors import UsageError
-from cache_tools.store.cache import Cache
-
-if TYPE_CHECKING:
-    from cache_tools.importers.base import ImportOptions
 
 Kind = Literal["dense", "tinyvit", "fkd", "ml-dr"]
 
@@ -118,40 +114,3 @@ def import_(
         f"{out}: {facts['samples']:,} samples, {facts['views']} views, "
         f"{facts['bytes_per_view']} bytes each, {facts['kept_classes_mean']} classes kept"
     )
-
-
-def _foreign(
-    kind: Kind,
-    source: Path,
-    data: str,
-    out: Path,
-    options: "ImportOptions",
-    dataset_index: Path | None,
-    size: int,
-    fkd_seed: int,
-) -> Cache:
-    """Open data set and files, and write the cache."""
-    from cache_tools.data import scan
-    from cache_tools.data.open import open_images
-    from cache_tools.importers import base, fkd, ml_dr, ordering, sre2l, tinyvit
-
-    if not data:
-        raise UsageError(f"whose targets are these? Pass --data with the data set {source} is of.")
-    if not source.is_dir():
-        raise UsageError(f"{source} is no folder. Unpack what came packed, and name the folder.")
-    opened = open_images(data, "train")
-    _, _, images = scan.in_table_order(opened, None)
-    num_classes = base.classes_of(images, options)
-    files: base.RecordSource
-    if kind == "fkd" and sre2l.is_one(source):
-        counted = ordering.by_number(opened, dataset_index)
-        files = sre2l.Sre2lFiles(source, images, counted, num_classes, size, fkd_seed)
-    elif kind == "fkd":
-        files = fkd.FkdFiles(source, images, num_classes, size)
-    elif kind == "ml-dr":
-        counted = ordering.by_number(opened, dataset_index)
-        files = ml_dr.MlDrFiles(source, images, counted, num_classes)
-    else:
-        numbers = ordering.by_number(opened, dataset_index) if tinyvit.numbered(source) else None
-        files = tinyvit.TinyVitFiles(source, images, numbers, num_classes)
-    return base.run(files, images, options, out)

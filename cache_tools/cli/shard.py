@@ -1,15 +1,12 @@
 """`kdcache shard`: any data set to WebDataset shards."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from cache_tools.cli.options import Json, emit
 from cache_tools.errors import UsageError
-
-if TYPE_CHECKING:
-    from cache_tools.data.images import ImageDataset
 
 
 def shard(
@@ -60,9 +57,9 @@ def shard(
     """Write WebDataset shards that timm reads, too. Run again to go on."""
     from cache_tools.cli import beton as beton_command
     from cache_tools.data import beton as container
-    from cache_tools.data import shard_writer
+    from cache_tools.data import ilsvrc, shard_writer
     from cache_tools.data.info_json import SPLITS
-    from cache_tools.data.open import has_split, open_images
+    from cache_tools.data.open import describe, has_split, open_images
 
     if raw and not beton:
         raise UsageError("--raw is of the container that --beton writes. Pass both, or neither.")
@@ -71,14 +68,22 @@ def shard(
     for name in splits:
         if name not in SPLITS:
             raise UsageError(f"--split {name} is none of {', '.join(SPLITS)}.")
-        images = _open(source, folder, name, labels, key == "shard/key")
+        if Path(source).is_file() and ilsvrc.is_tar_of_tars(Path(source)):
+            images = ilsvrc.train(Path(source))
+        else:
+            there = describe(str(folder))
+            classes = there.class_names if there else ()
+            by_shard = key == "shard/key"
+            images = open_images(source, name, classes=classes or None, shard_keys=by_shard)
+            if labels is not None:
+                if not labels.is_file():
+                    raise UsageError(f"there is no file of labels at {labels}.")
+                images = ilsvrc.with_labels(images, labels, classes)
         options = shard_writer.Options(name, shard_size, short_side, quality, check, skip_broken)
         facts[name] = shard_writer.write(images, folder, options)
         if beton:
-            written, path = (
-                open_images(str(folder), name, containers=False),
-                folder / f"{name}.beton",
-            )
+            written = open_images(str(folder), name, containers=False)
+            path = folder / f"{name}.beton"
             made = container.open_beton(path) if path.exists() else None
             if (
                 made is None
@@ -98,22 +103,3 @@ def shard(
         )
         if beton:
             print(beton_command.sentence(said["beton"]))
-
-
-def _open(
-    source: str, folder: Path, split: str, labels: Path | None, shard_keys: bool
-) -> "ImageDataset":
-    """Open the data set to write, ILSVRC's tars among them, with its labels."""
-    from cache_tools.data import ilsvrc
-    from cache_tools.data.open import describe, open_images
-
-    if Path(source).is_file() and ilsvrc.is_tar_of_tars(Path(source)):
-        return ilsvrc.train(Path(source))
-    there = describe(str(folder))
-    classes = there.class_names if there else ()
-    images = open_images(source, split, classes=classes or None, shard_keys=shard_keys)
-    if labels is None:
-        return images
-    if not labels.is_file():
-        raise UsageError(f"there is no file of labels at {labels}.")
-    return ilsvrc.with_labels(images, labels, classes)
