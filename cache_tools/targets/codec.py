@@ -16,14 +16,14 @@ Shapes: B views, K slots, C classes, T temperatures, E entries of B views, P lab
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.numerics import exact
+from cache_tools.numerics import exact, field_arrays
 from cache_tools.numerics.array_types import F4, F8, I4, I8, U1, U2
 from cache_tools.spec.targets import TargetSpec
 
@@ -188,8 +188,7 @@ def _values(code_XN: U1, row_B: I8, scale: F4) -> F4:
 def gather(parts: Sequence[DecodedTargets], groups: Sequence[I8]) -> DecodedTargets:
     """Concatenate decoded targets in the order in which `groups` number their views."""
     back_B = np.argsort(np.concatenate(groups))
-    names = [f.name for f in fields(DecodedTargets)]
-    return DecodedTargets(*(np.concatenate([getattr(p, n) for p in parts])[back_B] for n in names))
+    return field_arrays.select(field_arrays.concatenate(parts), back_B)
 
 
 def concatenate(parts: Sequence[EncodedTargets]) -> EncodedTargets:
