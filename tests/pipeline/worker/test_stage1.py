@@ -576,9 +576,11 @@ def test_failures_are_listed_with_the_next_step(opened: Opener) -> None:
 
     store = opened(BLOCKS).store
     outcome.refuse_failures(store, [])
-    gone, changed = DataError("cannot read 'x'."), NonFinite("NaN of 'y'.")
-    failures = [outcome.failure(Part(v, 1), gone) for v in range(2)]
-    failures.append(outcome.failure(Part(0, 0), changed))
+    failures = [
+        outcome.Failure(Part(0, 1), "cannot read 'x'.", "DataError"),
+        outcome.Failure(Part(1, 1), "cannot read 'x'.", "DataError"),
+        outcome.Failure(Part(0, 0), "NaN of 'y'.", "NonFinite"),
+    ]
     with pytest.raises(CacheIncomplete) as told:
         outcome.refuse_failures(store, failures)
     text = str(told.value)
