@@ -26,7 +26,7 @@ from benchmarks.faults.subjects import subjects
 from cache_tools.runtime import progress
 
 log = logging.getLogger("kdcache")
-KILLS, DAMAGES = 7, 100
+KILLS, DAMAGES = 9, 100
 """Attempts per command, and per weight of what is damaged, at --count 1."""
 _ADDRESSES = 8 * 2**30
 """Bytes of addresses of a process: a bomb must not take the machine with it."""
