@@ -24,6 +24,17 @@ T = TypeVar("T")
 MAX_BASES = 8
 
 
+class Kwargs(dict[str, Any]):
+    """Keyword arguments of a library's function: a table of a recipe whose keys are the library's.
+
+    Values are those of TOML and JSON: booleans, numbers, words and lists of them. As a field of a
+    frozen dataclass it is not to be changed, and equal tables have equal hashes.
+    """
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self))
+
+
 def canonical(
     mapping: Mapping[str, Any], aliases: Mapping[str, str], context: str
 ) -> dict[str, Any]:
@@ -200,10 +211,12 @@ def nearest(key: str, known: Iterable[str]) -> str:
 def _value(hint: Any, value: Any, context: str) -> Any:
     """Convert `value` to the annotated type `hint`; RecipeError when it is of another."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+    if hint is Kwargs or (dataclasses.is_dataclass(hint) and isinstance(hint, type)):
         if not isinstance(value, Mapping):
             raise RecipeError(f"{context}: expected a table, found {value!r}.")
-        return build(hint, value, context)
+        if hint is Kwargs:
+            value = {key: _argument(found, f"{context}.{key}") for key, found in value.items()}
+        return Kwargs(value) if hint is Kwargs else build(hint, value, context)
     if origin is tuple:
         return _tuple(args, value, context)
     if origin is Literal:
@@ -215,6 +228,17 @@ def _value(hint: Any, value: Any, context: str) -> Any:
             return None
         return _value(next(a for a in args if a is not type(None)), value, context)
     return _scalar(hint, value, context)
+
+
+def _argument(value: Any, context: str) -> Any:
+    """Check a value of `Kwargs`."""
+    if isinstance(value, list | tuple):
+        return [_argument(found, f"{context}[{i}]") for i, found in enumerate(value)]
+    if type(value) not in (bool, int, float, str):
+        raise RecipeError(
+            f"{context}: expected a number, a word or a list of them, found {value!r}."
+        )
+    return _scalar(type(value), value, context)
 
 
 def _tuple(args: tuple[Any, ...], value: Any, context: str) -> tuple[Any, ...]:

@@ -5,11 +5,11 @@ reproduces it.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from cache_tools import config
-from cache_tools.config import Range
+from cache_tools.config import Kwargs, Range
 from cache_tools.spec.teacher import Precision
 
 Mode = Literal["kd", "labels", "online"]
@@ -44,6 +44,9 @@ class TrainRecipe:
     """timm name of the student."""
     epochs: Count
     """Epochs; in each, every sample is shown `views_per_epoch` times."""
+    student_kwargs: Kwargs = field(default_factory=Kwargs)
+    """Arguments of timm's network, as its --model-kwargs: img_size, patch_size, drop_rate,
+    proj_drop_rate, global_pool …; a saved student has them in its config.json."""
     cache_recipe: str = ""
     """Recipe of stage 1 that makes its cache; "" = the recipe of the same name."""
     min_views: Annotated[int, Range(0, 10_000)] = 0
@@ -98,8 +101,13 @@ class TrainRecipe:
     """The same at the end, reached linearly; negative = throughout."""
     smoothing: Share = 0.0
     """Label smoothing of the loss on the labels."""
+    bce_target_thresh: Annotated[float, Range(-1, 1)] = -1.0
+    """Targets of task_loss=bce above this are 1 and others 0, after mixing and smoothing (as in
+    ResNet strikes back); negative = as they are."""
     opt: str = "adamw"
     """timm's name of the optimizer."""
+    opt_kwargs: Kwargs = field(default_factory=Kwargs)
+    """Arguments of timm's optimizer, as its --opt-kwargs: betas, eps, momentum, nesterov …"""
     lr: Annotated[float, Range(0, 1e6, "least")] = 1e-3
     """Learning rate after warm-up."""
     weight_decay: Annotated[float, Range(0, 1000)] = 0.05
@@ -132,6 +140,8 @@ class TrainRecipe:
     """Largest norm of the gradient; 0 = off."""
     model_ema_decay: Share = 0.0
     """Decay of the moving average of the weights; 0 = off."""
+    model_ema_warmup: bool = False
+    """Smaller decay in the first updates: at most 1 - (1 + n)^(-2/3) in update n + 1 (timm's)."""
     precision: Precision = "fp32"
     """Autocast type."""
     sync_bn: bool = False
@@ -141,6 +151,8 @@ class TrainRecipe:
     """Deterministic algorithms only, at some cost on a GPU; with CUBLAS_WORKSPACE_CONFIG set."""
     compile: bool = False
     """Use of torch.compile for the student."""
+    grad_checkpointing: bool = False
+    """Activations computed again on the way back, for less memory and about a third more time."""
     crop_pct: Annotated[float, Range(0, 1, "least")] = 0.875
     """Share of the shorter side that the center crop of the evaluation takes. The training loop
     crops, then resizes by the mean over an area; `kdcache eval` resizes first, as timm does."""
@@ -164,6 +176,16 @@ class TrainRecipe:
             raise ValueError("temperature_end must be 0 or at least 0.01.")
         if self.tail != "uniform" and self.loss != "kd":
             raise ValueError(f"tail={self.tail} goes with loss=kd only.")
+        if self.bce_target_thresh >= 0 and self.task_loss != "bce":
+            raise ValueError("bce_target_thresh goes with task_loss=bce only.")
+        if self.model_ema_warmup and not self.model_ema_decay:
+            raise ValueError("model_ema_warmup needs a moving average: set model_ema_decay.")
+
+    def value(self, key: str) -> Any:
+        """Return the value of a key or, as "opt_kwargs.eps", of an argument; None where unset."""
+        name, _, argument = key.partition(".")
+        found = getattr(self, name)
+        return found.get(argument) if argument else found
 
     @property
     def views_shown(self) -> int:

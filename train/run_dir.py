@@ -210,6 +210,8 @@ def _refuse_other(folder: Path, config: dict[str, Any]) -> None:
         return {**rest, "cache_fingerprint": value["cache_fingerprint"]}
 
     there = read_config(folder)
+    # keys of now that an earlier kdcache did not have were at their defaults
+    there["recipe"] = {**asdict(TrainRecipe(student="", epochs=1)), **there["recipe"]}
     if found := difference(identity(there), identity(config)):
         raise UsageError(
             f"{folder} holds another run: {found} now. Choose another --out, or pass --fresh to "

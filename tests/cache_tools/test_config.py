@@ -1,3 +1,4 @@
+import json
 from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import get_type_hints
@@ -55,6 +56,26 @@ def test_a_wrong_key_or_value_is_explained(override: str, message: str) -> None:
     with pytest.raises(RecipeError, match=r"recipe 'digits'|nonsense") as error:
         caching.load("digits", [override])
     assert message in str(error.value)
+
+
+def test_arguments_of_a_library_are_a_table() -> None:
+    words = ["opt_kwargs={betas = [0.9, 0.95]}", "opt_kwargs.eps=1e-6"]
+    recipe = training.load("digits", words)
+    assert recipe.opt_kwargs == {"betas": [0.9, 0.95], "eps": 1e-6}
+    assert hash(recipe) == hash(training.load("digits", words))
+    assert recipe != training.load("digits", words[:1])
+    saved = json.loads(json.dumps(asdict(recipe)))
+    assert saved["opt_kwargs"] == recipe.opt_kwargs
+    assert training.build(saved, "config.json") == recipe
+    for word, message in {
+        "opt_kwargs=3": "opt_kwargs: expected a table, found 3",
+        "opt_kwargs.eps=nan": "nan is not finite",
+        "opt_kwargs.a={b = 1}": r"opt_kwargs\.a: expected a number, a word or a list of them",
+        "bce_target_thresh=0.2": "goes with task_loss=bce only",
+        "model_ema_decay=0.0": "model_ema_warmup needs a moving average",
+    }.items():
+        with pytest.raises(RecipeError, match=message):
+            training.load("digits", ["model_ema_warmup=true", word])
 
 
 def numbers(kind: type) -> list[str]:

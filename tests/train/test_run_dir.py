@@ -5,9 +5,11 @@ import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cache_tools.config import Kwargs
 from cache_tools.errors import UsageError
 from tests.helpers.outcome import Outcome
 from train import run_dir
@@ -32,6 +34,41 @@ def test_a_refused_start_does_not_block_the_corrected_one(inputs: Inputs, tmp_pa
     (out / "log.jsonl").write_text("{}\n")
     with pytest.raises(UsageError, match="another run"):
         run_dir.init_run(out, RECIPE, inputs, fresh=False)
+
+
+@pytest.mark.parametrize(
+    ("changed", "found"),
+    [
+        (
+            {"opt_kwargs": Kwargs(eps=1e-6, betas=[0.9, 0.95])},
+            r"opt_kwargs\.eps: 1e-08 against 1e-06",
+        ),
+        ({"student_kwargs": Kwargs(img_size=32)}, r"student_kwargs\.img_size: None against 32"),
+        ({"grad_checkpointing": True}, "grad_checkpointing: False against True"),
+        ({"model_ema_warmup": True, "model_ema_decay": 0.9}, "model_ema_decay: 0.0 against 0.9"),
+        ({"task_loss": "bce", "bce_target_thresh": 0.2}, r"bce_target_thresh: -1.0 against 0.2"),
+    ],
+)
+def test_a_changed_key_is_another_run(
+    inputs: Inputs, tmp_path: Path, changed: dict[str, Any], found: str
+) -> None:
+    first = replace(RECIPE, opt_kwargs=Kwargs(eps=1e-8, betas=[0.9, 0.95]))
+    run_dir.init_run(tmp_path, first, inputs, fresh=False)
+    (tmp_path / "log.jsonl").write_text("{}\n")
+    run_dir.init_run(tmp_path, first, inputs, fresh=False)
+    with pytest.raises(UsageError, match=found):
+        run_dir.init_run(tmp_path, replace(first, **changed), inputs, fresh=False)
+
+
+def test_a_run_from_before_a_key_goes_on(inputs: Inputs, tmp_path: Path) -> None:
+    run_dir.init_run(tmp_path, RECIPE, inputs, fresh=False)
+    config = run_dir.read_config(tmp_path)
+    del config["recipe"]["opt_kwargs"], config["recipe"]["model_ema_warmup"]
+    run_dir.write_json(tmp_path / "config.json", config)
+    (tmp_path / "log.jsonl").write_text("{}\n")
+    run_dir.init_run(tmp_path, RECIPE, inputs, fresh=False)
+    with pytest.raises(UsageError, match="opt_kwargs"):
+        run_dir.init_run(tmp_path, replace(RECIPE, opt_kwargs=Kwargs(eps=1e-6)), inputs, False)
 
 
 @pytest.mark.parametrize("fresh", [False, True])

@@ -1,7 +1,7 @@
 """`kdcache train`, `kdcache eval` and `kdcache export`: the life of a student."""
 
 import logging
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -267,7 +267,7 @@ def _plan(name: str, recipe: "TrainRecipe", cache: str | None, rate: float, json
     )
     facts = planner.plan(recipe, expected, rate)
     if json_:
-        emit(facts)
+        emit({**facts, "recipe": asdict(recipe)})
     else:
         table(facts)
         print(f"{'memory':16} {facts['resident_bytes'] / 1e9:>13.2f} GB")

@@ -76,7 +76,8 @@ def read(folder: Path, weights: Weights) -> ExportedStudent:
             "steps. Train it again with a lower lr or with clip_grad, and --fresh."
         )
     facts = _facts(folder, config, weights)
-    config = {**_class_names(config, model.num_classes), "kdcache": facts}
+    made = run_dir.read_json(folder / weights / "config.json").get("model_args", {})
+    config = {**_class_names(config, model.num_classes), "model_args": made, "kdcache": facts}
     return ExportedStudent(model, config, facts)
 
 

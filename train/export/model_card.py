@@ -57,7 +57,10 @@ with torch.inference_mode():
 
 def _changed(values: dict[str, Any], kind: type[TrainRecipe] | type[ViewSpec]) -> dict[str, str]:
     """Values that differ from their defaults, as text."""
-    defaults = {f.name: _text(f.default) for f in fields(kind) if f.default is not MISSING}
+    defaults = {
+        f.name: _text(f.default if f.default_factory is MISSING else f.default_factory())
+        for f in fields(kind)
+    }
     texts = {name: _text(value) for name, value in values.items()}
     machine = ("threads", "checkpoint_minutes")
     return {n: t for n, t in texts.items() if n not in machine and defaults.get(n) != t}
@@ -66,6 +69,8 @@ def _changed(values: dict[str, Any], kind: type[TrainRecipe] | type[ViewSpec]) -
 def _text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return " ".join(map(_text, value))
+    if isinstance(value, dict):
+        return " ".join(markdown.code(f"{key}={found}") for key, found in value.items())
     return markdown.code(value) if isinstance(value, str) and value else str(value)
 
 

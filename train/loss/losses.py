@@ -182,10 +182,24 @@ def cross_entropy(
 
 
 def binary_cross_entropy(
-    logits_BC: Tensor, label_B: Tensor, partner_B: Tensor, lam_B: Tensor, smoothing: float = 0.0
+    logits_BC: Tensor,
+    label_B: Tensor,
+    partner_B: Tensor,
+    lam_B: Tensor,
+    smoothing: float = 0.0,
+    threshold: float = -1.0,
 ) -> Tensor:
-    """BCE of every class with the mixed, smoothed labels (Wightman et al., 2021)."""
+    """BCE of every class with the mixed, smoothed labels (Wightman et al., 2021).
+
+    Labels above `threshold` are 1 and others 0; a negative one leaves them as they are.
+    """
     logits, num_classes = _wide(logits_BC), logits_BC.shape[1]
+    if threshold >= 0:
+        y_BC = torch.full_like(logits, smoothing / num_classes)
+        for label, share_B in ((label_B, lam_B), (partner_B, 1.0 - lam_B)):
+            hit_B = (1.0 - smoothing) * share_B.to(y_BC.dtype)
+            y_BC.scatter_add_(1, label[:, None], hit_B[:, None])
+        return F.binary_cross_entropy_with_logits(logits, y_BC.gt(threshold).to(logits.dtype))
     own_B, other_B = (logits.gather(1, y[:, None])[:, 0] for y in (label_B, partner_B))
     hit_B = (1.0 - smoothing) * (lam_B * own_B + (1.0 - lam_B) * other_B)
     hit_B = hit_B + smoothing / num_classes * logits.sum(1)

@@ -66,7 +66,8 @@ class CachedDistillationTask(TrainingTask):
         return losses.kd(output, target, temperature, recipe.tail)
 
     def _task_loss(self, output: Tensor, target: SoftTargets) -> Tensor:
-        labels = target.label, target.partner_label, target.lam
-        bce = self.recipe.task_loss == "bce"
-        loss = losses.binary_cross_entropy if bce else losses.cross_entropy
-        return loss(output, *labels, self.recipe.smoothing)
+        recipe, labels = self.recipe, (target.label, target.partner_label, target.lam)
+        if recipe.task_loss == "ce":
+            return losses.cross_entropy(output, *labels, recipe.smoothing)
+        threshold = recipe.bce_target_thresh
+        return losses.binary_cross_entropy(output, *labels, recipe.smoothing, threshold)

@@ -11,7 +11,8 @@
     name = "bold"
     lr = 1e-2
 
-Any key of a recipe can be swept. A student is named after its values: `test_vit,temperature=4`.
+Any key of a recipe can be swept, and any argument of a table: `opt_kwargs.eps = [1e-8, 1e-6]`. A
+student is named after its values: `test_vit,temperature=4`.
 """
 
 import hashlib
@@ -57,6 +58,11 @@ def load(grid: str, overrides: Iterable[str] = ()) -> list[Student]:
     axes, runs = mapping.pop("grid", {}), mapping.pop("runs", [{}])
     if not isinstance(axes, Mapping):
         raise RecipeError(f"{context}: [grid] is a table of keys with lists, found {axes!r}.")
+    axes = {
+        (f"{key}.{argument}" if argument else key): values
+        for key, found in axes.items()
+        for argument, values in (found if isinstance(found, Mapping) else {"": found}).items()
+    }
     for key, values in axes.items():
         if not isinstance(values, list) or not values:
             raise RecipeError(
@@ -66,7 +72,7 @@ def load(grid: str, overrides: Iterable[str] = ()) -> list[Student]:
         raise RecipeError(f"{context}: students are listed as [[runs]], found {runs!r}.")
     names = [field.name for field in fields(TrainRecipe)]
     for key in [*mapping, *axes, *(key for run in runs for key in run if key != "name")]:
-        if TrainRecipe.ALIASES.get(key, key) not in names:
+        if TrainRecipe.ALIASES.get(key, key).partition(".")[0] not in names:
             known = [*names, "grid", "runs"]
             raise RecipeError(f"{context}: unknown key {key!r}. {config.nearest(key, known)}")
     if not axes and runs == [{}]:
@@ -95,7 +101,7 @@ def swept(students: Iterable[Student]) -> list[str]:
     values: dict[str, set[Any]] = {}
     students = list(students)
     for key in dict.fromkeys(key for student in students for key in student.values):
-        values[key] = {getattr(student.recipe, key) for student in students}
+        values[key] = {plain(student.recipe.value(key)) for student in students}
     return [key for key, found in values.items() if len(found) > 1]
 
 
@@ -118,19 +124,32 @@ def _student(
 ) -> Student:
     given = {key: value for key, value in run.items() if key != "name"} | values
     own = config.canonical(given, TrainRecipe.ALIASES, context)
-    recipe = recipes.build(mapping | own, context)
+    resolved = dict(mapping)
+    for key, value in own.items():
+        table, _, argument = key.partition(".")
+        resolved = config.laid_over(resolved, {table: {argument: value} if argument else value})
+    recipe = recipes.build(resolved, context)
     # names keep the keys of the grid's file, so that a sweep with former names goes on
-    typed = {key: getattr(recipe, TrainRecipe.ALIASES.get(key, key)) for key in given}
+    typed = {key: recipe.value(TrainRecipe.ALIASES.get(key, key)) for key in given}
     named = {**({"name": run["name"]} if "name" in run else typed), **values}
     words = {key: _word(typed.get(key, named[key])) for key in named}
     parts = [w if key in ("name", "student") else f"{key}={w}" for key, w in words.items()]
     name = re.sub(r"[^\w.,=+-]", "-", ",".join(parts)).lstrip(".-")
     if len(name) > _LONGEST:
         name = f"{name[:_LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    return Student(name, recipe, {key: getattr(recipe, key) for key in own})
+    return Student(name, recipe, {key: recipe.value(key) for key in own})
+
+
+def plain(value: Any) -> Any:
+    """Return a value of a key for tables and plots, a list or table as a word."""
+    return _word(value) if isinstance(value, list | dict) else value
 
 
 def _word(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, dict):
+        return "+".join(f"{key}={_word(found)}" for key, found in value.items())
+    if isinstance(value, list):
+        return "-".join(map(_word, value))
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -188,7 +188,7 @@ def rows(sweep: Sweep) -> list[dict[str, Any]]:
     for student in sweep.students:
         folder, state = sweep.folder(student), sweep.state(student)
         row: dict[str, Any] = {"name": student.name, "state": state}
-        row |= {key: getattr(student.recipe, key) for key in keys}
+        row |= {key: grid.plain(student.recipe.value(key)) for key in keys}
         if (folder / NEED).is_file():
             estimate = run_dir.read_json(folder / NEED)
             row |= {key: estimate[key] for key in ("parameters", "images_per_second")}
@@ -208,7 +208,8 @@ def _estimates(sweep: Sweep, students: Sequence[Student]) -> dict[str, MemoryEst
     with progress.bar("measure the students", len(students), "students") as advance:
         for student in students:
             r, path = student.recipe, sweep.folder(student) / NEED
-            key = r.student, r.opt, bool(r.model_ema_decay), r.precision, r.batch_size
+            made = r.student, r.student_kwargs, r.grad_checkpointing, r.opt, r.opt_kwargs
+            key = *made, bool(r.model_ema_decay), r.precision, r.batch_size
             if key not in alike and path.is_file():
                 there = MemoryEstimate.from_json(run_dir.read_json(path))
                 if there.device == cohorts.device_name(sweep.device):

@@ -1,22 +1,47 @@
 """timm's networks, optimizers and schedules, by the names in a recipe."""
 
+import inspect
 import re
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
 import timm
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
+from timm.optim import (
+    create_optimizer_v2,
+    get_optimizer_class,
+    list_optimizers,
+    param_groups_weight_decay,
+)
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Optimizer
 
+from cache_tools import config
 from cache_tools.errors import UsageError
+from cache_tools.runtime.device_memory import is_out_of_memory
 from train.recipe import TrainRecipe
 from train.trainer.init_weights import apply_init
 
 SCHEDULES = ("cosine", "poly", "tanh", "step", "multistep", "wsd", "rsqrt")
+_NO_STUDENT_KWARGS = frozenset(
+    (
+        *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict"),
+        *("checkpoint_path", "cache_dir", "num_classes", "in_chans", "features_only", "device"),
+        *("pruned", "scriptable", "exportable", "no_jit", "dtype", "model_name"),
+    )
+)
+"""Arguments of timm's `create_model` that are decided elsewhere, or that make no student."""
+_OF_FACTORY = {
+    "filter_bias_and_bn": True,
+    "fallback_list": None,
+    "fallback_no_weight_decay": False,
+    "layer_decay_min_scale": 0.0,
+    "layer_decay_no_opt_scale": None,
+}
+"""Arguments of timm's `create_optimizer_v2` that are no optimizer's, with their defaults."""
 
 
 def create_student(recipe: TrainRecipe, num_classes: int) -> nn.Module:
@@ -31,20 +56,53 @@ def create_student(recipe: TrainRecipe, num_classes: int) -> nn.Module:
             f"timm {timm.__version__} has no network {recipe.student!r} for the student. Some it "
             f"has: {', '.join(names)}. See timm.list_models() for all."
         )
-    rates = {"drop_rate": recipe.drop, "drop_path_rate": recipe.drop_path}
-    options: dict[str, Any] = {name: rate for name, rate in rates.items() if rate}
+    options = student_options(recipe)
     try:
-        model: nn.Module = timm.create_model(
+        model: Any = timm.create_model(
             recipe.student, pretrained=False, num_classes=num_classes, **options
         )
-    except TypeError as error:
+    except Exception as error:  # of networks that check little: of any kind
+        if not options or is_out_of_memory(error):
+            raise
         raise UsageError(
-            f"the student {recipe.student} takes no {' or '.join(options)} ({error}). Leave "
-            "drop and drop_path at 0 for it."
+            f"the student {recipe.student} cannot be made with {_listed(options)} ({error}). "
+            "Correct student_kwargs; drop and drop_path of 0 are left out."
         ) from None
     if recipe.init:
-        apply_init(model, recipe.student, recipe.init)
+        apply_init(model, recipe.student, recipe.init, recipe.student_kwargs)
+    if recipe.grad_checkpointing:
+        try:
+            model.set_grad_checkpointing(True)
+        except (AssertionError, AttributeError):
+            raise UsageError(
+                f"the student {recipe.student} has no grad_checkpointing. Leave it off, and lower "
+                "batch_size and raise grad_accum_steps if memory does not suffice."
+            ) from None
     return model
+
+
+def student_options(recipe: TrainRecipe) -> dict[str, Any]:
+    """Arguments of timm's `create_model`: student_kwargs, drop and drop_path.
+
+    Raises:
+        UsageError: One that is decided elsewhere, or twice.
+    """
+    options = dict(recipe.student_kwargs)
+    if wrong := sorted(_NO_STUDENT_KWARGS & options.keys()):
+        raise UsageError(
+            f"student_kwargs.{wrong[0]} cannot be set: classes are those of the cache, pictures "
+            "are RGB, weights are named by init, and a run makes a whole network."
+        )
+    for key, name in (("drop", "drop_rate"), ("drop_path", "drop_path_rate")):
+        if rate := getattr(recipe, key):
+            if name in options:
+                raise UsageError(f"{key} and student_kwargs.{name} are one: set one of them.")
+            options[name] = rate
+    return options
+
+
+def _listed(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in options.items())
 
 
 def create_optimizer(recipe: TrainRecipe, student: nn.Module) -> Optimizer:
@@ -59,13 +117,52 @@ def create_optimizer(recipe: TrainRecipe, student: nn.Module) -> Optimizer:
             weight_decay=recipe.weight_decay,
             layer_decay=None if of_blocks else recipe.layer_decay or None,
             param_group_fn=groups if of_blocks else None,
+            **_opt_kwargs(recipe),
         )
-    except (AssertionError, ValueError) as error:
+    except UsageError:
+        raise
+    except (AssertionError, TypeError, ValueError) as error:
         known = ", ".join(str(name) for name in list_optimizers())
+        check = _listed(recipe.opt_kwargs)
         raise UsageError(
-            f"opt={recipe.opt} cannot be used ({error}). Known are: {known}."
+            f"opt={recipe.opt} cannot be used ({error}). "
+            + (f"Check opt_kwargs: {check}." if check else f"Known are: {known}.")
         ) from None
     return optimizer
+
+
+def _opt_kwargs(recipe: TrainRecipe) -> dict[str, Any]:
+    """Check the names and types of opt_kwargs: timm leaves out what an optimizer does not have."""
+    if not recipe.opt_kwargs:
+        return {}
+    made = get_optimizer_class(recipe.opt.lower().rpartition("_")[2], bind_defaults=False)
+    known = {p.name: p.default for p in inspect.signature(made).parameters.values()} | _OF_FACTORY
+    for name in ("params", "lr", "weight_decay"):
+        known.pop(name, None)
+    if not recipe.layer_decay or recipe.layer_decay_of == "blocks":
+        known = {name: value for name, value in known.items() if "layer_decay" not in name}
+    for name, value in recipe.opt_kwargs.items():
+        if name in ("lr", "weight_decay"):
+            raise UsageError(f"opt_kwargs.{name}: it is a key of the recipe itself, {name}.")
+        if name not in known:
+            raise UsageError(f"opt={recipe.opt} takes no {name!r}. {config.nearest(name, known)}")
+        if wanted := _differing_type(known[name], value):
+            raise UsageError(f"opt_kwargs.{name} of opt={recipe.opt} is {wanted}, found {value!r}.")
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in recipe.opt_kwargs.items()}
+
+
+def _differing_type(default: Any, value: Any) -> str:
+    """Name the type of an argument with this default, if `value` is of another; else ""."""
+    if isinstance(default, bool):
+        return "" if isinstance(value, bool) else "true or false"
+    if isinstance(default, int | float):
+        return "" if type(value) in (int, float) else "a number"
+    if isinstance(default, tuple):
+        fits = isinstance(value, Iterable) and all(type(v) in (int, float) for v in value)
+        return "" if fits and len(value) == len(default) else f"a list of {len(default)} numbers"
+    if isinstance(default, str):
+        return "" if isinstance(value, str) else "a word"
+    return "" if default is None else "of a type that no recipe has"
 
 
 def _groups_by_block(student: nn.Module, decay: float, weight_decay: float) -> list[dict[str, Any]]:
@@ -129,4 +226,21 @@ def check(recipe: TrainRecipe, num_classes: int, size: int) -> None:
             f"({str(error).partition(chr(10))[0]}). Choose another student, or a cache of views "
             "of its size."
         ) from None
-    create_scheduler(recipe, create_optimizer(recipe, student), updates=1)
+    optimizer = create_optimizer(recipe, student)
+    create_scheduler(recipe, optimizer, updates=1)
+    if recipe.opt_kwargs:  # some are used in a step only
+        for parameter in student.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        try:
+            optimizer.step()
+        except (
+            AssertionError,
+            ArithmeticError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as e:
+            raise UsageError(
+                f"opt={recipe.opt} makes no step with {_listed(recipe.opt_kwargs)} ({e})."
+            ) from None

@@ -7,7 +7,9 @@ of classes starts at random, which is logged.
 
 import difflib
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -22,13 +24,17 @@ from cache_tools.storage import seal
 log = logging.getLogger("kdcache")
 
 
-def apply_init(student: nn.Module, name: str, init: str) -> None:
+def apply_init(
+    student: nn.Module, name: str, init: str, kwargs: Mapping[str, Any] | None = None
+) -> None:
     """Give `student`, called `name` in messages, the weights of `init` (`TrainRecipe.init`).
+
+    timm adapts its own weights to `kwargs`, those of the student: another img_size, patch_size.
 
     Raises:
         UsageError: There are no such weights, or they are those of another network.
     """
-    own, state = student.state_dict(), _read(init)
+    own, state = student.state_dict(), _read(init, kwargs or {})
     # networks with a distillation token have two classifiers
     named = (getattr(student, "pretrained_cfg", None) or {}).get("classifier") or ()
     names = (named,) if isinstance(named, str) else tuple(named)
@@ -51,7 +57,7 @@ def apply_init(student: nn.Module, name: str, init: str) -> None:
         log.info("but its head, %s for %d classes, starts at random", ", ".join(fresh), classes)
 
 
-def _read(init: str) -> dict[str, Tensor]:
+def _read(init: str, kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
     """Read the tensors that `init` names, on the CPU."""
     place = Path(init.removeprefix("local-dir:"))
     if init.startswith("local-dir:") or place.is_dir():
@@ -67,7 +73,7 @@ def _read(init: str) -> dict[str, Tensor]:
             "Save the network with timm.models.save_for_hf(model, FOLDER, "
             "safe_serialization=True) and pass init=local-dir:FOLDER."
         )
-    return _from_timm(init)
+    return _from_timm(init, kwargs)
 
 
 def _read_file(path: Path, init: str) -> dict[str, Tensor]:
@@ -80,7 +86,7 @@ def _read_file(path: Path, init: str) -> dict[str, Tensor]:
         ) from None
 
 
-def _from_timm(init: str) -> dict[str, Tensor]:
+def _from_timm(init: str, kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
     if not init.startswith("hf-hub:") and not timm.is_model(init.partition(".")[0]):
         near = difflib.get_close_matches(init, timm.list_pretrained(), n=3)
         raise UsageError(
@@ -90,7 +96,7 @@ def _from_timm(init: str) -> dict[str, Tensor]:
         )
     try:
         with torch.random.fork_rng(devices=[]):  # the student's own start depends on its seed only
-            network: nn.Module = timm.create_model(init, pretrained=True)
+            network: nn.Module = timm.create_model(init, pretrained=True, **kwargs)
     except Exception as error:  # the hub's client raises many kinds, from sockets to JSON
         raise UsageError(
             f"the weights of init={init} cannot be fetched ({type(error).__name__}: "

@@ -72,7 +72,7 @@ class StudentTrainer:
         self._student = student
         self.task = CachedDistillationTask(student, recipe, device)
         if recipe.model_ema_decay:
-            self.task.setup_ema(decay=recipe.model_ema_decay)
+            self.task.setup_ema(recipe.model_ema_decay, recipe.model_ema_warmup)
         if world.size > 1:
             self.task.prepare_distributed([device.index] if device.type == "cuda" else None)
             torch.manual_seed(recipe.seed + world.rank)
@@ -251,7 +251,7 @@ class StudentTrainer:
             progress.best = top1
             if self._world.is_main:
                 better = self.task.get_trainable_module(ema=ema)
-                _save(better, self.out / "model-best")
+                self._save_network(better, "model-best")
         progress.history.append(row)
         progress.epoch, progress.step, progress.loss_sum = progress.epoch + 1, 0, 0.0
         self._book.epoch(self.steps)
@@ -292,13 +292,24 @@ class StudentTrainer:
         if self._inputs.coverage.missing:
             result["coverage"] = self._inputs.coverage.facts
         if self._world.is_main:
-            _save(self.task.trainable_module, self.out / "model")
+            self._save_network(self.task.trainable_module, "model")
             if self.task.has_ema():
-                _save(self.task.get_trainable_module(ema=True), self.out / "model-ema")
+                self._save_network(self.task.get_trainable_module(ema=True), "model-ema")
             self._book.seal()
             run_dir.write_json(self.out / "result.json", result)
             checkpoint.remove(self.out)
         return result
+
+    def _save_network(self, model: nn.Module | None, name: str) -> None:
+        """Save a network in timm's format, each file whole or not at all, with its digest."""
+        assert model is not None
+        kwargs = self.recipe.student_kwargs.items()  # as timm: without rates, which train alone
+        args = {key: value for key, value in kwargs if not key.endswith("_rate")}
+        folder = self.out / name
+        with system_errors.writing(folder), tempfile.TemporaryDirectory() as made:
+            save_for_hf(unwrap_model(model), made, model_args=args, safe_serialization=True)
+            for file in sorted(Path(made).iterdir()):
+                seal.write(self.out, f"{name}/{file.name}", file.read_bytes())
 
     @contextmanager
     def rng_state(self) -> Iterator[None]:
@@ -334,15 +345,6 @@ _WEIGHT = "a weight is NaN or Inf"
 _RUNNING = ("running_mean", "running_var")
 _TOP1 = {"top1": False, "top1_ema": True}
 """Name of an accuracy → True if it is the moving average's."""
-
-
-def _save(model: nn.Module | None, folder: Path) -> None:
-    """Save a network in timm's format, each file whole or not at all, with its digest."""
-    assert model is not None
-    with system_errors.writing(folder), tempfile.TemporaryDirectory() as made:
-        save_for_hf(unwrap_model(model), made, safe_serialization=True)
-        for file in sorted(Path(made).iterdir()):
-            seal.write(folder.parent, f"{folder.name}/{file.name}", file.read_bytes())
 
 
 def _non_finite(value: float, schedule: Schedule, epoch: int, step: int) -> NonFinite:

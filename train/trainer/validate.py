@@ -13,8 +13,9 @@ from train.recipe import TrainRecipe
 from train.trainer import factory, plan
 
 log = logging.getLogger("kdcache")
-_NETWORK = ("student", "drop", "drop_path", "init")
-_CREATES = (*_NETWORK, "opt", "weight_decay", "layer_decay", "layer_decay_of", "sched")
+_NETWORK = ("student", "student_kwargs", "drop", "drop_path", "init", "grad_checkpointing")
+_OPTIMIZER = ("opt", "opt_kwargs", "weight_decay", "layer_decay", "layer_decay_of")
+_CREATES = (*_NETWORK, *_OPTIMIZER, "sched")
 """Keys of a recipe that decide whether its network, optimizer and schedule can be created."""
 
 

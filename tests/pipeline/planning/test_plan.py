@@ -63,7 +63,9 @@ def _bytes(view: object) -> int:
 
 
 def test_a_plan_before_there_is_a_cache(kdcache: Command) -> None:
-    outcome = kdcache("train", "vanillakd-a2", "--plan", "--rate", 2500, "--json")
+    words = ["--plan", "--rate", 2500, "--json", "opt_kwargs.betas=[0.9, 0.99]"]
+    outcome = kdcache("train", "vanillakd-a2", *words)
+    assert json.loads(outcome.out).pop("recipe")["opt_kwargs"] == {"betas": [0.9, 0.99]}
     facts = json.loads(outcome.out)
     assert outcome.code == 0
     assert facts["steps_per_epoch"] == 1_281_167 // 3 * 3 // 2048

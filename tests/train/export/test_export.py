@@ -334,3 +334,27 @@ def test_class_names_come_along(
     synsets = ["n01440764", "n01443537"]
     known = export._class_names({"class_names": synsets}, 2)
     assert known["label_descriptions"]["n01440764"] == "tench, Tinca tinca"
+
+
+def test_the_config_rebuilds_a_student_with_arguments(
+    digits_cache: Path, kdcache: Command, tmp_path: Path
+) -> None:
+    words = ["student=test_vit", "student_kwargs={img_size = 32, patch_size = 8, drop_rate = 0.1}"]
+    words += ["grad_checkpointing=true", "opt_kwargs.betas=[0.9, 0.95]", "model_ema_warmup=true"]
+    run, out = tmp_path / "run", tmp_path / "student"
+    where = ["--cache", digits_cache, "--out", run]
+    done = kdcache("train", "digits", *where, *FAST, *words, "epochs=1")
+    assert done.code == 0, done.err
+    assert kdcache("export", run, "--out", out).code == 0
+    x = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        assert torch.equal(opened(out)(x), opened(run / "model")(x))
+    config = json.loads((out / "config.json").read_text())
+    assert config["model_args"]["patch_size"] == 8
+    assert "drop_rate" not in config["model_args"]
+    assert config["kdcache"]["recipe"]["opt_kwargs"] == {"betas": [0.9, 0.95]}
+    assert "opt_kwargs" in (out / "README.md").read_text()
+    assert kdcache("eval", run, "--views", 0).code == 0
+    refused = kdcache("train", "digits", *where, *FAST, *words, "epochs=1", "opt_kwargs.eps=1e-6")
+    assert refused.code == 2
+    assert "opt_kwargs.eps: None against 1e-06" in refused.err

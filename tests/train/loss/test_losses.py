@@ -273,6 +273,13 @@ def test_losses_on_mixed_labels(smoothing: float) -> None:
         lambda s: losses.binary_cross_entropy(s, *labels, smoothing),
         logits,
     )
+    for threshold in (0.0, 0.01, 0.2, 0.5, 0.9):
+        timms = BinaryCrossEntropy(smoothing=0.0, target_threshold=threshold)
+        same(
+            lambda s, timms=timms: timms(s, smooth),
+            lambda s, t=threshold: losses.binary_cross_entropy(s, *labels, smoothing, t),
+            logits,
+        )
 
 
 def test_half_precision_logits_are_widened_first() -> None:

@@ -89,6 +89,24 @@ def test_a_grid_is_every_combination_and_a_list_is_itself(
     assert grid.swept(students) == ["lr", "seed", "loss", "init"]
 
 
+def test_arguments_of_a_table_are_swept(written: Callable[[str], Path]) -> None:
+    text = (
+        'base = "digits"\nopt_kwargs.eps = 1e-6\n'
+        "[grid]\nopt_kwargs.betas = [[0.9, 0.95], [0.9, 0.999]]\n"
+        '[[runs]]\nname = "a"\n[[runs]]\nname = "b"\nstudent_kwargs = {drop_rate = 0.1}\n'
+    )
+    students = grid.load(str(written(text)))
+    assert [student.name for student in students] == [
+        f"{run},opt_kwargs.betas={betas}" for run in "ab" for betas in ("0.9-0.95", "0.9-0.999")
+    ]
+    assert students[3].recipe.opt_kwargs == {"eps": 1e-6, "betas": [0.9, 0.999]}
+    assert students[3].recipe.student_kwargs == {"drop_rate": 0.1}
+    assert grid.swept(students) == ["opt_kwargs.betas", "student_kwargs"]
+    assert grid.plain(students[3].recipe.value("student_kwargs")) == "drop_rate=0.1"
+    tables = 'base = "digits"\n[grid]\nopt_kwargs = [{eps = 1e-8}, {eps = 1e-6}]\n'
+    assert names(written(tables)) == ["opt_kwargs=eps=1e-08", "opt_kwargs=eps=1e-06"]
+
+
 def test_the_grid_that_comes_with_it() -> None:
     students = grid.load("digits")
     assert len(students) == 12
@@ -102,6 +120,8 @@ def test_the_grid_that_comes_with_it() -> None:
         ("epoch = 3\n[grid]\nlr = [1.0]", ["unknown key 'epoch'", "Did you mean 'epochs'"]),
         ("[[runs]]\nlearning = 1", ["unknown key 'learning'"]),
         ("[grdi]\nlr = [1.0]", ["unknown key 'grdi'", "Did you mean 'grid'"]),
+        ("[grid]\noptkwargs.eps = [1e-8]", ["unknown key 'optkwargs.eps'"]),
+        ("[grid]\nlr.eps = [1e-8]", ["lr: expected float"]),
         ("[grid]\nlr = 1e-3", ["the grid's lr is a list of at least one value, found 0.001"]),
         ("[grid]\nlr = []", ["the grid's lr is a list of at least one value, found []"]),
         ("[grid]", ["nothing is swept"]),
