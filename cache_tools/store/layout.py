@@ -34,6 +34,9 @@ from cache_tools.views.imported import ImportedViews
 
 PROBES = 4
 """Views per part whose pixels are fingerprinted."""
+MOST_EXPANSION, FREE_ENTRIES = 64, 2**24
+"""Entries of a part for each stored byte of their codes, which take 6 bits as a rule; so many are
+read whatever their bytes."""
 _GROUPS = ("samples", "targets", "probes", "commits")
 _VIEWS = "views"
 _NAME = re.compile(
@@ -64,6 +67,11 @@ class Field:
     def bytes(self) -> int:
         """Bytes of the values of a part."""
         return np.dtype(self.dtype).itemsize * self.width * max(self.planes, 1)
+
+    @property
+    def packed(self) -> bool:
+        """True if the values are those of all views without gaps, and zeros behind them."""
+        return not self.rows and self.planes == 0
 
     def chunk(self, view: int, block: int) -> str:
         """Path of the chunk of one part."""
@@ -144,7 +152,7 @@ class Layout(threading.local):
         chunks = {}
         for f in self.fields:
             path, values = f.chunk(view, block), arrays[f.name]
-            if not f.rows and f.planes == 0:
+            if f.packed:
                 values = np.pad(values, (0, f.width - len(values)))
             self._arrays[f.name][self._region(f, view, block)] = values
             chunks[path] = bytes(self._files.pop(path).to_bytes())
@@ -155,20 +163,26 @@ class Layout(threading.local):
     ) -> tuple[EncodedTargets, NDArray[np.uint64]]:
         """Decode targets and probes of one part; of the values only the entries' end is checked.
 
+        Memory is that of the entries, whatever room the spec has for them.
+
         Raises:
             ValueError, RuntimeError: The bytes do not decode.
         """
         found = self._decode(view, block, chunks, views=False)
         rows = len(found["targets/count"])
         entries = int(found["targets/count"].sum(dtype=np.int64))
-        delta, code = found["targets/index_delta"], found["targets/code"]
-        if entries > len(code) or delta[entries:].any() or code[entries:].any():
-            raise ValueError(f"its entries do not end after {entries}, the sum of its counts")
+        columns = {f.name: (f, chunks[f.chunk(view, block)]) for f in self.fields if f.packed}
+        if entries > (most := MOST_EXPANSION * len(columns["targets/code"][1]) + FREE_ENTRIES):
+            raise ValueError(f"it has {entries:,} entries, at most {most:,} fit its bytes")
+        delta, code = (
+            frames.decode_entries(chunk, f.width, np.dtype(f.dtype), entries)
+            for f, chunk in columns.values()
+        )
         none = np.empty((0, rows), dtype=np.uint8)
         stored = EncodedTargets(
             found["targets/count"],
-            delta[:entries].copy(),
-            code[:entries].copy(),
+            delta,
+            code,
             found["targets/tail"],
             found.get("targets/true", none),
             found.get("targets/square", none),
@@ -219,7 +233,7 @@ class Layout(threading.local):
         """Decode the arrays of imported views, or those of targets, name → values."""
         found: dict[str, Array] = {}
         for f in self.fields:
-            if f.name.startswith(f"{_VIEWS}/") != views:
+            if f.name.startswith(f"{_VIEWS}/") != views or f.packed:
                 continue
             path = f.chunk(view, block)
             frames.check(chunks[path], f.bytes, np.dtype(f.dtype).itemsize)

@@ -12,7 +12,7 @@ from cache_tools.store.cache import Cache
 from cache_tools.store.layout import Layout
 from tests.end_to_end.attacks import attacker
 from tests.end_to_end.attacks.attacker import CODE, PART, Json
-from tests.end_to_end.attacks.victim import Outcome, Victim
+from tests.end_to_end.attacks.victim import MEMORY, Outcome, Victim
 
 Refused = Callable[..., str]
 Harmless = Callable[[Path], None]
@@ -64,6 +64,7 @@ def test_the_largest_part_that_a_spec_allows(forged: Path, victim: Victim, truth
     assert not outcome.escaped, "\n".join(outcome.escaped.values())
     assert "view 1, block 0" in outcome.message
     assert "do not end" in outcome.message
+    assert outcome.grown < MEMORY
 
 
 @pytest.mark.parametrize("section", ["ninf", "n" + "9" * 400, "minf", "m" + "9" * 400])
