@@ -256,9 +256,9 @@ def _describe(
     classes: tuple[str, ...],
 ) -> None:
     """Put a split into `_info.json`, beside those that are there."""
-    path = target / info_json.NAME
+    path, known = target / info_json.NAME, Path(info.where)  # or info.json, made by others
     value: dict[str, Any] = {"name": target.name}
-    value = atomic.parse_json(path.read_bytes(), str(path)) if path.is_file() else value
+    value = atomic.parse_json(known.read_bytes(), str(known)) if known.is_file() else value
     lengths = [len(index.names) for index in indices]
     value.setdefault("splits", {})[split] = {
         "name": split,

@@ -114,13 +114,16 @@ def find_local(source: str, split: str) -> ShardSource | None:
         return ShardSource("", (source,))
     if not folder.is_dir():
         raise UsageError(f"there is no data set at {source}. DATA is a folder of shards or images.")
-    if (info := describe(source)) is not None:
+    info, root = describe(source), folder
+    if info is None and (root := split_folder(folder, split)) != folder:
+        _tell_of_others(folder)
+        info = describe(str(root))
+    if info is not None:
         found = info.need(split)
-        absent = [name for name in found.filenames if not (folder / name).is_file()]
+        absent = [name for name in found.filenames if not (root / name).is_file()]
         if absent:
             raise info_json.missing(info.where, found.filenames, absent)
-        return ShardSource(source, found.filenames, info, found)
-    root = split_folder(folder, split)
+        return ShardSource(str(root), found.filenames, info, found)
     if not (names := _tars(root)):
         return None
     if (image := image_folder.first_image(root)) is not None:
@@ -187,6 +190,17 @@ def split_folders(folder: Path) -> dict[str, list[str]]:
     return _by_word([name for name in named if name in seen.values()], str(folder))
 
 
+def _tell_of_others(folder: Path) -> None:
+    """Log how many folders beside those of splits are passed over."""
+    splits = {name for names in split_folders(folder).values() for name in names}
+    others = [entry.name for entry in image_folder.entries(folder)
+              if entry.is_dir() and not image_folder.is_hidden(entry.name)
+              and entry.name not in splits]  # fmt: skip
+    if others:
+        log.info("%s: folders that are no splits, passed over: %d (first: %s)",
+                 folder, len(others), printable(others[0]))  # fmt: skip
+
+
 def _split_of(name: str) -> str:
     return next(s for s, words in SPLITS.items() if split_words(name).intersection(words))
 
@@ -251,6 +265,8 @@ def find_remote(source: str, split: str) -> ShardSource:
         names = _remote_tars(remote, "")
         if not names and (folders := _by_word(_folders(remote), remote.url)):
             chosen = info_json.choose(folders, split, remote.url)[0]
+            if describe(below := f"{path}/{chosen}{query}") is not None:
+                return find_remote(below, split)
             names = _remote_tars(remote, f"{chosen}/")
         elif words := _by_word(names, remote.url):
             names = info_json.choose(words, split, remote.url)

@@ -243,6 +243,31 @@ def test_timms_second_name_for_its_description(tmp_path: Path) -> None:
     assert len(open_images(str(tmp_path), "train")) == 2
 
 
+def test_each_folder_of_a_split_may_have_its_own_description(tmp_path: Path) -> None:
+    """Shards beside those that it names are not read."""
+    for name in ("train/x0.tar", "train/old.tar", "val/x1.tar", "val/old.tar"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        tar(tmp_path / name, [name[-6:].replace("tar", "jpg")])
+    for folder, split, shard in (("train", "train", "x0.tar"), ("val", "validation", "x1.tar")):
+        described = {"splits": {split: {"filenames": [shard]}}}
+        (tmp_path / folder / "_info.json").write_text(json.dumps(described))
+    for source in (str(tmp_path), f"file://{tmp_path}"):
+        assert open_images(source, "train").names == ["x0"]
+        assert open_images(source, "validation").names == ["x1"]
+    (tmp_path / "val/x1.tar").unlink()
+    with pytest.raises(KdcacheError, match=r"val/_info\.json: not one of the 1 names"):
+        open_images(str(tmp_path), "validation")
+
+
+def test_folders_beside_those_of_splits_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = touch(tmp_path, ["train/a/1.jpg", "val/a/2.jpg", "notes/3.txt", "extra/4.jpg"])
+    with caplog.at_level("INFO", "kdcache"):
+        assert labels(source) == {"a/1": 0}
+    assert "folders that are no splits, passed over: 2 (first: extra)" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [

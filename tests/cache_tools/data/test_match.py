@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from cache_tools.data import match
 from cache_tools.data.images import ImageDataset
 from cache_tools.data.open import open_images
 from cache_tools.errors import CacheMismatch
+from cache_tools.spec.canonical import sha256
 from cache_tools.store.cache import Cache
 from cache_tools.views import draw
 from pipeline import recipe as recipes
@@ -58,6 +60,22 @@ def test_names_of_two_images_are_distinguished(
         store.table, store.spec.dataset, open_images(str(tmp_path / "copy"), "train")
     )
     assert covered.facts["by_digest"] == 100
+
+
+def test_a_cache_with_the_old_order_of_classes_is_refused(
+    images: ImageDataset, digits_cache: Path, tmp_path: Path
+) -> None:
+    """Names sorted as text, capitals first: their numbers would mean other classes."""
+    for number in range(100):
+        path = tmp_path / "copy" / ("a", "B")[number % 2] / f"{images.names[number]}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(images.read(number))
+    copy = open_images(str(tmp_path / "copy"), "train")
+    assert copy.class_names == ("a", "B")
+    store = Cache.open(digits_cache)
+    old = replace(store.spec.dataset, classes_sha256=sha256(b"B\na"))
+    with pytest.raises(CacheMismatch, match="did not number classes as timm does"):
+        match.match(store.table, old, copy)
 
 
 def test_digests_are_kept_until_a_file_changes(

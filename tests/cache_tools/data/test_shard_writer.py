@@ -89,6 +89,17 @@ def test_a_folder_becomes_shards_that_hold_the_same(
     assert order == made.names
 
 
+def test_a_split_beside_those_of_timms_second_name(
+    folder: Path, tmp_path: Path, kdcache: Command
+) -> None:
+    out = tmp_path / "shards"
+    assert kdcache("shard", folder, out, "--split", "validation").code == 0
+    (out / "_info.json").rename(out / "info.json")
+    assert kdcache("shard", folder, out).code == 0
+    for split in ("train", "validation"):
+        assert len(open_images(str(out), split)) == 25
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # its open files
 def test_timms_own_reader_takes_them(folder: Path, tmp_path: Path, kdcache: Command) -> None:
     out = tmp_path / "shards"
