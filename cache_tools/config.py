@@ -150,7 +150,7 @@ def _read(recipe: str, package: str) -> str:
     if path.suffix == ".toml" or path.is_file():
         try:
             return read_text(path)
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise RecipeError(f"cannot read the recipe {recipe}: {error}.") from None
     known = names(package)
     if recipe not in known:

@@ -57,9 +57,36 @@ def decode_text(data: bytes, errors: str = "strict") -> str:
     return data.decode(encoding, errors).replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_text(path: Path) -> str:
-    """Read a file as `decode_text` decodes it; raises OSError too."""
-    return decode_text(path.read_bytes())
+def read(path: Path, limit: int = MAX_JSON) -> bytes:
+    """Read a file of at most `limit` bytes.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is larger; the caller adds the file's name.
+    """
+    with path.open("rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"it has more than {limit:,} bytes")
+    return data
+
+
+def read_text(path: Path, limit: int = MAX_JSON) -> str:
+    """Read a file as `decode_text` decodes it; raises as `read`."""
+    return decode_text(read(path, limit))
+
+
+def check_safetensors(path: Path) -> None:
+    """Check the length of a safetensors file's header, which its library reads whatever it is.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: The header is larger than the file or than MAX_JSON.
+    """
+    with path.open("rb") as file:
+        length, size = int.from_bytes(file.read(8), "little"), file.seek(0, 2)
+    if length > (most := max(min(size - 8, MAX_JSON), 0)):
+        raise ValueError(f"its header would have {length:,} bytes, at most {most:,} can be read")
 
 
 def describe(head: bytes, containers: bool = True) -> str:

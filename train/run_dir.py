@@ -23,7 +23,7 @@ from typing import Any
 from cache_tools.config import canonical
 from cache_tools.data.open import resolve
 from cache_tools.errors import CacheNotFound, UsageError
-from cache_tools.file_contents import parse_json
+from cache_tools.file_contents import parse_json, read, read_text
 from cache_tools.runtime.secrets import redact
 from cache_tools.spec.canonical import difference
 from cache_tools.storage import atomic, seal
@@ -128,7 +128,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     seal.check(path.parent, path.name)
     try:
-        value: Any = parse_json(path.read_bytes())
+        value: Any = parse_json(read(path))
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read ({error}). Pass --fresh to begin anew.") from None
     required = _REQUIRED.get(path.name, frozenset())
@@ -162,7 +162,7 @@ def accuracies(folder: Path) -> dict[str, dict[str, float | None]]:
 def _rows(path: Path) -> list[dict[str, float]]:
     """Read the epochs of a finished run's log."""
     try:
-        rows = [parse_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [parse_json(line) for line in read_text(path).splitlines()]
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read ({error}). Restore it from a copy.") from None
     if not rows or not all(isinstance(row, dict) for row in rows):

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from cache_tools.errors import CacheIncomplete
-from cache_tools.file_contents import parse_json
+from cache_tools.file_contents import parse_json, read
 
 State = Literal["finished", "diverged", "stopped", "begun", "new"]
 FAILED, STOPPED = "failed.json", "stopped.json"
@@ -28,7 +28,7 @@ def why(folder: Path) -> str:
     if name is None:
         return ""
     try:
-        return str(parse_json((folder / name).read_bytes())["error"])
+        return str(parse_json(read(folder / name))["error"])
     except (OSError, ValueError, KeyError, TypeError):
         return "the reason is not recorded"
 

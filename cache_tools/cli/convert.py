@@ -110,7 +110,7 @@ def _claim(out: Path, store: Cache, plan: dict[str, Any]) -> None:
     note = out / NOTE
     if note.is_file():
         try:
-            there = atomic.parse_json(note.read_bytes(), str(note))
+            there = atomic.read_json(note)
         except CacheDamaged as error:
             raise CacheDamaged(f"{error} Remove {out}, and run the same command again.") from None
         if differing := [name for name in plan if there.get(name) != plan[name]]:

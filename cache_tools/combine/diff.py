@@ -26,7 +26,8 @@ from cache_tools.targets.codec import EncodedTargets
 
 TEMPERATURES = (1.0, 2.0)
 LIMIT = 50_000
-_ROWS = 1024
+_ROWS, _VALUES = 1024, 2**23
+"""Most rows, and probabilities in them, that are compared at a time."""
 
 
 class OfCache:
@@ -95,10 +96,11 @@ def diff(a: Side, b: Side, limit: int = LIMIT) -> dict[str, Any]:
     views = min(a.num_views, b.num_views)
     every = max(1, -(-len(rows[0]) * views // limit)) if limit else 1
     rows = rows[:, ::every]
+    step = max(1, min(_ROWS, _VALUES // a.num_classes))
     measured: dict[str, list[F8]] = defaultdict(list)
     with progress.bar("compare", views * rows.shape[1], "views") as advance:
-        for view, begin in product(range(views), range(0, rows.shape[1], _ROWS)):
-            row_a, row_b = rows[:, begin : begin + _ROWS]
+        for view, begin in product(range(views), range(0, rows.shape[1], step)):
+            row_a, row_b = rows[:, begin : begin + step]
             for t in TEMPERATURES:
                 p, q = a.distributions(view, row_a, t), b.distributions(view, row_b, t)
                 measured[f"kl_t{t:g}"].append(dense.kl_divergence(p, q))

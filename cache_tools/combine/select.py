@@ -27,11 +27,11 @@ from numpy.typing import NDArray
 from cache_tools.combine import assemble
 from cache_tools.combine.assemble import PartBuilder
 from cache_tools.errors import UsageError
-from cache_tools.file_contents import read_text
+from cache_tools.file_contents import MAX_JSON, read_text
 from cache_tools.numerics.array_types import I8
 from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.canonical import canonical_json, sha256
-from cache_tools.spec.sample_table import SampleTable
+from cache_tools.spec.sample_table import MAX_KEY, SampleTable
 from cache_tools.spec.targets import TargetSpec
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
@@ -197,9 +197,10 @@ def _rows(store: Cache, wanted: str) -> I8:
 
 def _rows_of(store: Cache, path: Path) -> I8:
     """Rows of the keys in a file."""
+    most = MAX_JSON + MAX_KEY * len(store.table)
     try:
-        keys = [line for line in read_text(path).split("\n") if line]
-    except (OSError, UnicodeDecodeError) as error:
+        keys = [line for line in read_text(path, most).split("\n") if line]
+    except (OSError, ValueError) as error:
         raise UsageError(
             f"--samples {path} is neither a share such as 0.1 nor a file of keys ({error})."
         ) from None

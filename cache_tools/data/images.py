@@ -27,6 +27,8 @@ from cache_tools.spec.dataset import NO_LABEL, KeyKind
 from cache_tools.spec.sample_table import SampleTable
 
 NO_CRC = -1
+MAX_BYTES = 2**29
+"""Bytes of the largest encoded picture."""
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,5}")
 
 
@@ -75,10 +77,14 @@ class ImageDataset:
         """Read the encoded bytes of one sample; safe to call from many threads.
 
         Raises:
-            DataError: The file is gone, unreadable or shorter than it was.
+            DataError: The file is gone, unreadable, of another size than it was, or too large.
         """
         where = int(self.file_N[number])
-        length = int(self.length_N[number])
+        if (length := int(self.length_N[number])) > MAX_BYTES:
+            raise DataError(
+                f"sample {self.names[number]!r} in {self.source} has {length:,} bytes, "
+                f"{MAX_BYTES:,} are the most of a picture. Remove it from the data set."
+            )
         offset = int(self.offset_N[number])
         if self.remote is not None and self.crc_N is not None and self.lead_N is not None:
             lead = int(self.lead_N[number])
@@ -97,14 +103,16 @@ class ImageDataset:
                     )
                 data = data[lead:]
             else:
-                data = self.paths[where].read_bytes()
+                with self.paths[where].open("rb") as file:
+                    data = file.read(length + 1)
         except DataError:
             raise
         except OSError as error:
             raise DataError(f"cannot read sample {self.names[number]!r}: {error}.") from None
         if len(data) != length:
+            size = self.paths[where].stat().st_size if not self.sharded else len(data)
             raise DataError(
-                f"sample {self.names[number]!r} in {self.paths[where]} has {len(data)} bytes, "
+                f"sample {self.names[number]!r} in {self.paths[where]} has {size} bytes, "
                 f"{length} were there when the data set was opened. Restore the file."
             )
         return data

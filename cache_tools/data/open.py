@@ -132,6 +132,11 @@ def _indexed(
     if passed:
         names = ", ".join(f"{n:,} {kind}" for kind, n in passed.most_common())
         log.info("%s: neither image nor label, passed over: %s", source, names)
+    if not any(counts):
+        raise DataError(
+            f"there is no image in {source}: {len(found):,} shards have none, the first is "
+            f"{place.names[0]}. Point --data at shards of pictures."
+        )
     prefixes = _shard_names(place.names) if shard_keys else [""] * len(found)
     copies = DiskCache()
     checked = [remote is not None or copies.is_copy(paths[i]) for i in range(len(found))]

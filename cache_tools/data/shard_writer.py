@@ -202,7 +202,7 @@ def _claim(images: ImageDataset, target: Path, options: Options, info: DatasetIn
     if options.short_side:
         plan |= {"quality": options.quality, "encoder": reencode.encoder()}
     if note.is_file():
-        there = atomic.parse_json(note.read_bytes(), str(note))
+        there = atomic.read_json(note)
         if differing := [k for k in plan if there.get(k) != plan[k]]:
             raise UsageError(
                 f"{target} holds {options.split} shards of "
@@ -258,7 +258,7 @@ def _describe(
     """Put a split into `_info.json`, beside those that are there."""
     path, known = target / info_json.NAME, Path(info.where)  # or info.json, made by others
     value: dict[str, Any] = {"name": target.name}
-    value = atomic.parse_json(known.read_bytes(), str(known)) if known.is_file() else value
+    value = atomic.read_json(known) if known.is_file() else value
     lengths = [len(index.names) for index in indices]
     value.setdefault("splits", {})[split] = {
         "name": split,

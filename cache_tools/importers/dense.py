@@ -44,11 +44,6 @@ def run(
     """
     logits = logits_file.read(path, probabilities)
     order, table = _table(logits, path)
-    if int(table.label_N.max()) >= logits.num_classes:
-        raise DataError(
-            f"a label in {path} is {int(table.label_N.max())}, the logits have "
-            f"{logits.num_classes} classes."
-        )
     spec = _spec(logits, table, targets, teacher)
     store = resume.open_or_create(out, spec, lambda: table, len(logits.values_VNC))
     todo = [part for part in store.parts() if store.check_part(part) is not None]
@@ -75,8 +70,8 @@ def _pieces(
         bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
         if len(bad):
             raise NonFinite(
-                f"view {view} of {logits.keys[rows[bad[0]]]!r} has a logit that is NaN or "
-                "infinite. Nothing of this part was stored; compute these logits anew."
+                f"view {view} of {logits.keys[rows[bad[0]]]!r} in {logits.path} has a logit that "
+                "is NaN or infinite. Nothing of this part was stored; compute these logits anew."
             )
         sparse = dense.sparsify(values, targets)
         yield codec.encode(sparse, targets, logits.num_classes)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from cache_tools.data.images import ImageDataset
 from cache_tools.errors import DataError, UsageError
-from cache_tools.file_contents import read_text
+from cache_tools.file_contents import MAX_JSON, read_text
+from cache_tools.spec.sample_table import MAX_KEY
 
 
 def by_number(images: ImageDataset, index: Path | None) -> list[str]:
@@ -40,9 +41,10 @@ def lines(index: Path, names: Sequence[str], source: str) -> list[str]:
         UsageError: The file cannot be read.
         DataError: A line refers to no image, or an image has no line.
     """
+    most = MAX_JSON + MAX_KEY * len(names)
     try:
-        text = [line.strip() for line in read_text(index).splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        text = [line.strip() for line in read_text(index, most).splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
         raise UsageError(f"--dataset-index {index} cannot be read: {error}.") from None
     stems = {name.rpartition("/")[2]: name for name in names}
     unique, known = len(stems) == len(names), set(names)

@@ -268,6 +268,12 @@ def parse_json(data: bytes, name: str) -> dict[str, Any]:
     return value
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object as `parse_json`, and no more of its file; raises OSError, too."""
+    with path.open("rb") as file:
+        return parse_json(file.read(MAX_JSON + 1), str(path))
+
+
 def cannot_write(path: Path | str, error: OSError) -> KdcacheError:
     """Return the error for a file that cannot be written."""
     if error.errno in DISK_FULL:

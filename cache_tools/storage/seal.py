@@ -79,10 +79,9 @@ def check_all(folder: Path, *beginnings: str) -> None:
 
 def _digests(folder: Path, note: str = NAME) -> dict[str, list[str]]:
     path = folder / note
-    data = b'{"sha256": {}}'
+    found: Any = {}
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        data = path.read_bytes()
-    found: Any = atomic.parse_json(data, str(path)).get("sha256")
+        found = atomic.read_json(path).get("sha256")
     if isinstance(found, dict) and all(isinstance(of_file, list) for of_file in found.values()):
         return found
     raise CacheDamaged(f"{path} is damaged. Remove it to read the files beside it unchecked.")

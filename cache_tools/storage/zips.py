@@ -11,8 +11,12 @@ _FREE = 2**16
 """Bytes that a member may have whatever its size in the zip."""
 
 
-def check(archive: zipfile.ZipFile, size: int, most: int) -> None:
+def check(
+    archive: zipfile.ZipFile, size: int, most: int, large: int = 2**63, most_large: int = 1
+) -> None:
     """Check the members of a zip of `size` bytes, that none has over `most` times its stored bytes.
+
+    Of those of more than `large` bytes, none has over `most_large` times its stored bytes.
 
     Raises:
         zipfile.BadZipFile: One expands further, is not inside, or shares bytes with another.
@@ -20,7 +24,8 @@ def check(archive: zipfile.ZipFile, size: int, most: int) -> None:
     end, before = 0, ""
     for member in sorted(archive.infolist(), key=lambda member: member.header_offset):
         name = f"its member {member.filename[:80]!r}"
-        if member.file_size > most * member.compress_size + _FREE:
+        times = most_large if member.file_size > large else most
+        if member.file_size > times * member.compress_size + _FREE:
             raise zipfile.BadZipFile(
                 f"{name} would expand from {member.compress_size:,} to {member.file_size:,} bytes"
             )

@@ -55,6 +55,7 @@ T = TypeVar("T")
 _ASKING = 16
 """Records requested at once over a network."""
 _TRIES = 5
+_LONGEST_NOTE = 2**16
 _PAUSE_MS = 250
 _ANOTHER = (
     "Another process writes it at the same time, or the disk fails; check it and run the same "
@@ -149,7 +150,10 @@ class Cache:
         if not isinstance(self.storage, Folder):
             return ""
         path = _source_note(self.path)
-        return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
+        if not path.is_file():
+            return ""
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return file.read(_LONGEST_NOTE).strip()
 
     def set_data_path(self, source: str) -> None:
         """Note the path of the images beside a cache that is a folder."""
@@ -402,6 +406,13 @@ class Cache:
         with ThreadPoolExecutor(_ASKING if self.is_remote else 1) as pool:
             found = dict(zip(parts, pool.map(find, parts), strict=True))
         return {part: record for part, record in found.items() if record is not None}
+
+    def target_bytes(self) -> int:
+        """Count the stored bytes of all targets that are there."""
+        names = (
+            self._layout.part_chunks(part.view, part.block, views=False) for part in self.parts()
+        )
+        return sum(self.storage.size(name) or 0 for of_part in names for name in of_part)
 
     def content_id(self) -> str:
         """Compute the digest of the fingerprint and of the committed parts' chunk digests."""

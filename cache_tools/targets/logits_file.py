@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from cache_tools.errors import DataError, UsageError
-from cache_tools.file_contents import describe_file, parse_json
+from cache_tools.file_contents import check_safetensors, describe_file, parse_json
 from cache_tools.spec.dataset import NO_LABEL
 from cache_tools.storage import zips
 from cache_tools.targets import dense
 
 SUFFIXES = (".npy", ".npz", ".safetensors")
 _LOOKED_AT = 1024
-_MOST_EXPANSION = 100
-"""Of an array in an .npz."""
+_MOST_EXPANSION, _MOST_LARGE, _LARGE = 100, 8, 2**28
+"""Of an array in an .npz, and of one of more than so many bytes."""
 _LEAST = 1e-30
 """Probability that stands for 0, which has no logarithm."""
 
@@ -38,6 +38,8 @@ class Logits:
     keys: tuple[str, ...]
     label_N: NDArray[np.int32]
     """NO_LABEL where there is none."""
+    path: Path
+    """The file, for messages."""
     probabilities: bool = False
     """True if the file holds probabilities."""
 
@@ -61,7 +63,7 @@ class Logits:
         wrong = np.flatnonzero(~dense.are_probabilities(values))
         if len(wrong):
             raise DataError(
-                f"view {view} of {self.keys[row_B[wrong[0]]]!r} is no distribution: "
+                f"view {view} of {self.keys[row_B[wrong[0]]]!r} in {self.path} is no distribution: "
                 f"{values[wrong[0]][:5].tolist()}…, sum {float(values[wrong[0]].sum()):.4g}. "
                 "Leave --probabilities out if these are logits."
             )
@@ -97,8 +99,14 @@ def read(path: Path, probabilities: bool = False) -> Logits:
     labels = arrays.get("labels", np.full(count, NO_LABEL))
     if keys.shape != (count,) or labels.shape != (count,) or labels.dtype.kind not in "iu":
         raise DataError(f"keys and labels in {path} must have {count} entries, one per row.")
+    least, most, classes = int(labels.min()), int(labels.max()), values.shape[2]
+    if not NO_LABEL <= least <= most < classes:
+        raise DataError(
+            f"the labels in {path} go from {least} to {most}, the logits have {classes} classes: "
+            f"labels are {NO_LABEL} (none) to {classes - 1}. Correct them."
+        )
     names = tuple(map(str, keys.tolist()))
-    logits = Logits(values, names, labels.astype(np.int32), probabilities)
+    logits = Logits(values, names, labels.astype(np.int32), path, probabilities)
     some = np.unique(np.linspace(0, count - 1, _LOOKED_AT).astype(np.int64))
     if not probabilities and dense.are_probabilities(logits.rows(0, some)).mean() > 0.5:
         raise UsageError(
@@ -115,10 +123,11 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
         return {"logits": np.load(path, mmap_mode="r", allow_pickle=False)}
     if path.suffix == ".npz":
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as archive:
-            zips.check(archive.zip, path.stat().st_size, _MOST_EXPANSION)
+            zips.check(archive.zip, path.stat().st_size, _MOST_EXPANSION, _LARGE, _MOST_LARGE)
             some = "logits" in archive.files
             ours = ("logits", "keys", "labels") if some else archive.files
             return {name: archive[name] for name in ours if name in archive.files}
+    check_safetensors(path)
     with safe_open(path, framework="np") as file:
         kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
         words = {name: _bfloat16(path, name) for name, kind in kinds.items() if kind == "BF16"}

@@ -24,10 +24,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cache_tools.errors import TeacherError, UsageError
-from cache_tools.file_contents import describe_file, parse_json, read_text
+from cache_tools.file_contents import check_safetensors, describe_file, parse_json, read_text
 
 _MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
 log = logging.getLogger("kdcache")
+FREE_WEIGHTS = 2**26
+"""Weights of a network that is created whatever the bytes of its file."""
 PICKLES = frozenset({".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl"})
 SUFFIXES = PICKLES | {".safetensors"}
 """Ends of the names of files of weights, in small letters."""
@@ -67,13 +69,14 @@ def load(path: Path, architecture: str = "") -> tuple[str, nn.Module]:
         )
     if architecture not in ("", config.get("architecture")):
         config = {}  # of another network
-    model = _create(name, config)
-    state = _by_timms_names(_state(path), model)
+    found = _state(path)
+    model = _create(name, config, path)
+    state = _by_timms_names(found, model)
     head: Any = getattr(model, "pretrained_cfg", {}).get("classifier") or ""
     end = f"{head if isinstance(head, str) else head[0]}.weight"
     heads = [key for key in state if f".{key}".endswith(f".{end}")]
     if heads and (classes := len(state[min(heads, key=len)])) != model.num_classes:
-        model = _create(name, config, classes)
+        model = _create(name, config, path, classes)
     _fill(model, state, path, name)
     return name, model
 
@@ -89,12 +92,26 @@ def _config(path: Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def _create(name: str, config: Mapping[str, Any], classes: int = 0) -> nn.Module:
+def check_size(path: Path, name: str, **arguments: Any) -> None:
+    """Compare the weights of a network with the bytes of their file, before it takes memory.
+
+    Raises:
+        ValueError: It has more weights than the file has bytes, and than FREE_WEIGHTS.
+    """
+    with torch.device("meta"):
+        model: nn.Module = timm.create_model(name, **arguments)
+    count, size = sum(each.numel() for each in model.parameters()), path.stat().st_size
+    if count > max(size, FREE_WEIGHTS):
+        raise ValueError(f"{path.name} has {size:,} bytes, which cannot be its {count:,} weights")
+
+
+def _create(name: str, config: Mapping[str, Any], path: Path, classes: int = 0) -> nn.Module:
     overlay = config.get("pretrained_cfg")
     arguments = dict(config.get("model_args") or {})
     if count := classes or config.get("num_classes"):
         arguments["num_classes"] = count
     try:
+        check_size(path, name, pretrained_cfg_overlay=overlay, **arguments)
         model: nn.Module = timm.create_model(name, pretrained_cfg_overlay=overlay, **arguments)
     except (RuntimeError, TypeError, ValueError) as error:
         raise UsageError(
@@ -108,7 +125,11 @@ def _state(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a file by name, without their wrapping."""
     try:
         if path.suffix.lower() == ".safetensors":
+            check_safetensors(path)
             return load_file(path)
+        with path.open("rb") as file:
+            if not (head := file.read(8)).startswith((b"PK", b"\x80")):
+                raise ValueError(f"it is no file of torch.save, it begins with {head!r}")
         with torch.serialization.safe_globals([Namespace, *_NUMPY]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about files that are refused a line later
             found = torch.load(path, map_location="cpu", weights_only=True)

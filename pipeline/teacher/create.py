@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from cache_tools.errors import TeacherError, UsageError
-from cache_tools.file_contents import describe_file, parse_json, read_text
+from cache_tools.file_contents import check_safetensors, describe_file, parse_json, read_text
 from cache_tools.storage import seal
 from pipeline.teacher import checkpoint, lite
 
@@ -100,6 +100,8 @@ def _from_folder(folder: Path) -> tuple[str, nn.Module]:
             raise TypeError(f"its architecture is {config['architecture']!r}")
         if not (folder / "model.safetensors").is_file():
             raise FileNotFoundError(f"{folder}/model.safetensors is not there")
+        check_safetensors(folder / "model.safetensors")
+        checkpoint.check_size(folder / "model.safetensors", f"local-dir:{folder}")
         model = timm.create_model(f"local-dir:{folder}", pretrained=True)
         return f"local:{config['architecture']}", model
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:

@@ -3,11 +3,14 @@
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cache_tools import file_contents
+from cache_tools.errors import CacheDamaged
+from cache_tools.storage import atomic
 from tests.helpers.paths import ROOT
 
 HOSTILE = {
@@ -53,6 +56,16 @@ def test_values_within_the_bounds_come_through() -> None:
     assert file_contents.parse_json(json.dumps(value)) == value
     assert file_contents.parse_json(b"\xef\xbb\xbf[]") == []
     assert file_contents.parse_toml("[t]\na = 1e-3\nb = [1, 2]") == {"t": {"a": 1e-3, "b": [1, 2]}}
+
+
+def test_no_more_of_a_file_is_read_than_it_may_have(tmp_path: Path) -> None:
+    with (path := tmp_path / "a.txt").open("wb") as file:
+        file.truncate(2**33)
+    for read in (file_contents.read, file_contents.read_text):
+        with pytest.raises(ValueError, match="more than 16,777,216 bytes"):
+            read(path)
+    with pytest.raises(CacheDamaged, match=r"a.txt cannot be read: it has 1,048,577 bytes"):
+        atomic.read_json(path)
 
 
 def test_nothing_else_parses_json_or_toml() -> None:

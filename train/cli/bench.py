@@ -85,6 +85,7 @@ def _measure(
     if torch_device.type == "cpu":
         torch.set_num_threads(threads.for_torch(size)[0])
     if name is not None:
+        factory.check_head(loaded, inputs.store)
         factory.check(loaded, inputs.num_classes, size)
     most = inputs.store.spec.dataset.num_samples * loaded.views_per_epoch
     batch_size = min(loaded.batch_size, most)

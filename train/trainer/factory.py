@@ -3,6 +3,7 @@
 import inspect
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,11 +21,15 @@ from torch import nn
 from torch.optim import Optimizer
 
 from cache_tools import config
-from cache_tools.errors import UsageError
+from cache_tools.errors import CacheDamaged, UsageError
 from cache_tools.runtime.device_memory import is_out_of_memory
+from cache_tools.store.cache import Cache
 from train.recipe import TrainRecipe
 from train.trainer.init_weights import apply_init
 
+FREE_HEAD, HEAD_PER_BYTE = 2**29, 256
+"""Bytes of a student's head that any cache may have, and more for each byte of its targets."""
+_FEW_CLASSES = 2**14
 SCHEDULES = ("cosine", "poly", "tanh", "step", "multistep", "wsd", "rsqrt")
 _NO_STUDENT_KWARGS = frozenset(
     (
@@ -208,6 +213,28 @@ def create_scheduler(recipe: TrainRecipe, optimizer: Optimizer, updates: int) ->
     if scheduler is None:
         raise UsageError("sched=none: name a schedule, such as cosine.")
     return scheduler
+
+
+def check_head(recipe: TrainRecipe, store: Cache) -> None:
+    """Compare the size of a student's head with the bytes of the targets, before it takes memory.
+
+    Raises:
+        CacheDamaged: The cache has more classes than its targets can be of.
+    """
+    classes = store.spec.teacher.num_classes
+    if classes <= _FEW_CLASSES:
+        return
+    with torch.device("meta"):
+        small, whole = (create_student(replace(recipe, init=""), c) for c in (2, classes))
+    weights = sum(p.numel() for p in whole.parameters()) - sum(
+        p.numel() for p in small.parameters()
+    )
+    if 4 * weights > FREE_HEAD and 4 * weights > HEAD_PER_BYTE * (stored := store.target_bytes()):
+        raise CacheDamaged(
+            f"{store.name} has {classes:,} classes, for which the head of {recipe.student} would "
+            f"take {4 * weights:,} bytes, and {stored:,} bytes of targets: they cannot be of so "
+            "many classes. Fetch the cache again, or choose a student with fewer features."
+        )
 
 
 def check(recipe: TrainRecipe, num_classes: int, size: int) -> None:

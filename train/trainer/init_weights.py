@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cache_tools.errors import UsageError
-from cache_tools.file_contents import describe_file
+from cache_tools.file_contents import check_safetensors, describe_file
 from cache_tools.storage import seal
 
 log = logging.getLogger("kdcache")
@@ -78,8 +78,9 @@ def _read(init: str, kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def _read_file(path: Path, init: str) -> dict[str, Tensor]:
     try:
+        check_safetensors(path)
         return load_file(path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UsageError(
             f"init={init}: {path}{describe_file(path)} cannot be read ({error}). A run of kdcache "
             "train keeps its student in RUN/model: init=local-dir:RUN/model."

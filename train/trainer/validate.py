@@ -43,6 +43,7 @@ def check(recipes: Sequence[TrainRecipe], inputs: Inputs) -> None:
     # without the keys that create nothing, so that each network of a sweep is created once
     created = [{name: getattr(recipe, name) for name in _CREATES} for recipe in recipes]
     for recipe in dict.fromkeys(TrainRecipe(epochs=1, **values) for values in created):
+        factory.check_head(recipe, inputs.store)
         factory.check(recipe, inputs.num_classes, inputs.store.spec.views.size)
     for recipe in recipes:
         _warn_of_temperatures(recipe, inputs)

@@ -304,3 +304,16 @@ def test_avif_is_read_as_webp_is(tmp_path: Path, kdcache: Command) -> None:
     assert np.abs(decode.decode(images.read(0), "1").astype(int) - pixels).max() < 8
     assert kdcache("shard", tmp_path / "d", tmp_path / "s").code == 0
     assert labels(str(tmp_path / "s")) == {"a/1": 0}
+
+
+def test_a_file_too_large_for_a_picture_is_not_read(tmp_path: Path) -> None:
+    source = touch(tmp_path, ["a/x.jpg", "b/y.jpg"])
+    with (tmp_path / "a/x.jpg").open("wb") as file:
+        file.truncate(3 * 2**30)
+    images = open_images(source, "train")
+    with pytest.raises(DataError, match=r"'a/x' .* has 3,221,225,472 bytes, 536,870,912 are"):
+        images.read(0)
+    with (tmp_path / "b/y.jpg").open("wb") as file:  # grown since it was listed
+        file.truncate(3 * 2**30)
+    with pytest.raises(DataError, match="has 3221225472 bytes, 1 were there"):
+        images.read(1)

@@ -144,6 +144,9 @@ def test_a_compressed_shard_of_zeros_is_not_unpacked(
     with pytest.raises(DataError, match=r"a\.tar\.gz unpacks to more than 100 times its size"):
         open_images(str(path), "train")
     assert not [p for p in (tmp_path / "kept").rglob("*") if p.is_file() and p.stat().st_size]
+    path.write_bytes(gzip.compress(bytes(2**20)))
+    with pytest.raises(DataError, match=r"1 shards have none, the first is .*a\.tar\.gz"):
+        open_images(str(path), "train")
 
 
 @pytest.mark.parametrize(

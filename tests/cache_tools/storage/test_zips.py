@@ -65,4 +65,13 @@ def test_arrays_that_unfold_are_refused(tmp_path: Path) -> None:
 def test_honest_members_pass(tmp_path: Path) -> None:
     path = _zip(tmp_path / "c.zip", a=bytes(60_000), b=np.random.default_rng(0).bytes(_MIB), c=b"")
     with zipfile.ZipFile(path) as archive:
-        zips.check(archive, path.stat().st_size, 4)
+        zips.check(archive, path.stat().st_size, 4, _MIB, 2)
+
+
+def test_a_large_member_may_unfold_less(tmp_path: Path) -> None:
+    half = np.random.default_rng(0).bytes(_MIB // 2)
+    path = _zip(tmp_path / "c.zip", a=half + bytes(_MIB))
+    with zipfile.ZipFile(path) as archive:
+        zips.check(archive, path.stat().st_size, 4, 2 * _MIB, 2)
+        with pytest.raises(zipfile.BadZipFile, match="'a' would expand"):
+            zips.check(archive, path.stat().st_size, 4, _MIB, 2)

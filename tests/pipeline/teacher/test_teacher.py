@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import nn
 
-from cache_tools.errors import TeacherError, UsageError
+from cache_tools.errors import KdcacheError, TeacherError, UsageError
 from cache_tools.spec import cache as specs
 from cache_tools.spec.targets import TargetSpec
 from cache_tools.store.cache import Cache
@@ -198,6 +199,30 @@ def test_a_pickle_that_is_none_is_refused_by_name(data: bytes, tmp_path: Path) -
     (tmp_path / "t.pth").write_bytes(data)
     with pytest.raises(TeacherError, match=r"t\.pth"):
         teachers.load(str(tmp_path / "t.pth"), 32, "fp32", architecture="test_resnet")
+
+
+def test_a_text_in_place_of_weights_is_named(tmp_path: Path) -> None:
+    (tmp_path / "t.pth").write_text("root:x:0:0:root\n")
+    with pytest.raises(TeacherError, match=r"no file of torch.save, it begins with b'root:x:0'"):
+        teachers.load(str(tmp_path / "t.pth"), 32, "fp32", architecture="test_resnet")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"architecture": "test_resnet", "num_classes": 2**24},
+        {"architecture": "vit_giant_patch14_224", "num_classes": 10},
+        {"architecture": "test_vit", "pretrained_cfg": {}, "model_args": {"embed_dim": 2**14}},
+    ],
+)
+def test_a_network_larger_than_its_weights_is_not_made(
+    teacher: Path, tmp_path: Path, config: dict[str, Any]
+) -> None:
+    folder = shutil.copytree(teacher, tmp_path / "t")
+    (folder / "config.json").write_text(json.dumps(config))
+    for path in (folder, folder / "model.safetensors"):
+        with pytest.raises(KdcacheError, match=r"model.safetensors has .* which cannot be its"):
+            teachers.load(str(path), 32, "fp32")
 
 
 def test_an_architecture_that_is_no_name_is_refused(teacher: Path, tmp_path: Path) -> None:

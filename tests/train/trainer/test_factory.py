@@ -1,5 +1,6 @@
 """Students and optimizers of a recipe against timm's own, and the authors' of TinyViT."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ from timm.models.tiny_vit import TinyVit
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 
-from cache_tools.errors import UsageError
+from cache_tools.errors import CacheDamaged, UsageError
+from cache_tools.store.cache import Cache
+from tests.end_to_end.attacks import attacker
 from train import recipe as recipes
 from train.loss.task import CachedDistillationTask
 from train.trainer import factory
@@ -153,3 +156,13 @@ def test_the_moving_average_warms_up_as_timms() -> None:
     assert decays == [timms.get_decay(step) for step in range(1, 9)]
     assert decays[:3] == pytest.approx([0.0, 1 - 2 ** (-2 / 3), 1 - 3 ** (-2 / 3)])
     assert decays[-1] == 0.7
+
+
+def test_more_classes_than_targets_can_be_of_make_no_head(tmp_path: Path) -> None:
+    store = attacker.honest(tmp_path / "c.zarr")
+    attacker.edit_spec(store, teacher__num_classes=2**24)
+    recipe = recipes.load("digits", ["student=resnet18"])
+    with pytest.raises(CacheDamaged, match="16,777,216 classes"):
+        factory.check_head(recipe, Cache.open(store))
+    attacker.edit_spec(store, teacher__num_classes=70_000)
+    factory.check_head(recipe, Cache.open(store))
