@@ -141,7 +141,7 @@ class Bench:
         teacher = teachers.load(case.teacher, case.size, case.precision, random_weights=True)
         images = open_images(str(folder / "data"), "train")
         self.store, self.images = open_cache.open_or_create(
-            recipe, images, teacher, folder / "cache.zarr"
+            recipe, images, teacher.spec, folder / "cache.zarr"
         )
         execution = Execution(recipe.memory_format, recipe.compile)
         self.forward = Forward(teacher, self.store.spec.targets, device, execution)

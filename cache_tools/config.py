@@ -8,6 +8,7 @@ cost a month of GPU time.
 
 import dataclasses
 import difflib
+import functools
 import math
 import tomllib
 import types
@@ -48,7 +49,7 @@ def canonical(
 
 
 def read(
-    recipe: str,
+    recipe: str | Path | Mapping[str, Any],
     package: str,
     overrides: Iterable[str] = (),
     aliases: Mapping[str, str] = types.MappingProxyType({}),
@@ -67,20 +68,41 @@ def names(package: str) -> list[str]:
     return sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".toml"))
 
 
-def load(cls: type[T], recipe: str, package: str, overrides: Iterable[str] = ()) -> T:
+def load(
+    cls: type[T],
+    recipe: str | Path | Mapping[str, Any] | T,
+    package: str,
+    overrides: Iterable[str] = (),
+    values: Mapping[str, Any] = types.MappingProxyType({}),
+) -> T:
     """Read a recipe.
 
     Args:
         cls: The frozen dataclass to build.
-        recipe: Name of a recipe of `package`, or path of a TOML file.
+        recipe: Name of a recipe of `package`, path of a TOML file, its contents, or a built one.
         package: Package whose `recipes` folder is searched for the name.
         overrides: `key=value` or `table.key=value` strings, values in TOML; a bare word is a
             string. They win over the file.
+        values: The same as values of Python, by `key` or `table.key`.
 
     Raises:
         RecipeError: No such recipe, broken TOML, an unknown key or an impossible value.
     """
-    return build(cls, read(recipe, package, overrides, _aliases(cls)), f"recipe {recipe!r}")
+    if isinstance(recipe, cls):
+        if not values:
+            return recipe
+        recipe = dataclasses.asdict(recipe)  # type: ignore[call-overload]
+    if not isinstance(recipe, str | Path | Mapping):
+        raise RecipeError(f"expected a recipe (name, file, dict, {cls.__name__}), got {recipe!r}.")
+    mapping = read(recipe, package, overrides, _aliases(cls))
+    for key, value in canonical(values, _aliases(cls), "values").items():
+        tables = reversed(str(key).split("."))
+        mapping = laid_over(mapping, functools.reduce(lambda of, t: {t: of}, tables, value))
+    return build(cls, mapping, _named(recipe))
+
+
+def _named(recipe: str | Path | Mapping[str, Any]) -> str:
+    return "the recipe" if isinstance(recipe, Mapping) else f"recipe {str(recipe)!r}"
 
 
 def build(cls: type[T], mapping: Mapping[str, Any], context: str) -> T:
@@ -112,22 +134,27 @@ def _aliases(cls: type) -> Mapping[str, str]:
 
 
 def _with_base(
-    recipe: str, package: str, above: tuple[str, ...], aliases: Mapping[str, str]
+    recipe: str | Path | Mapping[str, Any],
+    package: str,
+    above: tuple[str, ...],
+    aliases: Mapping[str, str],
 ) -> dict[str, Any]:
     """Read a recipe and lay it over its base; `above` are the recipes based on it."""
-    text = _read(recipe, package)
-    try:
-        parsed = parse_toml(text)
-    except ValueError as error:
-        raise RecipeError(f"recipe {recipe!r} cannot be read as TOML: {error}.") from None
-    mapping = canonical(parsed, aliases, f"recipe {recipe!r}")
+    name, found = _named(recipe), recipe
+    if not isinstance(found, Mapping):
+        text = _read(str(recipe), package)
+        try:
+            found = parse_toml(text)
+        except ValueError as error:
+            raise RecipeError(f"{name} cannot be read as TOML: {error}.") from None
+    mapping = canonical(found, aliases, name)
     if (base := mapping.pop("base", None)) is None:
         return mapping
     if not isinstance(base, str):
-        raise RecipeError(f"recipe {recipe!r}: base is the name of a recipe, found {base!r}.")
-    if base.endswith(".toml"):
+        raise RecipeError(f"{name}: base is the name of a recipe, found {base!r}.")
+    if base.endswith(".toml") and not isinstance(recipe, Mapping):
         base = str(Path(recipe).parent / base)
-    chain = (*above, recipe)
+    chain = (*above, str(recipe))
     if base in chain or len(chain) > MAX_BASES:
         raise RecipeError(f"recipes are based on each other: {' on '.join((*chain, base))}.")
     return laid_over(_with_base(base, package, chain, aliases), mapping)

@@ -35,3 +35,6 @@ def load() -> None:
         assert spec.loader is not None
         module = sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
+
+
+load()

@@ -1,8 +1,9 @@
 """Recipe of stage 1: a TOML file becomes a `CacheRecipe`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from cache_tools import config
 from cache_tools.config import Range
@@ -94,9 +95,13 @@ class CacheRecipe:
         return replace(self.targets, k_max=k_max, k_min=k_min)
 
 
-def load(name: str, overrides: Iterable[str] = ()) -> CacheRecipe:
-    """Read a recipe by its name or path; `overrides` are key=value strings."""
-    return config.load(CacheRecipe, name, "pipeline", overrides)
+def load(
+    recipe: str | Path | Mapping[str, Any] | CacheRecipe,
+    overrides: Iterable[str] = (),
+    values: Mapping[str, Any] | None = None,
+) -> CacheRecipe:
+    """Read a recipe by its name or path, or of a dict; arguments as of `config.load`."""
+    return config.load(CacheRecipe, recipe, "pipeline", overrides, values or {})
 
 
 def sources(

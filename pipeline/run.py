@@ -7,6 +7,7 @@ damaged ones are made anew.
 import contextlib
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from cache_tools.errors import KdcacheError
 from cache_tools.runtime import progress, threads
 from cache_tools.runtime.device import select
 from cache_tools.storage.backends import open_storage
-from cache_tools.store import resume
+from cache_tools.store import info, resume
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.verify import verify
@@ -37,6 +38,36 @@ from pipeline.worker.job import JobSpec, batch_size
 from pipeline.worker.stage1 import Stage1
 
 log = logging.getLogger("kdcache")
+
+
+@dataclass(frozen=True)
+class CacheResult:
+    """A cache after a run."""
+
+    path: str
+    """Its path or URL."""
+    parts_done: int
+    """Committed parts."""
+    parts_total: int
+    """All parts."""
+    views: int
+    """Views in the committed parts."""
+    bytes: int
+    """Bytes of their chunks."""
+    fingerprint: str
+    """Identity of data set, teacher, views and storage: "sha256:" and 64 digits."""
+    content_id: str
+    """Digest of the fingerprint and of all targets, likewise: equal caches have equal ones."""
+    facts: dict[str, Any]
+    """All that `kdcache info --json` prints."""
+
+    @classmethod
+    def of(cls, store: Cache) -> "CacheResult":
+        """Collect the facts of a cache from its commit records."""
+        facts = info.info(store)
+        parts, ids = facts["parts"], (facts["fingerprint"], facts["content_id"])
+        views, size = facts["targets"], facts["bytes"]
+        return cls(store.name, parts["done"], parts["total"], views, size, *ids, facts)
 
 
 @dataclass(frozen=True)
@@ -134,7 +165,7 @@ def measure(
     if target.type == "cpu":
         torch.set_num_threads(threads.for_torch(size)[0])
     teacher = teachers.load_all(sources, size, recipe.precision, random_weights)
-    open_cache.check_labels(recipe, images, teacher)
+    open_cache.check_labels(recipe, images, teacher.spec)
     classes = teacher.spec.num_classes
     execution = Execution(recipe.memory_format, recipe.compile)
     forward = Forward(teacher, recipe.targets_of(classes), target, execution)
@@ -144,8 +175,9 @@ def measure(
     return facts | {"classes": classes}
 
 
-def _make_missing(engine: Engine, recipe: CacheRecipe, selection: PartSelection) -> list[Failure]:
-    store, missing = engine.store, set()
+def find_missing(store: Cache, selection: PartSelection, views_per_decode: int) -> list[Part]:
+    """List the parts of a selection that are missing or damaged, by the digests of all."""
+    missing = set()
     parts = list(store.parts())
     with progress.bar("check parts", len(parts), "parts") as advance:
         for part, fault in verify.faults(store):
@@ -154,15 +186,27 @@ def _make_missing(engine: Engine, recipe: CacheRecipe, selection: PartSelection)
                 if store.storage.size(part.record) is not None:
                     log.warning("%s is made anew: %s", part, fault)
             advance(1)
-    selected = selection.of(store, recipe.views_per_decode)
+    selected = selection.of(store, views_per_decode)
     todo = [part for part in selected if part in missing][: selection.limit]
-    total = sum(len(store.spec.rows(part.block)) for part in parts)
-    left = sum(len(store.spec.rows(part.block)) for part in todo)
     log.info("%d of %d parts to make", len(todo), len(parts))
+    return todo
+
+
+def views_bar(
+    store: Cache, todo: Sequence[Part], selection: PartSelection
+) -> AbstractContextManager[progress.Advance]:
+    """Progress bar of the views of missing parts."""
+    total = sum(len(store.spec.rows(part.block)) for part in store.parts())
+    left = sum(len(store.spec.rows(part.block)) for part in todo)
+    done = total - left if selection == PartSelection() else 0
+    return progress.bar("cache", done + left, "views", done)
+
+
+def _make_missing(engine: Engine, recipe: CacheRecipe, selection: PartSelection) -> list[Failure]:
+    todo = find_missing(engine.store, selection, recipe.views_per_decode)
     if not todo:
         return []
-    done = total - left if selection == PartSelection() else 0
-    with progress.bar("cache", done + left, "views", done) as advance:
+    with views_bar(engine.store, todo, selection) as advance:
         return engine.make(
             decode_groups(todo, recipe.views_per_decode),
             lambda views: advance(views, engine.note()),

@@ -6,6 +6,7 @@ reproduces it.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from cache_tools import config
@@ -219,6 +220,10 @@ def build(mapping: Mapping[str, Any], context: str) -> TrainRecipe:
     return config.build(TrainRecipe, mapping, context)
 
 
-def load(name: str, overrides: Iterable[str] = ()) -> TrainRecipe:
-    """Read a recipe by its name or path; `overrides` are key=value strings."""
-    return config.load(TrainRecipe, name, "train", overrides)
+def load(
+    recipe: str | Path | Mapping[str, Any] | TrainRecipe,
+    overrides: Iterable[str] = (),
+    values: Mapping[str, Any] | None = None,
+) -> TrainRecipe:
+    """Read a recipe by its name or path, or of a dict; arguments as of `config.load`."""
+    return config.load(TrainRecipe, recipe, "train", overrides, values or {})

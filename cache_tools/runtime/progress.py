@@ -23,8 +23,19 @@ from rich.text import Text
 
 log = logging.getLogger("kdcache")
 _LOG_SECONDS = 30.0
-bars = True
-"""Permission of this process to draw on the terminal; its workers have none."""
+bars: bool | None = None
+"""True draws on the terminal, False never does; None: where messages of INFO are logged."""
+
+
+@contextmanager
+def shown(draw: bool) -> Iterator[None]:
+    """Draw bars in the body, or none, whatever is logged: for callers of functions."""
+    global bars  # noqa: PLW0603 - there is one terminal
+    before, bars = bars, draw
+    try:
+        yield
+    finally:
+        bars = before
 
 
 class Advance(Protocol):
@@ -55,7 +66,8 @@ def bar(label: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
     Yields:
         Callback for the number of units just done and, optionally, a note.
     """
-    if not (bars and sys.stderr.isatty() and log.isEnabledFor(logging.INFO)):
+    drawn = log.isEnabledFor(logging.INFO) if bars is None else bars
+    if not (drawn and sys.stderr.isatty()):
         with _logged(label, total, unit, done) as advance:
             yield advance
         return
@@ -68,7 +80,8 @@ def bar(label: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=Console(stderr=True), expand=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, expand=True, redirect_stdout=False) as progress:
         task = progress.add_task(label, total=total, completed=done, note="")
 
         def advance(count: int, note: str = "", /) -> None:

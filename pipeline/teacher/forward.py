@@ -24,7 +24,46 @@ from pipeline.teacher.teacher import Teacher
 Pixels = NDArray[np.uint8] | Tensor
 
 
-class Forward:
+class TeacherInput:
+    """Views on the teacher's device, uploaded and mixed."""
+
+    def __init__(self, device: torch.device, how: str) -> None:
+        self.device = device
+        self.how = how
+        """Execution of the teacher, for the commit records."""
+
+    def __call__(
+        self,
+        pixels: Pixels,
+        partner: Pixels | None,
+        mix: MixParams | None,
+        label_BP: NDArray[np.int64] | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Make tensors of B views on the device; arguments as of `Forward`."""
+        raise NotImplementedError
+
+    def mixed(self, pixels: Pixels, partner: Pixels | None, mix: MixParams | None) -> Tensor:
+        """Mix [B, S, S, 3] bytes with those of their partners: [B, 3, S, S] fp32, 0..255."""
+        x = self._move(pixels).float()
+        if partner is not None and mix is not None and self.device.type == "cpu":
+            mix_in_place(x, self._move(partner), mix)
+        elif partner is not None and mix is not None:
+            lam, cut = self._upload(mix.lam_B.astype(np.float32)), self._upload(mix.cut_B4)
+            side = torch.arange(x.shape[-1], device=self.device)
+            x = mixing.mix(x, self._move(partner).float(), lam, cut, side)
+        return x
+
+    def _move(self, pixels: Pixels) -> Tensor:
+        """[B, 3, S, S] on the device, still bytes."""
+        tensor = torch.as_tensor(pixels)
+        there = tensor if tensor.is_cuda else page_locked.upload(tensor, self.device)
+        return there.permute(0, 3, 1, 2)
+
+    def _upload(self, array: NDArray[Any]) -> Tensor:
+        return page_locked.upload(torch.from_numpy(array), self.device)
+
+
+class Forward(TeacherInput):
     """A teacher on a device, as a function from views to sparse targets."""
 
     def __init__(
@@ -34,11 +73,9 @@ class Forward:
         device: torch.device,
         execution: Execution = DEFAULT,
     ) -> None:
-        self.device = device
         self.targets = targets
         self._logits = Logits(teacher, device, execution)
-        self.how = self._logits.how
-        """Execution of the teacher, for the commit records."""
+        super().__init__(device, self._logits.how)
 
     @torch.inference_mode()
     def __call__(
@@ -59,25 +96,9 @@ class Forward:
         Returns:
             The fields of `codec.SparseTargets`, on the device.
         """
-        x = self._move(pixels).float()
-        if partner is not None and mix is not None and self.device.type == "cpu":
-            mix_in_place(x, self._move(partner), mix)
-        elif partner is not None and mix is not None:
-            lam, cut = self._upload(mix.lam_B.astype(np.float32)), self._upload(mix.cut_B4)
-            side = torch.arange(x.shape[-1], device=self.device)
-            x = mixing.mix(x, self._move(partner).float(), lam, cut, side)
-        logits = self._logits(x)
+        logits = self._logits(self.mixed(pixels, partner, mix))
         labels = None if label_BP is None else self._upload(label_BP)
         return sparsify(logits, self.targets, labels)
-
-    def _move(self, pixels: Pixels) -> Tensor:
-        """[B, 3, S, S] on the device, still bytes."""
-        tensor = torch.as_tensor(pixels)
-        there = tensor if tensor.is_cuda else page_locked.upload(tensor, self.device)
-        return there.permute(0, 3, 1, 2)
-
-    def _upload(self, array: NDArray[Any]) -> Tensor:
-        return page_locked.upload(torch.from_numpy(array), self.device)
 
 
 def mix_in_place(x_B3SS: Tensor, partner_B3SS: Tensor, mix: MixParams) -> None:

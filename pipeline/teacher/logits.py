@@ -26,7 +26,7 @@ from pipeline.teacher.teacher import Teacher
 
 log = logging.getLogger("kdcache")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class _TeacherNetwork:
     def __init__(self, teacher: Teacher, device: torch.device, execution: Execution) -> None:
         self.memory_format = execution.choose(teacher.model)
         self._device, self._dtype = device, DTYPES[teacher.spec.precision]
-        model = teacher.model.to(device, memory_format=_FORMATS[self.memory_format])  # type: ignore[call-overload]
+        model = teacher.model.to(device, memory_format=FORMATS[self.memory_format])  # type: ignore[call-overload]
         self._model: Callable[[Tensor], Tensor] = (
             torch.compile(model) if execution.compile else model
         )
@@ -110,7 +110,7 @@ class _TeacherNetwork:
 
     def __call__(self, x_B3SS: Tensor) -> Tensor:
         x_B3SS = x_B3SS * self._scale + self._offset
-        x_B3SS = x_B3SS.contiguous(memory_format=_FORMATS[self.memory_format])
+        x_B3SS = x_B3SS.contiguous(memory_format=FORMATS[self.memory_format])
         plain = self._dtype is torch.float32
         with nullcontext() if plain else torch.autocast(self._device.type, self._dtype):
             logits_BH = self._run(x_B3SS)

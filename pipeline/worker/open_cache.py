@@ -23,6 +23,7 @@ from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.canonical import difference
 from cache_tools.spec.dataset import NO_LABEL, DatasetSpec, KeyKind
 from cache_tools.spec.sample_table import SampleTable
+from cache_tools.spec.teacher import TeacherSpec
 from cache_tools.storage import atomic, backends
 from cache_tools.store import resume
 from cache_tools.store.cache import Cache
@@ -45,13 +46,13 @@ def open_job(job: JobSpec) -> tuple[Cache, ImageDataset, Teacher]:
     images = open_images(job.data, recipe.dataset.split)
     size = recipe.views.for_teacher().size
     teacher = teachers.load_all(job.sources, size, recipe.precision, job.random_weights)
-    store, images = open_or_create(recipe, images, teacher, job.out)
+    store, images = open_or_create(recipe, images, teacher.spec, job.out)
     store.set_data_path(resolve(job.data))
     return store, images, teacher
 
 
 def open_or_create(
-    recipe: CacheRecipe, images: ImageDataset, teacher: Teacher, out: str | Path
+    recipe: CacheRecipe, images: ImageDataset, teacher: TeacherSpec, out: str | Path
 ) -> tuple[Cache, ImageDataset]:
     """Open or create the cache at `out`; the images follow in the order of its table.
 
@@ -84,7 +85,7 @@ def _continue(
     store: Cache,
     recipe: CacheRecipe,
     images: ImageDataset,
-    teacher: Teacher,
+    teacher: TeacherSpec,
     labels: tuple[bool, int],
 ) -> tuple[Cache, ImageDataset]:
     """Mend a cache, and compare it with the one that this recipe makes."""
@@ -104,7 +105,7 @@ def _continue(
 def _create(
     recipe: CacheRecipe,
     images: ImageDataset,
-    teacher: Teacher,
+    teacher: TeacherSpec,
     labels: tuple[bool, int],
     out: str | Path,
 ) -> None:
@@ -124,7 +125,9 @@ def _scan(
         return kind, scan.scan(keys, images, labels, threads.cpu_count(), advance), images
 
 
-def check_labels(recipe: CacheRecipe, images: ImageDataset, teacher: Teacher) -> tuple[bool, int]:
+def check_labels(
+    recipe: CacheRecipe, images: ImageDataset, teacher: TeacherSpec
+) -> tuple[bool, int]:
     """Use of the labels and their number of classes; labels of other classes are refused."""
     if recipe.dataset.labels == "ignore":
         return False, 0
@@ -135,7 +138,7 @@ def check_labels(recipe: CacheRecipe, images: ImageDataset, teacher: Teacher) ->
             "cache without labels."
         )
     highest = int(images.label_N.max())
-    if (of_teacher := teacher.spec.num_classes) != classes or highest >= classes:
+    if (of_teacher := teacher.num_classes) != classes or highest >= classes:
         mapped = "--class-map FILE, which maps the teacher's classes to those of the data set; or "
         raise CacheMismatch(
             f"{images.source} has {max(classes, highest + 1)} classes, the teacher predicts "
@@ -146,10 +149,10 @@ def check_labels(recipe: CacheRecipe, images: ImageDataset, teacher: Teacher) ->
     return True, classes
 
 
-def _spec(recipe: CacheRecipe, dataset: DatasetSpec, teacher: Teacher) -> CacheSpec:
-    targets = recipe.targets_of(teacher.spec.num_classes)
+def _spec(recipe: CacheRecipe, dataset: DatasetSpec, teacher: TeacherSpec) -> CacheSpec:
+    targets = recipe.targets_of(teacher.num_classes)
     block = min(recipe.block_size, dataset.num_samples)
     try:
-        return CacheSpec(dataset, teacher.spec, recipe.views, targets, block)
+        return CacheSpec(dataset, teacher, recipe.views, targets, block)
     except ValueError as error:  # what the recipe alone cannot tell
         raise RecipeError(f"this cache cannot be made: {error} Correct the recipe.") from None

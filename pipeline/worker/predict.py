@@ -28,7 +28,7 @@ from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.views import draw
 from pipeline.teacher import page_locked
-from pipeline.teacher.forward import Forward
+from pipeline.teacher.forward import TeacherInput
 from pipeline.worker.meter import Meter
 from pipeline.worker.window import Window
 
@@ -67,7 +67,7 @@ class Prediction:
 class Predictor:
     """A teacher's inference, in batches as large as its device can hold."""
 
-    def __init__(self, store: Cache, forward: Forward, batch_size: int, meter: Meter) -> None:
+    def __init__(self, store: Cache, forward: TeacherInput, batch_size: int, meter: Meter) -> None:
         """Start with batches of `batch_size` views; they are halved when memory runs out."""
         self.batch_size = batch_size
         self._store, self._forward, self._meter = store, forward, meter
@@ -96,12 +96,8 @@ class Predictor:
             # A GPU's time is measured there.
             with contextlib.nullcontext() if self._on_gpu else self._meter.busy("forward"):
                 at, sparse = self._fit_memory(partial(self._batch, pixels, mix, label_WP, done))
-            done, copied = at.stop, None
-            if self._on_gpu:
-                here = tuple(page_locked.empty(tuple(t.shape), t.dtype) for t in sparse)
-                for to, there in zip(here, sparse, strict=True):
-                    to.copy_(there, non_blocking=True)
-                sparse, copied = here, self._mark()
+            done = at.stop
+            sparse, copied = self._to_host(sparse)
             interval = None
             if done == len(rows) and begin is not None and (end := self._mark()) is not None:
                 interval = GpuInterval(begin, end)
@@ -119,6 +115,17 @@ class Predictor:
             chosen = torch.from_numpy(part_of.partner_B.astype(np.int64))
             other = pixels[page_locked.upload(chosen, self._device)]
         return at, self._forward(pixels[at], other, part_of, label_WP[at])
+
+    def _to_host(
+        self, outputs: tuple[Tensor, ...]
+    ) -> tuple[tuple[Tensor, ...], torch.cuda.Event | None]:
+        """Begin to copy outputs of the device; the copies, and the event of their end."""
+        if not self._on_gpu:
+            return outputs, None
+        here = tuple(page_locked.empty(tuple(t.shape), t.dtype) for t in outputs)
+        for to, there in zip(here, outputs, strict=True):
+            to.copy_(there, non_blocking=True)
+        return here, self._mark()
 
     def _upload(self, window: Window, view_index: int) -> Tensor:
         """Upload a view of a window, [W, S, S, 3]; on the CPU, return the buffer itself."""

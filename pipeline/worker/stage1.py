@@ -15,9 +15,12 @@ but the size of batches: not on threads, groups, or the parts made before it.
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import replace
+from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from cache_tools.data.images import ImageDataset
 from cache_tools.runtime import threads
@@ -25,7 +28,7 @@ from cache_tools.runtime.device import select
 from cache_tools.runtime.signals import StopRequest
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
-from pipeline.teacher.forward import Forward
+from pipeline.teacher.forward import Forward, TeacherInput
 from pipeline.teacher.logits import Execution
 from pipeline.worker import failures, open_cache
 from pipeline.worker.failures import Failure
@@ -38,12 +41,16 @@ from pipeline.worker.window import Window
 from pipeline.worker.write import PartWriter
 
 log = logging.getLogger("kdcache")
+T = TypeVar("T")
 TRIES = 3
 """Attempts at a part whose images cannot be read."""
 PAUSE_SECONDS = 5.0
 """Pause before the second attempt; twice as long before the third."""
 GRACE_SECONDS = 20.0
 """After a signal, a group that ends within this time is completed: Slurm kills after 30."""
+Steps = Generator[Prediction, tuple[Tensor, ...] | None, T]
+"""Batches on their way from the teacher to the encoder. A teacher that runs outside of this class
+gets its pictures with a batch, and sends the sparse targets back."""
 
 
 class Stage1:
@@ -52,11 +59,13 @@ class Stage1:
     Making a part twice costs a forward pass and changes nothing.
     """
 
+    predictor: type[Predictor] = Predictor
+
     def __init__(
         self,
         store: Cache,
         images: ImageDataset,
-        forward: Forward,
+        forward: TeacherInput,
         batch_size: int,
         threads: int,
         agrees: bool = False,
@@ -69,7 +78,7 @@ class Stage1:
         self.meter = Meter(threads)
         self._on_gpu = forward.device.type == "cuda"
         self._renderer = Renderer(store, images, threads, self.meter, self._on_gpu)
-        self._predictor = Predictor(store, forward, batch_size, self.meter)
+        self._predictor = self.predictor(store, forward, batch_size, self.meter)
         self._writer = PartWriter(store, forward, self.meter, agrees)
         self._group_size = 1
 
@@ -108,31 +117,44 @@ class Stage1:
             KeyboardInterrupt: A signal came; its text is the signal's name. Complete parts are
                 committed.
         """
-        failed_for_good: list[Failure] = []
-        with StopRequest() as stop:
+        steps = self.steps(groups, on_progress, stop := StopRequest())
+        with stop:
             try:
-                for attempt in range(1, TRIES + 1):
-                    failed = self._run(groups, on_progress, stop)
-                    # reading recovers; NaN and other bytes do not
-                    again = [p for p, e in failed.items() if isinstance(e, OSError)]
-                    again = again if attempt < TRIES else []
-                    failed_for_good += [
-                        Failure(p, str(e), type(e).__name__)
-                        for p, e in failed.items()
-                        if p not in again
-                    ]
-                    if not again:
-                        break
-                    log.warning(
-                        "%d parts failed and are tried again (try %d of %d): %s",
-                        len(again), attempt + 1, TRIES, failed[again[0]],
-                    )  # fmt: skip
-                    groups = decode_groups(again, self._group_size)
-                    end = time.monotonic() + PAUSE_SECONDS * attempt
-                    while not stop.requested and time.monotonic() < end:
-                        time.sleep(0.05)
+                while True:
+                    next(steps)
+            except StopIteration as end:
+                failed: list[Failure] = end.value
+                return failed
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(stop.received) from None
+
+    def steps(
+        self, groups: Iterable[DecodeGroup], on_progress: Callable[[int], None], stop: StopRequest
+    ) -> Steps[list[Failure]]:
+        """Make and commit parts as `make`, batch by batch; complete parts stay when it is closed.
+
+        Raises:
+            KeyboardInterrupt: `stop` was requested.
+        """
+        failed_for_good: list[Failure] = []
+        for attempt in range(1, TRIES + 1):
+            failed = yield from self._run(groups, on_progress, stop)
+            # reading recovers; NaN and other bytes do not
+            again = [p for p, e in failed.items() if isinstance(e, OSError)]
+            again = again if attempt < TRIES else []
+            failed_for_good += [
+                Failure(p, str(e), type(e).__name__) for p, e in failed.items() if p not in again
+            ]
+            if not again:
+                break
+            log.warning(
+                "%d parts failed and are tried again (try %d of %d): %s",
+                len(again), attempt + 1, TRIES, failed[again[0]],
+            )  # fmt: skip
+            groups = decode_groups(again, self._group_size)
+            end = time.monotonic() + PAUSE_SECONDS * attempt
+            while not stop.requested and time.monotonic() < end:
+                time.sleep(0.05)
         return failed_for_good
 
     def note(self) -> str:
@@ -146,14 +168,17 @@ class Stage1:
 
     def _run(
         self, groups: Iterable[DecodeGroup], on_progress: Callable[[int], None], stop: StopRequest
-    ) -> dict[Part, Exception]:
+    ) -> Steps[dict[Part, Exception]]:
         """Make parts in one attempt; those that failed, and why."""
         self.meter.start()
         self._writer.begin(on_progress)
         try:
             with self._renderer.stream(self._uncommitted(groups)) as windows:
-                completed = self._run_windows(iter(windows), stop)
+                completed = yield from self._run_windows(iter(windows), stop)
             self._writer.finish()
+        except GeneratorExit:
+            self._writer.finish()
+            raise
         finally:
             self._writer.drop()
         if not completed:
@@ -170,7 +195,7 @@ class Stage1:
             if missing:
                 yield DecodeGroup(group.block, tuple(part.view for part in missing))
 
-    def _run_windows(self, windows: Iterator[Window], stop: StopRequest) -> bool:
+    def _run_windows(self, windows: Iterator[Window], stop: StopRequest) -> Steps[bool]:
         """Take every window through the stages; False if a signal ended it early."""
         completing = False
         while True:
@@ -191,8 +216,9 @@ class Stage1:
                     continue
                 # Predict. On a GPU this only queues work; the device runs behind.
                 for prediction in self._predictor.predict(window, view_index):
+                    sparse = (yield prediction) or prediction.sparse
                     # Encode, in a thread of its own. Waits only if the teacher is far ahead.
-                    self._writer.add_batch(prediction)
+                    self._writer.add_batch(replace(prediction, sparse=sparse))
                     if stop.requested and not completing:
                         completing = self._is_soon_done(window, view_index, prediction)
                         if not completing:

@@ -20,7 +20,7 @@ from cache_tools.store.commits import Part
 from cache_tools.targets import codec
 from cache_tools.targets.codec import EncodedTargets
 from cache_tools.targets.statistics import check_agreement, part_statistics
-from pipeline.teacher.forward import Forward
+from pipeline.teacher.forward import TeacherInput
 from pipeline.worker.executor import SerialExecutor
 from pipeline.worker.groups import DecodeGroup
 from pipeline.worker.meter import Meter
@@ -57,7 +57,9 @@ class _PartBuilder:
 class PartWriter:
     """Encoder and committer of parts, each in a thread of its own."""
 
-    def __init__(self, store: Cache, forward: Forward, meter: Meter, agrees: bool = False) -> None:
+    def __init__(
+        self, store: Cache, forward: TeacherInput, meter: Meter, agrees: bool = False
+    ) -> None:
         """Start the threads for parts of `store` that `forward` predicts.
 
         With `agrees`, a part whose teacher agrees with the labels by chance only is an error.

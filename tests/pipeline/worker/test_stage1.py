@@ -115,7 +115,9 @@ def opened(photos: Path, network: Teacher, tmp_path: Path) -> Opener:
     def open_(overrides: list[str]) -> Bench:
         recipe = recipes.load("digits", overrides)
         images = open_images(str(photos), "train")
-        return Bench(*open_cache.open_or_create(recipe, images, network, tmp_path / "c"), network)
+        return Bench(
+            *open_cache.open_or_create(recipe, images, network.spec, tmp_path / "c"), network
+        )
 
     return open_
 

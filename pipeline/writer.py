@@ -1,0 +1,435 @@
+"""Write a cache with a teacher that runs in the caller's own program.
+
+Stage 1 runs as it is, a batch at a time: rendering ahead, encoding and commits in their threads,
+resume, and all that it refuses. In place of a network, `CacheWriter.batches` hands the pictures
+out, and `CacheWriter.put` takes the logits. The loop is the caller's: an error or Ctrl-C in it
+ends the stage there and then, and no thread waits for a batch that never comes.
+
+Shapes: B views of a batch, S pixels a side, C classes.
+"""
+
+import logging
+import re
+import weakref
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+
+from cache_tools import config
+from cache_tools.data.images import ImageDataset
+from cache_tools.data.open import open_images, resolve
+from cache_tools.errors import NonFinite, TeacherError, UsageError
+from cache_tools.render import mixing
+from cache_tools.runtime import threads
+from cache_tools.runtime.device import select
+from cache_tools.runtime.progress import shown
+from cache_tools.runtime.signals import StopRequest
+from cache_tools.spec.teacher import Precision, TeacherSpec
+from cache_tools.store.cache import Cache
+from cache_tools.targets import dense
+from cache_tools.views.draw import MixParams
+from pipeline import recipe as recipes
+from pipeline.engines import launch
+from pipeline.recipe import CacheRecipe, MemoryFormat
+from pipeline.run import CacheResult, PartSelection, find_missing, views_bar
+from pipeline.teacher.forward import Pixels, TeacherInput
+from pipeline.teacher.logits import FORMATS
+from pipeline.teacher.sparsify import sparsify
+from pipeline.teacher.teacher import weights_sha256
+from pipeline.worker import failures, open_cache
+from pipeline.worker.failures import Failure
+from pipeline.worker.groups import decode_groups
+from pipeline.worker.predict import Prediction, Predictor
+from pipeline.worker.stage1 import Stage1, Steps
+
+log = logging.getLogger("kdcache")
+
+
+@dataclass(frozen=True)
+class TeacherInfo:
+    """Identity of a teacher, stored in the cache: enough to recognise it again.
+
+    Another value of any field is another teacher, whose targets never join the same cache.
+
+        >>> import kdcache
+        >>> kdcache.TeacherInfo("our-vit", "sha256:" + 64 * "0", num_classes=1000).spec.name
+        'our-vit'
+    """
+
+    name: str
+    """Name for readers of the cache."""
+    weights_sha256: str
+    """SHA-256 over its weights, 64 hexadecimal digits: of a file of them, say."""
+    num_classes: int
+    """Length of its logits, C."""
+    mean: Sequence[float] = IMAGENET_DEFAULT_MEAN
+    """Mean of red, green and blue (of 0..1) with which its pictures are normalised."""
+    std: Sequence[float] = IMAGENET_DEFAULT_STD
+    """Standard deviation, likewise."""
+    architecture: str = ""
+    """Name of its architecture; empty: that of the teacher."""
+    precision: Precision = "fp32"
+    """Type in which it computes."""
+    input_size: int = 0
+    """Height and width in pixels of its training; 0: unset."""
+    interpolation: str = ""
+    """Resampling of its training; empty: unset."""
+
+    @classmethod
+    def of(cls, model: nn.Module, name: str = "", precision: Precision = "fp32") -> Self:
+        """Describe a network of timm's as `kdcache cache` would.
+
+        Args:
+            model: Network with a `pretrained_cfg`.
+            name: Its name; empty: timm's, with the tag of its weights.
+            precision: Type in which it computes.
+
+        Raises:
+            TeacherError: It has no such configuration.
+        """
+        known: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+        if lacking := [k for k in ("architecture", "mean", "std") if k not in known]:
+            raise TeacherError(
+                f"this {type(model).__name__} has no {lacking[0]} in a pretrained_cfg as timm's "
+                "networks do. Pass the fields of TeacherInfo instead."
+            )
+        tag = f".{known['tag']}" if known.get("tag") else ""
+        return cls(
+            name=name or f"{known['architecture']}{tag}",
+            weights_sha256=weights_sha256(model),
+            num_classes=int(model.num_classes),  # type: ignore[arg-type]
+            mean=known["mean"],
+            std=known["std"],
+            architecture=known["architecture"],
+            precision=precision,
+            input_size=int((known.get("input_size") or (3, 0, 0))[-1]),
+            interpolation=str(known.get("interpolation") or ""),
+        )
+
+    @property
+    def spec(self) -> TeacherSpec:
+        """The identity as in the manifest of a cache.
+
+        Raises:
+            TeacherError: A field cannot be.
+        """
+        digest = self.weights_sha256.removeprefix("sha256:")
+        if not re.fullmatch("[0-9a-f]{64}", digest):
+            raise TeacherError(
+                f"weights_sha256={self.weights_sha256!r} is no SHA-256. Pass 64 hexadecimal "
+                "digits, such as hashlib.sha256(open(FILE, 'rb').read()).hexdigest()."
+            )
+        values = asdict(self) | {"weights_sha256": f"sha256:{digest}"}
+        values |= {"mean": [*map(float, self.mean)], "std": [*map(float, self.std)]}
+        values["architecture"] = self.architecture or self.name
+        try:
+            return config.build(TeacherSpec, values, "the teacher")
+        except ValueError as error:
+            raise TeacherError(str(error)) from None
+
+
+@dataclass(frozen=True, eq=False)
+class WriterBatch:
+    """Views that wait for the logits of their teacher."""
+
+    images: Tensor
+    """[B, 3, S, S] fp32 on the device, mixed and normalised; [B, S, S, 3] in memory, unless the
+    recipe has memory_format=contiguous."""
+    view: int
+    """Number of the view of each sample."""
+    keys: tuple[str, ...]
+    """The B samples."""
+    labels: NDArray[np.int64] = field(repr=False)
+    """[B, 1] classes of the samples, [B, 2] with those of the partners if mixed; -1: none."""
+
+    def __len__(self) -> int:
+        """Count the views."""
+        return len(self.keys)
+
+    def __str__(self) -> str:
+        """Name the views."""
+        return f"view {self.view} of {self.keys[0]!r} … {self.keys[-1]!r} ({len(self)} samples)"
+
+
+class CacheWriter:
+    """A cache in the making, by a teacher that runs in the caller's program."""
+
+    def __init__(
+        self,
+        store: Cache,
+        images: ImageDataset,
+        recipe: CacheRecipe,
+        device: torch.device,
+        selection: PartSelection,
+        force: bool,
+        progress: bool,
+    ) -> None:
+        self.store = store
+        """The cache as the commands see it."""
+        self._images, self._recipe, self._device = images, recipe, device
+        self._selection, self._force, self._progress = selection, force, progress
+        self._iteration: weakref.ref[Generator[WriterBatch, None, None]] | None = None
+        self._batch: WriterBatch | None = None
+        self._answer: tuple[Tensor, ...] | None = None
+        self._error: Exception | None = None
+        self._unchecked, self._closed = True, False
+
+    def batches(self, batch_size: int = 256) -> Iterator[WriterBatch]:
+        """Iterate over the views that are missing; each batch gets its logits by `put`.
+
+        Parts are committed as they become whole. Ending the loop early (break, an error, Ctrl-C)
+        drops the parts that are not whole; a new iteration takes up what is missing.
+
+        Args:
+            batch_size: Views of a batch; the last one of a view and a window of 1,024 rows may be
+                smaller. As for `kdcache cache`, it can change the last bits of targets.
+
+        Raises:
+            UsageError: A batch was not given its logits, or the writer is closed.
+            CacheIncomplete: Parts were left out, of images that cannot be read, say.
+            DataError: The logits agree with the labels by chance only; `force` goes on.
+        """
+        if self._closed:
+            raise UsageError(f"the writer of {self.store.name} is closed. Create another.")
+        if batch_size < 1:
+            raise UsageError(f"batch_size={batch_size} must be positive.")
+        self._end_iteration()
+        iteration = self._iterate(batch_size)
+        self._iteration = weakref.ref(iteration)
+        return iteration
+
+    def put(self, batch: WriterBatch, logits: "Tensor | ArrayLike") -> None:
+        """Give a batch its logits. What is refused is not stored; the batch can be put again.
+
+        Args:
+            batch: The batch that `batches` yielded last.
+            logits: [B, C] before the softmax: a tensor on any device, or what `numpy.asarray` takes
+                (an array of NumPy, JAX or TensorFlow), of any real type; fp32 is stored.
+
+        Raises:
+            UsageError: Another shape or type, or no batch that waits for logits.
+            NonFinite: NaN or Inf among them; the first such sample is named.
+            TeacherError: They are probabilities.
+        """
+        if batch is not self._batch:
+            raise UsageError(
+                f"{batch} does not wait for logits: it had them before, its loop has ended, or it "
+                "is of another writer. Put each batch once, before the next one is taken."
+            )
+        if self._answer is not None:
+            raise UsageError(f"{batch} has its logits already. Put each batch once.")
+        spec = self.store.spec
+        logits_BC, wanted = _fp32(logits, batch), (len(batch), spec.teacher.num_classes)
+        if tuple(logits_BC.shape) != wanted:
+            raise UsageError(
+                f"logits of the shape {[*logits_BC.shape]} for {batch}, expected {[*wanted]}."
+            )
+        finite_B = torch.isfinite(logits_BC).all(1)
+        if not finite_B.all():
+            first = int((~finite_B).int().argmax())
+            raise NonFinite(
+                f"the logits are NaN or Inf in fp32 for view {batch.view} of {batch.keys[first]!r} "
+                f"({int((~finite_B).sum())} of {len(batch)} in its batch). Nothing of this batch "
+                "was stored. Compute in a wider type, or check the weights."
+            )
+        if self._unchecked:
+            dense.refuse_probabilities(f"the teacher {spec.teacher.name}", logits_BC.cpu().numpy())
+            self._unchecked = False
+        label_BP = torch.from_numpy(batch.labels).to(logits_BC.device)
+        with torch.inference_mode():
+            sparse = sparsify(logits_BC, spec.targets, label_BP)
+            self._answer = tuple(field.cpu() for field in sparse)
+
+    def close(self) -> CacheResult:
+        """End writing: whole parts are committed, others left to the next call of `create`.
+
+        Returns:
+            What the cache contains, as of `make_cache`.
+
+        Raises:
+            KdcacheError, OSError: A part could not be committed.
+        """
+        self._closed = True
+        self._end_iteration()
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        return CacheResult.of(self.store)
+
+    def __enter__(self) -> Self:
+        """Return the writer itself, closed at the end of the body."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.close()
+        else:  # which is the one to report
+            self._closed = True
+            self._end_iteration()
+
+    def _end_iteration(self) -> None:
+        """End the loop that is open, if any."""
+        if self._iteration is not None and (iteration := self._iteration()) is not None:
+            iteration.close()
+
+    def _iterate(self, batch_size: int) -> Generator[WriterBatch, None, None]:
+        store, size, failed = self.store, self._recipe.views_per_decode, list[Failure]()
+        with ExitStack() as stack:
+            with shown(self._progress):
+                todo = find_missing(store, self._selection, size)
+                advance = stack.enter_context(views_bar(store, todo, self._selection))
+            pictures = _Pictures(store.spec.teacher, self._device, self._recipe.memory_format)
+            cores, agrees = threads.cpu_count(), not self._force
+            stage = _HandingOut(store, self._images, pictures, batch_size, cores, agrees)
+            stack.callback(stage.close)
+            steps = stage.steps(
+                decode_groups(todo, size), lambda n: advance(n, stage.note()), StopRequest()
+            )
+            stack.callback(steps.close)
+            sparse = None
+            try:
+                while True:
+                    self._batch, self._answer = self._new(steps.send(sparse)), None
+                    yield self._batch
+                    if (sparse := self._answer) is None:
+                        raise UsageError(
+                            f"{self._batch} got no logits. Call put before the next batch is taken."
+                        )
+            except StopIteration as end:
+                failed = end.value
+            except GeneratorExit:
+                self._finish(steps)
+                raise
+            finally:
+                self._batch = self._answer = None
+        failures.refuse_failures(store, failed)
+
+    def _finish(self, steps: Steps[list[Failure]]) -> None:
+        """Commit what is whole when the loop is left; nothing can be raised there."""
+        try:
+            if self._answer is not None:
+                steps.send(self._answer)
+            steps.close()
+        except StopIteration:
+            pass
+        except Exception as error:
+            self._error = error
+            log.error("%s", error)
+
+    def _new(self, views: Prediction) -> WriterBatch:
+        keys = self.store.table.keys[views.rows.start : views.rows.stop]
+        return WriterBatch(views.sparse[0], views.part.view, keys, views.label_BP)
+
+
+class _Pictures(TeacherInput):
+    """Pictures of the views as a teacher takes them."""
+
+    def __init__(self, teacher: TeacherSpec, device: torch.device, layout: MemoryFormat) -> None:
+        super().__init__(device, "in the caller's program")
+        scale, offset = mixing.normalisation(teacher.mean, teacher.std)
+        self._scale = torch.from_numpy(scale).to(device)[:, None, None]
+        self._offset = torch.from_numpy(offset).to(device)[:, None, None]
+        self._format = FORMATS["channels_last" if layout == "auto" else layout]
+
+    def __call__(
+        self,
+        pixels: Pixels,
+        partner: Pixels | None,
+        mix: MixParams | None,
+        label_BP: NDArray[np.int64] | None = None,
+    ) -> tuple[Tensor, ...]:
+        x_B3SS = self.mixed(pixels, partner, mix) * self._scale + self._offset
+        return (x_B3SS.contiguous(memory_format=self._format),)
+
+
+class _Unpredicted(Predictor):
+    """Predictor that leaves the pictures where the teacher is."""
+
+    def _to_host(self, outputs: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], None]:
+        return outputs, None
+
+
+class _HandingOut(Stage1):
+    predictor = _Unpredicted
+
+
+def _fp32(logits: "Tensor | ArrayLike", batch: WriterBatch) -> Tensor:
+    """Logits as fp32, on their device."""
+    if not isinstance(logits, Tensor):
+        array = np.asarray(logits)
+        if array.dtype.kind not in "bcOSUmM":  # the kinds of bfloat16 and its like are many
+            return torch.from_numpy(array.astype(np.float32))
+    elif not (logits.is_complex() or logits.dtype is torch.bool):
+        return logits.detach().float()
+    found = logits.dtype if isinstance(logits, Tensor) else array.dtype
+    raise UsageError(f"logits of the type {found} for {batch}, expected real numbers [B, C].")
+
+
+def create(
+    out: str | Path,
+    *,
+    recipe: str | Path | Mapping[str, Any] | CacheRecipe,
+    data: str | Path,
+    teacher: TeacherInfo | TeacherSpec,
+    values: Mapping[str, Any] | None = None,
+    device: str | None = None,
+    task: int | None = None,
+    tasks: int | None = None,
+    force: bool = False,
+    progress: bool = True,
+) -> CacheWriter:
+    """Create a cache, or go on with one, to write the targets of a teacher of the caller's own.
+
+        with kdcache.create("out.zarr", recipe="photos", data="photos", teacher=info) as writer:
+            for batch in writer.batches(256):
+                writer.put(batch, model(batch.images))
+
+    The cache is the one that `kdcache cache` makes: parts are atomic, run again what is missing is
+    made, and the pictures are those that a student draws again.
+
+    Args:
+        out: Folder or URL of the cache.
+        recipe: A recipe's name, file, keys, or the recipe itself.
+        data: Folder of shards or images, a pattern, or a URL.
+        teacher: Identity of the teacher.
+        values: Keys of the recipe to override: {"num_views": 4, "views.mixup": 0.5}.
+        device: Device of the pictures: "cuda", "cuda:1", "cpu"; None: a GPU if there is one.
+        task: Number of this process among `tasks` that share the work, from 0; None: as torchrun,
+            srun, mpirun or a Slurm array has it.
+        tasks: Count of those processes.
+        force: True to go on with a teacher that agrees with the labels by chance only.
+        progress: True for a progress bar on a terminal.
+
+    Raises:
+        UsageError, RecipeError: An argument that cannot be.
+        TeacherError: A field of the teacher cannot be.
+        CacheMismatch: There is another cache at `out`, or the labels have other classes.
+        DataError: Images that cannot be read.
+    """
+    loaded = recipes.load(recipe, values=values)
+    spec = teacher if isinstance(teacher, TeacherSpec) else teacher.spec
+    mine = launch.choose(task, tasks)
+    several = mine.local_count > 1
+    if several:
+        threads.limit(threads.cpu_count() // mine.local_count)
+    chosen = select(torch, device, mine.local if several else None)
+    with shown(progress):
+        images = open_images(str(data), loaded.dataset.split)
+        store, images = open_cache.open_or_create(loaded, images, spec, str(out))
+    store.set_data_path(resolve(str(data)))
+    selection = PartSelection(mine.number, mine.count)
+    return CacheWriter(store, images, loaded, chosen, selection, force, progress)
