@@ -215,7 +215,7 @@ def cache(
     named = teacher or (), teacher_weight or (), architecture or (), class_map or ()
     sources = recipes.sources(loaded, *named)
     from cache_tools.store import info
-    from pipeline import run
+    from pipeline import api
     from pipeline.engines import launch
 
     numbers = info.numbers(parts) if parts else []
@@ -224,16 +224,24 @@ def cache(
             f"--parts {parts} is invalid, expected numbers such as 0-3,7. For a share of all, pass "
             "--task and --tasks."
         )
-    mine = launch.choose(task, tasks, by_number=bool(numbers))
-    selection = run.PartSelection(mine.number, mine.count, limit, frozenset(numbers))
-    open_engine = launch.engine(mine, device, workers, engine, address)
-    store = run.run(
-        loaded, data, sources, out, device, random_weights, selection, open_engine, force
+    result = api.make_cache(
+        loaded,
+        data=data,
+        teacher=sources,
+        out=out,
+        device=device,
+        engine=engine,
+        address=address,
+        workers=workers,
+        task=task,
+        tasks=tasks,
+        parts=numbers,
+        limit=limit,
+        random_weights=random_weights,
+        force=force,
     )
-    if not mine.is_main:
-        return
-    facts = info.info(store)
-    print(
-        f"{out}: {facts['parts']['done']} of {facts['parts']['total']} parts, "
-        f"{facts['targets']:,} views, {facts['bytes_per_view']} bytes each"
-    )
+    if launch.choose(task, tasks, by_number=bool(numbers)).is_main:
+        print(
+            f"{out}: {result.parts_done} of {result.parts_total} parts, {result.views:,} views, "
+            f"{result.facts['bytes_per_view']} bytes each"
+        )

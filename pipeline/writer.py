@@ -68,7 +68,7 @@ class TeacherInfo:
     name: str
     """Name for readers of the cache."""
     weights_sha256: str
-    """SHA-256 over its weights, 64 hexadecimal digits: of a file of them, say."""
+    """SHA-256 over its weights, 64 hexadecimal digits, such as those of a file."""
     num_classes: int
     """Length of its logits, C."""
     mean: Sequence[float] = IMAGENET_DEFAULT_MEAN

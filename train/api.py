@@ -1,12 +1,24 @@
-"""One student by one call, for each trial of a tuner such as Optuna or a W&B agent."""
+"""One student by one call, and its evaluation: what `kdcache train` and `kdcache eval` do."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cache_tools.config import canonical
+from cache_tools.errors import UsageError
+from cache_tools.runtime import launcher
+from cache_tools.runtime.progress import shown
+from train import recipe as recipes
 from train.recipe import TrainRecipe
+
+if TYPE_CHECKING:
+    from train.data.inputs import Inputs
+    from train.distributed import World
+    from train.evaluate.metrics import Scores
+
+log = logging.getLogger("kdcache")
 
 
 @dataclass(frozen=True)
@@ -29,27 +41,99 @@ class Result:
     """All of result.json."""
 
 
+@dataclass(frozen=True)
+class DataScores:
+    """Scores on one validation set."""
+
+    source: str
+    """Path or URL of the set."""
+    networks: "dict[str, Scores]"
+    """Scores by network: "student", "student_ema", "teacher"."""
+
+
+@dataclass(frozen=True)
+class CacheScores:
+    """Scores on cached views, drawn again."""
+
+    path: str
+    """Path or URL of the cache."""
+    fingerprint: str
+    """Identity of the cache."""
+    views: int
+    """Views compared."""
+    parts: int
+    """Parts of the cache that they are in."""
+    networks: "dict[str, Scores]"
+    """Scores by network; "teacher" are the stored targets."""
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Accuracy of a student, and its agreement with a teacher; shares in percent."""
+
+    top1: float | None
+    """Share of the first validation set whose label is the first class; None without a set."""
+    top5: float | None
+    """Share whose label is among the first five."""
+    top1_ema: float | None
+    """As `top1`, of the moving average; None where there is none."""
+    top5_ema: float | None
+    """As `top5`, of the moving average."""
+    images: int
+    """Images of the first validation set."""
+    data: tuple[DataScores, ...]
+    """Scores on each set."""
+    cache: CacheScores | None
+    """Scores on cached views; None without a cache."""
+    facts: dict[str, Any]
+    """All that `kdcache eval --json` prints."""
+
+
 def fit(
-    recipe: str | TrainRecipe,
+    recipe: str | Path | Mapping[str, Any] | TrainRecipe,
     *,
     cache: str | Path | Sequence[str | Path],
     out: str | Path,
-    data: str | None = None,
+    data: str | Path | None = None,
+    weights: Sequence[float] | None = None,
+    teacher: Sequence[str] = (),
+    log_to: Sequence[str] = (),
+    allow_partial: bool = False,
+    fresh: bool = False,
     device: str | None = None,
     values: Mapping[str, Any] | None = None,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
+    alone: bool = False,
+    progress: bool = True,
 ) -> Result:
     """Train a student from a cache; resume a stopped run, return the result of a finished one.
 
+        >>> import kdcache
+        >>> result = kdcache.train(
+        ...     "digits", cache="digits-cache.zarr", data="digits", out="run",
+        ...     values={"epochs": 1, "batch_size": 50}, progress=False,
+        ... )
+        >>> (result.folder / "model" / "model.safetensors").is_file()
+        True
+
     Args:
-        recipe: A recipe, its name or its file.
-        cache: Folder of the cache, or of several to be mixed alike.
+        recipe: A recipe's name, file, keys, or the recipe itself.
+        cache: Folder, zip or URL of the cache, or of several whose targets are mixed.
         out: Folder of the run.
         data: The images; None: where the cache was made from.
+        weights: Weight of each cache; None: all alike.
+        teacher: Teacher of mode=online for each cache, where the cache's name of it does not
+            suffice.
+        log_to: Further trackers: "wandb".
+        allow_partial: True to train on those samples that the data set has.
+        fresh: True to train a finished or begun run anew.
         device: "cuda", "cuda:1" or "cpu"; None takes a GPU when there is one.
-        values: Keys of the recipe to override.
+        values: Keys of the recipe to override: {"epochs": 10, "opt_kwargs": {"eps": 1e-6}}.
         on_epoch: Callback with the row of every finished epoch (epoch, loss, top1, …). An error
             in it ends the training, which the same call takes up again.
+        alone: True to train in this process alone, whatever launcher (torchrun, srun, …) started
+            it; False: the processes of one launcher train one student together.
+        progress: True for a progress bar on a terminal.
 
     Raises:
         UsageError: Anything that cannot be, before any work is done.
@@ -57,26 +141,133 @@ def fit(
         NonFinite: The loss became NaN or Inf.
         KeyboardInterrupt: A signal came; the checkpoint is written.
     """
+    from train.data.inputs import open_inputs
+    from train.trainer import trackers
+
+    loaded = recipes.load(recipe, values=values)
+    trackers.check(tuple(log_to))
+    caches = [cache] if isinstance(cache, str | Path) else list(cache)
+    first = alone or launcher.find().rank == 0
+    with shown(progress and first):
+        inputs = open_inputs(caches, None if data is None else str(data), weights, allow_partial)
+        runs = [(Path(out), loaded)]
+        [result], _ = fit_all(runs, inputs, device, teacher, log_to, fresh, on_epoch, alone)
+    names = ("top1", "top1_ema", "top1_best", "loss", "seconds")
+    return Result(Path(out), **{name: result[name] for name in names}, facts=result)
+
+
+def fit_all(
+    runs: Sequence[tuple[Path, TrainRecipe]],
+    inputs: "Inputs",
+    device: str | None = None,
+    teachers: Sequence[str] = (),
+    log_to: Sequence[str] = (),
+    fresh: bool = False,
+    on_epoch: Callable[[dict[str, float]], None] | None = None,
+    alone: bool = False,
+) -> "tuple[list[dict[str, Any]], World]":
+    """Train one student after another on the same inputs; arguments and errors as of `fit`.
+
+    Returns:
+        The contents of each result.json, and the processes that trained together.
+    """
     import torch
 
     from cache_tools.runtime.device import select
-    from train import recipe as recipes
     from train import run_dir
-    from train.data.inputs import check_inputs, open_inputs
+    from train.data.device_batch import ONLINE
+    from train.data.inputs import check_inputs
+    from train.distributed import ALONE, join
     from train.trainer import loop, validate
 
-    loaded = recipe if isinstance(recipe, TrainRecipe) else recipes.load(recipe)
-    if values:
-        values = canonical(values, TrainRecipe.ALIASES, "fit")
-        loaded = recipes.build({**asdict(loaded), **values}, "fit")
-    inputs, where = open_inputs(cache, data), select(torch, device)
-    validate.check([loaded], inputs)
-    validate.set_up(inputs, where)
-    folder = Path(out)
-    result = run_dir.init_run(folder, loaded, inputs, fresh=False)
-    if result is None:
-        check_inputs(inputs)
-        report = None if on_epoch is None else lambda rows: on_epoch(rows[folder])
-        result = loop.train(loaded, inputs, folder, where, on_epoch=report)
-    names = ("top1", "top1_ema", "top1_best", "loss", "seconds")
-    return Result(folder, **{name: result[name] for name in names}, facts=result)
+    joined = nullcontext((ALONE, select(torch, device))) if alone else join(device)
+    with joined as (world, torch_device):
+        validate.set_up(inputs, torch_device, world)
+        validate.check([item for _, item in runs], inputs)
+        old = world.on_main(lambda: [run_dir.init_run(*run, inputs, fresh) for run in runs])
+        begun = [(*run, result) for run, result in zip(runs, old, strict=True)]
+        if any(result is None for _, _, result in begun):
+            check_inputs(inputs)
+        online = any(item.mode == "online" and result is None for _, item, result in begun)
+        teacher_fn = ONLINE.load()(inputs.store, [*teachers], torch_device) if online else None
+        results = []
+        for folder, item, finished in begun:
+            if finished is not None:
+                log.info("%s is finished; --fresh would train it anew", folder)
+
+            def report(rows: dict[Path, dict[str, float]], of: Path = folder) -> None:
+                if on_epoch is not None:
+                    on_epoch(rows[of])
+
+            more = teacher_fn, world, tuple(log_to), report
+            results.append(finished or loop.train(item, inputs, folder, torch_device, *more))
+    return results, world
+
+
+def evaluate(
+    run: str | Path,
+    *,
+    data: str | Path | Sequence[str | Path] = (),
+    real: str | Path | None = None,
+    cache: str | Path | None = None,
+    views: int = 4096,
+    teacher: str | None = None,
+    size: int | None = None,
+    crop: float | None = None,
+    device: str | None = None,
+    force: bool = False,
+    progress: bool = True,
+) -> EvalResult:
+    """Measure a student on validation sets, and compare it with its teacher.
+
+        >>> import kdcache
+        >>> result = kdcache.evaluate("run", data="digits", views=0, progress=False)
+        >>> result.images, result.data[0].networks["student"].top1 == result.top1
+        (797, True)
+
+    Args:
+        run: Folder of a run; or a folder as timm saves networks, a timm name, "hf-hub:…".
+        data: Validation sets: shards, class folders, or numbered folders; empty: the run's own.
+        real: File of ReaL labels, or "timm".
+        cache: Cache for the agreement with its teacher; None: the run's.
+        views: Number of its views to compare on, about; 0: none.
+        teacher: Name or folder of a teacher to run beside the student.
+        size: Pixels a side; None: the run's, timm's test size.
+        crop: Crop's share of the resized image, above 0 and at most 1; None: the run's, timm's.
+        device: "cuda", "cuda:1", "cpu"; None: a GPU if there is one.
+        force: True to go on with a teacher that agrees with the labels by chance only.
+        progress: True for a progress bar on a terminal.
+
+    Raises:
+        UsageError: An argument that cannot be, or images without the student's labels.
+        CacheMismatch, CacheDamaged: The cache is another one, or damaged.
+        TeacherError: The network cannot be loaded.
+    """
+    if crop is not None and not 0 < crop <= 1:
+        raise UsageError(f"--crop {crop} is no share: it must be above 0 and at most 1.")
+    import torch
+
+    from cache_tools.runtime.device import select
+    from train.evaluate.evaluate import EvalRequest, measure
+    from train.evaluate.metrics import Scores
+    from train.evaluate.models import EvalOptions
+
+    sets = [data] if isinstance(data, str | Path) else data
+    of, labels = (None if path is None else str(path) for path in (cache, real))
+    request = EvalRequest(tuple(map(str, sets)), labels, of, views, teacher, force)
+    with shown(progress):
+        facts = measure(str(run), request, EvalOptions(select(torch, device), size, crop))
+
+    def scores(networks: dict[str, dict[str, Any]]) -> dict[str, Scores]:
+        return {name: Scores(**values) for name, values in networks.items()}
+
+    on_cache = facts["cache"]
+    if on_cache is not None:
+        on_cache = CacheScores(**on_cache | {"networks": scores(on_cache["networks"])})
+    names = ("top1", "top5", "top1_ema", "top5_ema", "images")
+    return EvalResult(
+        **{name: facts[name] for name in names},
+        data=tuple(DataScores(one["source"], scores(one["networks"])) for one in facts["data"]),
+        cache=on_cache,
+        facts=facts,
+    )

@@ -1,19 +1,13 @@
 """Commands on a cache: `verify`, `info`, `status`, `ensemble`, `diff`."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from cache_tools.cli.options import KEEP, CachePath, Json, emit
-from cache_tools.errors import CacheIncomplete, KdcacheError, UsageError
-from cache_tools.runtime.plugins import Plugin
+from cache_tools.errors import CacheIncomplete, UsageError
 from cache_tools.store.cache import Cache
-
-RECOMPUTE: Plugin[Callable[..., list[KdcacheError]]] = Plugin(
-    "kdcache.checks", "recompute", "run a teacher again"
-)
 
 
 def verify(
@@ -53,44 +47,31 @@ def verify(
     json_: Json = False,
 ) -> None:
     """Check every byte of a cache; with --data its images and pixels too. Exit 1 on a problem."""
-    from cache_tools.verify import verify as verifier
+    from cache_tools.verify import api
 
-    if source and not mend:
-        raise UsageError("--from is what --repair takes damaged parts of: pass --repair, too.")
-    store = None if mend else Cache.open(cache)
-    if recompute and data is None:
-        raise UsageError("--recompute renders views: pass --data with the images, too.")
-    images = None
-    if data is not None:
-        from cache_tools.data.open import open_images
-
-        images = open_images(data, "train")
-    mended: list[str] = []
-    if store is None:
-        from cache_tools.verify import repair
-
-        store, mended = repair.repair(cache, images, Cache.open(source) if source else None)
-    verdict = verifier.verify(store, images, allow_partial)
-    verdict.mended = mended
-    if recompute and images is not None and verdict.status == "ok":
-        check = RECOMPUTE.load()
-        verdict.recomputed = recompute
-        verdict.problems.extend(
-            check(store, images, teacher or [], device, recompute, class_map or [])
-        )
-    if content_id and verdict.status in ("ok", "incomplete"):
-        verdict.compare_content(store, content_id)
+    result = api.verify(
+        cache,
+        data,
+        recompute=recompute,
+        teacher=teacher or [],
+        class_map=class_map or [],
+        device=device,
+        content_id=content_id,
+        allow_partial=allow_partial,
+        repair=mend,
+        source=source,
+    )
     if json_:
-        emit(verdict.as_dict())
+        emit(result.facts)
     else:
-        for line in verdict.mended:
+        for line in result.mended:
             print(f"mended: {line}")
-        for problem in verdict.problems:
+        for problem in result.problems:
             print(f"{problem.kind}: {problem}")
-        if verdict.coverage is not None and not verdict.coverage.by_name:
-            print(f"{data}: {verdict.coverage}")
-        print(f"{verdict.status}: {_looked(verdict, cache, store)}")
-    raise typer.Exit(0 if verdict.status == "ok" else 1)
+        if result.coverage is not None and not result.coverage.by_name:
+            print(f"{data}: {result.coverage}")
+        print(f"{result.status}: {_looked(result, cache)}")
+    raise typer.Exit(0 if result else 1)
 
 
 def info(
@@ -225,15 +206,15 @@ def diff(
     print(f"{'bytes_per_view':16} {sizes['a']:.2f} and {sizes['b']:.2f}")
 
 
-def _looked(verdict: Any, cache: str, store: Cache) -> str:
+def _looked(result: Any, cache: str) -> str:
     """Describe the checks that were made."""
-    words = [f"{verdict.parts} parts"]
-    if verdict.images:
-        words += [f"{verdict.images:,} images", f"{verdict.probes} rendered views"]
-    if verdict.recomputed:
-        words += [f"{verdict.recomputed} views of the teacher"]
-    end = f"of {cache} ({store.spec.fingerprint[:19]}…)"
-    if verdict.status == "ok":
+    words = [f"{result.parts} parts"]
+    if result.images:
+        words += [f"{result.images:,} images", f"{result.probes} rendered views"]
+    if result.recomputed:
+        words += [f"{result.recomputed} views of the teacher"]
+    end = f"of {cache} ({result.fingerprint[:19]}…)"
+    if result.status == "ok":
         return f"{', '.join(words)} {end} are as they were written"
-    count = len(verdict.problems)
+    count = len(result.problems)
     return f"{count} problem{'s' if count > 1 else ''} found in {', '.join(words)} {end}"

@@ -81,32 +81,15 @@ def train(
         return
     if not cache or out is None:
         raise UsageError("missing --cache and --out. Pass --cache CACHE and --out RUN.")
-    from train import run_dir
-    from train.data.device_batch import ONLINE
-    from train.data.inputs import check_inputs, open_inputs
-    from train.distributed import join
-    from train.trainer import loop, trackers, validate
+    from train import api
+    from train.data.inputs import open_inputs
+    from train.trainer import trackers
 
     extra = tuple(log_to or ())
     trackers.check(extra)
     inputs = open_inputs(cache, data, weight, allow_partial)
-    with join(device) as (world, torch_device):
-        validate.set_up(inputs, torch_device, world)
-        runs = _runs(loaded, out, seeds, against, inputs)
-        validate.check([item for _, item in runs], inputs)
-        old = world.on_main(lambda: [run_dir.init_run(*run, inputs, fresh) for run in runs])
-        begun = [(*run, result) for run, result in zip(runs, old, strict=True)]
-        if any(result is None for _, _, result in begun):
-            check_inputs(inputs)
-        online = any(item.mode == "online" and result is None for _, item, result in begun)
-        teacher_fn = ONLINE.load()(inputs.store, teacher or [], torch_device) if online else None
-        results = []
-        for folder, item, finished in begun:
-            if finished is not None:
-                log.info("%s is finished; --fresh would train it anew", folder)
-            results.append(
-                finished or loop.train(item, inputs, folder, torch_device, teacher_fn, world, extra)
-            )
+    runs = _runs(loaded, out, seeds, against, inputs)
+    results, world = api.fit_all(runs, inputs, device, teacher or (), extra, fresh)
     if not world.is_main:
         return
     if against:
@@ -183,17 +166,21 @@ def evaluate(
     with --teacher, that network runs on the validation images, too. Of a run with a moving average
     both students are measured.
     """
-    if crop is not None and not 0 < crop <= 1:
-        raise UsageError(f"--crop {crop} is no share: it must be above 0 and at most 1.")
-    import torch
-
-    from cache_tools.runtime.device import select
+    from train import api
     from train.evaluate import table as score_table
-    from train.evaluate.evaluate import EvalRequest, measure
-    from train.evaluate.models import EvalOptions
 
-    request = EvalRequest(tuple(data or ()), real, cache, views, teacher, force)
-    facts = measure(path, request, EvalOptions(select(torch, device), size, crop))
+    facts = api.evaluate(
+        path,
+        data=data or (),
+        real=real,
+        cache=cache,
+        views=views,
+        teacher=teacher,
+        size=size,
+        crop=crop,
+        device=device,
+        force=force,
+    ).facts
     if json_:
         emit(facts)
     else:

@@ -1,0 +1,129 @@
+"""`kdcache verify` as a function: one call, one verdict."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cache_tools.errors import KdcacheError, UsageError
+from cache_tools.runtime.plugins import Plugin
+from cache_tools.runtime.progress import shown
+from cache_tools.store.cache import Cache
+from cache_tools.verify import repair as repairs
+from cache_tools.verify import verify as verifier
+from cache_tools.verify.verify import Status
+
+if TYPE_CHECKING:
+    from cache_tools.data.match import DatasetMatch
+
+RECOMPUTE: Plugin[Callable[..., list[KdcacheError]]] = Plugin(
+    "kdcache.checks", "recompute", "run a teacher again"
+)
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """Outcome of a verification: a verdict, counts and problems."""
+
+    status: Status
+    """"ok"; else "damaged" before "mismatch" before "incomplete"."""
+    fingerprint: str
+    """Identity of the cache: "sha256:" and 64 digits."""
+    parts: int
+    """Parts that were checked."""
+    images: int
+    """Images whose bytes were compared with their digest."""
+    probes: int
+    """Views that were rendered and compared with their fingerprint."""
+    recomputed: int
+    """Views on which the teacher was run again."""
+    foreign: tuple[str, ...]
+    """Files in the folder of the cache that belong to no array, part or record."""
+    mended: tuple[str, ...]
+    """Repairs made before the checks, a line each."""
+    coverage: "DatasetMatch | None"
+    """Match of the cache's samples with the data set; None without one."""
+    problems: tuple[KdcacheError, ...]
+    """Every problem, as the error that reading would raise."""
+    facts: dict[str, Any]
+    """All that `kdcache verify --json` prints."""
+
+    def __bool__(self) -> bool:
+        """Return True if nothing is wrong."""
+        return self.status == "ok"
+
+
+def verify(
+    cache: str | Path,
+    data: str | Path | None = None,
+    *,
+    recompute: int = 0,
+    teacher: Sequence[str] = (),
+    class_map: Sequence[str] = (),
+    device: str | None = None,
+    content_id: str = "",
+    allow_partial: bool = False,
+    repair: bool = False,
+    source: str = "",
+    progress: bool = True,
+) -> VerifyResult:
+    """Check every byte of a cache; with its data set, also its images and pixels.
+
+        >>> import kdcache
+        >>> result = kdcache.verify("digits-cache.zarr", "digits", progress=False)
+        >>> result.status, result.images
+        ('ok', 100)
+
+    Args:
+        cache: Folder, zip or URL of the cache.
+        data: Its images; None: they are not checked.
+        recompute: Number of views on which the teacher is run again.
+        teacher: Teachers to run, where the names in the cache alone do not find them.
+        class_map: Files of the teachers' class maps.
+        device: Device of the teacher: "cuda", "cpu"; None: a GPU if there is one.
+        content_id: Content id to compare with, such as a signed one.
+        allow_partial: True if the data set may lack samples and have others.
+        repair: True to mend first what follows from the cache itself, from `data` or from `source`.
+        source: A copy of the cache to take damaged parts of.
+        progress: True for a progress bar on a terminal.
+
+    Raises:
+        UsageError: An argument that cannot be.
+        CacheNotFound, CacheMismatch, CacheDamaged: There is no cache that can be opened. What is
+            wrong within one is in `problems`.
+    """
+    if source and not repair:
+        raise UsageError("--from is what --repair takes damaged parts of: pass --repair, too.")
+    store = None if repair else Cache.open(cache)
+    if recompute and data is None:
+        raise UsageError("--recompute renders views: pass --data with the images, too.")
+    images, mended = None, list[str]()
+    with shown(progress):
+        if data is not None:
+            from cache_tools.data.open import open_images
+
+            images = open_images(str(data), "train")
+        if store is None:
+            copy = Cache.open(source) if source else None
+            store, mended = repairs.repair(cache, images, copy)
+        verdict = verifier.verify(store, images, allow_partial)
+        verdict.mended = mended
+        if recompute and images is not None and verdict.status == "ok":
+            check = RECOMPUTE.load()
+            verdict.recomputed = recompute
+            verdict.problems.extend(check(store, images, teacher, device, recompute, class_map))
+    if content_id and verdict.status in ("ok", "incomplete"):
+        verdict.compare_content(store, content_id)
+    return VerifyResult(
+        verdict.status,
+        store.spec.fingerprint,
+        verdict.parts,
+        verdict.images,
+        verdict.probes,
+        verdict.recomputed,
+        tuple(verdict.foreign),
+        tuple(verdict.mended),
+        verdict.coverage,
+        tuple(verdict.problems),
+        verdict.as_dict(),
+    )
