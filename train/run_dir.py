@@ -27,6 +27,7 @@ from cache_tools.file_contents import parse_json, read, read_text
 from cache_tools.runtime.secrets import redact
 from cache_tools.spec.canonical import difference
 from cache_tools.storage import atomic, seal
+from train import run_state
 from train.data.inputs import Inputs
 from train.recipe import TrainRecipe
 
@@ -52,7 +53,7 @@ def init_run(
 
     Raises:
         UsageError: The folder holds another run.
-        CacheDamaged: The run is finished, and a file of it has changed since.
+        CacheDamaged: The run is finished, and a file of it has changed since or is missing.
     """
     config = _config(recipe, inputs)
     atomic.sweep(folder)
@@ -68,8 +69,11 @@ def init_run(
             if fresh:
                 atomic.clear(folder, LOCK)
     elif folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - {LOCK}):
-        raise UsageError(f"{folder} is not empty and holds no run. Choose another --out.")
+        raise UsageError(
+            f"{folder} is not empty and holds no run (no config.json). Choose another --out."
+        )
     write_json(folder / "config.json", config)
+    run_state.check_result(folder)
     if not (folder / "result.json").is_file():
         return None
     check_finished(folder)

@@ -5,6 +5,7 @@ from typing import Literal
 
 from cache_tools.errors import CacheIncomplete
 from cache_tools.file_contents import parse_json, read
+from cache_tools.storage import seal
 
 State = Literal["finished", "diverged", "stopped", "begun", "new"]
 FAILED, STOPPED = "failed.json", "stopped.json"
@@ -33,8 +34,21 @@ def why(folder: Path) -> str:
         return "the reason is not recorded"
 
 
+def check_result(folder: Path) -> None:
+    """Refuse a run that was finished and has lost its result.
+
+    Its digest is stored before it is written, and the last checkpoint is removed afterwards.
+
+    Raises:
+        CacheDamaged: result.json is missing.
+    """
+    if not (folder / "result.json").is_file() and not any(folder.glob("checkpoint*.pt")):
+        seal.check(folder, "result.json")
+
+
 def unfinished(folder: Path) -> CacheIncomplete:
-    """Build the error for a run whose student is not finished."""
+    """Build the error for a run whose student is not finished; raises as `check_result`."""
+    check_result(folder)
     if reason := why(folder):
         return CacheIncomplete(
             f"the run {folder} {'has diverged' if of(folder) == 'diverged' else 'was stopped'} "

@@ -16,6 +16,7 @@ from cache_tools.errors import CacheDamaged
 from cache_tools.storage import atomic
 
 NAME = "digests.json"
+_RESTORE = "Restore it from a copy, or make the run again with --fresh"
 _VERSIONS = 3
 """Digests kept of a file: the new one, and those of a checkpoint and of the one before it."""
 
@@ -51,12 +52,13 @@ def check(folder: Path, name: str, stored_as: str = "", note: str = NAME) -> Non
         with (folder / name).open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise CacheDamaged(f"{folder / name} cannot be read: {error.strerror}.") from None
+        raise CacheDamaged(
+            f"{folder / name} cannot be read: {error.strerror}. {_RESTORE}."
+        ) from None
     if found not in expected:
         raise CacheDamaged(
             f"{folder / name} is damaged: its SHA-256 differs from the one in {folder / note}. "
-            "Restore it from a copy, or make the run again with --fresh; if you have edited it "
-            "yourself, remove its entry there."
+            f"{_RESTORE}; if you have edited it yourself, remove its entry there."
         )
 
 

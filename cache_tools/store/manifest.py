@@ -66,8 +66,8 @@ def read(storage: Storage) -> Manifest:
     manifest = attributes.get("kdcache") if isinstance(attributes, dict) else None
     if not isinstance(manifest, dict):
         raise CacheNotFound(
-            f"{storage} is a Zarr group but not a kdcache cache (no attributes.kdcache). Check the "
-            "path or URL."
+            f"{storage} is a Zarr group but not a kdcache cache ({NAME} has no "
+            "attributes.kdcache). Check the path or URL."
         )
     _check_version(manifest, storage)
     digest = manifest.pop("sha256", None)

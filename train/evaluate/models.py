@@ -98,10 +98,11 @@ def open_teacher(name: str, size: int, student: Network, options: EvalOptions) -
 
 
 def _of_run(folder: Path, config: dict[str, Any], options: EvalOptions) -> EvalTarget:
-    if run_state.of(folder) == "finished":
-        seal.check_network(folder / "model")
-    elif not (folder / "model" / "model.safetensors").is_file():
+    run_state.check_result(folder)
+    whole = run_state.of(folder) == "finished"
+    if not whole and not (folder / "model" / "model.safetensors").is_file():
         raise run_state.unfinished(folder)
+    seal.check_network(folder / "model")
     preprocessing = _preprocessing(config, folder)
     students = [
         _network(name, str(folder / weights), options, preprocessing)

@@ -41,6 +41,7 @@ def facts(
             f"the run {folder} was made by an earlier kdcache and does not name its teacher. "
             "Run its kdcache train command again: it trains nothing and adds it."
         )
+    run_state.check_result(folder)
     there = folder / "result.json"
     result = run_dir.read_json(there) if there.is_file() else None
     if result is not None:

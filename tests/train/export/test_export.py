@@ -90,6 +90,23 @@ def test_eval_names_the_network_that_a_finished_run_lacks(
     assert (said.code, "model/model.safetensors cannot be read" in said.err) == (1, True)
 
 
+@pytest.mark.parametrize("name", ["train", "eval", "export", "report"])
+def test_a_finished_run_without_its_result_is_damaged(
+    finished: Path, digits_cache: Path, kdcache: Command, tmp_path: Path, name: str
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "result.json").unlink()
+    arguments: dict[str, tuple[object, ...]] = {
+        "train": ("digits", "--cache", digits_cache, "--out", run, *FAST),
+        "eval": (run, "--views", 0),
+        "export": (run, "--out", tmp_path / "student"),
+        "report": (run, "--views", 0, "--out", tmp_path / "r.html"),
+    }
+    said = kdcache(name, *arguments[name])
+    assert (said.code, f"{run}/result.json cannot be read" in said.err) == (1, True), said.err
+    assert "--fresh" in said.err
+
+
 def test_a_student_of_broken_weights_is_not_exported(
     finished: Path, kdcache: Command, tmp_path: Path
 ) -> None:
@@ -236,7 +253,7 @@ def test_nothing_is_overwritten_without_a_word(
 def test_what_cannot_be_exported(finished: Path, kdcache: Command, tmp_path: Path) -> None:
     out = ("--out", tmp_path / "student")
     half = shutil.copytree(finished, tmp_path / "runs" / "half")
-    (half / "result.json").unlink()
+    (half / "result.json").rename(half / "checkpoint.pt")
     refused = kdcache("export", half, *out)
     assert refused.code == 1
     assert "is not finished. Run its command again" in refused.err
