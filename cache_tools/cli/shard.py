@@ -60,6 +60,7 @@ def shard(
     from cache_tools.data import ilsvrc, shard_writer
     from cache_tools.data.info_json import SPLITS
     from cache_tools.data.open import describe, has_split, open_images
+    from cache_tools.storage.paths import exists
 
     if raw and not beton:
         raise UsageError("--raw is of the container that --beton writes. Pass both, or neither.")
@@ -68,7 +69,7 @@ def shard(
     for name in splits:
         if name not in SPLITS:
             raise UsageError(f"--split {name} is none of {', '.join(SPLITS)}.")
-        if Path(source).is_file() and ilsvrc.is_tar_of_tars(Path(source)):
+        if exists(source) and Path(source).is_file() and ilsvrc.is_tar_of_tars(Path(source)):
             images = ilsvrc.train(Path(source))
         else:
             there = describe(str(folder))

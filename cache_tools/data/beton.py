@@ -29,7 +29,7 @@ from cache_tools.file_contents import describe_file
 from cache_tools.render import decode
 from cache_tools.spec import sample_table
 from cache_tools.spec.sample_table import SampleTable
-from cache_tools.storage import atomic
+from cache_tools.storage import atomic, paths
 
 U1 = NDArray[np.uint8]
 Records = NDArray[np.void]
@@ -164,7 +164,7 @@ def find(source: str, split: str) -> Path | None:
     splits, for the file beside it that has their name or, when there is none, for itself.
     """
     path = Path(source)
-    if path.is_dir():
+    if paths.exists(path, folder=True):
         return next((f for n in SPLITS[split] if (f := path / f"{n}{SUFFIX}").exists()), None)
     if path.suffix != SUFFIX:
         return None

@@ -20,7 +20,7 @@ from cache_tools.data.sources import describe, resolve
 from cache_tools.errors import DataError, KdcacheError, UsageError
 from cache_tools.storage.disk_cache import DiskCache
 from cache_tools.storage.fsspec_client import FsspecClient, without_secrets
-from cache_tools.storage.paths import expand
+from cache_tools.storage.paths import exists, expand
 
 log = logging.getLogger("kdcache")
 __all__ = ["describe", "has_split", "open_images", "resolve"]
@@ -171,7 +171,11 @@ def _shard_names(shards: Sequence[str]) -> list[str]:
 
 def _training_classes(source: str, split: str) -> tuple[str, ...]:
     """Names of the classes of the training split, when it is a folder of images beside `split`."""
-    if split == "train" or not Path(source).is_dir() or not sources.has_split(source, "train"):
+    if (
+        split == "train"
+        or not exists(source, folder=True)
+        or not sources.has_split(source, "train")
+    ):
         return ()
     root = sources.split_folder(Path(source), "train")
     return image_folder.class_names(root, "train") if root != Path(source) else ()

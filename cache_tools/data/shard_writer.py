@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cache_tools import file_contents
 from cache_tools.data import info_json, reencode, scan, tar_index
 from cache_tools.data.images import ImageDataset
 from cache_tools.data.info_json import DatasetInfo
@@ -228,16 +229,17 @@ def _claim(images: ImageDataset, target: Path, options: Options, info: DatasetIn
 
 
 def _written(path: Path, images: ImageDataset, rows: range, options: Options) -> TarIndex | None:
-    """Read the index of a shard that is complete already and of these samples, or None."""
+    """Read the index of a shard that is as it was written and of these samples, or None."""
     beside = path.with_name(path.name + tar_index.SUFFIX)
     try:
-        if (index := tar_index.unpack(beside.read_bytes(), path.name)) is None:
-            with path.open("rb") as file:
-                index = tar_index.scan(file, path.name, checksums=True)
-            atomic.write(beside, index.pack())
-        if path.stat().st_size != index.tar_bytes:
+        with path.open("rb") as file:
+            index = tar_index.scan(file, path.name, checksums=True)
+            padded = tar_index.is_padded(file, index)
+        if not padded or index.pack() != file_contents.read(
+            beside, tar_index.largest(index.tar_bytes)
+        ):
             return None
-    except OSError:  # DataError, too
+    except (OSError, ValueError):  # DataError, too
         return None
     place = {images.names[row]: row for row in rows}
     here = [place.get(name, -1) for name in index.names]

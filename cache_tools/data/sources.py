@@ -43,7 +43,7 @@ def has_split(source: str, split: str) -> bool:
     if (
         is_pattern(source)
         or is_shard(split_query(source)[0])
-        or not ("://" in source or Path(source).is_dir())
+        or not ("://" in source or paths.exists(source, folder=True))
     ):
         return False
     if "://" in source:
@@ -66,7 +66,8 @@ def describe(source: str) -> DatasetInfo | None:
             where, data = f"{remote.url}/{name}", remote.read(name, MAX_JSON)
         else:
             path = Path(source) / name
-            data, where = _read_info(path) if path.is_file() else None, str(path)
+            there = paths.exists(source, folder=True) and path.is_file()
+            data, where = _read_info(path) if there else None, str(path)
         if data is not None and (name == info_json.NAME or info_json.has_splits(data)):
             return info_json.parse(data, where)
     return None
@@ -102,7 +103,7 @@ def is_pattern(source: str) -> bool:
     """Check if a source is a pattern of names; a question mark in a URL begins its query."""
     if "://" in source:
         return any(c in source.partition("?")[0] for c in "*[{")
-    return any(c in source for c in "*?[{") and not Path(source).exists()
+    return any(c in source for c in "*?[{") and not paths.exists(source)
 
 
 def find_local(source: str, split: str) -> ShardSource | None:

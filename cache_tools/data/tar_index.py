@@ -155,6 +155,15 @@ def scan(file: BinaryIO, name: str, checksums: bool) -> TarIndex:
     return TarIndex(size, names, offset_N, length_N, label_N, lead_N, crc_N, dict(passed))
 
 
+def is_padded(file: BinaryIO, index: TarIndex) -> bool:
+    """Check that zeros follow each image of a shard to the end of its block."""
+    for end in (index.offset_N + index.length_N).tolist():
+        file.seek(end)
+        if file.read(-end % _BLOCK).strip(b"\0"):
+            return False
+    return True
+
+
 def _leads(offset_N: NDArray[np.int64], length_N: NDArray[np.int64]) -> NDArray[np.int64]:
     """Bytes between each image and the one before it, which contain its label as a rule."""
     at_U, last_U = np.unique(offset_N, return_index=True)

@@ -3,6 +3,7 @@
 Shapes: N samples.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from cache_tools.store.commits import Part
 from cache_tools.targets import codec
 from cache_tools.verify import probes
 
+log = logging.getLogger("kdcache")
 Names = Callable[[int], str]
 """Class → name."""
 
@@ -47,11 +49,15 @@ def of_cache(store: Cache, data: str, imagenet: Callable[[], Names]) -> SheetSou
     opened = open_images(source_path, "train")
     images = match.match(store.table, store.spec.dataset, opened)
     source = ViewSource(images, store.spec.views.for_teacher(), store.spec.window, store)
+    missing: set[Part] = set()
     names = class_names(images.class_names, store.spec.teacher.num_classes, imagenet)
 
     def top_classes(row: int, view: int) -> list[tuple[str, float]]:
         part = Part(view, row // store.spec.block_size)
-        if not store.present(part):
+        if store.storage.size(part.record) is None:
+            if part not in missing:
+                log.warning("%s of %s is not made: its views have no classes", part, store.name)
+            missing.add(part)
             return []
         at = row % store.spec.block_size
         target = codec.decode(store.read(part)[0], store.spec.targets, np.array([at]))

@@ -3,12 +3,14 @@
 numba keeps it beside the module or in the home folder, and raises where neither can be written: in
 a container of another user, in a read-only image, in a module of a cluster. Then it is kept in the
 data folder, in the folder for temporary files, or not at all. What is loaded is executed: such a
-folder must be of this user alone.
+folder must be of this user alone, and each file has its digest.
 """
 
 import contextlib
+import hashlib
 import logging
 import os
+import pickle
 import stat
 import tempfile
 from collections.abc import Callable
@@ -17,11 +19,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
+from numba.core import caching
 
 from cache_tools.storage.disk_cache import DiskCache
 
 log = logging.getLogger("kdcache")
 F = TypeVar("F", bound=Callable[..., Any])
+_CacheFile: Any = caching.IndexDataCacheFile
+_DIGEST = 32
 
 
 def njit(**options: Any) -> Callable[[F], F]:
@@ -36,15 +41,49 @@ def njit(**options: Any) -> Callable[[F], F]:
                 os.environ["NUMBA_CACHE_DIR"] = str(folder)  # for processes that this one starts
                 setattr(numba.config, "CACHE_DIR", str(folder))  # noqa: B010 - set at run time
             compiled = numba.njit(**{**options, "cache": folder is not None})(function)
-        if hasattr(compiled, "_cache"):  # a full disk is no reason to stop, nor a damaged file
-            compiled._cache._guard_against_spurious_io_errors = _forgiving
+        if isinstance(getattr(compiled, "_cache", None), caching.Cache):
+            kept: Any = compiled._cache
+            kept._cache_file = _SealedFile(kept)
+            kept._guard_against_spurious_io_errors = _forgiving  # a full disk is no reason to stop
         return compiled  # type: ignore[no-any-return]
 
     return decorate
 
 
 def _forgiving() -> contextlib.AbstractContextManager[None]:
-    return contextlib.suppress(OSError, EOFError)
+    return contextlib.suppress(OSError)
+
+
+class _SealedFile(_CacheFile):  # type: ignore[misc]
+    """Compiled code of a function, with a digest in each file: what differs is compiled again."""
+
+    def __init__(self, kept: Any) -> None:
+        stamp = kept._impl.locator.get_source_stamp()
+        super().__init__(kept.cache_path, f"{kept._impl.filename_base}.sealed", stamp)
+
+    def _load_index(self) -> dict[Any, str]:
+        return self._load_data(self._index_name) or {}
+
+    def _save_index(self, overloads: dict[Any, str]) -> None:
+        self._save_data(self._index_name, overloads)
+
+    def _load_data(self, name: str) -> Any:
+        with contextlib.suppress(OSError):
+            found = Path(self._data_path(name)).read_bytes()
+            data = found[_DIGEST:]
+            if self._digest(name, data) == found[:_DIGEST]:
+                return pickle.loads(data)
+        return None
+
+    def _save_data(self, name: str, data: Any) -> None:
+        dumped = self._dump(data)
+        with self._open_for_write(self._data_path(name)) as file:
+            file.write(self._digest(name, dumped) + dumped)
+
+    def _digest(self, name: str, data: bytes) -> bytes:
+        """Compute the digest of a file of this name, numba's version and function's source."""
+        origin = f"{name}\n{self._version}\n{self._source_stamp}\n"
+        return hashlib.sha256(origin.encode() + data).digest()
 
 
 @cache

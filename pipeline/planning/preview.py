@@ -21,7 +21,7 @@ def open_source(name: str, data: str, overrides: Iterable[str]) -> SheetSource:
     Raises:
         UsageError: No data set was given and none is recorded beside the cache.
     """
-    if (Path(name) / "zarr.json").is_file():
+    if any((Path(name) / inner).exists() for inner in ("zarr.json", "samples")):
         return sheet_source.of_cache(Cache.open(Path(name)), data, _imagenet)
     if not data:
         raise UsageError("no images are given. Pass --data with a folder of shards or images.")

@@ -218,6 +218,25 @@ def test_beside_shards_a_container_for_ffcv(folder: Path, tmp_path: Path, kdcach
     assert (said.code, "--beton" in said.err) == (2, True)
 
 
+@pytest.mark.parametrize("what", ["image", "label", "header", "padding", "index"])
+def test_a_shard_that_has_changed_is_written_again(
+    folder: Path, tmp_path: Path, kdcache: Command, what: str
+) -> None:
+    out = tmp_path / "s"
+    kdcache("shard", folder, out, "--shard-size", 10)
+    before = everything(out)
+    index = tar_index.unpack((out / "train-0001.tar.kdx").read_bytes(), "")
+    assert index is not None
+    begin, end = int(index.offset_N[3]), int(index.offset_N[3] + index.length_N[3])
+    at = {"image": begin + 9, "label": begin - 1024, "header": begin - 400, "padding": end}
+    path = out / ("train-0001.tar.kdx" if what == "index" else "train-0001.tar")
+    data = bytearray(path.read_bytes())
+    data[at.get(what, 99)] ^= 1
+    path.write_bytes(data)
+    assert kdcache("shard", folder, out, "--shard-size", 10).code == 0
+    assert everything(out) == before
+
+
 def test_a_finished_folder_is_left_alone_and_another_is_refused(
     folder: Path, tmp_path: Path, kdcache: Command
 ) -> None:

@@ -2,12 +2,14 @@
 
 import json
 import logging
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from cache_tools import shards
-from cache_tools.data import info_json, sources
+from cache_tools.data import info_json, shard_writer, sources
+from cache_tools.data.open import has_split, open_images
 from cache_tools.errors import KdcacheError, UsageError
 
 
@@ -21,6 +23,16 @@ def test_a_folder_with_characters_of_patterns(tmp_path: Path, name: str) -> None
         found = sources.find_local(f"{tmp_path / name}{pattern}", "train")
         assert found is not None
         assert list(found.names) == files
+
+
+def test_a_pattern_longer_than_the_name_of_a_file(tmp_path: Path) -> None:
+    names = [f"shard-{i:05d}" for i in range(60)]
+    pattern = f"{tmp_path}/{{{','.join(names)}}}.tar"
+    for name in names:
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
+            shard_writer.add(tar, "a.jpg", b"x")
+    assert not has_split(pattern, "validation")
+    assert len(open_images(pattern, "train", shard_keys=True)) == 60
 
 
 def train(filenames: object, **more: object) -> str:

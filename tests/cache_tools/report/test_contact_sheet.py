@@ -9,6 +9,7 @@ from PIL import Image
 from cache_tools.data import match
 from cache_tools.data.open import open_images
 from cache_tools.store.cache import Cache
+from cache_tools.store.commits import Part
 from tests.helpers.outcome import Outcome
 
 A2 = ["views.auto_augment=rand-m9-mstd0.5-inc1", "views.cutmix=1.0", "views.mixup=0.2"]
@@ -42,6 +43,23 @@ def test_a_sheet_of_a_cache_refuses_an_image_that_changed(
     assert outcome.code == 1
     assert f"image {store.table.keys[0]!r} has changed" in outcome.err
     assert not (tmp_path / "sheet.png").exists()
+
+
+def test_a_sheet_of_a_damaged_or_unfinished_cache_names_the_part(
+    kdcache: Callable[..., Outcome], mutable_cache: Path, digits: Path, tmp_path: Path
+) -> None:
+    args = ("views", mutable_cache, "--data", digits, "--out", tmp_path / "sheet.png")
+    record = mutable_cache / Part(1, 0).record
+    whole = record.read_bytes()
+    record.write_bytes(whole[:50] + bytes([whole[50] ^ 1]) + whole[51:])
+    damaged = kdcache(*args)
+    assert (damaged.code, Part(1, 0).record in damaged.err) == (1, True)
+    assert not (tmp_path / "sheet.png").exists()
+    record.unlink()
+    unfinished = kdcache(*args)
+    assert (unfinished.code, "view 1, block 0" in unfinished.err) == (0, True)
+    (mutable_cache / "zarr.json").unlink()
+    assert f"there is no cache at {mutable_cache}" in " ".join(kdcache(*args).err.split())
 
 
 def test_a_recipe_is_seen_before_it_is_paid_for(

@@ -22,6 +22,10 @@ def double(x: int) -> int:
     return 2 * x
 
 
+def triple(x: int) -> int:
+    return 3 * x
+
+
 @pytest.fixture
 def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """Neither the package nor the home folder can be written; the data folder is `tmp_path`."""
@@ -40,6 +44,29 @@ def test_code_is_kept_in_the_data_folder(nowhere: Path) -> None:
     folder = nowhere / f"numba-{os.getuid()}"
     assert list(folder.rglob("*double*.nbc"))
     assert folder.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("kind", ["nbi", "nbc"])
+@pytest.mark.parametrize("damage", ["flip", "garbage", "swap", "empty"])
+def test_damaged_code_is_compiled_again(nowhere: Path, kind: str, damage: str) -> None:
+    for function in (double, triple):
+        compiled.njit(cache=True)(function)(4)
+    path, other = (next(nowhere.rglob(f"*{f.__name__}-*.{kind}")) for f in (double, triple))
+    whole = path.read_bytes()
+    path.write_bytes(
+        {
+            "flip": whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:],
+            "garbage": b"\x80\x05garbage" * 9,
+            "swap": other.read_bytes(),
+            "empty": b"",
+        }[damage]
+    )
+    again = compiled.njit(cache=True)(double)
+    assert again(4) == 8
+    assert sum(again.stats.cache_misses.values()) == 1  # type: ignore[attr-defined]
+    last = compiled.njit(cache=True)(double)
+    assert last(4) == 8
+    assert sum(last.stats.cache_hits.values()) == 1  # type: ignore[attr-defined]
 
 
 def test_code_in_a_folder_of_others_is_not_loaded(nowhere: Path) -> None:
