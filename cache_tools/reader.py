@@ -1,9 +1,5 @@
 """Read a cache by keys or rows: targets, dense rows, pixels of views.
 
-    >>> cache = open_reader("digits-cache.zarr")
-    >>> cache.targets(view=3, rows=["digit-0012"]).dense()
-    >>> cache.images("digits")["digit-0012", 3]
-
 Shapes: N samples, B views, K kept classes, C classes, T temperatures, S pixels a side.
 """
 
@@ -37,7 +33,12 @@ Rows = slice | int | str | Sequence[int] | Sequence[str] | NDArray[np.integer] |
 
 @dataclass(frozen=True)
 class SparseTargets:
-    """Stored targets of B views of one number."""
+    """Stored targets of B views of one number.
+
+    >>> t = kdcache.open("digits-cache.zarr").targets(view=3, rows=slice(0, 8))
+    >>> t.index.shape, t.tail.shape, t.dense(temperature=2.0).sum(1).round(3).max()
+    ((8, 10), (8,), np.float32(1.0))
+    """
 
     index: NDArray[np.int32]
     """[B, K] class ids, ascending; -1 in empty slots."""
@@ -71,7 +72,14 @@ class SparseTargets:
 
 
 class CacheReader:
-    """An opened cache: samples, targets and pixels."""
+    """An opened cache: samples, targets and pixels.
+
+    >>> cache = kdcache.open("digits-cache.zarr")
+    >>> cache.targets(view=3, rows=[cache.keys[12]]).dense().shape
+    (1, 10)
+    >>> cache.images("digits")[cache.keys[12], 3].shape
+    (32, 32, 3)
+    """
 
     def __init__(self, store: Cache) -> None:
         self.store = store
@@ -210,6 +218,10 @@ class ViewImages:
 
 def open_reader(where: str | Path) -> CacheReader:
     """Open a cache to read it: a folder, a zip or a URL.
+
+        >>> cache = kdcache.open("digits-cache.zarr")
+        >>> len(cache), cache.num_views, cache.num_classes
+        (100, 4, 10)
 
     Raises:
         CacheNotFound, CacheMismatch, CacheDamaged: There is no cache that can be read.

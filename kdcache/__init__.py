@@ -7,6 +7,8 @@ targets takes numpy and zarr alone, and torch comes with what needs it.
     >>> cache = kdcache.open("digits-cache.zarr")
     >>> cache.targets(view=3, rows=slice(0, 8)).dense(temperature=2.0).shape
     (8, 10)
+
+The examples in the docstrings run in a folder with the digits, their teacher and their cache.
 """
 
 from importlib import import_module

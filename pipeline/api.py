@@ -33,7 +33,6 @@ def make_cache(
 ) -> CacheResult:
     """Run a teacher once and store its soft targets; make the missing parts of a cache begun.
 
-        >>> import kdcache
         >>> result = kdcache.make_cache(
         ...     "digits", data="digits", teacher="digits/teacher-model", out="cache.zarr",
         ...     values={"num_views": 2}, progress=False,

@@ -60,7 +60,6 @@ class TeacherInfo:
 
     Another value of any field is another teacher, whose targets never join the same cache.
 
-        >>> import kdcache
         >>> kdcache.TeacherInfo("our-vit", "sha256:" + 64 * "0", num_classes=1000).spec.name
         'our-vit'
     """
@@ -161,7 +160,7 @@ class WriterBatch:
 
 
 class CacheWriter:
-    """A cache in the making, by a teacher that runs in the caller's program."""
+    """A cache in the making, by a teacher that runs in the caller's program; see `create`."""
 
     def __init__(
         self,
@@ -394,9 +393,14 @@ def create(
 ) -> CacheWriter:
     """Create a cache, or go on with one, to write the targets of a teacher of the caller's own.
 
-        with kdcache.create("out.zarr", recipe="photos", data="photos", teacher=info) as writer:
-            for batch in writer.batches(256):
-                writer.put(batch, model(batch.images))
+        >>> info, values = kdcache.TeacherInfo.of(model, "our-teacher"), {"num_views": 1}
+        >>> with kdcache.create(
+        ...     "out.zarr", recipe="digits", values=values, data="digits", teacher=info
+        ... ) as writer:
+        ...     for batch in writer.batches(batch_size=256):
+        ...         writer.put(batch, model(batch.images))
+        >>> writer.close().parts_done
+        1
 
     The cache is the one that `kdcache cache` makes: parts are atomic, run again what is missing is
     made, and the pictures are those that a student draws again.

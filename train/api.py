@@ -108,10 +108,9 @@ def fit(
 ) -> Result:
     """Train a student from a cache; resume a stopped run, return the result of a finished one.
 
-        >>> import kdcache
         >>> result = kdcache.train(
         ...     "digits", cache="digits-cache.zarr", data="digits", out="run",
-        ...     values={"epochs": 1, "batch_size": 50}, progress=False,
+        ...     values={"epochs": 1, "views_per_epoch": 4}, progress=False,
         ... )
         >>> (result.folder / "model" / "model.safetensors").is_file()
         True
@@ -220,10 +219,9 @@ def evaluate(
 ) -> EvalResult:
     """Measure a student on validation sets, and compare it with its teacher.
 
-        >>> import kdcache
         >>> result = kdcache.evaluate("run", data="digits", views=0, progress=False)
-        >>> result.images, result.data[0].networks["student"].top1 == result.top1
-        (797, True)
+        >>> result.images, sorted(result.data[0].networks)
+        (797, ['student', 'student_ema'])
 
     Args:
         run: Folder of a run; or a folder as timm saves networks, a timm name, "hf-hub:…".

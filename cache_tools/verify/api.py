@@ -69,7 +69,6 @@ def verify(
 ) -> VerifyResult:
     """Check every byte of a cache; with its data set, also its images and pixels.
 
-        >>> import kdcache
         >>> result = kdcache.verify("digits-cache.zarr", "digits", progress=False)
         >>> result.status, result.images
         ('ok', 100)

@@ -1,13 +1,17 @@
 """`import kdcache`: quick, complete, and safe beside a user's own train.py."""
 
+import doctest
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
+import torch
 
 import kdcache
 from tests.helpers.paths import ROOT
@@ -31,19 +35,24 @@ def test_every_public_name_is_there() -> None:
         _ = kdcache.cached  # type: ignore[attr-defined]
 
 
-def test_the_cells_of_the_readme_run(digits_cache: Path, digits: Path, tmp_path: Path) -> None:
+def test_the_cells_of_the_readme_run(
+    digits_cache: Path, digits: Path, teacher: Path, tmp_path: Path
+) -> None:
     text = (ROOT / "README.md").read_text("utf-8").split("## From Python")[1].split("\n## ")[0]
     network = timm.create_model("test_resnet", num_classes=10).requires_grad_(False)
-    found: dict[str, Any] = {"teacher": network.eval()}
+    found: dict[str, Any] = {"teacher": network.eval(), "folder": teacher}
+    one, short = '{"base": "digits", "num_views": 1}', '{"epochs": 1, "views_per_epoch": 1}'
     found["student"] = timm.create_model("test_resnet", num_classes=10)
     for cell in re.findall(r"```python\n(.*?)```", text, flags=re.S):
-        mine = cell.replace('recipe="digits"', 'recipe={"base": "digits", "num_views": 1}')
+        mine = cell.replace('recipe="digits"', f"recipe={one}").replace('{"epochs": 1}', short)
+        mine = mine.replace('make_cache("digits"', f"make_cache({one}")
         mine = mine.replace("build/digits-cache.zarr", str(digits_cache))
         mine = mine.replace("build/digits", str(digits)).replace("build/", f"{tmp_path}/")
         exec(mine, found)
     assert found["t"].dense(2.0).shape == (8, 10)
     assert found["loss"].requires_grad
     assert len(kdcache.open(tmp_path / "ours.zarr").targets(0)) == 100
+    assert (found["run"].folder / "model").is_dir()
 
 
 def test_reading_imports_no_torch(digits_cache: Path, tmp_path: Path) -> None:
@@ -75,3 +84,33 @@ def test_a_module_that_was_imported_before_is_named(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert f"{tmp_path}/pipeline.py' was imported under that name before" in done.stderr
     assert "Import kdcache first, or rename that file." in done.stderr
+
+
+def test_the_examples_of_docstrings_run(
+    tmp_path: Path,
+    digits: Path,
+    digits_cache: Path,
+    teacher: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In one program, in this order; every function and class that is called has one."""
+    names = ["open", "Cache", "SparseTargets", "Batches", "SoftTargets", "kd_loss", "bkd_loss"]
+    names += ["dkd_loss", "dist_loss", "make_cache", "TeacherInfo", "create", "verify", "train"]
+    names += ["evaluate"]
+    shutil.copytree(digits, tmp_path / "digits")
+    shutil.copytree(teacher, tmp_path / "digits/teacher-model")
+    (tmp_path / "digits-cache.zarr").symlink_to(digits_cache)
+    monkeypatch.chdir(tmp_path)
+    student = timm.create_model("test_resnet", num_classes=10)
+    model = timm.create_model("local-dir:digits/teacher-model", pretrained=True).eval()
+    program: dict[str, Any] = {"kdcache": kdcache, "torch": torch, "np": np}
+    program |= {"student": student, "model": model.requires_grad_(False)}
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    for name in names:
+        text = getattr(kdcache, name).__doc__
+        test = doctest.DocTestParser().get_doctest(text, program, name, None, None)
+        assert test.examples, name
+        report: list[str] = []
+        runner.run(test, out=report.append, clear_globs=False)
+        assert report == []
+        program = test.globs

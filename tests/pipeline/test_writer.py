@@ -31,6 +31,7 @@ from cache_tools.store.commits import Part
 from pipeline import writer as writers
 from pipeline.worker import stage1
 from pipeline.writer import CacheWriter, TeacherInfo, WriterBatch
+from tests.helpers.fake_gpu import CUDA, FakeGpu
 from tests.helpers.paths import ROOT
 from tests.helpers.stage1 import files
 
@@ -348,6 +349,21 @@ def test_pictures_and_logits_on_a_gpu(opened: Open, network: nn.Module, digits_c
     for view in range(4):
         difference = abs(found.targets(view).dense() - expected.targets(view).dense())
         assert difference.sum(1).max() < 0.05
+
+
+def test_pictures_on_a_device_with_streams(
+    opened: Open, network: nn.Module, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the pictures are made there; targets come back from wherever the logits are."""
+    values = VALUES | {"num_views": 1, "views.mixup": 0.0}
+    write(opened("host.zarr", values=values), network)
+    monkeypatch.setattr(writers, "select", lambda *_: CUDA)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "fake")
+    on_gpu = opened(values=values)
+    write(on_gpu, network)
+    assert gpu.copies
+    host = opened("host.zarr", values=values)
+    assert files(Path(on_gpu.store.name)) == files(Path(host.store.name))
 
 
 def test_a_batch_is_printed_in_a_line(opened: Open) -> None:

@@ -35,6 +35,11 @@ class Batches(IterableDataset[Any]):
     Each iteration is one epoch: the one of `set_epoch`, else the one after the last that was
     complete. Its length is `len(batches)` steps. The class is batched and threaded already:
     `DataLoader(batches, batch_size=None)` works, more processes than its own it needs none.
+
+        >>> batches = kdcache.Batches("digits-cache.zarr", "digits", batch_size=50, device="cpu")
+        >>> images, targets = next(iter(batches))
+        >>> len(batches), images.shape
+        (2, torch.Size([50, 3, 32, 32]))
     """
 
     def __init__(

@@ -57,7 +57,21 @@ class _SparseKL(torch.autograd.Function):
 def kd(
     logits_BC: Tensor, targets: SoftTargets, temperature: float = 1.0, tail: str = "uniform"
 ) -> Tensor:
-    """KL(teacher ‖ student) at `temperature`, times its square."""
+    """KL(teacher ‖ student) at `temperature`, times its square: a scalar, the mean over B views.
+
+        >>> loss = kdcache.kd_loss(student(images), targets, temperature=2.0)
+        >>> loss.shape, loss.requires_grad
+        (torch.Size([]), True)
+
+    Args:
+        logits_BC: [B, C] of the student, before the softmax.
+        targets: Those of the same views.
+        temperature: T of both.
+        tail: Classes not kept: "uniform", a "bucket" of their own, or "zero".
+
+    Raises:
+        UsageError: The student has other classes.
+    """
     teacher, scaled = at_temperature(targets, temperature), _wide(logits_BC, targets)
     if temperature != 1.0:  # a division by 1 would copy the logits there and their gradient back
         scaled = scaled / temperature
@@ -84,7 +98,18 @@ def _kl_of_kept(scaled_BC: Tensor, index_BK: Tensor, teacher: AtTemperature, tai
 
 
 def bkd(logits_BC: Tensor, targets: SoftTargets) -> Tensor:
-    """Mean over views and classes of BCE(student's logit, teacher's probability)."""
+    """Mean over views and classes of BCE(student's logit, teacher's probability).
+
+        >>> bool(kdcache.bkd_loss(student(images), targets) > 0)
+        True
+
+    Args:
+        logits_BC: [B, C] of the student, before the softmax.
+        targets: Those of the same views.
+
+    Raises:
+        UsageError: The student has other classes.
+    """
     teacher, logits = at_temperature(targets, 1.0), _wide(logits_BC, targets)
     excess_BK = torch.where(teacher.p_BK > 0, teacher.p_BK - teacher.u_B[:, None], 0.0)
     hit_B = (excess_BK * logits.gather(1, targets.index)).sum(1) + teacher.u_B * logits.sum(1)
@@ -100,6 +125,9 @@ def dkd(
 ) -> Tensor:
     """α T² KL of (true class, rest) + β T² KL within the rest.
 
+        >>> bool(kdcache.dkd_loss(student(images), targets, alpha=1.0, beta=8.0) > 0)
+        True
+
     The true class of a mixed view is that with the larger share.
 
     The rest is the sum of its classes: 1 - p of a sure teacher has no digits left, or is 0. Where
@@ -112,6 +140,9 @@ def dkd(
         temperature: T.
         alpha: Weight of the first term.
         beta: Weight of the second.
+
+    Raises:
+        UsageError: The student has other classes.
     """
     scaled, own_share_B = _wide(logits_BC, targets) / temperature, targets.lam >= 0.5
     label_B = torch.where(own_share_B, targets.label, targets.partner_label)
@@ -143,7 +174,21 @@ def dist(
     beta: float = 1.0,
     gamma: float = 1.0,
 ) -> Tensor:
-    """β T² (1 - correlation of classes within a view) + γ T² (1 - … of views within a class)."""
+    """β T² (1 - correlation of classes within a view) + γ T² (1 - … of views within a class).
+
+        >>> bool(kdcache.dist_loss(student(images), targets, temperature=4.0) > 0)
+        True
+
+    Args:
+        logits_BC: [B, C] of the student, before the softmax.
+        targets: Those of the same views.
+        temperature: T of both.
+        beta: Weight of the first term.
+        gamma: Weight of the second.
+
+    Raises:
+        UsageError: The student has other classes.
+    """
     num_classes, teacher = logits_BC.shape[1], at_temperature(targets, temperature)
     q_BC = (_wide(logits_BC, targets) / temperature).softmax(1)
     excess_BK = torch.where(teacher.p_BK > 0, teacher.p_BK - teacher.u_B[:, None], 0.0)

@@ -15,7 +15,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class SoftTargets:
-    """Soft targets and labels of B views, of K kept classes each, on the student's device."""
+    """Soft targets and labels of B views, of K kept classes each, on the student's device.
+
+    >>> targets.dense(2.0).shape, targets.label.shape
+    (torch.Size([50, 10]), torch.Size([50]))
+    """
 
     index: Tensor
     """[B, K] class ids, int64; 0 in empty slots."""
