@@ -21,7 +21,8 @@ Teachers = Annotated[
     typer.Option(
         "--teacher",
         help="timm name, hf-hub:…, folder as saved by timm, .safetensors or .pth, "
-        "lite0-imagenet. Several: the mean of their probabilities is stored.",
+        "lite0-imagenet, torchvision:NAME:WEIGHTS, transformers:NAME, python:MODULE:FUNCTION. "
+        "Several: the mean of their probabilities is stored.",
     ),
 ]
 Weights = Annotated[
@@ -33,7 +34,8 @@ Architectures = Annotated[
     typer.Option(
         "--architecture",
         metavar="NAME",
-        help="timm's name of the network in a file of weights: for all teachers, or for each.",
+        help="Network of a file of weights, by timm's name or as torchvision:NAME: for all "
+        "teachers, or for each.",
     ),
 ]
 ClassMaps = Annotated[

@@ -38,11 +38,12 @@ class TeacherSource:
     """Source of one teacher."""
 
     name: str
-    """timm name, "hf-hub:…", a folder as saved by timm, or a file of weights."""
+    """timm name, "hf-hub:…", a folder as saved by timm, a file of weights, or the name of a network
+    of another library: torchvision:NAME:WEIGHTS, transformers:NAME, python:MODULE:FUNCTION."""
     weight: Annotated[float, Range(0, 1e9, "least")] = 1.0
     """Its share in the mean of probabilities of several; only ratios count."""
     architecture: str = ""
-    """timm's name of the network in a file; its tag decides mean and deviation."""
+    """Name of the network in a file; its tag decides mean and deviation."""
     class_map: str = ""
     """File that maps its classes to those of the data set."""
 
@@ -63,7 +64,7 @@ class CacheRecipe:
     dataset: DatasetRecipe = DatasetRecipe()
     """Facts about the data set."""
     teacher: str = ""
-    """timm name of the teacher; --teacher overrides it."""
+    """Name of the teacher, as in `TeacherSource`; --teacher overrides it."""
     teachers: tuple[TeacherSource, ...] = ()
     """One teacher or several, whose mean of probabilities is stored; overrides `teacher`."""
     precision: Precision = "fp32"

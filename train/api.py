@@ -211,6 +211,7 @@ def evaluate(
     cache: str | Path | None = None,
     views: int = 4096,
     teacher: str | None = None,
+    architecture: str = "",
     size: int | None = None,
     crop: float | None = None,
     device: str | None = None,
@@ -230,6 +231,8 @@ def evaluate(
         cache: Cache for the agreement with its teacher; None: the run's.
         views: Number of its views to compare on, about; 0: none.
         teacher: Name or folder of a teacher to run beside the student.
+        architecture: Network of the student, which must be named where it is code:
+            "python:MODULE:FUNCTION".
         size: Pixels a side; None: the run's, timm's test size.
         crop: Crop's share of the resized image, above 0 and at most 1; None: the run's, timm's.
         device: "cuda", "cuda:1", "cpu"; None: a GPU if there is one.
@@ -253,8 +256,9 @@ def evaluate(
     sets = [data] if isinstance(data, str | Path) else data
     of, labels = (None if path is None else str(path) for path in (cache, real))
     request = EvalRequest(tuple(map(str, sets)), labels, of, views, teacher, force)
+    options = EvalOptions(select(torch, device), size, crop, architecture)
     with shown(progress):
-        facts = measure(str(run), request, EvalOptions(select(torch, device), size, crop))
+        facts = measure(str(run), request, options)
 
     def scores(networks: dict[str, dict[str, Any]]) -> dict[str, Scores]:
         return {name: Scores(**values) for name, values in networks.items()}

@@ -42,7 +42,7 @@ class TrainRecipe:
     }
     """Former names of keys, which recipes, overrides and saved configs may still have."""
     student: str
-    """timm name of the student."""
+    """Name of the student: timm's; torchvision:NAME, transformers:NAME, python:MODULE:FUNCTION."""
     epochs: Count
     """Epochs; in each, every sample is shown `views_per_epoch` times."""
     student_kwargs: Kwargs = field(default_factory=Kwargs)
@@ -54,6 +54,7 @@ class TrainRecipe:
     """Fewest views of a sample that the cache must have for this schedule; 0 = any number."""
     init: str = ""
     """Initial weights of the student: a timm name with its tag, "hf-hub:user/model",
+    "torchvision:NAME:WEIGHTS", "transformers:NAME",
     "local-dir:FOLDER" as timm and `kdcache train` save networks, or a safetensors file; "" =
     random. A head of another number of classes starts at random."""
     mode: Mode = "kd"

@@ -53,9 +53,10 @@ class TeacherSpec:
     """Identity of a network: enough to load it again and to recognize it."""
 
     name: str
-    """As the user wrote it: a timm name, a Hub id or the last part of a path."""
+    """As the user wrote it: a timm name, a Hub id, a name of another library with its prefix
+    ("torchvision:", "transformers:", "python:"), or "local:" and the architecture."""
     architecture: str
-    """timm's name of the architecture."""
+    """Name of the architecture: timm's, or with the prefix of its library."""
     weights_sha256: str
     """SHA-256 over the state dict in canonical order (FORMAT.md, section 2)."""
     num_classes: int

@@ -1,4 +1,4 @@
-"""Load a timm network from a file of weights, `.safetensors` or `.pth`, with or without wrapping.
+"""Load a network from a file of weights, `.safetensors` or `.pth`, with or without wrapping.
 
 Checkpoints of training scripts have the weights under a key, beside optimizer and epoch, and under
 names with a prefix (`module.` of DDP, `_orig_mod.` of torch.compile, `model.` of Lightning). Those
@@ -12,12 +12,12 @@ import pickle
 import sys
 import warnings
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from numpy._core.multiarray import _reconstruct, scalar
 from safetensors.torch import load_file
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from cache_tools.errors import TeacherError, UsageError
 from cache_tools.file_contents import check_safetensors, describe_file, parse_json, read_text
+from pipeline.networks import interface, registry
 
 _MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
 log = logging.getLogger("kdcache")
@@ -47,12 +48,12 @@ _WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "mod
 
 
 def load(path: Path, architecture: str = "") -> tuple[str, nn.Module]:
-    """Load the weights of a file into a network; also timm's name of its architecture.
+    """Load the weights of a file into a network; also the name of its architecture.
 
     Args:
         path: A file of one of `SUFFIXES`.
-        architecture: timm's name, whose tag decides mean and deviation; "" = that of
-            `config.json` beside the file.
+        architecture: Name of the network, whose tag decides mean and deviation; "" = that of
+            `config.json` beside the file, unless it is code.
 
     Raises:
         UsageError: There is no such file or architecture, or no architecture is given.
@@ -65,8 +66,13 @@ def load(path: Path, architecture: str = "") -> tuple[str, nn.Module]:
     if not name:
         raise UsageError(
             f"the network of the weights in {path} is unknown. Pass --architecture NAME, timm's "
-            "name with the tag whose normalisation they need, such as resnet50.a1_in1k."
+            "name with the tag whose normalisation they need, such as resnet50.a1_in1k, or "
+            "torchvision:resnet50."
         )
+    if not isinstance(name, str):
+        raise TeacherError(f"{path.parent / 'config.json'}: its architecture is {name!r}.")
+    if not architecture:
+        registry.refuse_code(name, str(path.parent), f"--architecture {name}, or {name}:{path}")
     if architecture not in ("", config.get("architecture")):
         config = {}  # of another network
     found = _state(path)
@@ -78,7 +84,7 @@ def load(path: Path, architecture: str = "") -> tuple[str, nn.Module]:
     if heads and (classes := len(state[min(heads, key=len)])) != model.num_classes:
         model = _create(name, config, path, classes)
     _fill(model, state, path, name)
-    return name, model
+    return name, interface.measure(model) if registry.is_foreign(name) else model
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -92,33 +98,33 @@ def _config(path: Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def check_size(path: Path, name: str, **arguments: Any) -> None:
+def check_size(path: Path, create: Callable[[], nn.Module]) -> None:
     """Compare the weights of a network with the bytes of their file, before it takes memory.
 
     Raises:
         ValueError: It has more weights than the file has bytes, and than FREE_WEIGHTS.
     """
     with torch.device("meta"):
-        model: nn.Module = timm.create_model(name, **arguments)
+        model = create()
     count, size = sum(each.numel() for each in model.parameters()), path.stat().st_size
     if count > max(size, FREE_WEIGHTS):
         raise ValueError(f"{path.name} has {size:,} bytes, which cannot be its {count:,} weights")
 
 
 def _create(name: str, config: Mapping[str, Any], path: Path, classes: int = 0) -> nn.Module:
-    overlay = config.get("pretrained_cfg")
-    arguments = dict(config.get("model_args") or {})
-    if count := classes or config.get("num_classes"):
-        arguments["num_classes"] = count
+    """Create the untrained network of a file, as its config.json describes it."""
+    given = dict(config.get("model_args") or {})
+    own = given.pop("num_classes", 0)
+    classes = classes or config.get("num_classes") or own
+    create = partial(registry.untrained, name, classes, given, config.get("pretrained_cfg"))
     try:
-        check_size(path, name, pretrained_cfg_overlay=overlay, **arguments)
-        model: nn.Module = timm.create_model(name, pretrained_cfg_overlay=overlay, **arguments)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise UsageError(
-            f"timm {timm.__version__} cannot create the network {name!r} ({error}). Pass "
-            "--architecture with a name of timm.list_models()."
-        ) from None
-    return model
+        if not name.startswith("python:"):  # the user's own code has the size that it has
+            check_size(path, create)
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError(f"this is no file of the network {name}: {error}.") from None
+    return create()
 
 
 def _state(path: Path) -> dict[str, Tensor]:

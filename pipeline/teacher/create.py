@@ -1,7 +1,7 @@
-"""Create a network by name: from timm, the Hub, a folder, a file, or the wheel of `lite`."""
+"""Create a network by name: of a library (`networks.registry`), a folder, a file, or `lite`."""
 
-import difflib
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,10 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from cache_tools.errors import TeacherError, UsageError
+from cache_tools.errors import KdcacheError, TeacherError, UsageError
 from cache_tools.file_contents import check_safetensors, describe_file, parse_json, read_text
 from cache_tools.storage import seal
+from pipeline.networks import interface, of_timm, registry
 from pipeline.teacher import checkpoint, lite
 
 log = logging.getLogger("kdcache")
@@ -23,8 +24,8 @@ def create(
 ) -> tuple[str, nn.Module]:
     """Create a network; also its name in the cache (never a path of one machine).
 
-    `name` is as `teacher.load` takes it, `architecture` timm's name of the network in a file;
-    `random_weights` leaves a network of timm's untrained.
+    `name` is as `teacher.load` takes it, `architecture` the name of the network in a file;
+    `random_weights` leaves a network of a library untrained.
 
     Raises:
         UsageError: There is no such network.
@@ -55,77 +56,67 @@ def _by_name(name: str, random_weights: bool, architecture: str) -> tuple[str, n
             f"the teacher {name} was loaded from a folder on the machine that made the cache. Pass "
             "--teacher with a folder that contains it."
         )
+    if registry.is_foreign(name):
+        base, weights = registry.split_weights(name)
+        if weights and (_is_file(Path(weights)) or Path(weights).is_dir()):
+            return _by_name(weights, False, base)
+        return _from_source(name, random_weights)
     path = Path(name.removeprefix("local-dir:"))
-    if path.suffix.lower() in checkpoint.SUFFIXES and not path.is_dir():
-        timm_name, model = checkpoint.load(path, architecture)
-        return f"local:{timm_name}", model
+    if _is_file(path):
+        loaded, model = checkpoint.load(path, architecture)
+        return f"local:{loaded}", model
     if path.is_dir() or name.startswith("local-dir:"):
-        return _from_folder(path)
+        return _from_folder(path, architecture)
     if "/" in name and not name.startswith(("hf-hub:", "hf_hub:")):
         raise TeacherError(
             f"there is no folder {name}. A teacher is a timm name, hf-hub:USER/NAME, a folder with "
-            "config.json and model.safetensors, or a file of weights."
+            "config.json and model.safetensors, or a file of weights; or torchvision:NAME:WEIGHTS, "
+            "transformers:USER/NAME, python:MODULE:FUNCTION."
         )
-    if "/" not in name:
-        _refuse_unknown(name)
-    return name, _from_timm(name, random_weights)
+    return _from_source(name, random_weights)
 
 
-def _refuse_unknown(name: str) -> None:
-    """Raise UsageError if timm has no network of this name, or no weights of this tag."""
-    architecture, _, tag = name.partition(".")
-    if not timm.is_model(architecture):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        near = near or difflib.get_close_matches(architecture, timm.list_models(), n=3)
-        raise UsageError(
-            f"timm {timm.__version__} has no network {name!r}. "
-            + (f"Did you mean {' or '.join(near)}? " if near else "")
-            + "See timm.list_models() for all."
-        )
-    known = timm.list_pretrained(f"{architecture}.*")
-    if tag and name not in known:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.0)
-        raise UsageError(
-            f"timm {timm.__version__} has no weights {tag!r} of {architecture}. "
-            + (f"Did you mean {' or '.join(near)}? " if near else "")
-            + f"See timm.list_pretrained('{architecture}*') for all."
-        )
+def _is_file(path: Path) -> bool:
+    return path.suffix.lower() in checkpoint.SUFFIXES and not path.is_dir()
 
 
-def _from_folder(folder: Path) -> tuple[str, nn.Module]:
+def _from_source(name: str, random_weights: bool) -> tuple[str, nn.Module]:
+    if random_weights:
+        log.warning("--random-weights: %s is not trained: measure speed only", name)
+        if "/" not in name and not registry.is_foreign(name):
+            of_timm.refuse_unknown(name)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            stored, model = name, registry.untrained(name)
+    else:
+        stored, model = registry.pretrained(name)
+    return stored, interface.measure(model) if registry.is_foreign(name) else model
+
+
+def _from_folder(folder: Path, architecture: str = "") -> tuple[str, nn.Module]:
     seal.check_network(folder)
     try:
         config = parse_json(read_text(folder / "config.json"))
+        if "architecture" not in config and "model_type" in config:
+            raise UsageError(f"{folder} is of transformers: name it as transformers:{folder}.")
         if not isinstance(config["architecture"], str):
             raise TypeError(f"its architecture is {config['architecture']!r}")
         if not (folder / "model.safetensors").is_file():
             raise FileNotFoundError(f"{folder}/model.safetensors is not there")
         check_safetensors(folder / "model.safetensors")
-        checkpoint.check_size(folder / "model.safetensors", f"local-dir:{folder}")
-        model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        given = architecture if registry.is_foreign(architecture) else ""
+        if given or registry.is_foreign(config["architecture"]):
+            loaded, model = checkpoint.load(folder / "model.safetensors", given)
+            return f"local:{loaded}", model
+        create = partial(timm.create_model, f"local-dir:{folder}")
+        checkpoint.check_size(folder / "model.safetensors", create)
+        model = create(pretrained=True)
         return f"local:{config['architecture']}", model
+    except KdcacheError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise TeacherError(
             f"{folder}{describe_file(folder / 'model.safetensors')} does not contain a network as "
             f"saved by timm ({error}). It needs config.json and model.safetensors, as "
             "timm.models.save_for_hf(model, FOLDER, safe_serialization=True) writes them."
         ) from None
-
-
-def _from_timm(name: str, random_weights: bool) -> nn.Module:
-    if random_weights:
-        log.warning("--random-weights: %s is not trained: measure speed only", name)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model: nn.Module = timm.create_model(name, pretrained=False)
-            return model
-    try:
-        model = timm.create_model(name, pretrained=True)
-    except Exception as error:  # the hub's client raises many kinds, from sockets to JSON
-        raise TeacherError(
-            f"the weights of {name} cannot be downloaded ({type(error).__name__}: "
-            f"{str(error).partition('.')[0]}). Check the network, or pass a "
-            "folder with model.safetensors, or --teacher lite0-imagenet, or --random-weights to "
-            "measure speed."
-        ) from None
-    return model

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cache_tools.errors import CacheMismatch, TeacherError, UsageError
 from cache_tools.spec.teacher import MemberSpec, TeacherSpec
+from pipeline.networks import registry
 from pipeline.teacher import checkpoint
 from pipeline.teacher import class_map as classes
 from pipeline.teacher import teacher as teachers
@@ -35,7 +36,10 @@ def load(
     """
     _check_reloadable(spec)
     members = spec.members or (spec.as_member(1.0),)
-    names = names or [member.name for member in members]
+    if not names:
+        names = [member.name for member in members]
+        for name in names:
+            registry.refuse_code(name, "this cache", f"--teacher {name} for each teacher")
     if len(names) != len(members):
         raise UsageError(
             f"the teacher of this cache is {len(members)} networks ("
@@ -71,7 +75,8 @@ def _member(
     """Load a network and find its member among `left`, which is removed from the list."""
     architectures = {""}  # a file of weights may have any architecture of the members left
     if Path(name).suffix.lower() in checkpoint.SUFFIXES:
-        architectures = {member.name.removeprefix("local:") for member in left}
+        recorded = {member.name.removeprefix("local:") for member in left}
+        architectures = {n for n in recorded if not n.startswith("python:")} or {""}
     loaded = problem = None
     for architecture in sorted(architectures):
         try:

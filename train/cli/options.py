@@ -20,3 +20,10 @@ Data = Annotated[
     str | None, typer.Option(metavar="SRC", help="Its images; default: the source of the cache.")
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Discard existing results and start anew.")]
+Architecture = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="Network of the student; must be named where it is code: python:MODULE:FUNCTION.",
+    ),
+]

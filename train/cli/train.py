@@ -9,10 +9,11 @@ import typer
 
 from cache_tools.cli.options import Json, emit, table
 from cache_tools.errors import UsageError
-from train.cli.options import Data, Device, Fresh, Log, Overrides, Weight
+from train.cli.options import Architecture, Data, Device, Fresh, Log, Overrides, Weight
 
 if TYPE_CHECKING:
     from train.data.inputs import Inputs
+    from train.export.export import Weights
     from train.recipe import Mode, TrainRecipe
 
 log = logging.getLogger("kdcache")
@@ -113,7 +114,8 @@ def evaluate(
         str,
         typer.Argument(
             metavar="RUN|MODEL",
-            help="Folder of a run; or a folder as timm saves networks, a timm name, hf-hub:….",
+            help="Folder of a run; or a folder as timm saves networks, a timm name, hf-hub:…, "
+            "torchvision:…, transformers:…, python:….",
         ),
     ],
     data: Annotated[
@@ -141,6 +143,7 @@ def evaluate(
         str | None,
         typer.Option(metavar="TEACHER", help="Run this teacher beside the student: name, folder."),
     ] = None,
+    architecture: Architecture = "",
     size: Annotated[
         int | None, typer.Option(min=1, help="Pixels a side; default: the run's, timm's test size.")
     ] = None,
@@ -176,6 +179,7 @@ def evaluate(
         cache=cache,
         views=views,
         teacher=teacher,
+        architecture=architecture,
         size=size,
         crop=crop,
         device=device,
@@ -192,6 +196,7 @@ def export(
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder to write.")],
     ema: Annotated[bool, typer.Option("--ema", help="Its moving average.")] = False,
     best: Annotated[bool, typer.Option("--best", help="The most accurate of all epochs.")] = False,
+    architecture: Architecture = "",
     license_: Annotated[
         str, typer.Option("--license", help="Licence for the model card: apache-2.0, ….")
     ] = "",
@@ -204,14 +209,15 @@ def export(
     fresh: Annotated[bool, typer.Option("--fresh", help="Replace the student there.")] = False,
     json_: Json = False,
 ) -> None:
-    """Write a trained student for timm and the Hub: safetensors, config, model card."""
+    """Write a trained student for its library and the Hub: safetensors, config, model card."""
     if ema and best:
         raise UsageError("--ema and --best are two students; pass one of them.")
     if private and not repo:
         raise UsageError("--private requires --push-to-hub REPO.")
     from train.export import export as exporter
 
-    student = exporter.read(run_folder, "model-ema" if ema else "model-best" if best else "model")
+    weights: Weights = "model-ema" if ema else "model-best" if best else "model"
+    student = exporter.read(run_folder, weights, architecture)
     exporter.write(student, out, license_, fresh)
     if not license_:
         log.info("the model card has license: unknown; pass --license to set one")
@@ -219,7 +225,7 @@ def export(
     if json_:
         emit({"opens": opens, "folder": str(out), **student.facts})
     else:
-        print(f'{out}: timm.create_model("{opens}", pretrained=True)')
+        print(f"{out}: {exporter.opening(student, opens)}")
 
 
 def _runs(

@@ -5,17 +5,14 @@ run's students come from the run, also when one of its model folders is named; t
 network from its `pretrained_cfg`, where sizes and crops for tests precede those of the training.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from timm.data import resolve_data_config
-from torch import nn
 
 from cache_tools.errors import CacheNotFound, UsageError
-from cache_tools.runtime.plugins import Plugin
 from cache_tools.spec.teacher import Precision
 from cache_tools.storage import seal
 from train import recipe as recipes
@@ -23,10 +20,7 @@ from train import run_dir, run_state
 from train.data.device_batch import InputTransform
 from train.evaluate.accuracy import Network
 from train.evaluate.crops import INTERPOLATION, TimmFrame
-
-NETWORK: Plugin[Callable[[str], nn.Module]] = Plugin(
-    "kdcache.teachers", "network", "load a network"
-)
+from train.networks import NETWORK
 
 
 @dataclass(frozen=True)
@@ -39,6 +33,8 @@ class EvalOptions:
     """Pixels a side; None: the network's own."""
     crop: float | None = None
     """Share of the shorter side; None: the network's own."""
+    architecture: str = ""
+    """Name of the student in a folder, needed where it is code (`python:MODULE:FUNCTION`)."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,8 @@ def open_target(path: str, options: EvalOptions) -> EvalTarget:
     """
     folder = Path(path)
     if not folder.is_dir():
-        if folder.exists() or path.startswith(("/", ".")) or path.count("/") > 1:
+        nowhere = path.startswith(("/", ".")) or path.count("/") > 1
+        if folder.exists() or (nowhere and ":" not in path):
             raise CacheNotFound(
                 f"there is no run at {path}, and no network. Pass the folder of a run, a folder "
                 "with config.json and model.safetensors, or a network's name."
@@ -128,7 +125,8 @@ def _network(
     name: str, path: str, options: EvalOptions, preprocessing: _Preprocessing = _OWN
 ) -> Network:
     """Load a network; the options precede `preprocessing`, which precedes `pretrained_cfg`."""
-    model: Any = NETWORK.load()(path)
+    architecture = options.architecture if name != "teacher" else ""
+    model: Any = NETWORK.load()(path, architecture=architecture)
     own = model.pretrained_cfg
     fixed = int(own["input_size"][-1]) if own.get("fixed_input_size") else 0
     given = {"img_size": options.size or fixed, "crop_pct": options.crop}

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import timm
 from timm.data import ImageNetInfo
-from timm.models import push_to_hf_hub, save_for_hf
+from timm.models import push_to_hf_hub
 from timm.models._hub import generate_readme
 from torch import nn
 
@@ -25,7 +24,7 @@ from cache_tools.errors import CacheIncomplete, KdcacheError, NonFinite, UsageEr
 from cache_tools.share import markdown
 from cache_tools.storage import atomic, seal, system_errors
 from cache_tools.version import __version__
-from train import run_dir, run_state
+from train import networks, run_dir, run_state
 from train.export import model_card
 
 Weights = Literal["model", "model-ema", "model-best"]
@@ -43,8 +42,8 @@ class ExportedStudent:
     """Training and accuracy; `config["kdcache"]`."""
 
 
-def read(folder: Path, weights: Weights) -> ExportedStudent:
-    """Read a student of a finished run.
+def read(folder: Path, weights: Weights, architecture: str = "") -> ExportedStudent:
+    """Read a student of a finished run; `architecture` names it where it is code.
 
     Raises:
         CacheNotFound, CacheIncomplete: No run, or one that is not finished.
@@ -69,7 +68,7 @@ def read(folder: Path, weights: Weights) -> ExportedStudent:
             f"one it has: {', '.join(sorted(p.name for p in folder.glob('model*')))}."
         )
     seal.check_network(folder / weights)
-    model: Any = timm.create_model(f"local-dir:{folder / weights}", pretrained=True)
+    model: Any = networks.NETWORK.load()(str(folder / weights), architecture=architecture)
     if not all(value.isfinite().all() for value in model.state_dict().values()):
         raise NonFinite(
             f"{folder / weights} has weights that are NaN or Inf: the run diverged in its last "
@@ -94,12 +93,7 @@ def write(student: ExportedStudent, out: Path, license_: str, fresh: bool) -> No
     with system_errors.writing(out):
         # a folder that is there is filled: it may be a mount point, which cannot be replaced
         with atomic.temporary(out, within=there, folder=True) as building:
-            save_for_hf(
-                student.model,
-                str(building),
-                model_config=copy.deepcopy(student.config),
-                safe_serialization=True,
-            )
+            networks.save(student.model, building, copy.deepcopy(student.config))
             text = generate_readme(card, markdown.text(out.name))
             atomic.write(building / "README.md", text.encode())
             if there:
@@ -120,13 +114,15 @@ def push(student: ExportedStudent, repo: str, license_: str, private: bool) -> s
     Raises:
         KdcacheError: No network, no token, no permission, or no such name.
     """
+    model: Any = student.model
     try:
         push_to_hf_hub(
-            student.model,
+            model,
             repo,
             commit_message=f"Add {student.facts['student']} distilled with kdcache",
             private=private,
-            model_config=copy.deepcopy(student.config),
+            model_config=networks.saved_config(student.model) | copy.deepcopy(student.config),
+            model_args=dict(model._model_args) if networks.is_foreign(model) else None,
             model_card=_card(student, license_, f"hf-hub:{repo}"),
             safe_serialization=True,
         )
@@ -137,6 +133,16 @@ def push(student: ExportedStudent, repo: str, license_: str, private: bool) -> s
             "USER/NAME and the token (hf auth login, or HF_TOKEN), and export again with --fresh."
         ) from None
     return f"hf-hub:{repo}"
+
+
+def opening(student: ExportedStudent, place: str) -> str:
+    """Return the expression that opens an exported student; `place` as `push` returns it."""
+    library, colon, _ = networks.architecture(student.model).partition(":")
+    if not colon:
+        return f'timm.create_model("{place}", pretrained=True)'
+    if library == "transformers":
+        return f'AutoModelForImageClassification.from_pretrained("{place.partition(":")[2]}")'
+    return f"a network of {library}: README.md has the lines that open it"
 
 
 def _class_names(config: dict[str, Any], num_classes: int) -> dict[str, Any]:
@@ -177,7 +183,8 @@ def _card(student: ExportedStudent, license_: str, model_name: str) -> dict[str,
             f"--license {license_!r} is no name of a licence on the Hub, such as apache-2.0 or "
             "cc-by-nc-4.0."
         )
-    return model_card.describe(student.facts, license_ or "unknown", model_name)
+    architecture = networks.architecture(student.model)
+    return model_card.describe(student.facts, license_ or "unknown", model_name, architecture)
 
 
 def _check_replaceable(out: Path, fresh: bool) -> None:

@@ -16,16 +16,20 @@ _TRAINING = {
 }
 
 
-def describe(facts: dict[str, Any], license_: str, model_name: str) -> dict[str, Any]:
+def describe(facts: dict[str, Any], license_: str, place: str, architecture: str) -> dict[str, Any]:
     """Describe a student in the form of timm's functions.
 
-    `facts` are those under `kdcache` in the exported config.json.
+    `facts` are those under `kdcache` in the exported config.json, `place` is "local-dir:FOLDER" or
+    "hf-hub:REPO", `architecture` the name of the network with the prefix of its library.
     """
     teacher = facts["teacher"]
+    library, colon, name = architecture.partition(":")
+    library = library if colon else "timm"
     training = _TRAINING[facts["mode"]].format(teacher=markdown.code(teacher["name"]))
     return {
-        "tags": list(TAGS),
-        "library_name": "timm",
+        "tags": [tag for tag in TAGS if library == "timm" or tag not in ("timm", "transformers")]
+        + [library] * (library in ("torchvision", "transformers")),
+        "library_name": {"python": "pytorch"}.get(library, library),
         "license": license_,
         "description": f"{markdown.code(facts['student'])}, {training} "
         f"(kdcache {facts['kdcache_version']}).",
@@ -38,7 +42,7 @@ def describe(facts: dict[str, Any], license_: str, model_name: str) -> dict[str,
             "Training": _changed(facts["recipe"], TrainRecipe),
             "Views": _changed(facts["views"], ViewSpec),
         },
-        "usage": _USAGE.format(model_name=model_name),
+        "usage": usage(place, library, name),
         "comparison": _table(facts),
     }
 
@@ -53,6 +57,53 @@ transform = timm.data.create_transform(**timm.data.resolve_data_config(model=mod
 with torch.inference_mode():
     logits = model(transform(Image.open("picture.jpg").convert("RGB"))[None])
 ```"""
+_USAGE_OF_OTHERS = """```python
+import json
+
+import timm
+import torch
+from PIL import Image
+{imports}
+
+folder = {folder}
+with open(f"{{folder}}/config.json") as file:
+    config = json.load(file)
+{create}
+model.eval()
+data_config = timm.data.resolve_data_config(pretrained_cfg=config["pretrained_cfg"])
+transform = timm.data.create_transform(**data_config)
+with torch.inference_mode():
+    logits = model(transform(Image.open("picture.jpg").convert("RGB"))[None]){logits}
+```"""
+_FILL = '\nmodel.load_state_dict(load_file(f"{folder}/model.safetensors"))'
+
+
+def usage(place: str, library: str, name: str) -> str:
+    """Return a program that opens the student: of `library`, by its name there."""
+    if library == "timm":
+        return _USAGE.format(model_name=place)
+    hub, path = place.startswith("hf-hub:"), place.partition(":")[2]
+    imports = ["from huggingface_hub import snapshot_download"] * hub
+    arguments = '**config["model_args"]'
+    if library == "transformers":
+        imports += ["from transformers import AutoModelForImageClassification"]
+        create = "model = AutoModelForImageClassification.from_pretrained(folder)"
+    elif library == "torchvision":
+        imports += [
+            "from safetensors.torch import load_file",
+            "from torchvision.models import get_model",
+        ]
+        create = f'model = get_model("{name}", {arguments}){_FILL}'
+    else:
+        module, _, function = name.partition(":")
+        imports += [f"from {module} import {function}", "from safetensors.torch import load_file"]
+        create = f"model = {function}({arguments}){_FILL}"
+    return _USAGE_OF_OTHERS.format(
+        imports="\n".join(imports),
+        folder=f'snapshot_download("{path}")' if hub else f'"{path}"',
+        create=create,
+        logits=".logits" * (library == "transformers"),
+    )
 
 
 def _changed(values: dict[str, Any], kind: type[TrainRecipe] | type[ViewSpec]) -> dict[str, str]:

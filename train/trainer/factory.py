@@ -1,4 +1,4 @@
-"""timm's networks, optimizers and schedules, by the names in a recipe."""
+"""Students of any library, timm's optimizers and schedules, by the names in a recipe."""
 
 import inspect
 import re
@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import timm
 import torch
 from timm.optim import (
     create_optimizer_v2,
@@ -22,8 +21,8 @@ from torch.optim import Optimizer
 
 from cache_tools import config
 from cache_tools.errors import CacheDamaged, UsageError
-from cache_tools.runtime.device_memory import is_out_of_memory
 from cache_tools.store.cache import Cache
+from train.networks import NETWORK, check_savable
 from train.recipe import TrainRecipe
 from train.trainer.init_weights import apply_init
 
@@ -36,9 +35,10 @@ _NO_STUDENT_KWARGS = frozenset(
         *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict"),
         *("checkpoint_path", "cache_dir", "num_classes", "in_chans", "features_only", "device"),
         *("pruned", "scriptable", "exportable", "no_jit", "dtype", "model_name"),
+        *("weights", "weights_backbone", "progress"),  # of torchvision
     )
 )
-"""Arguments of timm's `create_model` that are decided elsewhere, or that make no student."""
+"""Arguments of networks that are decided elsewhere, or that make no student."""
 _OF_FACTORY = {
     "filter_bias_and_bn": True,
     "fallback_list": None,
@@ -55,24 +55,8 @@ def create_student(recipe: TrainRecipe, num_classes: int) -> nn.Module:
     Raises:
         UsageError: There is no such student, or no such weights.
     """
-    if not timm.is_model(recipe.student.partition(".")[0]):
-        names = timm.list_models(f"*{recipe.student[:8]}*")[:3] or timm.list_models("resnet?0")
-        raise UsageError(
-            f"timm {timm.__version__} has no network {recipe.student!r} for the student. Some it "
-            f"has: {', '.join(names)}. See timm.list_models() for all."
-        )
     options = student_options(recipe)
-    try:
-        model: Any = timm.create_model(
-            recipe.student, pretrained=False, num_classes=num_classes, **options
-        )
-    except Exception as error:  # of networks that check little: of any kind
-        if not options or is_out_of_memory(error):
-            raise
-        raise UsageError(
-            f"the student {recipe.student} cannot be made with {_listed(options)} ({error}). "
-            "Correct student_kwargs; drop and drop_path of 0 are left out."
-        ) from None
+    model: Any = NETWORK.load()(recipe.student, num_classes=num_classes, options=options)
     if recipe.init:
         apply_init(model, recipe.student, recipe.init, recipe.student_kwargs)
     if recipe.grad_checkpointing:
@@ -87,7 +71,7 @@ def create_student(recipe: TrainRecipe, num_classes: int) -> nn.Module:
 
 
 def student_options(recipe: TrainRecipe) -> dict[str, Any]:
-    """Arguments of timm's `create_model`: student_kwargs, drop and drop_path.
+    """Arguments of the network: student_kwargs, drop and drop_path.
 
     Raises:
         UsageError: One that is decided elsewhere, or twice.
@@ -246,13 +230,21 @@ def check(recipe: TrainRecipe, num_classes: int, size: int) -> None:
     student = create_student(recipe, num_classes).eval()
     try:
         with torch.no_grad():
-            student(torch.zeros(1, 3, size, size))
-    except (AssertionError, RuntimeError, ValueError) as error:
+            logits = student(torch.zeros(2, 3, size, size))
+    except Exception as error:  # of whatever code the student is
         raise UsageError(
             f"the student {recipe.student} does not take the cache's views of {size} px "
             f"({str(error).partition(chr(10))[0]}). Choose another student, or a cache of views "
             "of its size."
         ) from None
+    found = getattr(logits, "shape", type(logits).__name__)
+    if found != (2, num_classes):
+        raise UsageError(
+            f"the student {recipe.student} returns {found} for 2 views, expected logits "
+            f"[2, {num_classes}]: the cache has {num_classes} classes. Choose another student, or "
+            "let its function take num_classes."
+        )
+    check_savable(student, recipe.student)
     optimizer = create_optimizer(recipe, student)
     create_scheduler(recipe, optimizer, updates=1)
     if recipe.opt_kwargs:  # some are used in a step only

@@ -1,4 +1,4 @@
-"""Initial weights of a student: timm's, the Hub's, or those of an earlier run.
+"""Initial weights of a student: those of a library, of the Hub, or of an earlier run.
 
 Only safetensors and timm's own loading (`weights_only`) are used: nothing here runs code of a
 checkpoint. Every tensor must be there and have its shape, but for the head: one of another number
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from cache_tools.errors import UsageError
 from cache_tools.file_contents import check_safetensors, describe_file
 from cache_tools.storage import seal
+from train.networks import LIBRARIES, NETWORK
 
 log = logging.getLogger("kdcache")
 
@@ -59,6 +60,8 @@ def apply_init(
 
 def _read(init: str, kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
     """Read the tensors that `init` names, on the CPU."""
+    if init.partition(":")[0] in LIBRARIES:
+        return dict(NETWORK.load()(init).state_dict())
     place = Path(init.removeprefix("local-dir:"))
     if init.startswith("local-dir:") or place.is_dir():
         seal.check_network(place)

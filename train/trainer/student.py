@@ -18,14 +18,13 @@ from typing import Any
 
 import torch
 from timm.layers import convert_sync_batchnorm
-from timm.models import save_for_hf
 from timm.utils import dispatch_clip_grad, unwrap_model
 from torch import nn
 from torch.nn.utils import get_total_norm
 
 from cache_tools.errors import NonFinite
 from cache_tools.storage import seal, system_errors
-from train import run_dir
+from train import networks, run_dir
 from train.data.device_batch import InputTransform
 from train.data.inputs import Inputs
 from train.data.schedule import Schedule
@@ -307,7 +306,7 @@ class StudentTrainer:
         args = {key: value for key, value in kwargs if not key.endswith("_rate")}
         folder = self.out / name
         with system_errors.writing(folder), tempfile.TemporaryDirectory() as made:
-            save_for_hf(unwrap_model(model), made, model_args=args, safe_serialization=True)
+            networks.save(unwrap_model(model), Path(made), args=args)
             for file in sorted(Path(made).iterdir()):
                 seal.write(self.out, f"{name}/{file.name}", file.read_bytes())
 

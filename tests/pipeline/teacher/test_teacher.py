@@ -237,7 +237,7 @@ def test_a_file_of_weights_needs_an_architecture(teacher: Path, tmp_path: Path) 
     torch.save(weights_of(teacher), path)
     with pytest.raises(UsageError, match=r"--architecture NAME"):
         teachers.load(str(path), 32, "fp32")
-    with pytest.raises(UsageError, match=r"cannot create the network 'resnet_51'"):
+    with pytest.raises(UsageError, match=r"no network 'resnet_51'. Did you mean resnet51q"):
         teachers.load(str(path), 32, "fp32", architecture="resnet_51")
     headless = {k: v for k, v in weights_of(teacher).items() if not k.startswith("fc.")}
     torch.save(headless, path)
