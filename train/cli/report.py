@@ -10,7 +10,7 @@ import typer
 
 from cache_tools.cli.options import Json, emit
 from cache_tools.errors import KdcacheError, UsageError
-from train.cli.options import Device
+from train.cli.options import Architecture, Device
 
 if TYPE_CHECKING:
     from cache_tools.report.page import Element, Section
@@ -45,6 +45,7 @@ def report(
         int,
         typer.Option(metavar="N", min=0, help="Run a run's student on N cached views; 0: none."),
     ] = 2048,
+    architecture: Architecture = "",
     device: Device = None,
     json_: Json = False,
 ) -> None:
@@ -72,7 +73,7 @@ def report(
         if out.is_dir():
             raise UsageError(f"{out} is a folder. Pass --out with the name of a file.")
     named = find(subjects)
-    options = EvalOptions(select(torch, device))
+    options = EvalOptions(select(torch, device), architecture=architecture)
     read: dict[str, Callable[[str], dict[str, Any]]] = {
         "run": lambda path: run_facts.facts(Path(path), _names, options, views),
         "sweep": lambda path: sweep_section.facts(Path(path)),
