@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tests.fuzz.bounds import bounded
 from tests.fuzz.edits import edited
 from tests.fuzz.readers import READERS
+from tests.fuzz.seeds import SEEDS
 
 KEPT, LAST = Path("build/fuzz"), "last"
 """Folder of what was found: READER/TIME/PATH is the edited file; `last` is being read."""
@@ -34,10 +35,21 @@ def _edited_names(name: str) -> list[str]:
         return sorted(p.relative_to(folder).as_posix() for p in found if p.is_file())
 
 
+@functools.cache
+def found() -> dict[str, dict[str, list[bytes]]]:
+    """Files of the corpus: reader → file → contents, as `SEEDS`."""
+    files: dict[str, dict[str, list[bytes]]] = {}
+    for file in sorted(path for path in CORPUS.rglob("*") if path.is_file()):
+        name, _, *inner = file.relative_to(CORPUS).parts
+        files.setdefault(name, {}).setdefault("/".join(inner), []).append(file.read_bytes())
+    return files
+
+
 def example(name: str, draw: st.DataObject) -> None:
     """Draw an edit of a reader's files, and read them."""
     path = draw.draw(st.sampled_from(_edited_names(name)), label="file")
-    check(name, path, draw.draw(edited(honest(name)[path]), label="bytes"))
+    begin = draw.draw(st.sampled_from([honest(name)[path], *SEEDS.get(name, {}).get(path, ())]))
+    check(name, path, draw.draw(edited(begin), label="bytes"))
 
 
 def check(name: str, path: str, data: bytes) -> None:

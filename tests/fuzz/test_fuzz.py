@@ -8,11 +8,10 @@ from hypothesis import strategies as st
 
 from tests.fuzz import harness
 from tests.fuzz.readers import READERS
+from tests.fuzz.seeds import SEEDS
 
-FOUND = sorted(path for path in harness.CORPUS.rglob("*") if path.is_file())
 
-
-@pytest.mark.parametrize("name", [name for name in READERS if READERS[name].examples])
+@pytest.mark.parametrize("name", READERS)
 def test_damaged_files_end_with_a_value_or_an_error(name: str) -> None:
     @settings(max_examples=READERS[name].examples, database=None, phases=[Phase.generate])
     @given(st.data())
@@ -28,7 +27,10 @@ def test_honest_files_are_read(name: str, tmp_path: Path) -> None:
     READERS[name].read(tmp_path)
 
 
-@pytest.mark.parametrize("path", FOUND, ids=lambda path: str(path.relative_to(harness.CORPUS)))
-def test_what_was_found_stays_mended(path: Path) -> None:
-    name, _, *inner = path.relative_to(harness.CORPUS).parts
-    harness.check(name, "/".join(inner), path.read_bytes())
+@pytest.mark.parametrize("name", sorted({*SEEDS, *harness.found()}))
+def test_what_was_found_ends_with_a_value_or_an_error(name: str) -> None:
+    for files in (SEEDS, harness.found()):
+        for path, contents in files.get(name, {}).items():
+            assert path in harness.honest(name)
+            for data in contents:
+                harness.check(name, path, data)
