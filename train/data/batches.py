@@ -16,6 +16,7 @@ from torch import Tensor, distributed
 from torch.utils.data import IterableDataset, get_worker_info
 
 from cache_tools.errors import UsageError
+from cache_tools.reader import CacheReader
 from cache_tools.runtime.device import select
 from train.data import create_loader
 from train.data.device_batch import DeviceBatch, InputTransform, OnlineFn
@@ -33,8 +34,10 @@ class Batches(IterableDataset[Any]):
     """Batches of the views of a cache, in the order of a recipe.
 
     Each iteration is one epoch: the one of `set_epoch`, else the one after the last that was
-    complete. Its length is `len(batches)` steps. The class is batched and threaded already:
-    `DataLoader(batches, batch_size=None)` works, more processes than its own it needs none.
+    complete. Its length is `len(batches)` steps. The class is batched, threaded, on the device and
+    divided among the processes already: loops take it as it is, or `DataLoader(batches,
+    batch_size=None)`. A loader that reads ahead, as Accelerate's does, has had one batch more than
+    was trained on: `set_epoch(epoch, step)` goes on after a number of steps of one's own count.
 
         >>> batches = kdcache.Batches("digits-cache.zarr", "digits", batch_size=50, device="cpu")
         >>> images, targets = next(iter(batches))
@@ -44,7 +47,7 @@ class Batches(IterableDataset[Any]):
 
     def __init__(
         self,
-        cache: str | Path | Sequence[str | Path],
+        cache: str | Path | CacheReader | Sequence[str | Path | CacheReader],
         data: str | Path | None = None,
         *,
         batch_size: int = 256,
@@ -70,7 +73,8 @@ class Batches(IterableDataset[Any]):
         """Open caches and images, and check that they belong together.
 
         Args:
-            cache: Folder, zip or URL of a cache, or of several whose targets are mixed.
+            cache: A cache that is open, or its folder, zip or URL; or several whose targets are
+                mixed.
             data: The images; None: where the cache was made from.
             batch_size: Views per step, of all processes together.
             device: Device of the batches; None: a GPU if there is one.
@@ -98,7 +102,8 @@ class Batches(IterableDataset[Any]):
             CacheNotFound, CacheIncomplete, CacheDamaged, CacheMismatch: The cache is not whole, or
                 of other images.
         """
-        caches = [cache] if isinstance(cache, str | Path) else list(cache)
+        several = [cache] if isinstance(cache, str | Path | CacheReader) else list(cache)
+        caches = [c.store.location if isinstance(c, CacheReader) else c for c in several]
         source = None if data is None else str(data)
         inputs = open_inputs(caches, source, weights, allow_partial)
         if num_views > inputs.members.num_views:
@@ -194,18 +199,23 @@ class Batches(IterableDataset[Any]):
         """Epoch in hand, or the next one."""
         return self._epoch
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration.
+    @property
+    def step(self) -> int:
+        """Steps of that epoch whose batches have been yielded."""
+        return self._step or self._first
 
-        The epoch of a loaded state goes on where it was, any other one begins at its first step.
+    def set_epoch(self, epoch: int, step: int | None = None) -> None:
+        """Choose the epoch of the next iteration, and the step that it begins at.
+
+        Without a step, the epoch of a loaded state goes on where it was, and any other one begins
+        at its first.
         """
-        if epoch != self._epoch:
-            self._epoch, self._step, self._first = epoch, 0, 0
+        if epoch != self._epoch or step is not None:
+            self._epoch, self._step, self._first = epoch, 0, step or 0
 
     def state_dict(self) -> dict[str, Any]:
         """Return epoch and step: the batches that have been yielded are not yielded again."""
-        step = self._step or self._first
-        state = (self._epoch, step, len(self), self._stream)
+        state = (self._epoch, self.step, len(self), self._stream)
         return dict(zip(_STATE, state, strict=True))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -7,7 +7,8 @@ p^(1/T) / Z, which takes the tail as flat.
 Shapes: B views, C classes, K slots, T temperatures, P labels of a view.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,6 +42,15 @@ class SoftTargets:
     """[B, P] probability of the true class (and the partner's) where it is not kept, if stored."""
     square: Tensor | None = None
     """[B] Σp² over the classes not kept, if stored."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "SoftTargets":
+        """Move the targets to a device, as Lightning and Accelerate do with each batch."""
+        found: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        tensors = {name: value for name, value in found.items() if torch.is_tensor(value)}
+        moved: dict[str, Any] = {
+            k: v.to(device, non_blocking=non_blocking) for k, v in tensors.items()
+        }
+        return replace(self, **moved)
 
     def dense(self, temperature: float = 1.0) -> Tensor:
         """Return the teacher's distributions at a temperature: [B, C] fp32, rows add up to 1.

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from cache_tools.data.images import ImageDataset
 from cache_tools.errors import UsageError
+from cache_tools.reader import CacheReader, open_reader
 from cache_tools.store.cache import Cache
 from train import recipe as recipes
 from train import run_dir
@@ -19,6 +20,7 @@ from train.data.batches import Batches
 from train.data.device_batch import InputTransform
 from train.data.inputs import open_inputs
 from train.data.schedule import Schedule
+from train.distributed import ALONE
 from train.loss import losses
 from train.loss.task import CachedDistillationTask
 from train.trainer import factory, loop
@@ -27,7 +29,7 @@ CPU = torch.device("cpu")
 MEAN = STD = (0.5, 0.5, 0.5)
 
 
-def opened(cache: Path, **options: Any) -> Batches:
+def opened(cache: Path | CacheReader, **options: Any) -> Batches:
     normal = {"batch_size": 32, "device": "cpu", "mean": MEAN, "std": STD, "seed": 3}
     return Batches(cache, **normal | options)
 
@@ -75,6 +77,38 @@ def test_epochs_follow_each_other_and_a_state_goes_on_anywhere(digits_cache: Pat
             seen += [pixels for pixels, _ in second]
         assert len(seen) == 6
         assert all(torch.equal(a, b) for a, b in zip(seen, expected, strict=True))
+
+
+def test_an_epoch_begins_at_a_step_of_ones_own_count(digits_cache: Path) -> None:
+    """For loops that count themselves, since their loader reads ahead."""
+    cache = open_reader(digits_cache)
+    whole, batches = opened(cache), opened(cache)
+    expected = [pixels for _ in range(2) for pixels, _ in whole]
+    next(iter(batches))
+    batches.set_epoch(1, 2)
+    assert (batches.epoch, batches.step) == (1, 2)
+    batches.set_epoch(1)  # as trainers call it before each epoch
+    [(pixels, targets)] = list(batches)
+    assert torch.equal(pixels, expected[5])
+    moved = targets.to("meta")
+    assert moved.index.device == moved.lam.device == torch.device("meta")
+    assert (moved.temperatures, moved.num_classes) == (targets.temperatures, 10)
+    batches.set_epoch(0, 0)
+    assert torch.equal(next(iter(batches))[0], expected[0])
+
+
+def test_targets_of_a_batch_are_the_dense_rows_of_the_reader(digits_cache: Path) -> None:
+    cache, batches = open_reader(digits_cache), opened(digits_cache, views_per_epoch=2)
+    plan = batches.schedule.plan(0)
+    for step, (_, targets) in enumerate(batches):
+        at = batches.schedule.share(plan, step, ALONE)
+        for temperature in (1.0, 2.0, 3.0):
+            dense = targets.dense(temperature).numpy()
+            for i, (row, slot) in enumerate(zip(plan.row_M[at], plan.slot_M[at], strict=True)):
+                [read] = cache.targets(plan.views[slot], [int(row)]).dense(temperature)
+                assert dense[i] == pytest.approx(read, rel=1e-5, abs=1e-7)
+        if step:
+            break
 
 
 def test_an_iteration_that_was_left_begins_again(digits_cache: Path) -> None:
