@@ -82,7 +82,7 @@ def init_run(
 
 def check_finished(folder: Path) -> None:
     """Compare what a finished run consists of with its digests; CacheDamaged names the file."""
-    seal.check_all(folder, "model", "result.json", *LOGS)
+    seal.check_all(folder, "model", "result.json", "need.json", *LOGS)
 
 
 @contextmanager

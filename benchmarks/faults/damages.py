@@ -89,6 +89,8 @@ class Subject:
             for n, v in facts.of(work).items()
             if n.partition("/")[0].partition(":")[0] in names
         }
+        if self.mends and not read(self.mends[-1], work).code:  # made anew: times and costs differ
+            self.whole = facts.common(self.whole, facts.of(work))
 
     def damaged_files(self) -> list[str]:
         """Names of the files that can be damaged, below the working folder."""

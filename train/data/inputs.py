@@ -18,7 +18,7 @@ from cache_tools.data import match
 from cache_tools.data.images import ImageDataset
 from cache_tools.data.match import DatasetMatch
 from cache_tools.data.open import has_split, open_images
-from cache_tools.errors import CacheIncomplete, KdcacheError, UsageError
+from cache_tools.errors import CacheIncomplete, CacheMismatch, UsageError
 from cache_tools.runtime import progress
 from cache_tools.spec.canonical import canonical_json, sha256
 from cache_tools.spec.dataset import NO_LABEL
@@ -108,12 +108,15 @@ def open_inputs(
 
 
 def _validation(source: str, store: Cache, classes: tuple[str, ...]) -> ImageDataset | None:
-    """Open the labelled validation split; None, with a warning, if it is not of these classes."""
+    """Open the labelled validation split; None, with a warning, if it is not of these classes.
+
+    One that is there and cannot be read is an error: a run would not be measured.
+    """
     if not store.spec.dataset.labels or not has_split(source, "validation"):
         return None
     try:
         images = open_images(source, "validation", classes=classes)
-    except KdcacheError as error:
+    except CacheMismatch as error:
         log.warning("the validation split is not used: %s", error)
         return None
     highest = int(images.label_N.max())

@@ -1,6 +1,7 @@
 """Labels of a validation split mean the classes of the training split, by the folders' names."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,3 +48,16 @@ def test_train_and_eval_number_the_validation_split_alike(tmp_path: Path, kdcach
     assert json.loads((run_ / "result.json").read_text())["top1"] > 90
     row = json.loads(kdcache("eval", run_, "--json").out)["data"][0]["networks"]["student"]
     assert (row["images"], row["top1"] > 90) == (16, True)
+
+
+def test_a_damaged_validation_split_is_an_error(
+    digits: Path, digits_cache: Path, kdcache: Command, tmp_path: Path
+) -> None:
+    """A run that is not measured would be found out at its end."""
+    data = shutil.copytree(digits, tmp_path / "data")
+    shard = sorted(data.glob("*validation*.tar"))[0]
+    shard.write_bytes(shard.read_bytes()[:2000])
+    said = kdcache("train", "digits", "--cache", digits_cache, "--data", data,
+                   "--out", tmp_path / "run", "epochs=1", "views_per_epoch=1")  # fmt: skip
+    assert (said.code, shard.name in said.err) == (1, True), said.err
+    assert not (tmp_path / "run" / "result.json").exists()

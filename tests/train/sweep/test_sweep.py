@@ -314,6 +314,10 @@ def test_a_second_time_nothing_is_trained(
     refused = kdcache(*arguments, "batch_size=20")
     assert refused.code == 2
     assert "batch_size: 50 against 20" in refused.err
+    need = next(p.parent for p in (folder / "out").glob("*/result.json")) / "need.json"
+    need.unlink()
+    damaged = kdcache(*arguments, "--teacher", teacher)
+    assert (damaged.code, f"{need} cannot be read" in damaged.err) == (1, True), damaged.err
 
 
 def test_commands_for_other_machines(
