@@ -5,7 +5,6 @@ its config.json names. Preprocessing is that of the image processor; rescaling o
 becomes part of mean and deviation. A type stands for an untrained network alone.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 
 from cache_tools.errors import TeacherError, UsageError
+from cache_tools.file_contents import parse_json
 from pipeline.networks import interface
 
 _PILLOW = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
@@ -111,7 +111,7 @@ def _config(name: str) -> Any:
 
 def _adapt(model: Any, name: str, config: Mapping[str, Any], required: bool = False) -> nn.Module:
     """Adapt a network, whose preprocessing must be known if `required`."""
-    described = json.loads(model.config.to_json_string(use_diff=False))
+    described = parse_json(model.config.to_json_string(use_diff=False))
     del described["_name_or_path"]  # a path of this machine
     side = described.get("image_size")
     own = {"input_size": (3, side, side)} if isinstance(side, int) else {}

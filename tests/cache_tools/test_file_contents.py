@@ -69,7 +69,8 @@ def test_no_more_of_a_file_is_read_than_it_may_have(tmp_path: Path) -> None:
 
 
 def test_nothing_else_parses_json_or_toml() -> None:
+    """But the program in a card, which is text here."""
     for package in ("cache_tools", "pipeline", "train"):
         for file in (ROOT / package).rglob("*.py"):
             found = re.search(r"\b(json|tomllib)\.loads?\(", file.read_text("utf-8"))
-            assert found is None or file.name == "file_contents.py", file
+            assert found is None or file.name in ("file_contents.py", "model_card.py"), file

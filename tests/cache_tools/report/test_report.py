@@ -349,7 +349,7 @@ def test_a_sweep_of_strange_values_is_shown_as_it_is(kdcache: Command, tmp_path:
 def test_a_run_shows_why_it_stopped(kdcache: Command, finished: Path, tmp_path: Path) -> None:
     begun = shutil.copytree(finished, tmp_path / "begun")
     shutil.rmtree(begun / "model")
-    (begun / "result.json").unlink()
+    (begun / "result.json").rename(begun / "checkpoint.pt")
     rows = [json.dumps({"epoch": epoch, "loss": 1.0}) for epoch in range(900)]
     (begun / "log.jsonl").write_text("\n".join(rows) + "\n")
     (begun / "failed.json").write_text('{"kind": "NonFinite", "error": "the loss is nan"}')
@@ -381,7 +381,7 @@ def test_missing_facts_are_reported(
     begun = tmp_path / "begun"
     shutil.copytree(finished, begun)
     shutil.rmtree(begun / "model")
-    (begun / "result.json").unlink()
+    (begun / "result.json").rename(begun / "checkpoint.pt")
     outcome = kdcache("report", mutable_cache, begun, "--out", out)
     assert outcome.code == 0, outcome.err
     text = Page(out.read_text()).text
