@@ -88,7 +88,8 @@ def test_no_data_and_no_teacher(kdcache: Command, digits: Path, tmp_path: Path) 
     )
     outcome = kdcache("cache", "digits", "--data", digits, "--out", tmp_path / "c")
     fails(outcome, 2, "no teacher is named. Pass --teacher")
-    wrong = kdcache("cache", "digits", "--data", tmp_path / "x", "--teacher", "y", "--out", "c")
+    named = ("--data", tmp_path / "x", "--teacher", "y", "--out", tmp_path / "c")
+    wrong = kdcache("cache", "digits", *named)
     fails(wrong, 2, "no data set at")
 
 

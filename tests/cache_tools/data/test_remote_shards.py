@@ -65,9 +65,12 @@ def test_the_query_of_a_signed_url_goes_with_every_request(server: RangeServer, 
     assert "TOPSECRET" not in images.source
 
 
-def test_secrets_of_a_url_stay_out_of_messages(server: RangeServer, kdcache: Command) -> None:
+def test_secrets_of_a_url_stay_out_of_messages(
+    server: RangeServer, kdcache: Command, tmp_path: Path
+) -> None:
     url = server.url.replace("//", "//user:s3cr3t@") + "/none?X-Amz-Signature=TOPSECRET"
-    for command in (["info"], ["cache", "digits", "--out", "o.zarr", "--teacher", "x", "--data"]):
+    out = str(tmp_path / "o.zarr")
+    for command in (["info"], ["cache", "digits", "--out", out, "--teacher", "x", "--data"]):
         outcome = kdcache(*command, url)
         assert (outcome.code in (1, 2), server.url[7:] in outcome.err) == (True, True), outcome.err
         assert "s3cr3t" not in outcome.err + outcome.out
