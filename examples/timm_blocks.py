@@ -45,7 +45,7 @@ if checkpoint.exists():
 for epoch in range(batches.epoch, args.epochs):
     batches.set_epoch(epoch)
     for images, targets in batches:
-        step = epoch * len(batches) + batches.step
+        step = batches.epoch * len(batches) + batches.step
         schedule.step_update(step - 1)
         loss = kdcache.kd_loss(student(images), targets, temperature=4.0)
         loss.backward()

@@ -182,9 +182,10 @@ class Batches(IterableDataset[Any]):
         for batch in self.rendered(self._epoch, self._step):
             moved = self.move(batch)
             self._step += 1
+            if self._step == len(self):  # whoever knows the length asks for no more
+                self._epoch, self._step = self._epoch + 1, 0
             pixels, targets = self._transform.normalise(moved.pixels), moved.targets
             yield self._dict(pixels, targets) if self._as_dict else (pixels, targets)
-        self._epoch, self._step = self._epoch + 1, 0
 
     def rendered(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield the batches of one epoch on the host, from `first_step` on."""

@@ -79,6 +79,18 @@ def test_epochs_follow_each_other_and_a_state_goes_on_anywhere(digits_cache: Pat
         assert all(torch.equal(a, b) for a, b in zip(seen, expected, strict=True))
 
 
+def test_a_loop_that_asks_for_no_more_than_there_are_goes_on_to_the_next_epoch(
+    digits_cache: Path,
+) -> None:
+    """As Lightning does, which knows the length and leaves the iterator where it is."""
+    whole, batches = opened(digits_cache), opened(digits_cache)
+    expected = [pixels for _ in range(2) for pixels, _ in whole]
+    iterators = [iter(batches), iter(batches)]
+    seen = [next(iterator)[0] for iterator in iterators for _ in range(len(batches))]
+    assert all(torch.equal(a, b) for a, b in zip(seen, expected, strict=True))
+    assert (batches.epoch, batches.step) == (2, 0)
+
+
 def test_an_epoch_begins_at_a_step_of_ones_own_count(digits_cache: Path) -> None:
     """For loops that count themselves, since their loader reads ahead."""
     cache = open_reader(digits_cache)
