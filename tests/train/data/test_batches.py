@@ -79,7 +79,7 @@ def test_epochs_follow_each_other_and_a_state_goes_on_anywhere(digits_cache: Pat
         assert all(torch.equal(a, b) for a, b in zip(seen, expected, strict=True))
 
 
-def test_a_loop_that_asks_for_no_more_than_there_are_goes_on_to_the_next_epoch(
+def test_the_next_epoch_follows_the_last_batch_of_this_one(
     digits_cache: Path,
 ) -> None:
     """As Lightning does, which knows the length and leaves the iterator where it is."""
