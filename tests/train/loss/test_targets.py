@@ -1,4 +1,4 @@
-"""What a loss learns from is the dense row of `cache.targets(…).dense(T)`, for any codec."""
+"""Targets of each loss against the dense rows of `cache.targets(…).dense(T)`, for any codec."""
 
 import numpy as np
 import pytest
