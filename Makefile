@@ -32,7 +32,7 @@ FUZZ_SECONDS ?= 3600
 FUZZ_READERS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install ffcv data cache train sweep bench test fuzz check clean
+.PHONY: help install ffcv data cache train sweep bench test fuzz check docs clean
 
 help:  ## list the targets and variables
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,7 +75,7 @@ ffcv: install  ## build FFCV, for kdcache train loader=ffcv (needs the apt packa
 data: install  ## write the embedded data set and train its teacher (only without DATA)
 	$(if $(DEMO),$(BIN)/kdcache demo $(DEMO),@true)
 
-cache: data  ## stage 1: run the teacher once, store and verify what it said
+cache: data  ## stage 1: run the teacher once, store and verify its soft targets
 	$(BIN)/kdcache cache $(CACHE_RECIPE) --data $(DATA) --out $(CACHE) \
 	  $(if $(TEACHER),--teacher $(TEACHER)) $(CACHE_ARGS)
 	$(BIN)/kdcache verify $(CACHE) --data $(DATA)
@@ -103,6 +103,17 @@ check: install  ## lint, format, types, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+$(VENV)/docs: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
+	@touch $@
+
+# Tracked files alone, under their own paths: a link of a page works here and on the repository's page.
+docs: $(VENV)/docs  ## build the site of the documentation, build/site; a dead link or an undocumented name fails
+	rm -rf build/docs && mkdir -p build/docs
+	git ls-files -z | tar --create --null --files-from=- | tar --extract --directory build/docs
+	$(BIN)/zensical build --clean --strict
+	$(BIN)/python docs/check.py build/site
 
 clean:  ## remove build/ (data, caches, runs); the environment stays
 	rm -rf build

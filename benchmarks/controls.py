@@ -261,7 +261,7 @@ def main() -> None:
     parser.add_argument("--arms", type=_words, default=ARMS)
     parser.add_argument("--source", type=Path, help="where Fashion-MNIST's files lie")
     parser.add_argument("--teacher", type=Path, help="keep the teacher here, or take it from here")
-    parser.add_argument("--out", type=Path, help="default: docs/controls-DATASET.png")
+    parser.add_argument("--out", type=Path, help="default: docs/studies/controls-DATASET.png")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if options.seeds < 2:
@@ -286,7 +286,7 @@ def main() -> None:
             print("\n".join(table(kind, kinds[kind])), flush=True)
             if options.json:
                 options.json.write_text(json.dumps(results | kinds, indent=2) + "\n")
-    draw(kinds, name, options.out or Path(f"docs/controls-{name}.png"))
+    draw(kinds, name, options.out or Path(f"docs/studies/controls-{name}.png"))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Cached equals online: the same students with the teacher in the loop, and from its cache.
 
-    python -m benchmarks.online [--seeds 5] [--out docs/online.png] [--json FILE]
+    python -m benchmarks.online [--seeds 5] [--out docs/studies/online.png] [--json FILE]
 
 Data and teacher are those of `kdcache demo`, the students those of the recipe digits (T = 4), once
 on its own views and once with the mixing of VanillaKD's A2. Arms with the same starts, views and
@@ -341,7 +341,7 @@ def draw(studies: dict[str, dict[str, list[Student]]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("docs/online.png"))
+    parser.add_argument("--out", type=Path, default=Path("docs/studies/online.png"))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if options.seeds < 2:

@@ -1,7 +1,7 @@
 """The small-data pitfall at our scale: gains of dkd and dist over plain kd as data grows.
 
     python -m benchmarks.pitfall [--source DIR] [--teacher DIR] [--seeds 5]
-        [--out docs/pitfall.png] [--json FILE]
+        [--out docs/studies/pitfall.png] [--json FILE]
 
 VanillaKD (Hao et al., 2023) found that losses designed on small data sets beat plain KD there, and
 that the gap closes with more data and stronger augmentation. Here: Fashion-MNIST
@@ -184,7 +184,7 @@ def main() -> None:
     parser.add_argument("--source", type=Path, help="where Fashion-MNIST's files lie")
     parser.add_argument("--teacher", type=Path, help="keep the teacher here, or take it from here")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("docs/pitfall.png"))
+    parser.add_argument("--out", type=Path, default=Path("docs/studies/pitfall.png"))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if options.seeds < 2:

@@ -99,6 +99,17 @@ def digits_cache(tmp_path_factory: pytest.TempPathFactory, digits: Path, teacher
 
 
 @pytest.fixture(scope="session")
+def digits_demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The cache of `make cache`, and its images."""
+    folder = tmp_path_factory.mktemp("demo")
+    demo.write_shards(folder / "digits")
+    demo.train_teacher(folder / "digits", folder / "digits" / "teacher-model")
+    cache, teacher = folder / "cache.zarr", folder / "digits" / "teacher-model"
+    run(recipes.load("digits"), str(folder / "digits"), str(teacher), cache, "cpu")
+    return cache, folder / "digits"
+
+
+@pytest.fixture(scope="session")
 def other_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same architecture with other weights."""
     return saved(tmp_path_factory.mktemp("other") / "model", "test_resnet", 10, seed=4)

@@ -14,9 +14,6 @@ from statistics import fmean
 import pytest
 from safetensors.torch import load_file
 
-from pipeline import demo
-from pipeline import recipe as recipes
-from pipeline.run import run
 from tests.helpers.outcome import Outcome
 from tests.helpers.paths import ROOT
 from tests.helpers.stage1 import KDCACHE
@@ -25,17 +22,6 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 NAMES = [path.stem for path in EXAMPLES]
 SEEDS = range(3)
 Command = Callable[..., Outcome]
-
-
-@pytest.fixture(scope="module")
-def digits_demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The cache of `make cache`, and its images."""
-    folder = tmp_path_factory.mktemp("demo")
-    demo.write_shards(folder / "digits")
-    demo.train_teacher(folder / "digits", folder / "digits" / "teacher-model")
-    cache, teacher = folder / "cache.zarr", folder / "digits" / "teacher-model"
-    run(recipes.load("digits"), str(folder / "digits"), str(teacher), cache, "cpu")
-    return cache, folder / "digits"
 
 
 def example(
