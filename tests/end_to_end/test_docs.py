@@ -2,7 +2,11 @@
 
 A block of `sh` is run by bash, one of `python` as a program of its own. A block whose first line is
 a comment with a name (`# loop.py`, `# mine.toml`) is saved under that name. A comment in the page,
-`<!-- not run: REASON -->` XX"""
+`<!-- not run: REASON -->` above a block, leaves it out; blocks in other languages are output. All
+blocks of a page run in one shell and one folder. Those of the guides begin where `make cache` has
+run, with build/digits and build/digits-cache.zarr, the tutorial's with nothing; `examples/` is
+there for all.
+"""
 
 import ast
 import dataclasses
