@@ -17,7 +17,7 @@ import kdcache
 def rendered(site: Path) -> set[str]:
     """Names in a site's `objects.inv`: four lines of header, then a line for each, compressed."""
     lines = zlib.decompress(site.joinpath("objects.inv").read_bytes().split(b"\n", 4)[4])
-    return {line.split()[0] for line in lines.decode().splitlines()}
+    return {line.partition(" ")[0] for line in lines.decode().splitlines()}
 
 
 def public() -> set[str]:

@@ -10,6 +10,7 @@ there for all.
 
 import ast
 import dataclasses
+import itertools
 import os
 import re
 import shlex
@@ -38,6 +39,7 @@ FENCE = re.compile(
     r"(?:^<!-- not run: (?P<reason>.+?) -->\n+)?^```(?P<language>\w*)\n(?P<text>.*?)^```$",
     re.M | re.S,
 )
+ENDS = ("|", "||", "&&", "&", ";", ">", "<")
 GROUPS = {"views": ViewSpec, "targets": TargetSpec, "dataset": DatasetRecipe}
 
 
@@ -86,10 +88,9 @@ def calls(text: str) -> Iterator[list[str]]:
     for line in text.replace("\\\n", " ").splitlines():
         words = [*shlex.split(line.replace("…", ""), comments=True)]
         for at, word in enumerate(words):
-            if Path(word).name == "kdcache" and at + 1 < len(words):
-                call = words[at + 1 :]
-                ends = [i for i, w in enumerate(call) if w in ("|", "||", "&&", "&", ";", ">", "<")]
-                yield call[: ends[0]] if ends else call
+            call = [*itertools.takewhile(lambda w: w not in ENDS, words[at + 1 :])]
+            if call and Path(word).name == "kdcache" and words[at - 1] != "-n":  # not ssh-keygen's
+                yield call
 
 
 def key_is_known(key: str) -> bool:
@@ -125,7 +126,9 @@ def test_commands_of_a_page_exist(page: Path, options: dict[str, set[str]]) -> N
             assert name in options, (block.line, name)
             long = {word.partition("=")[0] for word in words if re.match("--[a-z]", word)}
             assert long <= options[name] | {"--help", "--data-cache"}, (block.line, name, long)
-            keys = [w.partition("=")[0] for w in words if re.match(r"[a-z_.]+=", w)]
+            pairs = zip(["", *words], words, strict=False)
+            given = [w for before, w in pairs if not before.startswith("--")]
+            keys = [w.partition("=")[0] for w in given if re.match(r"[a-z_.]+=", w)]
             assert [key for key in keys if not key_is_known(key)] == [], block.line
 
 
