@@ -63,7 +63,7 @@ class Parts:
         )
         self._rows = np.random.default_rng(0).permutation(len(store.table))[: recipe.batch_size]
         self._stored = store.read_view(0)
-        self._x, self._said = self._feed.batch(self._batch)
+        self._x, self._targets = self._feed.batch(self._batch)
         self._logits = torch.randn(recipe.batch_size, 1000, device=bench.device)
 
     def seconds(self) -> dict[str, float]:
@@ -96,7 +96,7 @@ class Parts:
 
     def _step(self, task: CachedDistillationTask | None = None) -> None:
         with self._feed.autocast():
-            loss = (task or self._task)(self._x, self._said)["loss"]
+            loss = (task or self._task)(self._x, self._targets)["loss"]
         loss.backward()
         self._optimizer.step()
         self._optimizer.zero_grad()
@@ -108,11 +108,11 @@ class Parts:
 
     def _kd(self) -> None:
         logits = self._logits.clone().requires_grad_()
-        losses.kd(logits, self._said, self._bench.recipe.temperature).backward()
+        losses.kd(logits, self._targets, self._bench.recipe.temperature).backward()
 
     def _cross_entropy(self) -> None:
-        logits, said = self._logits.clone().requires_grad_(), self._said
-        losses.cross_entropy(logits, said.label_B, said.partner_label_B, said.lam_B).backward()
+        logits, targets = self._logits.clone().requires_grad_(), self._targets
+        losses.cross_entropy(logits, targets.label, targets.partner_label, targets.lam).backward()
 
     def _look_up(self) -> None:
         spec = self._bench.inputs.store.spec.targets

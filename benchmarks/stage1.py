@@ -216,8 +216,8 @@ def measure(case: Case, device: torch.device, repeats: int) -> dict[str, Any]:
         worker = bench.worker()
         field: dict[str, Callable[[], Cost]] = {"bare": bench.bare}
         for g in case.decodes:
-            field[f"render {g}"] = lambda g=g: bench.render(worker, g)  # type: ignore[misc]
-            field[f"pipeline {g}"] = lambda g=g: bench.pipeline(worker, g)  # type: ignore[misc]
+            field[f"render {g}"] = lambda g=g: bench.render(worker, g)
+            field[f"pipeline {g}"] = lambda g=g: bench.pipeline(worker, g)
         costs = in_turns(field, repeats, case.name)
         worker.close()
     return summary(case, device, costs)
@@ -282,8 +282,7 @@ def splits(case: Case, repeats: int) -> dict[str, Any]:
             return bench.pipeline(workers[render_threads], case.decodes[0])
 
         field: dict[str, Callable[[], Cost]] = {
-            f"{t} torch + {r} render": lambda t=t, r=r: run(t, r)  # type: ignore[misc]
-            for t, r in pairs
+            f"{t} torch + {r} render": lambda t=t, r=r: run(t, r) for t, r in pairs
         }
         costs = in_turns(field, repeats, f"splits of {case.name}")
         torch.set_num_threads(cores)

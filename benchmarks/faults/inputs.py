@@ -129,7 +129,7 @@ class Inputs:
 
     def _sparse(self, data: object, size: int) -> Callable[[Path], object]:
         def write(work: Path) -> None:
-            _file("d/s.tar", data)(work)  # type: ignore[arg-type]
+            _file("d/s.tar", data)(work)
             with (work / "d/s.tar").open("r+b") as file:
                 file.truncate(file.seek(0, os.SEEK_END) + size + 1024)
 
