@@ -93,7 +93,7 @@ def _ours(path: Path) -> list[bytes]:
 
 
 def _plain(path: Path) -> Any:
-    """Everything that zarr and numpy alone read, as in the README."""
+    """Everything that zarr and numpy alone read, as in the guide to trainers."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # zarr warns of files that it does not know
         group = zarr.open_group(path, mode="r")

@@ -192,10 +192,10 @@ def test_the_weights_that_recipes_start_from_are_those_of_their_students() -> No
         assert all(key.startswith("head.") for key in differ)
 
 
-def test_the_readme_lists_the_recipes_with_their_sizes() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_guide_lists_the_recipes_with_their_sizes() -> None:
+    guide = (ROOT / "docs/guide/choosing.md").read_text(encoding="utf-8")
     row = re.compile(r"^\| `([\w-]+)` \| ([\d,]+), ([\d.]+) GB.* \| (.*) \|$", re.MULTILINE)
-    rows = row.findall(readme)
+    rows = row.findall(guide)
     assert sorted(name for name, *_ in rows) == papers(CACHES)
     for name, views, gigabytes, students in rows:
         facts = planning.plan(caching.load(name), 0, 0)

@@ -1,4 +1,4 @@
-"""The whole way from one lab to another: README.md's section on published caches."""
+"""The whole way from one lab to another: the guide's section on published caches."""
 
 import json
 import os
@@ -64,12 +64,12 @@ def test_lab_b_trains_from_a_third_of_lab_as_views(
 
 
 @pytest.mark.slow
-def test_the_section_of_the_readme_works_as_written(
+def test_the_section_of_the_guide_works_as_written(
     digits: Path, teacher: Path, tmp_path: Path
 ) -> None:
     """Every command of it, in a folder with data and cache where `make cache` puts them."""
-    readme = (ROOT / "README.md").read_text()
-    section = readme.split("## Download and train from a published cache")[1].split("\n## ")[0]
+    guide = (ROOT / "docs/guide/sharing.md").read_text("utf-8")
+    section = guide.split("## Download and train from a published cache")[1].split("\n## ")[0]
     cell = section.split("```sh\n")[1].split("```")[0]
     shutil.copytree(digits, tmp_path / "build/digits")
     out = tmp_path / "build/digits-cache.zarr"

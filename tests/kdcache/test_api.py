@@ -35,24 +35,32 @@ def test_every_public_name_is_there() -> None:
         _ = kdcache.cached  # type: ignore[attr-defined]
 
 
-def test_the_cells_of_the_readme_run(
-    digits_cache: Path, digits: Path, teacher: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("page", "written"),
+    [
+        ("README.md", set()),
+        ("docs/guide/own-trainer.md", {"new.zarr", "new-run"}),
+        ("docs/guide/teachers.md", {"ours.zarr"}),
+    ],
+)
+def test_the_cells_of_a_page_run(
+    page: str, written: set[str], digits_cache: Path, digits: Path, teacher: Path, tmp_path: Path
 ) -> None:
-    text = (ROOT / "README.md").read_text("utf-8").split("## From Python")[1].split("\n## ")[0]
     network = timm.create_model("test_resnet", num_classes=10).requires_grad_(False)
     found: dict[str, Any] = {"teacher": network.eval(), "folder": teacher}
     one, short = '{"base": "digits", "num_views": 1}', '{"epochs": 1, "views_per_epoch": 1}'
     found["student"] = timm.create_model("test_resnet", num_classes=10)
-    for cell in re.findall(r"```python\n(.*?)```", text, flags=re.S):
+    for cell in re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text("utf-8"), re.S | re.M):
         mine = cell.replace('recipe="digits"', f"recipe={one}").replace('{"epochs": 1}', short)
         mine = mine.replace('make_cache("digits"', f"make_cache({one}")
         mine = mine.replace("build/digits-cache.zarr", str(digits_cache))
+        mine = mine.replace("build/digits/teacher-model", str(teacher))
         mine = mine.replace("build/digits", str(digits)).replace("build/", f"{tmp_path}/")
         exec(mine, found)
-    assert found["t"].dense(2.0).shape == (8, 10)
-    assert found["loss"].requires_grad
-    assert len(kdcache.open(tmp_path / "ours.zarr").targets(0)) == 100
-    assert (found["run"].folder / "model").is_dir()
+    assert {path.name for path in tmp_path.iterdir()} >= written
+    if "t" in found:
+        assert found["t"].dense(2.0).shape == (8, 10)
+        assert found["loss"].requires_grad
 
 
 def test_reading_imports_no_torch(digits_cache: Path, tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def _path(grid: str) -> str:
     if not Path(grid).is_file():
         raise RecipeError(
             f"there is no grid {grid!r}. {config.nearest(grid, shipped)} A path is a grid of your "
-            "own; docs/sweeps.md describes its keys."
+            "own; docs/guide/sweeps.md describes its keys."
         )
     return grid
 

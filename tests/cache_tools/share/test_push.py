@@ -216,7 +216,7 @@ def test_timms_licences_are_known(source_cache: Path) -> None:
 def test_a_content_id_can_be_signed_and_compared(
     source_cache: Path, tmp_path: Path, kdcache: Command
 ) -> None:
-    """As README.md has it, with OpenSSH; skipped where there is none."""
+    """As the guide to sharing has it, with OpenSSH; skipped where there is none."""
     said = kdcache("info", source_cache, "--content-id")
     name = said.out.strip()
     assert name == Cache.open(source_cache).content_id()

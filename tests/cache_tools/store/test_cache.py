@@ -32,12 +32,12 @@ from tests.helpers.paths import ROOT
 CODE = "targets/code/c/2/0"
 
 
-def test_the_cell_of_the_readme_reads_one_view(
+def test_the_cell_of_the_guide_reads_one_view(
     digits_cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A dozen lines of plain zarr and numpy, as they stand in the README; none of ours."""
-    readme = (ROOT / "README.md").read_text()
-    cell = readme.split("## Reading a cache without")[1].split("```python\n")[1].split("```")[0]
+    """A dozen lines of plain zarr and numpy, as they stand in the guide; none of ours."""
+    guide = (ROOT / "docs/guide/own-trainer.md").read_text("utf-8")
+    cell = guide.split("## Reading a cache without")[1].split("```python\n")[1].split("```")[0]
     assert [line for line in cell.splitlines() if "import" in line] == ["import numpy as np, zarr"]
     assert (
         len([line for line in cell.splitlines() if line]) <= 15

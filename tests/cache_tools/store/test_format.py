@@ -26,7 +26,7 @@ from tests.helpers import foreign_files
 from tests.helpers.paths import FIXTURES, ROOT
 
 FORMAT = (ROOT / "cache_tools/FORMAT.md").read_text("utf-8")
-README = (ROOT / "README.md").read_text("utf-8")
+GUIDE = (ROOT / "docs/guide/own-trainer.md").read_text("utf-8")
 
 
 def rows(section: str) -> list[list[str]]:
@@ -81,8 +81,8 @@ def test_the_layout_names_every_array(digits_cache: Path) -> None:
 
 
 def cell_result(python: str, cache: Path, view: int, row: int) -> dict[str, list[float]]:
-    """What the cell of the README reads, under another Python, as JSON."""
-    cell = README.split("## Reading a cache without")[1].split("```python\n")[1].split("```")[0]
+    """What the cell of the guide reads, under another Python, as JSON."""
+    cell = GUIDE.split("## Reading a cache without")[1].split("```python\n")[1].split("```")[0]
     cell = cell.replace("build/digits-cache.zarr", str(cache))
     cell = cell.replace("view, row = 2, 17", f"view, row = {view}, {row}")
     cell += "\nimport json; print('RESULT', json.dumps([index.tolist(), p.tolist(), float(tail)]))"

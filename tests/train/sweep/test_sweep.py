@@ -546,7 +546,7 @@ def test_what_the_page_on_sweeps_shows_of_others(
     library: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its programs run as they are printed, as far as is ours: `fit` takes what they say."""
-    page = (ROOT / "docs/sweeps.md").read_text()
+    page = (ROOT / "docs/guide/sweeps.md").read_text("utf-8")
     [program] = re.findall(rf"```python\n(import {library}\n.*?)```", page, re.S)
     told: list[Any] = []
 
