@@ -44,8 +44,8 @@ help:  ## list the targets and variables
 	@echo "  RECIPE=$(RECIPE)   name or path of a recipe: those of train/recipes"
 	@echo "  CACHE_RECIPE=$(CACHE_RECIPE) its recipe of stage 1: those of pipeline/recipes"
 	@echo "  GRID=$(GRID)       students of make sweep: train/grids, or a file; into SWEEP=$(SWEEP)"
-	@echo "  CACHE=$(CACHE)     where the cache lies"
-	@echo "  OUT=$(OUT)         where the run lies"
+	@echo "  CACHE=$(CACHE)     folder of the cache"
+	@echo "  OUT=$(OUT)         folder of the run"
 	@echo "  BENCH=$(BENCH)            with its arguments, a benchmark for make bench"
 	@echo "  CACHE_ARGS=$(CACHE_ARGS) TRAIN_ARGS=$(TRAIN_ARGS) SWEEP_ARGS=$(SWEEP_ARGS) further arguments"
 
@@ -88,7 +88,7 @@ sweep: cache  ## train a grid of students that share every batch; table, picture
 	$(BIN)/kdcache sweep $(GRID) --cache $(CACHE) --data $(DATA) --out $(SWEEP) \
 	  $(if $(TEACHER),--teacher $(TEACHER)) $(SWEEP_ARGS)
 
-bench: $(if $(BENCH),install,cache)  ## what binds training here; BENCH="render --repeats 11": one of benchmarks/
+bench: $(if $(BENCH),install,cache)  ## the bottleneck of training here; BENCH="render --repeats 11": one of benchmarks/
 	$(if $(BENCH),$(BIN)/python -m benchmarks.$(BENCH),$(BIN)/kdcache bench loader $(RECIPE) \
 	  --cache $(CACHE) --data $(DATA))
 

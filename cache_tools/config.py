@@ -313,6 +313,19 @@ class Range:
         return f"{low} {self.least:,} and {high} {self.most:,}"
 
 
+def changed(values: Mapping[str, Any], cls: type) -> dict[str, Any]:
+    """Select the values of a table that differ from the defaults of its dataclass `cls`."""
+    defaults = {
+        f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+        for f in dataclasses.fields(cls)
+    }
+
+    def plain(value: Any) -> Any:
+        return list(value) if isinstance(value, tuple) else value
+
+    return {n: v for n, v in values.items() if n not in defaults or plain(v) != plain(defaults[n])}
+
+
 def check_ranges(recipe: Any) -> None:
     """Raise ValueError unless every field of a dataclass is within its `Range`."""
     for name, hint in typing.get_type_hints(type(recipe), include_extras=True).items():

@@ -167,7 +167,7 @@ class CacheReader:
         """Open the images that the cache was made of; None: where it was made from.
 
         Raises:
-            UsageError: It is not known where they are, or nobody can draw the views again.
+            UsageError: Their location is unknown, or the views cannot be drawn again.
             CacheMismatch: They are not the cache's.
         """
         probes.check_replayable(self.store)

@@ -13,7 +13,7 @@ Data = Annotated[
     str, typer.Option(metavar="SRC", help="Folder of shards or images, a pattern, or a URL.")
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to override.")
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Recipe keys to override.")
 ]
 
 Teachers = Annotated[
@@ -69,7 +69,7 @@ def demo(
         embedded.write_shards(folder)
     if not (teacher / "config.json").is_file():
         accuracy = embedded.train_teacher(folder, teacher)
-        print(f"the teacher saw {embedded.TEACHER_SIZE:,} labels: {accuracy:.1f} % on 797 others")
+        print(f"teacher: {embedded.TEACHER_SIZE:,} labels, top-1 {accuracy:.1f} % on 797 others")
     print(f"data set {folder}, teacher {teacher}")
 
 
@@ -88,7 +88,7 @@ def plan(
     random_weights: RandomWeights = False,
     json_: Json = False,
 ) -> None:
-    """Print samples, parts, bytes, forwards and hours of a recipe; write nothing.
+    """Print samples, parts, bytes, forward passes and hours of a recipe; write nothing.
 
     With --data and --teacher, render a few real batches and run the teacher on them to measure the
     hours on this machine, the bottleneck, and the bytes.

@@ -26,8 +26,9 @@ class DatasetRecipe:
     """Number of classes of the labels; 0 = that of the data set."""
     split: str = "train"
     """Split of the data set for the teacher."""
-    labels: Literal["use", "ignore"] = "use"
-    """Use of the labels: "use" stores them, and their classes must be the teacher's."""
+    labels: Literal["use", "ignore", "auto"] = "use"
+    """Use of the labels: "use" stores them, and their classes must be the teacher's; "auto" stores
+    them where the class folders are synsets that the teacher predicts. The log has the choice."""
 
     def __post_init__(self) -> None:
         config.check_ranges(self)

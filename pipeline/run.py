@@ -165,7 +165,7 @@ def measure(
     if target.type == "cpu":
         torch.set_num_threads(threads.for_torch(size)[0])
     teacher = teachers.load_all(sources, size, recipe.precision, random_weights)
-    open_cache.check_labels(recipe, images, teacher.spec)
+    open_cache.choose_labels(recipe, images, teacher.spec)
     classes = teacher.spec.num_classes
     execution = Execution(recipe.memory_format, recipe.compile)
     forward = Forward(teacher, recipe.targets_of(classes), target, execution)

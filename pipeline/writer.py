@@ -194,7 +194,7 @@ class CacheWriter:
 
         Raises:
             UsageError: A batch was not given its logits, or the writer is closed.
-            CacheIncomplete: Parts were left out, of images that cannot be read, say.
+            CacheIncomplete: Parts were left out, such as those of images that cannot be read.
             DataError: The logits agree with the labels by chance only; `force` goes on.
         """
         if self._closed:

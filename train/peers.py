@@ -65,7 +65,7 @@ class Peers:
         return KeyboardInterrupt(text) if reason.endswith(_INTERRUPTED) else KdcacheError(text)
 
     def _exchange(self) -> None:
-        """Write to the store and read it now, if it answers."""
+        """Write to the store and read it now, if it responds."""
         self._answered.clear()
         self._ask.set()
         self._answered.wait(SECONDS)

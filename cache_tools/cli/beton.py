@@ -17,11 +17,11 @@ def beton(
     source: Annotated[str, typer.Argument(metavar="SRC", help="Folder of shards or images.")],
     out: Annotated[Path, typer.Argument(metavar="FILE", help="The .beton to write.")],
     split: Annotated[
-        str, typer.Option(help="Which part of SRC: train, validation or teacher.")
+        str, typer.Option(help="Split of SRC: train, validation or teacher.")
     ] = "train",
     raw: Annotated[
         bool,
-        typer.Option("--raw", help="Cache pixels: ten times the room, and nothing to decode."),
+        typer.Option("--raw", help="Store pixels: ten times the bytes, and no decoding."),
     ] = False,
     threads: Annotated[
         int, typer.Option(min=0, help="Images decoded at once; 0 = one per core.")
@@ -41,7 +41,7 @@ def beton(
     if split not in SPLITS:
         raise UsageError(f"--split {split} is none of {', '.join(SPLITS)}.")
     if out.suffix != container.SUFFIX:
-        raise UsageError(f"{out} does not end in {container.SUFFIX}, by which it would be known.")
+        raise UsageError(f"{out} does not end in {container.SUFFIX}: choose a name that does.")
     if out.exists() and not fresh:
         raise UsageError(f"{out} exists. Pass --fresh to replace it.")
     found = facts(write(open_images(source, split), out, raw, threads))
@@ -63,7 +63,7 @@ def write(images: "ImageDataset", out: Path, raw: bool, threads: int = 0) -> "Be
 
 
 def facts(written: "Beton") -> dict[str, Any]:
-    """File, images, bytes, and how many images lie as pixels."""
+    """File, images, bytes, and the number of images stored as pixels."""
     from cache_tools.data import beton as container
 
     pixels = int((written.rows_N["mode"] == container.RAW).sum())

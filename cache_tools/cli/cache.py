@@ -18,11 +18,11 @@ def verify(
     ] = 0,
     teacher: Annotated[
         list[str] | None,
-        typer.Option(help="Teacher to run, where its name alone does not find it; repeatable."),
+        typer.Option(help="Teacher to run, where its name alone does not find it."),
     ] = None,
     class_map: Annotated[
         list[str] | None,
-        typer.Option(metavar="FILE", help="The teacher's class map, if it has one; repeatable."),
+        typer.Option(metavar="FILE", help="The teacher's class map, if it has one."),
     ] = None,
     device: Annotated[str | None, typer.Option(help="Its device: cuda, cpu.")] = None,
     content_id: Annotated[
@@ -79,35 +79,25 @@ def info(
     content_id: Annotated[
         bool, typer.Option("--content-id", help="Print the content id alone, to sign it.")
     ] = False,
+    all_: Annotated[bool, typer.Option("--all", help="Print every fact and recipe key.")] = False,
     json_: Json = False,
 ) -> None:
-    """Print the facts of a cache: teacher, views, targets, sizes."""
+    """Print the facts of a cache on one screen: teacher, data, views, targets, size, identity.
+
+    Of the recipe's keys, those that differ from their defaults.
+    """
+    from cache_tools.cli import overview
     from cache_tools.store import info as summary
 
+    store = Cache.open(cache)
     if content_id:
-        print(Cache.open(cache).content_id())
+        print(store.content_id())
         return
-    facts = summary.info(Cache.open(cache))
+    facts = summary.info(store)
     if json_:
         emit(facts)
-        return
-    spec = facts.pop("spec")
-    members = facts["teacher"].pop("members")
-    for name, value in facts.items():
-        lines = value.items() if isinstance(value, dict) else [("", value)]
-        for key, one in lines:
-            print(f"{' '.join((name, key)).strip():22} {f'{one:,}' if type(one) is int else one}")
-    for member in members:
-        of = f"{member['weight']:.4g} of {member['name']}"
-        where = f" in {member['cache'][:19]}…" if member["cache"] else ""
-        print(f"{'member':22} {of} {member['weights_sha256'][:19]}…{where}")
-    for section in ("dataset", "views", "targets"):
-        if spec[section] is not None:
-            texts = {key: str(value) for key, value in spec[section].items()}
-            short = {k: t if len(t) <= 40 else f"{t[:26]}…" for k, t in texts.items()}
-            print(f"{section:22} {', '.join(f'{k}={t}' for k, t in short.items())}")
-    if (imported := spec.get("imported")) is not None:
-        print(f"{'imported from':22} {imported['origin']}. {imported['note']}")
+    else:
+        print("\n".join(overview.everything(facts) if all_ else overview.lines(store, facts)))
 
 
 def status(
@@ -145,7 +135,7 @@ def status(
 
 
 def ensemble(
-    caches: Annotated[list[str], typer.Argument(metavar="CACHE…", help="Two or more caches.")],
+    caches: Annotated[list[str], typer.Argument(metavar="CACHE", help="Two or more caches.")],
     out: Annotated[Path, typer.Option(metavar="CACHE", help="Folder of their mixture.")],
     weights: Annotated[
         str,

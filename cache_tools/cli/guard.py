@@ -100,7 +100,7 @@ def argument(name: str, value: Any) -> Any:
 
 
 def say(message: str) -> None:
-    """Print to stderr, if anything reads it, whatever names of strangers are in the message."""
+    """Print to stderr, if anything reads it; characters that control a terminal are escaped."""
     with contextlib.suppress(OSError):
         print(text.message(message), file=sys.stderr)
 

@@ -63,8 +63,8 @@ def import_(
 ) -> None:
     """Write targets that exist as a cache: logits, or another system's files. Run again to go on.
 
-    Of FKD and ml-dr the boxes, flips, operations and mixing come along and students replay them; of
-    logits and of TinyViT nobody can draw the views again. Nothing in a file is ever run.
+    Views of FKD and ml-dr (boxes, flips, operations, mixing) are imported too, and students replay
+    them; views of logits and of TinyViT cannot be drawn again. No code of a file is run.
     """
     from cache_tools.store import info
 
@@ -78,9 +78,9 @@ def import_(
     elif probabilities:
         raise UsageError(f"--probabilities is of dense; files of {kind} have probabilities anyway.")
     elif not data:
-        raise UsageError(f"whose targets are these? Pass --data with the data set {source} is of.")
+        raise UsageError(f"the data set of {source} is not given. Pass it as --data.")
     elif not source.is_dir():
-        raise UsageError(f"{source} is no folder. Unpack what came packed, and name the folder.")
+        raise UsageError(f"{source} is no folder. Unpack archives, and name the folder.")
     else:
         from cache_tools.data import scan
         from cache_tools.data.open import open_images

@@ -30,27 +30,27 @@ HELP = {
     "demo": "Write the embedded real data set as WebDataset shards and train its teacher.",
     "shard": "Write any data set as WebDataset shards that timm reads, too.",
     "beton": "Write a data set as one .beton, the container FFCV reads.",
-    "plan": "Print samples, parts, bytes and forwards of a recipe; write nothing.",
+    "plan": "Print samples, parts, bytes and forward passes of a recipe; write nothing.",
     "views": "Draw a contact sheet of views; works on a recipe before there is a cache.",
     "cache": "Stage 1: run the teacher once and store its soft targets.",
     "status": "Print which parts are committed; exit 1 unless all are.",
-    "info": "Print the facts of a cache: teacher, views, targets, sizes.",
+    "info": "Print the facts of a cache on one screen: teacher, views, targets, size.",
     "verify": "Check every byte of a cache; with --data its images and pixels too.",
     "import": "Write targets that exist as a cache: logits, TinyViT's, FKD's, ml-dr's files.",
     "convert": "Write a cache as WebDataset shards, Parquet or TinyViT's logits.",
     "ensemble": "Mix caches of several teachers over the same views into one.",
     "pull": "Fetch a cache from a URL, or some of its views and samples.",
-    "push": "Put a cache where others can pull it.",
+    "push": "Upload a cache with its card, for others to pull.",
     "card": "Write a dataset card for a cache.",
     "select": "Cut a cache: some views, some samples, fewer classes.",
     "merge": "Join caches of one teacher: more views, more samples.",
     "diff": "Compare two caches, or logits and a cache.",
-    "train": "Stage 2: train students on the very views of the teacher.",
+    "train": "Stage 2: train students on the teacher's views.",
     "sweep": "Train a grid of students that share every batch.",
     "eval": "Measure a student on validation sets, beside its teacher.",
     "export": "Write a trained student for timm and the Hub.",
-    "report": "Draw caches, runs and sweeps: one page of charts, without a network.",
-    "bench": "Measure what binds a training run: disk, decode, resize, operations, student.",
+    "report": "Draw caches, runs and sweeps: one page of charts that opens offline.",
+    "bench": "Find the bottleneck of a training run: disk, decode, resize, operations, student.",
 }
 """One line for each of our commands in the order of a day's work; --help imports none of them."""
 Command = Callable[..., Any]
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def _data_cache(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Separate the global option --data-cache, which may stand after the command as well."""
+    """Separate the global option --data-cache, also accepted after the command."""
     option: list[str] = []
     rest: list[str] = []
     left = iter(arguments)
@@ -128,7 +128,7 @@ def _options(
         typer.Option(
             metavar="DIR",
             help="Folder for indices and for what is read from URLs; default: $KDCACHE_CACHE or "
-            "~/.cache/kdcache, up to $KDCACHE_CACHE_LIMIT. It may stand after the command, too.",
+            "~/.cache/kdcache, up to $KDCACHE_CACHE_LIMIT. Also accepted after the command.",
         ),
     ] = "",
 ) -> None:
@@ -139,7 +139,7 @@ def _options(
 
 
 def _load(entry: EntryPoint) -> Command:
-    """Import a command, after making sure that no stranger's file stands in its place."""
+    """Import a command; refuse a user's file that shadows our package."""
     package = entry.module.partition(".")[0]
     if package in ("cache_tools", "pipeline", "train"):
         spec = find_spec(package)
@@ -166,7 +166,7 @@ def _guarded(command: Command) -> Command:
 
 
 class _Formatter(logging.Formatter):
-    """Lines of the log, in which names of strangers are text."""
+    """Lines of the log, with characters that control a terminal escaped."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Shape a line as errors are."""

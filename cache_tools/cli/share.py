@@ -29,7 +29,7 @@ Jobs = Annotated[int, typer.Option(min=1, max=64, help="Parts in flight at once.
 
 def pull(
     url: Annotated[str, typer.Argument(metavar="URL", help="Folder, bucket or URL of the cache.")],
-    out: Annotated[Path, typer.Argument(metavar="DST", help="Folder that it goes to.")],
+    out: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write.")],
     views: Views = "",
     samples: Samples = "",
     keep: Keep = "",
@@ -41,9 +41,9 @@ def pull(
 ) -> None:
     """Fetch a cache, or some of its views and samples. Run again to go on.
 
-    URL is anything that fsspec knows: a folder served over http(s), hf://datasets/…, s3://…, gs://….
-    Only the parts that are asked for are moved, and what reading them needs; every byte is checked
-    on arrival.
+    URL is of any kind that fsspec supports: a folder served over http(s), hf://datasets/…, s3://…,
+    gs://…. Only the selected parts are fetched, with what reading them requires; every byte is
+    checked on arrival.
     """
     source = Cache.open(url)
     if content_id:
@@ -55,7 +55,7 @@ def pull(
 
 def select(
     cache: CachePath,
-    out: Annotated[Path, typer.Argument(metavar="DST", help="Folder that it goes to.")],
+    out: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write.")],
     views: Views = "",
     samples: Samples = "",
     keep: Keep = "",
@@ -109,10 +109,10 @@ def push(
     jobs: Jobs = 8,
     json_: Json = False,
 ) -> None:
-    """Put a cache where others can pull it, with a card. Run again to go on.
+    """Upload a cache with its card, for others to pull. Run again to go on.
 
-    What lies there as it lies here is not sent again. Readers never see half a cache: the manifest
-    comes last. What others can read needs --license.
+    Files that are there already are not sent again. The manifest is sent last, so that no reader
+    opens half a cache. --license is required where others can read it.
     """
     from cache_tools.share import card as cards
     from cache_tools.share import push as pusher
@@ -160,7 +160,7 @@ def card(
 
 def merge(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the merged cache.")],
-    caches: Annotated[list[str], typer.Argument(metavar="CACHE…", help="Two or more caches.")],
+    caches: Annotated[list[str], typer.Argument(metavar="CACHE", help="Two or more caches.")],
     block_size: Annotated[
         int, typer.Option(min=0, help="Samples per part; 0: as the caches have it.")
     ] = 0,

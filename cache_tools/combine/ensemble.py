@@ -38,7 +38,7 @@ def run(members: CacheEnsemble, out: Path, keep: str = "") -> Cache:
     `keep`: classes to keep (`targets.keep`); "": as the members do (`default_targets`).
 
     Raises:
-        UsageError: Another cache lies at `out`, or more is to be kept than the members know.
+        UsageError: There is another cache at `out`, or more is to be kept than the members have.
         CacheIncomplete, CacheDamaged, CacheMismatch: A part of a member is not there, is damaged,
             or is of other pixels; what is committed stays.
     """

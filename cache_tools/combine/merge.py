@@ -42,7 +42,7 @@ def run(stores: Sequence[Cache], out: Path, block_size: int = 0) -> Cache:
 
     Raises:
         CacheMismatch: They are not of one family, or two have another part in one place.
-        UsageError: Another cache lies at `out`.
+        UsageError: There is another cache at `out`.
         KeyboardInterrupt: A signal came; what is committed stays.
     """
     compatibility.check_compatible(stores)

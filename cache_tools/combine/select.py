@@ -71,7 +71,7 @@ def plan(store: Cache, views: str = "", wanted: str = "", keep: str = "") -> Sel
         keep: Such as "k=10", "tau=1e-2" or both; "" keeps all classes.
 
     Raises:
-        UsageError: Something that cannot be read, or more than the cache knows.
+        UsageError: Something that cannot be read, or more than the cache has.
     """
     spec, rows = store.spec, _rows(store, wanted) if wanted else None
     if rows is not None and len(rows) == spec.dataset.num_samples:

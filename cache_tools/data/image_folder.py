@@ -186,8 +186,8 @@ def _refuse_nested(names: Sequence[str], source: str) -> None:
     for folder, splits in below.items():
         if len(splits) > 1 or any(splits.values()):
             raise UsageError(
-                f"{source} has the splits {', '.join(splits)} in its folder {folder}: which images "
-                f"are meant? Pass --data {source}/{folder}, or the folder of one split."
+                f"{source} has the splits {', '.join(splits)} in its folder {folder}. Pass "
+                f"--data {source}/{folder}, or the folder of one split."
             )
 
 

@@ -214,6 +214,7 @@ def with_classes(images: ImageDataset, classes: Sequence[str]) -> ImageDataset:
             f"the validation split of {images.source} has the class folder {strange[0]!r}, the "
             "training split has not. Point --data at a data set whose splits have the same classes."
         )
-    number = np.array([classes.index(name) for name in names], dtype=np.int32)
+    number_of = {name: number for number, name in enumerate(classes)}
+    number = np.array([number_of[name] for name in names], dtype=np.int32)
     label = np.where(images.label_N == NO_LABEL, NO_LABEL, number[images.label_N])
     return replace(images, label_N=label, class_names=tuple(classes))

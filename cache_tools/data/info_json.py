@@ -87,8 +87,8 @@ def choose(found: Mapping[str, T], split: str, source: str) -> T:
         return found[words[0]]
     raise UsageError(
         f"{source} has {'several' if words else 'no'} {split} split{'s' * bool(words)}, only "
-        f"{', '.join(found)}. Name what is meant: a folder of it, or a pattern of tars, as --data; "
-        "or the split (dataset.split=… of a cache, --split of kdcache shard)."
+        f"{', '.join(found)}. Pass its folder, or a pattern of tars, as --data; or name "
+        "the split (dataset.split=… of a cache, --split of kdcache shard)."
     )
 
 

@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.data import scan, sources
-from cache_tools.data.images import ImageDataset
+from cache_tools.data.images import ImageDataset, with_classes
 from cache_tools.errors import CacheMismatch
 from cache_tools.runtime import progress, threads
-from cache_tools.spec import sample_table
+from cache_tools.spec import class_names, sample_table
 from cache_tools.spec.dataset import DatasetSpec
 from cache_tools.spec.sample_table import SampleTable
 from cache_tools.storage import disk_cache
@@ -92,6 +92,7 @@ class DatasetMatch:
 
 def find(table: SampleTable, dataset: DatasetSpec, images: ImageDataset) -> DatasetMatch:
     """Look for the samples of `table` among `images`."""
+    images = _in_classes_of(dataset, images)
     _, keys = images.keys(dataset.key)
     id_M = np.array([sample_table.sample_id(key) for key in keys], dtype=np.uint64)
     _, first, count = np.unique(id_M, return_index=True, return_counts=True)
@@ -136,6 +137,7 @@ def align(
     Raises:
         CacheMismatch: Samples are missing or too many, or a label or the size of an image differs.
     """
+    images = _in_classes_of(dataset, images)
     covered = covered or find(table, dataset, images)
     if not covered.found or (not partial and (covered.missing or covered.extra)):
         raise _mismatch(covered, images, partial)
@@ -154,6 +156,13 @@ def align(
 def match(table: SampleTable, dataset: DatasetSpec, images: ImageDataset) -> ImageDataset:
     """Order a data set as `table`; raises as `align`."""
     return align(table, dataset, images)[0]
+
+
+def _in_classes_of(dataset: DatasetSpec, images: ImageDataset) -> ImageDataset:
+    """Renumber class folders that are some of the synsets of a cache as the cache has them."""
+    digest = dataset.classes_sha256
+    known = class_names.synsets_of(digest) if digest else ()
+    return with_classes(images, known) if {*images.class_names} <= {*known} else images
 
 
 def _renamed(table: SampleTable, missing: I8, images: ImageDataset, strange: I8) -> dict[int, int]:
@@ -221,8 +230,8 @@ def _check_sizes(table: SampleTable, rows: I8, images: ImageDataset) -> None:
     if len(changed):
         first = int(changed[0])
         raise CacheMismatch(
-            f"{len(changed)} of {len(table)} images in {images.source} are not those the "
-            f"teacher saw (first: {table.keys[first]!r}, {images.length_N[first]} bytes against "
+            f"{len(changed)} of {len(table)} images in {images.source} are not the "
+            f"teacher's (first: {table.keys[first]!r}, {images.length_N[first]} bytes against "
             f"{table.bytes_N[first]}). "
             "Point --data at the original images; a re-encoded copy gives other pixels."
         )

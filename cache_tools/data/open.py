@@ -88,7 +88,7 @@ def has_split(source: str, split: str) -> bool:
 
 
 def _beside(source: str, split: str) -> ImageDataset | None:
-    """Open the shards or images that lie beside a `.beton` in a folder; None if there are none."""
+    """Open the shards or images beside a `.beton` in a folder; None if there are none."""
     if split != "train" and not sources.has_split(source, split):
         return None
     try:

@@ -45,7 +45,7 @@ def in_table_order(
     same = np.flatnonzero(np.diff(ids[order]) == 0)
     if len(same):
         a, b = order[same[0]], order[same[0] + 1]
-        fix = "Rename one of them: a sample is known by its name."
+        fix = "Rename one of them: a sample is identified by its name."
         if images.sharded and images.file_N[a] != images.file_N[b]:
             fix = f"Make them unique: kdcache shard {images.source} DST --key shard/key."
         raise DataError(

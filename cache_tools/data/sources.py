@@ -36,7 +36,7 @@ def has_split(source: str, split: str) -> bool:
     """Check if the data set at `source` has images of its own for `split`.
 
     Raises:
-        UsageError: It cannot be told which images are of which split.
+        UsageError: The split of some images does not follow from their names.
     """
     if (info := describe(source)) is not None:
         return info.find(split) is not None
@@ -131,7 +131,7 @@ def find_local(source: str, split: str) -> ShardSource | None:
         if others := [name for name in names if not _is_unpacked(root, name)]:
             raise UsageError(
                 f"{root} has {len(others):,} tars ({others[0]}) and images ({image}). Move one or "
-                f"the other elsewhere; --data '{root}/*.tar' means the tars alone."
+                f"the other elsewhere; --data '{root}/*.tar' selects the tars alone."
             )
         log.info("%s: passed over: %d tars that its folders are the contents of (first: %s)",
                  root, len(names), printable(names[0]))  # fmt: skip
@@ -224,8 +224,7 @@ def _by_word(names: Sequence[str], source: str) -> dict[str, list[str]]:
     if unclear := found.get(""):
         raise UsageError(
             f"the split of {unclear[0]} in {source} does not follow from its name, as that of "
-            "others does. Name what is meant by a pattern, such as --data 'FOLDER/train-*.tar', or "
-            "by its folder."
+            "others does. Pass a pattern, such as --data 'FOLDER/train-*.tar', or its folder."
         )
     return found
 

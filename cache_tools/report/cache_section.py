@@ -28,9 +28,7 @@ def section(facts: Facts, pictures: list[Element]) -> Section:
     seen, all_ = facts["sampled"]["views"], facts["sampled"]["of"]
     note = f"All {count(all_)} stored views."
     if seen != all_:
-        note = (
-            f"A sample: {count(seen)} of {count(all_)} stored views, from parts that lie far apart."
-        )
+        note = f"A sample: {count(seen)} of {count(all_)} stored views, from parts far apart."
     groups += [
         Group("Stored targets", [*pictures, *_targets(facts)], note),
         _accuracy(facts),
@@ -67,7 +65,7 @@ def _identity(info: Facts) -> DefinitionList:
             "parts committed": f"{count(info['parts']['done'])} of {count(info['parts']['total'])}",
             "stored": f"{size(info['bytes'])} of targets",
             "classes kept of a view": f"{info['kept_classes_mean'] or 0:.2f} ({kept})",
-            "view size": f"{views['size']} px" if views else "not known: imported",
+            "view size": f"{views['size']} px" if views else "unknown: imported",
             "fingerprint": _short_digest(info["fingerprint"]),
             "content id": _short_digest(info["content_id"]),
         }
@@ -124,7 +122,7 @@ def _accuracy(facts: Facts) -> Group:
         found.append(_by_operation(facts["by_operation"]))
     mixed = (
         "Views are mixed of two pictures: the label is that of the larger share, which a teacher "
-        "that sees both should predict with low confidence."
+        "should predict with low confidence where both are visible."
     )
     return Group(title, found, mixed if facts["mixed"] else "")
 

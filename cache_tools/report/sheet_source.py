@@ -4,7 +4,6 @@ Shapes: N samples.
 """
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,14 +12,13 @@ from cache_tools.data import match
 from cache_tools.data.open import open_images
 from cache_tools.errors import UsageError
 from cache_tools.report.contact_sheet import TopClasses, ViewSource
+from cache_tools.spec import class_names
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec
 from cache_tools.verify import probes
 
 log = logging.getLogger("kdcache")
-Names = Callable[[int], str]
-"""Class → name."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +30,8 @@ class SheetSource:
     top_classes: TopClasses | None
 
 
-def of_cache(store: Cache, data: str, imagenet: Callable[[], Names]) -> SheetSource:
+def of_cache(store: Cache, data: str) -> SheetSource:
     """Open a cache with its images, at `data` or, if that is "", at the recorded location.
-
-    `imagenet` reads names of ImageNet's classes, for images without class names.
 
     Raises:
         UsageError, CacheMismatch: No images are found, or those of another cache.
@@ -50,7 +46,9 @@ def of_cache(store: Cache, data: str, imagenet: Callable[[], Names]) -> SheetSou
     images = match.match(store.table, store.spec.dataset, opened)
     source = ViewSource(images, store.spec.views.for_teacher(), store.spec.window, store)
     missing: set[Part] = set()
-    names = class_names(images.class_names, store.spec.teacher.num_classes, imagenet)
+    named = images.class_names if store.spec.dataset.labels else ()
+    named = named or class_names.of_cache(store.spec)
+    names = class_names.names(named, store.spec.teacher.num_classes)
 
     def top_classes(row: int, view: int) -> list[tuple[str, float]]:
         part = Part(view, row // store.spec.block_size)
@@ -66,13 +64,6 @@ def of_cache(store: Cache, data: str, imagenet: Callable[[], Names]) -> SheetSou
         return [(names(int(index[i])), float(p[i])) for i in best if p[i] > 0]
 
     return SheetSource(source, store.num_views, top_classes)
-
-
-def class_names(named: tuple[str, ...], num_classes: int, imagenet: Callable[[], Names]) -> Names:
-    """Return names of classes: the data set's own, ImageNet's, or numbers."""
-    if len(named) == num_classes:
-        return lambda index: named[index]
-    return imagenet() if num_classes == 1000 else lambda index: f"class {index}"
 
 
 def evenly_spaced(count: int, wanted: int) -> list[int]:

@@ -13,7 +13,7 @@ from typing import Any
 from cache_tools.errors import UsageError
 
 _TIMEOUT = 10.0
-"""Seconds for a cluster's head to answer."""
+"""Seconds for a cluster's head to respond."""
 
 
 def join(ray: Any, address: str | None = None, quiet: bool = False) -> None:

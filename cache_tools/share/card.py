@@ -1,8 +1,8 @@
 """`kdcache card`: a dataset card for the Hub, from a cache and the terms of its authors.
 
 Everything that is a fact of the cache is read from it; licences and terms are given, since a cache
-does not know them. The licence of a published teacher is looked up by whoever offers an entry point
-`license` in `kdcache.teachers`.
+does not contain them. The licence of a published teacher comes from the entry point `license` in
+`kdcache.teachers`.
 """
 
 import re
@@ -15,6 +15,7 @@ from cache_tools.runtime.plugins import Plugin
 from cache_tools.runtime.secrets import redact
 from cache_tools.runtime.text import printable
 from cache_tools.share import markdown
+from cache_tools.spec import class_names
 from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.targets import TargetSpec
 from cache_tools.spec.views import ViewSpec
@@ -46,7 +47,7 @@ class Terms:
     data: str = ""
     """Name of the data set."""
     data_terms: str = ""
-    """Its licence or terms, or where they stand."""
+    """Its licence or terms, or their address."""
     citation: str = ""
     """Citation of the cache."""
     url: str = "URL"
@@ -99,7 +100,7 @@ p *= (1 - tail) / p.sum()
 key = bytes(cache["samples/key"][:]).decode().split("\\n")[row]
 print(key, dict(zip(index.tolist(), p.round(4).tolist())), "others", round(float(tail), 4))"""
 
-_UNKNOWN = "Nobody knows which pixels these targets are of: they were imported."
+_UNKNOWN = "The views of these targets are unknown: they were imported without their parameters."
 
 _CITATION = """```bibtex
 @misc{{kdcache-{short},
@@ -122,7 +123,7 @@ _CARD = """---
 
 ### Views
 
-A view is a fixed draw of the augmentation: sample key, view number and seed say every pixel.
+A view is a fixed draw of the augmentation: sample key, view number and seed decide every pixel.
 
 {views}
 
@@ -142,7 +143,7 @@ kdcache verify {folder} --data YOUR-COPY-OF-THE-IMAGES
 kdcache train RECIPE --cache {folder} --data YOUR-COPY-OF-THE-IMAGES --out run
 ```
 
-Images are joined by key, whatever shards or folders they lie in; renamed ones by their digest.
+Images are joined by key, in whatever shards or folders; renamed ones by their digest.
 
 Without it, with zarr and numpy (a folder, once downloaded):
 
@@ -189,13 +190,13 @@ def _citation(facts: dict[str, Any], title: str) -> str:
 
 
 def _about(facts: dict[str, Any], spec: CacheSpec) -> str:
-    said = (
-        f"What {markdown.code(facts['teacher']['name'])} says of {facts['views']} augmented views "
-        f"of each of {facts['samples']:,} images: the most probable of {facts['classes']:,} "
-        "classes, their probabilities, and the mass of all others. No image is in it."
+    targets = (
+        f"Soft targets of {markdown.code(facts['teacher']['name'])} on {facts['views']} augmented "
+        f"views of each of {facts['samples']:,} images: the most probable of {facts['classes']:,} "
+        "classes, their probabilities, and the mass of all others. It contains no image."
     )
-    replay = " A student learns from it on the very pixels the teacher saw, without the teacher."
-    return said + replay * spec.replayable
+    replay = " A student trains on the same pixels as the teacher's input, without the teacher."
+    return targets + replay * spec.replayable
 
 
 def _facts(facts: dict[str, Any], spec: CacheSpec, terms: Terms) -> dict[str, Any]:
@@ -203,6 +204,8 @@ def _facts(facts: dict[str, Any], spec: CacheSpec, terms: Terms) -> dict[str, An
     known = spec.teacher.members or (spec.teacher,)
     licences = {one.name: terms.teacher_license or _license_of(one.name) for one in known}
     done, total = facts["parts"]["done"], facts["parts"]["total"]
+    classes = class_names.of_cache(spec)
+    named = f": {markdown.text(class_names.summary(classes))}" if classes else ""
     weights = ", ".join(markdown.code(one.weights_sha256) for one in known)
     networks = (f"{markdown.code(n.name)} ({markdown.text(n.architecture)})" for n in known)
     rows = {
@@ -211,7 +214,8 @@ def _facts(facts: dict[str, Any], spec: CacheSpec, terms: Terms) -> dict[str, An
         "its licence": ", ".join(markdown.text(v or "unknown") for v in licences.values()),
         "data set": f"{markdown.text(terms.data or 'see the keys')}, {facts['samples']:,} images "
         f"(none included), table {markdown.code(spec.dataset.table_sha256)}",
-        "its terms": markdown.text(terms.data_terms or "not stated: those of the data set apply"),
+        "its terms": markdown.text(terms.data_terms or "unknown: those of the data set apply"),
+        "classes": f"{facts['classes']:,}{named}",
         "views of an image": f"{facts['views']}",
         "parts": f"{done} of {total}",
         "size": f"{facts['bytes']:,} bytes, {facts['bytes_per_view']} per view",
@@ -227,15 +231,15 @@ def _fidelity(facts: dict[str, Any], targets: TargetSpec) -> str:
     kept, tail = facts["kept_classes_mean"], facts["tail_mass_mean"]
     k, levels = targets.k_max, targets.levels
     bound = 2 * k**0.5 / levels**2 + k / levels**4 + 0.002
-    said = (
+    rounding = (
         f"Rounding adds at most {bound:.4f} nat to the KL divergence from the teacher at T = 1 "
         "(FORMAT.md, section 4.4)."
     )
     if kept is None or tail is None:  # a commit record need not have statistics
-        return said
+        return rounding
     return (
-        f"On average {kept:.4g} classes of a view are kept; they hold {100 * (1 - tail):.2f} % of "
-        f"its probability. {said}"
+        f"On average {kept:.4g} classes of a view are kept, {100 * (1 - tail):.2f} % of its "
+        f"probability. {rounding}"
     )
 
 

@@ -52,7 +52,7 @@ def run(
     `jobs`: parts in flight at once.
 
     Raises:
-        UsageError: Another cache lies at `out`.
+        UsageError: There is another cache at `out`.
         CacheIncomplete: The source lacks parts; all others are committed.
         CacheDamaged, DataError: The source cannot be read; what is committed stays.
         KeyboardInterrupt: A signal came; what is committed stays.

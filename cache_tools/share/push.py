@@ -1,4 +1,4 @@
-"""`kdcache push`: a cache to where others can pull it, so that no reader ever sees half of it.
+"""`kdcache push`: a cache to where others can pull it, never readable by half.
 
 Parts first, each read here with its digests checked, and compared again where it lies (a commit of
 the Hub takes whole parts); then what describes the arrays; the manifest last. Parts that are there
@@ -27,7 +27,7 @@ _OWN = re.compile(r"(file|local|memory)://")
 """Prefixes of URLs that are private."""
 CARD = "README.md"
 MARK = b"kdcache card"
-"""Stands in every card of ours: only such a file is ever replaced."""
+"""Mark of every card of ours: only such a file is ever replaced."""
 
 
 @dataclass
@@ -58,7 +58,7 @@ def run(store: Cache, url: str, card: bytes | None, jobs: int = concurrency.JOBS
     Parts that are not committed are left out. `jobs`: parts in flight at once.
 
     Raises:
-        CacheMismatch: Another cache lies there, or has another part.
+        CacheMismatch: There is another cache, or one with another part.
         CacheDamaged: A part here is not as it was written.
         UsageError, DataError: The place cannot be written.
         KeyboardInterrupt: A signal came; what is committed stays.

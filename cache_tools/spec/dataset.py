@@ -26,7 +26,8 @@ class DatasetSpec:
     table_sha256: str
     """SHA-256 over every column of the sample table (FORMAT.md, section 2)."""
     classes_sha256: str = ""
-    """SHA-256 over the newline-joined class names of an ImageFolder; "" without names."""
+    """SHA-256 over the newline-joined names of its classes, or of all of the teacher's where they
+    are some of ImageNet's synsets; "" without names."""
 
     def __post_init__(self) -> None:
         check(1 <= self.num_samples <= MAX_SAMPLES, f"num_samples must be in 1..{MAX_SAMPLES}")

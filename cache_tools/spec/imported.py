@@ -18,7 +18,7 @@ class ImportedSpec:
     origin: str
     """Format of the source, such as "FKD"."""
     note: str
-    """Largest difference between our pixels and those that the teacher saw."""
+    """Largest difference between our pixels and the teacher's input."""
     operations: int = 0
     """Image operations of a view, L."""
     erased: int = 0

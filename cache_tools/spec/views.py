@@ -5,10 +5,12 @@ here, once, so that drawing and rendering need no checks of their own.
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
-from cache_tools.config import check
+from cache_tools.config import Range, check, check_ranges
 from cache_tools.spec import randaugment
+
+Share = Annotated[float, Range(0, 1)]
 
 
 @dataclass(frozen=True)
@@ -20,13 +22,13 @@ class ViewSpec:
     erasing, mixing. Partners are erased alike, so that erasing is, as in timm, of the mixed view.
     """
 
-    size: int
+    size: Annotated[int, Range(1, 4096)]
     """Height and width of a view in pixels."""
     scale: tuple[float, float] = (0.08, 1.0)
-    """Share of the image's area in a random resized crop, lowest and highest."""
+    """Share of the image's area in a random resized crop, lowest and highest, within (0, 1]."""
     ratio: tuple[float, float] = (0.75, 1.3333333333333333)
-    """Width by height of the crop, lowest and highest."""
-    center_crop: float = 0.0
+    """Width by height of the crop, lowest and highest, within 0.01..100."""
+    center_crop: Share = 0.0
     """Share of the shorter side of a centre crop, in place of everything random; 0 = off."""
     interpolation: Literal["area", "box", "bilinear", "bicubic", "random"] = "area"
     """Resampling of the crop: the mean over an area by OpenCV; box, the same mean in integers at
@@ -35,13 +37,13 @@ class ViewSpec:
     scaled_decode: bool = False
     """Decode at 1/2, 1/4 or 1/8 where the crop stays as large as the view: faster for large
     images, and other pixels."""
-    teacher_size: int = 0
+    teacher_size: Annotated[int, Range(0, 4096)] = 0
     """Size of the same views for the teacher, rendered from the original; 0 = `size`."""
-    hflip: float = 0.5
+    hflip: Share = 0.5
     """Probability of a horizontal flip."""
-    degrees: float = 0.0
+    degrees: Annotated[float, Range(0, 180)] = 0.0
     """Rotation is uniform in [-degrees, degrees]; 0 = off."""
-    translate: float = 0.0
+    translate: Share = 0.0
     """Shift along each axis is uniform in ±translate·size; 0 = off."""
     auto_augment: str = ""
     """RandAugment in timm's grammar, such as "rand-m7-mstd0.5-inc1"; "" = off."""
@@ -50,47 +52,40 @@ class ViewSpec:
     three_augment: bool = False
     """3-Augment (DeiT III): one of grayscale, solarize and Gaussian blur."""
     color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-    """Strengths of brightness, contrast, saturation and hue (torchvision's ColorJitter)."""
-    re_prob: float = 0.0
+    """Strengths of brightness, contrast, saturation (0..1) and hue (0..0.5), as torchvision's
+    ColorJitter."""
+    re_prob: Share = 0.0
     """Probability of random erasing (Zhong et al., AAAI 2020)."""
     re_mode: Literal["const", "rand", "pixel"] = "pixel"
     """Erase to `fill`, to one random color, or to random pixels."""
-    re_count: int = 1
+    re_count: Annotated[int, Range(1, 8)] = 1
     """Largest number of erased boxes."""
     fill: tuple[int, int, int] = (124, 116, 104)
     """Color (RGB) outside of the image in geometric operations, and the mean of erasing."""
     mixup: float = 0.0
-    """Alpha of the Beta distribution of mixup (Zhang et al., ICLR 2018); 0 = off."""
+    """Alpha of the Beta distribution of mixup (Zhang et al., ICLR 2018), 0.01..100; 0 = off."""
     cutmix: float = 0.0
-    """Alpha of the Beta distribution of cutmix (Yun et al., ICCV 2019); 0 = off."""
-    mixup_prob: float = 1.0
+    """Alpha of the Beta distribution of cutmix (Yun et al., ICCV 2019), 0.01..100; 0 = off."""
+    mixup_prob: Share = 1.0
     """Probability that a pair is mixed at all."""
-    mixup_switch_prob: float = 0.5
+    mixup_switch_prob: Share = 0.5
     """Probability of cutmix when both are on."""
-    pair_views: int = 1
+    pair_views: Annotated[int, Range(1, 10_000)] = 1
     """Consecutive views in which samples keep their partners. With as many as a student's repeated
     augmentation shows, its batches decode each image once."""
-    seed: int = 0
-    """Seed of every draw, 0 ≤ seed < 2^63."""
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
+    """Seed of every draw."""
 
     def __post_init__(self) -> None:
-        check(1 <= self.size <= 4096, "size must be in 1..4096 pixels")
-        check(0 <= self.teacher_size <= 4096, "teacher_size must be in 0..4096 pixels")
+        check_ranges(self)
         check(0 < self.scale[0] <= self.scale[1] <= 1, "scale must rise within (0, 1]")
         check(0.01 <= self.ratio[0] <= self.ratio[1] <= 100, "ratio must rise within 0.01..100")
-        for name in ("hflip", "re_prob", "mixup_prob", "mixup_switch_prob", "center_crop"):
-            check(0 <= getattr(self, name) <= 1, f"{name} must be in 0..1")
-        check(0 <= self.degrees <= 180, "degrees must be in 0..180")
-        check(0 <= self.translate <= 1, "translate must be in 0..1")
         check(all(0 <= j <= 1 for j in self.color_jitter), "color_jitter must be in 0..1")
         check(self.color_jitter[3] <= 0.5, "the hue of color_jitter must be in 0..0.5")
-        check(1 <= self.re_count <= 8, "re_count must be in 1..8")
         check(all(0 <= c <= 255 for c in self.fill), "fill must be three values in 0..255")
         for name in ("mixup", "cutmix"):
             alpha = getattr(self, name)
             check(alpha == 0 or 0.01 <= alpha <= 100, f"{name} must be 0 or in 0.01..100")
-        check(1 <= self.pair_views <= 10_000, "pair_views must be in 1..10000")
-        check(0 <= self.seed < 2**63, "seed must be in 0..2^63-1")
         if self.auto_augment:
             randaugment.parse(self.auto_augment)
         check(

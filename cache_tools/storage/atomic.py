@@ -24,7 +24,7 @@ _OWN = re.compile(
 )
 """Names of temporary files of this and of earlier versions."""
 _NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES)
-"""Answers of CIFS, VirtualBox and some FUSE to the fsync of a folder, which they do not have."""
+"""Errors of CIFS, VirtualBox and some FUSE at the fsync of a folder, which they do not have."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _STALE_SECONDS = 3600.0
 MAX_JSON = 2**20

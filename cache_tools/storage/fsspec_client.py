@@ -33,7 +33,7 @@ _OBJECTS = frozenset({"s3", "gs", "az", "hf", "memory"})
 _NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
 _WRONG_TLS = (*_NO_TLS, "CERTIFICATE_VERIFY_FAILED")
 _REFUSED = ("RefusedResponse", "TooManyRedirects", "RedirectClientError")
-"""Ends of the names of errors of aiohttp that depend on the server's answer alone."""
+"""Ends of the names of errors of aiohttp that depend on the server's response alone."""
 _CAUSES = 8
 """Links of a chain of causes that are looked at."""
 _NO_NETWORK = (errno.ENETUNREACH, errno.ENETDOWN)

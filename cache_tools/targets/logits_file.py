@@ -26,7 +26,7 @@ _LOOKED_AT = 1024
 _MOST_EXPANSION, _MOST_LARGE, _LARGE = 100, 8, 2**28
 """Of an array in an .npz, and of one of more than so many bytes."""
 _LEAST = 1e-30
-"""Probability that stands for 0, which has no logarithm."""
+"""Probability in place of 0, which has no logarithm."""
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,8 @@ def check_probes(
         if fingerprint(store, images, number, params, at) != int(expected):
             raise CacheMismatch(
                 f"view {part.view} of {store.table.keys[number]!r} has other pixels here than the "
-                f"teacher saw. The cache was made with {store.record(part)['versions']}, here are "
-                f"{render.versions()}. Install the versions the cache was made with."
+                f"teacher's input. The cache was made with {store.record(part)['versions']}, here "
+                f"are {render.versions()}. Install the versions the cache was made with."
             )
     return len(known)
 

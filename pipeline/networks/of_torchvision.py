@@ -40,7 +40,7 @@ def pretrained(name: str) -> tuple[str, nn.Module]:
     architecture, weights = _find(name)
     if ":" not in name:
         raise UsageError(
-            f"torchvision:{name} stands for no weights. Append those of torchvision, such as "
+            f"torchvision:{name} names no weights. Append those of torchvision, such as "
             f"torchvision:{name}:{weights.name}, or a file, torchvision:{name}:FILE.safetensors; "
             "or pass --random-weights to measure speed."
         )

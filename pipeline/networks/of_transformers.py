@@ -43,7 +43,7 @@ def pretrained(name: str) -> tuple[str, nn.Module]:
     library, place = _library(), Path(name)
     if name in library.CONFIG_MAPPING and not place.is_dir():
         raise UsageError(
-            f"transformers:{name} is a type of networks and stands for no weights. Name one with "
+            f"transformers:{name} is a type of networks and names no weights. Choose one with "
             "weights, such as transformers:google/vit-base-patch16-224, or a folder."
         )
     if place.is_dir() and not any(place.glob("*.safetensors")):

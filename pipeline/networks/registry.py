@@ -42,7 +42,7 @@ class Source(Protocol):
         """Create a network with its weights; also its name in a cache, never a path.
 
         Raises:
-            UsageError: There is no such network, or the name stands for no weights.
+            UsageError: There is no such network, or the name has no weights.
             TeacherError: Its weights are not available.
         """
 
@@ -105,7 +105,7 @@ def pretrained(name: str) -> tuple[str, nn.Module]:
 
 
 def refuse_code(name: str, found_in: str, now: str) -> None:
-    """Raise UsageError for a `python:` name that comes from a file, which may be a stranger's."""
+    """Raise UsageError for a `python:` name that comes from a file, which may be hostile."""
     if name.startswith("python:"):
         raise UsageError(
             f"the network of {found_in} is a function of Python, {name!r}, and kdcache runs no "

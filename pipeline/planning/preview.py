@@ -8,7 +8,7 @@ from cache_tools.data.open import open_images
 from cache_tools.errors import UsageError
 from cache_tools.report import sheet_source
 from cache_tools.report.contact_sheet import ViewSource
-from cache_tools.report.sheet_source import Names, SheetSource
+from cache_tools.report.sheet_source import SheetSource
 from cache_tools.store.cache import Cache
 from pipeline import recipe as recipes
 
@@ -22,7 +22,7 @@ def open_source(name: str, data: str, overrides: Iterable[str]) -> SheetSource:
         UsageError: No data set was given and none is recorded beside the cache.
     """
     if any((Path(name) / inner).exists() for inner in ("zarr.json", "samples")):
-        return sheet_source.of_cache(Cache.open(Path(name)), data, _imagenet)
+        return sheet_source.of_cache(Cache.open(Path(name)), data)
     if not data:
         raise UsageError("no images are given. Pass --data with a folder of shards or images.")
     recipe = recipes.load(name, overrides)
@@ -30,10 +30,3 @@ def open_source(name: str, data: str, overrides: Iterable[str]) -> SheetSource:
     _, _, images = scan.in_table_order(images, None)
     views = ViewSource(images, recipe.views.for_teacher(), WINDOW)
     return SheetSource(views, recipe.num_views, None)
-
-
-def _imagenet() -> Names:
-    from timm.data import ImageNetInfo
-
-    info = ImageNetInfo()
-    return lambda index: str(info.index_to_description(index)).partition(",")[0]

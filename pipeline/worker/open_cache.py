@@ -5,11 +5,12 @@ field.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from cache_tools.data import match, scan
-from cache_tools.data.images import ImageDataset
+from cache_tools.data.images import ImageDataset, with_classes
 from cache_tools.data.open import open_images, resolve
 from cache_tools.errors import (
     CacheMismatch,
@@ -19,6 +20,8 @@ from cache_tools.errors import (
     UsageError,
 )
 from cache_tools.runtime import progress, threads
+from cache_tools.runtime.text import printable
+from cache_tools.spec import class_names
 from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.canonical import difference
 from cache_tools.spec.dataset import NO_LABEL, DatasetSpec, KeyKind
@@ -62,7 +65,7 @@ def open_or_create(
         CacheMismatch: There is another cache at `out`, or the labels have other classes.
         DataError, UsageError: The images cannot be read, or not all have a label.
     """
-    labels = check_labels(recipe, images, teacher)
+    images, labels = choose_labels(recipe, images, teacher)
     storage = backends.open_storage(out)
     if isinstance(storage, backends.Folder):
         atomic.sweep(storage.path)
@@ -89,6 +92,9 @@ def _continue(
     labels: tuple[bool, int],
 ) -> tuple[Cache, ImageDataset]:
     """Mend a cache, and compare it with the one that this recipe makes."""
+    if recipe.dataset.labels == "auto" and labels[0] and not store.spec.dataset.labels:
+        log.info("%s was begun without labels, and goes on without", store.name)
+        labels = False, 0
     store.mend(lambda: _scan(images, store.spec.dataset.key, labels[0])[1])
     images = match.match(store.table, store.spec.dataset, images)
     dataset = replace(store.spec.dataset, labels=labels[0], num_classes=labels[1])
@@ -125,12 +131,26 @@ def _scan(
         return kind, scan.scan(keys, images, labels, threads.cpu_count(), advance), images
 
 
-def check_labels(
+def choose_labels(
     recipe: CacheRecipe, images: ImageDataset, teacher: TeacherSpec
-) -> tuple[bool, int]:
-    """Use of the labels and their number of classes; labels of other classes are refused."""
-    if recipe.dataset.labels == "ignore":
-        return False, 0
+) -> tuple[ImageDataset, tuple[bool, int]]:
+    """Choose the use of the labels and their number of classes; refuse labels of other classes.
+
+    Returns:
+        The images, with the teacher's class numbers if their folders are some of its synsets.
+    """
+    use = recipe.dataset.labels
+    if use == "auto":
+        known = class_names.of_teacher(teacher)
+        if reason := _unusable(images, known, teacher):
+            log.info("labels are not stored: %s", reason)
+            use = "ignore"
+        else:
+            count = len({*images.class_names})
+            log.info("labels are stored: %d of the teacher's %d synsets", count, len(known))
+            images = with_classes(images, known)
+    if use == "ignore":
+        return images, (False, 0)
     classes = recipe.dataset.num_classes or images.num_classes
     if NO_LABEL in images.label_N:
         raise UsageError(
@@ -146,7 +166,21 @@ def check_labels(
             f"{mapped if classes < of_teacher else ''}dataset.labels=ignore when its classes are "
             "meant to be others."
         )
-    return True, classes
+    return images, (True, classes)
+
+
+def _unusable(images: ImageDataset, known: Sequence[str], teacher: TeacherSpec) -> str:
+    """Explain why labels are not the synsets `known` that a teacher predicts; "" if they are."""
+    if not known:
+        return f"the names of the {teacher.num_classes} classes of {teacher.name} are unknown"
+    if not images.class_names:
+        return f"{images.source} has no class names to compare with the teacher's"
+    if NO_LABEL in images.label_N:
+        return f"not every image of {images.source} has a class"
+    if not (foreign := sorted({*images.class_names} - {*known})):
+        return ""
+    count = f"{len(foreign):,} of the {len(images.class_names):,} classes of {images.source}"
+    return f"{count} are not among the teacher's synsets (first: {printable(foreign[0])!r})"
 
 
 def _spec(recipe: CacheRecipe, dataset: DatasetSpec, teacher: TeacherSpec) -> CacheSpec:

@@ -2,18 +2,13 @@
 
 import pytest
 
-from benchmarks import keys, recipes
+from benchmarks import recipes
 from cache_tools import config
 from train import recipe as training
 
 
 def test_the_page_is_up_to_date_and_every_deviation_is_in_a_header() -> None:
     assert recipes.DOCUMENT.read_text(encoding="utf-8") == recipes.document()
-
-
-def test_the_page_of_keys_is_up_to_date() -> None:
-    assert keys.DOCUMENT.read_text(encoding="utf-8") == keys.text()
-    assert "| `opt_kwargs` |  | Arguments of timm's optimizer" in keys.text()
 
 
 @pytest.mark.parametrize("package", ["train", "pipeline"])

@@ -45,7 +45,7 @@ def test_the_imagenet_plan_is_the_arithmetic_of_the_paper() -> None:
         ("num_viewz=3", "Did you mean 'num_views'"),
         ("num_views=many", "expected int, found 'many'"),
         ("views.scale=[0.5]", "expected 2 values, found 1"),
-        ("views.size=0", "size must be in 1..4096"),
+        ("views.size=0", "size must be at least 1 and at most 4,096, found 0"),
         ("targets.temperatures=[2.0]", "must begin with 1.0"),
         ("precision=fp8", "'fp8' is not one of 'fp32', 'bf16', 'fp16'"),
         ("views=3", "expected a table"),

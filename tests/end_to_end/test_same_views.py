@@ -196,7 +196,7 @@ def test_reencoded_images_are_detected(teacher: Path, tmp_path: Path) -> None:
             picture.save(tmp_path / folder / f"p{number}.jpg", quality=quality)
     recipe = recipes.load("digits", ["num_views=1", "dataset.labels=ignore"])
     store = run(recipe, str(tmp_path / "original"), str(teacher), tmp_path / "c.zarr", "cpu")
-    with pytest.raises(CacheMismatch, match=r"8 of 8 images .* are not those the teacher saw"):
+    with pytest.raises(CacheMismatch, match=r"8 of 8 images .* are not the teacher's"):
         opened(store, tmp_path / "again")
     with pytest.raises(CacheMismatch, match="re-encoded copy"):
         run(recipe, str(tmp_path / "again"), str(teacher), tmp_path / "c.zarr", "cpu")

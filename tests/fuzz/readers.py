@@ -305,7 +305,7 @@ def _read_run(folder: Path) -> None:
     for work in (
         lambda: run_dir.accuracies(folder),
         lambda: run_state.why(folder),
-        lambda: run_facts.facts(folder, lambda _: ([], ""), EvalOptions(torch.device("cpu")), 0),
+        lambda: run_facts.facts(folder, EvalOptions(torch.device("cpu")), 0),
         lambda: sweep_section.facts(folder / "sweep"),
     ):
         with contextlib.suppress(OSError, ValueError, LookupError):

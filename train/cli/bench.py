@@ -38,7 +38,7 @@ def bench(
     ],
     recipe: Annotated[
         str | None,
-        typer.Argument(metavar="[RECIPE]", help="Recipe of a student; default: the loader alone."),
+        typer.Argument(metavar="RECIPE", help="Recipe of a student; default: the loader alone."),
     ] = None,
     overrides: Overrides = None,
     cache: Annotated[

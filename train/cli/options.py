@@ -14,7 +14,7 @@ Weight = Annotated[
     typer.Option(metavar="W", help="Weight of each cache; default: equal weights."),
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to override.")
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Recipe keys to override.")
 ]
 Data = Annotated[
     str | None, typer.Option(metavar="SRC", help="Its images; default: the source of the cache.")

@@ -14,7 +14,6 @@ from train.cli.options import Architecture, Device
 
 if TYPE_CHECKING:
     from cache_tools.report.page import Element, Section
-    from cache_tools.report.sheet_source import Names
     from cache_tools.store.cache import Cache
     from train.report.inputs import Subject
 
@@ -25,11 +24,12 @@ def report(
     subjects: Annotated[
         list[str],
         typer.Argument(
-            metavar="CACHE|RUN|SWEEP…", help="Any number; of a folder of runs all its runs."
+            metavar="CACHE|RUN|SWEEP", help="Any number; of a folder of runs all its runs."
         ),
     ],
     out: Annotated[
-        Path | None, typer.Option(metavar="HTML", help="Page to write: one file, no network.")
+        Path | None,
+        typer.Option(metavar="HTML", help="Page to write: one file that opens offline."),
     ] = None,
     data: Annotated[
         str, typer.Option(metavar="SRC", help="Images of the caches; default: the noted sources.")
@@ -49,7 +49,7 @@ def report(
     device: Device = None,
     json_: Json = False,
 ) -> None:
-    """Draw a report: one page of charts that opens without a network.
+    """Draw a report: one page of charts that opens offline.
 
     Of a cache: its views, the teacher's entropy, calibration and accuracy, the codec's loss. Of a
     run: curves, agreement with the teacher, confusions. Of several runs: a comparison. Of a sweep:
@@ -75,7 +75,7 @@ def report(
     named = find(subjects)
     options = EvalOptions(select(torch, device), architecture=architecture)
     read: dict[str, Callable[[str], dict[str, Any]]] = {
-        "run": lambda path: run_facts.facts(Path(path), _names, options, views),
+        "run": lambda path: run_facts.facts(Path(path), options, views),
         "sweep": lambda path: sweep_section.facts(Path(path)),
         "comparison": comparison.facts,
     }
@@ -126,23 +126,8 @@ def _sheet(store: "Cache", data: str) -> "list[Element]":
     from cache_tools.report import pictures, sheet_source
 
     try:
-        return [pictures.contact_sheet(sheet_source.of_cache(store, data, _imagenet))]
+        return [pictures.contact_sheet(sheet_source.of_cache(store, data))]
     except (KdcacheError, OSError) as error:
         if data:
             raise
         return [pictures.absent(error)]
-
-
-def _names(config: dict[str, Any]) -> "Names":
-    """Names of a run's classes."""
-    from cache_tools.report.sheet_source import class_names
-
-    named = tuple(config.get("class_names", ()))
-    return class_names(named, int(config["teacher"]["num_classes"]), _imagenet)
-
-
-def _imagenet() -> "Names":
-    from timm.data import ImageNetInfo
-
-    info = ImageNetInfo()
-    return lambda index: str(info.index_to_description(index)).partition(",")[0]

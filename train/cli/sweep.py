@@ -25,7 +25,7 @@ def sweep(
     grid: Annotated[str, typer.Argument(metavar="GRID", help="Grid's name or TOML file.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys of all students to override."),
+        typer.Argument(metavar="KEY=VALUE", help="Recipe keys of all students to override."),
     ] = None,
     cache: Annotated[
         list[str] | None,

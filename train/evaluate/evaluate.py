@@ -23,12 +23,14 @@ from cache_tools.store.open import open_cache
 from cache_tools.targets.statistics import check_agreement
 from cache_tools.verify import probes
 from train import backends
-from train.evaluate import accuracy, agreement, metrics, models, real_labels
+from train.evaluate import accuracy, agreement, confusion, metrics, models, real_labels
 from train.evaluate.agreement import CacheAgreement
-from train.evaluate.confusion import OnPrediction
+from train.evaluate.confusion import Confusions
 from train.evaluate.models import EvalOptions, EvalTarget
 
 log = logging.getLogger("kdcache")
+_CONFUSIONS = 3
+"""Wrong predictions that are listed."""
 _LEFT_OUT = "the run's cache is left out: %s"
 _OTHER_CLASSES = (
     "Its classes are probably others than those of the data set, or in another order: compare the "
@@ -65,9 +67,11 @@ class Reference:
 
 
 def measure(
-    path: str, request: EvalRequest, options: EvalOptions, on_prediction: OnPrediction | None = None
+    path: str, request: EvalRequest, options: EvalOptions, confusions: Confusions | None = None
 ) -> dict[str, Any]:
     """Measure a run, a folder with a saved network, or a network by its name.
+
+    Predictions are counted in `confusions`.
 
     Returns:
         The facts of `--json`: a list of data sets, and the scores on cached views.
@@ -76,6 +80,7 @@ def measure(
         KdcacheError: Something is missing, or does not fit together.
     """
     backends.configure(options.device)
+    confusions = confusions or Confusions()
     target = models.open_target(path, options)
     student = target.students[0]
     reference = _reference(request, target)
@@ -105,18 +110,22 @@ def measure(
     facts |= {"crop": student.frame.crop, "interpolation": student.frame.interpolation}
     facts |= {"crop_mode": student.frame.crop_mode, "ece_bins": metrics.BINS, "data": []}
     for images, of_set in zip(sets, allowed, strict=True):
-        scores = accuracy.evaluate_networks(target.students, images, of_set, teacher, on_prediction)
+        scores = accuracy.evaluate_networks(target.students, images, of_set, teacher, confusions)
         if teacher is not None and not request.force:
             count, top1 = scores["teacher"].images, scores["teacher"].top1 or 0.0
             hits, chance = top1 * count / 100.0, 1.0 / teacher.num_classes
             check_agreement(hits, count, chance, images.source, _OTHER_CLASSES)
         by_name = {name: vars(score) for name, score in scores.items()}
-        facts["data"].append({"source": images.source, "networks": by_name})
+        of_class = confusion.names_of(target.config, images.class_names, student.num_classes)
+        pairs = confusions.pairs[images.source, target.students[-1].name]
+        wrong = confusion.most_frequent(pairs, of_class, _CONFUSIONS)
+        of = {"source": images.source, "networks": by_name, "confusions": wrong}
+        facts["data"].append(of)
     facts["cache"] = None
     if reference is not None:
         try:
             found = agreement.measure(
-                target.students, reference.store, reference.images, request.views, on_prediction
+                target.students, reference.store, reference.images, request.views, confusions
             )
         except KdcacheError as error:
             if request.cache is not None or not facts["data"]:

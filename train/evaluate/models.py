@@ -87,7 +87,7 @@ def open_target(path: str, options: EvalOptions) -> EvalTarget:
 
 
 def open_teacher(name: str, size: int, student: Network, options: EvalOptions) -> Network:
-    """Open a teacher that sees the student's images at `size` pixels, or its own fixed size."""
+    """Open a teacher for the student's images at `size` pixels, or its own fixed size."""
     frame = student.frame
     config = _config(size, frame.crop, frame.interpolation, frame.crop_mode)
     preprocessing = _Preprocessing(config, student.feed.precision)

@@ -37,6 +37,9 @@ def table(facts: dict[str, Any]) -> str:
         cells = [first.ljust(widths[0]), line[1].ljust(widths[1])]
         cells += [line[c].rjust(widths[c]) for c in shown[2:]]
         lines.append("  ".join(cells).rstrip())
+    for of in facts["data"]:
+        wrong = [f"{c['due']} → {c['answer']} ({c['share']:.0f} %)" for c in of["confusions"]]
+        lines += [f"most frequent confusions: {', '.join(wrong)}"] * bool(wrong)
     return "\n".join([*lines, _legend(facts, [head[c] for c in shown])])
 
 

@@ -184,7 +184,9 @@ def _card(student: ExportedStudent, license_: str, model_name: str) -> dict[str,
             "cc-by-nc-4.0."
         )
     architecture = networks.architecture(student.model)
-    return model_card.describe(student.facts, license_ or "unknown", model_name, architecture)
+    classes = student.config.get("label_names", ())
+    named = license_ or "unknown", model_name, architecture, classes
+    return model_card.describe(student.facts, *named)
 
 
 def _check_replaceable(out: Path, fresh: bool) -> None:

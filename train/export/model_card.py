@@ -1,9 +1,11 @@
 """Model card of an exported student: input of timm's `generate_readme`."""
 
-from dataclasses import MISSING, fields
+from collections.abc import Sequence
 from typing import Any
 
+from cache_tools import config
 from cache_tools.share import markdown
+from cache_tools.spec import class_names
 from cache_tools.spec.views import ViewSpec
 from train.recipe import TrainRecipe
 
@@ -16,15 +18,19 @@ _TRAINING = {
 }
 
 
-def describe(facts: dict[str, Any], license_: str, place: str, architecture: str) -> dict[str, Any]:
+def describe(
+    facts: dict[str, Any], license_: str, place: str, architecture: str, classes: Sequence[str]
+) -> dict[str, Any]:
     """Describe a student in the form of timm's functions.
 
     `facts` are those under `kdcache` in the exported config.json, `place` is "local-dir:FOLDER" or
-    "hf-hub:REPO", `architecture` the name of the network with the prefix of its library.
+    "hf-hub:REPO", `architecture` the name of the network with the prefix of its library, `classes`
+    the names of its classes, if the data set has any.
     """
     teacher = facts["teacher"]
     library, colon, name = architecture.partition(":")
     library = library if colon else "timm"
+    named = classes and f"{len(classes):,}: {markdown.text(class_names.summary(classes))}"
     training = _TRAINING[facts["mode"]].format(teacher=markdown.code(teacher["name"]))
     return {
         "tags": [tag for tag in TAGS if library == "timm" or tag not in ("timm", "transformers")]
@@ -39,6 +45,7 @@ def describe(facts: dict[str, Any], license_: str, place: str, architecture: str
             f"{markdown.code(teacher['weights_sha256'])}",
             "Cache": f"{markdown.code(facts['cache_fingerprint'])}, {facts['samples']:,} images × "
             f"{facts['views_per_sample']} views",
+            **({"Classes": named} if named else {}),
             "Training": _changed(facts["recipe"], TrainRecipe),
             "Views": _changed(facts["views"], ViewSpec),
         },
@@ -108,13 +115,9 @@ def usage(place: str, library: str, name: str) -> str:
 
 def _changed(values: dict[str, Any], kind: type[TrainRecipe] | type[ViewSpec]) -> dict[str, str]:
     """Values that differ from their defaults, as text."""
-    defaults = {
-        f.name: _text(f.default if f.default_factory is MISSING else f.default_factory())
-        for f in fields(kind)
-    }
-    texts = {name: _text(value) for name, value in values.items()}
+    shown = config.changed(values, kind)
     machine = ("threads", "checkpoint_minutes")
-    return {n: t for n, t in texts.items() if n not in machine and defaults.get(n) != t}
+    return {name: _text(value) for name, value in shown.items() if name not in machine}
 
 
 def _text(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""A student's answers by class, beside the teacher's or the labels, as a group of the page."""
+"""A student's predictions by class, beside the teacher's or the labels, as a group of the page."""
 
 from cache_tools.report import charts
 from cache_tools.report.formatting import count, share
@@ -75,9 +75,9 @@ def _matrix(facts: Facts, due: str) -> Chart:
     side = 4.0 if few else 7.2
     return chart(
         "Confusions",
-        f"{count(wrong)} of {count(sum(sums))} answers are others than the {due}'s{most}. Percent "
+        f"{count(wrong)} of {count(sum(sums))} predictions differ from the {due}{most}. Percent "
         "of each row; the diagonal is agreement.",
-        lambda axes: charts.matrix(axes, cells, names, "the student says", f"the {due} says"),
+        lambda axes: charts.matrix(axes, cells, names, "predicted by the student", f"{due}"),
         (SIZE[0] if few else side, side),
         wide=not few,
     )
@@ -89,7 +89,7 @@ def _pairs(facts: Facts, due: str) -> Table:
         for one in facts["confusions"]
     ]
     return Table(
-        "What is taken for what most often",
+        "Most frequent confusions",
         (due, "student", "times", "of class"),
         rows,
         words=2,

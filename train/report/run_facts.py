@@ -1,20 +1,19 @@
-"""A run in numbers: its curves, and its student's answers beside the teacher's and the labels.
+"""A run in numbers: its curves, and its student's predictions beside the teacher's and the labels.
 
 What is measured is what `kdcache eval` measures, in one pass over some cached views and over the
-validation split; of a run with a moving average, the average's answers are told apart by class.
+validation split; of a run with a moving average, the average's predictions are counted by class.
 """
 
 import logging
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from cache_tools.errors import CacheIncomplete, KdcacheError
-from cache_tools.report.sheet_source import Names
+from cache_tools.spec.class_names import Names
 from cache_tools.storage import seal
 from train import run_dir, run_state
-from train.evaluate import evaluate
+from train.evaluate import confusion, evaluate
 from train.evaluate.confusion import Confusions, Pairs
 from train.evaluate.evaluate import EvalRequest
 from train.evaluate.models import EvalOptions
@@ -28,13 +27,8 @@ _WORST = 24
 _PAIRS = 12
 
 
-def facts(
-    folder: Path, names: Callable[[dict[str, Any]], Names], options: EvalOptions, views: int
-) -> dict[str, Any]:
-    """Facts of a run; its students predict `views` cached views (0: none, and no validation image).
-
-    `names` maps its config to the names of its classes.
-    """
+def facts(folder: Path, options: EvalOptions, views: int) -> dict[str, Any]:
+    """Facts of a run; its students predict `views` cached views (0: none, nor other images)."""
     config = run_dir.read_config(folder)
     if "teacher" not in config:
         raise CacheIncomplete(
@@ -59,15 +53,16 @@ def facts(
         "left_out": "",
     }
     if views == 0:
-        return found | {"left_out": "Its answers were not asked for (--views 0)."}
+        return found | {"left_out": "Its predictions are left out (--views 0)."}
     confusions = Confusions()
     request = EvalRequest(views=views)
     try:
         measured = evaluate.measure(str(folder), request, options, confusions)
     except (KdcacheError, OSError) as error:
         log.info("%s: %s", folder, error)
-        return found | {"left_out": f"Its answers are left out: {error}"}
-    cached, of_class = measured["cache"]["path"] if measured["cache"] else "", names(config)
+        return found | {"left_out": f"Its predictions are left out: {error}"}
+    cached = measured["cache"]["path"] if measured["cache"] else ""
+    of_class = confusion.names_of(config, (), int(config["teacher"]["num_classes"]))
     answers = []
     for place in dict.fromkeys(place for (place, _), pairs in confusions.pairs.items() if pairs):
         network = [name for where, name in confusions.pairs if where == place][-1]  # of two the EMA
@@ -77,7 +72,7 @@ def facts(
 
 
 def classes(pairs: Pairs, names: Names) -> dict[str, Any]:
-    """Answers by class: how often the due one was given, and what was given instead."""
+    """Predictions by class: how often the due one was given, and which others instead."""
     total: Counter[int] = Counter()
     for (due, _), times in pairs.items():
         total[due] += times
@@ -91,7 +86,6 @@ def classes(pairs: Pairs, names: Names) -> dict[str, Any]:
         for number, times in sorted(total.items())
     ]
     worst = sorted(agreement, key=lambda one: (one["agreement"], one["class"]))
-    wrong = Counter({pair: times for pair, times in pairs.items() if pair[0] != pair[1]})
     used = sorted({number for pair in pairs for number in pair})
     found: dict[str, Any] = {
         "pictures": total.total(),
@@ -99,10 +93,7 @@ def classes(pairs: Pairs, names: Names) -> dict[str, Any]:
         "classes": len(total),
         "shares": [one["agreement"] for one in worst],
         "worst": worst[:_WORST],
-        "confusions": [
-            {"due": names(a), "answer": names(b), "times": times, "share": 100 * times / total[a]}
-            for (a, b), times in wrong.most_common(_PAIRS)
-        ],
+        "confusions": confusion.most_frequent(pairs, names, _PAIRS),
     }
     if len(used) <= MATRIX:
         found["matrix"] = {

@@ -1,4 +1,4 @@
-"""The facts of a run as a section of the page: how it learned, and where it differs."""
+"""The facts of a run as a section of the page: curves, scores and confusions."""
 
 from typing import Any
 
@@ -20,11 +20,11 @@ def section(facts: Facts) -> Section:
     steps = facts["steps"]
     found = _losses(steps), _accuracy(facts["epochs"]), _rate(steps), _waiting(steps)
     curves: list[Element] = [one for one in found if one is not None]
-    groups.append(Group("How it learned", curves or [Paragraph("No step is logged yet.")]))
+    groups.append(Group("Training", curves or [Paragraph("No step is logged yet.")]))
     if facts["measured"] is None:
-        groups.append(Group("What it answers", [Paragraph(facts["left_out"])]))
+        groups.append(Group("Predictions", [Paragraph(facts["left_out"])]))
         return Section(facts["name"], "run", _lead(facts), groups)
-    groups.append(Group("What it answers", [_scores(facts["measured"])]))
+    groups.append(Group("Predictions", [_scores(facts["measured"])]))
     groups += [confusion.group(one) for one in facts["answers"]]
     return Section(facts["name"], "run", _lead(facts), groups)
 

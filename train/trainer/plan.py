@@ -65,7 +65,7 @@ def check(recipe: TrainRecipe, num_views: int) -> None:
     """Refuse a cache with fewer views than the schedule requires.
 
     Raises:
-        UsageError: Says how to add views.
+        UsageError: The cache has too few views; the message has the command that adds some.
     """
     if num_views < recipe.num_views:
         raise UsageError(

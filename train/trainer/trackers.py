@@ -32,10 +32,10 @@ class Curves(Protocol):
 
 
 def check(names: tuple[str, ...]) -> None:
-    """Refuse a place that is not known, not installed or not ready, before any work is done."""
+    """Refuse a place that is unknown, not installed or not ready, before any work is done."""
     for name in names:
         if name not in PLACES:
-            raise UsageError(f"--log {name} is not known; it can be: {', '.join(PLACES)}.")
+            raise UsageError(f"--log {name} is unknown. Known are: {', '.join(PLACES)}.")
     if "wandb" in names:
         library = _import_wandb()
         online = library.setup().settings.mode in ("online", "shared")

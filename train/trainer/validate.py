@@ -96,4 +96,4 @@ def _check_members(inputs: Inputs, recipes: Iterable[TrainRecipe]) -> None:
         log.info("%.4g of %s (%s…)", member.weight, member.name, member.cache[:19])
     distilled = [item for item in recipes if item.mode == "kd"]
     if any(item.loss == "dist" for item in distilled):
-        log.info("dist takes the tail of a mixture as flat: its sum of squares is not known")
+        log.info("dist takes the tail of a mixture as flat: its sum of squares is unknown")

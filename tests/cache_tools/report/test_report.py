@@ -18,6 +18,7 @@ from timm.models import save_for_hf
 
 from cache_tools.report import cache_facts, charts, svg, target_stats
 from cache_tools.runtime import text as printable
+from cache_tools.spec import class_names
 from cache_tools.spec.targets import TargetSpec
 from cache_tools.store.cache import Cache
 from cache_tools.targets import codec, dense
@@ -233,6 +234,15 @@ def test_a_run_is_reported_by_class(
     assert len(facts["epochs"]) == 2
 
 
+def test_confusions_name_synsets(kdcache: Command, finished: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    config["class_names"] = class_names.synsets(1000)[:10]
+    run_dir.write_json(run / "config.json", config)
+    facts = subjects_of(kdcache("report", run, "--json"))[0]
+    assert facts["answers"][0]["matrix"]["names"][0] == "tench (n01440764)"
+
+
 def test_confusions_of_many_classes_are_the_worst_ones() -> None:
     pairs = Counter({(c, c): 9 for c in range(1000)} | {(c, c + 1): 1 for c in range(0, 999, 2)})
     pairs[7, 3] = 50
@@ -267,7 +277,7 @@ def test_several_runs_and_a_folder_of_them(
     text = Page(out.read_text()).text
     assert "2 runs" in text
     assert "Gains by seed: +5.0 points" in text
-    assert "Its answers were not asked for" in text
+    assert "Its predictions are left out (--views 0)" in text
 
 
 def test_a_sweep_has_its_front_and_its_cost(kdcache: Command, tmp_path: Path) -> None:
@@ -388,7 +398,7 @@ def test_missing_facts_are_reported(
     assert "parts are not committed yet" in text
     assert "No contact sheet: there is no data set at" in text
     assert "not finished, after 2 of them" in text
-    assert "Its answers are left out: the run" in text
+    assert "Its predictions are left out: the run" in text
     assert "No contact sheet" not in (kdcache("report", mutable_cache, "--no-images", "--json").out)
     shutil.rmtree(mutable_cache / "commits")
     assert kdcache("report", mutable_cache, "--out", out).code == 0

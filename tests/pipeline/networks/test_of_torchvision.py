@@ -52,7 +52,7 @@ def test_a_file_of_weights_with_its_number_of_classes(tmp_path: Path) -> None:
     [
         ("torchvision:resnet5O", "no network 'resnet5O'. Did you mean resnet50"),
         ("torchvision:maskrcnn_resnet50_fpn", "no network 'maskrcnn_resnet50_fpn'"),
-        ("torchvision:resnet50", "stands for no weights.*resnet50:IMAGENET1K_V2.*--random-weights"),
+        ("torchvision:resnet50", "names no weights.*resnet50:IMAGENET1K_V2.*--random-weights"),
         ("torchvision:resnet50:IMAGENET1K_V3", "no weights 'IMAGENET1K_V3'.*you mean IMAGENET1K_V"),
         ("torchvision:resnet50:w.safetensors", "there is no file w.safetensors"),
         ("torchvision:", "no network ''"),

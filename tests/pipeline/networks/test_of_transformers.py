@@ -140,7 +140,7 @@ def test_students(folder: Path) -> None:
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 5)
     with pytest.raises(UsageError, match="has no 'depth'"):
         registry.untrained("transformers:vit", 5, {"depth": 1})
-    with pytest.raises(UsageError, match="stands for no weights"):
+    with pytest.raises(UsageError, match="names no weights"):
         create.create("transformers:vit")
     torch.manual_seed(3)
     first = registry.untrained(f"transformers:{folder}", 7)

@@ -347,7 +347,9 @@ def test_class_names_come_along(
     assert kdcache("export", out, "--out", tmp_path / "student").code == 0
     model = opened(tmp_path / "student")
     assert list(model.pretrained_cfg["label_names"]) == names
-    assert "nothing was measured" in (tmp_path / "student/README.md").read_text()
+    card = (tmp_path / "student/README.md").read_text()
+    assert "nothing was measured" in card
+    assert "10: tench (n01440764), " in card
     synsets = ["n01440764", "n01443537"]
     known = export._class_names({"class_names": synsets}, 2)
     assert known["label_descriptions"]["n01440764"] == "tench, Tinca tinca"
