@@ -92,7 +92,9 @@ def batches(images: ImageDataset, frames: Sequence[Frame]) -> Iterator[tuple[sli
     """Numbers and pixels [B, S, S, 3] for each frame of every batch, one batch ahead."""
 
     def cropped(number: int) -> list[U1]:
-        image = decode.decode(images.read(number), images.names[number])
+        image = images.pixels(number)
+        if image is None:
+            image = decode.decode(images.read(number), images.names[number])
         return [frame.cropped(image) for frame in frames]
 
     numbers = [slice(b, min(b + BATCH, len(images))) for b in range(0, len(images), BATCH)]

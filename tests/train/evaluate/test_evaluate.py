@@ -16,7 +16,9 @@ from timm.data import create_transform, resolve_data_config
 from timm.models import save_for_hf
 from torch.nn import functional as F
 
+from cache_tools.data import beton
 from cache_tools.data.images import ImageDataset
+from cache_tools.data.open import open_images
 from cache_tools.errors import CacheMismatch
 from cache_tools.render import mixing
 from cache_tools.store.cache import Cache
@@ -28,7 +30,7 @@ from train import run_dir
 from train.data import create_loader
 from train.data.inputs import open_inputs
 from train.data.schedule import Schedule
-from train.evaluate import agreement, models
+from train.evaluate import agreement, crops, models
 from train.evaluate.models import EvalOptions
 from train.trainer import loop
 
@@ -403,3 +405,15 @@ def test_a_stored_teacher_at_chance_level_is_refused_unless_forced(
     )
     fails(kdcache(*command), 1, "no more than by chance (10.00 %)", "--force")
     assert kdcache(*command, "--force").code == 0
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_beton_gives_the_crops_of_the_files(digits: Path, tmp_path: Path, raw: bool) -> None:
+    files = open_images(str(digits), "train")
+    beton.write(files, tmp_path / "x.beton", raw, 2, lambda _: None)
+    frames = [crops.Frame(32, 0.9)]
+    of_files, stored = (
+        [pixels for _, pixels in crops.batches(images, frames)]
+        for images in (files, open_images(str(tmp_path / "x.beton"), "train"))
+    )
+    assert np.array_equal(stored, of_files)
