@@ -413,7 +413,7 @@ def test_a_beton_gives_the_crops_of_the_files(digits: Path, tmp_path: Path, raw:
     beton.write(files, tmp_path / "x.beton", raw, 2, lambda _: None)
     frames = [crops.Frame(32, 0.9)]
     of_files, stored = (
-        [pixels for _, pixels in crops.batches(images, frames)]
+        np.concatenate([pixels for _, [pixels] in crops.batches(images, frames)])
         for images in (files, open_images(str(tmp_path / "x.beton"), "train"))
     )
     assert np.array_equal(stored, of_files)
