@@ -33,8 +33,8 @@ _CONTAINERS = (
     (b"PK\3\4", "a zip: unpack it first"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive: unpack it first"),
     (b"Rar!\x1a\7", "a RAR archive: unpack it first"),
-    (b"PAR1", "a Parquet file: write its images to a folder or to tars first"),
-    (b"ARROW1", "an Arrow file: write its images to a folder or to tars first"),
+    (b"PAR1", "a Parquet file: name it NAME.parquet, which kdcache shard reads"),
+    (b"ARROW1", "an Arrow file: name it NAME.arrow, which kdcache shard reads"),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file: write its images to a folder or to tars first"),
 )
 HEAD = 64

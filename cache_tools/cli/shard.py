@@ -14,7 +14,8 @@ def shard(
         str,
         typer.Argument(
             metavar="SRC",
-            help="ImageFolder, shards (folder, pattern, URL), or ILSVRC's train or val tar.",
+            help="ImageFolder, shards (folder, pattern, URL), Parquet (hf://datasets/USER/NAME), a "
+            "folder of datasets' save_to_disk, or ILSVRC's train or val tar.",
         ),
     ],
     folder: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write shards to.")],
@@ -30,9 +31,18 @@ def shard(
     labels: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Labels of ILSVRC's val tar: its devkit, or a synset per line."
+            metavar="FILE",
+            help="Labels of ILSVRC's val tar: its devkit, or a synset per line; of class folders "
+            "the classes to take, in the order of their numbers, one per line.",
         ),
     ] = None,
+    columns: Annotated[
+        str,
+        typer.Option(
+            metavar="image=NAME,label=NAME,path=NAME",
+            help="Columns of Parquet and Arrow files, where other names than usual.",
+        ),
+    ] = "",
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Decode every image to find broken ones.")
     ] = True,
@@ -56,6 +66,7 @@ def shard(
 ) -> None:
     """Write WebDataset shards that timm reads, too. Run again to go on."""
     from cache_tools.cli import beton as beton_command
+    from cache_tools.columnar.layout import Columns
     from cache_tools.data import beton as container
     from cache_tools.data import ilsvrc, shard_writer
     from cache_tools.data.info_json import SPLITS
@@ -69,17 +80,20 @@ def shard(
     for name in splits:
         if name not in SPLITS:
             raise UsageError(f"--split {name} is none of {', '.join(SPLITS)}.")
+        there = describe(str(folder))
+        classes = there.class_names if there else ()
         if exists(source) and Path(source).is_file() and ilsvrc.is_tar_of_tars(Path(source)):
             images = ilsvrc.train(Path(source))
         else:
-            there = describe(str(folder))
-            classes = there.class_names if there else ()
-            by_shard = key == "shard/key"
-            images = open_images(source, name, classes=classes or None, shard_keys=by_shard)
-            if labels is not None:
-                if not labels.is_file():
-                    raise UsageError(f"there is no file of labels at {labels}.")
-                images = ilsvrc.with_labels(images, labels, classes)
+            images = open_images(
+                source,
+                name,
+                shard_keys=key == "shard/key",
+                classes=classes if classes and labels is None else None,
+                columns=Columns.parse(columns),
+            )
+        if labels is not None:
+            images = ilsvrc.with_labels(images, labels, classes)
         options = shard_writer.Options(name, shard_size, short_side, quality, check, skip_broken)
         facts[name] = shard_writer.write(images, folder, options)
         if beton:

@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.data import tar_headers, tar_samples
-from cache_tools.data.images import ImageDataset, natural_key
+from cache_tools.data.images import ImageDataset, natural_key, of_classes
 from cache_tools.data.tar_headers import Member
 from cache_tools.errors import DataError, UsageError
-from cache_tools.file_contents import decode_text
+from cache_tools.file_contents import decode_text, read_text
 from cache_tools.runtime import progress
 from cache_tools.spec.teacher import MAX_CLASSES
 
@@ -98,17 +98,25 @@ def _classes(
 def with_labels(images: ImageDataset, labels: Path, classes: Sequence[str]) -> ImageDataset:
     """Images without labels, labelled from a file of class names, numbers or ILSVRC's ground truth.
 
+    Of images in class folders, the file lists the classes to take, in the order of their numbers.
+
     Args:
-        images: The validation images.
+        images: The validation images, or images with classes.
         labels: A synset per line, in the order of the images' names; lines of a name and a class
             (Kaggle's, Tiny-ImageNet's `val_annotations.txt`) or its number from 0 (Caffe's
             `val.txt`); ILSVRC's ground truth with `meta.mat` beside it; or the development kit.
+            Of images with classes, a class per line, as in timm's `imagenet12k_synsets.txt`.
         classes: Names of all classes, when they are known from the training split; else those in
             `labels` are taken for all.
 
     Raises:
         UsageError: Not such a file, or not of these images.
     """
+    if not labels.is_file():
+        raise UsageError(f"there is no file of labels at {labels}.")
+    listed = _class_list(labels)
+    if not {*listed}.isdisjoint(images.class_names):
+        return of_classes(images, listed, labels)
     found, known = _read(labels, [name.rpartition("/")[2] for name in images.names])
     if not known <= {*classes} and all(map(str.isdecimal, known)):
         return replace(images, label_N=_numbers(found, labels, classes), class_names=tuple(classes))
@@ -121,6 +129,16 @@ def with_labels(images: ImageDataset, labels: Path, classes: Sequence[str]) -> I
         )
     label = np.array([number[name] for name in found], dtype=np.int32)
     return replace(images, label_N=label, class_names=names)
+
+
+def _class_list(path: Path) -> list[str]:
+    """Read the class in each line of a file, without the words behind a synset; none of others."""
+    try:
+        lines = [line.strip() for line in read_text(path, _LABELS).split("\n") if line.strip()]
+    except (OSError, ValueError):  # the development kit
+        return []
+    found = [line.split()[0] if _SYNSET.match(line) else line for line in lines]
+    return found if len({*found}) == len(found) else []
 
 
 def _numbers(found: list[str], path: Path, classes: Sequence[str]) -> NDArray[np.int32]:

@@ -9,6 +9,7 @@ images named after their class, or numbered by it as ImageNet-V2 is published.
 Shapes: N samples.
 """
 
+import logging
 import re
 import zlib
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from cache_tools.spec import sample_table
 from cache_tools.spec.dataset import NO_LABEL, KeyKind
 from cache_tools.spec.sample_table import SampleTable
 
+log = logging.getLogger("kdcache")
 NO_CRC = -1
 MAX_BYTES = 2**29
 """Bytes of the largest encoded picture."""
@@ -194,6 +196,24 @@ def class_numbers(
     return {name: i for i, name in enumerate(ordered)}, tuple(ordered)
 
 
+def of_classes(images: ImageDataset, classes: Sequence[str], source: object) -> ImageDataset:
+    """Select the images of some classes, and number these in the order of the list.
+
+    Classes without images keep their numbers, so that the heads of published networks fit.
+    """
+    number = {name: i for i, name in enumerate(classes)}
+    new = np.array([*(number.get(n, NO_LABEL) for n in images.class_names), NO_LABEL], np.int32)
+    label_N = new[images.label_N]  # NO_LABEL is the last
+    kept = np.flatnonzero(label_N != NO_LABEL)
+    images = replace(images, label_N=label_N, class_names=tuple(classes))
+    if left_out := len(label_N) - len(kept):
+        log.warning(
+            "%s: %d images of %d class folders that %s does not name are left out",
+            images.source, left_out, int((new[:-1] == NO_LABEL).sum()), source,
+        )  # fmt: skip
+    return images.subset(kept)
+
+
 def with_classes(images: ImageDataset, classes: Sequence[str]) -> ImageDataset:
     """Renumber the classes of a split as in the training split, by their names.
 
@@ -211,7 +231,7 @@ def with_classes(images: ImageDataset, classes: Sequence[str]) -> ImageDataset:
         )
     if strange := sorted({*names} - {*classes}):
         raise CacheMismatch(
-            f"the validation split of {images.source} has the class folder {strange[0]!r}, the "
+            f"the validation split of {images.source} has the class {strange[0]!r}, the "
             "training split has not. Point --data at a data set whose splits have the same classes."
         )
     number_of = {name: number for number, name in enumerate(classes)}

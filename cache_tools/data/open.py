@@ -9,15 +9,19 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from cache_tools.columnar import rows
+from cache_tools.columnar.layout import Columns, Layout
 from cache_tools.data import beton, image_folder, info_json, local_index, sources, unpacked
-from cache_tools.data.images import NO_CRC, ImageDataset, with_classes
+from cache_tools.data.images import NO_CRC, ImageDataset, class_numbers, with_classes
 from cache_tools.data.remote_shards import RemoteShards
 from cache_tools.data.sources import describe, resolve
 from cache_tools.errors import DataError, KdcacheError, UsageError
+from cache_tools.spec.dataset import NO_LABEL
 from cache_tools.storage.disk_cache import DiskCache
 from cache_tools.storage.fsspec_client import FsspecClient, without_secrets
 from cache_tools.storage.paths import exists, expand
@@ -32,18 +36,20 @@ def open_images(
     containers: bool = True,
     shard_keys: bool = False,
     classes: Sequence[str] | None = None,
+    columns: Columns = Columns(),  # noqa: B008 - frozen
 ) -> ImageDataset:
     """Open a data set.
 
     Args:
-        source: A folder (of tars, of images, or of splits), a tar, a glob or a brace pattern of
-            tars; a `.beton`; or a URL of a folder or of tars that fsspec can read.
+        source: A folder (of tars, of Parquet or Arrow files, of images, or of splits), a file, a
+            glob or a brace pattern of shards; a `.beton`; or a URL of such that fsspec can read.
         split: "train", "validation" or "teacher": the part of a data set that has parts.
         containers: True if a `.beton` in a folder replaces the files beside it, when it is of them.
         shard_keys: True if the name of a sample begins with that of its shard: for shards whose
             keys begin anew in each.
         classes: Names of the classes of the training split, which rule every split; None: those of
             the training split of `source`, if it has one.
+        columns: Names of the columns of Parquet and Arrow files.
 
     Raises:
         UsageError: Nothing there, not all of it, or several things that may be meant.
@@ -55,19 +61,21 @@ def open_images(
         if Path(source).is_dir() and (beside := _beside(source, split)) is not None:
             return beside if _warns_of_difference(opened, beside) else opened
         return opened
-    source = source if "://" in source else expand(source)
+    source, layout = source if "://" in source else expand(source), None
     if "://" in source:
         place, source = sources.find_remote(source, split), without_secrets(source)
         client = FsspecClient(place.root)
+        layout = _remote_layout(client, place, columns)
         if any(map(unpacked.is_packed, place.names)):
-            paths = unpacked.of_url(client, place.names)
+            paths = unpacked.of_url(client, place.names, layout)
             images = _indexed(place, paths, source, shard_keys)
         else:
             remote = RemoteShards(client, place.names, source)
             images = _indexed(place, [], source, shard_keys, remote)
     elif (shards := sources.find_local(source, split)) is not None:
-        paths = unpacked.of_files([Path(shards.root) / name for name in shards.names])
-        images = _indexed(shards, paths, source, shard_keys)
+        paths = [Path(shards.root) / name for name in shards.names]
+        layout = rows.layout_of_file(paths[0], columns) if _is_of_rows(shards) else None
+        images = _indexed(shards, unpacked.of_files(paths, layout), source, shard_keys)
     elif shard_keys:
         raise UsageError(f"{source} is a folder of images: there is no shard to name keys after.")
     else:
@@ -76,6 +84,10 @@ def open_images(
         images = image_folder.open_folder(root, source, split, classes, root == Path(source))
     if len(images) == 0:
         raise DataError(f"there is no image in {source} ({split} split).")
+    if layout is not None:
+        if shard_keys:
+            raise UsageError("--key shard/key is for tars: rows have their path or number.")
+        images = _of_rows(images, layout, split, classes or ())
     _check_names(images)
     return with_classes(images, classes or ())
 
@@ -114,6 +126,49 @@ def _warns_of_difference(container: ImageDataset, beside: ImageDataset) -> bool:
             label,
         )
     return bool(different)
+
+
+def _is_of_rows(place: sources.ShardSource) -> bool:
+    """Check if shards are files of rows; UsageError if some are."""
+    kinds = {rows.is_table(name) for name in place.names}
+    if len(kinds) > 1:
+        raise UsageError(
+            f"there are tars and files of rows at {place.root or place.names[0]}: name those of "
+            "one kind by a pattern."
+        )
+    return True in kinds
+
+
+def _remote_layout(
+    client: FsspecClient, place: sources.ShardSource, columns: Columns
+) -> Layout | None:
+    """Read the layout of files of rows behind a URL from the first of them; None of tars."""
+    if not _is_of_rows(place):
+        return None
+    name = place.names[0]
+    if (found := client.stat(name)) is None:
+        raise info_json.missing(client.url, place.names, [name])
+    return rows.read_layout(
+        lambda begin, end: client.part(name, begin, end, found[0]),
+        found[0],
+        f"{client.url}/{name}",
+        columns,
+    )
+
+
+def _of_rows(
+    images: ImageDataset, layout: Layout, split: str, classes: Sequence[str]
+) -> ImageDataset:
+    """Name the samples of files of rows, and number their classes where these are text."""
+    names, labels = rows.named(images.names, layout.text, images.source)
+    images = replace(images, names=names, class_names=layout.class_names)
+    if not layout.label:
+        log.warning("%s: no column of labels: its images have none", images.source)
+    if not layout.text:
+        return images
+    number, class_names = class_numbers({*labels} - {""}, split == "train", classes)
+    label_N = np.array([number.get(label, NO_LABEL) for label in labels], dtype=np.int32)
+    return replace(images, label_N=label_N, class_names=class_names)
 
 
 def _indexed(

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cache_tools.columnar import rows
+from cache_tools.columnar.rows import is_table
 from cache_tools.data import image_folder, info_json
 from cache_tools.data.info_json import SPLITS, DatasetInfo, Split, split_words
 from cache_tools.data.unpacked import is_shard
@@ -25,6 +27,10 @@ _ILSVRC = re.compile(r"ILSVRC2012_img_(train|val|test)\w*\.tar")
 """Names of ImageNet's own archives."""
 _YEAR = re.compile(r"[-_ ]?\d{4}$")
 """End of the folders train2017 and val2017."""
+_NUMBERED = re.compile(r"(.*-)(\d{1,9})-of-(\d{1,9})\b.*")
+"""Names of the files of rows of a data set, with their number and how many there are."""
+_SHOWN, _DEPTH = 5, 3
+"""Folders shown in a message; depths at which a URL is searched for files of rows."""
 
 
 def resolve(source: str) -> str:
@@ -48,11 +54,13 @@ def has_split(source: str, split: str) -> bool:
         return False
     if "://" in source:
         remote = FsspecClient(source)
-        found = _by_word(_remote_tars(remote, ""), remote.url)
-        found = found or _by_word(_folders(remote), remote.url)
+        tars = _remote_tars(remote, "")
+        found = _by_word(tars, remote.url) or _by_word(_folders(remote), remote.url)
+        if not (found or tars):
+            found = _by_word(_remote_tables(remote), remote.url)
     else:
         folder = Path(source)
-        found = split_folders(folder) or _by_word(_tars(folder), source)
+        found = split_folders(folder) or _by_word(_shards(folder), source)
     return any(word in found for word in SPLITS[split])
 
 
@@ -110,7 +118,7 @@ def find_local(source: str, split: str) -> ShardSource | None:
     """Find the shards of a local source; None if it is a folder of images."""
     folder = Path(source)
     if is_pattern(source):
-        return ShardSource("", tuple(_matches(source)))
+        return ShardSource("", _of_one_split(_matches(source), source))
     if folder.is_file():
         return ShardSource("", (source,))
     if not folder.is_dir():
@@ -125,20 +133,21 @@ def find_local(source: str, split: str) -> ShardSource | None:
         if absent:
             raise info_json.missing(info.where, found.filenames, absent)
         return ShardSource(str(root), found.filenames, info, found)
-    if not (names := _tars(root)):
+    if not (names := _shards(root)):
         return None
     if (image := image_folder.first_image(root)) is not None:
         if others := [name for name in names if not _is_unpacked(root, name)]:
             raise UsageError(
-                f"{root} has {len(others):,} tars ({others[0]}) and images ({image}). Move one or "
-                f"the other elsewhere; --data '{root}/*.tar' selects the tars alone."
+                f"{root} has {len(others):,} {'tables' if is_table(names[0]) else 'tars'} "
+                f"({others[0]}) and images ({image}). Move one or the other elsewhere; --data "
+                f"'{root}/*{Path(others[0]).suffix}' selects the former alone."
             )
         log.info("%s: passed over: %d tars that its folders are the contents of (first: %s)",
                  root, len(names), printable(names[0]))  # fmt: skip
         return None
     if root == folder and (words := _by_word(names, source)):
         names = info_json.choose(words, split, source)
-    return ShardSource("", tuple(str(root / name) for name in names))
+    return ShardSource("", tuple(str(root / name) for name in _complete(names, str(root))))
 
 
 def _matches(pattern: str) -> list[str]:
@@ -177,8 +186,12 @@ def split_folders(folder: Path) -> dict[str, list[str]]:
              if entry.is_dir() and not image_folder.is_hidden(entry.name)]  # fmt: skip
     named = [name for name in below if _YEAR.sub("", name.lower()) in info_json.WORDS]
     others = [name for name in below if name not in named]
-    if not named and all(map(split_words, below)):
-        named = below if len({*map(_split_of, below)}) > 1 else []  # train_images, val_images
+    if not named:
+        likely = [name for name in below if split_words(name)]  # train_images, val_images
+        if len({*map(_split_of, likely)}) > 1 and (
+            likely == below or _alike(folder, likely, below)
+        ):
+            named = likely
     elif named and all(image_folder.first_image(folder / name, deep=False) for name in named):
         flat = [n for n in others if image_folder.first_image(folder / n, deep=False)]
         if flat:
@@ -189,6 +202,14 @@ def split_folders(folder: Path) -> dict[str, list[str]]:
             )
     seen = {(folder / name).resolve(): name for name in reversed(named)}  # links to one are one
     return _by_word([name for name in named if name in seen.values()], str(folder))
+
+
+def _alike(folder: Path, likely: Sequence[str], below: Sequence[str]) -> bool:
+    """Check if folders have one name but for the split, and none beside them is a class."""
+    rest = {re.sub("|".join(split_words(name)), "", name.lower()) for name in likely}
+    return len(rest) == 1 and not any(
+        image_folder.first_image(folder / name, deep=False) for name in below
+    )
 
 
 def _tell_of_others(folder: Path) -> None:
@@ -212,7 +233,7 @@ def _by_word(names: Sequence[str], source: str) -> dict[str, list[str]]:
     Raises:
         UsageError: Some have none, or more than one.
     """
-    words = [split_words(name.rpartition("/")[2]) for name in names]
+    words = [_words(name) for name in names]
     if not any(words):
         return {}
     common = set.intersection(*words)
@@ -229,9 +250,68 @@ def _by_word(names: Sequence[str], source: str) -> dict[str, list[str]]:
     return found
 
 
-def _tars(folder: Path) -> list[str]:
-    return [e.name for e in image_folder.entries(folder)
+def _words(name: str) -> set[str]:
+    """Words for a split in the name of a shard, or else in that of its folder."""
+    *_, folder, file = ["", *name.split("/")]
+    return split_words(file) or split_words(folder)
+
+
+def _of_one_split(names: list[str], source: str) -> tuple[str, ...]:
+    """Names of a pattern; UsageError if they are files of rows of several splits."""
+    found = {word for name in names if is_table(name) for word in _words(name)}
+    if len(found) > 1:
+        raise UsageError(
+            f"{source} has files of several splits: {', '.join(sorted(found))}. Name one of them, "
+            f"such as {min(found)}-*{Path(names[0]).suffix}."
+        )
+    return tuple(names)
+
+
+def _complete(names: list[str], source: str) -> list[str]:
+    """Names of a folder's files; UsageError if a file of rows with a number is missing."""
+    numbers: dict[tuple[str, int], set[int]] = {}
+    for found in filter(None, map(_NUMBERED.fullmatch, filter(is_table, names))):
+        numbers.setdefault((found[1], int(found[3])), set()).add(int(found[2]))
+    for (start, count), there in numbers.items():
+        if len(there) < count:
+            absent = next(number for number in range(count) if number not in there)
+            raise UsageError(
+                f"{len(there):,} of the {count:,} files {start}…-of-{count} of {source} are there, "
+                f"number {absent} is the first that is missing. Fetch it, or name files by a "
+                "pattern."
+            )
+    return names
+
+
+def _shards(folder: Path) -> list[str]:
+    """Tars in a folder, or else its files of rows, at any depth where it has no images."""
+    here = [e.name for e in image_folder.entries(folder)
             if is_shard(e.name) and not image_folder.is_hidden(e.name)]  # fmt: skip
+    if tars := [name for name in here if not is_table(name)]:
+        return tars
+    if image_folder.first_image(folder) is not None:
+        return [name for name in here if rows.has_images(folder / name)]
+    below = sorted(path.relative_to(folder) for path in folder.rglob("*") if is_table(path.name))
+    visible = [path for path in below if not any(map(image_folder.is_hidden, path.parts))]
+    return _one_table([path.as_posix() for path in visible], str(folder))
+
+
+def _one_table(names: list[str], source: str) -> list[str]:
+    """Files of rows below a folder; UsageError if they are of several data sets."""
+    if indices := [name for name in names if name.rpartition("/")[2].startswith("indices")]:
+        raise UsageError(
+            f"{source} is a selection of rows ({indices[0]}), not all of its files' rows. Write "
+            "these alone: datasets.load_from_disk(…).flatten_indices().save_to_disk(…)."
+        )
+    folders = {name.rpartition("/")[0] for name in names}
+    folders = {f.rpartition("/")[0] if split_words(f.rpartition("/")[2]) else f for f in folders}
+    if len(folders) > 1:
+        shown = ", ".join(map(printable, sorted(folders)[:_SHOWN]))
+        raise UsageError(
+            f"{source} has files of rows in several folders: {shown}. Name the one that is meant: "
+            f"{source}/{max(folders)}."
+        )
+    return names
 
 
 def _is_unpacked(folder: Path, name: str) -> bool:
@@ -241,6 +321,15 @@ def _is_unpacked(folder: Path, name: str) -> bool:
 
 def _remote_tars(remote: FsspecClient, folder: str) -> list[str]:
     return [name for name in remote.find(f"{folder}*.t*") if is_shard(name)]
+
+
+def _remote_tables(remote: FsspecClient) -> list[str]:
+    """Files of rows at the first depth below a URL that has any."""
+    for depth in range(_DEPTH):
+        found = remote.find("*/" * depth + "*.parquet") + remote.find("*/" * depth + "*.arrow")
+        if names := [name for name in found if is_table(name)]:
+            return _one_table(names, remote.url)
+    return []
 
 
 def _folders(remote: FsspecClient) -> list[str]:
@@ -255,9 +344,9 @@ def find_remote(source: str, split: str) -> ShardSource:
     path, query = split_query(source)
     root, pattern = _split_pattern(path.rstrip("/"))
     if "*" in pattern:
-        names = FsspecClient(root + query).find(pattern)
+        names = list(_of_one_split(FsspecClient(root + query).find(pattern), source))
     elif is_pattern(source):
-        names = info_json.expand(pattern)
+        names = list(_of_one_split(info_json.expand(pattern), source))
     elif is_shard(pattern):
         names = [pattern]
     else:
@@ -270,10 +359,15 @@ def find_remote(source: str, split: str) -> ShardSource:
             names = _remote_tars(remote, f"{chosen}/")
         elif words := _by_word(names, remote.url):
             names = info_json.choose(words, split, remote.url)
+        if not names and (names := _remote_tables(remote)):
+            words = _by_word(names, remote.url)
+            names = info_json.choose(words, split, remote.url) if words else names
+            names = _complete(names, remote.url)
     if not names:
         raise UsageError(
-            f"there are no shards at {without_secrets(source)}: no {info_json.NAME}, and no tar "
-            "that can be listed. Name them by a pattern such as URL/train-{0000..0127}.tar."
+            f"there are no shards at {without_secrets(source)}: no {info_json.NAME}, and no tar or "
+            "Parquet file that can be listed. Name them by a pattern such as "
+            "URL/train-{0000..0127}.tar."
         )
     return ShardSource(root + query, tuple(names))
 

@@ -34,6 +34,8 @@ _NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
 _WRONG_TLS = (*_NO_TLS, "CERTIFICATE_VERIFY_FAILED")
 _REFUSED = ("RefusedResponse", "TooManyRedirects", "RedirectClientError")
 """Ends of the names of errors of aiohttp that depend on the server's response alone."""
+_HUB = ("GatedRepoError", "RepositoryNotFoundError")
+"""Errors of huggingface_hub for a repository without access; the first is one of the second."""
 _CAUSES = 8
 """Links of a chain of causes that are looked at."""
 _NO_NETWORK = (errno.ENETUNREACH, errno.ENETDOWN)
@@ -246,7 +248,7 @@ class FsspecClient:
             if _is_final(failure) or unknown or attempt == TRIES:
                 raise DataError(
                     f"cannot {verb} {self._name(name)}: {reason}, at try {attempt} of {TRIES}. "
-                    f"{_advice(failure)}"
+                    f"{_advice(failure, self.url)}"
                 )
             log.info("%s: %s; trying again in %.1f s", self._name(name), reason, pause)
             time.sleep(pause)
@@ -320,8 +322,10 @@ def _lacks_credentials(error: Exception) -> bool:
     return type(error).__name__ == "NoCredentialsError"
 
 
-def _advice(error: Exception) -> str:
+def _advice(error: Exception, url: str) -> str:
     """Return the next step for the user."""
+    if kind := {kind.__name__ for kind in type(error).__mro__} & {*_HUB}:
+        return _hub_advice(kind, url)
     if _lacks_credentials(error):
         return (
             "Log in (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile of the AWS CLI); of "
@@ -334,6 +338,28 @@ def _advice(error: Exception) -> str:
     if _reason(error) in _NO_TLS:
         return "The server has no TLS: is it http:// and not https://?"
     return "Check the URL, the network and your credentials, and run the same command again."
+
+
+def _hub_advice(kinds: set[str], url: str) -> str:
+    """Return the next step where the Hub refuses a repository: its terms, or a token."""
+    from huggingface_hub import constants, get_token
+
+    parts = url.partition("://")[2].split("/")
+    name = "/".join(parts[: 3 if parts[0] in ("datasets", "spaces") else 2]).partition("@")[0]
+    page = f"{constants.ENDPOINT}/{name}"
+    if _HUB[0] in kinds:
+        advice = f"It is gated: accept its terms at {page}, once, with your account. "
+    else:
+        advice = f"There is no such repository, or it is private: look at {page}. "
+    if get_token():
+        return advice + (
+            "The token that is set (HF_TOKEN, or hf auth login) must be of an account with access "
+            "and, if fine-grained, be allowed to read gated repositories."
+        )
+    return advice + (
+        f"No token is set: make one at {constants.ENDPOINT}/settings/tokens, and run hf auth login "
+        "or set HF_TOKEN."
+    )
 
 
 def _http_options() -> dict[str, Any]:

@@ -7,9 +7,11 @@ edit, so that what is behind them is reached.
 import contextlib
 import io
 import json
+import os
 import shutil
 import socket
 import tarfile
+import tempfile
 import threading
 import zipfile
 import zlib
@@ -21,6 +23,7 @@ from typing import Any
 
 import joblib
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from safetensors.numpy import save_file
@@ -31,7 +34,7 @@ from cache_tools.data import beton, info_json, tar_index
 from cache_tools.data.open import open_images
 from cache_tools.importers import dense, ordering, torch_file
 from cache_tools.render import decode
-from cache_tools.storage import fsspec_client
+from cache_tools.storage import disk_cache, fsspec_client
 from cache_tools.store import info
 from cache_tools.store.cache import Cache
 from cache_tools.targets import logits_file
@@ -39,7 +42,7 @@ from cache_tools.verify import verify
 from pipeline import recipe as cache_recipes
 from pipeline.teacher import checkpoint, class_map
 from tests.end_to_end.attacks import attacker
-from tests.helpers import foreign_files, reports
+from tests.helpers import foreign_files, reports, tables
 from train import recipe as recipes
 from train import run_dir, run_state
 from train.evaluate import real_labels
@@ -126,6 +129,31 @@ def _decode(folder: Path) -> None:
         with contextlib.suppress(OSError):
             decode.size(data, path.name)
             decode.decode(data, path.name)
+
+
+def _rows() -> list[tables.Row]:
+    pictures = [_picture("jpeg"), None, _picture("png")]
+    return [(data, f"a/{i}.jpg", i - 1) for i, data in enumerate([*pictures, *pictures])]
+
+
+def _parquet(folder: Path) -> None:
+    content = tables.table(_rows(), ["a", "b", "c", "d", "e"])
+    pq.write_table(content, folder / "a.parquet", row_group_size=4)
+
+
+def _arrow(folder: Path) -> None:
+    tables.arrow(folder / "a.arrow", tables.table(_rows(), ["a", "b", "c", "d", "e"]))
+
+
+def _all_rows(folder: Path) -> None:
+    """Copies of the files are kept only as long as they are read."""
+    kept = os.environ.get(disk_cache.FOLDER, "")
+    with tempfile.TemporaryDirectory() as copies:
+        os.environ[disk_cache.FOLDER] = copies
+        try:
+            _all_images(folder)
+        finally:
+            os.environ[disk_cache.FOLDER] = kept
 
 
 def _beton(folder: Path) -> None:
@@ -384,6 +412,8 @@ READERS = {
         _seal_index,
         examples=25,
     ),
+    "parquet": Reader(_parquet, _all_rows, examples=25),
+    "arrow": Reader(_arrow, _all_rows, examples=25),
     "picture": Reader(_pictures, _decode, examples=40),
     "beton": Reader(_beton, _all_images, examples=25),
     "cache_metadata": Reader(_cache, _read_cache, _seal_cache, "c.zarr/**/*.json"),

@@ -1,6 +1,11 @@
 """Hostile files that were found by hand, from which other ones are made: the seeds of a corpus."""
 
+import io
 import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from benchmarks.faults import bombs
 from benchmarks.faults.bombs import END, member, npy, number, pax, png, safetensors, shaped, zipped
@@ -12,7 +17,36 @@ def _info(*names: str, **more: object) -> bytes:
     return json.dumps({"splits": {"train": {"filenames": names, **more}}}).encode()
 
 
+def _parquet(content: bytes, repeated: int = 1, **options: Any) -> bytes:
+    """A column of one picture, the same in all rows."""
+    out = io.BytesIO()
+    pq.write_table(pa.table({"image": [content] * repeated}), out, **options)
+    return out.getvalue()
+
+
+def _footer(data: bytes, length: int | None = None) -> bytes:
+    size = len(data) if length is None else length
+    return b"PAR1" + data + size.to_bytes(4, "little") + b"PAR1"
+
+
 SEEDS: dict[str, dict[str, list[bytes]]] = {
+    "parquet": {
+        "a.parquet": [
+            _parquet(bytes(96 * 2**20), compression="zstd", use_dictionary=False),
+            _parquet(bytes(50_000), 100_000),
+            _parquet(b"", 200_000),
+            _footer(b"", 2**32 - 1),
+            _footer(b"\x19\xfc" + b"\xff" * 4 + b"\x07" + bytes(9)),
+            _footer(b"\x19\xfc\xc0\x84\x3d" + bytes(1_000_001)),
+            _footer(b"\x1c" * 50_000),
+        ],
+    },
+    "arrow": {
+        "a.arrow": [
+            b"\xff\xff\xff\xff\xff\xff\xff\x7f", b"ARROW1\0\0", b"\xff\xff\xff\xff" + bytes(4),
+            b"\xff\xff\xff\xff\x40\0\0\0" + bytes(64),
+        ],
+    },
     "tar": {
         "train-0.tar": [
             _GOOD + member("n.ppm", b"", size=number(-512)) + END,

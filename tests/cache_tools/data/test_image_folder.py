@@ -201,6 +201,11 @@ def test_splits_are_known_by_words_whatever_the_case(
         open_images(source, "teacher")
 
 
+def test_words_for_splits_in_names_of_classes(tmp_path: Path) -> None:
+    source = touch(tmp_path, ["test_tube/a/1.jpg", "train_station/b/2.jpg", "x/c/3.jpg"])
+    assert len(open_images(source, "train")) == 3
+
+
 @pytest.mark.parametrize(
     ("files", "words"),
     [

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -349,6 +350,60 @@ def test_ilsvrcs_train_tar_is_its_image_folder(
     assert everything(ilsvrc / "a") == everything(ilsvrc / "b")
     with pytest.raises(UsageError, match="kdcache shard"):
         open_images(str(ilsvrc / "ILSVRC2012_img_train.tar"), "train")
+
+
+LISTS = Path(str(files("timm.data"))) / "_info"
+"""Lists of classes of networks that were trained on parts of ImageNet-21k."""
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("imagenet21k_miil_w21", 10_450), ("imagenet12k", 11_821), ("imagenet22k", 21_841),
+     ("imagenet21k_goog", 21_843)],
+)  # fmt: skip
+def test_imagenet_21k_by_a_list_of_classes(
+    name: str, count: int, tmp_path: Path, kdcache: Command
+) -> None:
+    path = LISTS / f"{name}_synsets.txt"
+    listed = path.read_text().split()
+    assert len(listed) == count
+    data, out = tmp_path / "imagenet21k", tmp_path / "s"
+    chosen = [listed[0], listed[77], listed[-1]]
+    for split, synsets in (("train", [*chosen, "n99999999"]), ("val", chosen)):
+        for number, synset in enumerate(synsets):
+            image = data / f"imagenet21k_{split}" / synset / f"{synset}_{split}{number}.JPEG"
+            image.parent.mkdir(parents=True)
+            image.write_bytes(jpeg(number))
+    small = data / "imagenet21k_small_classes" / "n00000001" / "n00000001_1.JPEG"
+    small.parent.mkdir(parents=True)
+    small.write_bytes(jpeg(9))
+    said = kdcache("shard", data, out, "--labels", path, "--json")
+    assert said.code == 0, said.err
+    assert f"1 images of 1 class folders that {path} does not name are left out" in said.err
+    assert "folders that are no splits, passed over: 1" in said.err
+    assert json.loads(said.out)["train"]["samples"] == 3
+    for split in ("train", "validation"):
+        made = open_images(str(out), split)
+        assert (made.num_classes, made.class_names) == (count, tuple(listed))
+        found = {
+            n.partition("_")[0]: listed[c] for n, c in zip(made.names, made.label_N, strict=True)
+        }
+        assert {name.rpartition("/")[2]: synset for name, synset in found.items()} == {
+            synset: synset for synset in chosen
+        }
+
+
+def test_a_tar_of_the_tars_of_winter_21(ilsvrc: Path, kdcache: Command) -> None:
+    path = ilsvrc / "list.txt"
+    path.write_text("n00000001\nn02119789 kit fox, Vulpes macrotis\nn01440764 tench\n")
+    source = (ilsvrc / "ILSVRC2012_img_train.tar").rename(ilsvrc / "winter21_whole.tar")
+    said = kdcache("shard", source, ilsvrc / "s", "--labels", path)
+    assert said.code == 0, said.err
+    made = open_images(str(ilsvrc / "s"), "train")
+    assert made.class_names == ("n00000001", "n02119789", "n01440764")
+    assert {n.partition("/")[0]: int(c) for n, c in zip(made.names, made.label_N, strict=True)} == {
+        "n02119789": 1, "n01440764": 2
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("labels", ["truth", "devkit", "synsets", "named"])

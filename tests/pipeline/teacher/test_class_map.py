@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
-from timm.data import ImageNetInfo
+from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from cache_tools.errors import CacheMismatch, UsageError
 from cache_tools.spec.canonical import sha256
@@ -141,3 +142,22 @@ def test_a_cache_through_a_class_map(
     with pytest.raises(CacheMismatch, match="another is given"):
         wrong = written(tmp_path, "wrong.json", json.dumps(list(range(10))))
         reload.load(Cache.open(out).spec.teacher, 32, [str(wide_teacher), str(teacher)], [wrong])
+
+
+@pytest.mark.parametrize(("head", "data_set"), [
+    (21_843, "imagenet21k_miil_w21"), (21_841, "imagenet21k_miil_w21"), (21_843, "imagenet12k"),
+    (21_841, "imagenet12k"), (11_821, "imagenet"),
+])  # fmt: skip
+def test_a_list_of_synsets_is_the_map_of_a_larger_head(head: int, data_set: str) -> None:
+    """The lists of timm are such maps: folders of winter 21 by a head of all of ImageNet-21k."""
+    path = Path(str(files("timm.data"))) / "_info" / f"{data_set}_synsets.txt"
+    model = timm.create_model("test_vit", num_classes=head)
+    listed = path.read_text().split()
+    names: list[str] = ImageNetInfo(infer_imagenet_subset({"num_classes": head})).label_names()
+    if absent := {*listed} - {*names}:
+        with pytest.raises(UsageError, match="none of the teacher's"):
+            class_map.load(str(path), model)
+        assert len(absent) == 7
+        return
+    sources = class_map.load(str(path), model).sources
+    assert [names[one] for (one,) in sources] == listed
