@@ -343,7 +343,7 @@ FIRST = "data/train-00000-of-00003.parquet"
     ids=["cut", "empty", "lfs", "missing", "flipped", "other classes", "class", "paths alone",
          "one path alone", "folders", "indices"],
 )  # fmt: skip
-def test_what_is_wrong_with_a_table_is_said(
+def test_a_table_that_cannot_be_read(
     damage: Callable[[Path], None], code: int, message: str, tmp_path: Path, kdcache: Command
 ) -> None:
     source = _hub(tmp_path / "source")
