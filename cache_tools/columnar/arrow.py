@@ -35,7 +35,7 @@ def schema(part: Part, size: int) -> Any:
 
 
 def batches(path: Path, layout: Layout) -> Iterator[Any]:
-    """Yield record batches, whose columns lie in the mapped file; raises as `schema`."""
+    """Yield record batches with columns in the mapped file; raises as `schema`."""
     import pyarrow as pa
 
     with pa.memory_map(str(path)) as file:
