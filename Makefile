@@ -109,10 +109,11 @@ $(VENV)/docs: $(VENV)/installed
 	@touch $@
 
 # Tracked files alone, under their own paths: a link of a page works here and on the repository's page.
-docs: $(VENV)/docs  ## build the site of the documentation, build/site; a dead link fails
+docs: $(VENV)/docs  ## build the site of the documentation, build/site; a dead link or an undocumented name fails
 	rm -rf build/docs && mkdir -p build/docs
 	git ls-files -z | tar --create --null --files-from=- | tar --extract --directory build/docs
 	$(BIN)/zensical build --clean --strict
+	$(BIN)/python docs/check.py build/site
 
 clean:  ## remove build/ (data, caches, runs); the environment stays
 	rm -rf build

@@ -132,6 +132,10 @@ def test_commands_of_a_page_exist(page: Path, options: dict[str, set[str]]) -> N
             assert [key for key in keys if not key_is_known(key)] == [], block.line
 
 
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 180
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.stem)
 def test_a_page_runs(page: Path, digits_demo: tuple[Path, Path], tmp_path: Path) -> None:
