@@ -20,6 +20,7 @@ class KdcacheError(Exception):
     """Root of all errors that this project raises on purpose."""
 
     exit_code = 1
+    """Exit code of a command that this error ends."""
 
     @property
     def kind(self) -> str:

@@ -21,11 +21,12 @@ def rendered(site: Path) -> set[str]:
 
 
 def public() -> set[str]:
-    """Public names of kdcache, and the public methods and properties of its classes."""
+    """Public names of kdcache, and the members that its classes add to those of their bases."""
     names = {f"kdcache.{name}" for name in kdcache.__all__ if not name.startswith("_")}
     for name in kdcache.__all__:
         if inspect.isclass(found := getattr(kdcache, name)):
-            members = {key for key in vars(found) if not key.startswith("_")}
+            above = {key for base in found.__mro__[1:] for key in vars(base)}
+            members = {key for key in vars(found) if not key.startswith("_")} - above
             names |= {f"kdcache.{name}.{key}" for key in members}
     return names
 
