@@ -35,9 +35,10 @@ Rows = slice | int | str | Sequence[int] | Sequence[str] | NDArray[np.integer] |
 class SparseTargets:
     """Stored targets of B views of one number.
 
-    >>> t = kdcache.open("digits-cache.zarr").targets(view=3, rows=slice(0, 8))
-    >>> t.index.shape, t.tail.shape, t.dense(temperature=2.0).sum(1).round(3).max()
-    ((8, 10), (8,), np.float32(1.0))
+    Example:
+        >>> t = kdcache.open("digits-cache.zarr").targets(view=3, rows=slice(0, 8))
+        >>> t.index.shape, t.tail.shape, t.dense(temperature=2.0).sum(1).round(3).max()
+        ((8, 10), (8,), np.float32(1.0))
     """
 
     index: NDArray[np.int32]
@@ -74,11 +75,12 @@ class SparseTargets:
 class CacheReader:
     """An opened cache: samples, targets and pixels.
 
-    >>> cache = kdcache.open("digits-cache.zarr")
-    >>> cache.targets(view=3, rows=[cache.keys[12]]).dense().shape
-    (1, 10)
-    >>> cache.images("digits")[cache.keys[12], 3].shape
-    (32, 32, 3)
+    Example:
+        >>> cache = kdcache.open("digits-cache.zarr")
+        >>> cache.targets(view=3, rows=[cache.keys[12]]).dense().shape
+        (1, 10)
+        >>> cache.images("digits")[cache.keys[12], 3].shape
+        (32, 32, 3)
     """
 
     def __init__(self, store: Cache) -> None:

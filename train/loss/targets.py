@@ -18,8 +18,9 @@ from torch import Tensor
 class SoftTargets:
     """Soft targets and labels of B views, of K kept classes each, on the student's device.
 
-    >>> targets.dense(2.0).shape, targets.label.shape
-    (torch.Size([50, 10]), torch.Size([50]))
+    Example:
+        >>> targets.dense(2.0).shape, targets.label.shape
+        (torch.Size([50, 10]), torch.Size([50]))
     """
 
     index: Tensor
