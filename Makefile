@@ -110,6 +110,7 @@ $(VENV)/docs: $(VENV)/installed
 
 # Tracked files alone, under their own paths: a link of a page works here and on the repository's page.
 docs: $(VENV)/docs  ## build the site of the documentation, build/site; a dead link or an undocumented name fails
+	$(BIN)/python docs/generate.py --check
 	rm -rf build/docs && mkdir -p build/docs
 	git ls-files -z | tar --create --null --files-from=- | tar --extract --directory build/docs
 	$(BIN)/zensical build --clean --strict

@@ -1,10 +1,10 @@
 """Write docs/reference: commands, recipe keys and the Python API, from the code itself.
 
-python docs/generate.py
+python docs/generate.py            # --check: write nothing, and fail while a page is out of date
 
 Commands come from typer's objects, keys from the recipes' dataclasses and the docstrings below
 their fields, Python names from `kdcache.__all__`. tests/test_reference.py fails while a page is out
-of date.
+of date, as does `make docs`.
 """
 
 import ast
@@ -12,6 +12,7 @@ import dataclasses
 import inspect
 import math
 import re
+import sys
 import typing
 from collections.abc import Iterator
 from importlib.metadata import entry_points
@@ -300,4 +301,7 @@ def _cell(text: str) -> str:
 
 if __name__ == "__main__":
     for name, text in pages().items():
-        (FOLDER / name).write_text(text, encoding="utf-8")
+        if "--check" not in sys.argv:
+            (FOLDER / name).write_text(text, encoding="utf-8")
+        elif (FOLDER / name).read_text(encoding="utf-8") != text:
+            sys.exit(f"docs/reference/{name} is out of date. Run: python docs/generate.py")

@@ -3,6 +3,7 @@
 import json
 import shutil
 import tarfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -113,6 +114,17 @@ def test_student_average_and_teacher_against_dense_computation(
     assert scores["teacher"]["kl"] is None
     assert facts["top1"] == round(scores["student"]["top1"], 3)
     assert facts["top1_ema"] == round(scores["student_ema"]["top1"], 3)
+    first = logits(finished / "model-ema", numbered)[0].argmax(1)
+    counts = Counter(zip(label.tolist(), first.tolist(), strict=True))
+    confusions = facts["data"][0]["confusions"]
+    assert 0 < len(confusions) <= 3
+    for one in confusions:
+        due, answer = (int(one[key].removeprefix("class ")) for key in ("due", "answer"))
+        assert due != answer
+        assert one["times"] == counts[due, answer]
+        assert one["share"] == pytest.approx(100 * one["times"] / int((label == due).sum()))
+    shown = kdcache("eval", finished, "--data", numbered, "--views", 0).out
+    assert f"most frequent confusions: {confusions[0]['due']} → " in shown
 
 
 def test_a_network_of_timm_is_measured_as_timm_measures_it(
