@@ -1,5 +1,7 @@
 """A small real data set, a quick teacher and a cache of it, made once for all tests."""
 
+import copy
+import logging
 import os
 import shutil
 import sys
@@ -142,6 +144,14 @@ def images(digits_cache: Path, digits: Path) -> ImageDataset:
     store = Cache.open(digits_cache)
     opened = open_images(str(digits), "train")
     return match.match(store.table, store.spec.dataset, opened)
+
+
+@pytest.fixture
+def own_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a worker process does to its log is undone after the test."""
+    log = logging.getLogger("kdcache")
+    for name in ("handlers", "propagate", "level"):
+        monkeypatch.setattr(log, name, copy.copy(getattr(log, name)))
 
 
 @pytest.fixture

@@ -180,7 +180,7 @@ def _accuracy(row: dict[str, float], suffix: str) -> dict[str, float | None]:
 
 def _config(recipe: TrainRecipe, inputs: Inputs) -> dict[str, Any]:
     spec = inputs.store.spec
-    paths = [store.location for store in inputs.members.caches]
+    paths = [resolve(store.location) for store in inputs.members.caches]
     config: dict[str, Any] = {
         "recipe": asdict(recipe),
         "cache_fingerprint": inputs.fingerprint,

@@ -102,7 +102,7 @@ def argument(name: str, value: Any) -> Any:
 def say(message: str) -> None:
     """Print to stderr, if anything reads it; characters that control a terminal are escaped."""
     with contextlib.suppress(OSError):
-        print(text.message(message), file=sys.stderr)
+        print(text.message(redact(message)), file=sys.stderr)
 
 
 def _fail(error: KdcacheError) -> None:

@@ -22,7 +22,7 @@ from rich.logging import RichHandler
 
 from cache_tools.cli import guard
 from cache_tools.errors import UsageError
-from cache_tools.runtime import signals, text
+from cache_tools.runtime import logs, signals
 from cache_tools.storage import disk_cache
 from cache_tools.version import __version__
 
@@ -58,7 +58,7 @@ Command = Callable[..., Any]
 
 def console() -> None:
     """Entry point of the console script."""
-    for number in signals.SIGNALS[1:]:  # Python itself does so with Ctrl-C
+    for number in signals.SIGNALS:
         signal.signal(number, signals.interrupt)
     try:
         main()
@@ -165,14 +165,6 @@ def _guarded(command: Command) -> Command:
     return run
 
 
-class _Formatter(logging.Formatter):
-    """Lines of the log, with characters that control a terminal escaped."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Shape a line as errors are."""
-        return text.message(super().format(record))
-
-
 def _set_up_logging(level: int) -> None:
     """Log to stderr: with colours and times on a terminal, plain lines elsewhere."""
     if sys.stderr.isatty():
@@ -181,11 +173,7 @@ def _set_up_logging(level: int) -> None:
         )
     else:
         handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Formatter("%(message)s"))
-    logger = logging.getLogger("kdcache")
-    logger.handlers[:] = [handler]
-    logger.setLevel(level)
-    logger.propagate = False
+    logs.set_up(handler, level)
     if not os.environ.get("KDCACHE_DEBUG"):
         warnings.filterwarnings("ignore", category=UserWarning, module="torch|timm|huggingface_hub")
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of a lost process, stacks of C++

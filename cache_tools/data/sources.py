@@ -33,9 +33,14 @@ _SHOWN, _DEPTH = 5, 3
 """Folders shown in a message; depths at which a URL is searched for files of rows."""
 
 
+def absolute(source: str) -> str:
+    """Make the name of a data set valid in any folder; a URL keeps its user and query."""
+    return source if "://" in source else str(Path(paths.expand(source)).resolve())
+
+
 def resolve(source: str) -> str:
     """Make the name of a data set absolute, and a URL one without secrets, for a file or a text."""
-    return without_secrets(source) if "://" in source else str(Path(paths.expand(source)).resolve())
+    return without_secrets(absolute(source))
 
 
 def has_split(source: str, split: str) -> bool:

@@ -4,13 +4,18 @@ Ray itself waits for minutes, deaf to Ctrl-C, for a cluster that is not there; s
 checked by a plain TCP connection first.
 """
 
+import contextlib
 import logging
 import os
 import re
+import signal
 import socket
+import threading
+from collections.abc import Iterator
 from typing import Any
 
-from cache_tools.errors import UsageError
+from cache_tools.errors import KdcacheError, UsageError
+from cache_tools.runtime.signals import SIGNALS
 
 _TIMEOUT = 10.0
 """Seconds for a cluster's head to respond."""
@@ -27,7 +32,8 @@ def join(ray: Any, address: str | None = None, quiet: bool = False) -> None:
     try:
         check_reachable(address or "")
         level = logging.ERROR if quiet else logging.WARNING
-        ray.init(address, log_to_driver=not quiet, logging_level=level, **options)
+        with _own_signals():
+            ray.init(address, log_to_driver=not quiet, logging_level=level, **options)
     except (OSError, ValueError, RuntimeError) as error:
         first = str(error).strip().partition("\n")[0]
         raise UsageError(
@@ -35,6 +41,39 @@ def join(ray: Any, address: str | None = None, quiet: bool = False) -> None:
             "ray start --head and give the address that it prints by --address or RAY_ADDRESS, or "
             "neither: then Ray uses this machine."
         ) from None
+
+
+@contextlib.contextmanager
+def watched(ray: Any) -> Iterator[None]:
+    """Report the loss of the cluster in the body.
+
+    Raises:
+        KdcacheError: Its head or this machine's part of it is gone.
+    """
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        first = str(error).strip().partition("\n")[0]
+        raise KdcacheError(
+            f"the cluster of Ray was lost ({first}). What is finished is safe: start the cluster "
+            "again, if it is not Ray's own of this machine, and run the same command again."
+        ) from None
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Leave signals to this process: its handlers stay, and no process started in the body has any.
+
+    A signal to the whole group would end a cluster of this machine before its driver could stop.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def check_reachable(address: str) -> None:

@@ -1,19 +1,25 @@
 """Turn SIGINT, SIGTERM and SIGUSR1 into a flag that long loops poll between two steps.
 
-`sbatch --signal=USR1@60` sends SIGUSR1 ahead of the end of a job's time.
+`sbatch --signal=USR1@60` sends SIGUSR1 ahead of the end of a job's time. A signal to a whole group
+comes again from the launcher or the parent, which pass it on: both are one.
 """
 
+import math
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+PASSED_ON = 2.0
+"""Seconds after a signal in which the next one is that one again."""
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
     """Handle a signal outside of long loops as Ctrl-C."""
-    raise KeyboardInterrupt
+    if not StopRequest.is_passed_on():
+        raise KeyboardInterrupt
 
 
 class StopRequest:
@@ -21,6 +27,7 @@ class StopRequest:
 
     received = ""
     """Name of the first signal, "" before."""
+    _acted_upon = -math.inf
 
     def __init__(self) -> None:
         self.requested = False
@@ -42,7 +49,17 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        passed_on = self.is_passed_on()
+        if self.requested and not passed_on:
             raise KeyboardInterrupt
         self.requested = True
-        self.received = signal.Signals(number).name
+        self.received = self.received or signal.Signals(number).name
+
+    @staticmethod
+    def is_passed_on() -> bool:
+        """Return True if a signal follows the last one so closely that it is that one again."""
+        now = time.monotonic()
+        passed_on = now - StopRequest._acted_upon < PASSED_ON
+        if not passed_on:
+            StopRequest._acted_upon = now
+        return passed_on

@@ -35,6 +35,8 @@ _FETCH = "Fetch the cache again from where it came."
 class Storage(Protocol):
     """Files of a cache by name."""
 
+    location: str
+    """Absolute path, or the URL with user and query: to open it again, never for texts."""
     tries: int
     """Reads of bytes that differ from their digest before that is an error; 1 without network."""
 
@@ -103,6 +105,7 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._root = Path(os.path.realpath(path))
+        self.location = str(self._root)
 
     def read(self, name: str, limit: int = MAX_FILE) -> bytes:  # noqa: D102 - Storage
         path = self._inside(name)
@@ -218,6 +221,7 @@ class Zip:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.location = str(path.resolve())
         try:
             self._zip = zipfile.ZipFile(path)
             zips.check(self._zip, path.stat().st_size, _MOST_EXPANSION)
@@ -290,7 +294,7 @@ class ObjectStore:
 
     def __init__(self, url: str) -> None:
         self._client = fsspec_client.FsspecClient(url)
-        self.url = self._client.url
+        self.url, self.location = self._client.url, self._client.location
 
     def read(self, name: str, limit: int = MAX_FILE) -> bytes:  # noqa: D102 - Storage
         for _ in range(self.tries):

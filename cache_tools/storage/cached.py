@@ -33,6 +33,7 @@ class CachedStorage:
 
     def __init__(self, remote: ObjectStore, fingerprint: str) -> None:
         self._remote, self._disk = remote, DiskCache()
+        self.location = remote.location
         self._disk.sweep()
         self.path = self._disk.caches / disk_cache.key(remote.url, fingerprint)
         self._local = Folder(self.path)

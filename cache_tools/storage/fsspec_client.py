@@ -71,6 +71,8 @@ class FsspecClient:
         path = path.rstrip("/")
         self.url = without_secrets(path)
         """The URL without user, password and query: for messages, and the identity of files."""
+        self.location = path + self._query
+        """The URL with all it came with, to open it again: never for texts."""
         if path.endswith(":"):  # what is left of s3://, which fsspec would read as a file name
             path = self.url = f"{path}//"
         options = _http_options() if url.startswith(("http://", "https://")) else {}

@@ -131,8 +131,8 @@ class Cache:
 
     @property
     def location(self) -> str:
-        """Absolute path or URL of the cache."""
-        return self.name if "://" in self.name else str(Path(self.name).resolve())
+        """Absolute path of the cache, or its URL with user and query: never for texts."""
+        return self.storage.location
 
     @property
     def is_remote(self) -> bool:

@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -21,7 +21,7 @@ import torch
 
 from cache_tools.errors import KdcacheError, UsageError
 from cache_tools.runtime import threads
-from cache_tools.runtime.signals import StopRequest
+from cache_tools.runtime.signals import SIGNALS, StopRequest
 from cache_tools.store.cache import Cache
 from pipeline.engines import process, work_queue
 from pipeline.engines.process import Done, Error, LogLine, Progress
@@ -79,8 +79,9 @@ class LocalEngine:
         self, groups: Sequence[DecodeGroup], on_progress: Callable[[int], None]
     ) -> list[Failure]:
         """Make and commit parts, as `Engine.make`."""
-        pool = self._pool = _WorkerPool(self.store, self._jobs[: len(groups)], groups, on_progress)
         with StopRequest() as stop:
+            jobs = self._jobs[: len(groups)]
+            pool = self._pool = _WorkerPool(self.store, jobs, groups, on_progress)
             try:
                 pool.run(stop)
             except BaseException:
@@ -185,7 +186,12 @@ class _WorkerPool:
         child = context.Process(
             target=process.main, args=(self._cores, theirs), name=f"kdcache worker {number}"
         )
-        child.start()
+        resource_tracker.ensure_running()  # which would unblock them
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until it has its handlers
+        try:
+            child.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         with contextlib.suppress(OSError):
             ours.send(self._jobs[number])

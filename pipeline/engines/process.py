@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 from cache_tools.errors import KdcacheError
-from cache_tools.runtime import progress, threads
+from cache_tools.runtime import progress, signals, threads
 from cache_tools.storage import system_errors
 
 if TYPE_CHECKING:
@@ -66,10 +66,9 @@ Message = LogLine | Progress | Done | Error
 
 def main(cores: int, pipe: Connection) -> None:
     """Receive a job from the pipe, then lots, and make them on `cores` cores until None comes."""
-    # Ctrl-C and Slurm's warning reach every process: a worker signaled twice would not complete its
-    # parts. Before there is a thread, as threads inherit the mask.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGUSR1})
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Ctrl-C and Slurm's warning reach every process, and are the parent's to handle. Blocked before
+    # there is a thread, as threads inherit the mask.
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals.SIGNALS)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     messages = _MessageHandler(pipe)
     log.handlers[:] = [messages]
@@ -79,6 +78,8 @@ def main(cores: int, pipe: Connection) -> None:
     warnings.simplefilter("ignore", UserWarning)
     threads.limit(cores)
     with contextlib.suppress(KeyboardInterrupt, EOFError, BrokenPipeError):
+        signal.signal(signal.SIGTERM, signals.interrupt)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         try:
             _serve(pipe, messages.send)
         except Exception as error:

@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cache_tools.data.open import resolve
+from cache_tools.data.sources import absolute
 from cache_tools.errors import KdcacheError, UsageError
-from cache_tools.runtime import ray_cluster, threads
+from cache_tools.runtime import logs, ray_cluster, threads
 from cache_tools.runtime.signals import StopRequest
 from cache_tools.storage import backends, system_errors
 from pipeline.engines import work_queue
@@ -64,8 +64,7 @@ class Stage1Actor:
 
     def __init__(self) -> None:
         self._stage1: Stage1 | None = None
-        log.handlers[:] = [logging.StreamHandler()]
-        log.setLevel(logging.WARNING)
+        logs.set_up(logging.StreamHandler(), logging.WARNING)
 
     def make(
         self, job: JobSpec, cores: int, counter: Any, lot: int, groups: Sequence[DecodeGroup]
@@ -127,7 +126,8 @@ class RayEngine:
         ray, (count, gpus, cores) = self._ray, self._resources
         count = min(count, len(groups))
         log.info(f"{count} actors of Ray with {gpus} GPUs and {cores} cores each")
-        counter = ray.remote(ProgressCounter).options(num_cpus=0, max_restarts=-1).remote()
+        forever = {"max_restarts": -1, "max_task_retries": -1}
+        counter = ray.remote(ProgressCounter).options(num_cpus=0, **forever).remote()
         actor = ray.remote(Stage1Actor).options(
             num_gpus=gpus, num_cpus=cores, max_restarts=-1, max_task_retries=TRIES - 1
         )
@@ -138,7 +138,7 @@ class RayEngine:
         at_work: dict[Any, tuple[Any, int, list[DecodeGroup]]] = {}
         counted: Counter[int] = Counter()
         number = 0
-        with StopRequest() as stop:
+        with StopRequest() as stop, ray_cluster.watched(ray):
             while queue or at_work:
                 while idle and (lot := queue.take()):
                     maker, number = idle.pop(), number + 1
@@ -225,8 +225,7 @@ def _absolute_paths(job: JobSpec) -> JobSpec:
     sources = tuple(
         replace(s, name=_absolute(s.name), class_map=_absolute(s.class_map)) for s in job.sources
     )
-    data, out = (one if "://" in one else resolve(one) for one in (job.data, job.out))
-    return replace(job, data=data, sources=sources, out=out)
+    return replace(job, data=absolute(job.data), sources=sources, out=absolute(job.out))
 
 
 def _absolute(name: str) -> str:

@@ -1,6 +1,5 @@
 """The edge of the command: no OSError, UnicodeError or EOFError ends in a traceback."""
 
-import copy
 import logging
 import multiprocessing
 import os
@@ -164,7 +163,9 @@ def test_an_error_without_a_file_names_the_open_one(
     assert f"the disk is full: {tmp_path / 'link'} was not written" in capsys.readouterr().err
 
 
-def test_a_worker_process_reports_an_error_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_process_reports_an_error_of_the_system(
+    own_log: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def unreadable(*_: object) -> None:
         raise PermissionError(13, "Permission denied", "/data/x.tar")
 
@@ -175,8 +176,6 @@ def test_a_worker_process_reports_an_error_of_the_system(monkeypatch: pytest.Mon
     monkeypatch.setattr(process, "_end_with_parent", lambda: None)
     monkeypatch.setattr(process.threads, "limit", lambda _: None)
     monkeypatch.setattr(process.progress, "bars", True)
-    for name in ("handlers", "propagate", "level"):
-        monkeypatch.setattr(process.log, name, copy.copy(getattr(process.log, name)))
     process.main(1, theirs)
     message = ours.recv()
     assert isinstance(message, process.Error)

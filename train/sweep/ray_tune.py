@@ -9,7 +9,9 @@ their students keep their checkpoints, and a later run without ASHA finishes the
 import contextlib
 import importlib
 import logging
+import os
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,9 +19,11 @@ from typing import Any
 
 import torch
 
-from cache_tools.data.open import resolve
+from cache_tools.data.sources import absolute
 from cache_tools.errors import KdcacheError, UsageError
-from cache_tools.runtime import ray_cluster, threads
+from cache_tools.runtime import logs, ray_cluster, threads
+from cache_tools.runtime.secrets import redact
+from cache_tools.storage import system_errors
 from train.sweep import runner
 from train.sweep.grid import Student
 from train.sweep.runner import Sweep
@@ -53,15 +57,17 @@ def train(sweep: Sweep, planned: Sequence[Sequence[Student]]) -> None:
         return
     import ray
 
-    with _cluster(ray), contextlib.redirect_stdout(sys.stderr):  # stdout carries the table
+    os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # tracebacks, which its files have
+    # stdout carries the table
+    with _cluster(ray), contextlib.redirect_stdout(sys.stderr), ray_cluster.watched(ray):
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         gpu = sweep.device.type == "cuda"
         results = _tuner(sweep, planned, gpu, cores(nodes, len(planned), gpu)).fit()
     for error in results.errors:
+        *_, reason = str(getattr(error, "cause", None) or error).strip().splitlines()
         raise KdcacheError(
-            f"a trial of Ray Tune failed {RETRIES + 1} times: {str(error).strip().splitlines()[-1]}"
-            f" Finished work is kept; {sweep.out / 'ray'} has its log. Run the same command again "
-            "to resume."
+            f"a trial of Ray Tune failed {RETRIES + 1} times: {reason} Finished work is kept; "
+            f"{sweep.out / 'ray'} has its log. Run the same command again to resume."
         )
     ended = {one.config["cohort"] for one in results if (one.metrics or {}).get("done")}
     left = {n: [s for s in cohort if s in sweep.todo] for n, cohort in enumerate(planned)}
@@ -102,7 +108,7 @@ def _tuner(sweep: Sweep, planned: Sequence[Sequence[Student]], gpu: bool, cores:
     settings = {
         "caches": [store.location for store in sweep.inputs.members.caches],
         "weights": list(sweep.inputs.members.weights),
-        "data": resolve(sweep.inputs.source),
+        "data": absolute(sweep.inputs.source),
         "out": str(sweep.out.resolve()),
         "device": sweep.device.type,
         "cores": cores,
@@ -129,7 +135,18 @@ def _tuner(sweep: Sweep, planned: Sequence[Sequence[Student]], gpu: bool, cores:
 
 
 def _trial(config: dict[str, Any], settings: dict[str, Any], trials: list[list[Any]]) -> None:
-    """Train one cohort in a worker of Ray."""
+    """Train one cohort in a worker of Ray, which writes its log and its error to files."""
+    logs.set_up(logging.StreamHandler(), logging.WARNING)
+    try:
+        _train_cohort(settings, trials[config["cohort"]])
+    except Exception as error:
+        known = system_errors.explained(error)
+        text = f"{known.kind}: {known}" if known else traceback.format_exc()
+        raise KdcacheError(redact(text)) from None
+
+
+def _train_cohort(settings: dict[str, Any], cohort: Sequence[dict[str, Any]]) -> None:
+    """Train one cohort, and report its epochs to Ray."""
     from ray import tune
 
     from train import recipe as recipes
@@ -138,7 +155,7 @@ def _trial(config: dict[str, Any], settings: dict[str, Any], trials: list[list[A
 
     students = tuple(
         Student(one["name"], recipes.build(one["recipe"], one["name"]), one["values"])
-        for one in trials[config["cohort"]]
+        for one in cohort
     )
     device = torch.device(settings["device"])
     threads.limit(settings["cores"])

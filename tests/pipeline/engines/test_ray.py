@@ -1,13 +1,18 @@
 """The Ray engine: a cluster of this machine's two cores, with actors that come and go."""
 
 import builtins
-import logging
+import contextlib
 import os
 import random
+import shutil
+import signal
 import socket
 import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,9 +30,12 @@ from pipeline.recipe import TeacherSource
 from pipeline.worker.groups import DecodeGroup
 from pipeline.worker.job import JobSpec
 from tests.helpers.outcome import Outcome
-from tests.helpers.stage1 import KDCACHE, arguments, files
+from tests.helpers.stage1 import KDCACHE, PATIENCE, arguments, files, gone
 
 KILLS = 5
+SIZE = ["num_views=120", "views_per_decode=2", "batch_size=20", "views.teacher_size=32"]
+RAY = str(Path(sys.executable).parent / "ray")
+HERE = os.environ | {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 def node(alive: bool = True, **resources: float) -> dict[str, Any]:
@@ -51,19 +59,26 @@ def test_paths_mean_the_same_on_every_node(teacher: Path, monkeypatch: pytest.Mo
     there = engine._absolute_paths(job)
     assert [source.name for source in there.sources] == [str(teacher), "resnet18"]
     assert there.out == str(teacher.parent / "c.zarr")
-    assert engine._absolute_paths(JobSpec(recipe, "s3://b/d", (), "s3://b/c")).out == "s3://b/c"
+    urls = JobSpec(recipe, "https://me:s3cr3t@h/d?sig=s3cr3t", (), "s3://b/c")
+    assert engine._absolute_paths(urls) == urls
 
 
 def test_a_node_that_does_not_see_the_cache_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own_log: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe: Any = None
-    monkeypatch.setattr(engine, "log", logging.getLogger("an actor's"))
     monkeypatch.setattr(threads, "_max_cores", threads._max_cores)
     answer = Stage1Actor().make(
         JobSpec(recipe, "", (), str(tmp_path / "c")), 1, None, 1, [DecodeGroup(0, (0,))]
     )
     assert "cannot find the cache" in str(answer.error)
+
+
+def test_an_actor_logs_no_secret(own_log: None, capfd: pytest.CaptureFixture[str]) -> None:
+    Stage1Actor()
+    engine.log.info("a choice, which each actor makes")
+    engine.log.warning("https://me:s3cr3t@host/a.tar?sig=s3cr3t is read again")
+    assert capfd.readouterr().err == "https://host/a.tar is read again\n"
 
 
 def test_without_ray_the_extra_is_named(
@@ -110,42 +125,183 @@ def test_a_cluster_that_is_not_there_is_missed_at_once(monkeypatch: pytest.Monke
     assert asked == [(address,), (None,), ("auto",)]
 
 
-def makers() -> list[psutil.Process]:
-    """Processes of actors that make parts."""
-    found = psutil.process_iter(["name", "cmdline"])
-    return [p for p in found if " ".join(p.info["cmdline"] or ()).startswith("ray::Stage1Actor")]
+@pytest.fixture(scope="module")
+def alone(
+    digits: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, bytes]:
+    """Files of the cache that one process makes."""
+    out = tmp_path_factory.mktemp("alone") / "c.zarr"
+    subprocess.run([KDCACHE, *arguments(digits, teacher, out), *SIZE], check=True, timeout=PATIENCE)
+    return files(out)
+
+
+@dataclass
+class Drivers:
+    """Drivers of Ray on one cache, whose log is one file."""
+
+    words: list[str]
+    out: Path
+    log: Path
+
+    def start(self, *more: str) -> subprocess.Popen[str]:
+        """Start one in a group of its own."""
+        with self.log.open("a") as stderr:
+            return subprocess.Popen(
+                [KDCACHE, *self.words, *more], stderr=stderr, stdout=subprocess.PIPE, text=True,
+                env=HERE, start_new_session=True,
+            )  # fmt: skip
+
+    @property
+    def parts(self) -> int:
+        return len(list(self.out.glob("commits/*/*.json")))
+
+    def wait(self, driver: subprocess.Popen[str], more: int = 3) -> None:
+        """Wait until some more parts are committed."""
+        end, deadline = self.parts + more, time.monotonic() + PATIENCE
+        while self.parts < end:
+            time.sleep(0.05)
+            assert driver.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+
+    def check(self, alone: dict[str, bytes]) -> None:
+        """The cache is whole and that of one process, and no error was a traceback."""
+        assert verify.verify(Cache.open(self.out)).status == "ok"
+        ours = {n: data for n, data in files(self.out).items() if not n.endswith(".partial")}
+        assert ours == alone
+        assert "Traceback" not in self.log.read_text()
+
+
+@pytest.fixture
+def drivers(digits: Path, teacher: Path, tmp_path: Path) -> Drivers:
+    out = tmp_path / "c.zarr"
+    words = [*arguments(digits, teacher, out, "--engine=ray"), *SIZE]
+    return Drivers(words, out, tmp_path / "log")
+
+
+def processes(driver: subprocess.Popen[str], *names: str) -> list[psutil.Process]:
+    """Processes of a driver's own cluster, by the beginning of their names."""
+    found = []
+    for process in psutil.Process(driver.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if Path(" ".join(process.cmdline()[:1])).name.startswith(names):
+                found.append(process)
+    return found
 
 
 @pytest.mark.slow
 def test_actors_that_are_killed_are_replaced_and_the_cache_is_that_of_one_process(
-    digits: Path, teacher: Path, tmp_path: Path
+    drivers: Drivers, alone: dict[str, bytes]
 ) -> None:
-    pytest.importorskip("ray")
-    views = ["num_views=120", "views_per_decode=2", "batch_size=20"]
-    out, alone = tmp_path / "c.zarr", tmp_path / "d.zarr"
-    told = [*arguments(digits, teacher, out, "--engine=ray", "--workers=2"), *views]
-    before, dice, kills, seen = {p.pid for p in makers()}, random.Random(7), 0, 0
-    here = os.environ | {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-    with (tmp_path / "log").open("w") as log:
-        driver = subprocess.Popen(
-            [KDCACHE, *told], stderr=log, stdout=subprocess.PIPE, text=True, env=here
-        )
-        while driver.poll() is None and kills < KILLS:
-            time.sleep(0.05)
-            done, actors = len(list(out.glob("commits/*/*.json"))), makers()
-            mine = [actor for actor in actors if actor.pid not in before]
-            if done > seen and mine:
-                time.sleep(dice.uniform(0, 0.3))
-                seen, kills = done, kills + 1
-                dice.choice(mine).kill()
-        said = driver.communicate(timeout=600)[0]
-    text = (tmp_path / "log").read_text()
+    """The actor that counts the views is killed as well."""
+    driver, dice, kills = drivers.start("--workers=2"), random.Random(7), 0
+    while driver.poll() is None and kills < KILLS:
+        drivers.wait(driver, 1)
+        time.sleep(dice.uniform(0, 0.3))
+        counter = ["ray::ProgressCounter"] if kills == 1 else []
+        if victims := processes(driver, *(counter or ["ray::Stage1Actor"])):
+            dice.choice(victims).kill()
+            kills += 1
+    printed = driver.communicate(timeout=PATIENCE)[0]
+    text = drivers.log.read_text()
     assert driver.returncode == 0, text
     assert kills == KILLS
     assert "2 actors of Ray with 0 GPUs and 1 cores each" in text
-    assert said.startswith(f"{out}: 120 of 120 parts")
-    subprocess.run([KDCACHE, *arguments(digits, teacher, alone), *views], check=True)
-    assert verify.verify(Cache.open(out)).status == "ok"
-    ours = {n: data for n, data in files(out).items() if not n.endswith(".partial")}
-    assert ours == files(alone)
-    assert not [actor for actor in makers() if actor.pid not in before]
+    assert printed.startswith(f"{drivers.out}: 120 of 120 parts")
+    drivers.check(alone)
+
+
+@pytest.mark.slow
+def test_a_driver_that_is_killed_or_stopped_or_loses_its_cluster_goes_on(
+    drivers: Drivers, alone: dict[str, bytes]
+) -> None:
+    for mishap, code, message in (
+        ("SIGKILL", -signal.SIGKILL, ""),
+        ("SIGTERM", 130, "Stopped by SIGTERM. "),
+        ("raylet", 1, "the cluster of Ray was lost ("),
+    ):
+        driver = drivers.start("--workers=2")
+        drivers.wait(driver)
+        everything = processes(driver, "")
+        if mishap == "raylet":
+            processes(driver, "raylet")[0].kill()
+        elif mishap == "SIGKILL":
+            driver.kill()
+        else:
+            os.killpg(driver.pid, signal.Signals[mishap])
+        assert driver.communicate(timeout=PATIENCE)[0] == ""
+        assert driver.returncode == code, drivers.log.read_text()
+        assert message in drivers.log.read_text()
+        assert gone(everything)
+    driver = drivers.start("--workers=2")
+    assert driver.communicate(timeout=PATIENCE)[0].startswith(f"{drivers.out}: 120 of 120 parts")
+    drivers.check(alone)
+
+
+@contextlib.contextmanager
+def head(port: int) -> Iterator[None]:
+    """A cluster of two cores at a port; killed with all its processes at the end."""
+    folder = tempfile.mkdtemp(prefix="ray")  # short: the paths of sockets are
+    words = [
+        "start",
+        "--head",
+        "--block",
+        f"--port={port}",
+        "--num-cpus=2",
+        "--ray-client-server-port=0",
+    ]
+    words += ["--include-dashboard=false", f"--temp-dir={folder}"]
+    process = subprocess.Popen(
+        [RAY, *words], stdout=subprocess.DEVNULL, env=HERE, start_new_session=True
+    )
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            with contextlib.suppress(OSError):
+                ray_cluster.check_reachable(f"127.0.0.1:{port}")
+                break
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        yield
+    finally:
+        everything = psutil.Process(process.pid).children(recursive=True)
+        for one in (psutil.Process(process.pid), *everything):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        process.wait(PATIENCE)
+        assert gone(everything)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_two_drivers_on_one_cache_make_that_of_one(
+    drivers: Drivers, alone: dict[str, bytes]
+) -> None:
+    """Each has a cluster of its own."""
+    both = [drivers.start("--workers=1") for _ in range(2)]
+    ended = [driver.communicate(timeout=PATIENCE)[0] for driver in both]
+    assert [driver.returncode for driver in both] == [0, 0], drivers.log.read_text()
+    assert all(text.startswith(f"{drivers.out}: 120 of 120 parts") for text in ended)
+    drivers.check(alone)
+
+
+@pytest.mark.slow
+def test_two_drivers_on_one_cluster_end_with_its_head_and_go_on_with_the_next(
+    drivers: Drivers, alone: dict[str, bytes]
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    order = ("--workers=1", f"--address=127.0.0.1:{port}")
+    with head(port):
+        both = [drivers.start(*order) for _ in range(2)]
+        drivers.wait(both[0])
+    for driver in both:
+        assert driver.communicate(timeout=PATIENCE)[0] == ""
+        assert driver.returncode == 1, drivers.log.read_text()
+    assert drivers.log.read_text().count("the cluster of Ray was lost (") == 2
+    with head(port):
+        both = [drivers.start(*order) for _ in range(2)]
+        for driver in both:
+            assert driver.communicate(timeout=PATIENCE)[0].startswith(f"{drivers.out}: 120 of 120")
+    drivers.check(alone)

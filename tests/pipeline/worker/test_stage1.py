@@ -24,6 +24,7 @@ from cache_tools.data.images import ImageDataset
 from cache_tools.data.open import open_images
 from cache_tools.errors import CacheIncomplete, DataError, KdcacheError, NonFinite, TeacherError
 from cache_tools.render import mixing, view
+from cache_tools.runtime import signals
 from cache_tools.spec import sample_table
 from cache_tools.storage import atomic
 from cache_tools.store.cache import Cache, probe_numbers
@@ -414,6 +415,7 @@ def test_a_second_signal_stops_at_once(opened: Opener, monkeypatch: pytest.Monke
         yield from ()
 
     monkeypatch.setattr(stage1.Predictor, "predict", signalled)
+    monkeypatch.setattr(signals, "PASSED_ON", 0.0)
     worker = Stage1(bench.store, bench.images, bench.ask(), BATCH, 2)
     with pytest.raises(KeyboardInterrupt, match="SIGINT"):
         worker.make(bench.groups(2), lambda _: None)
