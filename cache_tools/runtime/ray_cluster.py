@@ -34,7 +34,7 @@ def join(ray: Any, address: str | None = None, quiet: bool = False) -> None:
         level = logging.ERROR if quiet else logging.WARNING
         with _own_signals():
             ray.init(address, log_to_driver=not quiet, logging_level=level, **options)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises a plain one for a node that does not start in time
         first = str(error).strip().partition("\n")[0]
         raise UsageError(
             f"there is no cluster of Ray at {address or 'this machine'} ({first}). Start one with "

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import psutil
 import pytest
@@ -123,6 +124,12 @@ def test_a_cluster_that_is_not_there_is_missed_at_once(monkeypatch: pytest.Monke
     ray_cluster.join(ray)
     ray_cluster.join(ray, "auto")
     assert asked == [(address,), (None,), ("auto",)]
+
+
+def test_a_cluster_that_does_not_start_in_time_is_an_error_with_the_next_step() -> None:
+    late = MagicMock(side_effect=Exception("The current node timed out during startup."))
+    with pytest.raises(UsageError, match=r"at this machine \(The current node timed .*ray start"):
+        ray_cluster.join(SimpleNamespace(init=late))
 
 
 @pytest.fixture(scope="module")
