@@ -204,6 +204,8 @@ class CacheWriter:
         self._end_iteration()
         iteration = self._iterate(batch_size)
         self._iteration = weakref.ref(iteration)
+        # A loop left open by the program's end: closed while there are modules and threads.
+        weakref.finalize(iteration, _close, self._iteration)
         return iteration
 
     def put(self, batch: WriterBatch, logits: "Tensor | ArrayLike") -> None:
@@ -282,8 +284,8 @@ class CacheWriter:
 
     def _end_iteration(self) -> None:
         """End the loop that is open, if any."""
-        if self._iteration is not None and (iteration := self._iteration()) is not None:
-            iteration.close()
+        if self._iteration is not None:
+            _close(self._iteration)
 
     def _iterate(self, batch_size: int) -> Generator[WriterBatch, None, None]:
         store, size, failed = self.store, self._recipe.views_per_decode, list[Failure]()
@@ -364,6 +366,11 @@ class _Unpredicted(Predictor):
 
 class _HandingOut(Stage1):
     predictor = _Unpredicted
+
+
+def _close(iteration: weakref.ref[Generator[WriterBatch, None, None]]) -> None:
+    if (still := iteration()) is not None:
+        still.close()
 
 
 def _fp32(logits: "Tensor | ArrayLike", batch: WriterBatch) -> Tensor:

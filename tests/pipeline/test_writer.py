@@ -315,14 +315,14 @@ def test_teachers_and_recipes_that_cannot_be(opened: Open, network: nn.Module) -
 
 
 PROGRAM = """
-import os, signal, sys, timm, torch, kdcache
+import builtins, os, signal, sys, timm, torch, kdcache
 out, data, teacher, end = sys.argv[1:]
 torch.set_num_threads(1)
 model = timm.create_model(f"local-dir:{teacher}", pretrained=True).eval().requires_grad_(False)
 values = {"num_views": 4, "views.mixup": 0.5, "views_per_decode": 1}
 info = kdcache.TeacherInfo.of(model, "local:test_resnet")
 writer = kdcache.create(out, recipe="digits", values=values, data=data, teacher=info, device="cpu")
-batches = writer.batches(32)
+batches = builtins.batches = writer.batches(32)  # which Python clears last of all
 for number, batch in enumerate(batches):
     writer.put(batch, model(batch.images))
     if number == 9:
@@ -345,8 +345,9 @@ def test_a_program_that_ends_without_close(
         arguments, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert done.returncode == (0 if end == "exit" else -end), done.stderr
-    assert done.stderr.count("Traceback") == (end == signal.SIGINT)
-    assert "Exception ignored" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if not line.startswith(" ")]
+    interrupted = ["Traceback (most recent call last):", "KeyboardInterrupt"]
+    assert lines == (interrupted if end == signal.SIGINT else [])
     again = opened()
     found = write(again, network)
     assert 8 <= len(found) <= 16
