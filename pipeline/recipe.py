@@ -14,6 +14,7 @@ from cache_tools.spec.teacher import MAX_CLASSES, Precision
 from cache_tools.spec.views import ViewSpec
 
 MemoryFormat = Literal["auto", "channels_last", "contiguous"]
+Order = Literal["blocks", "views"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,10 @@ class CacheRecipe:
     """Views per forward pass of the teacher."""
     views_per_decode: Annotated[int, Range(1, 10_000)] = 4
     """Views rendered from one decoded image; costs 2 × this × 1,024 views of memory."""
+    order: Order = "blocks"
+    """Order of the decode groups: "blocks" makes all views of a block before the next block;
+    "views" the first `views_per_decode` views of all blocks before further ones, so that the first
+    epochs of a student are there early. The bytes are the same."""
     block_size: Annotated[int, Range(1, 2**20)] = 65_536
     """Samples per part."""
     expected_kept: Annotated[float, Range(0, MAX_KEPT)] = 0.0

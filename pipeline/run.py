@@ -208,6 +208,6 @@ def _make_missing(engine: Engine, recipe: CacheRecipe, selection: PartSelection)
         return []
     with views_bar(engine.store, todo, selection) as advance:
         return engine.make(
-            decode_groups(todo, recipe.views_per_decode),
+            decode_groups(todo, recipe.views_per_decode, recipe.order),
             lambda views: advance(views, engine.note()),
         )

@@ -298,7 +298,9 @@ class CacheWriter:
             stage = _HandingOut(store, self._images, pictures, batch_size, cores, agrees)
             stack.callback(stage.close)
             steps = stage.steps(
-                decode_groups(todo, size), lambda n: advance(n, stage.note()), StopRequest()
+                decode_groups(todo, size, self._recipe.order),
+                lambda n: advance(n, stage.note()),
+                StopRequest(),
             )
             stack.callback(steps.close)
             sparse = None

@@ -42,6 +42,7 @@ from pipeline.worker.groups import DecodeGroup, decode_groups
 from pipeline.worker.meter import TIMINGS, Meter
 from pipeline.worker.stage1 import Stage1
 from pipeline.worker.window import PinnedBuffer
+from tests.helpers.stage1 import files
 
 CPU = torch.device("cpu")
 COUNT, BATCH, PATIENCE = 1100, 64, 120.0
@@ -185,6 +186,20 @@ def test_stages_at_the_same_time_make_the_bytes_of_one_after_another(
         assert bench.chunks() == expected
         assert all(bench.store.check_part(part) is None for part in bench.store.parts())
     assert sum(views_done) == 2 * COUNT * bench.store.num_views
+
+
+def test_the_order_of_the_parts_changes_no_byte(
+    photos: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the order "views" a student can begin after the first view of all blocks."""
+    write, written, made = Cache.write, list[Part](), {}
+    monkeypatch.setattr(Cache, "write", lambda s, p, *a: written.append(p) or write(s, p, *a))
+    for order in ("blocks", "views"):
+        wanted = recipes.load("digits", [*BLOCKS, "views_per_decode=1", f"order={order}"])
+        store = run(wanted, str(photos), str(teacher), tmp_path / order, "cpu", force=True)
+        made[order] = store.content_id(), files(store.path)
+    assert written == [Part(0, 0), Part(1, 0), Part(0, 1), Part(1, 1), *store.parts()]
+    assert made["views"] == made["blocks"]
 
 
 def test_mixing_in_place_has_the_bits_of_mixing() -> None:
