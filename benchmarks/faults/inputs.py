@@ -501,7 +501,9 @@ class Inputs:
                 yield Case(f"_info.json: {name}, {many} times", write, self._cache("plain"),
                            "_info.json")  # fmt: skip
             pattern_ = self._cache(pattern.replace("\0", "\\0"))
-            yield Case(f"pattern: {name}", _file("x", b""), pattern_, f"{pattern[:3]}|x1b|data set")
+            yield Case(
+                f"pattern: {name}", _file("x", b""), pattern_, f"{pattern[:3]}|x1b|31mred|data set"
+            )
         for name, lengths in {
             "-1": [-1],
             "2^62": [2**62],

@@ -47,7 +47,7 @@ def subjects(lab: Lab, url: str) -> list[Subject]:
         *[Reader(("convert", "c.zarr", "out", "--to", "webdataset", "--json"), ("out",))] * 2,
         Reader(("convert", "c.zarr", "out", "--to", "parquet", "--json"), ("out",)),
         Reader(("pull", "c.zarr", "here.zarr", "--json"), ("here.zarr",)),
-        Reader(sheet, ("v.png",)),
+        Reader(sheet, ("v.png",), shows_what_is_there=True),
         short("c.zarr", shards),
     )
     finished, fresh = train(cache, shards), train(cache, shards, "run", "--fresh")

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ _NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCE
 """Errors of CIFS, VirtualBox and some FUSE at the fsync of a folder, which they do not have."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _STALE_SECONDS = 3600.0
+_held = threading.local()
+"""Lock files that a thread holds, `identities`: device and inode."""
 MAX_JSON = 2**20
 """Bytes of the largest JSON file that is read."""
 _FETCH = "Restore it from a copy, or fetch it again from where it came."
@@ -168,9 +171,16 @@ def locked(path: Path, waiting: str = "", folder: Path | None = None) -> Iterato
     """Hold a file lock, which the kernel drops with its holder; none where files have no locks.
 
     The file is created and stays, as `open_lock`. `waiting` is logged while another process holds
-    the lock.
+    the lock. A thread that holds it may lock again.
     """
     lock = open_lock(path, folder)
+    identity = (os.fstat(lock).st_dev, os.fstat(lock).st_ino)
+    mine: set[tuple[int, int]] = _held.__dict__.setdefault("identities", set())
+    if identity in mine:
+        os.close(lock)
+        yield
+        return
+    mine.add(identity)
     try:
         with contextlib.suppress(OSError):
             try:
@@ -181,6 +191,7 @@ def locked(path: Path, waiting: str = "", folder: Path | None = None) -> Iterato
                 fcntl.flock(lock, fcntl.LOCK_EX)
         yield
     finally:
+        mine.remove(identity)
         os.close(lock)
 
 

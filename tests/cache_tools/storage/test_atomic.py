@@ -1,6 +1,7 @@
 """Files and locks on file systems that lack something: fsync of folders, modes, locks, renames."""
 
 import errno
+import fcntl
 import os
 import stat
 import subprocess
@@ -59,6 +60,25 @@ def test_locks_can_be_shared_by_a_group(tmp_path: Path, monkeypatch: pytest.Monk
             assert [stat.S_IMODE(path.stat().st_mode) for path in locks] == [0o664, 0o664]
     finally:
         os.umask(before)
+
+
+def test_a_thread_that_holds_a_lock_may_lock_again(tmp_path: Path) -> None:
+    path, other = tmp_path / "lock", tmp_path / "link/lock"
+    other.parent.symlink_to(tmp_path)
+
+    def is_free() -> bool:
+        with path.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+        return True
+
+    with atomic.locked(path):
+        with atomic.locked(other):
+            assert not is_free()
+        assert not is_free()
+    assert is_free()
 
 
 def test_a_lock_of_another_user_is_held_by_reading_it(
