@@ -125,6 +125,14 @@ def views(
     out: Annotated[Path | None, typer.Option(metavar="PNG", help="File of the sheet.")] = None,
     samples: Annotated[int, typer.Option(min=1, max=100, help="Rows of the sheet.")] = 6,
     columns: Annotated[int, typer.Option("--views", min=1, max=50, help="Columns.")] = 5,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=4096,
+            help="Pixels a side, as a student of this size is shown them; default: as the teacher.",
+        ),
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Draw a contact sheet of the views of a cache, or of a recipe before there is one."""
@@ -136,7 +144,7 @@ def views(
         raise UsageError("no output is chosen. Pass --out sheet.png, or --json for the parameters.")
     if out is not None and (out.is_dir() or out.suffix.lower() not in _PICTURES):
         raise UsageError(f"--out {out} is no file of a picture. Pass one such as sheet.png.")
-    shown = preview.open_source(source, data, overrides or ())
+    shown = preview.open_source(source, data, overrides or (), size or 0)
     numbers = evenly_spaced(len(shown.views.keys), samples)
     view_numbers = list(range(min(columns, shown.num_views)))
     if out is not None:

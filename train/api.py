@@ -181,7 +181,7 @@ def fit_all(
 
     joined = nullcontext((ALONE, select(torch, device))) if alone else join(device)
     with joined as (world, torch_device):
-        validate.set_up(inputs, torch_device, world)
+        validate.set_up([item for _, item in runs], inputs, torch_device, world)
         validate.check([item for _, item in runs], inputs)
         old = world.on_main(lambda: [run_dir.init_run(*run, inputs, fresh) for run in runs])
         begun = [(*run, result) for run, result in zip(runs, old, strict=True)]

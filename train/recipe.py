@@ -26,7 +26,7 @@ _ORDER = (
     "num_views",
     "view_order",
 )
-_STREAM = (*_ORDER, "loader", "threads", "checkpoint_minutes", "deterministic")
+_STREAM = (*_ORDER, "size", "loader", "threads", "checkpoint_minutes", "deterministic")
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,12 @@ class TrainRecipe:
     the loop, all on the same views."""
     batch_size: Count = 256
     """Views per step; the last incomplete batch of an epoch is dropped."""
+    size: Annotated[int, Range(0, 4096)] = 0
+    """Pixels a side of the views that the student is shown: the cache's views with the same boxes,
+    flips, operations and partners, rendered from the originals at this size; 0 = the cache's."""
+    eval_size: Annotated[int, Range(0, 4096)] = 0
+    """Pixels a side of the evaluation, larger than `size` as in FixRes (Touvron et al., NeurIPS
+    2019); 0 = that of the training."""
     views_per_epoch: Annotated[int, Range(1, 10_000)] = 1
     """Views of each sample per epoch, m: epoch e shows views e·m … e·m + m - 1, modulo V."""
     aug_repeats: Annotated[int, Range(1, 10_000)] = 1
@@ -208,6 +214,14 @@ class TrainRecipe:
     def seed_of_order(self) -> int:
         """Seed of the order of samples."""
         return self.order_seed if self.order_seed >= 0 else self.seed
+
+    def train_size(self, own: int) -> int:
+        """Return the pixels a side of the views it is shown; `own`: those of the cache's views."""
+        return self.size or own
+
+    def measured_size(self, own: int) -> int:
+        """Return the pixels a side of its evaluation; `own` as of `train_size`."""
+        return self.eval_size or self.train_size(own)
 
     def now(self, name: str, progress: float) -> float:
         """Interpolate a value that may change linearly over the run, at `progress` 0..1 of it."""

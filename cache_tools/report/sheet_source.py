@@ -13,6 +13,7 @@ from cache_tools.data.open import open_images
 from cache_tools.errors import UsageError
 from cache_tools.report.contact_sheet import TopClasses, ViewSource
 from cache_tools.spec import class_names
+from cache_tools.store import view_params
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec
@@ -30,11 +31,14 @@ class SheetSource:
     top_classes: TopClasses | None
 
 
-def of_cache(store: Cache, data: str) -> SheetSource:
+def of_cache(store: Cache, data: str, size: int = 0) -> SheetSource:
     """Open a cache with its images, at `data` or, if that is "", at the recorded location.
 
+    Views have `size` pixels a side; 0: as the teacher's input.
+
     Raises:
-        UsageError, CacheMismatch: No images are found, or those of another cache.
+        UsageError, CacheMismatch: No images are found, or those of another cache, or no views of
+            another size.
     """
     probes.check_replayable(store)
     source_path = data or store.source
@@ -44,7 +48,8 @@ def of_cache(store: Cache, data: str) -> SheetSource:
         )
     opened = open_images(source_path, "train")
     images = match.match(store.table, store.spec.dataset, opened)
-    source = ViewSource(images, store.spec.views.for_teacher(), store.spec.window, store)
+    spec = view_params.at_size(store, size) if size else store.spec.views.for_teacher()
+    source = ViewSource(images, spec, store.spec.window, store)
     missing: set[Part] = set()
     named = images.class_names if store.spec.dataset.labels else ()
     named = named or class_names.of_cache(store.spec)

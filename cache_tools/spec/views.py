@@ -108,9 +108,13 @@ class ViewSpec:
         color = bool(self.auto_augment) or self.three_augment or any(self.color_jitter)
         return self.hflip > 0 or self.affine or color or self.re_prob > 0 or self.mixes
 
+    def at(self, size: int) -> "ViewSpec":
+        """Return the same views, rendered from the original at another size; 0 = `size`."""
+        return replace(self, size=size or self.size, teacher_size=0)
+
     def for_teacher(self) -> "ViewSpec":
         """Return the same views at the teacher's size."""
-        return replace(self, size=self.teacher_size, teacher_size=0) if self.teacher_size else self
+        return self.at(self.teacher_size)
 
 
 UNKNOWN_VIEWS = ViewSpec(size=1, hflip=0.0, center_crop=1.0)

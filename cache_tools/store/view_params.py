@@ -8,6 +8,7 @@ Shapes: R rows of the sample table, N samples.
 import numpy as np
 from numpy.typing import NDArray
 
+from cache_tools.errors import UsageError
 from cache_tools.numerics import field_arrays
 from cache_tools.spec.views import ViewSpec
 from cache_tools.store.cache import Cache
@@ -46,6 +47,22 @@ def parameters(
             erase_ids = table.id_N[_first_of_pairs(store, view, row_R, spec)]
         params = draw.draw(spec, *columns, view, erase_ids)
     return params.of_renderer(store.spec.renderer)
+
+
+def at_size(store: Cache, size: int) -> ViewSpec:
+    """Return the augmentation of a cache's views at `size` pixels; 0 = the cache's own.
+
+    Raises:
+        UsageError: The views were imported, with operations and boxes in pixels of their own size.
+    """
+    spec = store.spec
+    if spec.imported is not None and size not in (0, spec.views.size):
+        raise UsageError(
+            f"size={size} cannot be: the views of {store.name} were imported from "
+            f"{spec.imported.origin}, and their operations and boxes count pixels of "
+            f"{spec.views.size} px. Leave size out, or make a cache whose views are drawn."
+        )
+    return spec.views.at(size)
 
 
 def has_partner_params(store: Cache) -> bool:

@@ -15,18 +15,21 @@ from pipeline import recipe as recipes
 WINDOW = 1024
 
 
-def open_source(name: str, data: str, overrides: Iterable[str]) -> SheetSource:
+def open_source(name: str, data: str, overrides: Iterable[str], size: int = 0) -> SheetSource:
     """Open a cache, or a recipe by its name or path.
+
+    Views have `size` pixels a side; 0: as the teacher's input.
 
     Raises:
         UsageError: No data set was given and none is recorded beside the cache.
     """
     if any((Path(name) / inner).exists() for inner in ("zarr.json", "samples")):
-        return sheet_source.of_cache(Cache.open(Path(name)), data)
+        return sheet_source.of_cache(Cache.open(Path(name)), data, size)
     if not data:
         raise UsageError("no images are given. Pass --data with a folder of shards or images.")
     recipe = recipes.load(name, overrides)
     images = open_images(data, recipe.dataset.split)
     _, _, images = scan.in_table_order(images, None)
-    views = ViewSource(images, recipe.views.for_teacher(), WINDOW)
+    spec = recipe.views.at(size) if size else recipe.views.for_teacher()
+    views = ViewSource(images, spec, WINDOW)
     return SheetSource(views, recipe.num_views, None)

@@ -109,7 +109,7 @@ def sweep(
     trackers.check(extra)
     inputs, torch_device = open_inputs(cache, data, weight), select(torch, device)
     if print_ is None:
-        validate.set_up(inputs, torch_device)
+        validate.set_up([one.recipe for one in named], inputs, torch_device)
     whole = runner.Sweep(tuple(named), inputs, out, torch_device, extra, asha)
     mine = replace(whole, students=tuple(named[number] for number in chosen))
     if print_ is not None:

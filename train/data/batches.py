@@ -63,6 +63,7 @@ class Batches(IterableDataset[Any]):
         tail: Literal["uniform", "zero"] = "uniform",
         seed: int = 0,
         epochs: int | None = None,
+        size: int = 0,
         loader: Literal["auto", "native", "ffcv"] = "auto",
         threads: int = 0,
         allow_partial: bool = False,
@@ -90,6 +91,8 @@ class Batches(IterableDataset[Any]):
             tail: Probability that a mixture gives to classes which a cache did not keep.
             seed: Seed of the order of samples.
             epochs: Epochs of the run, after which nothing is loaded ahead; None: unknown.
+            size: Pixels a side, S: the same views, rendered from the originals at this size; 0: the
+                cache's own.
             loader: Renderer; pixels are the same.
             threads: Renderer threads; 0: one per core.
             allow_partial: True to train on those samples that the data set has.
@@ -123,6 +126,7 @@ class Batches(IterableDataset[Any]):
             view_order=view_order,
             tail=tail,
             seed=seed,
+            size=size,
             loader=loader,
             threads=threads,
         )
@@ -163,6 +167,8 @@ class Batches(IterableDataset[Any]):
         on_gpu = device.type == "cuda"
         self._loader = create_loader.create(recipe, inputs, self.schedule, world, on_gpu)
         self._stream = [inputs.fingerprint, world.size, *recipe.order]
+        if recipe.size:  # without one, states of earlier versions are loaded
+            self._stream.append(f"size={recipe.size}")
         self._epoch = self._step = self._first = 0
 
     def __len__(self) -> int:

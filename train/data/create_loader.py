@@ -41,7 +41,7 @@ def create(
     cache, images = inputs.store, inputs.images
     kind, reason = choose(recipe, images, cache.spec, schedule.num_views * (schedule.epochs or 1))
     _log_choice(kind, reason)
-    renderer: Renderer = NativeRenderer(cache, images, recipe.threads)
+    renderer: Renderer = NativeRenderer(cache, images, recipe.threads, schedule.views)
     if kind == "ffcv":
         assert isinstance(images, Beton)
         from train.data.ffcv_renderer import FfcvRenderer
@@ -53,7 +53,7 @@ def create(
 
 def native(cache: Cache, images: ImageDataset, schedule: Schedule, num_threads: int = 0) -> Loader:
     """Create the native loader of one cache; 0 threads: one per core."""
-    renderer = NativeRenderer(cache, images, num_threads)
+    renderer = NativeRenderer(cache, images, num_threads, schedule.views)
     return Loader(schedule, StoredTargets(CacheEnsemble((cache,), (1.0,))), renderer)
 
 

@@ -239,9 +239,9 @@ class FfcvRenderer:
         self._check_pictures(schedule)
         self._threads = num_threads or threads.cpu_count()
         self._views = ViewRenderer(
-            images, cache.spec.views, cache.table, stored_pixels=True, decoded_before=True
+            images, schedule.views, cache.table, stored_pixels=True, decoded_before=True
         )
-        side, span = cache.spec.views.size, max(map(len, schedule.spans))
+        side, span = schedule.views.size, max(map(len, schedule.spans))
         capacity = span * schedule.max_pictures(world)
         self._loader = FfcvLoader(images, side, capacity, self._threads)
 

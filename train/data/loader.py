@@ -120,7 +120,7 @@ class Loader:
         self._world = world
         self._epochs = EpochPrefetcher(targets.members, schedule, renderer.images)
         self._has_partners = view_params.has_partner_params(cache)
-        side = cache.spec.views.size
+        side = schedule.views.size
         self._pool = BufferPool((schedule.max_pictures(world), side, side, 3), pin_memory)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:

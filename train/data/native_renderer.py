@@ -14,6 +14,7 @@ from cache_tools.data.images import ImageDataset
 from cache_tools.data.view_renderer import ViewRenderer, ViewRequest
 from cache_tools.numerics.array_types import I8, U1
 from cache_tools.runtime import threads
+from cache_tools.spec.views import ViewSpec
 from cache_tools.store.cache import Cache
 from train.data.loader import RenderFn
 from train.data.prefetch import View
@@ -28,16 +29,27 @@ class NativeRenderer:
     workers = 3
     """Batches that are made at once."""
 
-    def __init__(self, cache: Cache, images: ImageDataset, num_threads: int = 0) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        images: ImageDataset,
+        num_threads: int = 0,
+        spec: ViewSpec | None = None,
+    ) -> None:
         """Render views of `cache` with `num_threads` threads (0 = one per core).
 
-        The images are in the order of the cache's sample table.
+        The images are in the order of the cache's sample table; `spec` has the views at another
+        size than the cache's (None).
         """
         self.images = images
         """The data set."""
         self._threads = num_threads or threads.cpu_count()
         self._views = ViewRenderer(
-            images, cache.spec.views, cache.table, stored_pixels=True, decoded_before=True
+            images,
+            spec or cache.spec.views,
+            cache.table,
+            stored_pixels=True,
+            decoded_before=True,
         )
 
     @contextmanager

@@ -84,7 +84,8 @@ class EpochPrefetcher:
     def _load(self, number: int) -> View:
         store = self._members.reference
         blocks = [np.array(store.spec.rows(block)) for block in range(store.spec.num_blocks)]
-        drawn = [view_params.parameters(store, number, rows) for rows in blocks]
+        spec = self._schedule.views
+        drawn = [view_params.parameters(store, number, rows, spec=spec) for rows in blocks]
         params = field_arrays.concatenate(drawn)
         if len(self._members.caches) > 1:
             for block in range(store.spec.num_blocks):

@@ -70,6 +70,7 @@ class Schedule:
         shuffle: bool = False,
         present_N: NDArray[np.bool_] | None = None,
         epochs: int | None = None,
+        size: int = 0,
     ) -> None:
         """Order the views of `store`.
 
@@ -90,9 +91,11 @@ class Schedule:
                 none is left out, since its target is of both pictures. How many are left out
                 differs from view to view; an epoch is as long as the shortest one.
             epochs: Epochs of the run; None: unset.
+            size: Pixels a side at which the views are rendered; 0: the cache's own.
 
         Raises:
-            UsageError: An epoch has not even one batch, or the cache too few views.
+            UsageError: An epoch has not even one batch, the cache too few views, or views of a
+                fixed size.
         """
         if present_N is None or present_N.all():
             present_N = np.ones(len(store.table), dtype=bool)
@@ -106,6 +109,8 @@ class Schedule:
         """[N] True where the sample can be shown."""
         self.epochs = epochs
         """Epochs of the run; None: unset."""
+        self.views = view_params.at_size(store, size)
+        """The augmentation, at the student's size."""
         self._store = store
         self._num_shown = num_views or store.num_views
         self._m = views_per_epoch * aug_repeats
@@ -141,6 +146,7 @@ class Schedule:
             shuffle=recipe.view_order == "shuffle",
             present_N=inputs.present_N,
             epochs=epochs,
+            size=recipe.size,
         )
 
     def view_numbers(self, epoch: int) -> tuple[int, ...]:
@@ -205,7 +211,7 @@ class Schedule:
         shown = self._shown(epoch)
         rows, keys, mixes = [], [], []
         for j, view in enumerate(numbers):
-            mix = view_params.mixing(self._store, view)
+            mix = view_params.mixing(self._store, view, drawn=self.views)
             leader = self._leaders(mix, numbers)
             counter = epoch * self._m + (j if self.aug_repeats == 1 else 0)
             drawn = rng.bits(self._seed, ids, counter, rng.STREAM_ORDER, 1)[leader, 0]

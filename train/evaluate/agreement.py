@@ -20,6 +20,7 @@ from cache_tools.data.view_renderer import ViewRenderer
 from cache_tools.numerics.array_types import I8, U1
 from cache_tools.runtime import progress, threads
 from cache_tools.spec.dataset import NO_LABEL
+from cache_tools.spec.views import ViewSpec
 from cache_tools.store import view_params
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
@@ -57,11 +58,13 @@ def measure(
     images: ImageDataset,
     count: int,
     on_prediction: OnPrediction | None = None,
+    size: int = 0,
 ) -> CacheAgreement:
     """Compare networks with the stored targets of `count` views; of all, if there are fewer.
 
     The images are in the order of the cache's table; `on_prediction` is called with the teacher's
-    first class and the predictions of every batch.
+    first class and the predictions of every batch. Views are rendered at `size` pixels a side, the
+    networks' own; 0: at the cache's.
 
     Raises:
         CacheIncomplete, CacheDamaged, CacheMismatch: Naming the part or the sample.
@@ -70,7 +73,7 @@ def measure(
     total = sum(len(rows) for _, rows in chosen)
     tallies, teacher = {network.name: Tally() for network in networks}, Tally()
     with progress.bar("compare on cached views", total, "views") as advance:
-        for batch in _batches(store, images, chosen):
+        for batch in _batches(store, images, chosen, view_params.at_size(store, size)):
             index_BK, p_BK = batch.targets.index_BK, batch.targets.probability_BK
             teacher_B = torch.from_numpy(most_probable(index_BK, p_BK)[0])
             own_B = batch.lam_B * 2 >= draw.LAMBDA_SCALE  # of two labels that with the larger share
@@ -95,20 +98,22 @@ def measure(
     return CacheAgreement(total, len(chosen), scores | {"teacher": teacher.scores()})
 
 
-def _batches(store: Cache, images: ImageDataset, chosen: list[tuple[Part, I8]]) -> Iterator[Batch]:
+def _batches(
+    store: Cache, images: ImageDataset, chosen: list[tuple[Part, I8]], views: ViewSpec
+) -> Iterator[Batch]:
     """Batches of the chosen views as in training, rendered one batch ahead."""
     spec, label_N = store.spec, store.table.label_N
-    renderer = ViewRenderer(images, spec.views, store.table)
+    renderer = ViewRenderer(images, views, store.table)
 
     def render(view: int, row_R: I8, picture_R: I8, partner: bool = False) -> U1:
-        params = view_params.parameters(store, view, row_R, partner)
+        params = view_params.parameters(store, view, row_R, partner, views)
         pictures = pool.map(
             lambda at: renderer.render_one(int(picture_R[at]), params, at), range(len(row_R))
         )
         return np.stack(list(pictures))
 
     def make(part: Part, stored: EncodedTargets, row_B: I8) -> Batch:
-        mix = view_params.mixing_of(store, part.view, row_B)
+        mix = view_params.mixing_of(store, part.view, row_B, views)
         if view_params.has_partner_params(store):
             others = render(part.view, row_B, mix.partner_B, partner=True)
             pictures = np.concatenate([render(part.view, row_B, row_B), others])

@@ -77,11 +77,14 @@ def _transform(frame: TimmFrame) -> Any:
     )
 
 
-def preprocessing(known: dict[str, Any], frame: Frame) -> dict[str, Any]:
-    """Timm's `pretrained_cfg` of a network trained and measured on such crops."""
+def preprocessing(known: dict[str, Any], frame: Frame, size: int) -> dict[str, Any]:
+    """Timm's `pretrained_cfg` of a network trained at `size` pixels and measured on such crops."""
+    test = {"test_input_size": (3, frame.size, frame.size), "fixed_input_size": False}
+    test = {} if frame.size == size else test
     dropped = (*_OF_PUBLISHED, "test_input_size", "test_crop_pct", "pool_size", "test_pool_size")
     return {name: value for name, value in known.items() if name not in dropped} | {
-        "input_size": (3, frame.size, frame.size),
+        "input_size": (3, size, size),
+        **test,
         "interpolation": INTERPOLATION,
         "crop_pct": frame.crop,
         "crop_mode": "center",

@@ -18,6 +18,7 @@ from cache_tools.data.open import has_split, open_images
 from cache_tools.errors import CacheMismatch, KdcacheError, UsageError
 from cache_tools.runtime import threads
 from cache_tools.spec.dataset import NO_LABEL
+from cache_tools.store import view_params
 from cache_tools.store.cache import Cache
 from cache_tools.store.open import open_cache
 from cache_tools.targets.statistics import check_agreement
@@ -64,6 +65,8 @@ class Reference:
     """The cache."""
     images: ImageDataset
     """Its images in the order of its table."""
+    size: int
+    """Pixels a side at which the student is shown its views; 0: the cache's own."""
 
 
 def measure(
@@ -125,7 +128,12 @@ def measure(
     if reference is not None:
         try:
             found = agreement.measure(
-                target.students, reference.store, reference.images, request.views, confusions
+                target.students,
+                reference.store,
+                reference.images,
+                request.views,
+                confusions,
+                reference.size,
             )
         except KdcacheError as error:
             if request.cache is not None or not facts["data"]:
@@ -229,11 +237,13 @@ def _open_reference(path: str, request: EvalRequest, target: EvalTarget) -> Refe
             f"the cache {path} is of {classes} classes, the student has {student.num_classes}. "
             "Pass --cache with one of the student's classes, or --views 0."
         )
-    if not student.accepts(size := store.spec.views.size):
-        raise UsageError(f"the student does not accept this cache's views of {size} px.")
+    size = int(config.get("recipe", {}).get("size", 0))  # at which it was trained
+    if not student.accepts(size or store.spec.views.size):
+        size = student.fixed_size
+    view_params.at_size(store, size)
     sources = [config.get("data", ""), store.source, *request.data]
     source = next((s for s in sources if s and ("://" in s or Path(s).exists())), None)
     if source is None:
         raise UsageError(f"the images of {path} have moved. Pass --data with their new place.")
     images = open_images(source, "train")
-    return Reference(store, match.match(store.table, store.spec.dataset, images))
+    return Reference(store, match.match(store.table, store.spec.dataset, images), size)

@@ -111,7 +111,8 @@ def _of_run(folder: Path, config: dict[str, Any], options: EvalOptions) -> EvalT
 
 def _preprocessing(config: dict[str, Any], folder: Path) -> _Preprocessing:
     recipe = recipes.build(config["recipe"], f"{folder}/config.json")
-    data_config = _config(int(config["view_size"]), recipe.crop_pct, INTERPOLATION, "center")
+    size = int(config.get("eval_size", config["view_size"]))  # an earlier kdcache had one size
+    data_config = _config(size, recipe.crop_pct, INTERPOLATION, "center")
     return _Preprocessing(data_config, recipe.precision)
 
 

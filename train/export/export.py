@@ -172,6 +172,8 @@ def _facts(folder: Path, config: dict[str, Any], weights: Weights) -> dict[str, 
         "samples": config["samples"],
         "views_per_sample": config["num_views"],
         "views": config["views"],
+        "size": config["view_size"],
+        "eval_size": config.get("eval_size", config["view_size"]),
         "recipe": config["recipe"],
         "seconds": result["seconds"],
     }

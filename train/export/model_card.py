@@ -60,7 +60,8 @@ import torch
 from PIL import Image
 
 model = timm.create_model("{model_name}", pretrained=True).eval()
-transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
+data_config = timm.data.resolve_data_config(model=model, use_test_size=True)
+transform = timm.data.create_transform(**data_config)
 with torch.inference_mode():
     logits = model(transform(Image.open("picture.jpg").convert("RGB"))[None])
 ```"""
@@ -77,7 +78,8 @@ with open(f"{{folder}}/config.json") as file:
     config = json.load(file)
 {create}
 model.eval()
-data_config = timm.data.resolve_data_config(pretrained_cfg=config["pretrained_cfg"])
+pretrained_cfg = config["pretrained_cfg"]
+data_config = timm.data.resolve_data_config(pretrained_cfg=pretrained_cfg, use_test_size=True)
 transform = timm.data.create_transform(**data_config)
 with torch.inference_mode():
     logits = model(transform(Image.open("picture.jpg").convert("RGB"))[None]){logits}
@@ -138,4 +140,5 @@ def _table(facts: dict[str, Any]) -> str:
         lines.append(f"| {name}{mark} | {accuracy['top1']:.2f} | {accuracy['top5']:.2f} |")
     images = f"{facts['validation_images']:,} validation images"
     crop = facts["recipe"]["crop_pct"]
-    return "\n".join([*lines, "", f"In percent, {images}, centre crop of {crop}."])
+    what = f"{images}, centre crop of {crop} at {facts['eval_size']} px"
+    return "\n".join([*lines, "", f"In percent, {what}."])

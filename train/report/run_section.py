@@ -63,6 +63,7 @@ def _identity(facts: Facts) -> DefinitionList:
         "temperature": f"{recipe['temperature']:g}",
         "epochs": count(recipe["epochs"]),
         "batch": count(recipe["batch_size"]),
+        "size": _size(config),
         "learning rate": f"{recipe['lr']:g} ({recipe['opt']}, {recipe['sched']})",
         "views of the cache": count(config["num_views"]),
         "seed": str(recipe["seed"]),
@@ -71,6 +72,11 @@ def _identity(facts: Facts) -> DefinitionList:
         items["images/s"] = count(result["images_per_second"])
         items["waiting for data"] = share(100 * result["data_wait"])
     return DefinitionList(items)
+
+
+def _size(config: Facts) -> str:
+    own, measured = config["view_size"], config.get("eval_size", config["view_size"])
+    return f"{own} px" if own == measured else f"{own} px, measured at {measured} px"
 
 
 def _losses(steps: list[Row]) -> Chart | None:

@@ -67,9 +67,10 @@ class MemoryEstimate:
 
 
 def measure(
-    recipe: TrainRecipe, num_classes: int, size: int, device: torch.device
+    recipe: TrainRecipe, num_classes: int, own: int, device: torch.device
 ) -> MemoryEstimate:
-    """Measure a few steps of a student on images of `size` pixels."""
+    """Measure a few steps of a student at its size; `own` is that of the cache's views."""
+    size = recipe.train_size(own)
     backends.configure(device, recipe.deterministic)
     student = create_student(recipe, num_classes).to(device).train()
     optimizer = create_optimizer(recipe, student)
@@ -117,7 +118,7 @@ def group(
     students: Sequence[Student],
     estimates: dict[str, MemoryEstimate],
     budget: float,
-    size: int,
+    own: int,
     max_students: int = 0,
 ) -> list[list[Student]]:
     """Group students into cohorts in the order of the grid.
@@ -138,7 +139,7 @@ def group(
             limit = min(limit, _MOST_COMPILED)
         cohort: list[Student] = []
         for student in alike:
-            if (alone := _total_bytes([student], estimates, size)) > budget:
+            if (alone := _total_bytes([student], estimates, own)) > budget:
                 own = estimates[student.name]
                 raise UsageError(
                     f"the device is too small for {student.name}: it needs {alone / 1e9:.2f} GB "
@@ -148,7 +149,7 @@ def group(
                     "grad_accum_steps, or take it out of the grid."
                 )
             larger = [*cohort, student]
-            if cohort and (len(cohort) == limit or _total_bytes(larger, estimates, size) > budget):
+            if cohort and (len(cohort) == limit or _total_bytes(larger, estimates, own) > budget):
                 cohorts.append(cohort)
                 larger = [student]
             cohort = larger
@@ -171,12 +172,12 @@ def budget(device: torch.device, gigabytes: float = 0.0) -> float:
 
 
 def _total_bytes(
-    students: Sequence[Student], estimates: dict[str, MemoryEstimate], size: int
+    students: Sequence[Student], estimates: dict[str, MemoryEstimate], own: int
 ) -> float:
     """Bytes of a cohort: all that is resident, the largest step, a batch and its copies."""
-    own = [estimates[student.name] for student in students]
-    batch = 4 * 3 * size * size * students[0].recipe.batch_size * 4
-    return sum(e.resident for e in own) + max(e.activation_bytes for e in own) + batch
+    each, recipe = [estimates[student.name] for student in students], students[0].recipe
+    batch = 4 * 3 * recipe.train_size(own) ** 2 * recipe.batch_size * 4
+    return sum(e.resident for e in each) + max(e.activation_bytes for e in each) + batch
 
 
 def _saved_bytes(step: Callable[[], None], student: nn.Module) -> int:

@@ -160,7 +160,7 @@ def _train_cohort(settings: dict[str, Any], cohort: Sequence[dict[str, Any]]) ->
     device = torch.device(settings["device"])
     threads.limit(settings["cores"])
     inputs = open_inputs(settings["caches"], settings["data"], settings["weights"])
-    validate.set_up(inputs, device)
+    validate.set_up([one.recipe for one in students], inputs, device)
     sweep = Sweep(students, inputs, Path(settings["out"]), device, tuple(settings["trackers"]))
     last = {_METRIC: float("-inf"), _EPOCH: max(one.recipe.epochs for one in students)}
 

@@ -117,8 +117,8 @@ def _plan(
     validate.check([student.recipe for student in sweep.students], sweep.inputs)
     todo = list(sweep.students) if fresh else sweep.todo
     estimates = _estimates(sweep, todo)
-    budget, size = cohorts.budget(sweep.device, gigabytes), sweep.inputs.store.spec.views.size
-    return cohorts.group(todo, estimates, budget, size, max_students), estimates
+    budget, own = cohorts.budget(sweep.device, gigabytes), sweep.inputs.store.spec.views.size
+    return cohorts.group(todo, estimates, budget, own, max_students), estimates
 
 
 def train(sweep: Sweep, planned: Sequence[Sequence[Student]]) -> None:
@@ -202,20 +202,20 @@ def rows(sweep: Sweep) -> list[dict[str, Any]]:
 
 def _estimates(sweep: Sweep, students: Sequence[Student]) -> dict[str, MemoryEstimate]:
     """Estimates of earlier runs on this device, or new measurements; of equal students once."""
-    size, classes = sweep.inputs.store.spec.views.size, sweep.inputs.num_classes
+    own, classes = sweep.inputs.store.spec.views.size, sweep.inputs.num_classes
     estimates: dict[str, MemoryEstimate] = {}
     alike: dict[tuple[Any, ...], MemoryEstimate] = {}
     with progress.bar("measure the students", len(students), "students") as advance:
         for student in students:
             r, path = student.recipe, sweep.folder(student) / NEED
             made = r.student, r.student_kwargs, r.grad_checkpointing, r.opt, r.opt_kwargs
-            key = *made, bool(r.model_ema_decay), r.precision, r.batch_size
+            key = *made, bool(r.model_ema_decay), r.precision, r.batch_size, r.size
             if key not in alike and path.is_file():
                 there = MemoryEstimate.from_json(run_dir.read_json(path))
                 if there.device == cohorts.device_name(sweep.device):
                     alike[key] = there
             if key not in alike:
-                alike[key] = cohorts.measure(r, classes, size, sweep.device)
+                alike[key] = cohorts.measure(r, classes, own, sweep.device)
             estimates[student.name] = alike[key]
             advance(1)
     return estimates

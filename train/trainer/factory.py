@@ -221,22 +221,26 @@ def check_head(recipe: TrainRecipe, store: Cache) -> None:
         )
 
 
-def check(recipe: TrainRecipe, num_classes: int, size: int) -> None:
+def check(recipe: TrainRecipe, num_classes: int, own: int) -> None:
     """Create everything once, so that impossible values are reported before any work is done.
 
+    `own` is the size of the cache's views in pixels.
+
     Raises:
-        UsageError: An unknown name, or a student that does not take views of this size.
+        UsageError: An unknown name, or a student that does not take views of its size.
     """
     student = create_student(recipe, num_classes).eval()
-    try:
-        with torch.no_grad():
-            logits = student(torch.zeros(2, 3, size, size))
-    except Exception as error:  # of whatever code the student is
-        raise UsageError(
-            f"the student {recipe.student} does not take the cache's views of {size} px "
-            f"({str(error).partition(chr(10))[0]}). Choose another student, or a cache of views "
-            "of its size."
-        ) from None
+    for size in dict.fromkeys((recipe.measured_size(own), recipe.train_size(own))):
+        try:
+            with torch.no_grad():
+                logits = student(torch.zeros(2, 3, size, size))
+        except Exception as error:  # of whatever code the student is
+            what = f"the cache's views of {size} px" if size == own else f"images of {size} px"
+            raise UsageError(
+                f"the student {recipe.student} does not take {what} "
+                f"({str(error).partition(chr(10))[0]}). Choose another student, or the size that "
+                "it takes with the keys size and eval_size."
+            ) from None
     found = getattr(logits, "shape", type(logits).__name__)
     if found != (2, num_classes):
         raise UsageError(

@@ -206,8 +206,7 @@ def _evaluate(
     accuracies: dict[StudentTrainer, dict[str, Accuracy]] = {student: {} for student in group}
     if inputs.validation is None or not group:
         return accuracies
-    size = inputs.store.spec.views.size
-    models = [(one, name, m) for one in group for name, m in one.eval_models(size).items()]
+    models = [(one, name, m) for one in group for name, m in one.eval_models().items()]
     found = evaluate_all([model for _, _, model in models], inputs.validation, world)
     for (student, name, _), accuracy in zip(models, found, strict=True):
         accuracies[student][name] = accuracy

@@ -96,6 +96,8 @@ def plan(recipe: TrainRecipe, cache: Expected, rate: float = 0.0) -> dict[str, A
         "views_shown": recipe.views_shown,
         "times_each_view": round(recipe.views_shown / (recipe.num_views or cache.num_views), 2),
         "epochs": recipe.epochs,
+        "size": recipe.train_size(cache.views.size),
+        "eval_size": recipe.measured_size(cache.views.size),
         "steps_per_epoch": steps,
         "updates": recipe.epochs * -(-steps // recipe.grad_accum_steps),
         "views_per_update": recipe.batch_size * recipe.grad_accum_steps,

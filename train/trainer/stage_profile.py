@@ -26,6 +26,7 @@ from cache_tools.data.images import ImageDataset
 from cache_tools.render import decode
 from cache_tools.render import view as render
 from cache_tools.runtime import threads
+from cache_tools.spec.views import ViewSpec
 from train.data.device_batch import InputTransform
 from train.data.inputs import Inputs
 from train.data.loader import AHEAD, Batch, Loader
@@ -67,18 +68,24 @@ class Stages:
 
 
 def measure(
-    inputs: Inputs, loader: Loader, recipe: TrainRecipe | None, feed: InputTransform
+    inputs: Inputs,
+    loader: Loader,
+    recipe: TrainRecipe | None,
+    feed: InputTransform,
+    size: int = 0,
 ) -> Stages:
-    """Measure all stages; without a recipe, all but the student's step.
+    """Measure all stages of views of `size` pixels (0: the cache's own), as `loader` makes them.
+
+    Without a recipe, all stages but the student's step.
 
     Raises:
         DataError, CacheMismatch: An image cannot be read or is not the cache's.
     """
-    schedule = Schedule(inputs.store, 1, 1, 0, epochs=1)
+    schedule = Schedule(inputs.store, 1, 1, 0, epochs=1, size=size)
     order, loaded = EpochPrefetcher(inputs.members, schedule, inputs.images).get(0)
     rows = order.row_M[:_VIEWS].tolist()
     read, data = _read(inputs.images, rows)
-    stages = _render(inputs, rows, data, loaded[0])
+    stages = _render(inputs, schedule.views, rows, data, loaded[0])
     of_loader, batch = _loader(loader)
     transfer = _on_device(feed, lambda: feed.batch(batch), batch)
     student = None
@@ -110,10 +117,10 @@ def _read(images: ImageDataset, rows: list[int]) -> tuple[float, list[bytes]]:
 
 
 def _render(
-    inputs: Inputs, rows: list[int], data: list[bytes], view: View
+    inputs: Inputs, spec: ViewSpec, rows: list[int], data: list[bytes], view: View
 ) -> tuple[float, float, float]:
     """CPU seconds per view of decode, resize and operations."""
-    spec, keys, images = inputs.store.spec.views, inputs.store.table.keys, inputs.images
+    keys, images = inputs.store.table.keys, inputs.images
     out, reuse = np.empty((spec.size, spec.size, 3), np.uint8), decode.DecodeBuffer()
     none = {name: np.zeros_like(getattr(view.params, name)) for name in ("codes_BL", "erase_BE8")}
     plain = replace(view.params, **none)

@@ -62,8 +62,10 @@ class StudentTrainer:
         """Updates of an epoch."""
         torch.manual_seed(recipe.seed)
         student: Any = create_student(recipe, inputs.num_classes).to(device)
-        seen = Frame(inputs.store.spec.views.size, recipe.crop_pct)
-        student.pretrained_cfg = config = preprocessing(dict(student.pretrained_cfg), seen)
+        self._own_size = own = inputs.store.spec.views.size
+        seen = Frame(recipe.measured_size(own), recipe.crop_pct)
+        known = dict(student.pretrained_cfg)
+        student.pretrained_cfg = config = preprocessing(known, seen, recipe.train_size(own))
         if device.type == "cuda":
             student = student.to(memory_format=torch.channels_last)
         if recipe.sync_bn and world.size > 1:
@@ -224,10 +226,10 @@ class StudentTrainer:
                 self.out, self.task, self._optimizer, self.scaler, self.progress, self._world
             )
 
-    def eval_models(self, size: int) -> dict[str, tuple[nn.Module, InputTransform, Frame]]:
+    def eval_models(self) -> dict[str, tuple[nn.Module, InputTransform, Frame]]:
         """Return the networks to evaluate after an epoch, by the names of their accuracies."""
         models = {name: self.task.get_eval_model(ema=ema) for name, ema in _TOP1.items()}
-        frame = Frame(size, self.recipe.crop_pct)
+        frame = Frame(self.recipe.measured_size(self._own_size), self.recipe.crop_pct)
         return {name: (m, self.transform, frame) for name, m in models.items() if m is not None}
 
     def end_epoch(self, accuracies: dict[str, Accuracy]) -> dict[str, float]:
@@ -282,6 +284,8 @@ class StudentTrainer:
             "epochs": recipe.epochs,
             "images": views,
             "seed": recipe.seed,
+            "size": recipe.train_size(self._own_size),
+            "eval_size": recipe.measured_size(self._own_size),
             "cache_fingerprint": self._inputs.fingerprint,
             "seconds": round(progress.seconds, 1),
             "cost_seconds": round(progress.cost, 2),

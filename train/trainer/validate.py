@@ -7,6 +7,7 @@ import torch
 
 from cache_tools.errors import UsageError
 from cache_tools.runtime import threads
+from cache_tools.store import view_params
 from train.data.inputs import Inputs
 from train.distributed import ALONE, World
 from train.recipe import TrainRecipe
@@ -15,16 +16,19 @@ from train.trainer import factory, plan
 log = logging.getLogger("kdcache")
 _NETWORK = ("student", "student_kwargs", "drop", "drop_path", "init", "grad_checkpointing")
 _OPTIMIZER = ("opt", "opt_kwargs", "weight_decay", "layer_decay", "layer_decay_of")
-_CREATES = (*_NETWORK, *_OPTIMIZER, "sched")
+_CREATES = (*_NETWORK, *_OPTIMIZER, "sched", "size", "eval_size")
 """Keys of a recipe that decide whether its network, optimizer and schedule can be created."""
 
 
-def set_up(inputs: Inputs, device: torch.device, world: World = ALONE) -> None:
+def set_up(
+    recipes: Sequence[TrainRecipe], inputs: Inputs, device: torch.device, world: World = ALONE
+) -> None:
     """Set the threads of this process, and log what was chosen."""
     if not world.is_main:
         log.setLevel(logging.ERROR)
     if device.type == "cpu":
-        count, why = threads.for_torch(inputs.store.spec.views.size)
+        own = inputs.store.spec.views.size
+        count, why = threads.for_torch(max((one.train_size(own) for one in recipes), default=own))
         torch.set_num_threads(count)
         log.info("%s", why)
     if inputs.validation is None:
@@ -38,13 +42,20 @@ def check(recipes: Sequence[TrainRecipe], inputs: Inputs) -> None:
         UsageError: Unknown names, a student that does not take the views, too few views, labels
             that are not there, what a mixture cannot do.
     """
+    own = inputs.store.spec.views.size
     for recipe in recipes:
         plan.check(recipe, inputs.members.num_views)
+        view_params.at_size(inputs.store, recipe.size)
+        if recipe.mode == "online" and recipe.train_size(own) != own:
+            raise UsageError(
+                f"mode=online runs the teacher on the student's views, and size={recipe.size} "
+                f"differs from the cache's {own} px. Leave size out, or train with mode=kd."
+            )
     # without the keys that create nothing, so that each network of a sweep is created once
     created = [{name: getattr(recipe, name) for name in _CREATES} for recipe in recipes]
     for recipe in dict.fromkeys(TrainRecipe(epochs=1, **values) for values in created):
         factory.check_head(recipe, inputs.store)
-        factory.check(recipe, inputs.num_classes, inputs.store.spec.views.size)
+        factory.check(recipe, inputs.num_classes, own)
     for recipe in recipes:
         _warn_of_temperatures(recipe, inputs)
     _check_members(inputs, recipes)

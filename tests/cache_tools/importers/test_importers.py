@@ -14,7 +14,7 @@ from PIL import Image
 from cache_tools.data import match
 from cache_tools.data.images import ImageDataset
 from cache_tools.data.open import open_images
-from cache_tools.errors import CacheDamaged
+from cache_tools.errors import CacheDamaged, UsageError
 from cache_tools.importers import base
 from cache_tools.render import view as render
 from cache_tools.store import view_params
@@ -653,6 +653,20 @@ def test_a_teacher_of_unknown_weights_is_not_recomputed(
     data = ("--data", folder / "photos")
     said = kdcache("verify", imported.path, *data, "--recompute", 2)
     assert (said.code, "were imported" in said.err) == (2, True)
+
+
+def test_imported_views_have_one_size(
+    imported: Cache, folder: Path, tmp_path: Path, kdcache: Command
+) -> None:
+    out = tmp_path / "sheet.png"
+    asked = kdcache("views", imported.location, "--data", folder, "--size", 16, "--out", out)
+    assert asked.code == 2
+    assert "size=16 cannot be: the views of" in asked.err
+    assert "were imported from" in asked.err
+    with pytest.raises(UsageError, match="size=16 cannot be"):
+        Schedule(imported, 1, 1, 0, size=16)
+    own = imported.spec.views.size
+    assert Schedule(imported, 1, 1, 0, size=own).views == imported.spec.views
 
 
 def test_a_sheet_shows_the_imported_views(

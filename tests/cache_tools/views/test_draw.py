@@ -14,7 +14,7 @@ from PIL import Image
 from cache_tools.render import view as render
 from cache_tools.spec import sample_table
 from cache_tools.spec.views import ViewSpec
-from cache_tools.views import draw
+from cache_tools.views import draw, ops
 from tests.helpers import vectors
 from tests.helpers.paths import ROOT
 
@@ -184,6 +184,38 @@ def test_the_teacher_sees_the_same_view_at_its_own_size() -> None:
     assert (small.codes_BL == large.codes_BL).all()
     cuts = [draw.mix(s, IDS[:200], 0).cut_B4 for s in (spec, spec.for_teacher())]
     assert np.abs(cuts[0] * 3 - cuts[1]).max() <= 6
+
+
+@pytest.mark.parametrize("size", [32, 96, 224])
+def test_a_student_of_another_size_is_shown_the_same_views(size: int) -> None:
+    """Boxes, flips, operations, partners and noise are equal; what counts pixels is scaled."""
+    spec, ids = replace(BASE, size=64, degrees=10.0, translate=0.1, three_augment=True), IDS[:400]
+    of = draw.draw(spec, ids, *sizes(300, 400, 400), 0)
+    at = draw.draw(spec.at(size), ids, *sizes(300, 400, 400), 0)
+    same = ("box_B4", "filter_B", "flip_B", "codes_BL", "noise_BE2")
+    assert all(np.array_equal(getattr(of, name), getattr(at, name)) for name in same)
+    geometric = np.isin(of.codes_BL, (ops.AFFINE_BILINEAR, ops.AFFINE_BICUBIC))
+    own, other = of.arguments_BL6[geometric], at.arguments_BL6[geometric]
+    assert len(own) > 400
+    assert np.array_equal(own[:, [0, 1, 3, 4]], other[:, [0, 1, 3, 4]])
+    # about the centre of the view, (size - 1)/2, a shift is the same share of it
+    linear = own[:, [0, 1, 3, 4]].reshape(-1, 2, 2) / 65536.0
+
+    def shift(values: np.ndarray, pixels: int) -> np.ndarray:
+        middle = np.full(2, (pixels - 1) / 2)
+        return (values[:, [2, 5]] / 65536.0 + linear @ middle - middle) / pixels
+
+    assert np.abs(shift(own, 64) - shift(other, size)).max() < 1e-4
+    assert np.array_equal(of.arguments_BL6[~geometric], at.arguments_BL6[~geometric])  # blur, too
+    boxes, scaled = of.erase_BE8[..., :4] / 64, at.erase_BE8[..., :4] / size
+    assert np.abs(boxes - scaled).max() <= 1.01 / min(64, size) + 1.01 / 64
+    assert np.array_equal(of.erase_BE8[..., 4:], at.erase_BE8[..., 4:])
+    mixed, again = draw.mix(spec, ids, 0), draw.mix(spec.at(size), ids, 0)
+    assert np.array_equal(mixed.partner_B, again.partner_B)
+    cut = mixed.cut_B4[:, 2] > 0
+    assert np.array_equal(mixed.lam_B[~cut], again.lam_B[~cut])
+    assert cut.any()
+    assert np.abs(mixed.cut_B4 / 64 - again.cut_B4 / size).max() < 2.01 / min(64, size)
 
 
 @pytest.mark.parametrize(
