@@ -140,11 +140,11 @@ def group(
         cohort: list[Student] = []
         for student in alike:
             if (alone := _total_bytes([student], estimates, own)) > budget:
-                own = estimates[student.name]
+                needed = estimates[student.name]
                 raise UsageError(
                     f"the device is too small for {student.name}: it needs {alone / 1e9:.2f} GB "
-                    f"({own.resident / 1e9:.2f} of weights and optimizer, "
-                    f"{own.activation_bytes / 1e9:.2f} of a step of {student.recipe.batch_size} "
+                    f"({needed.resident / 1e9:.2f} of weights and optimizer, "
+                    f"{needed.activation_bytes / 1e9:.2f} of a step of {student.recipe.batch_size} "
                     f"views), and {budget / 1e9:.2f} are available. Lower batch_size and raise "
                     "grad_accum_steps, or take it out of the grid."
                 )
