@@ -54,7 +54,7 @@ install: $(VENV)/installed  ## create the environment in .venv
 $(VENV)/installed: pyproject.toml
 	@echo "creating $(VENV) and installing torch, timm, … (minutes, once)"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[demo,lite,report,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[demo,lite,report,turbo,dev]'
 	@touch $@
 
 # Debian has OpenCV in parts; FFCV includes all of it but links two, so that two lines stand for the

@@ -10,10 +10,10 @@ machine's; ratios travel. A rate counts views, not pictures.
 
 Contestants:
 
-* "decode" is simplejpeg alone, "decode, our rows" the same into the same memory and down to the
-  crop's last row, which the shares are counted with; "decode, resize" adds OpenCV's shrinking of
-  the whole picture and a flip, without any of our code.
-* "ours" decodes with simplejpeg and runs our integer kernels on drawn parameters. A2 is
+* "decode" is simplejpeg alone, "decode, our regions" only what the crop shows, which the shares are
+  counted with (`render.turbojpeg`); "decode, resize" adds OpenCV's shrinking of the whole picture
+  and a flip, without any of our code.
+* "ours" decodes regions and runs our integer kernels on drawn parameters. A2 is
   rand-m7-mstd0.5 (its mixing happens on batches and is in no contestant). Both stages draw a whole
   block's parameters in one call; "draw" is such a call for 65,536 views, and its share per view is
   added to every "ours".
@@ -23,7 +23,7 @@ Contestants:
   them from one decode. timm's opens and decodes the picture for each, since its RepeatAugSampler
   repeats indices outside its data set; so its rate is about that of "timm A2".
 * "stage 1" decodes whole pictures, since damage must be found. Stage 2 checks their digests
-  instead, and decodes no rows below the crop. With "8 views per
+  instead, and decodes only what the crop shows. With "8 views per
   decode" stage 1 makes a cache of several views. timm has no counterpart.
 
 So the ratio with three repeats compares two ways of doing the same job, and most of it comes from
@@ -139,14 +139,14 @@ def decode_only(encoded: list[bytes]) -> Contestant:
     return run, 1
 
 
-def decode_our_rows(encoded: list[bytes]) -> Contestant:
-    """simplejpeg as our stage 2 uses it: into the same memory, no rows below the crop."""
+def decode_our_regions(encoded: list[bytes]) -> Contestant:
+    """Decode as our stage 2 does: into the same memory, only what the crop shows."""
     drawn = draw.draw(A2, *(column[: len(encoded)] for column in table(encoded)), 0)
-    bottom, reuse = (drawn.box_B4[:, 0] + drawn.box_B4[:, 2]).tolist(), decode.DecodeBuffer()
+    boxes, reuse = [(*box,) for box in drawn.box_B4.tolist()], decode.DecodeBuffer()
 
     def run() -> None:
-        for data, rows in zip(encoded, bottom, strict=True):
-            decode.decode(data, "k", reuse, rows=rows)
+        for data, box in zip(encoded, boxes, strict=True):
+            decode.decode(data, "k", reuse, box=box)
 
     return run, 1
 
@@ -185,7 +185,7 @@ def contestants(encoded: list[bytes]) -> dict[str, Contestant]:
         "draw RRC+flip": drawing(RRC, encoded),
         "draw A2": drawing(A2, encoded),
         "decode": decode_only(encoded),
-        "decode, our rows": decode_our_rows(encoded),
+        "decode, our regions": decode_our_regions(encoded),
         "decode, resize": decode_and_resize(encoded),
         "ours RRC+flip": ours(RRC, encoded),
         "ours A2": ours(A2, encoded),
@@ -223,8 +223,8 @@ RATIOS = {
     "A2 with 3 repeats: ours / timm": ("timm A2, 3 repeats", "ours A2, 3 repeats"),
     "RRC+flip: ours / torchvision": ("torchvision RRC+flip", "ours RRC+flip"),
     "RRC+flip: ours / timm": ("timm RRC+flip", "ours RRC+flip"),
-    "share of decode in our RRC+flip": ("decode, our rows", "ours RRC+flip"),
-    "share of decode in our A2": ("decode, our rows", "ours A2"),
+    "share of decode in our RRC+flip": ("decode, our regions", "ours RRC+flip"),
+    "share of decode in our A2": ("decode, our regions", "ours A2"),
 }
 
 
@@ -234,7 +234,7 @@ def summary(seconds: dict[str, float]) -> dict[str, Any]:
     return {
         "images_per_second_per_core": {n: round(1 / value, 1) for n, value in seconds.items()},
         **{name: round(seconds[a] / seconds[b], 2) for name, (a, b) in RATIOS.items()},
-        "share of resize in our A2": round((rrc - seconds["decode, our rows"]) / a2, 2),
+        "share of resize in our A2": round((rrc - seconds["decode, our regions"]) / a2, 2),
         "share of operations in our A2": round(1 - rrc / a2, 2),
     }
 

@@ -44,7 +44,7 @@ class ViewRenderer:
             table: The samples and their digests; None where there is no table yet.
             stored_pixels: Use of the pixels that a `.beton` stores instead of an encoded image.
             decoded_before: True if every image was decoded as a whole when the table was made and
-                is read many times now: rows below all boxes are not decoded, and from the second
+                is read many times now: only what their boxes show is decoded, and from the second
                 read on the CRC-32C replaces the digest (the digest costs up to a tenth of a
                 decode, the CRC less than a hundredth).
         """

@@ -17,6 +17,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from typing import Any
 
 import cv2
@@ -39,7 +40,7 @@ from PIL import (
 from cache_tools.errors import DataError
 from cache_tools.file_contents import HEAD, describe
 from cache_tools.numerics.array_types import U1
-from cache_tools.render import jpeg, png
+from cache_tools.render import jpeg, png, turbojpeg
 
 MAX_PIXELS, MAX_MEMORY = 2**28, 960 * 10**6
 """Most pixels of an image, and most bytes of memory that decoding takes by its header.
@@ -73,6 +74,8 @@ _KEPT = 2**26
 # The padding some cameras leave: all pixels were decoded when libjpeg met these bytes.
 _HARMLESS = re.compile(r": \d{1,2} extraneous bytes before marker 0xd9")
 
+Box = tuple[int, int, int, int]
+"""Top, left, height and width in pixels."""
 _LEFT_OVER = re.compile(r": \d+ extraneous bytes before marker 0xd9")
 
 _PILLOW_WARNS = r"PIL\."
@@ -104,6 +107,11 @@ class DecodeBuffer(threading.local):
     def __init__(self) -> None:
         self._memory = np.empty(0, dtype=np.uint8)
 
+    @cached_property
+    def decoder(self) -> turbojpeg.Decoder:
+        """Return this thread's decoder of regions; to be deleted after a failure."""
+        return turbojpeg.Decoder()
+
     def room(self, count: int) -> U1:
         """At least `count` bytes."""
         if count > _KEPT:
@@ -118,7 +126,7 @@ def decode(
     key: str,
     reuse: DecodeBuffer | None = None,
     scale_log2: int = 0,
-    rows: int | None = None,
+    box: Box | None = None,
 ) -> U1:
     """Decode an image to [H, W, 3] RGB.
 
@@ -128,8 +136,9 @@ def decode(
         reuse: Where to decode to; None makes new memory.
         scale_log2: Decode at 1/2, 1/4 or 1/8 (1, 2, 3): [ceil(H / 2^scale_log2), …]. libjpeg makes
             fewer pixels of a JPEG's blocks; other formats are shrunk by INTER_AREA.
-        rows: Only so many rows are wanted; there may be more, or all. Damage further down goes
-            unseen, so this is for bytes that were decoded as a whole before.
+        box: Top, left, height and width of the pixels that are wanted: others may be anything, rows
+            below may be missing. Damage further down goes unseen, so this is for bytes that were
+            decoded as a whole before.
 
     Raises:
         DataError: Not an image, one of absurd size or a broken one; `key` names it.
@@ -137,10 +146,10 @@ def decode(
     with _naming(key, data):
         height, width, color_space = _header(data)
         with _ONE_AT_A_TIME if height * width > _LARGE else nullcontext():
-            if rows is not None and color_space in _PLAIN and not scale_log2:
-                beginning = _first_rows(data, rows, width, reuse or DecodeBuffer())
-                if beginning is not None:
-                    return beginning
+            if box is not None and color_space in _PLAIN and not scale_log2:
+                part = _part(data, box, width, reuse or DecodeBuffer())
+                if part is not None:
+                    return part
             if color_space in _PLAIN:
                 small = -(-height >> scale_log2), -(-width >> scale_log2)
                 buffer = None if reuse is None else reuse.room(3 * small[0] * small[1])
@@ -216,8 +225,16 @@ def _jpeg(
     return np.asarray(picture)
 
 
-def _first_rows(data: bytes, rows: int, width: int, reuse: DecodeBuffer) -> U1 | None:
-    """At least so many rows of a JPEG, or None where it must be decoded whole."""
+def _part(data: bytes, box: Box, width: int, reuse: DecodeBuffer) -> U1 | None:
+    """Decode a JPEG down to the last row of a box, or None where it must be decoded whole."""
+    rows = box[0] + box[2]
+    if reuse.decoder:
+        room = reuse.room(3 * rows * width)
+        found = turbojpeg.region(reuse.decoder.calls_F, np.frombuffer(data, np.uint8), *box, room)
+        if found == (rows, width):
+            return room[: 3 * rows * width].reshape(rows, width, 3)
+        del reuse.decoder
+        return None
     cut = jpeg.shorter(data, rows)
     if cut is None:
         return None

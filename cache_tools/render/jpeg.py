@@ -1,9 +1,10 @@
-"""Shorten the height in a JPEG header so that decoding stops early.
+"""The header of a JPEG: its scans, and a smaller height in it, so that decoding stops early.
 
 A crop rarely reaches the last row, and a baseline JPEG is decoded from the top: what lies below
-the crop costs time for nothing. No decoder at hand takes "so many rows" for an argument, but all of
-them believe the height in the frame header. The rows before it come out bit for bit as they do of
-the whole file, but for the last few, which the upsampling of colours blends with rows below them.
+the crop costs time for nothing. simplejpeg does not take "so many rows" for an argument, but all
+decoders believe the height in the frame header. The rows before it come out bit for bit as they do
+of the whole file, but for the last few, which the upsampling of colours blends with rows below.
+`turbojpeg` needs no such header.
 """
 
 import re
@@ -65,16 +66,29 @@ def scans(data: bytes, most: int) -> tuple[int, float]:
 @njit(nogil=True, cache=True)
 def height_at(data: U1, rows: int) -> int:
     """Find the height (two bytes, big-endian) in a JPEG's header; 0 = not for `shorter`."""
-    at, found, components = 2, 0, 0
+    found, restarts = _sequential(data)
+    height = int(data[found]) << 8 | int(data[found + 1])
+    return found if rows + BLENDED < height and not restarts else 0
+
+
+@njit(nogil=True, cache=True)
+def is_sequential(data: U1) -> bool:
+    """Check that a JPEG has one scan, coded by Huffman."""
+    return _sequential(data)[0] > 0
+
+
+@njit(nogil=True, cache=True)
+def _sequential(data: U1) -> tuple[int, bool]:
+    """Find the height in the header of a JPEG of one scan (else 0), and any restart markers."""
+    at, found, components, restarts = 2, 0, 0, False
     while at + 9 < data.size:
         marker, length = data[at + 1], int(data[at + 2]) << 8 | int(data[at + 3])
-        if data[at] != 0xFF or marker == _RESTART_INTERVAL:
-            return 0
+        if data[at] != 0xFF:
+            return 0, False
+        restarts |= marker == _RESTART_INTERVAL
         if marker in _BASELINE:
             found, components = at + 5, int(data[at + 9])
         if marker == _SCAN:
-            height = int(data[found]) << 8 | int(data[found + 1])
-            spare = rows + BLENDED < height
-            return found if found and spare and data[at + 4] == components else 0
+            return found if data[at + 4] == components else 0, restarts
         at += 2 + length
-    return 0
+    return 0, False

@@ -84,18 +84,25 @@ def render_views(
         spec: The augmentation.
         wanted: For each view: parameters of B views, which of them, and [size, size, 3] to write.
         reuse: Where to decode to.
-        seen: These bytes were decoded as a whole before, so that rows below all boxes need not be.
+        seen: These bytes were decoded as a whole before, so that what no box shows need not be.
 
     Raises:
         DataError: The image cannot be decoded.
     """
-    bottom = max(sum(params.box_B4[row, ::2].tolist()) for params, row, _ in wanted)
+    part = _union([params.box_B4[row].tolist() for params, row, _ in wanted]) if seen else None
     scales = [scale_log2(spec, *params.box_B4[row, 2:].tolist()) for params, row, _ in wanted]
     for scale in sorted(set(scales)):
-        picture = decode.decode(data, key, reuse, scale, bottom if seen else None)
+        picture = decode.decode(data, key, reuse, scale, part)
         for (params, row, out), own in zip(wanted, scales, strict=True):
             if own == scale:
                 render(picture, spec, params, row, out, scale)
+
+
+def _union(boxes: list[list[int]]) -> decode.Box:
+    """Return the smallest box around some boxes: a picture is decoded once for all of them."""
+    top, left = min(box[0] for box in boxes), min(box[1] for box in boxes)
+    bottom, right = max(box[0] + box[2] for box in boxes), max(box[1] + box[3] for box in boxes)
+    return top, left, bottom - top, right - left
 
 
 def scale_log2(spec: ViewSpec, height: int, width: int) -> int:

@@ -1,4 +1,4 @@
-"""The first rows of a JPEG are those of the whole one, and damage in them is told."""
+"""Without TurboJPEG 3: the first rows are those of the whole JPEG, and damage in them is told."""
 
 import io
 
@@ -9,13 +9,18 @@ from PIL import Image
 from skimage.data import astronaut
 
 from cache_tools.errors import DataError
-from cache_tools.render import decode, jpeg
+from cache_tools.render import decode, jpeg, turbojpeg
 
 PHOTO = Image.fromarray(cv2.resize(astronaut(), (203, 151), interpolation=cv2.INTER_AREA))
 KINDS = {f"4:{name}": {"subsampling": f"4:{name}"} for name in ("4:4", "2:2", "2:0", "1:1")}
 KINDS |= {"optimized": {"optimize": True}, "quality 30": {"quality": 30}}
 KINDS |= {"progressive": {"progressive": True}, "restarts": {"restart_marker_rows": 2}}
 WHOLE_ONLY = ("progressive", "restarts")
+
+
+@pytest.fixture(autouse=True)
+def without_turbojpeg(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turbojpeg, "library", lambda: None)
 
 
 def encoded(picture: Image.Image, **options: object) -> bytes:
@@ -30,7 +35,7 @@ def test_the_first_rows_are_those_of_the_whole_picture(kind: str, grey: bool) ->
     data = encoded(PHOTO.convert("L") if grey else PHOTO, **KINDS[kind])
     whole = decode.decode(data, "k")
     for rows in range(1, 152):
-        beginning = decode.decode(data, "k", rows=rows)
+        beginning = decode.decode(data, "k", box=(0, 0, rows, 203))
         assert (beginning[:rows] == whole[:rows]).all(), rows
         spared = kind not in WHOLE_ONLY and rows + jpeg.BLENDED < 151
         assert (len(beginning) == rows) == spared or rows == 151
@@ -40,10 +45,10 @@ def test_damage_in_the_wanted_rows_is_reported_and_below_them_is_not_looked_for(
     data = encoded(PHOTO, quality=90)
     scan = data.index(b"\xff\xda")
     early, late = data[: scan + 300] + b"\xff\xd9", data[:-300] + b"\xff\xd9"
-    for broken, rows in ((early, 100), (late, None)):
+    for broken, box in ((early, (0, 0, 100, 203)), (late, None)):
         with pytest.raises(DataError, match="sample 'k'"):
-            decode.decode(broken, "k", rows=rows)
-    assert (decode.decode(data, "k")[:20] == decode.decode(late, "k", rows=20)).all()
+            decode.decode(broken, "k", box=box)
+    assert (decode.decode(data, "k")[:20] == decode.decode(late, "k", box=(0, 0, 20, 203))).all()
 
 
 def test_no_beginning_of_a_file_makes_it_read_on() -> None:

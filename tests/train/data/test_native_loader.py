@@ -67,21 +67,21 @@ def test_going_on_in_the_middle_of_an_epoch_changes_nothing(
     assert all((a == b).all() for a, b in zip(whole[3:], rest, strict=True))
 
 
-def test_rows_below_the_crop_are_not_decoded(
+def test_pixels_outside_of_the_crop_are_not_asked_for(
     digits_cache: Path, images: ImageDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, asked = Cache.open(digits_cache), []
     schedule = Schedule(store, 1, 50, seed=0)
 
-    def spy(data: bytes, key: str, reuse: Any, scale: int, rows: int | None) -> Any:
-        asked.append(rows)
-        return whole(data, key, reuse, scale, rows)
+    def spy(data: bytes, key: str, reuse: Any, scale: int, box: decode.Box | None) -> Any:
+        asked.append(box)
+        return whole(data, key, reuse, scale, box)
 
     whole = decode.decode
     monkeypatch.setattr(decode, "decode", spy)
     for _ in create_loader.native(store, images, schedule, 1).epoch(0):
         pass
-    assert all(rows is not None and rows <= 32 for rows in asked)
+    assert all(box is not None and box[0] + box[2] <= 32 for box in asked)
     assert len(set(asked)) > 5
 
 

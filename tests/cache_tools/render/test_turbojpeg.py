@@ -1,0 +1,275 @@
+"""Regions of JPEGs of all kinds: the pixels of the whole picture, or not used."""
+
+import ctypes
+import gc
+import io
+import logging
+import multiprocessing
+import threading
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage.data import astronaut
+
+from cache_tools.errors import DataError
+from cache_tools.numerics.array_types import U1
+from cache_tools.render import decode, turbojpeg
+
+PHOTO: U1 = astronaut()
+SUBSAMPLINGS = {"444": 0, "422": 1, "420": 2, "gray": 3, "440": 4, "411": 5, "441": 6}
+OPTIONS: dict[str, dict[int, int]] = {
+    "plain": {},
+    "optimized": {11: 1},
+    "restarts every 3 units": {18: 3},
+    "restarts every row": {19: 1},
+    "progressive": {12: 1},
+    "arithmetic": {14: 1},
+}
+EXIF = Image.Exif()
+EXIF[274] = 6
+SAVED: dict[str, tuple[str, dict[str, Any]]] = {
+    "rgb": ("RGB", {"keep_rgb": True}),
+    "cmyk": ("CMYK", {}),
+    "exif": ("RGB", {"exif": EXIF}),
+    "icc": ("RGB", {"icc_profile": bytes(70_000)}),
+    "comment": ("RGB", {"comment": b"\xff\xda\xff\xd9" * 9}),
+}
+WHOLE = ("progressive", "arithmetic", "441", "cmyk")
+"""Kinds of which no regions are decoded."""
+KINDS = [f"{s}, {o}" for s in SUBSAMPLINGS for o in OPTIONS]
+KINDS += [*SAVED, "stray bytes", "bytes after the end", "one channel of 2×2"]
+BOX = (30, 40, 20, 30)
+
+pytestmark = pytest.mark.skipif(turbojpeg.library() is None, reason="needs the extra [turbo]")
+
+
+def compressed(picture: U1, quality: int, subsampling: int, options: dict[int, int]) -> bytes:
+    """Encode with the library itself, which has kinds that Pillow has not."""
+    library = turbojpeg.library()
+    assert library is not None
+    handle = ctypes.c_void_p(library.tj3Init(0))
+    for name, value in {3: quality, 4: subsampling, **options}.items():
+        assert library.tj3Set(handle, name, value) == 0
+    out, size = ctypes.c_void_p(), ctypes.c_size_t()
+    height, width = picture.shape[:2]
+    pixels = np.ascontiguousarray(picture).ctypes.data_as(ctypes.c_void_p)
+    to = ctypes.byref(out), ctypes.byref(size)
+    assert library.tj3Compress8(handle, pixels, width, 0, height, 0, *to) == 0
+    data = ctypes.string_at(out, size.value)
+    library.tj3Free(out)
+    library.tj3Destroy(handle)
+    return data
+
+
+def saved(picture: U1, mode: str = "RGB", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).convert(mode).save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+def made(kind: str, picture: U1, quality: int) -> bytes:
+    subsampling, _, option = kind.partition(", ")
+    if option:
+        return compressed(picture, quality, SUBSAMPLINGS[subsampling], OPTIONS[option])
+    if kind in SAVED:
+        mode, options = SAVED[kind]
+        return saved(picture, mode, quality=quality, **options)
+    data = saved(picture, quality=quality)
+    if kind == "stray bytes":
+        return data[:-2] + b"\0\x55" + data[-2:]
+    if kind == "bytes after the end":
+        return data + data
+    grey = bytearray(saved(picture, "L", quality=quality))
+    at = grey.index(b"\xff\xc0") + 11
+    assert grey[at] == 0x11
+    grey[at] = 0x22
+    return bytes(grey)
+
+
+def crops(kind: str, count: int, seed: int) -> Iterator[tuple[bytes, decode.Box]]:
+    """Random boxes of random pictures, of an odd size or so small that they are one unit."""
+    random = np.random.default_rng(seed)
+    for _ in range(count):
+        height, width = (random.integers(1, (40, 300)[random.integers(2)], 2)).tolist()
+        y, x = random.integers(0, 512 - height), random.integers(0, 512 - width)
+        data = made(kind, PHOTO[y : y + height, x : x + width], int(random.integers(5, 100)))
+        h, w = int(random.integers(1, height + 1)), int(random.integers(1, width + 1))
+        yield (
+            data,
+            (int(random.integers(height - h + 1)), int(random.integers(width - w + 1)), h, w),
+        )
+
+
+def check(kind: str, count: int, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    used, region = [], turbojpeg.region
+
+    def spy(*arguments: Any) -> Any:
+        used.append(region(*arguments))
+        return used[-1]
+
+    monkeypatch.setattr(turbojpeg, "region", spy)
+    reuse = decode.DecodeBuffer()
+    for data, box in crops(kind, count, seed):
+        top, left, height, width = box
+        whole = decode.decode(data, "k")
+        if kind != "cmyk":
+            reuse.room(3 * whole.size)[:] = 1  # what is not decoded is not right by chance
+        part = decode.decode(data, "k", reuse, box=box)
+        at = slice(top, top + height), slice(left, left + width)
+        assert (part[at] == whole[at]).all(), (whole.shape, box)
+    decoded = sum(found[0] > 0 for found in used)
+    if kind == "stray bytes":  # with the last row they are read, and the picture is decoded again
+        assert decoded
+    else:
+        assert decoded == (0 if any(name in kind for name in WHOLE) else count)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_region_has_the_pixels_of_the_whole_picture(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check(kind, 12, 0, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_2000_regions_have_the_pixels_of_the_whole_picture(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check(kind, 2000 // len(KINDS) + 1, 1, monkeypatch)
+
+
+def test_damage_before_the_last_row_of_a_region_is_reported() -> None:
+    data = saved(PHOTO[:151, :203], quality=90, subsampling=0)
+    scan = data.index(b"\xff\xda")
+    lost = data[: scan + 300] + b"\xff\xd9"
+    for box in ((100, 90, 20, 20), (0, 0, 151, 203)):
+        with pytest.raises(DataError, match="sample 'k' cannot be decoded"):
+            decode.decode(lost, "k", box=box)
+    late = data[:-300] + b"\xff\xd9"
+    with pytest.raises(DataError, match="sample 'k' cannot be decoded"):
+        decode.decode(late, "k")
+    part, whole = decode.decode(late, "k", box=(10, 90, 20, 20)), decode.decode(data, "k")
+    assert (part[10:30, 90:110] == whole[10:30, 90:110]).all()
+
+
+def test_after_a_damaged_picture_regions_are_decoded_again() -> None:
+    data, reuse = saved(PHOTO[:151, :203]), decode.DecodeBuffer()
+    at = data.index(b"\xff\xc4") + 2
+    for damaged in (data[:at] + b"\xff\xff" + data[at + 2 :], data[: len(data) // 2]):
+        with pytest.raises(DataError):
+            decode.decode(damaged, "k", reuse, box=(100, 40, 30, 30))
+        room = reuse.room(3 * 60 * 203)
+        found = turbojpeg.region(reuse.decoder.calls_F, np.frombuffer(data, np.uint8), *BOX, room)
+        assert found == (50, 203)
+
+
+def test_a_damaged_jpeg_has_the_outcome_of_its_whole_picture_or_the_same_pixels() -> None:
+    random, reuse = np.random.default_rng(2), decode.DecodeBuffer()
+    kinds = [made(kind, PHOTO[40:140, 150:250], 80) for kind in ("420, plain", "444, plain")]
+    for _ in range(300):
+        broken = bytearray(kinds[random.integers(2)])
+        for at in random.integers(2, len(broken), random.integers(1, 4)):
+            broken[at] = random.integers(256)
+        try:
+            whole = decode.decode(bytes(broken), "k")
+        except DataError:
+            continue
+        if whole.shape == (100, 100, 3):
+            part = decode.decode(bytes(broken), "k", reuse, box=BOX)
+            assert (part[30:50, 40:70] == whole[30:50, 40:70]).all()
+
+
+@pytest.mark.parametrize("box", [(-1, 0, 9, 9), (0, -8, 9, 9), (90, 0, 11, 9), (0, 99, 9, 2)])
+def test_a_region_outside_of_the_picture_is_not_decoded(box: decode.Box) -> None:
+    data = np.frombuffer(saved(PHOTO[:100, :100]), np.uint8)
+    decoder, room = turbojpeg.Decoder(), np.zeros(30_000, np.uint8)
+    assert turbojpeg.region(decoder.calls_F, data, *box, room) == (0, 0)
+    assert not room.any()
+
+
+def test_a_region_without_room_is_not_decoded() -> None:
+    data = np.frombuffer(saved(PHOTO[:100, :100]), np.uint8)
+    decoder, room = turbojpeg.Decoder(), np.zeros(3 * 50 * 100, np.uint8)
+    assert turbojpeg.region(decoder.calls_F, data, *BOX, room[:-1]) == (0, 0)
+    assert turbojpeg.region(decoder.calls_F, data, *BOX, room) == (50, 100)
+
+
+def test_each_thread_has_a_decoder_that_is_closed_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    reuse, data = decode.DecodeBuffer(), saved(PHOTO)
+    whole = decode.decode(data, "k")
+    decoders: list[weakref.ref[turbojpeg.Decoder]] = []
+    wrong: list[int] = []
+
+    def work(seed: int) -> None:
+        random = np.random.default_rng(seed)
+        decoders.append(weakref.ref(reuse.decoder))
+        for _ in range(20):
+            top, left = random.integers(0, 400, 2).tolist()
+            part = decode.decode(data, "k", reuse, box=(top, left, 100, 100))
+            at = slice(top, top + 100), slice(left, left + 100)
+            wrong.append(int((part[at] != whole[at]).sum()))
+
+    workers = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(wrong) == 80
+    assert not any(wrong)
+    gc.collect()
+    assert [ref() for ref in decoders] == [None] * 4
+
+
+def test_a_forked_process_decodes_on() -> None:
+    reuse, data = decode.DecodeBuffer(), saved(PHOTO)
+    expected = decode.decode(data, "k", reuse, box=BOX)[30:50, 40:70].copy()
+
+    def child(queue: Any) -> None:
+        part = decode.decode(data, "k", reuse, box=BOX)[30:50, 40:70]
+        queue.put(bool((part == expected).all()))
+
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    process = context.Process(target=child, args=(queue,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert queue.get()
+    assert (decode.decode(data, "k", reuse, box=BOX)[30:50, 40:70] == expected).all()
+
+
+def test_without_the_library_pixels_are_the_same_and_it_is_logged_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = saved(PHOTO)
+    expected = decode.decode(data, "k", box=BOX)[30:50, 40:70].copy()
+    monkeypatch.setattr(turbojpeg, "_places", lambda: [])
+    turbojpeg.library.cache_clear()
+    try:
+        with caplog.at_level(logging.INFO, "kdcache"):
+            for _ in range(2):
+                part = decode.decode(data, "k", box=BOX)
+                assert (part[30:50, 40:70] == expected).all()
+        assert caplog.text.count("pip install 'kdcache[turbo]'") == 1
+    finally:
+        monkeypatch.undo()
+        turbojpeg.library.cache_clear()
+
+
+def test_a_library_of_other_pixels_is_refused(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = turbojpeg.simplejpeg.decode_jpeg
+    monkeypatch.setattr(turbojpeg.simplejpeg, "decode_jpeg", lambda *a: real(*a, fastdct=True))
+    turbojpeg.library.cache_clear()
+    try:
+        assert turbojpeg.library() is None
+        assert "its pixels are not those of simplejpeg" in caplog.text
+    finally:
+        monkeypatch.undo()
+        turbojpeg.library.cache_clear()
