@@ -3,7 +3,8 @@
 numba keeps it beside the module or in the home folder, and raises where neither can be written: in
 a container of another user, in a read-only image, in a module of a cluster. Then it is kept in the
 data folder, in the folder for temporary files, or not at all. What is loaded is executed: such a
-folder must be of this user alone, and each file has its digest.
+folder must be of this user alone, and each file has its digest. A function that calls others of its
+folder is compiled again when any file there has changed; numba looks at its own file alone.
 """
 
 import contextlib
@@ -43,7 +44,7 @@ def njit(**options: Any) -> Callable[[F], F]:
             compiled = numba.njit(**{**options, "cache": folder is not None})(function)
         if isinstance(getattr(compiled, "_cache", None), caching.Cache):
             kept: Any = compiled._cache
-            kept._cache_file = _SealedFile(kept)
+            kept._cache_file = _SealedFile(kept, Path(function.__code__.co_filename).parent)
             kept._guard_against_spurious_io_errors = _forgiving  # a full disk is no reason to stop
         return compiled  # type: ignore[no-any-return]
 
@@ -57,8 +58,8 @@ def _forgiving() -> contextlib.AbstractContextManager[None]:
 class _SealedFile(_CacheFile):  # type: ignore[misc]
     """Compiled code of a function, with a digest in each file: what differs is compiled again."""
 
-    def __init__(self, kept: Any) -> None:
-        stamp = kept._impl.locator.get_source_stamp()
+    def __init__(self, kept: Any, folder: Path) -> None:
+        stamp = kept._impl.locator.get_source_stamp(), _stamp(folder)
         super().__init__(kept.cache_path, f"{kept._impl.filename_base}.sealed", stamp)
 
     def _load_index(self) -> dict[Any, str]:
@@ -84,6 +85,13 @@ class _SealedFile(_CacheFile):  # type: ignore[misc]
         """Compute the digest of a file of this name, numba's version and function's source."""
         origin = f"{name}\n{self._version}\n{self._source_stamp}\n"
         return hashlib.sha256(origin.encode() + data).digest()
+
+
+@cache
+def _stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Return names, times and sizes of a folder's source files; none of those within an archive."""
+    files = [(path.name, path.stat()) for path in sorted(folder.glob("*.py"))]
+    return tuple((name, found.st_mtime_ns, found.st_size) for name, found in files)
 
 
 @cache

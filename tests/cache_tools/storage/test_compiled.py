@@ -69,6 +69,33 @@ def test_damaged_code_is_compiled_again(nowhere: Path, kind: str, damage: str) -
     assert sum(last.stats.cache_hits.values()) == 1  # type: ignore[attr-defined]
 
 
+def test_a_change_in_another_file_of_the_folder_is_compiled(tmp_path: Path) -> None:
+    (tmp_path / "inner.py").write_text(
+        "from numba import njit\n@njit\ndef f(x):\n    return 2 * x\n"
+    )
+    (tmp_path / "outer.py").write_text(
+        "from cache_tools.storage.compiled import njit\nfrom inner import f\n"
+        "@njit(cache=True)\ndef g(x):\n    return f(x)\n"
+    )
+    run = [
+        sys.executable,
+        "-c",
+        "import outer; print(outer.g(4), *outer.g.stats.cache_hits.values())",
+    ]
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def printed() -> str:
+        return subprocess.run(
+            run, env=environment, capture_output=True, text=True, check=True
+        ).stdout
+
+    assert [printed(), printed()] == ["8\n", "8 1\n"]
+    inner = (tmp_path / "inner.py").read_text()
+    (tmp_path / "inner.py").write_text(inner.replace("2 * x", "30 * x"))
+    assert printed() == "120\n"
+
+
 def test_code_in_a_folder_of_others_is_not_loaded(nowhere: Path) -> None:
     (nowhere / f"numba-{os.getuid()}").mkdir(parents=True)
     (nowhere / f"numba-{os.getuid()}").chmod(0o777)
