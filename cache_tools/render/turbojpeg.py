@@ -81,7 +81,7 @@ _call: Any = _c_function
 def region(
     calls_F: I8, data: U1, top: int, left: int, height: int, width: int, room: U1
 ) -> tuple[int, int]:
-    """Decode a region of a JPEG that was decoded as a whole before, where it lies in the picture.
+    """Decode a region of a JPEG that was decoded as a whole before, at its place in the picture.
 
     Args:
         calls_F: Those of a `Decoder` of this thread.

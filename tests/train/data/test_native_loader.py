@@ -67,7 +67,7 @@ def test_going_on_in_the_middle_of_an_epoch_changes_nothing(
     assert all((a == b).all() for a, b in zip(whole[3:], rest, strict=True))
 
 
-def test_pixels_outside_of_the_crop_are_not_asked_for(
+def test_only_the_pixels_of_the_crop_are_decoded(
     digits_cache: Path, images: ImageDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, asked = Cache.open(digits_cache), []
