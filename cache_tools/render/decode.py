@@ -17,7 +17,6 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import cached_property
 from typing import Any
 
 import cv2
@@ -107,11 +106,6 @@ class DecodeBuffer(threading.local):
     def __init__(self) -> None:
         self._memory = np.empty(0, dtype=np.uint8)
 
-    @cached_property
-    def decoder(self) -> turbojpeg.Decoder:
-        """Return this thread's decoder of regions; to be deleted after a failure."""
-        return turbojpeg.Decoder()
-
     def room(self, count: int) -> U1:
         """At least `count` bytes."""
         if count > _KEPT:
@@ -147,7 +141,7 @@ def decode(
         height, width, color_space = _header(data)
         with _ONE_AT_A_TIME if height * width > _LARGE else nullcontext():
             if box is not None and color_space in _PLAIN and not scale_log2:
-                part = _part(data, box, width, reuse or DecodeBuffer())
+                part = _part(data, box, height, width, reuse or DecodeBuffer())
                 if part is not None:
                     return part
             if color_space in _PLAIN:
@@ -225,16 +219,17 @@ def _jpeg(
     return np.asarray(picture)
 
 
-def _part(data: bytes, box: Box, width: int, reuse: DecodeBuffer) -> U1 | None:
+def _part(data: bytes, box: Box, height: int, width: int, reuse: DecodeBuffer) -> U1 | None:
     """Decode a JPEG down to the last row of a box, or None where it must be decoded whole."""
     rows = box[0] + box[2]
-    if reuse.decoder:
-        room = reuse.room(3 * rows * width)
-        found = turbojpeg.region(reuse.decoder.calls_F, np.frombuffer(data, np.uint8), *box, room)
-        if found == (rows, width):
-            return room[: 3 * rows * width].reshape(rows, width, 3)
-        del reuse.decoder
+    if not 0 < rows <= height:
         return None
+    calls_F = turbojpeg.functions()
+    if calls_F.size:
+        room = reuse.room(3 * rows * width)
+        if turbojpeg.region(calls_F, np.frombuffer(data, np.uint8), *box, room) != (rows, width):
+            return None
+        return room[: 3 * rows * width].reshape(rows, width, 3)
     cut = jpeg.shorter(data, rows)
     if cut is None:
         return None

@@ -16,6 +16,7 @@ from cache_tools.storage.compiled import njit
 
 _BASELINE = (0xC0, 0xC1)
 _RESTART_INTERVAL, _SCAN = 0xDD, 0xDA
+_FRAME, _RESTART = 0xC0, 0xD0
 _BEGIN, _END = 0xD8, 0xD9
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _MARKER = re.compile(rb"\xff([\x02-\xcf\xd8-\xfe])")
@@ -83,7 +84,8 @@ def _sequential(data: U1) -> tuple[int, bool]:
     at, found, components, restarts = 2, 0, 0, False
     while at + 9 < data.size:
         marker, length = data[at + 1], int(data[at + 2]) << 8 | int(data[at + 3])
-        if data[at] != 0xFF:
+        # of fill bytes and of markers without a length, decoders go on elsewhere
+        if data[at] != 0xFF or not (_FRAME <= marker < _RESTART or _END < marker < 0xFF):
             return 0, False
         restarts |= marker == _RESTART_INTERVAL
         if marker in _BASELINE:

@@ -90,7 +90,7 @@ class _SealedFile(_CacheFile):  # type: ignore[misc]
 @cache
 def _stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
     """Return names, times and sizes of a folder's source files; none of those within an archive."""
-    files = [(path.name, path.stat()) for path in sorted(folder.glob("*.py"))]
+    files = [(path.name, path.stat()) for path in sorted(folder.glob("*.py")) if path.is_file()]
     return tuple((name, found.st_mtime_ns, found.st_size) for name, found in files)
 
 

@@ -135,7 +135,7 @@ def _render(
             picture = images.pixels(row) if isinstance(images, Beton) else None
             raw = picture is not None and not scale
             if not raw:
-                picture = decode.decode(data[i], keys[row], reuse, scale, box[0] + box[2])
+                picture = decode.decode(data[i], keys[row], reuse, scale, tuple(box))
             assert picture is not None
             times = [time.thread_time()]
             for params in (plain, view.params):

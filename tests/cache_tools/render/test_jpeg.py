@@ -1,6 +1,7 @@
 """Without TurboJPEG 3: the first rows are those of the whole JPEG, and damage in them is told."""
 
 import io
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
@@ -19,8 +20,11 @@ WHOLE_ONLY = ("progressive", "restarts")
 
 
 @pytest.fixture(autouse=True)
-def without_turbojpeg(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turbojpeg, "library", lambda: None)
+def without_turbojpeg(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(turbojpeg, "_places", lambda: [])
+    turbojpeg._found.cache_clear()
+    yield
+    turbojpeg._found.cache_clear()
 
 
 def encoded(picture: Image.Image, **options: object) -> bytes:
@@ -58,3 +62,13 @@ def test_no_beginning_of_a_file_makes_it_read_on() -> None:
         broken = bytearray(data[: random.integers(3, 700)])
         broken[random.integers(2, len(broken))] = random.integers(256)
         jpeg.shorter(bytes(broken), 20)
+
+
+@pytest.mark.parametrize("bare", [b"\xff", b"\xff\x01", b"\xff\xd3", b"\xff\x00"])
+def test_a_header_that_decoders_read_otherwise_is_not_ours_to_change(bare: bytes) -> None:
+    data = encoded(PHOTO)
+    assert jpeg.is_sequential(np.frombuffer(data, np.uint8))
+    at = data.index(b"\xff\xdb")
+    odd = data[:at] + bare + data[at:]
+    assert not jpeg.is_sequential(np.frombuffer(odd, np.uint8))
+    assert jpeg.shorter(odd, 20) is None

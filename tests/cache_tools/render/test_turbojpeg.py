@@ -1,13 +1,14 @@
 """Regions of JPEGs of all kinds: the pixels of the whole picture, or not used."""
 
+import contextlib
 import ctypes
-import gc
+import ctypes.util
 import io
 import logging
 import multiprocessing
 import threading
-import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -44,13 +45,14 @@ KINDS = [f"{s}, {o}" for s in SUBSAMPLINGS for o in OPTIONS]
 KINDS += [*SAVED, "stray bytes", "bytes after the end", "one channel of 2×2"]
 BOX = (30, 40, 20, 30)
 
-pytestmark = pytest.mark.skipif(turbojpeg.library() is None, reason="needs the extra [turbo]")
+CALLS_F = turbojpeg.functions()
+pytestmark = pytest.mark.skipif(not CALLS_F.size, reason="needs the extra [turbo]")
 
 
 def compressed(picture: U1, quality: int, subsampling: int, options: dict[int, int]) -> bytes:
     """Encode with the library itself, which has kinds that Pillow has not."""
-    library = turbojpeg.library()
-    assert library is not None
+    library = ctypes.CDLL(next(iter(turbojpeg._places())))
+    library.tj3Init.restype = ctypes.c_void_p
     handle = ctypes.c_void_p(library.tj3Init(0))
     for name, value in {3: quality, 4: subsampling, **options}.items():
         assert library.tj3Set(handle, name, value) == 0
@@ -135,6 +137,31 @@ def test_a_region_has_the_pixels_of_the_whole_picture(
     check(kind, 12, 0, monkeypatch)
 
 
+@pytest.mark.parametrize("factors", ["221212", "222121", "212121", "121212", "313131", "211121"])
+def test_unusual_sampling_factors(factors: str) -> None:
+    """Blocks of an RGB strip, which share one Huffman table, counted as those of other factors."""
+    each = [int(pair, 16) for pair in (factors[:2], factors[2:4], factors[4:])]
+    across, down = max(f >> 4 for f in each), max(f & 15 for f in each)
+    blocks = sum((f >> 4) * (f & 15) for f in each)
+    strip = PHOTO.reshape(64, 8, 64, 8, 3).swapaxes(1, 2).reshape(-1, 8, 8, 3)[: 36 * blocks]
+    data = bytearray(saved(np.concatenate([*strip], axis=1), keep_rgb=True, quality=85))
+    frame = data.index(b"\xff\xc0")
+    height, width = 6 * 8 * down - 3, 18 * 8 * across - 5
+    data[frame + 5 : frame + 9] = height.to_bytes(2, "big") + width.to_bytes(2, "big")
+    for k, pair in enumerate(each):
+        data[frame + 11 + 3 * k] = pair
+    whole, random, used = decode.decode(bytes(data), "k"), np.random.default_rng(0), 0
+    assert whole.shape == (height, width, 3)
+    for top, left in zip(random.integers(height - 9, size=24), range(0, 120, 5), strict=True):
+        room = np.ones(3 * (top + 9) * width, np.uint8)
+        encoded = np.frombuffer(bytes(data), np.uint8)
+        rows, _ = turbojpeg.region(CALLS_F, encoded, int(top), left, 9, 20, room)
+        part = room.reshape(-1, width, 3)[top:, left : left + 20]
+        assert not rows or (part == whole[top : top + 9, left : left + 20]).all()
+        used += rows > 0
+    assert used or factors == "211121"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_2000_regions_have_the_pixels_of_the_whole_picture(
@@ -157,15 +184,29 @@ def test_damage_before_the_last_row_of_a_region_is_reported() -> None:
     assert (part[10:30, 90:110] == whole[10:30, 90:110]).all()
 
 
-def test_after_a_damaged_picture_regions_are_decoded_again() -> None:
-    data, reuse = saved(PHOTO[:151, :203]), decode.DecodeBuffer()
-    at = data.index(b"\xff\xc4") + 2
-    for damaged in (data[:at] + b"\xff\xff" + data[at + 2 :], data[: len(data) // 2]):
-        with pytest.raises(DataError):
-            decode.decode(damaged, "k", reuse, box=(100, 40, 30, 30))
-        room = reuse.room(3 * 60 * 203)
-        found = turbojpeg.region(reuse.decoder.calls_F, np.frombuffer(data, np.uint8), *BOX, room)
-        assert found == (50, 203)
+def without_tables(data: bytes) -> bytes:
+    """Take the Huffman tables out: such a JPEG has the standard's tables."""
+    kept, at = data[:2], 2
+    while data[at + 1] != 0xDA:
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        kept += data[at:end] if data[at + 1] != 0xC4 else b""
+        at = end
+    return kept + data[at:]
+
+
+def test_nothing_of_a_picture_is_left_for_the_next() -> None:
+    data, reuse = without_tables(saved(PHOTO[:151, :203])), decode.DecodeBuffer()
+    whole = decode.decode(data, "k")
+    tables = data[: data.index(b"\xff\xc0")] + b"\xff\xd9"
+    other = saved(PHOTO[200:400, 200:400], quality=30, optimize=True)
+    for before in (other, other[: len(other) // 2], tables):
+        with contextlib.suppress(DataError):
+            decode.decode(before, "k", reuse, box=(100, 40, 30, 30))
+        part = decode.decode(data, "k", reuse, box=BOX)
+        assert part.shape == (50, 203, 3)
+        assert (part[30:50, 40:70] == whole[30:50, 40:70]).all()
+    room = np.zeros(3 * 50 * 203, np.uint8)
+    assert turbojpeg.region(CALLS_F, np.frombuffer(tables, np.uint8), *BOX, room) == (0, 0)
 
 
 def test_a_damaged_jpeg_has_the_outcome_of_its_whole_picture_or_the_same_pixels() -> None:
@@ -187,42 +228,33 @@ def test_a_damaged_jpeg_has_the_outcome_of_its_whole_picture_or_the_same_pixels(
 @pytest.mark.parametrize("box", [(-1, 0, 9, 9), (0, -8, 9, 9), (90, 0, 11, 9), (0, 99, 9, 2)])
 def test_a_region_outside_of_the_picture_is_not_decoded(box: decode.Box) -> None:
     data = np.frombuffer(saved(PHOTO[:100, :100]), np.uint8)
-    decoder, room = turbojpeg.Decoder(), np.zeros(30_000, np.uint8)
-    assert turbojpeg.region(decoder.calls_F, data, *box, room) == (0, 0)
+    room = np.zeros(30_000, np.uint8)
+    assert turbojpeg.region(CALLS_F, data, *box, room) == (0, 0)
     assert not room.any()
 
 
 def test_a_region_without_room_is_not_decoded() -> None:
     data = np.frombuffer(saved(PHOTO[:100, :100]), np.uint8)
-    decoder, room = turbojpeg.Decoder(), np.zeros(3 * 50 * 100, np.uint8)
-    assert turbojpeg.region(decoder.calls_F, data, *BOX, room[:-1]) == (0, 0)
-    assert turbojpeg.region(decoder.calls_F, data, *BOX, room) == (50, 100)
+    room = np.zeros(3 * 50 * 100, np.uint8)
+    assert turbojpeg.region(CALLS_F, data, *BOX, room[:-1]) == (0, 0)
+    assert turbojpeg.region(CALLS_F, data, *BOX, room) == (50, 100)
 
 
-def test_each_thread_has_a_decoder_that_is_closed_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_decode_at_once() -> None:
     reuse, data = decode.DecodeBuffer(), saved(PHOTO)
     whole = decode.decode(data, "k")
-    decoders: list[weakref.ref[turbojpeg.Decoder]] = []
-    wrong: list[int] = []
 
-    def work(seed: int) -> None:
-        random = np.random.default_rng(seed)
-        decoders.append(weakref.ref(reuse.decoder))
+    def wrong(seed: int) -> int:
+        found, random = 0, np.random.default_rng(seed)
         for _ in range(20):
             top, left = random.integers(0, 400, 2).tolist()
             part = decode.decode(data, "k", reuse, box=(top, left, 100, 100))
             at = slice(top, top + 100), slice(left, left + 100)
-            wrong.append(int((part[at] != whole[at]).sum()))
+            found += int((part[at] != whole[at]).sum())
+        return found
 
-    workers = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert len(wrong) == 80
-    assert not any(wrong)
-    gc.collect()
-    assert [ref() for ref in decoders] == [None] * 4
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(wrong, range(4))) == 0
 
 
 def test_a_forked_process_decodes_on() -> None:
@@ -243,33 +275,39 @@ def test_a_forked_process_decodes_on() -> None:
     assert (decode.decode(data, "k", reuse, box=BOX)[30:50, 40:70] == expected).all()
 
 
-def test_without_the_library_pixels_are_the_same_and_it_is_logged_once(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.fixture
+def looked_for_again() -> Iterator[None]:
+    turbojpeg._found.cache_clear()
+    yield
+    turbojpeg._found.cache_clear()
+
+
+@pytest.mark.parametrize("places", [[], ["nowhere.so"], [ctypes.util.find_library("c")]])
+def test_without_the_functions_pixels_are_the_same_and_it_is_logged_once(
+    places: list[str],
+    looked_for_again: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     data = saved(PHOTO)
-    expected = decode.decode(data, "k", box=BOX)[30:50, 40:70].copy()
-    monkeypatch.setattr(turbojpeg, "_places", lambda: [])
-    turbojpeg.library.cache_clear()
-    try:
-        with caplog.at_level(logging.INFO, "kdcache"):
-            for _ in range(2):
-                part = decode.decode(data, "k", box=BOX)
-                assert (part[30:50, 40:70] == expected).all()
-        assert caplog.text.count("pip install 'kdcache[turbo]'") == 1
-    finally:
-        monkeypatch.undo()
-        turbojpeg.library.cache_clear()
+    whole = decode.decode(data, "k")
+    monkeypatch.setattr(turbojpeg, "_places", lambda: places)
+    start = threading.Barrier(4)
+
+    def equal(_: int) -> bool:
+        start.wait()
+        part = decode.decode(data, "k", box=BOX)
+        return part.shape == (50, 512, 3) and bool((part[30:50] == whole[30:50]).all())
+
+    with caplog.at_level(logging.INFO, "kdcache"), ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(equal, range(4)))
+    assert caplog.text.count("pip install 'kdcache[turbo]'") == 1
 
 
 def test_a_library_of_other_pixels_is_refused(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    looked_for_again: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     real = turbojpeg.simplejpeg.decode_jpeg
     monkeypatch.setattr(turbojpeg.simplejpeg, "decode_jpeg", lambda *a: real(*a, fastdct=True))
-    turbojpeg.library.cache_clear()
-    try:
-        assert turbojpeg.library() is None
-        assert "its pixels are not those of simplejpeg" in caplog.text
-    finally:
-        monkeypatch.undo()
-        turbojpeg.library.cache_clear()
+    assert not turbojpeg.functions().size
+    assert "its pixels are not those of simplejpeg" in caplog.text

@@ -91,6 +91,7 @@ def test_a_change_in_another_file_of_the_folder_is_compiled(tmp_path: Path) -> N
         ).stdout
 
     assert [printed(), printed()] == ["8\n", "8 1\n"]
+    (tmp_path / ".#inner.py").symlink_to("user@host.1")  # an editor's lock
     inner = (tmp_path / "inner.py").read_text()
     (tmp_path / "inner.py").write_text(inner.replace("2 * x", "30 * x"))
     assert printed() == "120\n"
