@@ -141,3 +141,20 @@ def test_scaled_decoding_is_close_and_each_view_has_its_own_scale(kind: str) -> 
         view.render(whole, spec, params, row, full)
         assert np.abs(full.astype(int) - alone[row]).mean() < 4
     assert (together == alone).all()
+
+
+@pytest.mark.parametrize("interpolation", ["area", "box", "bilinear", "bicubic"])
+def test_views_of_what_their_boxes_show_are_those_of_the_whole_picture(interpolation: str) -> None:
+    buffer, size = io.BytesIO(), (361, 403)
+    Image.fromarray(photo(*size)).save(buffer, "JPEG")
+    spec = ViewSpec(size=64, scale=(0.005, 0.5), interpolation=interpolation)
+    ids, sides = np.arange(90, dtype=np.uint64), [np.full(90, side, np.int32) for side in size]
+    params, reuse = draw.draw(spec, ids, *sides, 0), decode.DecodeBuffer()
+    whole, seen = np.empty((2, 90, 64, 64, 3), np.uint8)
+    for first, count in ((0, 60), (60, 3), *((row, 1) for row in range(63, 90))):
+        rows = range(first, first + count)
+        view.render_views(buffer.getvalue(), "k", spec, [(params, row, whole[row]) for row in rows])
+        reuse.room(3 * size[0] * size[1])[:] = 77  # what is not decoded is not right by chance
+        wanted = [(params, row, seen[row]) for row in rows]
+        view.render_views(buffer.getvalue(), "k", spec, wanted, reuse, seen=True)
+    assert (whole == seen).all()

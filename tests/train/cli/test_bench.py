@@ -5,10 +5,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import simplejpeg
 
 from tests.helpers.outcome import Outcome
 from train.cli import bench
+from train.trainer import stage_profile
 from train.trainer.stage_profile import Stages
 
 EVEN = Stages(
@@ -55,6 +58,18 @@ def test_the_loader_of_a_cache(
     assert alone.code == 0, alone.err
     assert "student" not in alone.out.splitlines()[-2]
     assert alone.out.splitlines()[-1].startswith(("read", "decode", "resize", "operations"))
+
+
+def test_the_decoding_of_jpegs_is_measured(
+    kdcache: Callable[..., Outcome],
+    digits_cache: Path,
+    digits: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    encoded = simplejpeg.encode_jpeg(np.zeros((32, 32, 3), np.uint8))
+    monkeypatch.setattr(stage_profile, "_read", lambda _, rows: (1e-5, [encoded] * len(rows)))
+    told = kdcache("bench", "loader", "--cache", digits_cache, "--data", digits, "--device", "cpu")
+    assert told.code == 0, told.err
 
 
 def test_a_loader_without_a_cache(kdcache: Callable[..., Outcome]) -> None:
