@@ -81,8 +81,8 @@ class CacheRecipe:
     """Views rendered from one decoded image; costs 2 × this × 1,024 views of memory."""
     order: Order = "blocks"
     """Order of the decode groups: "blocks" makes all views of a block before the next block;
-    "views" the first `views_per_decode` views of all blocks before further ones, so that the first
-    epochs of a student are there early. The bytes are the same."""
+    "views" the first `views_per_decode` views of all blocks before further ones, for students that
+    follow the cache (`follow` of stage 2). The bytes are the same."""
     block_size: Annotated[int, Range(1, 2**20)] = 65_536
     """Samples per part."""
     expected_kept: Annotated[float, Range(0, MAX_KEPT)] = 0.0

@@ -19,7 +19,7 @@ from cache_tools.errors import KdcacheError
 from cache_tools.runtime import progress, threads
 from cache_tools.runtime.device import select
 from cache_tools.storage.backends import open_storage
-from cache_tools.store import info, resume
+from cache_tools.store import info, presence, resume
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.verify import verify
@@ -131,7 +131,8 @@ def run(
     opened: Engine | None = None
     try:
         opened = engine(job)
-        failures = _make_missing(opened, recipe, selection)
+        with presence.announced(opened.store):
+            failures = _make_missing(opened, recipe, selection)
     except KeyboardInterrupt as signal:
         if opened is None:
             raise

@@ -34,6 +34,7 @@ from cache_tools.runtime.device import select
 from cache_tools.runtime.progress import shown
 from cache_tools.runtime.signals import StopRequest
 from cache_tools.spec.teacher import Precision, TeacherSpec
+from cache_tools.store import presence
 from cache_tools.store.cache import Cache
 from cache_tools.targets import dense
 from cache_tools.views.draw import MixParams
@@ -290,6 +291,7 @@ class CacheWriter:
     def _iterate(self, batch_size: int) -> Generator[WriterBatch, None, None]:
         store, size, failed = self.store, self._recipe.views_per_decode, list[Failure]()
         with ExitStack() as stack:
+            stack.enter_context(presence.announced(store))
             with shown(self._progress):
                 todo = find_missing(store, self._selection, size)
                 advance = stack.enter_context(views_bar(store, todo, self._selection))

@@ -26,7 +26,10 @@ _ORDER = (
     "num_views",
     "view_order",
 )
-_STREAM = (*_ORDER, "size", "loader", "threads", "checkpoint_minutes", "deterministic")
+FOLLOW = ("follow", "follow_timeout")
+"""Keys of runs that wait for the cache."""
+_RUNNING = ("loader", "threads", "checkpoint_minutes", "deterministic")
+_STREAM = (*_ORDER, "size", *_RUNNING, *FOLLOW)
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,12 @@ class TrainRecipe:
     crop_pct: Annotated[float, Range(0, 1, "least")] = 0.875
     """Share of the shorter side that the center crop of the evaluation takes. The training loop
     crops, then resizes by the mean over an area; `kdcache eval` resizes first, as timm does."""
+    follow: bool = False
+    """Training from a cache that is still being made: each epoch waits for its parts. The student
+    is the one of the finished cache."""
+    follow_timeout: Annotated[float, Range(0, 1e6)] = 0.0
+    """Minutes after which waiting ends with an error: without a process that makes the cache, where
+    a lock beside its folder shows that, else without a new part; 0 = 10 and 60."""
     checkpoint_minutes: Annotated[float, Range(0, 1e6)] = 10.0
     """A checkpoint is written after every epoch and, in long ones, after this many minutes."""
     loader: Literal["auto", "native", "ffcv"] = "auto"

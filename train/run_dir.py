@@ -29,7 +29,7 @@ from cache_tools.spec.canonical import difference
 from cache_tools.storage import atomic, seal
 from train import run_state
 from train.data.inputs import Inputs
-from train.recipe import TrainRecipe
+from train.recipe import FOLLOW, TrainRecipe
 
 _REQUIRED = {
     "result.json": frozenset(
@@ -43,7 +43,8 @@ LOGS = ("log.jsonl", "steps.jsonl")
 """Files of rows, whose digests are stored at every checkpoint and at the end."""
 _LAYOUT = 2
 """Version of the layout of repeated views in batches (`train.data.schedule`); 1: not recorded."""
-_FREE = ("threads", "loader", "checkpoint_minutes", "cache_recipe", "min_views")  # change no result
+_FREE = ("threads", "loader", "checkpoint_minutes", "cache_recipe", "min_views", *FOLLOW)
+"""Keys that change no student."""
 
 
 def init_run(

@@ -14,7 +14,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property, partial
@@ -396,16 +396,18 @@ class Cache:
         except (KdcacheError, OSError, KeyError):
             return False
 
+    def recorded(self, parts: Iterable[Part]) -> list[Part]:
+        """Filter parts to those that have a record, unread: by one request for each."""
+        wanted = list(parts)
+        with ThreadPoolExecutor(_ASKING if self.is_remote else 1) as pool:
+            sizes = pool.map(self.storage.size, [part.record for part in wanted])
+            return [part for part, size in zip(wanted, sizes, strict=True) if size is not None]
+
     def committed(self) -> dict[Part, dict[str, Any]]:
         """Read the records of all parts that have one; CacheDamaged if one was changed."""
-
-        def find(part: Part) -> dict[str, Any] | None:
-            return None if self.storage.size(part.record) is None else self.record(part)
-
-        parts = list(self.parts())
+        parts = self.recorded(self.parts())
         with ThreadPoolExecutor(_ASKING if self.is_remote else 1) as pool:
-            found = dict(zip(parts, pool.map(find, parts), strict=True))
-        return {part: record for part, record in found.items() if record is not None}
+            return dict(zip(parts, pool.map(self.record, parts), strict=True))
 
     def target_bytes(self) -> int:
         """Count the stored bytes of all targets that are there."""

@@ -18,7 +18,7 @@ from cache_tools.spec.canonical import difference
 from cache_tools.spec.sample_table import SampleTable
 from cache_tools.storage import atomic
 from cache_tools.storage.backends import Folder, Storage, open_storage, with_retry
-from cache_tools.store import commits, layout, manifest, metadata
+from cache_tools.store import commits, layout, manifest, metadata, presence
 from cache_tools.store.cache import Cache
 from cache_tools.store.manifest import Manifest
 
@@ -117,7 +117,7 @@ def discard_empty(storage: Storage) -> bool:
             path = Path(os.path.realpath(storage.path))
             with contextlib.suppress(OSError):  # a mount point stays, so does what is not ours
                 path.rmdir()
-                for suffix in (".source", ".lock"):
+                for suffix in (".source", ".lock", presence.SUFFIX):
                     path.with_name(path.name + suffix).unlink(missing_ok=True)
     return True
 

@@ -20,6 +20,7 @@ from cache_tools.reader import CacheReader
 from cache_tools.runtime.device import select
 from train.data import create_loader
 from train.data.device_batch import DeviceBatch, InputTransform, OnlineFn
+from train.data.follow import Follower
 from train.data.inputs import Inputs, check_inputs, open_inputs
 from train.data.loader import Batch
 from train.data.schedule import Schedule
@@ -67,6 +68,8 @@ class Batches(IterableDataset[Any]):
         loader: Literal["auto", "native", "ffcv"] = "auto",
         threads: int = 0,
         allow_partial: bool = False,
+        follow: bool = False,
+        follow_timeout: float = 0.0,
         rank: int | None = None,
         world_size: int | None = None,
         as_dict: bool = False,
@@ -96,6 +99,8 @@ class Batches(IterableDataset[Any]):
             loader: Renderer; pixels are the same.
             threads: Renderer threads; 0: one per core.
             allow_partial: True to train on those samples that the data set has.
+            follow: True if the cache is still being made: each epoch waits for its parts.
+            follow_timeout: Minutes of waiting, as of the recipe's key.
             rank: Number of this process; None: that of torch.distributed, else 0.
             world_size: Number of processes, each of which has its share of every batch.
             as_dict: True for {"pixel_values", "labels", "teacher"} in place of a pair.
@@ -114,7 +119,8 @@ class Batches(IterableDataset[Any]):
                 f"num_views={num_views} cannot be shown: the cache has {inputs.members.num_views} "
                 "views of a sample."
             )
-        check_inputs(inputs)
+        if not follow:
+            check_inputs(inputs)
         recipe = TrainRecipe(
             student="",
             epochs=epochs or 1,
@@ -129,10 +135,12 @@ class Batches(IterableDataset[Any]):
             size=size,
             loader=loader,
             threads=threads,
+            follow=follow,
+            follow_timeout=follow_timeout,
         )
         chosen = select(torch, None if device is None else str(device))
         world = _world(rank, world_size)
-        self._set_up(recipe, inputs, chosen, world, epochs)
+        self._set_up(recipe, inputs, chosen, world, epochs, ALONE)
         self._transform = InputTransform(chosen, "fp32", _rgb(mean), _rgb(std))
         self._as_dict = as_dict
 
@@ -145,9 +153,9 @@ class Batches(IterableDataset[Any]):
         world: World = ALONE,
         epochs: int | None = None,
     ) -> Self:
-        """Make the batches of a run from inputs that `check_inputs` has seen."""
+        """Make the batches of a run, of inputs that `check_inputs` has seen or that it follows."""
         batches = cls.__new__(cls)
-        batches._set_up(recipe, inputs, device, world, epochs or recipe.epochs)
+        batches._set_up(recipe, inputs, device, world, epochs or recipe.epochs, world)
         return batches
 
     def _set_up(
@@ -157,6 +165,7 @@ class Batches(IterableDataset[Any]):
         device: torch.device,
         world: World,
         epochs: int | None,
+        waiting: World,
     ) -> None:
         self.device = device
         """Device of the batches."""
@@ -164,8 +173,12 @@ class Batches(IterableDataset[Any]):
         """Order of the views."""
         self.num_classes = inputs.num_classes
         """Number of classes, C."""
-        on_gpu = device.type == "cuda"
-        self._loader = create_loader.create(recipe, inputs, self.schedule, world, on_gpu)
+        self.follower: Follower | None = None
+        """What waits for the parts of an epoch, while the cache is being made."""
+        if recipe.follow:
+            self.follower = Follower(inputs.members, recipe.follow_timeout, waiting)
+        more = world, device.type == "cuda", self.follower
+        self._loader = create_loader.create(recipe, inputs, self.schedule, *more)
         self._stream = [inputs.fingerprint, world.size, *recipe.order]
         if recipe.size:  # without one, states of earlier versions are loaded
             self._stream.append(f"size={recipe.size}")
@@ -181,9 +194,12 @@ class Batches(IterableDataset[Any]):
         Raises:
             UsageError: In a worker process of a DataLoader.
             CacheDamaged, CacheMismatch, DataError: A part or an image is not what it was.
+            CacheIncomplete: With `follow`: the cache is made no more.
         """
         if get_worker_info() is not None:
             raise UsageError("Batches renders in threads of its own: pass num_workers=0.")
+        if self.follower is not None:
+            self.follower.wait(self.schedule.view_numbers(self._epoch))
         self._step, self._first = self._first, 0
         for batch in self.rendered(self._epoch, self._step):
             moved = self.move(batch)

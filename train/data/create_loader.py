@@ -13,6 +13,7 @@ from cache_tools.errors import UsageError
 from cache_tools.spec.cache import CacheSpec
 from cache_tools.store.aligned import CacheEnsemble
 from cache_tools.store.cache import Cache
+from train.data.follow import Follower
 from train.data.inputs import Inputs
 from train.data.loader import Loader, Renderer
 from train.data.native_renderer import NativeRenderer
@@ -32,8 +33,11 @@ def create(
     schedule: Schedule,
     world: World = ALONE,
     pin_memory: bool = False,
+    follower: Follower | None = None,
 ) -> Loader:
     """Create the loader of a run; `pin_memory` page-locks its pixels, for a GPU.
+
+    With a `follower`, parts of the cache may be missing until their epoch.
 
     Raises:
         UsageError: The recipe names a loader that cannot be used.
@@ -48,7 +52,7 @@ def create(
 
         renderer = FfcvRenderer(cache, images, recipe.threads, schedule, world)
     targets = StoredTargets(inputs.members, "zero" if recipe.tail == "zero" else "uniform")
-    return Loader(schedule, targets, renderer, world, pin_memory)
+    return Loader(schedule, targets, renderer, world, pin_memory, follower)
 
 
 def native(cache: Cache, images: ImageDataset, schedule: Schedule, num_threads: int = 0) -> Loader:

@@ -24,6 +24,7 @@ from cache_tools.numerics.array_types import I8, U1
 from cache_tools.store import view_params
 from cache_tools.targets.codec import DecodedTargets
 from train.data.buffer_pool import BufferPool
+from train.data.follow import Follower
 from train.data.prefetch import EpochPrefetcher, View
 from train.data.schedule import Plan, Schedule
 from train.data.stored_targets import StoredTargets
@@ -109,8 +110,11 @@ class Loader:
         renderer: Renderer,
         world: World = ALONE,
         pin_memory: bool = False,
+        follower: Follower | None = None,
     ) -> None:
         """Put a loader together; `pin_memory` page-locks its pixels, for a GPU.
+
+        With a `follower`, parts of the cache may be missing until their epoch.
 
         Raises:
             UsageError: A batch cannot be divided evenly among the processes.
@@ -118,7 +122,7 @@ class Loader:
         self._cache = cache = targets.members.reference
         self._schedule, self._targets, self._renderer = schedule, targets, renderer
         self._world = world
-        self._epochs = EpochPrefetcher(targets.members, schedule, renderer.images)
+        self._epochs = EpochPrefetcher(targets.members, schedule, renderer.images, follower)
         self._has_partners = view_params.has_partner_params(cache)
         side = schedule.views.size
         self._pool = BufferPool((schedule.max_pictures(world), side, side, 3), pin_memory)

@@ -22,6 +22,7 @@ from cache_tools.store.commits import Part
 from cache_tools.targets.codec import EncodedTargets
 from cache_tools.verify import probes
 from cache_tools.views import draw
+from train.data.follow import Follower
 from train.data.schedule import Plan, Schedule
 
 
@@ -48,11 +49,21 @@ Epoch = tuple[Plan, list[View]]
 class EpochPrefetcher:
     """Epochs of a schedule; the one after the last one returned is made in the background."""
 
-    def __init__(self, members: CacheEnsemble, schedule: Schedule, images: ImageDataset) -> None:
-        """Prefetch epochs 0 .. `schedule.epochs`; where that is unset, one more each time."""
+    def __init__(
+        self,
+        members: CacheEnsemble,
+        schedule: Schedule,
+        images: ImageDataset,
+        follower: Follower | None = None,
+    ) -> None:
+        """Prefetch epochs 0 .. `schedule.epochs`; where that is unset, one more each time.
+
+        With a `follower`, only those are prefetched whose parts are there.
+        """
         self._members = members
         self._schedule = schedule
         self._images = images
+        self._follower = follower
         self._views: dict[int, View] = {}
         self._next: tuple[int, Future[Epoch]] | None = None
         self._lock = threading.Lock()
@@ -68,6 +79,8 @@ class EpochPrefetcher:
         ahead = prefetched[1] if prefetched is not None and prefetched[0] == epoch else None
         found = ahead.result() if ahead is not None else self._make(epoch)
         if epoch + 1 == self._schedule.epochs:
+            return found
+        if self._follower and not self._follower.ready(self._schedule.view_numbers(epoch + 1)):
             return found
         background = ThreadPoolExecutor(1, thread_name_prefix="views")
         self._next = epoch + 1, background.submit(self._make, epoch + 1)
@@ -92,7 +105,7 @@ class EpochPrefetcher:
                 self._members.params(Part(number, block))
         stored = tuple(member.read_view(number) for member in self._members.caches)
         for member in self._members.caches:
-            if member.is_remote:  # others were checked before the first epoch
+            if member.is_remote or self._follower:  # others were checked before the first epoch
                 for block in range(member.spec.num_blocks):
                     part = Part(number, block)
                     probes.check_probes(member, self._images, part, self._schedule.present_N)

@@ -91,7 +91,7 @@ def prepare(
         CacheIncomplete, CacheDamaged, CacheMismatch: The cache is not whole, or of other images.
     """
     planned, estimates = _plan(sweep, fresh, gigabytes, max_students)
-    if planned:
+    if not all(student.recipe.follow for cohort in planned for student in cohort):
         check_inputs(sweep.inputs)
     for student in sweep.students:
         run_dir.init_run(sweep.folder(student), student.recipe, sweep.inputs, fresh)

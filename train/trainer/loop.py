@@ -82,7 +82,7 @@ def train_cohort(  # noqa: PLR0912 - the one long function
     Args:
         runs: Folder of each run, prepared by `run_dir.init_run`, and its recipe; the recipes agree
             in `TrainRecipe.stream`.
-        inputs: Cache and data, checked by `inputs.check_inputs`.
+        inputs: Cache and data, checked by `inputs.check_inputs` unless the recipes have `follow`.
         device: Device of the training.
         teacher_fn: The teacher in the loop, for mode online.
         world: The processes that train together.
@@ -95,6 +95,7 @@ def train_cohort(  # noqa: PLR0912 - the one long function
 
     Raises:
         KeyboardInterrupt: A signal came; the checkpoints are written.
+        CacheIncomplete: The cache that is followed is made no more; likewise.
     """
     shared = runs[0][1]
     backends.configure(device, shared.deterministic)
@@ -132,11 +133,14 @@ def train_cohort(  # noqa: PLR0912 - the one long function
         for epoch in range(epochs + 1):
             for student in [one for one in students if one.finished]:
                 with leaving(student):
-                    results[student.out] = student.finish()
+                    content = batches.follower.content() if batches.follower else {}
+                    results[student.out] = student.finish(content)
                     students.remove(student)
             group = [student for student in students if student.progress.epoch == epoch]
             if not group:
                 continue
+            if batches.follower is not None:
+                batches.follower.wait(schedule.view_numbers(epoch), signals)
             for student in group:
                 student.task.train()
             step = min(student.progress.step for student in group)

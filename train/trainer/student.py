@@ -259,8 +259,11 @@ class StudentTrainer:
         self.save()
         return row
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self, content: dict[str, Any]) -> dict[str, Any]:
         """Close the log, save the student, write the result and remove the checkpoint.
+
+        Args:
+            content: Facts of a cache that was followed, for the result.
 
         Returns:
             The content of result.json.
@@ -291,6 +294,7 @@ class StudentTrainer:
             "cost_seconds": round(progress.cost, 2),
             "parameters": sum(p.numel() for p in self._student.parameters()),
             "loss": last["loss"],
+            **content,
         }
         if self._inputs.coverage.missing:
             result["coverage"] = self._inputs.coverage.facts

@@ -58,6 +58,11 @@ def check(recipes: Sequence[TrainRecipe], inputs: Inputs) -> None:
         factory.check(recipe, inputs.num_classes, own)
     for recipe in recipes:
         _warn_of_temperatures(recipe, inputs)
+        if recipe.follow and recipe.view_order == "shuffle":
+            log.warning(
+                "view_order=shuffle takes views in another order than stage 1 makes them: epochs "
+                "wait for late ones. With follow=true, view_order=cycle waits least."
+            )
     _check_members(inputs, recipes)
     labelled = any(
         recipe.mode == "labels"
