@@ -174,7 +174,7 @@ class Batches(IterableDataset[Any]):
         self.num_classes = inputs.num_classes
         """Number of classes, C."""
         self.follower: Follower | None = None
-        """What waits for the parts of an epoch, while the cache is being made."""
+        """Wait for the parts of an epoch, while the cache is being made; None without `follow`."""
         if recipe.follow:
             self.follower = Follower(inputs.members, recipe.follow_timeout, waiting)
         more = world, device.type == "cuda", self.follower

@@ -235,7 +235,7 @@ def test_batches_wait_as_well(
             assert torch.equal(targets.probability, wanted.probability)
 
 
-def test_a_cache_at_a_url_is_asked_about_seldom(
+def test_looks_at_a_url_become_rarer(
     growing: Growing, clock: Clock, tmp_path: Path
 ) -> None:
     """Each time nothing is new, twice as long after the last time; plain HTTP lists no files."""
