@@ -235,9 +235,7 @@ def test_batches_wait_as_well(
             assert torch.equal(targets.probability, wanted.probability)
 
 
-def test_looks_at_a_url_become_rarer(
-    growing: Growing, clock: Clock, tmp_path: Path
-) -> None:
+def test_looks_at_a_url_become_rarer(growing: Growing, clock: Clock, tmp_path: Path) -> None:
     """Each time nothing is new, twice as long after the last time; plain HTTP lists no files."""
     with range_server.serve(growing.path) as server:
         follower = Follower(opened(server.url))
