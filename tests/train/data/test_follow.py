@@ -24,6 +24,7 @@ from train import api
 from train.data import follow
 from train.data.batches import Batches
 from train.data.follow import AFTER_END, WITHOUT_PART, Follower
+from train.distributed import World
 
 SMALL = {"epochs": 3, "views_per_epoch": 1, "batch_size": 50}
 VIEWS = 4
@@ -249,6 +250,7 @@ def test_looks_at_a_url_become_rarer(growing: Growing, clock: Clock, tmp_path: P
     assert follower.ready([0, 1])
 
 
+@pytest.mark.slow
 def test_a_sweep_follows_as_a_run_does(
     growing: Growing, afterwards: Path, digits: Path, tmp_path: Path, clock: Clock, kdcache: Command
 ) -> None:
@@ -268,3 +270,18 @@ def test_a_zip_is_refused_by_name(digits_cache: Path, tmp_path: Path) -> None:
     made = shutil.make_archive(str(tmp_path / "cache"), "zip", digits_cache)
     with pytest.raises(UsageError, match=r"cache\.zip is a zip\. Leave follow out"):
         Follower(opened(made))
+
+
+def test_a_part_that_one_process_does_not_see_yet_is_waited_for_by_all(
+    growing: Growing, clock: Clock
+) -> None:
+    """As on a network file system, whose machines see a new file one after the other."""
+    late = [[(0, Part(0, 0))], [(0, Part(0, 0))], []]
+
+    class Two(World):
+        def all(self, value: Any) -> list[Any]:
+            return [value, late.pop(0)]
+
+    growing.commit(0)
+    Follower(opened(growing.path), world=Two()).wait([0])
+    assert late == []
