@@ -23,6 +23,7 @@ from cache_tools.file_contents import parse_toml, read_text
 
 T = TypeVar("T")
 MAX_BASES = 8
+_LISTS = (list, tuple)
 
 
 class Kwargs(dict[str, Any]):
@@ -253,7 +254,9 @@ def _value(hint: Any, value: Any, context: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in args:
             return None
-        return _value(next(a for a in args if a is not type(None)), value, context)
+        kinds = [a for a in args if a is not type(None)]
+        fits = [a for a in kinds if isinstance(value, _LISTS) == (typing.get_origin(a) is tuple)]
+        return _value((fits or kinds)[0], value, context)
     return _scalar(hint, value, context)
 
 
@@ -269,7 +272,7 @@ def _argument(value: Any, context: str) -> Any:
 
 
 def _tuple(args: tuple[Any, ...], value: Any, context: str) -> tuple[Any, ...]:
-    if not isinstance(value, (list, tuple)):
+    if not isinstance(value, _LISTS):
         raise RecipeError(f"{context}: expected a list, found {value!r}.")
     if args[-1] is Ellipsis:
         args = (args[0],) * len(value)

@@ -271,7 +271,7 @@ def _type(hint: Any) -> str:
     if origin is Literal:
         return ", ".join(map(str, arguments))
     if origin in (UnionType, typing.Union):
-        return _type(next(a for a in arguments if a is not type(None)))
+        return ", ".join(_type(a) for a in arguments if a is not type(None))
     if origin in (tuple, list):
         many = origin is list or arguments[-1] is Ellipsis
         return f"{'list of' if many else f'{len(arguments)} ×'} {_type(arguments[0])}"

@@ -4,6 +4,7 @@ Every value that decides a student's weights is a field here, so that the recipe
 reproduces it.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,8 @@ Count = Annotated[int, Range(1, 2**20)]
 Weight = Annotated[float, Range(0, 1e6)]
 LastWeight = Annotated[float, Range(-1, 1e6)]
 Share = Annotated[float, Range(0, 1, "most")]
+Size = int | tuple[tuple[float, ...], ...]
+_PIXELS = Range(0, 4096)
 _ORDER = (
     "batch_size",
     "grad_accum_steps",
@@ -29,7 +32,19 @@ _ORDER = (
 FOLLOW = ("follow", "follow_timeout")
 """Keys of runs that wait for the cache."""
 _RUNNING = ("loader", "threads", "checkpoint_minutes", "deterministic")
-_STREAM = (*_ORDER, "size", *_RUNNING, *FOLLOW)
+_STREAM = (*_ORDER, *_RUNNING, *FOLLOW)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Epochs in a row in which views have one size."""
+
+    first: int
+    """First epoch."""
+    size: int
+    """Pixels a side of the views; 0 = the cache's."""
+    batch_size: int
+    """Views per step."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +80,11 @@ class TrainRecipe:
     the loop, all on the same views."""
     batch_size: Count = 256
     """Views per step; the last incomplete batch of an epoch is dropped."""
-    size: Annotated[int, Range(0, 4096)] = 0
+    size: Size = 0
     """Pixels a side of the views that the student is shown: the cache's views with the same boxes,
-    flips, operations and partners, rendered from the originals at this size; 0 = the cache's."""
+    flips, operations and partners, rendered from the originals at this size; 0 = the cache's. Or a
+    schedule, [[0.0, 128], [0.5, 176], [0.85, 224, 512]]: from each share of the run on the pixels
+    and, where it is named, the batch size; a size begins with an epoch."""
     eval_size: Annotated[int, Range(0, 4096)] = 0
     """Pixels a side of the evaluation, larger than `size` as in FixRes (Touvron et al., NeurIPS
     2019); 0 = that of the training."""
@@ -198,6 +215,30 @@ class TrainRecipe:
         if self.model_ema_warmup and not self.model_ema_decay:
             raise ValueError("model_ema_warmup needs a moving average: set model_ema_decay.")
 
+        if not isinstance(self.size, int):
+            self._check_schedule(self.size)
+        elif self.size not in _PIXELS:
+            raise ValueError(f"size must be {_PIXELS}, found {self.size}.")
+
+    def _check_schedule(self, size: tuple[tuple[float, ...], ...]) -> None:
+        """Refuse sizes that are no schedule of this run; raises ValueError."""
+        for row in size:
+            whole = all(number == int(number) for number in row[1:])
+            if len(row) not in (2, 3) or not whole or not all(1 <= n <= 4096 for n in row[1:2]):
+                raise ValueError(
+                    f"size: {list(row)} is no row of a schedule: the share of the run, pixels (1 "
+                    "to 4,096) and, if it differs, the batch size, such as [0.5, 176]."
+                )
+            if len(row) == 3 and not 1 <= row[2] <= 2**20:
+                raise ValueError(f"size: a batch size must be 1 to 1,048,576, found {row[2]:g}.")
+        firsts = [phase.first for phase in self.phases]
+        if firsts[:1] != [0] or firsts != sorted({*firsts}) or firsts[-1] >= self.epochs:
+            raise ValueError(
+                f"size: its rows begin at the epochs {firsts} of {self.epochs}. The first row "
+                "begins at share 0.0, and each later one at a later epoch: leave out rows, or "
+                "raise epochs."
+            )
+
     def value(self, key: str) -> Any:
         """Return the value of a key or, as "opt_kwargs.eps", of an argument; None where unset."""
         name, _, argument = key.partition(".")
@@ -217,16 +258,40 @@ class TrainRecipe:
     @property
     def stream(self) -> tuple[Any, ...]:
         """Values that decide the batches: students that agree in them share their batches."""
-        return self.seed_of_order, *(getattr(self, name) for name in _STREAM)
+        return self.seed_of_order, *(getattr(self, name) for name in _STREAM), self.phases
 
     @property
     def seed_of_order(self) -> int:
         """Seed of the order of samples."""
         return self.order_seed if self.order_seed >= 0 else self.seed
 
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """Phases of the run in their order."""
+        if isinstance(self.size, int):
+            return (Phase(0, self.size, self.batch_size),)
+        return tuple(
+            Phase(
+                math.ceil(round(share * self.epochs, 9)),
+                int(size),
+                int(*batch or [self.batch_size]),
+            )
+            for share, size, *batch in self.size
+        )
+
+    def sizes(self, own: int) -> list[int]:
+        """List the pixels a side of the views of each phase; `own`: those of the cache's views."""
+        return [phase.size or own for phase in self.phases]
+
     def train_size(self, own: int) -> int:
-        """Return the pixels a side of the views it is shown; `own`: those of the cache's views."""
-        return self.size or own
+        """Return the pixels a side of the views it is shown last; `own` as of `sizes`."""
+        return self.sizes(own)[-1]
+
+    def largest(self, own: int) -> tuple[int, int]:
+        """Return size and batch size of the phase with the most pixels per step."""
+        sizes = zip(self.sizes(own), self.phases, strict=True)
+        pairs = [(size, phase.batch_size) for size, phase in sizes]
+        return max(pairs, key=lambda pair: pair[0] ** 2 * pair[1])
 
     def measured_size(self, own: int) -> int:
         """Return the pixels a side of its evaluation; `own` as of `train_size`."""

@@ -81,14 +81,15 @@ def _measure(
     loaded = recipes.load(name or "photos", overrides)
     inputs = open_inputs(cache, data)
     torch_device, own = select(torch, device), inputs.store.spec.views.size
+    size, batch_size = loaded.largest(own)
     backends.configure(torch_device, loaded.deterministic)
     if torch_device.type == "cpu":
-        torch.set_num_threads(threads.for_torch(loaded.train_size(own))[0])
+        torch.set_num_threads(threads.for_torch(size)[0])
     if name is not None:
         factory.check_head(loaded, inputs.store)
         factory.check(loaded, inputs.num_classes, own)
     most = inputs.store.spec.dataset.num_samples * loaded.views_per_epoch
-    batch_size = min(loaded.batch_size, most)
+    batch_size = min(batch_size, most)
     schedule = Schedule(
         inputs.store,
         loaded.views_per_epoch,
@@ -97,14 +98,14 @@ def _measure(
         aug_repeats=loaded.aug_repeats,
         grad_accum_steps=loaded.grad_accum_steps,
         epochs=loaded.epochs,
-        size=loaded.size,
+        size=size,
     )
     on_gpu = torch_device.type == "cuda"
     loader = create_loader.create(loaded, inputs, schedule, pin_memory=on_gpu)
     half = (0.5, 0.5, 0.5)
     feed = InputTransform(torch_device, loaded.precision, half, half)
     student = loaded if name is not None else None
-    stages = stage_profile.measure(inputs, loader, student, feed, loaded.size)
+    stages = stage_profile.measure(inputs, loader, student, feed, size)
     cores = loaded.threads or threads.cpu_count()
     return {
         "device": str(torch_device),

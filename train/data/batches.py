@@ -6,7 +6,9 @@ alone, so that a loop which saves `state_dict` goes on with exactly the batches 
 Shapes: B views of a batch, S pixels a side.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -64,7 +66,7 @@ class Batches(IterableDataset[Any]):
         tail: Literal["uniform", "zero"] = "uniform",
         seed: int = 0,
         epochs: int | None = None,
-        size: int = 0,
+        size: int | Sequence[Sequence[float]] = 0,
         loader: Literal["auto", "native", "ffcv"] = "auto",
         threads: int = 0,
         allow_partial: bool = False,
@@ -95,7 +97,8 @@ class Batches(IterableDataset[Any]):
             seed: Seed of the order of samples.
             epochs: Epochs of the run, after which nothing is loaded ahead; None: unknown.
             size: Pixels a side, S: the same views, rendered from the originals at this size; 0: the
-                cache's own.
+                cache's own. Or a schedule over the epochs, as in recipes: rows of the share of the
+                run, pixels and, if it differs, the batch size.
             loader: Renderer; pixels are the same.
             threads: Renderer threads; 0: one per core.
             allow_partial: True to train on those samples that the data set has.
@@ -119,6 +122,8 @@ class Batches(IterableDataset[Any]):
                 f"num_views={num_views} cannot be shown: the cache has {inputs.members.num_views} "
                 "views of a sample."
             )
+        if not isinstance(size, int) and epochs is None:
+            raise UsageError(f"size={list(size)} is a schedule over the run. Pass epochs, too.")
         if not follow:
             check_inputs(inputs)
         recipe = TrainRecipe(
@@ -132,7 +137,7 @@ class Batches(IterableDataset[Any]):
             view_order=view_order,
             tail=tail,
             seed=seed,
-            size=size,
+            size=size if isinstance(size, int) else tuple(map(tuple, size)),
             loader=loader,
             threads=threads,
             follow=follow,
@@ -169,24 +174,47 @@ class Batches(IterableDataset[Any]):
     ) -> None:
         self.device = device
         """Device of the batches."""
-        self.schedule = Schedule.of(recipe, inputs, epochs)
-        """Order of the views."""
         self.num_classes = inputs.num_classes
         """Number of classes, C."""
         self.follower: Follower | None = None
         """Wait for the parts of an epoch, while the cache is being made; None without `follow`."""
         if recipe.follow:
             self.follower = Follower(inputs.members, recipe.follow_timeout, waiting)
-        more = world, device.type == "cuda", self.follower
-        self._loader = create_loader.create(recipe, inputs, self.schedule, *more)
+        phases = recipe.phases
+        self._firsts = [phase.first for phase in phases]
+        ends = [*self._firsts[1:], epochs]
+        self._schedules = [
+            Schedule.of(recipe, inputs, *of) for of in zip(ends, phases, strict=True)
+        ]
+        for schedule in self._schedules:
+            schedule.max_pictures(world)  # a batch that cannot be divided is refused now
+        more = {"world": world, "pin_memory": device.type == "cuda", "follower": self.follower}
+        self._create = partial(create_loader.create, recipe, inputs, **more)
+        self._loaded = self._schedules[0]
+        self._loader = self._create(self._loaded)
         self._stream = [inputs.fingerprint, world.size, *recipe.order]
         if recipe.size:  # without one, states of earlier versions are loaded
-            self._stream.append(f"size={recipe.size}")
+            self._stream.append(f"size={recipe.size if len(phases) == 1 else phases}")
         self._epoch = self._step = self._first = 0
 
     def __len__(self) -> int:
-        """Count the batches of an epoch."""
+        """Count the batches of the epoch in hand, or of the next one."""
         return self.schedule.steps
+
+    @property
+    def schedule(self) -> Schedule:
+        """Order of the views in the epoch in hand, or the next one."""
+        return self.schedule_of(self._epoch)
+
+    def schedule_of(self, epoch: int) -> Schedule:
+        """Return the order of the views in the phase of an epoch."""
+        return self._schedules[bisect_right(self._firsts, epoch) - 1]
+
+    def total(self, epochs: int, count: Callable[[Schedule], int]) -> int:
+        """Add up what `count` finds in the schedule of each of the first `epochs` epochs."""
+        ends = [*self._firsts[1:], epochs]
+        spans = zip(self._firsts, ends, self._schedules, strict=True)
+        return sum(max(0, min(end, epochs) - first) * count(of) for first, end, of in spans)
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the batches of one epoch: [B, 3, S, S] fp32, mixed and normalised, and targets.
@@ -211,6 +239,8 @@ class Batches(IterableDataset[Any]):
 
     def rendered(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield the batches of one epoch on the host, from `first_step` on."""
+        if (schedule := self.schedule_of(epoch)) is not self._loaded:
+            self._loaded, self._loader = schedule, self._create(schedule)
         return self._loader.epoch(epoch, first_step)
 
     def move(self, batch: Batch, online: OnlineFn | None = None) -> DeviceBatch:
@@ -247,7 +277,7 @@ class Batches(IterableDataset[Any]):
         Raises:
             UsageError: The state is of another cache, order or number of processes.
         """
-        stream = self._stream, len(self)
+        stream = self._stream, self.schedule_of(int(state["epoch"])).steps
         if (list(state["stream"]), state["steps"]) != stream:
             raise UsageError(
                 "this state is of other batches: "

@@ -31,7 +31,7 @@ from cache_tools.store.cache import Cache
 from cache_tools.views.draw import MixParams
 from train.data.inputs import Inputs
 from train.distributed import World
-from train.recipe import TrainRecipe
+from train.recipe import Phase, TrainRecipe
 
 
 @dataclass(frozen=True)
@@ -133,12 +133,12 @@ class Schedule:
             )
 
     @classmethod
-    def of(cls, recipe: TrainRecipe, inputs: Inputs, epochs: int | None) -> Self:
-        """Make the schedule of a recipe; `epochs` of a cohort are those of its longest run."""
+    def of(cls, recipe: TrainRecipe, inputs: Inputs, epochs: int | None, phase: Phase) -> Self:
+        """Make the schedule of a phase of a recipe, which ends with `epochs` (None: unset)."""
         return cls(
             inputs.store,
             recipe.views_per_epoch,
-            recipe.batch_size,
+            phase.batch_size,
             recipe.seed_of_order,
             aug_repeats=recipe.aug_repeats,
             grad_accum_steps=recipe.grad_accum_steps,
@@ -146,7 +146,7 @@ class Schedule:
             shuffle=recipe.view_order == "shuffle",
             present_N=inputs.present_N,
             epochs=epochs,
-            size=recipe.size,
+            size=phase.size,
         )
 
     def view_numbers(self, epoch: int) -> tuple[int, ...]:

@@ -237,7 +237,8 @@ def _open_reference(path: str, request: EvalRequest, target: EvalTarget) -> Refe
             f"the cache {path} is of {classes} classes, the student has {student.num_classes}. "
             "Pass --cache with one of the student's classes, or --views 0."
         )
-    size = int(config.get("recipe", {}).get("size", 0))  # at which it was trained
+    # at which it was trained; without a size of its own, at that of the cache
+    size = int(config["view_size"]) if config.get("recipe", {}).get("size") else 0
     if not student.accepts(size or store.spec.views.size):
         size = student.fixed_size
     view_params.at_size(store, size)

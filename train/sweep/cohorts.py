@@ -69,12 +69,12 @@ class MemoryEstimate:
 def measure(
     recipe: TrainRecipe, num_classes: int, own: int, device: torch.device
 ) -> MemoryEstimate:
-    """Measure a few steps of a student at its size; `own` is that of the cache's views."""
-    size = recipe.train_size(own)
+    """Measure a few of the largest steps of a student; `own` is the size of the cache's views."""
+    size, batch_size = recipe.largest(own)
     backends.configure(device, recipe.deterministic)
     student = create_student(recipe, num_classes).to(device).train()
     optimizer = create_optimizer(recipe, student)
-    count = recipe.batch_size if device.type == "cuda" else min(recipe.batch_size, _ON_CPU)
+    count = batch_size if device.type == "cuda" else min(batch_size, _ON_CPU)
     config: dict[str, Any] = cast(Any, student).pretrained_cfg
     feed = InputTransform(device, recipe.precision, tuple(config["mean"]), tuple(config["std"]))
     x = feed.normalise(torch.zeros(count, 3, size, size, device=device))
@@ -102,8 +102,8 @@ def measure(
     return MemoryEstimate(
         sum(p.numel() for p in student.parameters()),
         weights * (2 if recipe.model_ema_decay else 1) + _bytes(states),
-        activations * recipe.batch_size // count + gradients,
-        seconds * recipe.batch_size / count,
+        activations * batch_size // count + gradients,
+        seconds * batch_size / count,
         round(count / inference_seconds, 1),
         device_name(device),
     )
@@ -136,7 +136,8 @@ def group(
     for alike in streams.values():
         limit = max_students or len(alike)
         if alike[0].recipe.compile:
-            limit = min(limit, _MOST_COMPILED)
+            sizes = len({phase.size for phase in alike[0].recipe.phases})
+            limit = min(limit, max(1, _MOST_COMPILED // sizes))
         cohort: list[Student] = []
         for student in alike:
             if (alone := _total_bytes([student], estimates, own)) > budget:
@@ -144,9 +145,10 @@ def group(
                 raise UsageError(
                     f"the device is too small for {student.name}: it needs {alone / 1e9:.2f} GB "
                     f"({needed.resident / 1e9:.2f} of weights and optimizer, "
-                    f"{needed.activation_bytes / 1e9:.2f} of a step of {student.recipe.batch_size} "
-                    f"views), and {budget / 1e9:.2f} are available. Lower batch_size and raise "
-                    "grad_accum_steps, or take it out of the grid."
+                    f"{needed.activation_bytes / 1e9:.2f} of a step of "
+                    f"{student.recipe.largest(own)[1]} views), and {budget / 1e9:.2f} are "
+                    "available. Lower batch_size and raise grad_accum_steps, or take it out of the "
+                    "grid."
                 )
             larger = [*cohort, student]
             if cohort and (len(cohort) == limit or _total_bytes(larger, estimates, own) > budget):
@@ -176,7 +178,8 @@ def _total_bytes(
 ) -> float:
     """Bytes of a cohort: all that is resident, the largest step, a batch and its copies."""
     each, recipe = [estimates[student.name] for student in students], students[0].recipe
-    batch = 4 * 3 * recipe.train_size(own) ** 2 * recipe.batch_size * 4
+    size, batch_size = recipe.largest(own)
+    batch = 4 * 3 * size * size * batch_size * 4
     return sum(e.resident for e in each) + max(e.activation_bytes for e in each) + batch
 
 

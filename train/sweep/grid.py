@@ -142,7 +142,7 @@ def _student(
 
 def plain(value: Any) -> Any:
     """Return a value of a key for tables and plots, a list or table as a word."""
-    return _word(value) if isinstance(value, list | dict) else value
+    return _word(value) if isinstance(value, list | tuple | dict) else value
 
 
 def _word(value: Any) -> str:
@@ -150,6 +150,6 @@ def _word(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, dict):
         return "+".join(f"{key}={_word(found)}" for key, found in value.items())
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return "-".join(map(_word, value))
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -209,7 +209,7 @@ def _estimates(sweep: Sweep, students: Sequence[Student]) -> dict[str, MemoryEst
         for student in students:
             r, path = student.recipe, sweep.folder(student) / NEED
             made = r.student, r.student_kwargs, r.grad_checkpointing, r.opt, r.opt_kwargs
-            key = *made, bool(r.model_ema_decay), r.precision, r.batch_size, r.size
+            key = *made, bool(r.model_ema_decay), r.precision, r.largest(own)
             if key not in alike and path.is_file():
                 there = MemoryEstimate.from_json(run_dir.read_json(path))
                 if there.device == cohorts.device_name(sweep.device):

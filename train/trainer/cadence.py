@@ -34,15 +34,16 @@ class Due:
 class Cadence:
     """Decisions after each step of an epoch."""
 
-    def __init__(self, recipe: TrainRecipe, steps: int, world: World, signals: StopRequest) -> None:
-        """Plan epochs of `steps` steps."""
+    def __init__(self, recipe: TrainRecipe, world: World, signals: StopRequest) -> None:
+        """Plan the epochs of a run."""
         accum = recipe.grad_accum_steps
         self._log_stride = accum * math.ceil(LOG_STEPS / accum)
         self._seconds = 60 * recipe.checkpoint_minutes
-        self._steps, self._world, self._signals = steps, world, signals
+        self._world, self._signals = world, signals
 
-    def start_epoch(self) -> None:
-        """Count the minutes to the next checkpoint from now on."""
+    def start_epoch(self, steps: int) -> None:
+        """Begin an epoch of `steps` steps; the minutes to the next checkpoint count from now on."""
+        self._steps = steps
         self._saved = time.monotonic()
 
     def after(self, step: int, updated: bool) -> Due | None:

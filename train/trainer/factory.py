@@ -230,7 +230,7 @@ def check(recipe: TrainRecipe, num_classes: int, own: int) -> None:
         UsageError: An unknown name, or a student that does not take views of its size.
     """
     student = create_student(recipe, num_classes).eval()
-    for size in dict.fromkeys((recipe.measured_size(own), recipe.train_size(own))):
+    for size in dict.fromkeys([recipe.measured_size(own), *recipe.sizes(own)]):
         try:
             with torch.no_grad():
                 logits = student(torch.zeros(2, 3, size, size))

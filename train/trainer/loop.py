@@ -103,15 +103,14 @@ def train_cohort(  # noqa: PLR0912 - the one long function
         torch.compiler.reset()  # of one function it keeps no more than a few networks' code
     epochs = max(recipe.epochs for _, recipe in runs)
     batches = Batches.of_recipe(shared, inputs, device, world, epochs)
-    schedule = batches.schedule
     students = [
-        StudentTrainer(recipe, inputs, out, device, schedule, world, trackers)
+        StudentTrainer(recipe, inputs, out, device, batches, world, trackers)
         for out, recipe in runs
     ]
 
     label = f"{len(runs)} students" if len(runs) > 1 else f"{shared.mode} seed {shared.seed}"
-    views = epochs * schedule.steps * shared.batch_size
-    done = min(student.steps for student in students) * shared.batch_size
+    views = batches.total(epochs, lambda of: of.steps * of.batch_size)
+    done = min(student.views for student in students)
     results: dict[Path, dict[str, Any] | NonFinite] = {}
 
     @contextmanager
@@ -129,7 +128,7 @@ def train_cohort(  # noqa: PLR0912 - the one long function
         open_logs(students),
         progress.bar(label, views, "images", done) as advance,
     ):
-        cadence = Cadence(shared, schedule.steps, world, signals)
+        cadence = Cadence(shared, world, signals)
         for epoch in range(epochs + 1):
             for student in [one for one in students if one.finished]:
                 with leaving(student):
@@ -139,12 +138,13 @@ def train_cohort(  # noqa: PLR0912 - the one long function
             group = [student for student in students if student.progress.epoch == epoch]
             if not group:
                 continue
+            schedule = batches.schedule_of(epoch)
             if batches.follower is not None:
                 batches.follower.wait(schedule.view_numbers(epoch), signals)
             for student in group:
                 student.task.train()
             step = min(student.progress.step for student in group)
-            cadence.start_epoch()
+            cadence.start_epoch(schedule.steps)
             timer = StepTimer()
             for batch in batches.rendered(epoch, step):
                 timer.batch_ready()
@@ -172,7 +172,7 @@ def train_cohort(  # noqa: PLR0912 - the one long function
                             student.update()
                         student.end_step(losses)
 
-                advance(shared.batch_size)
+                advance(schedule.batch_size)
                 timer.end_step(turn)
                 due = cadence.after(step, updated=sync)
                 if due is None:

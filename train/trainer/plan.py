@@ -87,8 +87,13 @@ def plan(recipe: TrainRecipe, cache: Expected, rate: float = 0.0) -> dict[str, A
     """Compute the size of a run, and its hours at `rate` images per second (0 = unknown)."""
     shown = cache.samples // recipe.aug_repeats
     of_sample = recipe.views_per_epoch * recipe.aug_repeats
-    steps = shown * of_sample // recipe.batch_size
-    images = recipe.epochs * steps * recipe.batch_size
+    ends = [*(phase.first for phase in recipe.phases[1:]), recipe.epochs]
+    phases = [
+        (end - phase.first, shown * of_sample // phase.batch_size, phase)
+        for phase, end in zip(recipe.phases, ends, strict=True)
+    ]
+    images = sum(epochs * steps * phase.batch_size for epochs, steps, phase in phases)
+    accum = recipe.grad_accum_steps
     facts: dict[str, Any] = {
         "samples": cache.samples,
         "views_in_cache": cache.num_views,
@@ -98,12 +103,17 @@ def plan(recipe: TrainRecipe, cache: Expected, rate: float = 0.0) -> dict[str, A
         "epochs": recipe.epochs,
         "size": recipe.train_size(cache.views.size),
         "eval_size": recipe.measured_size(cache.views.size),
-        "steps_per_epoch": steps,
-        "updates": recipe.epochs * -(-steps // recipe.grad_accum_steps),
-        "views_per_update": recipe.batch_size * recipe.grad_accum_steps,
+        "steps_per_epoch": phases[-1][1],
+        "updates": sum(epochs * -(-steps // accum) for epochs, steps, _ in phases),
+        "views_per_update": phases[-1][2].batch_size * accum,
         "images": images,
         "resident_bytes": round(_resident(cache, of_sample)),
     }
+    if len(phases) > 1:  # what is of one phase above is of the last
+        facts["phases"] = ", ".join(
+            f"{epochs} × {phase.size or cache.views.size} px in batches of {phase.batch_size}"
+            for epochs, _, phase in phases
+        )
     return facts | ({"hours": round(images / rate / 3600, 1)} if rate else {})
 
 

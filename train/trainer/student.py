@@ -25,6 +25,7 @@ from torch.nn.utils import get_total_norm
 from cache_tools.errors import NonFinite
 from cache_tools.storage import seal, system_errors
 from train import networks, run_dir
+from train.data.batches import Batches
 from train.data.device_batch import InputTransform
 from train.data.inputs import Inputs
 from train.data.schedule import Schedule
@@ -50,16 +51,16 @@ class StudentTrainer:
         inputs: Inputs,
         out: Path,
         device: torch.device,
-        schedule: Schedule,
+        batches: Batches,
         world: World,
         trackers: tuple[str, ...] = (),
     ) -> None:
         """Create the student, or restore it from its last checkpoint."""
         self.recipe, self.out = recipe, out
-        self._inputs, self._schedule, self._world = inputs, schedule, world
+        self._inputs, self._batches, self._world = inputs, batches, world
         self._trackers = trackers
-        self._updates = math.ceil(schedule.steps / recipe.grad_accum_steps)
-        """Updates of an epoch."""
+        self._updates = self._updates_of(batches.schedule_of(0))
+        """Updates of an epoch of the first phase, the unit of the learning rate's schedule."""
         torch.manual_seed(recipe.seed)
         student: Any = create_student(recipe, inputs.num_classes).to(device)
         self._own_size = own = inputs.store.spec.views.size
@@ -77,13 +78,15 @@ class StudentTrainer:
         if world.size > 1:
             self.task.prepare_distributed([device.index] if device.type == "cuda" else None)
             torch.manual_seed(recipe.seed + world.rank)
-        self.forward = torch.compile(self.task) if recipe.compile else self.task
+        # each size of a schedule is compiled once: code for all of them would be slower
+        fixed = False if len(recipe.phases) > 1 else None
+        self.forward = torch.compile(self.task, dynamic=fixed) if recipe.compile else self.task
         self._optimizer = create_optimizer(recipe, student)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
         self.transform = InputTransform(
             device, recipe.precision, tuple(config["mean"]), tuple(config["std"])
         )
-        self._scheduler = create_scheduler(recipe, self._optimizer, self._updates)
+        self._scheduler: Any = create_scheduler(recipe, self._optimizer, self._updates)
         found = checkpoint.load(out, self.task, self._optimizer, self.scaler, world)
         self.progress = found or checkpoint.Progress()
         """Epochs and steps done, and sums over them."""
@@ -111,13 +114,35 @@ class StudentTrainer:
     @property
     def steps(self) -> int:
         """Steps done since the run began."""
-        return self.progress.epoch * self._schedule.steps + self.progress.step
+        done = self._batches.total(self.progress.epoch, lambda of: of.steps)
+        return done + self.progress.step
+
+    @property
+    def views(self) -> int:
+        """Views shown since the run began."""
+        done = self._batches.total(self.progress.epoch, lambda of: of.steps * of.batch_size)
+        return done + self.progress.step * self._schedule.batch_size
 
     @property
     def updates(self) -> int:
         """Updates done since the run began."""
         of_epoch = self.progress.step // self.recipe.grad_accum_steps
-        return self.progress.epoch * self._updates + of_epoch
+        return self._batches.total(self.progress.epoch, self._updates_of) + of_epoch
+
+    @property
+    def position(self) -> float:
+        """Updates done if every epoch had those of the first phase: rates go by the share done."""
+        of_epoch = self.progress.step // self.recipe.grad_accum_steps
+        updates = self._updates_of(self._schedule)
+        scaled = of_epoch if updates == self._updates else of_epoch * self._updates / updates
+        return self.progress.epoch * self._updates + scaled
+
+    @property
+    def _schedule(self) -> Schedule:
+        return self._batches.schedule_of(self.progress.epoch)
+
+    def _updates_of(self, schedule: Schedule) -> int:
+        return math.ceil(schedule.steps / self.recipe.grad_accum_steps)
 
     @property
     def finished(self) -> bool:
@@ -132,8 +157,8 @@ class StudentTrainer:
         """
         begin = time.monotonic()
         self._scheduler.step(self.progress.epoch)  # of timm's two, the recipe's is in effect
-        self._scheduler.step_update(self.updates)
-        self.task.progress = self.updates / (self.recipe.epochs * self._updates)
+        self._scheduler.step_update(self.position)
+        self.task.progress = self.position / (self.recipe.epochs * self._updates)
         with self.rng_state(), nullcontext() if sync_gradients else self.task.no_sync():
             yield
         self.busy = time.monotonic() - begin
@@ -216,7 +241,7 @@ class StudentTrainer:
     def log_steps(self) -> str:
         """Log a row for the steps since the last one; return it in short."""
         rate = max(group["lr"] for group in self._optimizer.param_groups)
-        return self._book.steps(self.progress.epoch, self.steps, self.recipe.batch_size, rate)
+        return self._book.steps(self.progress.epoch, self.steps, self._schedule.batch_size, rate)
 
     def save(self) -> None:
         """Write the checkpoint, after the digests of the logs up to it."""
@@ -275,7 +300,7 @@ class StudentTrainer:
         if not math.isfinite(self._largest_weight()):
             raise NonFinite(_BROKEN.format(_WEIGHT, self.progress.epoch, 0, ""))
         recipe, progress, last = self.recipe, self.progress, self.progress.history[-1]
-        views = recipe.epochs * self._schedule.steps * recipe.batch_size
+        views = self._batches.total(recipe.epochs, lambda of: of.steps * of.batch_size)
         result = {
             "student": recipe.student,
             "mode": recipe.mode,

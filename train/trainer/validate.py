@@ -28,7 +28,8 @@ def set_up(
         log.setLevel(logging.ERROR)
     if device.type == "cpu":
         own = inputs.store.spec.views.size
-        count, why = threads.for_torch(max((one.train_size(own) for one in recipes), default=own))
+        sizes = [size for one in recipes for size in one.sizes(own)]
+        count, why = threads.for_torch(max(sizes, default=own))
         torch.set_num_threads(count)
         log.info("%s", why)
     if inputs.validation is None:
@@ -45,15 +46,18 @@ def check(recipes: Sequence[TrainRecipe], inputs: Inputs) -> None:
     own = inputs.store.spec.views.size
     for recipe in recipes:
         plan.check(recipe, inputs.members.num_views)
-        view_params.at_size(inputs.store, recipe.size)
-        if recipe.mode == "online" and recipe.train_size(own) != own:
-            raise UsageError(
-                f"mode=online runs the teacher on the student's views, and size={recipe.size} "
-                f"differs from the cache's {own} px. Leave size out, or train with mode=kd."
-            )
+        for size in recipe.sizes(own):
+            view_params.at_size(inputs.store, size)
+            if recipe.mode == "online" and size != own:
+                raise UsageError(
+                    f"mode=online runs the teacher on the student's views, and size={size} differs "
+                    f"from the cache's {own} px. Leave size out, or train with mode=kd."
+                )
     # without the keys that create nothing, so that each network of a sweep is created once
     created = [{name: getattr(recipe, name) for name in _CREATES} for recipe in recipes]
-    for recipe in dict.fromkeys(TrainRecipe(epochs=1, **values) for values in created):
+    for values, recipe in zip(created, recipes, strict=True):
+        values["epochs"] = recipe.epochs if len(recipe.phases) > 1 else 1
+    for recipe in dict.fromkeys(TrainRecipe(**values) for values in created):
         factory.check_head(recipe, inputs.store)
         factory.check(recipe, inputs.num_classes, own)
     for recipe in recipes:
