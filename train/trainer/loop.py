@@ -107,6 +107,8 @@ def train_cohort(  # noqa: PLR0912 - the one long function
         StudentTrainer(recipe, inputs, out, device, batches, world, trackers)
         for out, recipe in runs
     ]
+    for student in students if len(shared.phases) > 1 else ():
+        student.reserve()
 
     label = f"{len(runs)} students" if len(runs) > 1 else f"{shared.mode} seed {shared.seed}"
     views = batches.total(epochs, lambda of: of.steps * of.batch_size)

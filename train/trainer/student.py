@@ -99,6 +99,23 @@ class StudentTrainer:
         self.busy = 0.0
         """Seconds of the last step; on a GPU, of launching it."""
 
+    def reserve(self) -> None:
+        """Run the largest step of a schedule of sizes once: a lack of memory ends the run now.
+
+        Weights, statistics and random numbers stay as they are.
+        """
+        size, count = self.recipe.largest(self._own_size)
+        kept = {name: value.clone() for name, value in self._student.named_buffers()}
+        generators, device = self._rng_state, self.transform.device
+        pixels = torch.zeros(count // self._world.size, 3, size, size, device=device)
+        with self.rng_state(), self.transform.autocast():
+            logits = self._student(self.transform.normalise(pixels))
+        logits.float().sum().backward()
+        self._optimizer.zero_grad()
+        for name, value in self._student.named_buffers():
+            value.copy_(kept[name])
+        self._rng_state = generators
+
     def open(self) -> None:
         """Open the log; before the first step."""
         facts = {**asdict(self.recipe), "cache_fingerprint": self._inputs.store.spec.fingerprint}

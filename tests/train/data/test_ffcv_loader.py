@@ -166,11 +166,11 @@ def sources(photos: Path, tmp_path: Path) -> Iterator[dict[str, Any]]:
         }
 
 
-@pytest.mark.parametrize("name", ["plain", "a2"])
+@pytest.mark.parametrize(("name", "size"), [("plain", 0), ("a2", 0), ("a2", 40)])
 def test_every_form_of_the_images_and_any_threads_give_the_same_views(
-    name: str, stores: dict[str, Cache], sources: dict[str, Any]
+    name: str, size: int, stores: dict[str, Cache], sources: dict[str, Any]
 ) -> None:
-    store, schedule = stores[name], Schedule(stores[name], 1, 6, 0)
+    store, schedule = stores[name], Schedule(stores[name], 1, 6, 0, size=size)
     wanted = shown(create_loader.native(store, opened(store, sources["folder"]), schedule, 1))
     assert len(set(wanted)) == 36  # two views of 18 pictures
     for form, threads in [("folder", 8), ("tars", 1), ("tars", 2), ("tars", 8), ("url", 2)]:
@@ -192,6 +192,7 @@ def test_ffcv_gives_the_native_batches(
     before = torch.get_num_threads(), numba.get_num_threads()
     store = stores[name]
     schedules = [Schedule(store, 2, 4, 0), Schedule(store, 1, 4, 0, aug_repeats=3)]
+    schedules.append(Schedule(store, 1, 4, 0, size=40))
     kinds = [False] if name == "scaled" else [False, True]
     for raw in kinds:
         images = opened(store, container(photos, tmp_path / f"{raw}.beton", raw))

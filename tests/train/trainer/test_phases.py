@@ -88,6 +88,24 @@ def test_a_schedule_is_resumed_exactly_in_each_phase(
         run_dir.init_run(tmp_path / "whole", replace(recipe, size=16), inputs, fresh=False)
 
 
+def test_a_schedule_that_does_not_fit_ends_before_its_first_step(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The largest size is that of the last epoch; weights and batch statistics do not change."""
+    recipe, conv = recipes.load("digits", WORDS), torch.nn.functional.conv2d
+
+    def little_memory(x: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        if x.shape[0] * x.shape[-1] ** 2 >= 50 * 48**2:
+            raise MemoryError("no room for 50 x 48 px")
+        return conv(x, *arguments)
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", little_memory)
+    with pytest.raises(UsageError, match="the device is too small for test_efficientnet"):
+        trained(recipe, inputs, tmp_path / "run")
+    assert not (tmp_path / "run/checkpoint.pt").exists()
+    assert not (tmp_path / "run/steps.jsonl").exists()
+
+
 def test_batches_of_a_schedule(digits_cache: Path, digits: Path, images: ImageDataset) -> None:
     """Each phase has the views of its epochs, as a run of this size alone would have them."""
     options = {"batch_size": 50, "seed": 3, "epochs": 4, "device": "cpu"}
