@@ -188,8 +188,14 @@ class Batches(IterableDataset[Any]):
         ]
         for schedule in self._schedules:
             schedule.max_pictures(world)  # a batch that cannot be divided is refused now
-        more = {"world": world, "pin_memory": device.type == "cuda", "follower": self.follower}
-        self._create = partial(create_loader.create, recipe, inputs, **more)
+        self._create = partial(
+            create_loader.create,
+            recipe,
+            inputs,
+            world=world,
+            pin_memory=device.type == "cuda",
+            follower=self.follower,
+        )
         self._loaded = self._schedules[0]
         self._loader = self._create(self._loaded)
         self._stream = [inputs.fingerprint, world.size, *recipe.order]
