@@ -15,13 +15,16 @@ from typing import Any
 import torch
 
 from cache_tools.data.images import ImageDataset
-from cache_tools.errors import KdcacheError
+from cache_tools.errors import CacheDamaged, CacheIncomplete, KdcacheError
 from cache_tools.runtime import progress, threads
 from cache_tools.runtime.device import select
 from cache_tools.storage.backends import open_storage
 from cache_tools.store import info, presence, resume
+from cache_tools.store.aligned import CacheEnsemble
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
+from cache_tools.targets import gradient_error
+from cache_tools.targets.gradient_error import Use
 from cache_tools.verify import verify
 from pipeline.engines import base
 from pipeline.engines.base import Engine
@@ -132,7 +135,7 @@ def run(
     try:
         opened = engine(job)
         with presence.announced(opened.store):
-            failures = _make_missing(opened, recipe, selection)
+            failures = _make_missing(opened, recipe, selection, warn=not random_weights)
     except KeyboardInterrupt as signal:
         if opened is None:
             raise
@@ -203,12 +206,41 @@ def views_bar(
     return progress.bar("cache", done + left, "views", done)
 
 
-def _make_missing(engine: Engine, recipe: CacheRecipe, selection: PartSelection) -> list[Failure]:
-    todo = find_missing(engine.store, selection, recipe.views_per_decode)
+def _make_missing(
+    engine: Engine, recipe: CacheRecipe, selection: PartSelection, warn: bool
+) -> list[Failure]:
+    """Make parts; with `warn`, compare the first one with what its temperatures require."""
+    store = engine.store
+    size = recipe.views_per_decode
+    groups = decode_groups(find_missing(store, selection, size), size, recipe.order)
+    todo = [part for group in groups for part in group.parts]
+    unchecked, done = warn and not _check_targets(store, Part(0, 0)), 0
     if not todo:
         return []
-    with views_bar(engine.store, todo, selection) as advance:
-        return engine.make(
-            decode_groups(todo, recipe.views_per_decode, recipe.order),
-            lambda views: advance(views, engine.note()),
-        )
+    step = due = len(store.spec.rows(todo[0].block)) * len(groups[0].views)
+
+    def finished(views: int) -> None:
+        nonlocal unchecked, done, due
+        advance(views, engine.note())
+        done += views
+        if unchecked and done >= due:
+            due, unchecked = done + step, not _check_targets(store, todo[0])
+
+    with views_bar(store, todo, selection) as advance:
+        failures = engine.make(groups, finished)
+    if unchecked:
+        _check_targets(store, todo[0])
+    return failures
+
+
+def _check_targets(store: Cache, part: Part) -> bool:
+    """Log for which declared temperatures a part keeps too few classes; False if it is missing."""
+    try:
+        sample = CacheEnsemble((store,), (1.0,)).sample(part.view, part.block)
+    except (CacheDamaged, CacheIncomplete):
+        return False
+    spec, classes = store.spec.targets, store.spec.teacher.num_classes
+    uses = [Use(t, t) for t in spec.temperatures]
+    for line in gradient_error.shortfalls(sample, spec, classes, uses, store.name):
+        log.warning(line)
+    return True

@@ -15,6 +15,7 @@ from cache_tools.config import Kwargs, Range
 from cache_tools.spec.teacher import Precision
 
 Mode = Literal["kd", "labels", "online"]
+Tail = Literal["uniform", "bucket", "zero"]
 Count = Annotated[int, Range(1, 2**20)]
 Weight = Annotated[float, Range(0, 1e6)]
 LastWeight = Annotated[float, Range(-1, 1e6)]
@@ -100,7 +101,7 @@ class TrainRecipe:
     anew each time all have been shown."""
     loss: Literal["kd", "bkd", "dkd", "dist"] = "kd"
     """Loss on the soft targets: KL, BCE per class, decoupled, correlation (`train.loss.losses`)."""
-    tail: Literal["uniform", "bucket", "zero"] = "uniform"
+    tail: Tail = "uniform"
     """Probability of the classes that were not kept, in kd: flat, one bucket, or zero."""
     top_k: Annotated[int, Range(0, 2**24)] = 0
     """Classes of each target in the loss: the most probable ones, as if no others were stored; 0 =

@@ -45,6 +45,7 @@ HELP = {
     "select": "Cut a cache: some views, some samples, fewer classes.",
     "merge": "Join caches of one teacher: more views, more samples.",
     "diff": "Compare two caches, or logits and a cache.",
+    "advise": "Measure how small a cache may be for a student's temperature and loss.",
     "train": "Stage 2: train students on the teacher's views.",
     "sweep": "Train a grid of students that share every batch.",
     "eval": "Measure a student on validation sets, beside its teacher.",

@@ -1,15 +1,18 @@
 """Commands that share caches: `pull`, `push`, `select`, `merge`, `card`."""
 
+import contextlib
+import logging
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cache_tools.cli.options import KEEP, CachePath, Json, emit
-from cache_tools.errors import UsageError
+from cache_tools.errors import CacheDamaged, CacheIncomplete, UsageError
 from cache_tools.storage.backends import Folder
 from cache_tools.store.cache import Cache
 
+log = logging.getLogger("kdcache")
 Views = Annotated[
     str, typer.Option(metavar="A:B", help="View numbers, such as 0:50, 50: or 7; default: all.")
 ]
@@ -74,6 +77,9 @@ def _cut(source: Cache, out: Path, wanted: tuple[str, str, str], jobs: int, json
     if isinstance(source.storage, Folder) and source.path.resolve() == out.resolve():
         raise UsageError(f"{out} is the cache itself, which stays as it is. Choose another DST.")
     plan = cut.plan(source, *wanted)
+    with contextlib.suppress(CacheDamaged, CacheIncomplete):  # the cut itself names what lacks
+        for line in cut.shortfalls(source, plan, wanted[2]):
+            log.warning(line)
     store, moved = puller.run(source, out, plan, jobs)
     if json_:
         facts = {"path": str(out), "fingerprint": store.spec.fingerprint}

@@ -33,10 +33,12 @@ from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.canonical import canonical_json, sha256
 from cache_tools.spec.sample_table import MAX_KEY, SampleTable
 from cache_tools.spec.targets import TargetSpec
+from cache_tools.store.aligned import CacheEnsemble
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
-from cache_tools.targets import codec, dense
+from cache_tools.targets import codec, dense, gradient_error
 from cache_tools.targets.codec import EncodedTargets
+from cache_tools.targets.gradient_error import Use
 from cache_tools.targets.keep import checked, parse
 
 _ROWS = 4096
@@ -86,6 +88,18 @@ def plan(store: Cache, views: str = "", wanted: str = "", keep: str = "") -> Sel
         origin = sha256(canonical_json([spec.mapping["targets"], spec.cut_from]))
         spec = replace(spec, targets=targets, cut_from=origin)
     return Selection(_views(views, store.num_views), rows, spec, keeps)
+
+
+def shortfalls(store: Cache, cut: Selection, keep: str) -> list[str]:
+    """Describe the declared temperatures for which a cut by `--keep` leaves too few classes."""
+    if cut.keeps is None:
+        return []
+    few, wanted = f"--keep {keep}", cut.spec.targets
+    uses = [Use(t, t, keep=wanted, few=few) for t in cut.keeps.temperatures]
+    sample = CacheEnsemble((store,), (1.0,)).sample(cut.views.start)
+    return gradient_error.shortfalls(
+        sample, cut.keeps, store.spec.teacher.num_classes, uses, store.name
+    )
 
 
 def table_of(table: SampleTable, row_N: I8) -> SampleTable:

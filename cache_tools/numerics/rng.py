@@ -26,6 +26,7 @@ STREAM_FILTER = 11
 STREAM_CUT = 12
 STREAM_VIEWS = 14  # the student's order of views, when it is drawn
 STREAM_REPEAT = 13  # which samples an epoch of repeated augmentation shows
+STREAM_NOISE = 15  # the logits of an imagined student; never part of a view
 
 _M0, _M1 = 0xD2E7470EE14C6C93, 0xCA5A826395121157
 _W0, _W1 = 0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B

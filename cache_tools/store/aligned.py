@@ -37,6 +37,7 @@ from cache_tools.views.imported import ImportedViews
 
 log = logging.getLogger("kdcache")
 _COLUMNS = ("digest", "label", "height", "width", "bytes")
+_SAMPLED = 1024
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,18 @@ class CacheEnsemble:
                     "Only caches of the same views can be mixed."
                 )
         return first
+
+    def sample(self, view: int = 0, block: int = 0) -> DecodedTargets:
+        """Read targets of up to 1,024 views of a part; of several caches the block must be 0.
+
+        Raises:
+            CacheIncomplete, CacheDamaged: The part cannot be read.
+        """
+        part = Part(view, block)
+        rows = min(len(store.spec.rows(block)) for store in self.caches)
+        each = [store.read(part)[0] for store in self.caches]
+        decoded = self.decode(each, np.arange(min(rows, _SAMPLED)))
+        return decoded[0] if len(each) == 1 else self.mixture()(decoded)
 
     def decode(
         self, stored: Sequence[EncodedTargets], row_B: NDArray[np.int64]

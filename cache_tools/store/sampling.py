@@ -19,6 +19,12 @@ PARTS = 64
 """Parts that are sampled, unless more are needed."""
 
 
+def spread(num_views: int, num_samples: int, count: int) -> tuple[I8, I8]:
+    """Select `count` views, or all: view numbers and rows [B], the rows spread evenly."""
+    number = np.arange(min(count, num_views * num_samples))
+    return number % num_views, number * num_samples // len(number)
+
+
 def sample_views(spec: CacheSpec, parts: Sequence[Part], count: int) -> list[tuple[Part, I8]]:
     """Select `count` views, or all: of `parts` some far apart, and neighbouring rows of each."""
     share = -(-count // min(PARTS, len(parts)))

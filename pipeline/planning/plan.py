@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cache_tools.errors import UsageError
+from cache_tools.spec.targets import TargetSpec
 from cache_tools.targets import codec
 from pipeline import recipe as recipes
 from pipeline.recipe import CacheRecipe
@@ -73,6 +74,15 @@ def expected(name: str) -> dict[str, Any]:
         "views": recipe.views,
         "targets": recipe.targets,
     }
+
+
+def targets(name: str) -> TargetSpec:
+    """Targets of the recipe `name` of stage 1, a name or a file.
+
+    Raises:
+        UsageError, RecipeError: There is no such recipe, or it is invalid.
+    """
+    return recipes.load(name).targets
 
 
 def _kept(recipe: CacheRecipe, num_classes: int) -> float:

@@ -96,9 +96,14 @@ class Forward(TeacherInput):
         Returns:
             The fields of `codec.SparseTargets`, on the device.
         """
-        logits = self._logits(self.mixed(pixels, partner, mix))
+        logits = self.logits(pixels, partner, mix)
         labels = None if label_BP is None else self._upload(label_BP)
         return sparsify(logits, self.targets, labels)
+
+    @torch.inference_mode()
+    def logits(self, pixels: Pixels, partner: Pixels | None, mix: MixParams | None) -> Tensor:
+        """Predict the logits [B, C] of B views, in fp32; arguments as of a call."""
+        return self._logits(self.mixed(pixels, partner, mix))
 
 
 def mix_in_place(x_B3SS: Tensor, partner_B3SS: Tensor, mix: MixParams) -> None:

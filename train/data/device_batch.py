@@ -100,19 +100,10 @@ class DeviceBatch:
             side = torch.arange(pixels.shape[-1], device=pixels.device)
             outside = None if batch.outside_B is None else to_device(batch.outside_B, device)
             pixels = mixing.mix(pixels, partner, lam, cut, side, outside)
-        stored = batch.targets
-        targets = SoftTargets(
-            index=to_device(stored.index_BK, device).long(),
-            probability=to_device(stored.probability_BK, device),
-            tail=to_device(stored.tail_BT, device),
-            temperatures=batch.temperatures,
-            num_classes=batch.num_classes,
-            label=to_device(batch.label_B, device),
-            partner_label=to_device(batch.partner_label_B, device),
-            lam=lam / LAMBDA_SCALE,
-            true=to_device(stored.true_BP, device) if stored.true_BP.size else None,
-            square=to_device(stored.square_BQ[:, 0], device) if stored.square_BQ.size else None,
-        )
+        own, other = (to_device(y, device) for y in (batch.label_B, batch.partner_label_B))
+        labels, move = (own, other, lam / LAMBDA_SCALE), functools.partial(to_device, device=device)
+        of_batch = batch.targets, batch.temperatures, batch.num_classes, labels
+        targets = SoftTargets.of(*of_batch, move)
         return cls(pixels, targets, online_soft)
 
 

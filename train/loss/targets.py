@@ -7,11 +7,15 @@ p^(1/T) / Z, which takes the tail as flat.
 Shapes: B views, C classes, K slots, T temperatures, P labels of a view.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from cache_tools.targets.codec import DecodedTargets, SparseTargets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +47,37 @@ class SoftTargets:
     """[B, P] probability of the true class (and the partner's) where it is not kept, if stored."""
     square: Tensor | None = None
     """[B] Σp² over the classes not kept, if stored."""
+
+    @classmethod
+    def of(
+        cls,
+        stored: DecodedTargets | SparseTargets,
+        temperatures: tuple[float, ...],
+        num_classes: int,
+        labels: tuple[Tensor, Tensor, Tensor],
+        move: Callable[[NDArray[Any]], Tensor] = torch.from_numpy,
+    ) -> "SoftTargets":
+        """Make tensors of sparse targets, whose empty slots have the id 0.
+
+        Args:
+            stored: Targets of B views.
+            temperatures: Their declared temperatures.
+            num_classes: C.
+            labels: Label, partner's label and own share of each view, on the device.
+            move: Copies an array to the device.
+        """
+        return cls(
+            index=move(stored.index_BK).long(),
+            probability=move(stored.probability_BK),
+            tail=move(stored.tail_BT),
+            temperatures=temperatures,
+            num_classes=num_classes,
+            label=labels[0],
+            partner_label=labels[1],
+            lam=labels[2],
+            true=move(stored.true_BP) if stored.true_BP.size else None,
+            square=move(stored.square_BQ[:, 0]) if stored.square_BQ.size else None,
+        )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "SoftTargets":
         """Move the targets to a device, as Lightning and Accelerate do with each batch."""

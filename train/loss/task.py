@@ -44,7 +44,8 @@ class CachedDistillationTask(TrainingTask):
         if recipe.mode == "labels":
             task_loss = self._task_loss(output, target)
             return {"loss": task_loss, "output": output, "task_loss": task_loss}
-        kd_loss = self._distill_loss(output, target)
+        temperature = recipe.now("temperature", self.progress)
+        kd_loss = distill_loss(recipe, output, target, temperature)
         weight = recipe.now("distill_loss_weight", self.progress)
         result = {"loss": weight * kd_loss, "output": output, "kd_loss": kd_loss}
         if weight := recipe.now("task_loss_weight", self.progress):
@@ -52,22 +53,24 @@ class CachedDistillationTask(TrainingTask):
             result["loss"] = result["loss"] + weight * result["task_loss"]
         return result
 
-    def _distill_loss(self, output: Tensor, target: SoftTargets) -> Tensor:
-        recipe = self.recipe
-        temperature = recipe.now("temperature", self.progress)
-        if recipe.loss == "bkd":
-            return losses.bkd(output, target)
-        if recipe.loss == "dist":
-            weights = recipe.dist_beta, recipe.dist_gamma
-            return losses.dist(output, target, temperature, *weights)
-        if recipe.loss == "dkd":
-            weights = recipe.dkd_alpha, recipe.dkd_beta
-            return losses.dkd(output, target, temperature, *weights)
-        return losses.kd(output, target, temperature, recipe.tail)
-
     def _task_loss(self, output: Tensor, target: SoftTargets) -> Tensor:
         recipe, labels = self.recipe, (target.label, target.partner_label, target.lam)
         if recipe.task_loss == "ce":
             return losses.cross_entropy(output, *labels, recipe.smoothing)
         threshold = recipe.bce_target_thresh
         return losses.binary_cross_entropy(output, *labels, recipe.smoothing, threshold)
+
+
+def distill_loss(
+    recipe: TrainRecipe, logits_BC: Tensor, targets: SoftTargets, temperature: float
+) -> Tensor:
+    """Compute the recipe's loss on soft targets, a scalar: the mean over B views."""
+    if recipe.loss == "bkd":
+        return losses.bkd(logits_BC, targets)
+    if recipe.loss == "dist":
+        weights = recipe.dist_beta, recipe.dist_gamma
+        return losses.dist(logits_BC, targets, temperature, *weights)
+    if recipe.loss == "dkd":
+        weights = recipe.dkd_alpha, recipe.dkd_beta
+        return losses.dkd(logits_BC, targets, temperature, *weights)
+    return losses.kd(logits_BC, targets, temperature, recipe.tail)

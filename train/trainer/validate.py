@@ -1,13 +1,17 @@
 """Pre-flight validation: recipes against cache and timm, and the set-up of this process."""
 
+import contextlib
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 
-from cache_tools.errors import UsageError
+from cache_tools.errors import CacheDamaged, CacheIncomplete, UsageError
 from cache_tools.runtime import threads
+from cache_tools.spec.targets import TargetSpec
 from cache_tools.store import view_params
+from cache_tools.targets import gradient_error
 from train.data.inputs import Inputs
 from train.distributed import ALONE, World
 from train.recipe import TrainRecipe
@@ -61,12 +65,12 @@ def check(recipes: Sequence[TrainRecipe], inputs: Inputs) -> None:
         factory.check_head(recipe, inputs.store)
         factory.check(recipe, inputs.num_classes, own)
     for recipe in recipes:
-        _warn_of_temperatures(recipe, inputs)
         if recipe.follow and recipe.view_order == "shuffle":
             log.warning(
                 "view_order=shuffle takes views in another order than stage 1 makes them: epochs "
                 "wait for late ones. With follow=true, view_order=cycle waits least."
             )
+    _warn_of_targets(recipes, inputs)
     _check_members(inputs, recipes)
     labelled = any(
         recipe.mode == "labels"
@@ -81,25 +85,24 @@ def check(recipes: Sequence[TrainRecipe], inputs: Inputs) -> None:
         )
 
 
-def _warn_of_temperatures(recipe: TrainRecipe, inputs: Inputs) -> None:
-    """Log what is approximate in the targets at the temperatures of a run."""
-    spec, declared = inputs.store.spec.targets, inputs.members.temperatures
-    begin, end = recipe.temperature, recipe.temperature_end or recipe.temperature
-    whole = not recipe.top_k and spec.k_min >= inputs.num_classes
-    if recipe.mode == "labels" or recipe.loss == "bkd" or whole:
-        return
-    if recipe.tail == "zero" and max(begin, end) > 1:
-        log.warning(
-            f"tail=zero at T = {max(begin, end):g} leaves out the classes that are not kept, which "
-            "have much of the mass there. Pass tail=uniform or tail=bucket above T = 1."
-        )
-    if begin == end and begin in declared:
-        return
-    log.warning(
-        f"T = {begin:g}{f' to {end:g}' if end != begin else ''}, and the targets have the mass of "
-        f"their tail at T = {', '.join(f'{t:g}' for t in declared)} alone: at any other T the tail "
-        "is taken as flat. targets.temperatures of the cache's recipe declares more."
-    )
+def _warn_of_targets(recipes: Iterable[TrainRecipe], inputs: Inputs) -> None:
+    """Log what students require beyond what the targets contain, each kind once."""
+    members, uses = inputs.members, []
+    for recipe in recipes:
+        if recipe.mode == "labels" or recipe.loss == "bkd":
+            continue
+        begin, keep, few = recipe.temperature, None, recipe.top_k
+        if few:
+            keep = TargetSpec(few, 0.0, few, temperatures=members.temperatures)
+        end, name = recipe.temperature_end or begin, f"top_k={few}" if few else ""
+        uses.append(gradient_error.Use(begin, end, recipe.tail, keep, name, recipe.loss))
+    with contextlib.suppress(CacheDamaged, CacheIncomplete):  # the check of the cache names it
+        targets = members.sample()
+        name = members.reference.name
+        spec = replace(members.reference.spec.targets, temperatures=members.temperatures)
+        stored = targets, spec, inputs.num_classes
+        for line in gradient_error.shortfalls(*stored, uses, name):
+            log.warning(line)
 
 
 def _check_members(inputs: Inputs, recipes: Iterable[TrainRecipe]) -> None:
