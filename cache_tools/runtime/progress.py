@@ -51,7 +51,13 @@ class _Rate(ProgressColumn):
         self._unit = unit
 
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed or 0:,.0f} {self._unit}/s")
+        return Text(_rate(task.speed or 0, f" {self._unit}"))
+
+
+def _rate(per_second: float, unit: str = "") -> str:
+    if 0 < per_second < 1:
+        return f"{1 / per_second:.0f} s each"
+    return f"{per_second:,.0f}{unit}/s"
 
 
 @contextmanager
@@ -59,7 +65,8 @@ def bar(label: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
     """Show progress while the body runs.
 
     On a terminal this is a bar with rate and remaining time; elsewhere (a log file) a line every
-    half minute. Units of an earlier run do not count into the rate.
+    half minute. Units of an earlier run do not count into the rate, nor does the start: the time of
+    the first units, once there are others.
 
     `unit` is a plural; `done`: units done by an earlier run.
 
@@ -96,16 +103,20 @@ def bar(label: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
 def _logged(label: str, total: int, unit: str, done: int) -> Iterator[Advance]:
     begin = last = time.monotonic()
     new, latest = 0, ""
+    first = 0, begin
 
     def advance(count: int, note: str = "", /) -> None:
-        nonlocal new, last, latest
-        new, latest = new + count, note or latest
+        nonlocal new, last, latest, first
         now = time.monotonic()
+        if not new:
+            first = count, now
+        new, latest = new + count, note or latest
         if now - last >= _LOG_SECONDS and new:
-            last, rate = now, new / (now - begin)
+            since = first if new > first[0] else (0, begin)
+            last, rate = now, (new - since[0]) / max(now - since[1], 1e-9)
             left = (total - done - new) / rate
             log.info(
-                f"{label}: {done + new} of {total} {unit}, {rate:.0f}/s, {left:.0f} s left"
+                f"{label}: {done + new} of {total} {unit}, {_rate(rate)}, {left:.0f} s left"
                 + (f", {latest}" if latest else "")
             )
 

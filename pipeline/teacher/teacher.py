@@ -105,8 +105,8 @@ def load(
     log.info("teacher %s: %d classes%s, %s…", name, num_classes, of, spec.weights_sha256[:19])
     if view_size != expected:
         log.info(
-            "its input size is %d px, its views have %d: the recipe's views.size and "
-            "views.teacher_size",
+            "the teacher was trained at %d px and is shown views of %d: views.size of the recipe, "
+            "or its views.teacher_size for the teacher alone",
             expected,
             view_size,
         )

@@ -144,7 +144,13 @@ def choose_labels(
         known = class_names.of_teacher(teacher)
         if reason := _unusable(images, known, teacher):
             log.info("labels are not stored: %s", reason)
-            use = "ignore"
+            use, found = "ignore", len({*images.class_names})
+            if not known and found > 1 and found != teacher.num_classes:
+                log.warning(
+                    "%s has %d classes, the teacher %s predicts %d: check that it is the teacher "
+                    "that you mean. dataset.labels=ignore takes it without this message.",
+                    images.source, found, teacher.name, teacher.num_classes,
+                )  # fmt: skip
         else:
             count = len({*images.class_names})
             log.info("labels are stored: %d of the teacher's %d synsets", count, len(known))

@@ -14,6 +14,7 @@ from cache_tools.runtime.text import printable
 from train import run_dir
 from train.report import history
 from train.report.run_section import way
+from train.trainer import compare
 
 NAME = "comparison.json"
 MOST = 40
@@ -61,10 +62,12 @@ def section(runs: Sequence[Facts], names: Sequence[str]) -> Section:
 def against_labels(run: Facts, name: str) -> Section:
     """Show RUN/comparison.json: the same starts, views and order, with either target."""
     gain, arms = run["gain"], (run["labels"], run["kd"])
+    error, seeds = compare.plus_minus(gain["standard_error"], run["seeds"]), len(run["seeds"])
+    over = f"points (standard error over {seeds} seeds)" if error else "points with one seed"
     words = (
         f"{run['student']} on {count(run['transfer_images'])} images: {arms[0]['mean']:.1f} % "
-        f"from labels, {arms[1]['mean']:.1f} % from {run['teacher']}. Gain {gain['mean']:+.1f} ± "
-        f"{gain['standard_error']:.1f} points (standard error over {len(run['seeds'])} seeds)."
+        f"from labels, {arms[1]['mean']:.1f} % from {run['teacher']}. "
+        f"Gain {gain['mean']:+.1f}{error} {over}."
     )
 
     def draw(axes: Any) -> None:

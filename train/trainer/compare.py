@@ -35,16 +35,22 @@ def compare(
 
 def table(result: dict[str, Any]) -> str:
     """Format the comparison as lines of text."""
-    gain = result["gain"]
-    lines = [f"{'seed':8}" + "".join(f"{s:>8}" for s in result["seeds"]) + "    mean ± deviation"]
+    gain, deviation = result["gain"], " ± deviation" if len(result["seeds"]) > 1 else ""
+    lines = [f"{'seed':8}" + "".join(f"{s:>8}" for s in result["seeds"]) + f"    mean{deviation}"]
     for mode in ("labels", "kd"):
         arm = result[mode]
         values = "".join(f"{v:8.1f}" for v in arm["top1"])
-        lines.append(f"{mode:8}{values}{arm['mean']:8.1f} ± {arm['deviation']:.1f} % top-1")
+        spread = plus_minus(arm["deviation"], result["seeds"])
+        lines.append(f"{mode:8}{values}{arm['mean']:8.1f}{spread} % top-1")
     values = "".join(f"{v:+8.1f}" for v in gain["each"])
-    error = f"{gain['standard_error']:.1f} (standard error)"
-    lines.append(f"{'gain':8}{values}{gain['mean']:+8.1f} ± {error}")
+    error = plus_minus(gain["standard_error"], result["seeds"])
+    lines.append(f"{'gain':8}{values}{gain['mean']:+8.1f}{error and f'{error} (standard error)'}")
     return "\n".join(lines)
+
+
+def plus_minus(spread: float, seeds: Sequence[int]) -> str:
+    """Format a spread over seeds; "" of a single one, which has none."""
+    return f" ± {spread:.1f}" if len(seeds) > 1 else ""
 
 
 def draw(result: dict[str, Any], title: str, path: Path) -> None:
@@ -71,7 +77,8 @@ def draw(result: dict[str, Any], title: str, path: Path) -> None:
     axes.grid(axis="y", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     gain = result["gain"]
-    axes.set_title(f"{title}\ngain {gain['mean']:+.1f} ± {gain['standard_error']:.1f} points")
+    error = plus_minus(gain["standard_error"], result["seeds"])
+    axes.set_title(f"{title}\ngain {gain['mean']:+.1f}{error} points")
     picture = io.BytesIO()
     figure.savefig(picture, dpi=150)
     plt.close(figure)

@@ -277,6 +277,7 @@ def test_several_runs_and_a_folder_of_them(
     text = Page(out.read_text()).text
     assert "2 runs" in text
     assert "Gains by seed: +5.0 points" in text
+    assert "Gain +5.0 points with one seed." in text
     assert "Its predictions are left out (--views 0)" in text
 
 

@@ -113,10 +113,9 @@ def test_an_image_without_a_class_and_a_teacher_of_other_classes(
 ) -> None:
     data = pictures(tmp_path / "data", *CATS)
     words = ("--data", data, "--teacher", teacher, "--out", tmp_path / "d.zarr", *SMALL)
-    assert (
-        "the names of the 10 classes of local:test_resnet are unknown"
-        in kdcache("cache", "photos", *words).err
-    )
+    told = kdcache("cache", "photos", *words).err
+    assert "the names of the 10 classes of local:test_resnet are unknown" in told
+    assert "has 2 classes, the teacher local:test_resnet predicts 10: check that it is" in told
     Image.new("RGB", (40, 40)).save(data / "beside.png")
     made = cache(data)
     assert (made.code, "not every image of" in made.err) == (0, True), made.err
