@@ -218,7 +218,7 @@ def _refuse_other(folder: Path, config: dict[str, Any]) -> None:
     there = read_config(folder)
     # keys of now that an earlier kdcache did not have were at their defaults
     there["recipe"] = {**asdict(TrainRecipe(student="", epochs=1)), **there["recipe"]}
-    config = json.loads(json.dumps(config))  # lists, as they are there
+    config = parse_json(json.dumps(config))  # lists, as they are there
     if found := difference(identity(there), identity(config)):
         raise UsageError(
             f"{folder} holds another run: {found} now. Choose another --out, or pass --fresh to "

@@ -1,6 +1,5 @@
 """Commands that share caches: `pull`, `push`, `select`, `merge`, `card`."""
 
-import contextlib
 import logging
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cache_tools.cli.options import KEEP, CachePath, Json, emit
-from cache_tools.errors import CacheDamaged, CacheIncomplete, UsageError
+from cache_tools.errors import UsageError
 from cache_tools.storage.backends import Folder
 from cache_tools.store.cache import Cache
 
@@ -77,10 +76,10 @@ def _cut(source: Cache, out: Path, wanted: tuple[str, str, str], jobs: int, json
     if isinstance(source.storage, Folder) and source.path.resolve() == out.resolve():
         raise UsageError(f"{out} is the cache itself, which stays as it is. Choose another DST.")
     plan = cut.plan(source, *wanted)
-    with contextlib.suppress(CacheDamaged, CacheIncomplete):  # the cut itself names what lacks
-        for line in cut.shortfalls(source, plan, wanted[2]):
-            log.warning(line)
     store, moved = puller.run(source, out, plan, jobs)
+    if keep := wanted[2]:
+        for line in cut.shortfalls(store, keep, source.name):
+            log.warning(line)
     if json_:
         facts = {"path": str(out), "fingerprint": store.spec.fingerprint}
         parts = {"there": moved.there, "made": moved.made}

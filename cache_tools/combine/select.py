@@ -90,16 +90,12 @@ def plan(store: Cache, views: str = "", wanted: str = "", keep: str = "") -> Sel
     return Selection(_views(views, store.num_views), rows, spec, keeps)
 
 
-def shortfalls(store: Cache, cut: Selection, keep: str) -> list[str]:
-    """Describe the declared temperatures for which a cut by `--keep` leaves too few classes."""
-    if cut.keeps is None:
-        return []
-    few, wanted = f"--keep {keep}", cut.spec.targets
-    uses = [Use(t, t, keep=wanted, few=few) for t in cut.keeps.temperatures]
-    sample = CacheEnsemble((store,), (1.0,)).sample(cut.views.start)
-    return gradient_error.shortfalls(
-        sample, cut.keeps, store.spec.teacher.num_classes, uses, store.name
-    )
+def shortfalls(cut: Cache, keep: str, source: str) -> list[str]:
+    """Describe the declared temperatures for which a cut of `source` by `--keep` is too small."""
+    first, spec = next(cut.parts()), cut.spec.targets
+    sample = CacheEnsemble((cut,), (1.0,)).sample(first.view, first.block)
+    uses = [Use(t, t, few=f"--keep {keep}") for t in spec.temperatures]
+    return gradient_error.shortfalls(sample, spec, cut.spec.teacher.num_classes, uses, source)
 
 
 def table_of(table: SampleTable, row_N: I8) -> SampleTable:
