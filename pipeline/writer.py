@@ -10,6 +10,7 @@ Shapes: B views of a batch, S pixels a side, C classes.
 
 import logging
 import re
+import threading
 import weakref
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -205,8 +206,9 @@ class CacheWriter:
         self._end_iteration()
         iteration = self._iterate(batch_size)
         self._iteration = weakref.ref(iteration)
-        # A loop left open by the program's end: closed while there are modules and threads.
-        weakref.finalize(iteration, _close, self._iteration)
+        # A loop left open by the program's end is closed before the executors of threads end, as
+        # those of concurrent.futures are, by the same function.
+        threading._register_atexit(_close, self._iteration)  # type: ignore[attr-defined]
         return iteration
 
     def put(self, batch: WriterBatch, logits: "Tensor | ArrayLike") -> None:

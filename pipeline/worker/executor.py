@@ -15,7 +15,7 @@ class SerialExecutor:
     `submit` waits while the queue is full. The first error ends the work: everything submitted
     after it is dropped, and the next `submit` or `finish` raises it.
 
-    The thread is a daemon's: it serves until the program's `atexit` functions have run, where an
+    The thread is a daemon: it serves until the program's `atexit` functions have run, where an
     executor of concurrent.futures refuses work before them.
     """
 

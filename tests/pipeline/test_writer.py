@@ -351,7 +351,10 @@ def test_a_program_that_ends_without_close(
     again = opened()
     found = write(again, network)
     assert 8 <= len(found) <= 16
-    assert files(Path(again.store.name)) == files(digits_cache)
+    there = files(Path(again.store.name))
+    if end == signal.SIGKILL:  # in the middle of a file; the next command removes it after an hour
+        there = {name: data for name, data in there.items() if not name.endswith(".partial")}
+    assert there == files(digits_cache)
 
 
 @pytest.mark.gpu
