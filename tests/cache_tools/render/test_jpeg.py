@@ -1,4 +1,4 @@
-"""Without TurboJPEG 3: the first rows are those of the whole JPEG, and damage in them is told."""
+"""Without TurboJPEG 3: the first rows are those of the whole JPEG, and damage there is an error."""
 
 import io
 from collections.abc import Iterator

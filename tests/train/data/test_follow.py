@@ -39,7 +39,7 @@ class Clock:
     def __init__(self) -> None:
         self.now = 0.0
         self.events: list[Callable[[], object]] = []
-        """What happens, one in each sleep."""
+        """Events of the test, one for each sleep."""
 
     def monotonic(self) -> float:
         return self.now
