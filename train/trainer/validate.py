@@ -1,6 +1,5 @@
 """Pre-flight validation: recipes against cache and timm, and the set-up of this process."""
 
-import contextlib
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -96,13 +95,15 @@ def _warn_of_targets(recipes: Iterable[TrainRecipe], inputs: Inputs) -> None:
             keep = TargetSpec(few, 0.0, few, temperatures=members.temperatures)
         end, name = recipe.temperature_end or begin, f"top_k={few}" if few else ""
         uses.append(gradient_error.Use(begin, end, recipe.tail, keep, name, recipe.loss))
-    with contextlib.suppress(CacheDamaged, CacheIncomplete):  # the check of the cache names it
+    try:
         targets = members.sample()
-        name = members.reference.name
-        spec = replace(members.reference.spec.targets, temperatures=members.temperatures)
-        stored = targets, spec, inputs.num_classes
-        for line in gradient_error.shortfalls(*stored, uses, name):
-            log.warning(line)
+    except (CacheDamaged, CacheIncomplete) as error:  # without follow, the check of the cache fails
+        log.info("what the targets keep is not compared with the temperatures yet: %s", error)
+        return
+    spec = replace(members.reference.spec.targets, temperatures=members.temperatures)
+    stored = targets, spec, inputs.num_classes
+    for line in gradient_error.shortfalls(*stored, uses, members.reference.name):
+        log.warning(line)
 
 
 def _check_members(inputs: Inputs, recipes: Iterable[TrainRecipe]) -> None:
