@@ -35,7 +35,7 @@ def table(rows: Sequence[Row], best: Row | None) -> str:
 def draw(rows: Sequence[Row], best: Row | None, error: float, title: str, path: Path) -> bool:
     """Draw error and cosine of both students against bytes into a PNG.
 
-    Colors are tau, markers the tail models, lines join k_max.
+    Colors are tau, shades the levels, markers the tail models, lines join k_max.
 
     Returns:
         True if the picture was drawn: it needs matplotlib.
@@ -49,6 +49,7 @@ def draw(rows: Sequence[Row], best: Row | None, error: float, title: str, path: 
     from matplotlib.lines import Line2D
 
     taus = sorted({row.targets.tau for row in rows if not row.own})
+    most = max(row.targets.levels for row in rows)
     lines: dict[tuple[float, int, str], list[Row]] = {}
     for row in rows:
         if not row.own:
@@ -69,7 +70,7 @@ def draw(rows: Sequence[Row], best: Row | None, error: float, title: str, path: 
                 for (tau, levels, tail), of in lines.items():
                     color = _PNG.color(taus.index(tau), len(taus))
                     style = {"color": color, "markersize": 4, "linewidth": 0.8}
-                    axes.plot(*at(of), marker=_MARKERS[tail], alpha=levels / 127, **style)
+                    axes.plot(*at(of), marker=_MARKERS[tail], alpha=levels / most, **style)
                 own = [row for row in rows if row.own]
                 axes.plot(*at(own), "*", color=_PNG.ink, markersize=12, label="as it is")
                 if best is not None:

@@ -41,6 +41,14 @@ def test_of_a_recipe(logits: Path, tmp_path: Path, kdcache: Command) -> None:
     assert "as it is" in text
 
 
+def test_most_levels_have_a_picture_too(logits: Path, tmp_path: Path, kdcache: Command) -> None:
+    out = tmp_path / "advice.png"
+    few = ("--tau", 0.0, "--k-max", 5, "--levels", 7, "--levels", 254, "--tail", "bucket")
+    done = kdcache("advise", "photos", "--logits", logits, "--rows", 20, *few, "--out", out)
+    assert done.code == 0, done.err
+    assert out.read_bytes()[:4] == b"\x89PNG"
+
+
 def test_the_teacher_of_a_cache_runs_again(
     digits_cache: Path, digits: Path, teacher: Path, kdcache: Command
 ) -> None:
