@@ -185,14 +185,17 @@ def drivers(digits: Path, teacher: Path, tmp_path: Path) -> Drivers:
     return Drivers(words, out, tmp_path / "log")
 
 
+def named(process: psutil.Process, *names: str) -> bool:
+    """Whether a process lives and its name begins with one of these."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return Path(" ".join(process.cmdline()[:1])).name.startswith(names)
+    return False
+
+
 def processes(driver: subprocess.Popen[str], *names: str) -> list[psutil.Process]:
     """Processes of a driver's own cluster, by the beginning of their names."""
-    found = []
-    for process in psutil.Process(driver.pid).children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if Path(" ".join(process.cmdline()[:1])).name.startswith(names):
-                found.append(process)
-    return found
+    found = psutil.Process(driver.pid).children(recursive=True)
+    return [process for process in found if named(process, *names)]
 
 
 @pytest.mark.slow
@@ -227,10 +230,10 @@ def test_a_driver_that_is_killed_or_stopped_or_loses_its_cluster_goes_on(
         ("raylet", 1, "the cluster of Ray was lost ("),
     ):
         driver = drivers.start("--workers=2")
-        drivers.wait(driver)
+        drivers.wait(driver, 1)
         everything = processes(driver, "")
         if mishap == "raylet":
-            processes(driver, "raylet")[0].kill()
+            next(one for one in everything if named(one, "raylet")).kill()
         elif mishap == "SIGKILL":
             driver.kill()
         else:
@@ -245,7 +248,7 @@ def test_a_driver_that_is_killed_or_stopped_or_loses_its_cluster_goes_on(
 
 
 @contextlib.contextmanager
-def head(port: int) -> Iterator[None]:
+def head(port: int, client_port: int) -> Iterator[None]:
     """A cluster of two cores at a port; killed with all its processes at the end."""
     folder = tempfile.mkdtemp(prefix="ray")  # short: the paths of sockets are
     words = [
@@ -254,7 +257,7 @@ def head(port: int) -> Iterator[None]:
         "--block",
         f"--port={port}",
         "--num-cpus=2",
-        "--ray-client-server-port=0",
+        f"--ray-client-server-port={client_port}",
     ]
     words += ["--include-dashboard=false", f"--temp-dir={folder}"]
     process = subprocess.Popen(
@@ -271,8 +274,11 @@ def head(port: int) -> Iterator[None]:
             time.sleep(0.1)
         yield
     finally:
-        everything = psutil.Process(process.pid).children(recursive=True)
-        for one in (psutil.Process(process.pid), *everything):
+        everything = []
+        with contextlib.suppress(psutil.NoSuchProcess):  # it did not start
+            everything = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        for one in everything:
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()
         process.wait(PATIENCE)
@@ -296,18 +302,19 @@ def test_two_drivers_on_one_cache_make_that_of_one(
 def test_two_drivers_on_one_cluster_end_with_its_head_and_go_on_with_the_next(
     drivers: Drivers, alone: dict[str, bytes]
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    order = ("--workers=1", f"--address=127.0.0.1:{port}")
-    with head(port):
+    with socket.socket() as one, socket.socket() as two:
+        for free in (one, two):
+            free.bind(("127.0.0.1", 0))
+        ports = [free.getsockname()[1] for free in (one, two)]
+    order = ("--workers=1", f"--address=127.0.0.1:{ports[0]}")
+    with head(*ports):
         both = [drivers.start(*order) for _ in range(2)]
         drivers.wait(both[0])
     for driver in both:
         assert driver.communicate(timeout=PATIENCE)[0] == ""
         assert driver.returncode == 1, drivers.log.read_text()
     assert drivers.log.read_text().count("the cluster of Ray was lost (") == 2
-    with head(port):
+    with head(*ports):
         both = [drivers.start(*order) for _ in range(2)]
         for driver in both:
             assert driver.communicate(timeout=PATIENCE)[0].startswith(f"{drivers.out}: 120 of 120")
