@@ -29,6 +29,7 @@ is taken as twice as far off as kd. `python -m benchmarks.advise` compares all w
 Shapes: B views, K slots, T temperatures.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -202,16 +203,17 @@ def shortfalls(
     if short := [use for use, value in errors.items() if value > LIMIT]:
         listed = "; ".join(
             f"T = {use.temperatures}{f' with {use.few}' if use.few else ''} "
-            f"({cosine(errors[use], use.tail):.2f})"
+            f"({math.floor(100 * cosine(errors[use], use.tail)) / 100:.2f})"
             for use in short
         )
         worst = max(short, key=lambda use: errors[use])
         remedy = next((text for text, other in _others(worst) if error(other) <= LIMIT), "")
+        expected = math.ceil(100 * cosine(LIMIT)) / 100
         lines.append(
             f"the targets keep too few classes for {listed}: in brackets the estimated cosine of a "
-            f"late student's gradient with that of full targets, expected {cosine(LIMIT):.2f} or "
-            f"more. {f'Pass {remedy}; or find' if remedy else 'Find'} the smallest cache that "
-            f"suffices: kdcache advise {cache} temperature={worst.highest:g}."
+            f"late student's gradient with that of full targets, expected {expected:.2f} or more. "
+            f"{f'Pass {remedy}; or find' if remedy else 'Find'} the smallest cache that suffices: "
+            f"kdcache advise {cache} temperature={worst.highest:g}."
         )
     return lines
 
