@@ -31,16 +31,33 @@ def join(ray: Any, address: str | None = None, quiet: bool = False) -> None:
     options: dict[str, Any] = {} if address else {"include_dashboard": False}
     try:
         check_reachable(address or "")
-        level = logging.ERROR if quiet else logging.WARNING
+    except OSError as error:
+        raise _missing(address, error) from None
+    level = logging.ERROR if quiet else logging.WARNING
+    try:
         with _own_signals():
             ray.init(address, log_to_driver=not quiet, logging_level=level, **options)
     except Exception as error:  # Ray raises a plain one for a node that does not start in time
-        first = str(error).strip().partition("\n")[0]
+        if not address or address == "auto":
+            raise _missing(address, error) from None
         raise UsageError(
-            f"there is no cluster of Ray at {address or 'this machine'} ({first}). Start one with "
-            "ray start --head and give the address that it prints by --address or RAY_ADDRESS, or "
-            "neither: then Ray uses this machine."
+            f"the cluster of Ray at {address} refuses this process ({_first_line(error)}). Both "
+            "need the same versions of Ray and Python. Where the cluster requires a token (since "
+            "Ray 2.60, if its head found one in ~/.ray/auth_token), copy that file to this machine "
+            "and set RAY_AUTH_MODE=token in the environment."
         ) from None
+
+
+def _missing(address: str | None, error: Exception) -> UsageError:
+    return UsageError(
+        f"there is no cluster of Ray at {address or 'this machine'} ({_first_line(error)}). Start "
+        "one with ray start --head and give the address that it prints by --address or "
+        "RAY_ADDRESS, or neither: then Ray uses this machine."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 @contextlib.contextmanager
@@ -53,11 +70,34 @@ def watched(ray: Any) -> Iterator[None]:
     try:
         yield
     except ray.exceptions.RayError as error:
-        first = str(error).strip().partition("\n")[0]
-        raise KdcacheError(
-            f"the cluster of Ray was lost ({first}). What is finished is safe: start the cluster "
-            "again, if it is not Ray's own of this machine, and run the same command again."
-        ) from None
+        raise _lost(_first_line(error)) from None
+
+
+def fetch(ray: Any, reference: Any) -> Any:
+    """Wait for a result as `ray.get`, but not for a head that is gone.
+
+    Ray waits a minute for its head, deaf to signals, and then ends the process.
+
+    Raises:
+        KdcacheError: The cluster's head does not listen any more.
+        RayError: As `ray.get`.
+    """
+    while True:
+        try:
+            return ray.get(reference, timeout=_TIMEOUT)
+        except ray.exceptions.GetTimeoutError:
+            if not ray.util.client.ray.is_connected():  # a client of Ray has no way to the head
+                try:
+                    check_reachable(ray.get_runtime_context().gcs_address)
+                except OSError as error:
+                    raise _lost(f"its head does not respond: {error}") from None
+
+
+def _lost(reason: str) -> KdcacheError:
+    return KdcacheError(
+        f"the cluster of Ray was lost ({reason}). What is finished is safe: start the cluster "
+        "again, if it is not Ray's own of this machine, and run the same command again."
+    )
 
 
 @contextlib.contextmanager

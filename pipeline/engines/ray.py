@@ -145,7 +145,7 @@ class RayEngine:
                     call = maker.make.remote(self._job, cores, counter, number, lot)
                     at_work[call] = maker, number, lot
                 ready, _ = ray.wait(list(at_work), timeout=_POLL)
-                for of, views in ray.get(counter.take.remote()).items():
+                for of, views in ray_cluster.fetch(ray, counter.take.remote()).items():
                     counted[of] += views
                     on_progress(views)
                 for answer in ready:
@@ -168,7 +168,7 @@ class RayEngine:
     ) -> list[DecodeGroup]:
         """Fetch a call's result; the groups left of the lot if it was lost too often."""
         try:
-            result: CallResult = self._ray.get(answer)
+            result: CallResult = ray_cluster.fetch(self._ray, answer)
         except self._ray.exceptions.RayError as error:
             left = work_queue.uncommitted(self.store, lot)
             first = str(error).partition("\n")[0]

@@ -21,7 +21,7 @@ from unittest.mock import MagicMock
 import psutil
 import pytest
 
-from cache_tools.errors import UsageError
+from cache_tools.errors import KdcacheError, UsageError
 from cache_tools.runtime import ray_cluster, threads
 from cache_tools.store.cache import Cache
 from cache_tools.verify import verify
@@ -37,6 +37,7 @@ KILLS = 5
 SIZE = ["num_views=120", "views_per_decode=2", "batch_size=20", "views.teacher_size=32"]
 RAY = str(Path(sys.executable).parent / "ray")
 HERE = os.environ | {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+HERE |= {"RAY_AUTH_MODE": "disabled"}  # a token would be written into the home folder
 
 
 def node(alive: bool = True, **resources: float) -> dict[str, Any]:
@@ -130,6 +131,36 @@ def test_a_cluster_that_does_not_start_in_time_is_an_error_with_the_next_step() 
     late = MagicMock(side_effect=Exception("The current node timed out during startup."))
     with pytest.raises(UsageError, match=r"at this machine \(The current node timed .*ray start"):
         ray_cluster.join(SimpleNamespace(init=late))
+
+
+def test_a_cluster_that_refuses_is_not_called_missing() -> None:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        refusing = SimpleNamespace(init=MagicMock(side_effect=ConnectionError("InvalidAuthToken")))
+        with pytest.raises(UsageError, match=rf"{address} refuses this .*Token.*RAY_AUTH_MODE"):
+            ray_cluster.join(refusing, address)
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_late_result_is_waited_for_while_the_head_listens(alive: bool) -> None:
+    late = type("GetTimeoutError", (Exception,), {})
+    with socket.socket() as head:
+        head.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        if alive:
+            head.listen()
+        ray = MagicMock()
+        ray.exceptions.GetTimeoutError = late
+        ray.get.side_effect = [late(), late(), "result"]
+        ray.util.client.ray.is_connected.return_value = False
+        ray.get_runtime_context.return_value.gcs_address = address
+        if alive:
+            assert ray_cluster.fetch(ray, "reference") == "result"
+        else:
+            with pytest.raises(KdcacheError, match=r"lost .its head does not respond: .*refused"):
+                ray_cluster.fetch(ray, "reference")
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +269,7 @@ def test_a_driver_that_is_killed_or_stopped_or_loses_its_cluster_goes_on(
             driver.kill()
         else:
             os.killpg(driver.pid, signal.Signals[mishap])
-        assert driver.communicate(timeout=PATIENCE)[0] == ""
+        assert driver.communicate(timeout=PATIENCE)[0] == "", mishap
         assert driver.returncode == code, drivers.log.read_text()
         assert message in drivers.log.read_text()
         assert gone(everything)
