@@ -73,10 +73,12 @@ class Bench:
     device: torch.device
 
 
-def prepare(pair: Pair, device: torch.device, work: Path) -> Bench:
-    """Write the pictures, make the cache, open everything."""
+def prepare(
+    pair: Pair, device: torch.device, work: Path, encoded: list[bytes] | None = None
+) -> Bench:
+    """Write the pictures, make the cache, open everything; arguments as of `write`."""
     count = pair.batch * (pair.warmup + pair.steps)
-    write(pair, count, work / "data")
+    write(pair, count, work / "data", encoded)
     teacher = pair.teacher if pair.teacher == "lite0-imagenet" else _random(pair, work / "teacher")
     recipe = recipes.load("photos", _changes(pair, count))
     data = str(work / "data")  # noise: teachers of any kind agree with its labels by chance
@@ -105,11 +107,15 @@ def _changes(pair: Pair, count: int) -> list[str]:
     ]
 
 
-def write(pair: Pair, count: int, folder: Path) -> None:
-    """`count` labelled JPEGs in a shard; there are 96 different ones."""
-    encoded = pictures("short256")
-    if pair.short_side != 256:
-        encoded = [_shrunk(data, pair.short_side) for data in encoded]
+def write(pair: Pair, count: int, folder: Path, encoded: list[bytes] | None = None) -> None:
+    """Write `count` labelled JPEGs into a shard: those of `encoded` in turn.
+
+    None: 96 generated ones, whose shorter side is the pair's.
+    """
+    if encoded is None:
+        encoded = pictures("short256")
+        if pair.short_side != 256:
+            encoded = [_shrunk(data, pair.short_side) for data in encoded]
     folder.mkdir(parents=True)
     with webdataset.TarWriter(str(folder / "photos-train-0000.tar")) as shard:
         for i in range(count):

@@ -58,7 +58,7 @@ from cache_tools.spec.teacher import Precision
 from pipeline import recipe as recipes
 from pipeline.teacher import teacher as teachers
 from pipeline.teacher.forward import Forward
-from pipeline.teacher.logits import Execution, Logits
+from pipeline.teacher.logits import Execution
 from pipeline.worker import open_cache
 from pipeline.worker.groups import DecodeGroup, decode_groups
 from pipeline.worker.stage1 import Stage1
@@ -127,13 +127,25 @@ class Cost:
 class Bench:
     """A case, ready: pictures, cache, teacher."""
 
-    def __init__(self, case: Case, device: torch.device, folder: Path, turns: int) -> None:
-        """Write pictures and an empty cache of as many views as all turns need."""
+    def __init__(
+        self,
+        case: Case,
+        device: torch.device,
+        folder: Path,
+        turns: int,
+        encoded: list[bytes] | None = None,
+    ) -> None:
+        """Write pictures and an empty cache of as many views as all turns need.
+
+        `encoded` has the pictures; None: generated ones.
+        """
         self.case, self.device, self._turn = case, device, 0
+        self.views = case.views
+        """Views of each picture in a turn; at most the case's."""
         if device.type == "cpu":
             torch.set_num_threads(threads.for_torch(case.size)[0])
         pair = Pair("", case.teacher, case.size, case.batch, steps=0)
-        write(pair, case.samples, folder / "data")
+        write(pair, case.samples, folder / "data", encoded)
         changes = [f"num_views={case.views * turns}", f"views.size={case.size}", *A2]
         recipe = recipes.load("photos", changes)
         recipe = replace(recipe, precision=case.precision, compile=case.compile)
@@ -145,7 +157,7 @@ class Bench:
         )
         execution = Execution(recipe.memory_format, recipe.compile)
         self.forward = Forward(teacher, self.store.spec.targets, device, execution)
-        self._logits = Logits(teacher, device, execution)
+        self._logits = self.forward._logits  # compiled once
         self._resident = 255 * torch.rand(case.batch, 3, case.size, case.size, device=device)
         self._resident = self._resident.to(memory_format=torch.channels_last)
 
@@ -165,25 +177,25 @@ class Bench:
     @torch.inference_mode()
     def bare(self) -> Cost:
         """The network alone, as often as a pipeline's turn does it."""
-        count = max(4, self.case.views * self.case.samples // self.case.batch // 2)
+        count = max(4, self.views * self.case.samples // self.case.batch // 2)
         with torch.inference_mode():
             return timed(lambda: [self._logits(self._resident) for _ in range(count)],
                          count * self.case.batch, self.device)  # fmt: skip
 
     def render(self, worker: Stage1, decode: int) -> Cost:
         """The first stage alone."""
-        wanted = decode_groups([p for p in self.store.parts() if p.view < self.case.views], decode)
+        wanted = decode_groups([p for p in self.store.parts() if p.view < self.views], decode)
 
         def run() -> None:
             with worker._renderer.stream(wanted) as stream:
                 for _ in stream:
                     pass
 
-        return timed(run, self.case.views * self.case.samples, self.device)
+        return timed(run, self.views * self.case.samples, self.device)
 
     def pipeline(self, worker: Stage1, decode: int) -> Cost:
         """All stages, from the first batch on."""
-        wanted, told = self.take(decode, self.case.views), []
+        wanted, told = self.take(decode, self.views), []
 
         def done(count: int) -> None:
             told.append((time.perf_counter(), count))

@@ -26,6 +26,8 @@ from tests.helpers import fake_gpu
 from tests.helpers.outcome import Outcome
 
 torch.set_num_threads(1)
+# a process's first product on a GPU decides for all of them, and most tests are not deterministic
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 # hypothesis would call an example that takes 0.2 s a failure, on a busy machine any; and it draws
 # the same examples every time, so that a change is judged and not the dice. Others are drawn by
 # pytest --hypothesis-profile=dice

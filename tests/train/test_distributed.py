@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -20,11 +21,14 @@ from cache_tools.data.images import ImageDataset
 from cache_tools.errors import UsageError
 from cache_tools.store.aligned import CacheEnsemble
 from cache_tools.store.cache import Cache
+from train import api
 from train.data.loader import Loader
 from train.data.native_renderer import NativeRenderer
 from train.data.schedule import Schedule
 from train.data.stored_targets import StoredTargets
 from train.distributed import ALONE, World, join
+from train.loss.task import CachedDistillationTask
+from train.trainer import student
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 ORDER = [
@@ -265,6 +269,48 @@ def test_every_process_has_its_slice_and_a_batch_must_be_shared_evenly(
 def loader(store: Cache, images: ImageDataset, schedule: Schedule, world: World) -> Loader:
     targets = StoredTargets(CacheEnsemble((store,), (1.0,)))
     return Loader(schedule, targets, NativeRenderer(store, images, 1), world)
+
+
+@pytest.mark.parametrize(
+    ("device", "backend"), [("cpu", "gloo"), pytest.param("cuda", "nccl", marks=pytest.mark.gpu)]
+)
+def test_gradients_averaged_over_one_process_are_its_own(
+    digits_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, backend: str
+) -> None:
+    """Each backend's operations, and a whole run with the gradients averaged by them."""
+    values = {"epochs": 2, "views_per_epoch": 2, "batch_size": 20, "grad_accum_steps": 2}
+    values |= {"student": "test_vit", "model_ema_decay": 0.0}
+
+    def fit(name: str) -> dict[str, torch.Tensor]:
+        out = tmp_path / name
+        api.fit("digits", cache=digits_cache, out=out, device=device, values=values)
+        return load_file(out / "model/model.safetensors")
+
+    class Averaged(CachedDistillationTask):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            self.prepare_distributed([0] if device == "cuda" else None)
+            wrapped.append(self.trainable_module)
+
+    wrapped: list[torch.nn.Module] = []
+    alone = fit("alone")
+    store = f"file://{tmp_path / 'store'}"
+    torch.distributed.init_process_group(backend, init_method=store, rank=0, world_size=1)
+    try:
+        world = World(0, 2)  # so that operations are not left out
+        assert world.sum([1.5, 2.0]) == [1.5, 2.0]
+        assert world.any(True)
+        assert world.broadcast({"a": 1}) == {"a": 1}
+        mean = torch.full((3,), 4.0, device=device)
+        world.average([mean])
+        assert mean.tolist() == [2.0] * 3
+        monkeypatch.setattr(student, "CachedDistillationTask", Averaged)
+        averaged = fit("averaged")
+    finally:
+        torch.distributed.destroy_process_group()
+    assert [type(module).__name__ for module in wrapped] == ["DistributedDataParallel"]
+    for name, value in alone.items():
+        assert torch.allclose(value, averaged[name], rtol=1e-4, atol=1e-5), name
 
 
 def test_an_allocation_without_srun_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:

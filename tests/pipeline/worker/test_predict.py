@@ -14,6 +14,7 @@ from cache_tools.targets import codec
 from pipeline import recipe as recipes
 from pipeline.run import run
 from pipeline.teacher import page_locked
+from pipeline.teacher.forward import Forward
 from pipeline.worker.groups import DecodeGroup
 from pipeline.worker.meter import Meter
 from pipeline.worker.predict import Prediction, Predictor
@@ -117,6 +118,28 @@ def test_a_gpu_without_room_for_the_batch_halves_it(digits_cache: Path) -> None:
             torch.empty(2 * torch.cuda.mem_get_info()[1], dtype=torch.uint8, device=x.device)
 
     assert {len(one.rows) for one in predict(digits_cache, CUDA, 32, teacher)} <= {8, 2, 4}
+
+
+@pytest.mark.gpu
+def test_windows_rendered_while_a_gpu_is_behind_are_those_it_predicts(
+    digits: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sixteen windows in two page-locked buffers; each upload is queued behind other work."""
+    small = recipes.load("digits", ["num_views=8", "views.mixup=0.5", "views_per_decode=1"])
+    expected = run(small, str(digits), str(teacher), tmp_path / "cpu.zarr", "cpu")
+    forward = Forward.__call__
+
+    def behind(self: Forward, *arguments: Any) -> tuple[torch.Tensor, ...]:
+        weights = torch.randn(4096, 4096, device=self.device)
+        for _ in range(20):
+            weights = weights @ weights.softmax(1)
+        return forward(self, *arguments)
+
+    monkeypatch.setattr(Forward, "__call__", behind)
+    found = run(small, str(digits), str(teacher), tmp_path / "cuda.zarr", "cuda")
+    for view in range(8):
+        both = [codec.decode(one.read_view(view), one.spec.targets) for one in (found, expected)]
+        assert np.allclose(both[0].probability_BK[:, 0], both[1].probability_BK[:, 0], atol=0.05)
 
 
 @pytest.mark.gpu

@@ -100,6 +100,35 @@ def test_uploads_to_a_gpu_have_the_pixels_though_the_pool_reuses_its_arrays() ->
     assert [int(t.min()) for t in there] == [int(t.max()) for t in there] == [*range(24)]
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_epochs_of_batches_have_the_hosts_pixels_and_targets_while_the_device_is_behind(
+    digits_cache: Path, images: ImageDataset, device: str
+) -> None:
+    """Arrays of the pool are reused by batches that are rendered meanwhile."""
+    store, there = Cache.open(digits_cache), torch.device(device)
+    weights = torch.randn(*2 * [4096 if device == "cuda" else 8], device=there)
+
+    def epochs(device: torch.device, pin_memory: bool) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        nonlocal weights
+        schedule = Schedule(store, 1, 5, 0)
+        targets = StoredTargets(CacheEnsemble((store,), (1.0,)))
+        loader = Loader(schedule, targets, NativeRenderer(store, images, 4), pin_memory=pin_memory)
+        found = []
+        for epoch in range(4):
+            for batch in loader.epoch(epoch):
+                weights = weights @ weights.softmax(1)
+                moved = DeviceBatch.of(batch, device)
+                found.append((moved.pixels, moved.targets.probability))
+        return [(pixels.cpu(), probability.cpu()) for pixels, probability in found]
+
+    expected = epochs(torch.device("cpu"), pin_memory=False)
+    found = epochs(there, pin_memory=device == "cuda")
+    assert len(found) == len(expected) == 80
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one[0], other[0], atol=1e-3)
+        assert torch.equal(one[1], other[1])
+
+
 @pytest.mark.gpu
 def test_a_teacher_in_the_loop_has_the_same_targets_on_a_gpu(
     digits_cache: Path, teacher: Path, images: ImageDataset

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -14,9 +15,12 @@ import torch
 from safetensors.torch import load_file
 from timm.utils import ModelEmaV3
 
+from cache_tools.errors import UsageError
 from cache_tools.store.cache import Cache
 from tests.helpers.outcome import Outcome
+from train.api import fit
 from train.data.schedule import Schedule
+from train.loss.task import CachedDistillationTask
 from train.trainer.student import StudentTrainer
 
 FAST = ["epochs=2", "views_per_epoch=2", "batch_size=40"]
@@ -217,6 +221,48 @@ def test_ways_of_training(
     assert result["loss"] > 0
     assert (result["top1_ema"] is None) == ("model_ema_decay=0.0" in extra)
     assert (run / "model-ema").exists() == ("model_ema_decay=0.0" not in extra)
+
+
+@pytest.mark.parametrize(
+    ("device", "precision"),
+    [
+        ("cpu", "bf16"),
+        *(pytest.param("cuda", precision, marks=pytest.mark.gpu) for precision in ("bf16", "fp16")),
+    ],
+)
+def test_losses_in_mixed_precision_are_near_those_in_full(
+    digits_cache: Path, tmp_path: Path, device: str, precision: str
+) -> None:
+    losses = []
+    for each in ("fp32", precision):
+        values = {"epochs": 3, "views_per_epoch": 2, "batch_size": 40, "precision": each}
+        out = tmp_path / each
+        fit("digits", cache=digits_cache, out=out, device=device, values=values, progress=False)
+        rows = (out / "log.jsonl").read_text().splitlines()
+        losses.append([json.loads(row)["loss"] for row in rows])
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    assert losses[1] != losses[0]
+
+
+@pytest.mark.gpu
+def test_a_gpu_without_room_for_a_step_is_an_error_with_a_next_step(
+    digits_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The allocator's own error; afterwards the device trains again."""
+    forward, left = CachedDistillationTask.forward, 2
+
+    def too_large(self: Any, *arguments: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if not left:
+            torch.empty(2 * torch.cuda.mem_get_info()[1], dtype=torch.uint8, device="cuda")
+        return forward(self, *arguments)
+
+    monkeypatch.setattr(CachedDistillationTask, "forward", too_large)
+    values = {"epochs": 1, "views_per_epoch": 1, "batch_size": 40}
+    with pytest.raises(UsageError, match="the device is too small for test_efficientnet"):
+        fit("digits", cache=digits_cache, out=tmp_path / "run", device="cuda", values=values)
+    fit("digits", cache=digits_cache, out=tmp_path / "run", device="cuda", values=values)
 
 
 def test_distillation_moves_the_student_towards_the_teacher(
