@@ -15,6 +15,7 @@ from cache_tools.data import match
 from cache_tools.data.open import open_images
 from cache_tools.data.view_renderer import ViewRenderer
 from cache_tools.errors import UsageError
+from cache_tools.runtime.text import counted
 from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.targets import TargetSpec
 from cache_tools.store import view_params
@@ -124,7 +125,8 @@ class CacheReader:
 
     def __repr__(self) -> str:
         """Describe the cache in a line."""
-        return f"<Cache {self.store.name}: {len(self):,} samples, {self.num_views} views>"
+        size = f"{counted(len(self), 'sample')}, {counted(self.num_views, 'view')}"
+        return f"<Cache {self.store.name}: {size}>"
 
     def rows(self, rows: Rows = slice(None)) -> I8:
         """Look up rows of the sample table: [B] numbers of a slice, of an array, or of keys.

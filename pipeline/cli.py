@@ -7,6 +7,7 @@ import typer
 
 from cache_tools.cli.options import Json, emit, table
 from cache_tools.errors import UsageError
+from cache_tools.runtime.text import counted
 
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe, or a TOML file.")]
 Data = Annotated[
@@ -151,7 +152,8 @@ def views(
         sheet = contact_sheet.draw(shown.views, numbers, view_numbers, shown.top_classes)
         contact_sheet.save(sheet, out)
         if not json_:
-            print(f"{out}: {len(view_numbers)} views of {len(numbers)} samples")
+            views = counted(len(view_numbers), "view")
+            print(f"{out}: {views} of {counted(len(numbers), 'sample')}")
     if json_:
         drawn = [contact_sheet.facts(shown.views, n, v) for n in numbers for v in view_numbers]
         emit({"views": drawn})
@@ -252,6 +254,7 @@ def cache(
     )
     if launch.choose(task, tasks, by_number=bool(numbers)).is_main:
         print(
-            f"{out}: {result.parts_done} of {result.parts_total} parts, {result.views:,} views, "
+            f"{out}: {result.parts_done:,} of {counted(result.parts_total, 'part')}, "
+            f"{counted(result.views, 'view')}, "
             f"{result.facts['bytes_per_view']} bytes each"
         )

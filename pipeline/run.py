@@ -18,6 +18,7 @@ from cache_tools.data.images import ImageDataset
 from cache_tools.errors import CacheDamaged, CacheIncomplete, KdcacheError
 from cache_tools.runtime import progress, threads
 from cache_tools.runtime.device import select
+from cache_tools.runtime.text import counted
 from cache_tools.storage.backends import open_storage
 from cache_tools.store import info, presence, resume
 from cache_tools.store.aligned import CacheEnsemble
@@ -192,7 +193,7 @@ def find_missing(store: Cache, selection: PartSelection, views_per_decode: int) 
             advance(1)
     selected = selection.of(store, views_per_decode)
     todo = [part for part in selected if part in missing][: selection.limit]
-    log.info("%d of %d parts to make", len(todo), len(parts))
+    log.info("%d of %s to make", len(todo), counted(len(parts), "part"))
     return todo
 
 

@@ -7,6 +7,7 @@ import typer
 
 from cache_tools.cli.options import Json, emit
 from cache_tools.errors import UsageError
+from cache_tools.runtime.text import counted
 
 if TYPE_CHECKING:
     from cache_tools.data.beton import Beton
@@ -73,4 +74,5 @@ def facts(written: "Beton") -> dict[str, Any]:
 
 def sentence(facts: dict[str, Any]) -> str:
     """Describe the facts in words."""
-    return "{file}: {images:,} images, {as_pixels:,} of them as pixels, {bytes:,} B".format(**facts)
+    images = f"{counted(facts['images'], 'image')}, {facts['as_pixels']:,} of them as pixels"
+    return f"{facts['file']}: {images}, {facts['bytes']:,} B"

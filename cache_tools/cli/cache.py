@@ -7,6 +7,7 @@ import typer
 
 from cache_tools.cli.options import KEEP, CachePath, Json, emit
 from cache_tools.errors import CacheIncomplete, UsageError
+from cache_tools.runtime.text import counted
 from cache_tools.store.cache import Cache
 
 
@@ -122,7 +123,8 @@ def status(
         print(summary.ranges(numbers) if form == "slurm" else "\n".join(map(str, numbers)))
     else:
         done, total = facts["parts"]["done"], facts["parts"]["total"]
-        print(f"{done} of {total} parts of {cache} are committed")
+        verb = "is" if total == 1 else "are"
+        print(f"{done:,} of {counted(total, 'part')} of {cache} {verb} committed")
     if not facts["complete"]:
         if json_ or missing:
             raise typer.Exit(1)
@@ -169,8 +171,8 @@ def ensemble(
         return
     print(f"teacher {facts['teacher']['name']}")
     print(
-        f"{out}: {facts['parts']['done']} of {facts['parts']['total']} parts, "
-        f"{facts['targets']:,} views, {facts['bytes_per_view']} bytes each, "
+        f"{out}: {facts['parts']['done']:,} of {counted(facts['parts']['total'], 'part')}, "
+        f"{counted(facts['targets'], 'view')}, {facts['bytes_per_view']} bytes each, "
         f"{facts['kept_classes_mean']} classes kept"
     )
 
@@ -198,13 +200,13 @@ def diff(
 
 def _looked(result: Any, cache: str) -> str:
     """Describe the checks that were made."""
-    words = [f"{result.parts} parts"]
+    words = [counted(result.parts, "part")]
     if result.images:
-        words += [f"{result.images:,} images", f"{result.probes} rendered views"]
+        words += [counted(result.images, "image"), counted(result.probes, "rendered view")]
     if result.recomputed:
-        words += [f"{result.recomputed} views of the teacher"]
+        words += [f"{counted(result.recomputed, 'view')} of the teacher"]
     end = f"of {cache} ({result.fingerprint[:19]}…)"
     if result.status == "ok":
         return f"{', '.join(words)} {end} are as they were written"
-    count = len(result.problems)
-    return f"{count} problem{'s' if count > 1 else ''} found in {', '.join(words)} {end}"
+    found = counted(len(result.problems), "problem")
+    return f"{found} found in {', '.join(words)} {end}"

@@ -10,6 +10,7 @@ import typer
 from cache_tools.cli.options import CachePath, Json, emit
 from cache_tools.errors import CacheDamaged, UsageError
 from cache_tools.file_contents import parse_json
+from cache_tools.runtime.text import counted
 from cache_tools.spec.canonical import sha256
 from cache_tools.storage import atomic, seal
 from cache_tools.store.cache import Cache
@@ -51,8 +52,8 @@ def convert(
     if to == "tinyvit":
         wanted = tinyvit.names(store, without_seeds)
         if dataset_index:
-            counted = ordering.lines(dataset_index, keys, store.name)
-            line_of = {key: str(i) for i, key in enumerate(counted)}
+            ordered = ordering.lines(dataset_index, keys, store.name)
+            line_of = {key: str(i) for i, key in enumerate(ordered)}
             keys = tuple(line_of[key] for key in keys)
     else:
         wanted = of_samples.names(store, per_file)
@@ -78,8 +79,8 @@ def convert(
         emit(facts)
     else:
         print(
-            f"{out}: {facts['files']:,} files of {to}, {facts['bytes']:,} bytes, "
-            f"{facts['samples']:,} samples, {facts['views']} views"
+            f"{out}: {counted(facts['files'], 'file')} of {to}, {facts['bytes']:,} bytes, "
+            f"{counted(facts['samples'], 'sample')}, {counted(facts['views'], 'view')}"
         )
 
 

@@ -7,6 +7,7 @@ import typer
 
 from cache_tools.cli.options import KEEP, Json, emit
 from cache_tools.errors import UsageError
+from cache_tools.runtime.text import counted
 
 Kind = Literal["dense", "tinyvit", "fkd", "ml-dr"]
 
@@ -92,13 +93,13 @@ def import_(
         num_classes = base.classes_of(images, options)
         files: base.RecordSource
         if kind == "fkd" and sre2l.is_one(source):
-            counted = ordering.by_number(opened, dataset_index)
-            files = sre2l.Sre2lFiles(source, images, counted, num_classes, size, fkd_seed)
+            ordered = ordering.by_number(opened, dataset_index)
+            files = sre2l.Sre2lFiles(source, images, ordered, num_classes, size, fkd_seed)
         elif kind == "fkd":
             files = fkd.FkdFiles(source, images, num_classes, size)
         elif kind == "ml-dr":
-            counted = ordering.by_number(opened, dataset_index)
-            files = ml_dr.MlDrFiles(source, images, counted, num_classes)
+            ordered = ordering.by_number(opened, dataset_index)
+            files = ml_dr.MlDrFiles(source, images, ordered, num_classes)
         else:
             by_number = tinyvit.numbered(source)
             numbers = ordering.by_number(opened, dataset_index) if by_number else None
@@ -111,6 +112,6 @@ def import_(
     if store.spec.imported:
         print(f"from {store.spec.imported.origin}: {store.spec.imported.note}")
     print(
-        f"{out}: {facts['samples']:,} samples, {facts['views']} views, "
+        f"{out}: {counted(facts['samples'], 'sample')}, {counted(facts['views'], 'view')}, "
         f"{facts['bytes_per_view']} bytes each, {facts['kept_classes_mean']} classes kept"
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 from cache_tools import config
 from cache_tools.report.formatting import size
+from cache_tools.runtime.text import counted
 from cache_tools.spec import class_names
 from cache_tools.spec.targets import TargetSpec
 from cache_tools.spec.views import ViewSpec
@@ -36,8 +37,8 @@ def lines(store: Cache, facts: dict[str, Any]) -> list[str]:
         rows["imported"] = f"from {imported['origin']}. {imported['note']}"
     found = [
         f"{facts['path']}: {'complete' if parts['done'] == parts['total'] else 'incomplete'}, "
-        f"{parts['done']:,} of {parts['total']:,} parts, {facts['views']:,} views of "
-        f"{facts['samples']:,} images",
+        f"{parts['done']:,} of {counted(parts['total'], 'part')}, "
+        f"{counted(facts['views'], 'view')} of {counted(facts['samples'], 'image')}",
         "",
     ]
     for name, value in rows.items():
@@ -95,7 +96,7 @@ def _data(store: Cache) -> str:
     dataset = store.spec.dataset
     labels = "labelled" if dataset.labels else "labels not stored"
     keys = "file names" if dataset.key == "stem" else "paths"
-    text = f"{dataset.num_samples:,} images, {labels}, keys are {keys}"
+    text = f"{counted(dataset.num_samples, 'image')}, {labels}, keys are {keys}"
     return f"{text}; images in {store.source}" if store.source else text
 
 

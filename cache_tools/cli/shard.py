@@ -7,6 +7,7 @@ import typer
 
 from cache_tools.cli.options import Json, emit
 from cache_tools.errors import UsageError
+from cache_tools.runtime.text import counted
 
 
 def shard(
@@ -113,7 +114,8 @@ def shard(
         return
     for name, said in facts.items():
         print(
-            f"{folder}: {said['samples']:,} {name} images in {said['shards']:,} shards, "
+            f"{folder}: {counted(said['samples'], f'{name} image')} in "
+            f"{counted(said['shards'], 'shard')}, "
             f"{said['bytes']:,} bytes"
         )
         if beton:

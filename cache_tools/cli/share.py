@@ -8,6 +8,7 @@ import typer
 
 from cache_tools.cli.options import KEEP, CachePath, Json, emit
 from cache_tools.errors import UsageError
+from cache_tools.runtime.text import counted
 from cache_tools.storage.backends import Folder
 from cache_tools.store.cache import Cache
 
@@ -86,7 +87,8 @@ def _cut(source: Cache, out: Path, wanted: tuple[str, str, str], jobs: int, json
         emit({**facts, "parts": parts, "bytes": moved.bytes, "content_id": store.content_id()})
         return
     print(
-        f"{out}: {moved.made} parts made, {moved.there} were there, {moved.bytes:,} bytes read "
+        f"{out}: {counted(moved.made, 'part')} made, {were_there(moved.there)}, "
+        f"{moved.bytes:,} bytes read "
         f"({store.spec.fingerprint[:19]}…)"
     )
 
@@ -134,7 +136,8 @@ def push(
     if json_:
         emit({"url": url, "parts": {"there": sent.there, "sent": sent.sent}, "bytes": sent.bytes})
         return
-    print(f"{url}: {sent.sent} parts sent, {sent.there} were there, {sent.bytes:,} bytes")
+    words = f"{counted(sent.sent, 'part')} sent, {were_there(sent.there)}"
+    print(f"{url}: {words}, {sent.bytes:,} bytes")
 
 
 def card(
@@ -185,6 +188,12 @@ def merge(
         return
     done, total = facts["parts"]["done"], facts["parts"]["total"]
     print(
-        f"{out}: {done} of {total} parts, {facts['samples']:,} samples, {facts['views']} views "
+        f"{out}: {done:,} of {counted(total, 'part')}, {counted(facts['samples'], 'sample')}, "
+        f"{counted(facts['views'], 'view')} "
         f"({facts['fingerprint'][:19]}…)"
     )
+
+
+def were_there(count: int) -> str:
+    """Describe the parts that need not be moved."""
+    return f"{count:,} {'was' if count == 1 else 'were'} there"

@@ -18,7 +18,7 @@ from cache_tools.data.images import ImageDataset, class_folders, class_numbers
 from cache_tools.data.info_json import SPLITS, split_words
 from cache_tools.data.tar_samples import IMAGES
 from cache_tools.errors import DataError, UsageError
-from cache_tools.runtime.text import printable
+from cache_tools.runtime.text import counted, printable
 from cache_tools.spec.dataset import NO_LABEL
 
 log = logging.getLogger("kdcache")
@@ -64,8 +64,8 @@ def open_folder(
     if number and (stray := [file for file, _ in entries if "/" not in file]):
         shown = ", ".join(map(printable, stray[:_SHOWN])) + ", …" * (len(stray) > _SHOWN)
         log.warning(
-            "%s: %d images beside its class folders have no class: %s. Move them elsewhere, or "
-            "into the folder of their class.", root, len(stray), shown,
+            "%s: %s beside its class folders without a class: %s. Move them elsewhere, or into the "
+            "folder of their class.", root, counted(len(stray), "image"), shown,
         )  # fmt: skip
     images = ImageDataset(
         source,

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from cache_tools.data.file_pool import FilePool
 from cache_tools.data.remote_shards import RemoteShards
 from cache_tools.errors import CacheMismatch, DataError
+from cache_tools.runtime.text import counted
 from cache_tools.spec import sample_table
 from cache_tools.spec.dataset import NO_LABEL, KeyKind
 from cache_tools.spec.sample_table import SampleTable
@@ -208,8 +209,9 @@ def of_classes(images: ImageDataset, classes: Sequence[str], source: object) -> 
     images = replace(images, label_N=label_N, class_names=tuple(classes))
     if left_out := len(label_N) - len(kept):
         log.warning(
-            "%s: %d images of %d class folders that %s does not name are left out",
-            images.source, left_out, int((new[:-1] == NO_LABEL).sum()), source,
+            "%s: %s left out, of %s that %s does not name",
+            images.source, counted(left_out, "image"),
+            counted(int((new[:-1] == NO_LABEL).sum()), "class folder"), source,
         )  # fmt: skip
     return images.subset(kept)
 

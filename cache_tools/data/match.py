@@ -23,6 +23,7 @@ from cache_tools.data import scan, sources
 from cache_tools.data.images import ImageDataset, with_classes
 from cache_tools.errors import CacheMismatch
 from cache_tools.runtime import progress, threads
+from cache_tools.runtime.text import counted
 from cache_tools.spec import class_names, sample_table
 from cache_tools.spec.dataset import DatasetSpec
 from cache_tools.spec.sample_table import SampleTable
@@ -84,10 +85,12 @@ class DatasetMatch:
         }
 
     def __str__(self) -> str:
-        words = f"{self.found:,} of {len(self.image_index_N):,} samples are there"
+        count = len(self.image_index_N)
+        verb = "is" if count == 1 else "are"
+        words = f"{self.found:,} of {counted(count, 'sample')} {verb} there"
         words += f", {self.by_digest:,} of them under other names" * bool(self.by_digest)
         words += f"; first missing: {self.first_missing!r}" * bool(self.missing)
-        return words + f"; {self.extra:,} other images" * bool(self.extra)
+        return words + f"; {counted(self.extra, 'other image')}" * bool(self.extra)
 
 
 def find(table: SampleTable, dataset: DatasetSpec, images: ImageDataset) -> DatasetMatch:

@@ -8,6 +8,7 @@ from cache_tools.report.cache_facts import BINS
 from cache_tools.report.formatting import brief, count, share, size, small
 from cache_tools.report.page import DefinitionList, Element, Facts, Group, Paragraph, Section, Table
 from cache_tools.report.svg import Chart, chart
+from cache_tools.runtime.text import counted
 
 STRENGTHS = {
     "crop_area": ("crop area", "share of the image inside the crop, %", 100.0),
@@ -41,8 +42,8 @@ def _lead(facts: Facts) -> str:
     info = facts["info"]
     done, total = info["parts"]["done"], info["parts"]["total"]
     words = (
-        f"{info['teacher']['name']} on {count(info['targets'])} views of "
-        f"{count(info['samples'])} samples, {size(info['bytes'])}"
+        f"{info['teacher']['name']} on {counted(info['targets'], 'view')} of "
+        f"{counted(info['samples'], 'sample')}, {size(info['bytes'])}"
     )
     if info["bytes_per_view"]:
         words += f" ({info['bytes_per_view']:.1f} bytes a view)"

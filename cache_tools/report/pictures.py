@@ -4,9 +4,9 @@ import io
 
 from cache_tools.errors import KdcacheError
 from cache_tools.report import contact_sheet as sheet
-from cache_tools.report.formatting import count
 from cache_tools.report.page import Paragraph, Picture
 from cache_tools.report.sheet_source import SheetSource, evenly_spaced
+from cache_tools.runtime.text import counted
 
 ROWS, COLUMNS = 4, 5
 
@@ -18,7 +18,8 @@ def contact_sheet(source: SheetSource) -> Picture:
     out = io.BytesIO()
     drawn = sheet.draw(source.views, numbers, views, source.top_classes)
     drawn.save(out, "JPEG", quality=88, subsampling=0, optimize=True)
-    alt = f"{len(numbers)} samples, each with its original and {len(views)} views."
+    shown = counted(len(views), "view")
+    alt = f"{counted(len(numbers), 'sample')}, each with its original and {shown}."
     for number in numbers:
         alt += f" {source.views.keys[number]}"
         if source.top_classes is not None:
@@ -27,7 +28,7 @@ def contact_sheet(source: SheetSource) -> Picture:
             alt += f": {', '.join(words)}"
         alt += "."
     return Picture(
-        f"{len(numbers)} of {count(len(source.views.keys))} samples",
+        f"{len(numbers)} of {counted(len(source.views.keys), 'sample')}",
         out.getvalue(),
         "image/jpeg",
         alt,

@@ -22,6 +22,12 @@ def printable(text: str) -> str:
     )
 
 
+def counted(number: float, noun: str) -> str:
+    """Format a number of things: 1 part, 2 parts, 1,000 classes; `noun` is a singular."""
+    ending = "" if number == 1 else "es" if noun.endswith(("s", "ch")) else "s"
+    return f"{number:,} {noun}{ending}"
+
+
 def message(text: str) -> str:
     """Shape an error or a line of a log for a terminal: a screen at most, the middle left out.
 

@@ -13,7 +13,7 @@ from typing import Any
 from cache_tools.errors import CacheIncomplete, UsageError
 from cache_tools.runtime.plugins import Plugin
 from cache_tools.runtime.secrets import redact
-from cache_tools.runtime.text import printable
+from cache_tools.runtime.text import counted, printable
 from cache_tools.share import markdown
 from cache_tools.spec import class_names
 from cache_tools.spec.cache import CacheSpec
@@ -179,7 +179,7 @@ def _yaml(facts: dict[str, Any], terms: Terms) -> str:
 
 
 def _title(facts: dict[str, Any], terms: Terms) -> str:
-    of = terms.data or f"{facts['samples']:,} images"
+    of = terms.data or counted(facts["samples"], "image")
     return printable(f"Soft targets of {facts['teacher']['name']} on {of}")
 
 

@@ -22,6 +22,7 @@ from cache_tools.combine.select import Selection
 from cache_tools.errors import CacheIncomplete
 from cache_tools.runtime import concurrency, progress
 from cache_tools.runtime.signals import StopRequest
+from cache_tools.runtime.text import counted
 from cache_tools.spec.sample_table import SampleTable
 from cache_tools.store import commits, resume
 from cache_tools.store.cache import Cache
@@ -159,12 +160,11 @@ def _log_surplus(source: Cache, wanted: Selection, needed: Sequence[Part]) -> No
     held = sum(len(source.spec.rows(block)) for block in blocks)
     if held > len(wanted.row_N):
         log.info(
-            "%d of %d blocks hold the %s samples, and %s others that are moved with them: a part "
-            "is fetched as a whole",
+            "%d of %s with the %s, and %s that are moved with them: a part is fetched as a whole",
             len(blocks),
-            source.spec.num_blocks,
-            f"{len(wanted.row_N):,}",
-            f"{held - len(wanted.row_N):,}",
+            counted(source.spec.num_blocks, "block"),
+            counted(len(wanted.row_N), "sample"),
+            counted(held - len(wanted.row_N), "other"),
         )
 
 

@@ -46,9 +46,26 @@ def njit(**options: Any) -> Callable[[F], F]:
             kept: Any = compiled._cache
             kept._cache_file = _SealedFile(kept, Path(function.__code__.co_filename).parent)
             kept._guard_against_spurious_io_errors = _forgiving  # a full disk is no reason to stop
+            kept.load_overload = _logging_misses(kept.load_overload)
         return compiled  # type: ignore[no-any-return]
 
     return decorate
+
+
+def _logging_misses(load: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap numba's search for compiled code: a process logs the first function without any."""
+
+    def wrapped(*arguments: Any) -> Any:
+        if (found := load(*arguments)) is None:
+            _log_compilation()
+        return found
+
+    return wrapped
+
+
+@cache
+def _log_compilation() -> None:
+    log.info("compiling the code for images and targets, once on this machine: up to a minute")
 
 
 def _forgiving() -> contextlib.AbstractContextManager[None]:

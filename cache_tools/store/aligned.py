@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.errors import CacheMismatch, UsageError
+from cache_tools.runtime.text import counted
 from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.canonical import difference
 from cache_tools.spec.sample_table import SampleTable
@@ -158,7 +159,8 @@ def open_ensemble(
             "these caches were imported: it cannot be checked that they are of the same views"
         )
     if len({store.num_views for store in opened}) > 1:
-        log.info("the first %d views are used: not every cache has more", members.num_views)
+        views = counted(members.num_views, "view")
+        log.info("%s used, the first of each cache: not every cache has more", views)
     return members
 
 

@@ -22,6 +22,7 @@ import torch
 from cache_tools.errors import KdcacheError, UsageError
 from cache_tools.runtime import threads
 from cache_tools.runtime.signals import SIGNALS, StopRequest
+from cache_tools.runtime.text import counted
 from cache_tools.store.cache import Cache
 from pipeline.engines import process, work_queue
 from pipeline.engines.process import Done, Error, LogLine, Progress
@@ -153,7 +154,7 @@ class _WorkerPool:
     def note(self) -> str:
         """Parts done, and the load of the worker that reported last."""
         parts = self._parts + sum(worker.parts for worker in self._workers.values())
-        return f"{parts} parts done, {self._note}"
+        return f"{counted(parts, 'part')} done, {self._note}"
 
     def stop(self) -> None:
         """Stop all, and kill those that do not end."""

@@ -19,6 +19,7 @@ from cache_tools.data.sources import absolute
 from cache_tools.errors import KdcacheError, UsageError
 from cache_tools.runtime import logs, ray_cluster, threads
 from cache_tools.runtime.signals import StopRequest
+from cache_tools.runtime.text import counted
 from cache_tools.storage import backends, system_errors
 from pipeline.engines import work_queue
 from pipeline.engines.work_queue import TRIES, WorkQueue
@@ -125,7 +126,8 @@ class RayEngine:
         """Make and commit parts, as `Engine.make`."""
         ray, (count, gpus, cores) = self._ray, self._resources
         count = min(count, len(groups))
-        log.info(f"{count} actors of Ray with {gpus} GPUs and {cores} cores each")
+        each = f"{counted(gpus, 'GPU')} and {counted(cores, 'core')} each"
+        log.info(f"{counted(count, 'actor')} of Ray with {each}")
         forever = {"max_restarts": -1, "max_task_retries": -1}
         counter = ray.remote(ProgressCounter).options(num_cpus=0, **forever).remote()
         actor = ray.remote(Stage1Actor).options(
@@ -136,7 +138,7 @@ class RayEngine:
         queue = WorkQueue(groups, count)
         failures: list[Failure] = []
         at_work: dict[Any, tuple[Any, int, list[DecodeGroup]]] = {}
-        counted: Counter[int] = Counter()
+        done_views: Counter[int] = Counter()
         number = 0
         with StopRequest() as stop, ray_cluster.watched(ray):
             while queue or at_work:
@@ -146,15 +148,15 @@ class RayEngine:
                     at_work[call] = maker, number, lot
                 ready, _ = ray.wait(list(at_work), timeout=_POLL)
                 for of, views in ray_cluster.fetch(ray, counter.take.remote()).items():
-                    counted[of] += views
+                    done_views[of] += views
                     on_progress(views)
                 for answer in ready:
                     maker, of, lot = at_work.pop(answer)
                     left = self._collect(answer, lot, failures)
                     queue.requeue(left)
                     made = work_queue.rows(self.store, lot) - work_queue.rows(self.store, left)
-                    on_progress(made - counted[of])
-                    counted[of] = made
+                    on_progress(made - done_views[of])
+                    done_views[of] = made
                     self._done_parts += sum(len(group.views) for group in lot)
                     idle.append(maker)
                 if stop.requested:
@@ -183,7 +185,7 @@ class RayEngine:
 
     def note(self) -> str:
         """Parts done."""
-        return f"{self._done_parts} parts done by Ray"
+        return f"{counted(self._done_parts, 'part')} done by Ray"
 
     def close(self) -> None:
         """End the actors, and a cluster that was started for them."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cache_tools.errors import CacheIncomplete, CacheMismatch, NonFinite
+from cache_tools.runtime.text import counted
 from cache_tools.store import info
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
@@ -44,10 +45,10 @@ def refuse_failures(store: Cache, failures: Sequence[Failure]) -> None:
         for (kind, error), numbers in list(reasons.items())[:_SHOWN]
     ]
     if (more := len(reasons) - _SHOWN) > 0:
-        lines.append(f"\n  and {more} more reasons.")
+        lines.append(f"\n  and {counted(more, 'more reason')}.")
     many = len(failures) > 1
     raise CacheIncomplete(
-        f"{len(failures)} part{'s' if many else ''} of {store.name} could not be made and "
+        f"{counted(len(failures), 'part')} of {store.name} could not be made and "
         f"{'were' if many else 'was'} left out:{''.join(lines)}\n"
         f"All others are committed. `kdcache status {store.name} --missing` lists the missing "
         f"ones; fix the cause and continue with: {command()}"
@@ -57,10 +58,10 @@ def refuse_failures(store: Cache, failures: Sequence[Failure]) -> None:
 def interrupted(store: Cache, signal: str) -> str:
     """Parts kept after a signal, and the command that continues."""
     facts = info.status(store)["parts"]
-    return (
-        f"Stopped{f' by {signal}' if signal else ''}. {facts['done']} of {facts['total']} parts of "
-        f"{store.name} are committed and stay. Continue with: {command()}"
-    )
+    kept = f"{facts['done']:,} of {counted(facts['total'], 'part')} of {store.name}"
+    verb = "is committed and stays" if facts["total"] == 1 else "are committed and stay"
+    by = f" by {signal}" if signal else ""
+    return f"Stopped{by}. {kept} {verb}. Continue with: {command()}"
 
 
 def command() -> str:

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
+from cache_tools.runtime.text import counted
+
 Stage = Literal["render", "wait", "forward", "commit"]
 NAMES = {
     "render": "render_busy",
@@ -92,7 +94,7 @@ class Meter:
                 found, self._noted = self._between(self._noted, now), now
                 waits, renders = found[NAMES["wait"]], found[NAMES["render"]]
                 self._note = f"teacher waits {waits:.0%}, rendering {renders:.0%}"
-            return f"{self.parts} parts done, {self._note}"
+            return f"{counted(self.parts, 'part')} done, {self._note}"
 
     def _now(self) -> tuple[float, int, dict[str, float]]:
         now, busy = time.perf_counter(), dict(self._busy)

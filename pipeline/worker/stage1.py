@@ -26,6 +26,7 @@ from cache_tools.data.images import ImageDataset
 from cache_tools.runtime import threads
 from cache_tools.runtime.device import select
 from cache_tools.runtime.signals import StopRequest
+from cache_tools.runtime.text import counted
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from pipeline.teacher.forward import Forward, TeacherInput
@@ -148,8 +149,8 @@ class Stage1:
             if not again:
                 break
             log.warning(
-                "%d parts failed and are tried again (try %d of %d): %s",
-                len(again), attempt + 1, TRIES, failed[again[0]],
+                "%s failed, tried again (try %d of %d): %s",
+                counted(len(again), "part"), attempt + 1, TRIES, failed[again[0]],
             )  # fmt: skip
             groups = decode_groups(again, self._group_size)
             end = time.monotonic() + PAUSE_SECONDS * attempt

@@ -8,6 +8,7 @@ import typer
 
 from cache_tools.cli.options import Json, emit
 from cache_tools.errors import UsageError
+from cache_tools.runtime.text import counted
 from train.cli.options import Data, Device, Overrides
 
 if TYPE_CHECKING:
@@ -165,7 +166,8 @@ def table(facts: dict[str, Any]) -> str:
     if facts["student"]:
         lines.append(f"{'device':12} {'':>12} {facts['student_images_per_second']:>10,.0f}")
     lines += [
-        f"read from {facts['read_from']}; decode, resize and operations on {threads} threads; "
+        f"read from {facts['read_from']}; decode, resize and operations on "
+        f"{counted(threads, 'thread')}; "
         f"batches of {facts['batch_size']} on {facts['device']}",
         facts["conclusion"],
     ]

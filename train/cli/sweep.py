@@ -12,6 +12,7 @@ from cache_tools.cli.options import Json, emit
 from cache_tools.errors import UsageError
 from cache_tools.runtime import launcher
 from cache_tools.runtime.device import select
+from cache_tools.runtime.text import counted
 from cache_tools.store import info
 from train.cli.options import Data, Device, Fresh, Log, Weight
 
@@ -167,7 +168,8 @@ def _write(sweep: "Sweep", facts: dict[str, Any]) -> bool:
     run_dir.write_json(sweep.out / "sweep.json", facts)
     table.write_csv(facts["students"], sweep.out / "sweep.csv")
     title = (
-        f"{len(facts['students'])} students of the teacher "
-        f"{sweep.inputs.store.spec.teacher.architecture}, {len(sweep.inputs.images):,} images"
+        f"{counted(len(facts['students']), 'student')} of the teacher "
+        f"{sweep.inputs.store.spec.teacher.architecture}, "
+        f"{counted(len(sweep.inputs.images), 'image')}"
     )
     return plot.draw(facts["students"], facts["swept"], title, sweep.out / "sweep.png")

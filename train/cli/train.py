@@ -9,6 +9,7 @@ import typer
 
 from cache_tools.cli.options import Json, emit, table
 from cache_tools.errors import UsageError
+from cache_tools.runtime.text import counted
 from train.cli.options import Architecture, Data, Device, Fresh, Log, Overrides, Weight
 
 if TYPE_CHECKING:
@@ -103,8 +104,9 @@ def train(
             if result["top1_ema"] is not None:
                 top1 += f", EMA {result['top1_ema']:.1f} %"
             print(
-                f"{folder}: {result['student']} ({result['mode']}), {result['epochs']} epochs, "
-                f"top-1 {top1}, {result['images_per_second']:,.0f} images/s, "
+                f"{folder}: {result['student']} ({result['mode']}), "
+                f"{counted(result['epochs'], 'epoch')}, top-1 {top1}, "
+                f"{result['images_per_second']:,.0f} images/s, "
                 f"{100 * result['data_wait']:.1f} % waiting"
             )
 
@@ -285,11 +287,11 @@ def _report(results: list[dict[str, Any]], inputs: "Inputs", out: Path, json_: b
     }
     result = compare.compare(top1, seeds, facts)
     run_dir.write_json(out / "comparison.json", result)
-    title = f"{facts['student']} on {facts['transfer_images']:,} images"
+    title = f"{facts['student']} on {counted(facts['transfer_images'], 'image')}"
     compare.draw(result, title, out / "comparison.png")
     if json_:
         emit(result)
         return
-    print(f"student {facts['student']}: {facts['transfer_images']:,} training images")
+    print(f"student {facts['student']}: {counted(facts['transfer_images'], 'training image')}")
     print(compare.table(result))
     print(f"picture: {out / 'comparison.png'}")

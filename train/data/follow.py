@@ -18,6 +18,7 @@ from typing import Any
 from cache_tools.errors import CacheIncomplete, UsageError
 from cache_tools.runtime import progress
 from cache_tools.runtime.signals import StopRequest
+from cache_tools.runtime.text import counted
 from cache_tools.storage.backends import Zip
 from cache_tools.store import info, presence
 from cache_tools.store.aligned import CacheEnsemble
@@ -86,7 +87,7 @@ class Follower:
             return
         total = len(self._caches) * len(set(views)) * self._caches[0].spec.num_blocks
         label = f"wait for view{'s' if len(set(views)) > 1 else ''} {_ranges(views)}"
-        log.info("%s: %d of %d parts are not there yet", label, len(missing), total)
+        log.info("%s: %d of %s not there yet", label, len(missing), counted(total, "part"))
         self._lives.clear()
         pause = _PAUSE
         with progress.bar(label, total, "parts", total - len(missing)) as advance:
@@ -115,7 +116,8 @@ class Follower:
             lacking += cache.num_views * cache.spec.num_blocks - len(cache.committed())
             ids[cache.spec.fingerprint] = cache.content_id()
         if lacking:
-            log.info("%d parts of the cache, of views not shown, are not made yet", lacking)
+            parts = counted(lacking, "part")
+            log.info("%s of the cache, of views not shown, not made yet", parts)
         only = next(iter(ids.values())) if len(ids) == 1 else ids
         return {"cache_content_id": None if lacking else only, "cache_parts_missing": lacking}
 
@@ -166,7 +168,7 @@ def _ended(cache: Cache, parts: Sequence[Part], made: bool | None, minutes: floa
     for part in parts:
         blocks[part.view].append(part.block)
     named = [f"view {view}, block {_ranges(of_view)}" for view, of_view in blocks.items()]
-    more = [f"{len(named) - _SHOWN} views more"] if len(named) > _SHOWN else []
+    more = [f"{counted(len(named) - _SHOWN, 'view')} more"] if len(named) > _SHOWN else []
     why = f"no part has come for {minutes:g} minutes"
     if made is False:
         last = presence.last(cache) or "unnamed"

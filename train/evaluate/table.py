@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from cache_tools.runtime.text import counted
+
 NAMES = {"student": "student", "student_ema": "student, EMA", "teacher": "teacher"}
 STORED = "teacher, as stored"
 COLUMNS = (
@@ -21,9 +23,11 @@ def table(facts: dict[str, Any]) -> str:
     rows = []
     for of in [*facts["data"], *([facts["cache"]] if facts["cache"] else [])]:
         cached = "path" in of
-        source = f"{of['views']:,} cached views ({of['parts']} parts)" if cached else of["source"]
-        if not cached:
-            source += f" ({of['networks']['student']['images']:,} images)"
+        if cached:
+            source = f"{counted(of['views'], 'cached view')} ({counted(of['parts'], 'part')})"
+        else:
+            images = counted(of["networks"]["student"]["images"], "image")
+            source = f"{of['source']} ({images})"
         for name, scores in of["networks"].items():
             values = [(scores[key], digits) for key, _, digits in COLUMNS]
             cells = ["" if value is None else f"{value:.{digits}f}" for value, digits in values]

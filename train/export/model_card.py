@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cache_tools import config
+from cache_tools.runtime.text import counted
 from cache_tools.share import markdown
 from cache_tools.spec import class_names
 from cache_tools.spec.views import ViewSpec
@@ -43,8 +44,9 @@ def describe(
             "Teacher": f"{markdown.code(teacher['name'])} "
             f"({markdown.text(teacher['architecture'])}), weights sha256 "
             f"{markdown.code(teacher['weights_sha256'])}",
-            "Cache": f"{markdown.code(facts['cache_fingerprint'])}, {facts['samples']:,} images × "
-            f"{facts['views_per_sample']} views",
+            "Cache": f"{markdown.code(facts['cache_fingerprint'])}, "
+            f"{counted(facts['samples'], 'image')} × "
+            f"{counted(facts['views_per_sample'], 'view')}",
             **({"Classes": named} if named else {}),
             "Training": _changed(facts["recipe"], TrainRecipe),
             "Views": _changed(facts["views"], ViewSpec),

@@ -7,6 +7,7 @@ from cache_tools.report.charts import EPOCH, STEP
 from cache_tools.report.formatting import count, share, small
 from cache_tools.report.page import DefinitionList, Element, Facts, Group, Paragraph, Section, Table
 from cache_tools.report.svg import Chart, chart
+from cache_tools.runtime.text import counted
 from train.evaluate.table import NAMES
 from train.report import confusion, history
 from train.report.history import Row
@@ -41,8 +42,8 @@ def way(config: Facts) -> str:
 def _lead(facts: Facts) -> str:
     config, result = facts["config"], facts["result"]
     words = (
-        f"{config['recipe']['student']} {way(config)}, on {count(config['samples'])} images in "
-        f"{count(config['recipe']['epochs'])} epochs"
+        f"{config['recipe']['student']} {way(config)}, on {counted(config['samples'], 'image')} in "
+        f"{counted(config['recipe']['epochs'], 'epoch')}"
     )
     if result is None:
         done = 1 + int(facts["epochs"][-1].get("epoch", 0)) if facts["epochs"] else 0
@@ -86,10 +87,11 @@ def _losses(steps: list[Row]) -> Chart | None:
         return None
     if len(series) == 2:  # the loss is its only term, but for a weight
         series.pop("on the teacher" if "on the teacher" in series else "on labels")
+    last = next(iter(series.values()))[0][-1]
     words = "; ".join(f"{n}: {small(y[0])} to {small(y[-1])}" for n, (_, y) in series.items())
     return chart(
         "Loss",
-        f"From first to last of {count(next(iter(series.values()))[0][-1])} steps: {words}.",
+        f"From first to last of {counted(round(last), 'step')}: {words}.",
         lambda axes: charts.lines(axes, series, STEP, "loss"),
     )
 
@@ -151,7 +153,7 @@ def _scores(measured: Facts) -> Table:
     """Rows of `kdcache eval` for a run."""
     sets = [(confusion.last_part(one["source"]), one["networks"]) for one in measured["data"]]
     if seen := measured["cache"]:
-        words = f"{count(seen['views'])} cached views ({count(seen['parts'])} parts)"
+        words = f"{counted(seen['views'], 'cached view')} ({counted(seen['parts'], 'part')})"
         sets.append((words, seen["networks"]))
     rows = [
         [

@@ -10,6 +10,7 @@ from cache_tools.report import charts, svg
 from cache_tools.report.formatting import brief, count, listed, share, small
 from cache_tools.report.page import Element, Facts, Group, Paragraph, Section, Table
 from cache_tools.report.svg import Chart, chart
+from cache_tools.runtime.text import counted
 from cache_tools.store import info
 from cache_tools.store.cache import Cache
 from train import run_dir
@@ -89,7 +90,7 @@ def _lead(students: list[Facts], measured: list[Facts], swept: list[str]) -> str
     states = [str(one.get("state")) for one in students]
     words = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
     over = f" over {', '.join(swept)}" if swept else ""
-    text = f"{len(students)} students{over}: {words}."
+    text = f"{counted(len(students), 'student')}{over}: {words}."
     if measured:
         best = max(measured, key=lambda one: one["accuracy"])
         text += f" The most accurate is {best.get('name')} with {share(best['accuracy'])}."

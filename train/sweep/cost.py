@@ -20,6 +20,7 @@ import torch
 
 from cache_tools.errors import KdcacheError
 from cache_tools.runtime import progress, threads
+from cache_tools.runtime.text import counted
 from train.data import create_loader
 from train.data.device_batch import ONLINE, online_targets, to_device
 from train.data.inputs import Inputs
@@ -81,7 +82,7 @@ def lines(facts: dict[str, Any]) -> list[str]:
     if not facts["students"]:
         return ["No student is finished yet: there is no cost to compare."]
     forwards, imagenet = facts["forwards"], facts["imagenet"]
-    runs = f"{facts['students']} run{'s' if facts['students'] != 1 else ''}"
+    runs = counted(facts["students"], "run")
     text = [
         f"teacher forwards  {forwards['cache']:,} once, for the cache; with the teacher in the "
         f"loop {forwards['online']:,} in {runs}, or "

@@ -23,6 +23,7 @@ from cache_tools.errors import NonFinite, UsageError
 from cache_tools.runtime import progress
 from cache_tools.runtime.device_memory import is_out_of_memory, too_small
 from cache_tools.runtime.signals import StopRequest
+from cache_tools.runtime.text import counted
 from train import run_dir, run_state
 from train.data.inputs import Inputs, check_inputs
 from train.run_state import FAILED, STOPPED, State
@@ -233,9 +234,9 @@ def _log_plan(sweep: Sweep, planned: Sequence[Sequence[Student]]) -> None:
     if sweep.asha and "stopped" in states:
         log.info("%d remain stopped; without --asha they resume", states.count("stopped"))
     log.info(
-        "%d students, %d of them finished; %d cohorts: %s",
-        len(states),
+        "%s, %d of them finished; %s: %s",
+        counted(len(states), "student"),
         states.count("finished"),
-        len(planned),
+        counted(len(planned), "cohort"),
         " + ".join(str(len(cohort)) for cohort in planned) or "nothing to do",
     )

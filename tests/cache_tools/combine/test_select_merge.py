@@ -108,7 +108,7 @@ def test_fewer_samples_are_the_cache_of_those_samples(
         assert all(probes[0] for probes in known_probes)
         assert "2 of 4 blocks" not in said.err
     else:
-        assert "3 of 4 blocks hold the 22 samples, and 74 others" in said.err
+        assert "3 of 4 blocks with the 22 samples, and 74 others" in said.err
 
 
 def test_mixed_samples_come_in_whole_windows(mixed: Path, tmp_path: Path, kdcache: Command) -> None:

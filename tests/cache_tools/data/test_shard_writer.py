@@ -379,7 +379,7 @@ def test_imagenet_21k_by_a_list_of_classes(
     small.write_bytes(jpeg(9))
     said = kdcache("shard", data, out, "--labels", path, "--json")
     assert said.code == 0, said.err
-    assert f"1 images of 1 class folders that {path} does not name are left out" in said.err
+    assert f"1 image left out, of 1 class folder that {path} does not name" in said.err
     assert "folders that are no splits, passed over: 1" in said.err
     assert json.loads(said.out)["train"]["samples"] == 3
     for split in ("train", "validation"):

@@ -15,6 +15,13 @@ def test_what_a_terminal_acts_upon_is_shown() -> None:
     assert text.message("Größe 224×224, 写真 …") == "Größe 224×224, 写真 …"
 
 
+def test_one_is_a_singular() -> None:
+    parts = [text.counted(number, "part") for number in (0, 1, 2, 10_000)]
+    assert parts == ["0 parts", "1 part", "2 parts", "10,000 parts"]
+    assert [text.counted(n, "class") for n in (1, 2)] == ["1 class", "2 classes"]
+    assert text.counted(3, "batch") == "3 batches"
+
+
 def test_a_message_is_a_screen_at_most() -> None:
     long = text.message("begin " + "x" * 14_000_000 + " end")
     assert len(long) < 2_100

@@ -104,7 +104,7 @@ def test_a_cut_is_made_on_arrival(
     asked = ("--views", "0:2", "--samples", "0.3", "--keep", "k=10")
     said = kdcache("pull", f"{server.url}/cache.zarr", out, *asked)
     assert said.code == 0, said.err
-    assert "1 of 4 blocks hold the 60 samples, and 4 others" in said.err
+    assert "1 of 4 blocks with the 60 samples, and 4 others" in said.err
     parts = {name.rpartition("/")[2] for name, _ in server.asked if "targets/code/c" in name}
     assert parts == {"0"}  # block 0 alone
     local = tmp_path / "local.zarr"

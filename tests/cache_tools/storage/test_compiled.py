@@ -26,6 +26,10 @@ def triple(x: int) -> int:
     return 3 * x
 
 
+def quadruple(x: int) -> int:
+    return 4 * x
+
+
 @pytest.fixture
 def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """Neither the package nor the home folder can be written; the data folder is `tmp_path`."""
@@ -44,6 +48,18 @@ def test_code_is_kept_in_the_data_folder(nowhere: Path) -> None:
     folder = nowhere / f"numba-{os.getuid()}"
     assert list(folder.rglob("*double*.nbc"))
     assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_the_first_compilation_of_a_process_is_logged_unless_the_code_is_kept(
+    nowhere: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="kdcache")
+    for functions, count in (((double, triple), 1), ((double, triple), 0), ((quadruple,), 1)):
+        compiled._log_compilation.cache_clear()
+        caplog.clear()
+        for function in functions:
+            compiled.njit(cache=True)(function)(4)
+        assert sum(line.startswith("compiling the code") for line in caplog.messages) == count
 
 
 @pytest.mark.parametrize("kind", ["nbi", "nbc"])

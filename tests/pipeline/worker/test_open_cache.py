@@ -64,7 +64,7 @@ def test_synsets_of_the_teacher_are_labels(
     assert of_key == {f"{name}_{i}": label for name, label in CATS.items() for i in range(4)}
     assert store.spec.dataset.num_classes == 1000
     assert class_names.of_cache(store.spec) == class_names.synsets(1000)
-    assert "0 of 1 parts to make" in cache(data).err
+    assert "0 of 1 part to make" in cache(data).err
     assert kdcache("verify", tmp_path / "c.zarr", "--data", data).code == 0
     inputs = open_inputs(tmp_path / "c.zarr", str(data))
     assert inputs.images.label_N.tolist() == store.table.label_N.tolist()

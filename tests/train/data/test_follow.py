@@ -114,7 +114,7 @@ def test_the_student_is_the_one_of_the_finished_cache(
     assert result["cache_content_id"] == Cache.open(growing.path).content_id()
     assert result["cache_parts_missing"] == 0
     waits = [line for line in caplog.messages if line.startswith("wait for")]
-    assert waits == [f"wait for view {v}: 1 of 1 parts are not there yet" for v in (1, 2)]
+    assert waits == [f"wait for view {v}: 1 of 1 part not there yet" for v in (1, 2)]
 
 
 def test_a_cache_that_is_not_complete_at_the_end_is_recorded_as_such(
