@@ -68,7 +68,7 @@ def convert(
     with progress.bar(f"convert to {to}", total, "samples", total - left) as advance:
         for count in written:
             advance(count)
-    facts = {
+    facts: dict[str, Any] = {
         "files": len(wanted),
         "bytes": sum((out / name).stat().st_size for name in wanted),
         "samples": len(keys),
