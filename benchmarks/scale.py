@@ -1,11 +1,11 @@
 """Commands on a cache of ImageNet's size: seconds, memory, files and folders.
 
-    python -m benchmarks.scale [--samples 1281167] [--views 300] [--json FILE]
+    python -m benchmarks.scale [--samples 1281167] [--views 300] [--classes 1000] [--json FILE]
 
 The sample table is real (synthetic keys, every column), and so is every commit record. The chunks
 of all parts are hard links to those of two real parts, a full block's and the last one's, so that
-sizes hold and the disk is not filled; digests therefore do not, and `verify` is not run here.
-Each command runs as its own process, as users run it; memory is the process's peak.
+sizes and digests hold and the disk is not filled. Each command runs as its own process, as users
+run it; memory is the process's peak. `benchmarks.start` measures how a training run begins.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from cache_tools.numerics.text_column import TextColumn
 from cache_tools.spec import sample_table
 from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.dataset import DatasetSpec
@@ -30,7 +31,7 @@ from cache_tools.spec.teacher import TeacherSpec
 from cache_tools.spec.views import ViewSpec
 from cache_tools.store import commits
 from cache_tools.store.cache import Cache
-from cache_tools.store.layout import Layout
+from cache_tools.store.layout import PROBES, Layout
 from cache_tools.targets import codec, dense
 
 CLASSES, HUB_FILES, HUB_ENTRIES = 1000, 100_000, 10_000
@@ -46,35 +47,34 @@ _OPEN = _PEAK + "from cache_tools.store.cache import Cache; Cache.open(sys.argv[
 _COMMAND = _PEAK + "from cache_tools.cli import main as cli; sys.argv[0] = 'kdcache'; cli.main()"
 
 
-def table(count: int) -> SampleTable:
+def table(count: int, classes: int = CLASSES) -> SampleTable:
     """A sample table with keys like ImageNet's."""
-    names = [f"n{1440764 + i % 1000:08d}_{i}" for i in range(count)]
-    ids = np.array([sample_table.sample_id(name) for name in names], dtype=np.uint64)
+    names = TextColumn.of([f"n{1440764 + i % classes:08d}_{i}" for i in range(count)])
+    ids = sample_table.sample_ids(names)
     order = np.argsort(ids)
     random = np.random.default_rng(0)
     return SampleTable(
-        tuple(names[i] for i in order),
+        names.take(order).compact(),
         ids[order],
         random.integers(0, 2**64 - 1, count, dtype=np.uint64),
-        (order % 1000).astype(np.int32),
+        (order % classes).astype(np.int32),
         random.integers(200, 600, count, dtype=np.int32),
         random.integers(200, 600, count, dtype=np.int32),
         random.integers(10_000, 200_000, count),
     )
 
 
-def part(spec: CacheSpec, block: int) -> dict[str, bytes]:
-    """Chunk bytes of a real part of view 0: random logits of a confident teacher."""
-    rows, random = len(spec.rows(block)), np.random.default_rng(block)
-    logits = (random.standard_normal((2048, CLASSES)) * 3).astype(np.float32)
-    one = codec.encode(dense.sparsify(logits, spec.targets), spec.targets, CLASSES)
+def part(spec: CacheSpec, block: int) -> codec.EncodedTargets:
+    """Targets of a block: random logits of a confident teacher."""
+    rows, random, classes = len(spec.rows(block)), np.random.default_rng(block), spec.teacher
+    logits = (random.standard_normal((2048, classes.num_classes)) * 3).astype(np.float32)
+    one = codec.encode(dense.sparsify(logits, spec.targets), spec.targets, classes.num_classes)
     many = codec.concatenate([one] * (rows // 2048 + 1))
     cut = int(many.begin_B1[rows])
-    stored = codec.EncodedTargets(
+    return codec.EncodedTargets(
         many.count_B[:rows], many.index_delta_E[:cut], many.code_E[:cut], many.tail_TB[:, :rows],
         many.true_PB[:, :rows], many.square_QB[:, :rows],
     )  # fmt: skip
-    return Layout(spec, 1).encode_part(0, block, stored, np.arange(4, dtype=np.uint64))
 
 
 def build(
@@ -83,15 +83,16 @@ def build(
     views: int,
     augmentation: ViewSpec = VIEWS,
     targets: TargetSpec = TARGETS,
+    classes: int = CLASSES,
+    rows: SampleTable | None = None,
 ) -> Cache:
-    """The cache, all parts committed."""
-    rows = table(count)
-    dataset = DatasetSpec(count, CLASSES, True, "stem", rows.sha256)
-    teacher = TeacherSpec("t", "t", "sha256:0", CLASSES, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    spec = CacheSpec(dataset, teacher, augmentation, targets, 65_536)
+    """The cache, all parts committed, without fingerprints of pixels."""
+    rows = rows or table(count, classes)
+    spec = cache_spec(rows, augmentation, targets, classes)
     store = Cache.create(folder / "cache.zarr", spec, rows, views)
     last, layout = spec.num_blocks - 1, Layout(spec, views)
-    chunks = {block: part(spec, block) for block in {0, last}}
+    none = np.zeros(PROBES, np.uint64)
+    chunks = {block: layout.encode_part(0, block, part(spec, block), none) for block in {0, last}}
     for place in store.parts():
         real = chunks[last if place.block == last else 0]
         names = layout.part_chunks(place.view, place.block)
@@ -103,6 +104,15 @@ def build(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(record)
     return store
+
+
+def cache_spec(
+    rows: SampleTable, augmentation: ViewSpec, targets: TargetSpec, classes: int
+) -> CacheSpec:
+    """The spec of a cache of these samples."""
+    dataset = DatasetSpec(len(rows), classes, True, "stem", rows.sha256)
+    teacher = TeacherSpec("t", "t", "sha256:0", classes, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    return CacheSpec(dataset, teacher, augmentation, targets, 65_536)
 
 
 def _link(cache: Path, name: str, source: str, data: bytes) -> None:
@@ -137,16 +147,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--samples", type=int, default=1_281_167)
     parser.add_argument("--views", type=int, default=300)
+    parser.add_argument("--classes", type=int, default=CLASSES)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        store = build(Path(folder), options.samples, options.views)
+        size = options.samples, options.views
+        store = build(Path(folder), *size, classes=options.classes)
         cache = str(store.path)
         (Path(folder) / "small").mkdir()
         small = str(build(Path(folder) / "small", 65_536, 2).path)
         results: dict[str, Any] = {
             "samples": options.samples,
             "views": options.views,
+            "classes": options.classes,
             "parts": options.views * store.spec.num_blocks,
             "imports alone": measure(_NOTHING),
             "open": measure(_OPEN, cache),

@@ -90,7 +90,7 @@ class CacheReader:
         self._part: tuple[Part, EncodedTargets] | None = None
 
     @property
-    def keys(self) -> tuple[str, ...]:
+    def keys(self) -> Sequence[str]:
         """Names of the N samples, in the order of rows."""
         return self.store.table.keys
 

@@ -338,7 +338,7 @@ class CacheWriter:
             log.error("%s", error)
 
     def _new(self, views: Prediction) -> WriterBatch:
-        keys = self.store.table.keys[views.rows.start : views.rows.stop]
+        keys = tuple(self.store.table.keys[views.rows.start : views.rows.stop])
         return WriterBatch(views.sparse[0], views.part.view, keys, views.label_BP)
 
 

@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from cache_tools.data.file_pool import FilePool
 from cache_tools.data.remote_shards import RemoteShards
 from cache_tools.errors import CacheMismatch, DataError
+from cache_tools.numerics import text_column
+from cache_tools.numerics.text_column import TextColumn
 from cache_tools.runtime.text import counted
 from cache_tools.spec import sample_table
 from cache_tools.spec.dataset import NO_LABEL, KeyKind
@@ -43,8 +45,8 @@ class ImageDataset:
     """Path, pattern or URL that was opened, for messages."""
     paths: list[Path]
     """Files: shards, or one per image."""
-    names: list[str]
-    """[N] path of the sample within the data set, without extension."""
+    names: Sequence[str]
+    """[N] path of the sample within the data set, without extension: a list or a TextColumn."""
     file_N: NDArray[np.int32]
     """Number of the sample's file in `paths`."""
     offset_N: NDArray[np.int64]
@@ -133,21 +135,25 @@ class ImageDataset:
         """Return [H, W, 3] of a sample stored as pixels, which only a `.beton` has; else None."""
         return None
 
-    def keys(self, kind: KeyKind | None = None) -> tuple[KeyKind, list[str]]:
+    def keys(self, kind: KeyKind | None = None) -> tuple[KeyKind, Sequence[str]]:
         """Return the kind, and [N] names that identify the samples in any copy of the data set.
 
         None takes the stem when it is unique in the data set.
         """
-        stems = [name.rpartition("/")[2] for name in self.names]
+        stems: Sequence[str]
+        if isinstance(self.names, TextColumn):
+            stems = self.names.stems()
+        else:
+            stems = [name.rpartition("/")[2] for name in self.names]
         if kind is None:
             kind = "stem" if len(set(stems)) == len(stems) else "path"
-        return kind, stems if kind == "stem" else list(self.names)
+        return kind, stems if kind == "stem" else self.names
 
     def subset(self, numbers: NDArray[np.int64]) -> Self:
         """Select samples, in this order."""
         return replace(
             self,
-            names=[self.names[i] for i in numbers],
+            names=text_column.take(self.names, numbers),
             file_N=self.file_N[numbers],
             offset_N=self.offset_N[numbers],
             length_N=self.length_N[numbers],

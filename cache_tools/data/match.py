@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -21,14 +21,19 @@ from numpy.typing import NDArray
 
 from cache_tools.data import scan, sources
 from cache_tools.data.images import ImageDataset, with_classes
+from cache_tools.data.open import find_tars, open_images
 from cache_tools.errors import CacheMismatch
+from cache_tools.numerics import text_column
+from cache_tools.numerics.text_column import TextColumn
 from cache_tools.runtime import progress, threads
 from cache_tools.runtime.text import counted
 from cache_tools.spec import class_names, sample_table
+from cache_tools.spec.canonical import canonical_json
 from cache_tools.spec.dataset import DatasetSpec
 from cache_tools.spec.sample_table import SampleTable
-from cache_tools.storage import disk_cache
+from cache_tools.storage import disk_cache, mapped
 from cache_tools.storage.disk_cache import DiskCache
+from cache_tools.storage.mapped import Arrays
 
 log = logging.getLogger("kdcache")
 I8 = NDArray[np.int64]
@@ -36,6 +41,9 @@ U8 = NDArray[np.uint64]
 _FIRST = 256
 """Images that are read before all that may be renamed are."""
 _AHEAD = 1024
+_INDEX = ("file_N", "offset_N", "length_N", "label_N")
+"""Columns of an index of tars that are kept, beside the names."""
+_COVERAGE = ("by_digest", "extra", "first_missing", "first_extra")
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,10 @@ def find(table: SampleTable, dataset: DatasetSpec, images: ImageDataset) -> Data
     """Look for the samples of `table` among `images`."""
     images = _in_classes_of(dataset, images)
     _, keys = images.keys(dataset.key)
-    id_M = np.array([sample_table.sample_id(key) for key in keys], dtype=np.uint64)
+    id_M = sample_table.sample_ids(keys)
+    order = np.argsort(id_M, kind="stable")
+    if np.array_equal(id_M[order], table.id_N):
+        return DatasetMatch(order, 0, 0, "", "")
     _, first, count = np.unique(id_M, return_index=True, return_counts=True)
     alone = first[count == 1]  # images that share a name are distinguished by their bytes
     row = np.searchsorted(table.id_N, id_M[alone]).clip(max=len(table) - 1)
@@ -112,8 +123,8 @@ def find(table: SampleTable, dataset: DatasetSpec, images: ImageDataset) -> Data
         image_index_N,
         len(renamed),
         len(extra),
-        min((table.keys[i] for i in np.flatnonzero(image_index_N < 0)), default=""),
-        min((keys[i] for i in extra), default=""),
+        min((table.keys[i] for i in np.flatnonzero(image_index_N < 0).tolist()), default=""),
+        min((keys[i] for i in extra.tolist()), default=""),
     )
 
 
@@ -154,6 +165,46 @@ def align(
     if dataset.labels:
         _check_labels(table, dataset, rows, ordered)
     return ordered, covered
+
+
+def open_aligned(
+    table: SampleTable, dataset: DatasetSpec, source: str, partial: bool = False
+) -> tuple[ImageDataset, DatasetMatch]:
+    """Open a training split in the order of `table`: `open_images`, then `align`.
+
+    Of a large data set of tars on this machine the result is kept in the data folder, and mapped
+    from there by all processes until a tar, the table or the description changes.
+
+    Raises:
+        As `open_images` and `align`.
+    """
+    found = find_tars(source, "train") if len(table) >= mapped.WORTH else None
+    if found is None:
+        return align(table, dataset, open_images(source, "train"), partial)
+    paths, state = found
+    identity = canonical_json({"dataset": asdict(dataset), "partial": partial}).decode()
+
+    def make() -> Arrays:
+        opened = open_images(source, "train")
+        images, covered = align(table, dataset, opened, partial)
+        names = text_column.of(images.names).compact()
+        arrays = {column: getattr(images, column) for column in _INDEX}
+        arrays |= {"name": names.bytes_L, "begin": names.begin_N, "end": names.end_N}
+        facts = {name: getattr(covered, name) for name in _COVERAGE}
+        return Arrays(
+            arrays | {"image_index": covered.image_index_N},
+            {"coverage": facts, "classes": images.class_names},
+        )
+
+    kept = mapped.load(disk_cache.key("aligned data set 1", state, identity), make)
+    arrays = kept.arrays
+    covered = DatasetMatch(arrays["image_index"], **kept.facts["coverage"])
+    if not covered.by_name:
+        log.info("%s: %s", source, covered)
+    names = TextColumn(*(arrays[part] for part in ("name", "begin", "end")))
+    columns: dict[str, Any] = {column: arrays[column] for column in _INDEX}
+    classes = tuple(kept.facts["classes"])
+    return ImageDataset(source, paths, names, class_names=classes, **columns), covered
 
 
 def match(table: SampleTable, dataset: DatasetSpec, images: ImageDataset) -> ImageDataset:

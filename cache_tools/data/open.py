@@ -21,7 +21,10 @@ from cache_tools.data.images import NO_CRC, ImageDataset, class_numbers, with_cl
 from cache_tools.data.remote_shards import RemoteShards
 from cache_tools.data.sources import describe, resolve
 from cache_tools.errors import DataError, KdcacheError, UsageError
+from cache_tools.numerics import text_column
+from cache_tools.numerics.text_column import TextColumn
 from cache_tools.spec.dataset import NO_LABEL
+from cache_tools.storage import disk_cache
 from cache_tools.storage.disk_cache import DiskCache
 from cache_tools.storage.fsspec_client import FsspecClient, without_secrets
 from cache_tools.storage.paths import exists, expand
@@ -90,6 +93,30 @@ def open_images(
         images = _of_rows(images, layout, split, classes or ())
     _check_names(images)
     return with_classes(images, classes or ())
+
+
+def find_tars(source: str, split: str) -> tuple[list[Path], str] | None:
+    """Find the plain tars of a data set on this machine, and a digest of them as they are.
+
+    The digest is of their names, sizes, inodes and times of change, and of their description: an
+    index of the data set that was made of it is one of the same files. None for other data sets.
+
+    Raises:
+        DataError: A tar is not there.
+    """
+    if "://" in source or beton.find(source, split) is not None:
+        return None
+    if (shards := sources.find_local(expand(source), split)) is None:
+        return None
+    if any(map(unpacked.is_packed, shards.names)):
+        return None
+    paths = [Path(shards.root) / name for name in shards.names]
+    try:
+        keys = [disk_cache.file_key(path) for path in paths]
+    except OSError as error:
+        raise DataError(f"cannot read the shard {error.filename}: {error.strerror}.") from None
+    copies = DiskCache()
+    return None if any(map(copies.is_copy, paths)) else (paths, disk_cache.key(shards, *keys))
 
 
 def has_split(source: str, split: str) -> bool:
@@ -185,24 +212,28 @@ def _indexed(
         info_json.check_counts(place.info.where, place.split, place.names, counts)
     passed = sum((Counter(index.passed) for index in found), Counter[str]())
     if passed:
-        names = ", ".join(f"{n:,} {kind}" for kind, n in passed.most_common())
-        log.info("%s: neither image nor label, passed over: %s", source, names)
+        shown = ", ".join(f"{n:,} {kind}" for kind, n in passed.most_common())
+        log.info("%s: neither image nor label, passed over: %s", source, shown)
     if not any(counts):
         raise DataError(
             f"there is no image in {source}: {len(found):,} shards have none, the first is "
             f"{place.names[0]}. Point --data at shards of pictures."
         )
-    prefixes = _shard_names(place.names) if shard_keys else [""] * len(found)
     copies = DiskCache()
     checked = [remote is not None or copies.is_copy(paths[i]) for i in range(len(found))]
     crc = [
         np.full(len(index.names), NO_CRC) if index.crc_N is None or not known else index.crc_N
         for index, known in zip(found, checked, strict=True)
     ]
+    if shard_keys:
+        named = zip(_shard_names(place.names), found, strict=True)
+        names = TextColumn.of([p + name for p, index in named for name in index.names])
+    else:
+        names = TextColumn.concatenate([text_column.of(index.names) for index in found])
     return ImageDataset(
         source,
         paths,
-        [p + name for p, index in zip(prefixes, found, strict=True) for name in index.names],
+        names,
         np.repeat(np.arange(len(found), dtype=np.int32), counts),
         np.concatenate([index.offset_N for index in found]),
         np.concatenate([index.length_N for index in found]),
@@ -239,8 +270,8 @@ def _training_classes(source: str, split: str) -> tuple[str, ...]:
 def _check_names(images: ImageDataset) -> None:
     """Raise DataError if the name of a sample is no text: it could not be a key."""
     try:
-        "\n".join(images.names).encode()
-    except UnicodeEncodeError:
+        text_column.joined(images.names).decode()
+    except UnicodeError:
         name = next(n for n in images.names if n.encode("utf-8", "ignore").decode() != n)
         raise DataError(
             f"the name {name.encode('utf-8', 'surrogateescape')!r} in {images.source} is not "

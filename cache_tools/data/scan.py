@@ -6,7 +6,7 @@ the image is in, and mending it would make another data set.
 Shapes: N samples.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from cache_tools.data.images import ImageDataset
 from cache_tools.errors import DataError
+from cache_tools.numerics import text_column
 from cache_tools.render import decode
 from cache_tools.spec.canonical import sha256
 from cache_tools.spec.dataset import NO_LABEL, KeyKind
-from cache_tools.spec.sample_table import SampleTable, check_keys, digest, sample_id
+from cache_tools.spec.sample_table import SampleTable, check_keys, digest, sample_ids
 
 U8 = NDArray[np.uint64]
 Progress = Callable[[int], None]
@@ -29,7 +30,7 @@ _SHOWN = 10
 
 def in_table_order(
     images: ImageDataset, kind: KeyKind | None
-) -> tuple[KeyKind, list[str], ImageDataset]:
+) -> tuple[KeyKind, Sequence[str], ImageDataset]:
     """Order a data set as a sample table, by keys of this kind; None chooses.
 
     Returns:
@@ -40,7 +41,7 @@ def in_table_order(
     """
     kind, keys = images.keys(kind)
     check_keys(keys)
-    ids = np.array([sample_id(key) for key in keys], dtype=np.uint64)
+    ids = sample_ids(keys)
     order = np.argsort(ids, kind="stable")
     same = np.flatnonzero(np.diff(ids[order]) == 0)
     if len(same):
@@ -52,11 +53,11 @@ def in_table_order(
             f"{images.names[a]!r} and {images.names[b]!r} in {images.source} have the same "
             f"{kind} key or id. {fix}"
         )
-    return kind, [keys[i] for i in order], images.subset(order)
+    return kind, text_column.take(keys, order), images.subset(order)
 
 
 def scan(
-    keys: list[str], images: ImageDataset, labels: bool, threads: int, done: Progress
+    keys: Sequence[str], images: ImageDataset, labels: bool, threads: int, done: Progress
 ) -> SampleTable:
     """Read and decode every image once and make its row of the table.
 
@@ -89,7 +90,7 @@ def scan(
     digests = np.array([r[0] for r in rows], dtype=np.uint64)
     height, width, length = np.array([r[1:] for r in rows], dtype=np.int64).T
     label = images.label_N if labels else np.full(len(keys), NO_LABEL, dtype=np.int32)
-    ids = np.array([sample_id(key) for key in keys], dtype=np.uint64)
+    ids = sample_ids(keys)
     sides = height.astype(np.int32), width.astype(np.int32)
     return SampleTable(tuple(keys), ids, digests, label, *sides, length)
 

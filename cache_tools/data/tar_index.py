@@ -10,6 +10,7 @@ Shapes: N samples of the shard.
 
 import json
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from cache_tools import file_contents
 from cache_tools.data import tar_headers, tar_samples
 from cache_tools.errors import DataError, UsageError
+from cache_tools.numerics.text_column import TextColumn
 from cache_tools.spec.dataset import NO_LABEL
 
 SUFFIX = ".kdx"
@@ -33,7 +35,7 @@ class TarIndex:
 
     tar_bytes: int
     """Size of the shard."""
-    names: list[str]
+    names: Sequence[str]
     """[N] path of each sample within the data set, without extension."""
     offset_N: NDArray[np.int64]
     """First byte of its image."""
@@ -99,8 +101,8 @@ def _columns(head: dict[str, Any], count: int, body: bytes) -> TarIndex:
     label = np.frombuffer(body, "<i4", count, 16 * count)
     lead = np.frombuffer(body, "<i4", count, 20 * count).astype(np.int64)
     crc = np.frombuffer(body, "<u4", count, 24 * count) if has_crc else None
-    text = body[(28 if has_crc else 24) * count :].decode("utf-8", "surrogateescape")
-    names = text.split("\n") if count else []
+    lines = body[(28 if has_crc else 24) * count :]
+    names = TextColumn.of_lines(lines) if count else TextColumn.of([])
     wrong = (lead < 0) | (offset < lead) | (length < 0) | (offset > tar_bytes - length)
     wrong |= label < NO_LABEL
     if len(names) != count or np.any(wrong):

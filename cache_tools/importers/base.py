@@ -252,7 +252,7 @@ def _continue(
     return store, images
 
 
-def _table(keys: list[str], images: ImageDataset, labels: bool, scanned: bool) -> SampleTable:
+def _table(keys: Sequence[str], images: ImageDataset, labels: bool, scanned: bool) -> SampleTable:
     """Build the sample table; image sizes and digests are read only if views can be replayed."""
     if scanned:
         with progress.bar("look at images", len(keys), "images") as advance:

@@ -1,6 +1,6 @@
 """Rows of dataclasses whose fields are arrays with a common first axis."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar, cast
 
@@ -14,6 +14,26 @@ def concatenate(parts: Sequence[T]) -> T:
     """Concatenate at least one instance of a class, field by field."""
     names = [field.name for field in fields(cast(Any, parts[0]))]
     return type(parts[0])(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
+
+
+def collect(parts: Iterable[T], count: int) -> T:
+    """Concatenate instances of a class with `count` rows together, as they come.
+
+    Memory is that of the result and of the instance in hand.
+    """
+    whole: T | None = None
+    at = 0
+    for part in parts:
+        columns = {field.name: getattr(part, field.name) for field in fields(cast(Any, part))}
+        if whole is None:
+            rooms = (np.empty((count, *own.shape[1:]), own.dtype) for own in columns.values())
+            whole = type(part)(*rooms)
+        rows = len(next(iter(columns.values())))
+        for name, own in columns.items():
+            getattr(whole, name)[at : at + rows] = own
+        at += rows
+    assert whole is not None
+    return whole
 
 
 def select(table: T, row_R: NDArray[np.int64]) -> T:

@@ -9,9 +9,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
+
 from cache_tools import config
 from cache_tools.config import check
 from cache_tools.errors import CacheDamaged, RecipeError
+from cache_tools.numerics.array_types import I8, Rows
 from cache_tools.spec.canonical import canonical_json, sha256
 from cache_tools.spec.dataset import DatasetSpec
 from cache_tools.spec.imported import ImportedSpec
@@ -129,6 +132,13 @@ class CacheSpec:
         return range(
             block * self.block_size, min((block + 1) * self.block_size, self.dataset.num_samples)
         )
+
+    def rows_within(self, block: int, row_R: Rows) -> I8:
+        """Select those of ascending rows of the table that are in a block, as positions in it."""
+        rows = self.rows(block)
+        edges = np.array([rows.start, rows.stop], row_R.dtype)
+        first, last = np.searchsorted(row_R, edges).tolist()
+        return row_R[first:last].astype(np.int64) - rows.start
 
 
 def from_mapping(mapping: Mapping[str, Any], context: str) -> CacheSpec:

@@ -8,27 +8,31 @@ Shapes: N samples.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.errors import CacheMismatch, DataError
+from cache_tools.numerics import text_column
 from cache_tools.numerics.array_types import U8
-from cache_tools.spec.canonical import sha256
+from cache_tools.numerics.text_column import TextColumn
 
 MAX_KEY = 4096
 """Bytes of the longest key."""
+_PIECE = 2**16
+"""Keys that are hashed at once."""
 
 
 @dataclass(frozen=True)
 class SampleTable:
     """N samples, sorted by id."""
 
-    keys: tuple[str, ...]
-    """Names of the samples."""
+    keys: Sequence[str]
+    """Names of the samples: a tuple or a TextColumn."""
     id_N: U8
     """`sample_id` of each key, ascending."""
     digest_N: U8
@@ -52,19 +56,34 @@ class SampleTable:
     def sha256(self) -> str:
         """Digest of every column: the identity of the data set."""
         columns = (
-            self.digest_N.astype("<u8"),
-            self.label_N.astype("<i4"),
-            self.height_N.astype("<i4"),
-            self.width_N.astype("<i4"),
-            self.bytes_N.astype("<i8"),
+            self.digest_N.astype("<u8", copy=False),
+            self.label_N.astype("<i4", copy=False),
+            self.height_N.astype("<i4", copy=False),
+            self.width_N.astype("<i4", copy=False),
+            self.bytes_N.astype("<i8", copy=False),
         )
-        keys = "\n".join(self.keys).encode()
-        return sha256(keys + b"\0" + b"".join(column.tobytes() for column in columns))
+        digest = hashlib.sha256(text_column.joined(self.keys))
+        digest.update(b"\0")
+        for column in columns:
+            digest.update(np.ascontiguousarray(column).data)
+        return "sha256:" + digest.hexdigest()
 
 
 def sample_id(key: str) -> int:
     """Return the first 8 bytes of BLAKE2b(key), little endian."""
     return int.from_bytes(hashlib.blake2b(key.encode()).digest()[:8], "little")
+
+
+def sample_ids(keys: Sequence[str]) -> U8:
+    """Return `sample_id` of each key, [N]."""
+    blake2b = hashlib.blake2b
+    encoded = keys.encoded() if isinstance(keys, TextColumn) else (key.encode() for key in keys)
+    digests = (blake2b(key).digest()[:8] for key in encoded)
+    id_N, at = np.empty(len(keys), "<u8"), 0
+    while piece := b"".join(islice(digests, _PIECE)):
+        id_N[at : at + len(piece) // 8] = np.frombuffer(piece, "<u8")
+        at += len(piece) // 8
+    return id_N.astype(np.uint64, copy=False)
 
 
 def digest(data: bytes) -> int:
@@ -74,6 +93,9 @@ def digest(data: bytes) -> int:
 
 def check_keys(keys: Iterable[str]) -> None:
     """Raise DataError unless every key is one line of at most MAX_KEY bytes."""
+    if isinstance(keys, TextColumn):
+        wrong = (keys.length_N < 1) | (keys.length_N > MAX_KEY) | keys.holds(ord("\n"))
+        keys = keys.take(np.flatnonzero(wrong))
     for key in keys:
         if "\n" in key or not 0 < len(key.encode("utf-8", "surrogateescape")) <= MAX_KEY:
             raise DataError(
@@ -82,9 +104,9 @@ def check_keys(keys: Iterable[str]) -> None:
             )
 
 
-def of_keys(keys: list[str], label_N: NDArray[np.int32]) -> SampleTable:
+def of_keys(keys: Sequence[str], label_N: NDArray[np.int32]) -> SampleTable:
     """Make the table of samples without images from keys and labels in table order."""
-    ids = np.array([sample_id(key) for key in keys], dtype=np.uint64)
+    ids = sample_ids(keys)
     none, zero = np.zeros(len(keys), dtype=np.int32), np.zeros(len(keys), dtype=np.int64)
     digests = np.zeros(len(keys), dtype=np.uint64)
     return SampleTable(tuple(keys), ids, digests, label_N, none, none, zero)

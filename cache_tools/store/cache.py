@@ -32,12 +32,13 @@ from cache_tools.errors import (
     KdcacheError,
     UsageError,
 )
+from cache_tools.numerics.array_types import Rows
 from cache_tools.runtime import concurrency
 from cache_tools.spec import cache
 from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.canonical import canonical_json, difference, sha256
 from cache_tools.spec.sample_table import SampleTable
-from cache_tools.storage import atomic
+from cache_tools.storage import atomic, mapped
 from cache_tools.storage.backends import Folder, Storage, open_existing, open_storage, with_retry
 from cache_tools.storage.fsspec_client import without_secrets
 from cache_tools.store import commits, manifest, metadata
@@ -143,6 +144,14 @@ class Cache:
     def table(self) -> SampleTable:
         """Sample table, read once and checked against the spec's digest."""
         return self._metadata.table()
+
+    def map_table(self) -> None:
+        """Take a large sample table from the data folder from now on, shared by all processes.
+
+        It is read and checked there as here when it is put there, and has its digest in its name.
+        """
+        if "table" not in self.__dict__ and self.spec.dataset.num_samples >= mapped.WORTH:
+            self.__dict__["table"] = self._metadata.mapped_table()
 
     @property
     def source(self) -> str:
@@ -366,15 +375,23 @@ class Cache:
                 f"{part} of {self.name} does not decode: {error}. {REMEDY}"
             ) from None
 
-    def read_view(self, view: int) -> EncodedTargets:
-        """Read the targets of one view number of all N samples."""
+    def read_view(self, view: int, row_R: Rows | None = None) -> EncodedTargets:
+        """Read the targets of one view number of all N samples, or of ascending rows of them."""
         parts = [Part(view, block) for block in range(self.spec.num_blocks)]
+        count = self.spec.dataset.num_samples if row_R is None else len(row_R)
+
+        def read(part: Part) -> EncodedTargets:
+            stored = self.read(part)[0]
+            if row_R is None:
+                return stored
+            return codec.select_rows(stored, self.spec.rows_within(part.block, row_R))
+
         if not self.is_remote:
-            return codec.concatenate([self.read(part)[0] for part in parts])
+            return codec.collect(map(read, parts), count)
         with ThreadPoolExecutor(
             concurrency.max_in_flight(concurrency.JOBS, self.spec.part_bytes)
         ) as pool:
-            return codec.concatenate([stored for stored, _ in pool.map(self.read, parts)])
+            return codec.collect(pool.map(read, parts), count)
 
     def check_part(self, part: Part) -> CacheIncomplete | CacheDamaged | None:
         """Check a part by its record and digests; return the error, or None."""

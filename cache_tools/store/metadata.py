@@ -14,12 +14,15 @@ import numpy as np
 
 from cache_tools.errors import CacheDamaged, DataError
 from cache_tools.file_contents import parse_json
+from cache_tools.numerics import text_column
+from cache_tools.numerics.text_column import TextColumn
 from cache_tools.spec import sample_table
 from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.dataset import NO_LABEL
 from cache_tools.spec.sample_table import SampleTable
-from cache_tools.storage import atomic
+from cache_tools.storage import atomic, disk_cache, mapped
 from cache_tools.storage.backends import MAX_FILE, Storage, with_retry
+from cache_tools.storage.mapped import Arrays
 from cache_tools.store import manifest
 from cache_tools.store.layout import Array, Layout
 from cache_tools.store.manifest import Manifest
@@ -63,7 +66,7 @@ class CacheMetadata:
             sample_table.check_keys(keys)
         except DataError as error:
             raise CacheDamaged(f"{self.name}/samples/key: {error} {_FETCH}") from None
-        ids = np.array([sample_table.sample_id(key) for key in keys], dtype=np.uint64)
+        ids = sample_table.sample_ids(keys)
         columns = {f"{c}_N": self._retried_column(f"samples/{c}", t) for c, t in _COLUMNS.items()}
         if not np.array_equal(ids, self._retried_column("samples/id", "uint64")):
             raise CacheDamaged(f"{self.name}/samples/id are not the ids of the keys. {_FETCH}")
@@ -82,6 +85,20 @@ class CacheMetadata:
             )
         return table
 
+    def mapped_table(self) -> SampleTable:
+        """Map the sample table from the data folder; `table` is put there if it is not yet."""
+
+        def make() -> Arrays:
+            made = self.table()
+            keys = text_column.of(made.keys).compact()
+            arrays = {name: getattr(made, f"{name}_N") for name in SampleTable.COLUMNS}
+            return Arrays({"key": keys.bytes_L, "begin": keys.begin_N, "end": keys.end_N, **arrays})
+
+        name = disk_cache.key("sample table 1", self.spec.dataset.table_sha256)
+        arrays = mapped.load(name, make).arrays
+        keys = TextColumn(arrays["key"], arrays["begin"], arrays["end"])
+        return SampleTable(keys, *(arrays[name] for name in SampleTable.COLUMNS))
+
     def _check_size_of_ids(self) -> None:
         """Refuse a table of more samples than its ids have bytes for, before it is given memory.
 
@@ -91,14 +108,15 @@ class CacheMetadata:
         if (self.storage.size("samples/id/c/0") or 0) < 4 * n:
             raise CacheDamaged(f"{self.name}/samples/id/c/0 cannot hold {n} ids. {_FETCH}")
 
-    def _key_column(self, n: int) -> tuple[str, ...]:
+    def _key_column(self, n: int) -> TextColumn:
         column = self._column("samples/key", self._length_of_keys(), "uint8")
         if int((column == ord("\n")).sum()) != n - 1:
             raise CacheDamaged(f"{self.name}/samples/key does not hold {n} keys. {_FETCH}")
         try:
-            return tuple(bytes(column).decode().split("\n"))
+            bytes(column).decode()
         except UnicodeDecodeError as error:
             raise CacheDamaged(f"{self.name}/samples/key is not UTF-8: {error}.") from None
+        return TextColumn.of_lines(column)
 
     def _length_of_keys(self) -> int:
         """Read the length of all keys in bytes from the metadata of their array."""
@@ -202,7 +220,7 @@ def initial_files(cache_spec: CacheSpec, table: SampleTable, num_views: int) -> 
     """Encode every file of a cache without parts, the manifest last."""
     layout = Layout(cache_spec, num_views)
     columns: dict[str, Array] = {
-        "samples/key": np.frombuffer("\n".join(table.keys).encode(), dtype=np.uint8),
+        "samples/key": np.frombuffer(text_column.joined(table.keys), dtype=np.uint8),
         "samples/id": table.id_N,
     }
     columns |= {f"samples/{c}": getattr(table, f"{c}_N").astype(t) for c, t in _COLUMNS.items()}

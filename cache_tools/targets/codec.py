@@ -15,7 +15,7 @@ precision of the kept values.
 Shapes: B views, K slots, C classes, T temperatures, E entries of B views, P labels of a view.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -32,6 +32,8 @@ FILL_CODE = 255
 NARROW_CLASSES = 65_534
 """Most classes whose differences fit u2: 0 is no difference, 65535 no legal value."""
 _CODES = 254  # codes 1..254 of a one-byte scale; 0 is special, 255 the fill value
+_ROOM = 1.02
+"""Room for the entries of parts that are still to come, for each that they will have."""
 _TAIL = (-11.0, 7.0)  # log-odds of the mass of the classes not kept
 _TRUE = (-20.0, 0.0)  # log-odds of a true class that is not kept: at most one half
 _SQUARE = (-16.0, 0.0)  # logarithm of Σp² / (Σp)² over the classes not kept
@@ -76,7 +78,9 @@ class EncodedTargets:
     @cached_property
     def begin_B1(self) -> I8:
         """[B + 1] first entry of each view, and the end of the last one."""
-        return np.concatenate([[0], np.cumsum(self.count_B, dtype=np.int64)])
+        begin_B1 = np.zeros(len(self.count_B) + 1, np.int64)
+        np.cumsum(self.count_B, out=begin_B1[1:])
+        return begin_B1
 
 
 @dataclass(frozen=True)
@@ -196,6 +200,37 @@ def concatenate(parts: Sequence[EncodedTargets]) -> EncodedTargets:
     names = ("count_B", "index_delta_E", "code_E", "tail_TB", "true_PB", "square_QB")
     columns: list[Any] = [[getattr(part, name) for part in parts] for name in names]
     return EncodedTargets(*(np.concatenate(column, axis=-1) for column in columns))
+
+
+def collect(parts: Iterable[EncodedTargets], count: int) -> EncodedTargets:
+    """Concatenate the targets of parts of `count` views together, as they come.
+
+    Memory is that of the result and of the part in hand.
+    """
+    columns: list[NDArray[Any]] = []
+    entries: list[NDArray[Any]] = [np.empty(0, np.uint16), np.empty(0, np.uint8)]
+    views = used = 0
+    for part in parts:
+        of_part = part.count_B[None], part.tail_TB, part.true_PB, part.square_QB
+        if not columns:
+            columns = [np.empty((len(own), count), own.dtype) for own in of_part]
+        for column, own in zip(columns, of_part, strict=True):
+            column[:, views : views + len(part)] = own
+        views, need = views + len(part), used + len(part.code_E)
+        if need > len(entries[1]):
+            room = max(need, int(_ROOM * need / views * count))
+            for i, own in enumerate((part.index_delta_E, part.code_E)):
+                if used:  # grows where it is, or where the kernel moves its pages
+                    entries[i].resize(room, refcheck=False)
+                else:
+                    entries[i] = np.empty(room, own.dtype)
+        for whole, own in zip(entries, (part.index_delta_E, part.code_E), strict=True):
+            whole[used:need] = own
+        used = need
+    for whole in entries:
+        whole.resize(used, refcheck=False)
+    count_1B, *rest = columns
+    return EncodedTargets(count_1B[0], *entries, *rest)
 
 
 def select_rows(stored: EncodedTargets, row_B: I8) -> EncodedTargets:

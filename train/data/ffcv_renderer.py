@@ -221,6 +221,8 @@ class FfcvRenderer:
 
     workers = 1
     """FFCV gives batches in order."""
+    takes_shares = False
+    """Its tables are of all samples."""
 
     def __init__(
         self, cache: Cache, images: Beton, num_threads: int, schedule: Schedule, world: World

@@ -101,8 +101,8 @@ def open_inputs(
     source = data or members.source
     if not source:
         raise UsageError(f"where are the images of {store.name}? Pass --data with their folder.")
-    opened = open_images(source, "train")
-    images, covered = match.align(store.table, store.spec.dataset, opened, partial)
+    store.map_table()
+    images, covered = match.open_aligned(store.table, store.spec.dataset, source, partial)
     validation = _validation(source, store, images.class_names)
     return Inputs(members, images, validation, source, covered)
 

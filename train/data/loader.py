@@ -41,6 +41,8 @@ class Renderer(Protocol):
 
     workers: int
     """Spans that are made at once."""
+    takes_shares: bool
+    """True if views may be of the samples of this process's share alone."""
 
     @property
     def images(self) -> ImageDataset:
@@ -122,7 +124,8 @@ class Loader:
         self._cache = cache = targets.members.reference
         self._schedule, self._targets, self._renderer = schedule, targets, renderer
         self._world = world
-        self._epochs = EpochPrefetcher(targets.members, schedule, renderer.images, follower)
+        shares = world if renderer.takes_shares else ALONE
+        self._epochs = EpochPrefetcher(targets.members, schedule, renderer.images, follower, shares)
         self._has_partners = view_params.has_partner_params(cache)
         side = schedule.views.size
         self._pool = BufferPool((schedule.max_pictures(world), side, side, 3), pin_memory)
@@ -158,7 +161,7 @@ class Loader:
         steps = []
         for step in span:
             at = self._schedule.share(plan, step, self._world)
-            row, slot = plan.row_M[at], plan.slot_M[at]
+            row, slot = plan.row_M[at].astype(np.int64), plan.slot_M[at]
             wanted = np.stack([row, slot], axis=1)
             if self._has_partners:
                 others = np.stack([row, slot + len(plan.views)], axis=1)
@@ -189,7 +192,8 @@ class Loader:
 
     def _batch(self, plan: Plan, loaded: list[View], at: I8, pictures: U1, picture_at: I8) -> Batch:
         """Batch of the views `at` some positions; `picture_at`: index of each view and partner."""
-        row, slot, partner = plan.row_M[at], plan.slot_M[at], plan.partner_M[at]
+        of_batch = (plan.row_M[at], plan.slot_M[at], plan.partner_M[at])
+        row, slot, partner = (column.astype(np.int64) for column in of_batch)
         for again in np.flatnonzero(picture_at[: len(at)] != np.arange(len(at))).tolist():
             pictures[again] = pictures[picture_at[again]]
         label = self._cache.table.label_N

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+import numpy as np
+
 from cache_tools.data.images import ImageDataset
 from cache_tools.data.view_renderer import ViewRenderer, ViewRequest
 from cache_tools.numerics.array_types import I8, U1
@@ -28,6 +30,7 @@ class NativeRenderer:
 
     workers = 3
     """Batches that are made at once."""
+    takes_shares = True
 
     def __init__(
         self,
@@ -66,13 +69,18 @@ class NativeRenderer:
     ) -> None:
         """Render views: one decode per image, one rendering per view."""
         by_image: dict[int, list[ViewRequest]] = {}
-        for (row, slot), pixels in zip(wanted_U2.tolist(), out, strict=True):
+        at_U = np.empty(len(wanted_U2), np.int64)
+        for slot in np.unique(wanted_U2[:, 1]).tolist():
+            own = wanted_U2[:, 1] == slot
+            at_U[own] = loaded[slot % len(loaded)].at(wanted_U2[own, 0])
+        places = zip(wanted_U2.tolist(), at_U.tolist(), out, strict=True)
+        for (row, slot), at, pixels in places:
             view, image = loaded[slot % len(loaded)], row
             params = view.params
             if slot >= len(loaded):
                 assert view.partner is not None and view.partner_N is not None
-                params, image = view.partner, int(view.partner_N[row])
-            by_image.setdefault(image, []).append((params, row, pixels))
+                params, image = view.partner, int(view.partner_N[at])
+            by_image.setdefault(image, []).append((params, at, pixels))
         tasks = [*by_image.items()]
 
         def render(begin: int) -> None:

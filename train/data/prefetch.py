@@ -8,14 +8,17 @@ Shapes: N samples.
 """
 
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.data.images import ImageDataset
 from cache_tools.numerics import field_arrays
+from cache_tools.numerics.array_types import I8, Rows
 from cache_tools.store import view_params
 from cache_tools.store.aligned import CacheEnsemble
 from cache_tools.store.commits import Part
@@ -24,11 +27,12 @@ from cache_tools.verify import probes
 from cache_tools.views import draw
 from train.data.follow import Follower
 from train.data.schedule import Plan, Schedule
+from train.distributed import ALONE, World
 
 
 @dataclass(frozen=True)
 class View:
-    """One view number of every sample, in RAM."""
+    """One view number of N samples, in RAM: of every sample, or of a process's share of them."""
 
     number: int
     """Number of the view."""
@@ -40,6 +44,14 @@ class View:
     """Parameters of what each of the N views is mixed with, where that is no view of the cache."""
     partner_N: NDArray[np.int64] | None = None
     """Rows of the samples that these show."""
+    row_N: Rows | None = None
+    """Rows of the N samples, ascending; None: all."""
+
+    def at(self, row_B: Rows) -> I8:
+        """Positions among the N samples of rows of the sample table that are among them."""
+        if self.row_N is None:
+            return row_B.astype(np.int64, copy=False)
+        return np.searchsorted(self.row_N, row_B.astype(self.row_N.dtype))
 
 
 Epoch = tuple[Plan, list[View]]
@@ -55,11 +67,14 @@ class EpochPrefetcher:
         schedule: Schedule,
         images: ImageDataset,
         follower: Follower | None = None,
+        world: World = ALONE,
     ) -> None:
         """Prefetch epochs 0 .. `schedule.epochs`; where that is unset, one more each time.
 
-        With a `follower`, only those are prefetched whose parts are there.
+        With a `follower`, only those are prefetched whose parts are there; of several processes
+        each loads its share.
         """
+        self._world = world
         self._members = members
         self._schedule = schedule
         self._images = images
@@ -89,28 +104,45 @@ class EpochPrefetcher:
 
     def _make(self, epoch: int) -> Epoch:
         plan = self._schedule.plan(epoch)
+        shares = self._schedule.rows(plan, self._world)
+        if shares is not None:  # other rows in every epoch
+            pairs = zip(plan.views, shares, strict=True)
+            return plan, [self._load(number, row_N) for number, row_N in pairs]
         with self._lock:
             loaded = [self._views.get(number) or self._load(number) for number in plan.views]
             self._views = dict(zip(plan.views, loaded, strict=True))
         return plan, loaded
 
-    def _load(self, number: int) -> View:
-        store = self._members.reference
-        blocks = [np.array(store.spec.rows(block)) for block in range(store.spec.num_blocks)]
-        spec = self._schedule.views
-        drawn = [view_params.parameters(store, number, rows, spec=spec) for rows in blocks]
-        params = field_arrays.concatenate(drawn)
+    def _load(self, number: int, row_N: Rows | None = None) -> View:
+        """Load a view of all samples, or of some."""
+        store, spec = self._members.reference, self._schedule.views
+        count = store.spec.dataset.num_samples if row_N is None else len(row_N)
+        draw_rows = partial(view_params.parameters, store, number, spec=spec)
+        params = field_arrays.collect(map(draw_rows, self._blocks(row_N)), count)
         if len(self._members.caches) > 1:
             for block in range(store.spec.num_blocks):
                 self._members.params(Part(number, block))
-        stored = tuple(member.read_view(number) for member in self._members.caches)
+        stored = tuple(member.read_view(number, row_N) for member in self._members.caches)
         for member in self._members.caches:
             if member.is_remote or self._follower:  # others were checked before the first epoch
                 for block in range(member.spec.num_blocks):
                     part = Part(number, block)
                     probes.check_probes(member, self._images, part, self._schedule.present_N)
         if not view_params.has_partner_params(store):
-            return View(number, stored, params)
-        others = [view_params.parameters(store, number, rows, partner=True) for rows in blocks]
+            return View(number, stored, params, row_N=row_N)
+        draw_rows = partial(view_params.parameters, store, number, partner=True)
+        others = field_arrays.collect(map(draw_rows, self._blocks(row_N)), count)
         partner_N = view_params.mixing(store, number).partner_B
-        return View(number, stored, params, field_arrays.concatenate(others), partner_N)
+        partner_N = partner_N if row_N is None else partner_N[row_N]
+        return View(number, stored, params, others, partner_N, row_N)
+
+    def _blocks(self, row_N: Rows | None) -> Iterator[I8]:
+        """Rows of the table that are in each block: all, or those of `row_N`, if there are any."""
+        spec = self._members.reference.spec
+        for block in range(spec.num_blocks):
+            rows = spec.rows(block)
+            found = np.array(rows)
+            if row_N is not None:
+                found = rows.start + spec.rows_within(block, row_N)
+            if len(found):
+                yield found

@@ -16,35 +16,41 @@ Shapes: N samples, V views, M = m·N views of an epoch, B views of a batch, P vi
 step.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.errors import UsageError
 from cache_tools.numerics import rng
-from cache_tools.numerics.array_types import I4, I8
+from cache_tools.numerics.array_types import I4, I8, U8, Rows
 from cache_tools.store import view_params
 from cache_tools.store.cache import Cache
-from cache_tools.views.draw import MixParams
+from cache_tools.views.draw import LAMBDA_SCALE, MixParams
 from train.data.inputs import Inputs
 from train.distributed import World
 from train.recipe import Phase, TrainRecipe
 
+T = TypeVar("T", bound=np.generic)
+
 
 @dataclass(frozen=True)
 class Plan:
-    """One epoch: M views in the order in which they are shown."""
+    """One epoch: M views in the order in which they are shown.
+
+    Columns that have one value may be that one, broadcast.
+    """
 
     views: tuple[int, ...]
     """The view numbers of this epoch."""
-    row_M: I8
+    row_M: Rows
     """Row of the sample table."""
-    slot_M: I8
+    slot_M: Rows
     """Index into `views`."""
-    partner_M: I8
+    partner_M: Rows
     """Row of the mixup partner (of the same view); the row itself when there is none."""
     lam_M: I4
     """Share of the row itself in 1/65536."""
@@ -187,6 +193,22 @@ class Schedule:
             at = at[_deal(plan.row_M[at], plan.partner_M[at], world.size)]
         return at.reshape(world.size, count)[world.rank]
 
+    def rows(self, plan: Plan, world: World) -> list[Rows] | None:
+        """Rows of the views of each slot that this process has in an epoch, and of their partners.
+
+        Ascending, each once; None where one process has all.
+        """
+        if world.size == 1:
+            return None
+        at = np.concatenate([self.share(plan, step, world) for step in range(self.steps)])
+        found = []
+        for slot in range(len(plan.views)):
+            own = at if len(plan.views) == 1 else at[plan.slot_M[at] == slot]
+            shown_N = np.zeros(len(self._store.table), np.bool_)
+            shown_N[plan.row_M[own]] = shown_N[plan.partner_M[own]] = True
+            found.append(np.flatnonzero(shown_N).astype(plan.row_M.dtype))
+        return found
+
     def max_pictures(self, world: World) -> int:
         """Upper bound of the views and mixup partners in this process's share of a batch."""
         count = self._count(world)
@@ -207,38 +229,44 @@ class Schedule:
 
     def plan(self, epoch: int) -> Plan:
         """Draw the order of one epoch."""
-        numbers, ids = self.view_numbers(epoch), self._store.table.id_N
-        shown = self._shown(epoch)
-        rows, keys, mixes = [], [], []
+        numbers, shown = self.view_numbers(epoch), self._shown(epoch)
+        mixes: list[MixParams] = []
+        rows, keys = [], []
         for j, view in enumerate(numbers):
-            mix = view_params.mixing(self._store, view, drawn=self.views)
-            leader = self._leaders(mix, numbers)
-            counter = epoch * self._m + (j if self.aug_repeats == 1 else 0)
-            drawn = rng.bits(self._seed, ids, counter, rng.STREAM_ORDER, 1)[leader, 0]
-            if self.aug_repeats > 1 and self._keeps_pairs(numbers):  # the odd ones behind all pairs
-                own = np.arange(len(ids))
-                alone = (mix.partner_B == own) | ~np.isin(mix.partner_B, shown)
-                drawn[alone] = np.iinfo(drawn.dtype).max
-            whole = shown[self.present_N[mix.partner_B[shown]]]
+            whole, counter = shown, epoch * self._m + (j if self.aug_repeats == 1 else 0)
+            mix = self._mixing(view)
+            drawn = self._draw(mix, numbers, counter, rng.STREAM_ORDER)
+            if mix is not None:
+                mixes.append(mix)
+                if self.aug_repeats > 1 and self._keeps_pairs(numbers):
+                    own = np.arange(len(drawn))  # the odd ones behind all pairs
+                    alone = (mix.partner_B == own) | ~np.isin(mix.partner_B, shown)
+                    drawn[alone] = np.iinfo(drawn.dtype).max
+                if not self.present_N.all():
+                    whole = shown[self.present_N[mix.partner_B[shown]]]
             rows.append(whole)
-            keys.append(drawn[whole])
-            mixes.append(mix.rows(whole))
-        order = np.argsort(np.concatenate(keys), kind="stable")[: self.num_views]
-        row, partner = np.concatenate(rows), np.concatenate([mix.partner_B for mix in mixes])
-        for steps in self.spans:
-            at = order[steps.start * self.batch_size : steps.stop * self.batch_size]
-            if len(steps) > 1:
-                at[:] = at[_deal(row[at], partner[at], len(steps))]
-        slots = np.repeat(np.arange(len(numbers)), [len(of_view) for of_view in rows])
-        outside = [mix.outside_B for mix in mixes if mix.outside_B is not None]
+            keys.append(drawn if len(whole) == len(drawn) else drawn[whole])
+        order = np.argsort(_join(keys), kind="stable")[: self.num_views]
+        del keys, drawn
+        slot, row = self._slots([len(whole) for whole in rows]), _join(rows)
+        if not mixes:
+            self._deal_out(order, row, row)
+            row_M = row[order]
+            lam_M = np.broadcast_to(np.int32(LAMBDA_SCALE), len(order))
+            cut_M4 = np.broadcast_to(np.int32(0), (len(order), 4))
+            return Plan(numbers, row_M, slot[order], row_M, lam_M, cut_M4)
+        of_rows = [mix.rows(whole) for mix, whole in zip(mixes, rows, strict=True)]
+        partner = _join([mix.partner_B for mix in of_rows]).astype(row.dtype)
+        self._deal_out(order, row, partner)
+        outside = [mix.outside_B for mix in of_rows if mix.outside_B is not None]
         return Plan(
             numbers,
             row[order],
-            slots[order],
+            slot[order],
             partner[order],
-            np.concatenate([mix.lam_B for mix in mixes])[order],
-            np.concatenate([mix.cut_B4 for mix in mixes])[order],
-            np.concatenate(outside)[order] if outside else None,
+            _join([mix.lam_B for mix in of_rows])[order],
+            _join([mix.cut_B4 for mix in of_rows])[order],
+            _join(outside)[order] if outside else None,
         )
 
     def names(self, epoch: int, step: int) -> list[str]:
@@ -248,19 +276,49 @@ class Schedule:
         pairs = zip(plan.row_M[at].tolist(), plan.slot_M[at].tolist(), strict=True)
         return [f"{keys[row]} (view {plan.views[slot]})" for row, slot in pairs]
 
-    def _shown(self, epoch: int) -> I8:
+    def _shown(self, epoch: int) -> Rows:
         """Rows of the table that an epoch shows, ascending."""
-        ids = self._store.table.id_N
+        kind: Any = np.int32 if len(self.present_N) <= np.iinfo(np.int32).max else np.int64
         if self.aug_repeats == 1:
-            return np.flatnonzero(self.present_N)
+            every = np.arange(len(self.present_N), dtype=kind)
+            return every if self.present_N.all() else every[self.present_N]
         turn, position = divmod(epoch, self.aug_repeats)
-        keys = rng.bits(self._seed, ids, turn, rng.STREAM_REPEAT, 1)[:, 0]
         numbers = self.view_numbers(epoch)
-        keys = keys[self._leaders(view_params.mixing(self._store, numbers[0]), numbers)]
+        keys = self._draw(self._mixing(numbers[0]), numbers, turn, rng.STREAM_REPEAT)
         order = np.argsort(keys, kind="stable")
         order = order[self.present_N[order]]
         count = len(order) // self.aug_repeats
-        return np.sort(order[position * count : (position + 1) * count])
+        shown: Rows = order[position * count : (position + 1) * count].astype(kind)
+        return np.sort(shown)
+
+    def _slots(self, lengths: list[int]) -> Rows:
+        """Return the index into an epoch's views of the rows of each, one after the other."""
+        slots = np.arange(len(lengths), dtype=np.int16 if len(lengths) < 2**15 else np.int32)
+        return np.repeat(slots, lengths)
+
+    def _mixing(self, view: int) -> MixParams | None:
+        """Return how a view of all samples is mixed, None where none is."""
+        mixes = self._store.spec.views.mixes
+        return view_params.mixing(self._store, view, drawn=self.views) if mixes else None
+
+    def _draw(
+        self, mix: MixParams | None, numbers: tuple[int, ...], counter: int, stream: int
+    ) -> U8:
+        """Draw the numbers by which rows are ordered: of partners that of the first, [N]."""
+        drawn = rng.first_bits(self._seed, self._store.table.id_N, counter, stream)
+        # repeated views with several partners: the views of a sample are adjacent
+        single = self.aug_repeats > 1 and not self._keeps_pairs(numbers)
+        if mix is None or single or view_params.has_partner_params(self._store):
+            return drawn
+        own = np.arange(len(drawn))
+        return np.asarray(drawn[np.minimum(own, mix.partner_B, out=own)])
+
+    def _deal_out(self, order: I8, row: Rows, partner: Rows) -> None:
+        """Deal out the repeated views of pictures, in place, to the steps of each span."""
+        for steps in self.spans if self.aug_repeats > 1 else ():
+            at = order[steps.start * self.batch_size : steps.stop * self.batch_size]
+            if len(steps) > 1:
+                at[:] = at[_deal(row[at], partner[at], len(steps))]
 
     def _length(self) -> int:
         """Count the views of an epoch; with missing partners, of the shortest."""
@@ -279,16 +337,13 @@ class Schedule:
         turns = {number // spec.pair_views for number in numbers}
         return spec.mixes and len(turns) == 1 and not view_params.has_partner_params(self._store)
 
-    def _leaders(self, mix: MixParams, numbers: tuple[int, ...]) -> I8:
-        """Return the row whose draw orders each row: of partners the first: they are adjacent."""
-        own = np.arange(len(mix.partner_B))
-        # repeated views with several partners: the views of a sample are adjacent
-        single = self.aug_repeats > 1 and not self._keeps_pairs(numbers)
-        has_own = view_params.has_partner_params(self._store)
-        return own if single or has_own else np.minimum(own, mix.partner_B)
+
+def _join(pieces: Sequence[NDArray[T]]) -> NDArray[T]:
+    """Concatenate arrays; one alone is not copied."""
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
-def _deal(row_P: I8, partner_P: I8, hands: int) -> I8:
+def _deal(row_P: Rows, partner_P: Rows, hands: int) -> I8:
     """Order views such that each of `hands` equal parts has as many pictures as possible.
 
     Partners stay together unless one of them is missing or a part has an odd number of views.

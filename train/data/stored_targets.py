@@ -50,7 +50,10 @@ class StoredTargets:
         spec = self.members.caches[member].spec.targets
         stored = [view.stored[member] for view in loaded]
         if len(loaded) == 1:
-            return codec.decode(stored[0], spec, row_B)
+            return codec.decode(stored[0], spec, loaded[0].at(row_B))
         groups = [np.flatnonzero(slot_B == slot) for slot in range(len(loaded))]
-        parts = [codec.decode(s, spec, row_B[g]) for s, g in zip(stored, groups, strict=True)]
+        parts = [
+            codec.decode(own, spec, view.at(row_B[group]))
+            for own, view, group in zip(stored, loaded, groups, strict=True)
+        ]
         return codec.gather(parts, groups)

@@ -44,3 +44,10 @@ def test_uniforms_fill_the_unit_interval() -> None:
     assert 0 <= u.min() < 1e-3
     assert 0.999 < u.max() < 1
     assert abs(u.mean() - 0.5) < 0.01
+
+
+def test_the_first_draws_are_made_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rng, "_PIECE", 7)
+    ids = np.random.default_rng(0).integers(0, 2**64, 50, dtype=np.uint64)
+    found = rng.first_bits(3, ids, 2, rng.STREAM_ORDER)
+    assert np.array_equal(found, rng.bits(3, ids, 2, rng.STREAM_ORDER, 1)[:, 0])

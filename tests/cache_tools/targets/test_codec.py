@@ -1,3 +1,5 @@
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
@@ -196,3 +198,17 @@ def test_planned_bytes_grow_with_what_is_kept() -> None:
     assert sizes == sorted(sizes)
     assert codec.expected_bytes(1000, 10.8, TargetSpec()) == pytest.approx(20.4, abs=1)
     assert codec.expected_bytes(1000, 24.3, TargetSpec()) == pytest.approx(37.5, abs=2)
+
+
+def test_parts_are_collected_as_they_come() -> None:
+    """Few entries in the first parts and many in the last: room grows."""
+    spec = TargetSpec(k_max=20, tau=0.001, tail_square=True)
+    parts = [
+        stored(logits(seed, 300, scale, 12), spec)
+        for seed, scale in enumerate((9.0, 9.0, 1.0, 0.1))
+    ]
+    parts.insert(2, codec.select_rows(parts[0], np.zeros(0, np.int64)))
+    found, whole = codec.collect(iter(parts), 48), codec.concatenate(parts)
+    for field in fields(codec.EncodedTargets):
+        assert np.array_equal(getattr(found, field.name), getattr(whole, field.name))
+        assert getattr(found, field.name).dtype == getattr(whole, field.name).dtype

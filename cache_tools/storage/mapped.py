@@ -1,0 +1,129 @@
+"""Arrays in files of the data folder: made once on a machine, memory-mapped by all its processes.
+
+A sample table and the index of a data set of fourteen million samples take gigabytes and a minute
+of work, and are the same in the eight processes of a node. One process makes the file while the
+others wait for its lock; pages of a map are in memory once for all of them, and only while they are
+read. A file has one line of JSON, the arrays, and a SHA-256 of its name and of all before it. It
+appears whole or not at all, its digest is compared whenever it is opened, and one that fails is
+made again, as is one that was evicted or deleted.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_tools import file_contents
+from cache_tools.errors import KdcacheError
+from cache_tools.storage.disk_cache import LIMIT, DiskCache
+
+log = logging.getLogger("kdcache")
+WORTH = 2**18
+"""Samples from which a file is made; fewer are read in a second or two."""
+_ALIGNED, _DIGEST, _PIECE = 64, 32, 2**22
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Arrays by name, and facts that JSON can contain."""
+
+    arrays: Mapping[str, NDArray[Any]]
+    """Arrays of one axis, little endian; those of a file cannot be written to."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Facts beside them."""
+
+
+def load(name: str, make: Callable[[], Arrays]) -> Arrays:
+    """Map the file called `name` (a `disk_cache.key`), which `make` makes if there is none.
+
+    Where the data folder has no room or cannot be written, what `make` made is returned itself.
+    """
+    cache = DiskCache()
+    if (found := _open(cache, name)) is not None:
+        return found
+    made: Arrays | None = None
+    begun = False
+    try:
+        with cache.writing(name) as partial:
+            if (found := _open(cache, name)) is not None:  # of the process that held the lock
+                return found
+            begun = True
+            made = make()
+            size = _write(partial, name, made)
+            if not cache.reserve(size, cache.path):
+                os.truncate(partial, 0)
+                log.warning(
+                    "%s has no room for %.1f GB that its processes could share: each has its own. "
+                    "Pass --data-cache with a larger folder, or raise $%s",
+                    cache.path, size / 1e9, LIMIT,
+                )  # fmt: skip
+    except KdcacheError as error:
+        if begun and made is None:
+            raise
+        log.warning("not shared among the processes of this machine: %s", error)
+    made = made or make()
+    return _open(cache, name) or made
+
+
+def _write(path: Path, name: str, made: Arrays) -> int:
+    """Write a file; return its bytes."""
+    columns, at = [], 0
+    for column, values in made.arrays.items():
+        columns.append([column, values.dtype.str, len(values), at])
+        at += -(-values.nbytes // _ALIGNED) * _ALIGNED
+    line = json.dumps({"arrays": columns, "facts": made.facts}).encode()
+    line += b" " * (-(len(line) + 1) % _ALIGNED) + b"\n"
+    digest = hashlib.sha256(name.encode() + b"\n")
+    with path.open("wb") as file:
+
+        def put(data: bytes | memoryview) -> None:
+            digest.update(data)
+            file.write(data)
+
+        put(line)
+        for values in made.arrays.values():
+            if values.size:
+                put(np.ascontiguousarray(values).data.cast("B"))
+            put(bytes(-values.nbytes % _ALIGNED))
+        file.write(digest.digest())
+        return file.tell()
+
+
+def _open(cache: DiskCache, name: str) -> Arrays | None:
+    """Map a file after comparing its digest; None if there is none, or it is damaged."""
+    if (path := cache.shard(name)) is None:
+        return None
+    try:
+        with path.open("rb") as file:
+            if not _is_whole(file, name):
+                raise ValueError("its digest differs")
+            file.seek(0)
+            line = file.readline(file_contents.MAX_JSON)
+            head = file_contents.parse_json(line)
+            data = np.asarray(np.memmap(file, np.uint8, "r"))[len(line) : -_DIGEST]
+        arrays = {
+            column: data[at : at + count * np.dtype(kind).itemsize].view(kind)
+            for column, kind, count, at in head["arrays"]
+        }
+        return Arrays(arrays, head["facts"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("%s cannot be used (%s): it is made again", path, error)
+        return None
+
+
+def _is_whole(file: BinaryIO, name: str) -> bool:
+    """Compare the digest of a file, without keeping its pages in this process."""
+    left = file.seek(0, os.SEEK_END) - _DIGEST
+    file.seek(0)
+    digest = hashlib.sha256(name.encode() + b"\n")
+    while left > 0 and (data := file.read(min(left, _PIECE))):
+        digest.update(data)
+        left -= len(data)
+    return file.read() == digest.digest()

@@ -1,0 +1,150 @@
+"""Files of arrays that the processes of a machine share: whole, made once, again if damaged."""
+
+import logging
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cache_tools.errors import CacheMismatch
+from cache_tools.storage import disk_cache, mapped
+from cache_tools.storage.disk_cache import DiskCache
+from cache_tools.storage.mapped import Arrays
+
+NAME = disk_cache.key("some arrays")
+WHOLE = {"a": np.arange(5000), "b": np.array([], np.uint16), "c": np.frombuffer(b"xyz", np.uint8)}
+
+
+@pytest.fixture(autouse=True)
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty data folder."""
+    monkeypatch.setenv("KDCACHE_CACHE", str(tmp_path / "kept"))
+    return tmp_path / "kept"
+
+
+def path() -> Path:
+    found = DiskCache().shard(NAME)
+    assert found is not None
+    return found
+
+
+def make() -> Arrays:
+    return Arrays(WHOLE, {"classes": ["cat", "dög"]})
+
+
+def never() -> Arrays:
+    raise AssertionError("made again")
+
+
+def check(found: Arrays) -> None:
+    assert found.facts == {"classes": ["cat", "dög"]}
+    assert found.arrays.keys() == WHOLE.keys()
+    for name, values in WHOLE.items():
+        assert found.arrays[name].dtype == values.dtype
+        assert np.array_equal(found.arrays[name], values)
+
+
+def test_arrays_are_made_once_and_mapped() -> None:
+    check(mapped.load(NAME, make))
+    found = mapped.load(NAME, never)
+    check(found)
+    assert not found.arrays["a"].flags.writeable
+    assert not found.arrays["a"].flags.owndata
+    os.truncate(path(), 0)  # the map is of the file itself
+    check(mapped.load(NAME, make))
+
+
+@pytest.mark.parametrize("damage", ["bit", "cut", "longer", "empty", "folder", "other"])
+def test_a_damaged_file_is_made_again(damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    mapped.load(NAME, make)
+    data = bytearray(path().read_bytes())
+    if damage == "bit":
+        data[len(data) // 2] ^= 1
+    elif damage == "cut":
+        data = data[:-1]
+    elif damage == "longer":
+        data += b"\0"
+    elif damage == "empty":
+        data.clear()
+    where = path()
+    where.unlink()
+    if damage == "folder":
+        where.mkdir()
+    elif damage == "other":  # whole, but stored under another name
+        other = disk_cache.key("other")
+        mapped.load(other, lambda: Arrays({"a": np.zeros(3)}))
+        where.with_name(other).rename(where)
+    else:
+        where.write_bytes(data)
+    with caplog.at_level(logging.WARNING, "kdcache"):
+        check(mapped.load(NAME, make))
+    check(mapped.load(NAME, never))
+    assert "it is made again" in caplog.text
+
+
+def test_what_cannot_be_stored_is_used_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kept: Path
+) -> None:
+    monkeypatch.setenv("KDCACHE_CACHE_LIMIT", "1K")
+    with caplog.at_level(logging.WARNING, "kdcache"):
+        check(mapped.load(NAME, make))
+    assert "KDCACHE_CACHE_LIMIT" in caplog.text
+    assert DiskCache().shard(NAME) is None
+    caplog.clear()
+    monkeypatch.setenv("KDCACHE_CACHE", str(kept / "file" / "below"))
+    (kept / "file").write_text("no folder")
+    with caplog.at_level(logging.WARNING, "kdcache"):
+        check(mapped.load(NAME, make))
+    assert "not shared" in caplog.text
+
+
+def test_an_error_of_the_maker_is_raised_and_leaves_nothing(kept: Path) -> None:
+    def fail() -> Arrays:
+        raise CacheMismatch("other images")
+
+    with pytest.raises(CacheMismatch, match="other images"):
+        mapped.load(NAME, fail)
+    assert [*kept.rglob("*.lock"), *kept.rglob("*.partial")] == []
+    check(mapped.load(NAME, make))
+
+
+def _load(log: Path, pause: float) -> None:
+    def slow() -> Arrays:
+        with log.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        time.sleep(pause)
+        return make()
+
+    check(mapped.load(NAME, slow))
+
+
+def test_of_several_processes_one_makes_it(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    each = [context.Process(target=_load, args=(tmp_path / "log", 0.5)) for _ in range(4)]
+    for process in each:
+        process.start()
+    for process in each:
+        process.join()
+    assert [process.exitcode for process in each] == [0] * 4
+    assert len((tmp_path / "log").read_text().splitlines()) == 1
+
+
+def test_a_killed_maker_is_followed_by_another(tmp_path: Path) -> None:
+    context, log = multiprocessing.get_context("fork"), tmp_path / "log"
+    first = context.Process(target=_load, args=(log, 600.0))
+    first.start()
+    while not log.exists():
+        time.sleep(0.01)
+    second = context.Process(target=_load, args=(log, 0.0))
+    second.start()
+    assert first.pid is not None
+    os.kill(first.pid, signal.SIGKILL)
+    second.join()
+    first.join()
+    assert second.exitcode == 0
+    assert len(log.read_text().splitlines()) == 2
+    check(mapped.load(NAME, never))
