@@ -14,8 +14,8 @@ cache are hard links to those of two parts (`benchmarks.scale`): each part is re
 compared, but from the page cache. So is what else was just written: no figure is of a cold disk.
 
 Each process is started anew and does what `kdcache train` does until it has its first batch, then
-waits for the epoch that is prepared in the background; ranks and number of processes are given, no
-network joins them, and there is no student. Memory of a stage is above that after `import torch`:
+waits for the epoch that is prepared in the background; several are joined by gloo, and there is no
+student. Memory of a stage is above that after `import torch`:
 "private_mb" is the peak of what the process has for itself (RssAnon, each 5 ms), "peak_mb" that of
 all it has mapped (VmHWM), pages that it shares with the others included; at the end "pss_mb" counts
 each shared page as 1/n (smaps_rollup).
@@ -60,7 +60,7 @@ _AUGMENTATIONS = {
         size=224, interpolation="box", auto_augment="rand-m7-mstd0.5", mixup=0.1, cutmix=1.0
     ),
 }
-_BLOCK, _LEAD, _END = 512, 1536, 1024
+_BLOCK, LEAD, _END = 512, 1536, 1024
 """Bytes of a block of a tar; of header, label and header in front of a picture; of its end."""
 _STAGE_PAUSE = 0.005
 
@@ -128,7 +128,7 @@ def write_shards(
             offsets,
             rows.bytes_N[at],
             rows.label_N[at],
-            np.full(len(at), _LEAD),
+            np.full(len(at), LEAD),
         )
         cache.store_index(disk_cache.file_key(path), index.pack())
     labels = rows.label_N
@@ -140,7 +140,7 @@ def layout(bytes_S: "np.ndarray") -> "tuple[np.ndarray, int]":
 
     A sample is a `.cls` of at most a block and a `.jpg`; `tarfile` fills up 10,240 bytes.
     """
-    end = np.cumsum(_LEAD + -(-bytes_S // _BLOCK) * _BLOCK)
+    end = np.cumsum(LEAD + -(-bytes_S // _BLOCK) * _BLOCK)
     begin = end - -(-bytes_S // _BLOCK) * _BLOCK
     return begin, int(-(-(int(end[-1]) + _END) // 10_240) * 10_240)
 
@@ -235,6 +235,10 @@ def begin(cache: str, batch_size: int, rank: int, processes: int) -> dict[str, A
     from torchvision.transforms import v2  # noqa: F401 - with torch, what a student loads anyway
 
     torch.set_num_threads(1)
+    if processes > 1:
+        torch.distributed.init_process_group(
+            "gloo", f"file://{cache}.processes", rank=rank, world_size=processes
+        )
     stages = Stages()
     from cache_tools.data import match
     from cache_tools.store.aligned import open_ensemble
@@ -245,6 +249,7 @@ def begin(cache: str, batch_size: int, rank: int, processes: int) -> dict[str, A
     from train.distributed import World
     from train.recipe import TrainRecipe
 
+    world = World(rank, processes)
     stages.end("imports")
     members = open_ensemble([cache], None)
     members.reference.map_table()
@@ -253,10 +258,9 @@ def begin(cache: str, batch_size: int, rank: int, processes: int) -> dict[str, A
     images, covered = match.open_aligned(table, store.spec.dataset, members.source)
     inputs = Inputs(members, images, None, members.source, covered)
     stages.end("index of the data")
-    check_inputs(inputs)
+    check_inputs(inputs, world)
     stages.end("digests and probe views")
     recipe = TrainRecipe(student="", epochs=4, batch_size=batch_size)
-    world = World(rank, processes)
     batches = Batches.of_recipe(recipe, inputs, torch.device("cpu"), world)
     stages.after(Schedule, "plan", "order of an epoch")
     stages.after(EpochPrefetcher, "_make", "parameters and targets of an epoch")

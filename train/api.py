@@ -186,7 +186,7 @@ def fit_all(
         old = world.on_main(lambda: [run_dir.init_run(*run, inputs, fresh) for run in runs])
         begun = [(*run, result) for run, result in zip(runs, old, strict=True)]
         if any(result is None and not item.follow for _, item, result in begun):
-            check_inputs(inputs)
+            check_inputs(inputs, world)
         online = any(item.mode == "online" and result is None for _, item, result in begun)
         teacher_fn = ONLINE.load()(inputs.store, [*teachers], torch_device) if online else None
         results = []

@@ -126,9 +126,11 @@ def verify(store: Cache, images: ImageDataset | None = None, partial: bool = Fal
     return verdict
 
 
-def faults(store: Cache) -> Iterator[tuple[Part, CacheIncomplete | CacheDamaged | None]]:
-    """Check the record and digests of every part, in order, in a thread pool."""
-    return _on_all_cores(store.check_part, list(store.parts()))
+def faults(
+    store: Cache, parts: Sequence[Part] | None = None
+) -> Iterator[tuple[Part, CacheIncomplete | CacheDamaged | None]]:
+    """Check the record and digests of parts (None: of all), in order, in a thread pool."""
+    return _on_all_cores(store.check_part, list(store.parts()) if parts is None else parts)
 
 
 def _check_parts(store: Cache, verdict: Verdict) -> list[Part]:

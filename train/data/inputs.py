@@ -18,13 +18,14 @@ from cache_tools.data import match
 from cache_tools.data.images import ImageDataset
 from cache_tools.data.match import DatasetMatch
 from cache_tools.data.open import has_split, open_images
-from cache_tools.errors import CacheIncomplete, CacheMismatch, UsageError
+from cache_tools.errors import CacheIncomplete, CacheMismatch, KdcacheError, UsageError
 from cache_tools.runtime import progress
 from cache_tools.spec.canonical import canonical_json, sha256
 from cache_tools.spec.dataset import NO_LABEL
 from cache_tools.store.aligned import CacheEnsemble, open_ensemble
 from cache_tools.store.cache import Cache
 from cache_tools.verify import probes, verify
+from train.distributed import ALONE, World
 from train.recipe import TrainRecipe
 
 log = logging.getLogger("kdcache")
@@ -133,18 +134,41 @@ def _validation(source: str, store: Cache, classes: tuple[str, ...]) -> ImageDat
     return None
 
 
-def check_inputs(inputs: Inputs) -> None:
-    """Apply `check_cache` to each cache: equal pixels are what allows to mix their targets."""
-    for cache in inputs.members.caches:
-        check_cache(cache, inputs.images, inputs.present_N)
+def check_inputs(inputs: Inputs, world: World = ALONE) -> None:
+    """Apply `check_cache` to each cache: equal pixels are what allows to mix their targets.
+
+    Of several processes each checks its share of the parts, and all raise the first error.
+    """
+    found: list[int] | KdcacheError
+    try:
+        caches, rest = inputs.members.caches, (inputs.images, inputs.present_N, world)
+        found = [check_cache(cache, *rest) for cache in caches]
+    except KdcacheError as error:
+        found = error
+    compared = []
+    for of_process in world.all(found):
+        if isinstance(of_process, KdcacheError):
+            raise of_process
+        compared.append(of_process)
+    for cache, *probes_of in zip(inputs.members.caches, *compared, strict=True):
+        if world.is_main and not sum(probes_of):
+            log.warning(
+                "%s has no fingerprint of the pixels of these samples (it was cut, or they are not "
+                "here): that they equal the teacher's follows from the library versions alone",
+                cache.name,
+            )
 
 
 def check_cache(
-    cache: Cache, images: ImageDataset, present_N: NDArray[np.bool_] | None = None
-) -> None:
+    cache: Cache,
+    images: ImageDataset,
+    present_N: NDArray[np.bool_] | None = None,
+    world: World = ALONE,
+) -> int:
     """Refuse an incomplete cache, and images whose pixels differ from the cache's.
 
-    Compares every part's digests and renders the probe views of up to 64 parts, spread evenly.
+    Compares every part's digests and renders the probe views of up to 64 parts, spread evenly; of
+    several processes this one takes its share of both. Returns the number of views compared.
 
     Raises:
         CacheIncomplete, CacheDamaged, CacheMismatch: Naming the file or the sample.
@@ -159,16 +183,12 @@ def check_cache(
                 raise cache.check_part(part) or missing
         parts = [part for part in committed if part.view == 0]
     else:
-        with progress.bar("check the cache", len(parts), "parts") as advance:
-            for _, fault in verify.faults(cache):
+        own = parts[world.rank :: world.size]
+        with progress.bar("check the cache", len(own), "parts") as advance:
+            for _, fault in verify.faults(cache, own):
                 if fault is not None:
                     raise fault
                 advance(1)
     count = min(len(parts), _MAX_PROBED_PARTS)
-    probed = [parts[i * len(parts) // count] for i in range(count)]
-    if not sum(probes.check_probes(cache, images, part, present_N) for part in probed):
-        log.warning(
-            "%s has no fingerprint of the pixels of these samples (it was cut, or they are not "
-            "here): that they equal the teacher's follows from the library versions alone",
-            cache.name,
-        )
+    probed = [parts[i * len(parts) // count] for i in range(count)][world.rank :: world.size]
+    return sum(probes.check_probes(cache, images, part, present_N) for part in probed)
