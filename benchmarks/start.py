@@ -53,6 +53,8 @@ from cache_tools.store.layout import Layout
 
 STEPS, PROBED = 8, 64
 """Steps whose pictures are real, more than a loader reads ahead; parts that a run compares."""
+TARGETS = TargetSpec(k_max=20)
+"""All views keep 20 classes: random logits have more above tau."""
 GOALS = {"seconds": 60.0, "private_mb": 2000.0}
 _AUGMENTATIONS = {
     "crop": ViewSpec(size=224),
@@ -85,7 +87,7 @@ def real_rows(rows: SampleTable, views: int, spec: ViewSpec, batch_size: int) ->
     """Rows of the table whose pictures are shown in the first steps, or compared before them."""
     from train.data.schedule import Schedule
 
-    made = scale.cache_spec(rows, spec, TargetSpec(), scale.CLASSES)
+    made = scale.cache_spec(rows, spec, TARGETS, scale.CLASSES)
     store: Any = SimpleNamespace(spec=made, table=rows, num_views=views)
     plan = Schedule(store, 1, batch_size, 0).plan(0)
     first = slice(STEPS * batch_size)
@@ -158,7 +160,7 @@ def build(folder: Path, options: argparse.Namespace) -> Cache:
         real[row] = data
     (folder / "data").mkdir()
     images = write_shards(folder / "data", rows, options.shards, real)
-    store = scale.build(folder, 0, options.views, spec, classes=options.classes, rows=rows)
+    store = scale.build(folder, 0, options.views, spec, TARGETS, options.classes, rows)
     store.__dict__["table"] = rows
     store.set_data_path(str(folder / "data"))
     own, encode = {}, Layout(store.spec, options.views).encode_part
