@@ -1,7 +1,7 @@
 """How a training run begins on a cache of ImageNet-22k's size: seconds and memory per process.
 
     python -m benchmarks.start [--samples 14197122] [--views 50] [--classes 21841] [--shards 4096]
-        [--processes 8] [--batch-size 1024] [--augmentation crop|a2] [--json FILE]
+        [--processes 8] [--batch-size 256] [--augmentation crop|a2] [--json FILE]
 
 Real are: the cache's sample table, manifest, commit records and their digests; the data folder
 with the index of every shard in its own format; the order of the epoch, the parameters and targets
@@ -154,7 +154,9 @@ def build(folder: Path, options: argparse.Namespace) -> Cache:
     spec = _AUGMENTATIONS[options.augmentation]
     rows = scale.table(options.samples, options.classes)
     made, real = pictures(), {}
-    for row in real_rows(rows, options.views, spec, options.batch_size).tolist():
+    for row in real_rows(
+        rows, options.views, spec, options.batch_size * options.processes
+    ).tolist():
         data, rows.height_N[row], rows.width_N[row] = made[row % len(made)]
         rows.bytes_N[row], rows.digest_N[row] = len(data), sample_table.digest(data)
         real[row] = data
@@ -262,7 +264,7 @@ def begin(cache: str, batch_size: int, rank: int, processes: int) -> dict[str, A
     stages.end("index of the data")
     check_inputs(inputs, world)
     stages.end("digests and probe views")
-    recipe = TrainRecipe(student="", epochs=4, batch_size=batch_size)
+    recipe = TrainRecipe(student="", epochs=4, batch_size=batch_size * processes)
     batches = Batches.of_recipe(recipe, inputs, torch.device("cpu"), world)
     stages.after(Schedule, "plan", "order of an epoch")
     stages.after(EpochPrefetcher, "_make", "parameters and targets of an epoch")
@@ -274,7 +276,7 @@ def begin(cache: str, batch_size: int, rank: int, processes: int) -> dict[str, A
     following[1].result()
     stages.end("the next epoch beside it")
     pss = round(stages.pss(), 1)
-    assert len(first) == batch_size // processes
+    assert len(first) == batch_size
     rendered.close()  # type: ignore[attr-defined]
     return {"stages": stages.found, "pss_mb": pss, "after_torch_mb": round(stages._all, 1)}
 
@@ -316,7 +318,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=21_841)
     parser.add_argument("--shards", type=int, default=4096)
     parser.add_argument("--processes", type=int, default=8)
-    parser.add_argument("--batch-size", type=int, default=1024)
+    parser.add_argument("--batch-size", type=int, default=256, help="of each process")
     parser.add_argument("--augmentation", choices=_AUGMENTATIONS, default="crop")
     parser.add_argument("--folder", type=Path, help="where the files are written, and removed")
     parser.add_argument("--json", type=Path)
