@@ -21,7 +21,7 @@ _LINE, _FOLDER = ord("\n"), ord("/")
 
 
 class TextColumn(Sequence[str]):
-    """N strings; like a tuple of them, but that each is made when it is asked for."""
+    """N strings, like a tuple of them; each is decoded on access."""
 
     __hash__ = None  # type: ignore[assignment]  # as of a list
 
