@@ -16,7 +16,7 @@ compared, but from the page cache. So is what else was just written: no figure i
 Each process is started anew and does what `kdcache train` does until it has its first batch, then
 waits for the epoch that is prepared in the background; several are joined by gloo, and there is no
 student. Memory of a stage is above that after `import torch`:
-"private_mb" is the peak of what the process has for itself (RssAnon, each 5 ms), "peak_mb" that of
+"private_mb" is the peak of what the process has for itself (RssAnon, each 20 ms), "peak_mb" that of
 all it has mapped (VmHWM), pages that it shares with the others included; at the end "pss_mb" counts
 each shared page as 1/n (smaps_rollup).
 """
@@ -64,7 +64,7 @@ _AUGMENTATIONS = {
 }
 _BLOCK, LEAD, _END = 512, 1536, 1024
 """Bytes of a block of a tar; of header, label and header in front of a picture; of its end."""
-_STAGE_PAUSE = 0.005
+_STAGE_PAUSE = 0.02
 
 
 def pictures(count: int = 64) -> list[tuple[bytes, int, int]]:
