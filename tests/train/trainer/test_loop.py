@@ -240,7 +240,8 @@ def test_losses_in_mixed_precision_are_near_those_in_full(
         fit("digits", cache=digits_cache, out=out, device=device, values=values, progress=False)
         rows = (out / "log.jsonl").read_text().splitlines()
         losses.append([json.loads(row)["loss"] for row in rows])
-    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    # in fp16 the first updates are left out, until the scale of the loss is small enough
+    assert losses[1] == pytest.approx(losses[0], rel=0.15 if precision == "fp16" else 0.05)
     assert losses[1] != losses[0]
 
 
