@@ -47,7 +47,7 @@ def rendered(encoded: list[bytes], box_B4: NDArray[np.int32], filter_: int) -> N
     """[B, S, S, 3] crops resized by one filter."""
     out = np.empty((len(encoded), RRC.size, RRC.size, 3), np.uint8)
     for data, box, row in zip(encoded, box_B4.tolist(), out, strict=True):
-        view.crop_resize(decode.decode(data, "k"), tuple(box), RRC.size, filter_, row)
+        view.crop_resize(decode.decode(data, "k"), tuple(box), RRC.size, filter_, out=row)
     return out
 
 

@@ -26,6 +26,7 @@ from cache_tools.data.images import ImageDataset, class_folders, class_numbers
 from cache_tools.data.info_json import SPLITS
 from cache_tools.errors import DataError, UsageError
 from cache_tools.file_contents import describe_file
+from cache_tools.numerics.array_types import I8
 from cache_tools.render import decode
 from cache_tools.spec import sample_table
 from cache_tools.spec.sample_table import SampleTable
@@ -102,6 +103,11 @@ class Beton(ImageDataset):
                 "which is needed here. Write it without --raw, or point --data at the original."
             )
         return super().read(number)
+
+    def locate(self, number_P: NDArray[np.int64]) -> tuple[I8, I8, I8]:
+        """As of any data set; pixels are no encoded picture."""
+        descriptor_P, offset_P, length_P = super().locate(number_P)
+        return descriptor_P, offset_P, np.where(self.rows_N["mode"][number_P] == RAW, 0, length_P)
 
     def compare(self, table: SampleTable, row: int) -> None:
         """Compare the stored bytes, pixels or encoded, with a row of a cache's table.

@@ -22,6 +22,14 @@ class FilePool:
         self._open: dict[Path, int] = {}
         self._lock = threading.Lock()
 
+    def descriptor(self, path: Path) -> int:
+        """Return the descriptor of a file that stays open, or -1 if it cannot."""
+        if (found := self._open.get(path)) is not None:
+            return found
+        with contextlib.suppress(OSError):
+            self.read(path, 0, 0)
+        return self._open.get(path, -1)
+
     def read(self, path: Path, offset: int, length: int) -> bytes:
         """Up to `length` bytes at `offset`; OSError when the file cannot be read."""
         descriptor = self._open.get(path)

@@ -25,6 +25,7 @@ from cache_tools.data.remote_shards import RemoteShards
 from cache_tools.errors import CacheMismatch, DataError
 from cache_tools.numerics import text_column
 from cache_tools.numerics.text_column import TextColumn
+from cache_tools.numerics.array_types import I8
 from cache_tools.runtime.text import counted
 from cache_tools.spec import sample_table
 from cache_tools.spec.dataset import NO_LABEL, KeyKind
@@ -121,6 +122,20 @@ class ImageDataset:
                 f"{length} were there when the data set was opened. Restore the file."
             )
         return data
+
+    def locate(self, number_P: NDArray[np.int64]) -> tuple[I8, I8, I8]:
+        """Find where samples are stored, for compiled code.
+
+        Returns:
+            Descriptor of each sample's file, or -1: only `read` has it; its first byte; its bytes,
+            0 where no encoded picture is stored.
+        """
+        file_P, offset_P = self.file_N[number_P], self.offset_N[number_P]
+        if self.sharded and self.remote is None:
+            found = [self._file_pool.descriptor(self.paths[f]) for f in file_P.tolist()]
+        else:
+            found = [-1] * len(file_P)
+        return np.array(found, np.int64), offset_P, self.length_N[number_P]
 
     def compare(self, table: SampleTable, row: int) -> None:
         """Compare what is stored of a sample with its row of a cache's table, in whose order it is.

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.data.images import ImageDataset
-from cache_tools.render import decode, view
+from cache_tools.numerics.array_types import I8
+from cache_tools.render import batch, decode, kernels, view
 from cache_tools.spec import sample_table
 from cache_tools.spec.sample_table import SampleTable
 from cache_tools.spec.views import ViewSpec
@@ -54,7 +55,8 @@ class ViewRenderer:
         """Names of the N samples."""
         self._stored_pixels = stored_pixels and not spec.scaled_decode
         self._crc_N = np.zeros(len(images), np.uint32) if decoded_before else None
-        self._buffer = decode.DecodeBuffer()
+        self._odd_N = np.zeros(len(images), bool)
+        self._buffer, self._encoded = decode.DecodeBuffer(), decode.DecodeBuffer()
 
     def read(self, row: int) -> bytes:
         """Read the encoded bytes of one sample and compare them with its digest.
@@ -88,6 +90,64 @@ class ViewRenderer:
             return
         for params, at, out in wanted:
             view.render(picture, self.spec, params, at, out)
+
+    def render_many(
+        self, row_P: I8, first_P: I8, params: ViewParams, out: Sequence[U1], address_V: I8
+    ) -> None:
+        """Render views of several images, in compiled code where they are plain.
+
+        Args:
+            row_P: Rows of the images.
+            first_P: [P + 1], the first view of each image, and the number of views.
+            params: Parameters of the views.
+            out: [S, S, 3] to write for each view, contiguous.
+            address_V: Their addresses.
+
+        Raises:
+            As `render`, which makes what is not plain.
+        """
+        status_P = self._compiled(row_P, first_P, params, address_V)
+        for i in np.flatnonzero(status_P != batch.DONE).tolist():
+            views = range(int(first_P[i]), int(first_P[i + 1]))
+            self.render(int(row_P[i]), [(params, v, out[v]) for v in views])
+
+    def _compiled(self, row_P: I8, first_P: I8, params: ViewParams, address_V: I8) -> U1:
+        """Make what compiled code can; the images' statuses."""
+        status_P, calls_F = np.full(len(row_P), batch.LEFT, np.uint8), batch.functions()
+        if not calls_F.size or self._table is None or self._crc_N is None:
+            return status_P
+        if self.spec.scaled_decode:
+            return status_P
+        size, width_P = self.spec.size, self._table.width_N[row_P].astype(np.int64)
+        descriptor_P, begin_P, length_P = self._images.locate(row_P)
+        bottom_V = params.box_B4[:, 0].astype(np.int64) + params.box_B4[:, 2]
+        room_P = 3 * np.maximum.reduceat(bottom_V, first_P[:-1]) * width_P
+        plain_P = (room_P > 0) & (room_P <= batch.MOST_ROOM) & ~self._odd_N[row_P]
+        plain_P &= (length_P > 0) & (length_P <= batch.MOST_BYTES)
+        plain_P &= self._table.height_N[row_P] * width_P <= decode.LARGE
+        if not plain_P.any():
+            return status_P
+        status_P[plain_P], crc_P, held = batch.TODO, self._crc_N[row_P], []
+        for i in np.flatnonzero(plain_P & ((descriptor_P < 0) | (crc_P == 0))).tolist():
+            held.append(np.frombuffer(self.read(int(row_P[i])), np.uint8))
+            descriptor_P[i], crc_P[i] = -1, 0
+            begin_P[i], length_P[i] = held[-1].ctypes.data, held[-1].size
+        batch.decode_views(
+            *(calls_F, descriptor_P, begin_P, length_P, crc_P, width_P, first_P),
+            *(params.box_B4, params.filter_B, params.flip_B, address_V, size),
+            self._encoded.room(int(length_P[plain_P].max())),
+            self._buffer.room(int(room_P[plain_P].max())),
+            status_P,
+        )
+        self._odd_N[row_P[status_P == batch.ODD]] = True
+        if params.codes_BL.any() or params.erase_BE8[:, :, 2].any():
+            batch.finish_views(
+                kernels.addresses(params.codes_BL),
+                *(address_V, size, params.codes_BL, params.arguments_BL6),
+                np.array(self.spec.fill, np.uint8),
+                *(params.erase_BE8, params.noise_BE2, first_P, status_P),
+            )
+        return status_P
 
     def render_one(self, row: int, params: ViewParams, at: int = 0) -> U1:
         """Render one view, view `at` of `params`, into new memory: [S, S, 3]."""

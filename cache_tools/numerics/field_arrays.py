@@ -37,6 +37,12 @@ def collect(parts: Iterable[T], count: int) -> T:
 
 
 def select(table: T, row_R: NDArray[np.int64]) -> T:
-    """Select rows in any order, field by field."""
+    """Select rows in any order, field by field; the arrays are contiguous."""
     columns = (getattr(table, field.name) for field in fields(cast(Any, table)))
-    return type(table)(*(column[row_R] for column in columns))
+    return type(table)(*(np.take(column, row_R, axis=0) for column in columns))
+
+
+def part(table: T, rows: slice) -> T:
+    """Return neighbouring rows, field by field, not copied."""
+    columns = (getattr(table, field.name) for field in fields(cast(Any, table)))
+    return type(table)(*(column[rows] for column in columns))

@@ -6,9 +6,6 @@ blends (brightness, contrast, color) and the hue: these are within 1 of 255, and
 Pillow's single precision crosses an integer. What is not a look-up is in 32 bits and without
 branches, so that the vector unit does it.
 
-numba sees changes of a compiled function's own file only, so no function of one of these modules
-calls a compiled one of another; `kernels.apply`, which does, is not kept on disk.
-
 Shapes: H, W, 3 = rows, columns, RGB; contiguous.
 """
 
@@ -88,9 +85,9 @@ def solarize(image: U1, threshold: int) -> None:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def solarize_add(image: U1, add: int, threshold: int = 128) -> None:
-    """Add `add` to the values below `threshold`, up to 255."""
-    flat, more, limit = image.reshape(-1), np.int32(add), np.int32(threshold)
+def solarize_add(image: U1, add: int) -> None:
+    """Add `add` to the values below 128, up to 255."""
+    flat, more, limit = image.reshape(-1), np.int32(add), np.int32(128)
     for i in range(flat.size):
         value = np.int32(flat[i])
         flat[i] = _clip(value + more if value < limit else value)

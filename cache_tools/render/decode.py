@@ -65,7 +65,7 @@ _PLUGINS: tuple[tuple[bytes, type[ImageFile.ImageFile], int], ...] = (
 memory that it takes for a pixel beside Pillow's image (1, 2 or 4) and the picture (3)."""
 _MOST_SCANS, _MOST_SCANNED = 500, 2**33
 """Scans of a JPEG, and scans times pixels: each goes over the whole picture."""
-_LARGE, _ONE_AT_A_TIME = 2**25, threading.Lock()
+LARGE, _ONE_AT_A_TIME = 2**25, threading.Lock()
 """Pixels of a picture beside which no other such one is decoded."""
 _KEPT = 2**26
 """Bytes of the largest memory that is kept for the next picture."""
@@ -139,7 +139,7 @@ def decode(
     """
     with _naming(key, data):
         height, width, color_space = _header(data)
-        with _ONE_AT_A_TIME if height * width > _LARGE else nullcontext():
+        with _ONE_AT_A_TIME if height * width > LARGE else nullcontext():
             if box is not None and color_space in _PLAIN and not scale_log2:
                 part = _part(data, box, height, width, reuse or DecodeBuffer())
                 if part is not None:

@@ -8,12 +8,14 @@ erased rectangle, which is a function of its key.
 Shapes: H, W, 3 = rows, columns, RGB; n operations of 6 arguments.
 """
 
-from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+from numba import types
 
-from cache_tools.numerics.array_types import I8, U1
+from cache_tools.numerics.array_types import I1, I4, I8, U1
 from cache_tools.render import affine, color, filters
+from cache_tools.render.addresses import address_of, call
 from cache_tools.storage.compiled import njit
 from cache_tools.views import ops
 
@@ -26,46 +28,89 @@ _LOW, _16, _32 = np.uint64(0xFFFFFFFF), np.uint64(16), np.uint64(32)
 _LIMB = np.uint64(0xFFFF)
 
 
-def apply(codes_n: Sequence[int], arguments_n6: I8, fill: U1, image: U1, scratch: U1) -> None:
+def apply(codes_n: I1, arguments_n6: I4, fill: U1, image: U1, scratch: U1) -> None:
+    """Run operations in order; arguments as those of `run`.
+
+    Raises:
+        ValueError: There is no operation of such a number.
+    """
+    if unknown := run(addresses(codes_n), codes_n, arguments_n6, fill, image, scratch):
+        raise ValueError(f"there is no operation {unknown}")
+
+
+@njit(nogil=True, cache=True)
+def run(address_C: I8, codes_n: I1, arguments_n6: I4, fill: U1, image: U1, scratch: U1) -> int:
     """Run operations in order.
 
-    The loop is Python's: a compiled one could not be kept on disk, since numba does not see that a
-    kernel in another file has changed.
-
     Args:
+        address_C: `addresses`.
         codes_n: The operations, numbered as in `ops`.
         arguments_n6: Their magnitudes; an operation of one argument has it first.
         fill: [3], the colour outside of a mapped picture.
-        image: [H, W, 3] pixels, replaced by the result.
-        scratch: [H, W, 3], overwritten.
+        image: [H, W, 3] pixels, replaced by the result; contiguous.
+        scratch: [H, W, 3], overwritten; contiguous.
+
+    Returns:
+        The first of the numbers that is no operation's, before which it stops; 0 = all are run.
     """
-    for code, arguments in zip(codes_n, arguments_n6, strict=True):
+    for k in range(codes_n.size):
+        code, by = int(codes_n[k]), np.int64(arguments_n6[k, 0])
+        if code == ops.NOTHING:
+            continue
+        if not 0 < code < address_C.size or not address_C[code]:
+            return code
         if code in _IN_PLACE:
-            _IN_PLACE[code](image)
+            call(address_C[code], (image,))
         elif code in _BY_MAGNITUDE:
-            _BY_MAGNITUDE[code](image, int(arguments[0]))
-        elif code == ops.SHARPNESS:
-            scratch[:] = image
-            filters.sharpness(scratch, int(arguments[0]), image)
+            call(address_C[code], (image, by))
         elif code == ops.BLUR:
-            filters.blur(image, int(arguments[0]), scratch)
-        elif code in (ops.AFFINE_BILINEAR, ops.AFFINE_BICUBIC):
+            call(address_C[code], (image, by, scratch))
+        else:
             scratch[:] = image
-            affine.affine(scratch, arguments, fill, image, code == ops.AFFINE_BICUBIC)
-        elif code == ops.AFFINE_NEAREST:
-            scratch[:] = image
-            affine.nearest(scratch, arguments, fill, image)
-        elif code != ops.NOTHING:
-            raise ValueError(f"there is no operation {code}")
+            matrix = arguments_n6[k].astype(np.int64)
+            if code == ops.SHARPNESS:
+                call(address_C[code], (scratch, by, image))
+            elif code == ops.AFFINE_NEAREST:
+                call(address_C[code], (scratch, matrix, fill, image))
+            else:
+                bicubic = code == ops.AFFINE_BICUBIC
+                call(address_C[code], (scratch, matrix, fill, image, bicubic))
+    return 0
 
 
-_IN_PLACE: dict[int, Callable[[U1], None]] = {
+def addresses(codes: I1) -> I8:
+    """Addresses of the operations of some numbers, compiled on request; 0 = there is none."""
+    for code in np.flatnonzero(np.bincount(codes.reshape(-1).view(np.uint8))).tolist():
+        if code in _FUNCTIONS and not _ADDRESS_C[code]:
+            _ADDRESS_C[code] = address_of(_FUNCTIONS[code], *_arguments(code))
+    return _ADDRESS_C
+
+
+def _arguments(code: int) -> tuple[Any, ...]:
+    """Types of what `run` calls an operation with."""
+    if code in _IN_PLACE:
+        return (PIXELS,)
+    if code in _BY_MAGNITUDE:
+        return PIXELS, types.int64
+    if code == ops.BLUR:
+        return PIXELS, types.int64, PIXELS
+    if code == ops.SHARPNESS:
+        return PIXELS, types.int64, PIXELS
+    mapped = PIXELS, types.int64[::1], types.uint8[::1], PIXELS
+    return mapped if code == ops.AFFINE_NEAREST else (*mapped, types.boolean)
+
+
+PIXELS = types.uint8[:, :, ::1]
+_IN_PLACE = (ops.AUTOCONTRAST, ops.EQUALIZE, ops.INVERT, ops.GRAYSCALE)
+_BY_MAGNITUDE = (
+    *(ops.POSTERIZE, ops.SOLARIZE, ops.SOLARIZE_ADD, ops.COLOR, ops.CONTRAST, ops.BRIGHTNESS),
+    ops.HUE,
+)
+_FUNCTIONS: dict[int, Any] = {
     ops.AUTOCONTRAST: color.autocontrast,
     ops.EQUALIZE: color.equalize,
     ops.INVERT: color.invert,
     ops.GRAYSCALE: color.grayscale,
-}
-_BY_MAGNITUDE: dict[int, Callable[[U1, int], None]] = {
     ops.POSTERIZE: color.posterize,
     ops.SOLARIZE: color.solarize,
     ops.SOLARIZE_ADD: color.solarize_add,
@@ -73,7 +118,13 @@ _BY_MAGNITUDE: dict[int, Callable[[U1, int], None]] = {
     ops.CONTRAST: color.contrast,
     ops.BRIGHTNESS: color.brightness,
     ops.HUE: color.hue,
+    ops.SHARPNESS: filters.sharpness,
+    ops.BLUR: filters.blur,
+    ops.AFFINE_BILINEAR: affine.affine,
+    ops.AFFINE_BICUBIC: affine.affine,
+    ops.AFFINE_NEAREST: affine.nearest,
 }
+_ADDRESS_C = np.zeros(len(ops.NAMES), np.int64)
 
 
 @njit(nogil=True, cache=True)

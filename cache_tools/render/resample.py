@@ -25,11 +25,16 @@ _16, _32, _48 = np.uint64(16), np.uint64(32), np.uint64(48)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def crop(picture: U1, top: int, left: int, height: int, width: int, out: U1) -> None:
-    """Cut a box (in pixels) out of a contiguous picture, [H, W, 3], and resize it to [S, S, 3]."""
+def crop(picture: U1, top: int, left: int, height: int, width: int, flip: bool, out: U1) -> None:
+    """Cut a box (in pixels) out of a contiguous picture, [H, W, 3], and resize it to [S, S, 3].
+
+    Flipped horizontally, columns of the result have the taps of those of the other end.
+    """
     size = out.shape[0]
     rows_of, row_weights = taps(height, size)
     columns_of, column_weights = taps(width, size)
+    if flip:
+        columns_of, column_weights = columns_of[::-1].copy(), column_weights[::-1].copy()
     pixels, pitch = picture.reshape(-1), 3 * picture.shape[1]
     lines = np.empty((4, 3 * width), np.uint16)
     packed, lanes = np.empty((_FOURS, 3 * width), np.uint64), np.empty(12 * width, np.uint64)

@@ -8,9 +8,8 @@ simplejpeg's pixels on a few pictures, pictures are decoded by simplejpeg: the s
 pylibjxl is BSD-licensed, maintained, and contains libjpeg-turbo 3.1, whose functions it exports
 (not by promise). `turbojpeg` contains a beta of 3.0 without a licence, `PyTurboJPEG` no library.
 
-The library is called from compiled code, which holds no Python lock. Addresses are arguments of
-that code, so that it can be kept on disk. Each picture has a handle of its own, since a handle
-keeps the tables of its last picture for a JPEG without tables.
+The library is called from compiled code, which holds no Python lock (`addresses`). Each picture has
+a handle of its own, since a handle keeps the tables of its last picture for a JPEG without tables.
 """
 
 import ctypes
@@ -20,17 +19,14 @@ import threading
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import PackageNotFoundError, files
-from typing import Any
 
 import numpy as np
 import simplejpeg
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numba import carray
 
 from cache_tools.numerics.array_types import I8, U1
 from cache_tools.render import jpeg
+from cache_tools.render.addresses import call, pointer
 from cache_tools.storage.compiled import njit
 
 log = logging.getLogger("kdcache")
@@ -55,31 +51,29 @@ _BESIDE = 4
 _LOOKING = threading.Lock()
 
 
-@intrinsic
-def _c_function(_: Any, address: Any, arguments: Any) -> Any:
-    """Call the C function at an address with integers, a tuple; an int is in the low 32 bits."""
-
-    def generate(_: Any, builder: Any, signature: Any, values: Any) -> Any:
-        unpack: Any = cgutils.unpack_tuple
-        unpacked = unpack(builder, values[1])
-        kind = ir.FunctionType(ir.IntType(64), [value.type for value in unpacked])
-        return builder.call(builder.inttoptr(values[0], kind.as_pointer()), unpacked)
-
-    return types.int64(address, arguments), generate
-
-
-_call: Any = _c_function
-
-
-@njit(nogil=True, cache=True)
 def region(
     calls_F: I8, data: U1, top: int, left: int, height: int, width: int, room: U1
 ) -> tuple[int, int]:
+    """Decode a region of a JPEG in memory; arguments as those of `region_at`, and the JPEG.
+
+    Returns:
+        Rows and columns of the picture in `room`, of which those of the region are valid; 0, 0 if
+        it must be decoded as a whole.
+    """
+    columns = region_at(calls_F, data.ctypes.data, data.size, top, left, height, width, room)
+    return (top + height, columns) if columns else (0, 0)
+
+
+@njit(nogil=True, cache=True)
+def region_at(
+    calls_F: I8, address: int, size: int, top: int, left: int, height: int, width: int, room: U1
+) -> int:
     """Decode a region of a JPEG that was decoded as a whole before, at its place in the picture.
 
     Args:
         calls_F: `functions()`.
-        data: The JPEG.
+        address: Where the JPEG is.
+        size: Its bytes.
         top: First row of the region, in pixels.
         left: First column.
         height: Number of rows.
@@ -87,19 +81,20 @@ def region(
         room: Memory for the picture down to the last row of the region.
 
     Returns:
-        Rows and columns of the picture in `room`, of which those of the region are valid; 0, 0 if
-        it must be decoded as a whole: it is damaged, or not of one scan that is coded by Huffman.
+        Columns of the picture; 0 if it must be decoded as a whole: it is damaged, or not of one
+        scan that is coded by Huffman.
     """
+    data = carray(pointer(address), (size,), np.uint8)
     if not jpeg.is_sequential(data):
-        return 0, 0
-    handle = _call(calls_F[_INIT], (np.int32(_TO_DECOMPRESS),))
+        return 0
+    handle = call(calls_F[_INIT], (np.int32(_TO_DECOMPRESS),))
     if not handle:
-        return 0, 0
+        return 0
     # no ICC profile; 3.0 has no such parameter, and no copy of profiles
-    _call(calls_F[_SET], (handle, np.int32(_SAVE_MARKERS), np.int32(0)))
+    call(calls_F[_SET], (handle, np.int32(_SAVE_MARKERS), np.int32(0)))
     columns = _decode(calls_F, handle, data, top, left, height, width, room)
-    _call(calls_F[_DESTROY], (handle,))
-    return (top + height, columns) if columns else (0, 0)
+    call(calls_F[_DESTROY], (handle,))
+    return columns
 
 
 @njit(nogil=True, cache=True)
@@ -108,12 +103,12 @@ def _decode(
 ) -> int:
     """Return the columns of the picture, 0 after a failure."""
     address, size = data.ctypes.data, np.int64(data.size)
-    if np.int32(_call(calls_F[_HEADER], (handle, address, size))) != 0:
+    if np.int32(call(calls_F[_HEADER], (handle, address, size))) != 0:
         return 0
-    rows = int(np.int32(_call(calls_F[_GET], (handle, np.int32(_HEIGHT)))))
-    columns = int(np.int32(_call(calls_F[_GET], (handle, np.int32(_WIDTH)))))
-    kind = int(np.int32(_call(calls_F[_GET], (handle, np.int32(_SUBSAMPLING)))))
-    colors = int(np.int32(_call(calls_F[_GET], (handle, np.int32(_COLOR_SPACE)))))
+    rows = int(np.int32(call(calls_F[_GET], (handle, np.int32(_HEIGHT)))))
+    columns = int(np.int32(call(calls_F[_GET], (handle, np.int32(_WIDTH)))))
+    kind = int(np.int32(call(calls_F[_GET], (handle, np.int32(_SUBSAMPLING)))))
+    colors = int(np.int32(call(calls_F[_GET], (handle, np.int32(_COLOR_SPACE)))))
     bottom, right = top + height, left + width
     inside = 0 <= top < bottom <= rows and 0 <= left < right <= columns
     known = 0 <= kind < len(_MCU_WIDTH) and 0 <= colors <= _GRAY
@@ -126,9 +121,9 @@ def _decode(
     crop = (handle, np.int64(x | y << 32), np.int64(w | h << 32))
     to, pitch = room.ctypes.data + 3 * (y * columns + x), np.int32(3 * columns)
     target = (handle, address, size, to, pitch, np.int32(_RGB))
-    if np.int32(_call(calls_F[_CROP], crop)) != 0:
+    if np.int32(call(calls_F[_CROP], crop)) != 0:
         return 0
-    return 0 if np.int32(_call(calls_F[_DECOMPRESS], target)) != 0 else columns
+    return 0 if np.int32(call(calls_F[_DECOMPRESS], target)) != 0 else columns
 
 
 def functions() -> I8:

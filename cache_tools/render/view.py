@@ -34,6 +34,7 @@ def crop_resize(
     box: tuple[int, int, int, int],
     side: int,
     filter_: int = draw.AREA,
+    flip: bool = False,
     out: U1 | None = None,
 ) -> U1:
     """Cut top, left, height, width out of [H, W, 3] and resize it to [side, side, 3].
@@ -45,20 +46,27 @@ def crop_resize(
         filter_: AREA is OpenCV's mean, BOX the same in integers, where an axis grows both are
             `resample`'s; BILINEAR and BICUBIC are Pillow's, as timm crops and resizes; AREA_1 and
             BOX_1 enlarge by OpenCV's INTER_AREA, nearly the nearest pixel.
+        flip: Flip the result horizontally.
         out: Where to write it; None makes new memory.
     """
     top, left, height, width = box
     if out is None:
         out = np.empty((side, side, 3), dtype=np.uint8)
     if in_integers(filter_, height, width, side):
-        resample.crop(picture, top, left, height, width, out)
+        resample.crop(picture, top, left, height, width, flip, out)
         return out
     cut = picture[top : top + height, left : left + width]
     if filter_ in (draw.AREA, draw.AREA_1, draw.BOX_1):
-        cv2.resize(cut, (side, side), dst=out, interpolation=cv2.INTER_AREA)
-        return out
-    of_pillow = Image.Resampling.BILINEAR if filter_ == draw.BILINEAR else Image.Resampling.BICUBIC
-    out[:] = np.asarray(Image.fromarray(cut).resize((side, side), of_pillow))
+        resized = np.empty_like(out) if flip else out
+        cv2.resize(cut, (side, side), dst=resized, interpolation=cv2.INTER_AREA)
+    else:
+        bilinear = filter_ == draw.BILINEAR
+        of_pillow = Image.Resampling.BILINEAR if bilinear else Image.Resampling.BICUBIC
+        resized = np.asarray(Image.fromarray(cut).resize((side, side), of_pillow))
+    if flip:
+        cv2.flip(resized, 1, dst=out)
+    elif resized is not out:
+        out[:] = resized
     return out
 
 
@@ -143,16 +151,11 @@ def render(
     The picture was halved `scale` times; boxes count in pixels of the whole one.
     """
     top, left, height, width = scaled_box(params.box_B4[row], scale, *picture.shape[:2])
-    spare = np.empty_like(out)
-    flipped = bool(params.flip_B[row])
-    to, filter_ = spare if flipped else out, int(params.filter_B[row])
-    crop_resize(picture, (top, left, height, width), spec.size, filter_, to)
-    if flipped:
-        cv2.flip(spare, 1, dst=out)
-    codes = params.codes_BL[row].tolist()
-    if any(codes):
-        arguments = params.arguments_BL6[row].astype(np.int64)
-        kernels.apply(codes, arguments, np.array(spec.fill, dtype=np.uint8), out, spare)
+    filter_, flip = int(params.filter_B[row]), bool(params.flip_B[row])
+    crop_resize(picture, (top, left, height, width), spec.size, filter_, flip, out)
+    codes, fill = params.codes_BL[row], np.array(spec.fill, np.uint8)
+    if codes.any():
+        kernels.apply(codes, params.arguments_BL6[row], fill, out, np.empty_like(out))
     for erased, keys in zip(params.erase_BE8[row], params.noise_BE2[row], strict=True):
         top, left, height, width, mode = erased[:5].tolist()
         if height:

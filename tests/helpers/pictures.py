@@ -34,9 +34,9 @@ PICTURES = PHOTOGRAPHS + EXTREMES
 
 def ours(code: int, picture: np.ndarray, *arguments: int, fill: object = FILL) -> np.ndarray:
     image, scratch = picture.copy(), np.full_like(picture, 77)
-    row = np.zeros((1, 6), np.int64)
+    row, codes = np.zeros((1, 6), np.int32), np.array([code], np.int8)
     row[0, : len(arguments)] = arguments
-    kernels.apply([code], row, np.array(fill, np.uint8), image, scratch)
+    kernels.apply(codes, row, np.array(fill, np.uint8), image, scratch)
     return image
 
 

@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 
 from cache_tools.data.beton import RAW
 from cache_tools.numerics.array_types import I8, U1
-from cache_tools.render import affine, color, filters, jpeg, kernels, resample
+from cache_tools.render import jpeg, kernels, resample
 from cache_tools.render import view as render
-from cache_tools.views import draw, ops
+from cache_tools.views import draw
 
 DONE, LEFT = 1, 2
 """A view's status: made, or left to `cache_tools.render.view`."""
@@ -65,6 +65,8 @@ class Tables(NamedTuple):
     arguments_VL6: NDArray[np.int32]
     erase_VE8: NDArray[np.int32]
     noise_VE2: NDArray[np.uint64]
+    operation_C: I8
+    """`kernels.addresses`."""
     fill: U1
     """[3]."""
     scaled: int
@@ -81,60 +83,11 @@ _TABLES = types.NamedTuple(
         *(types.int32[::1], types.int32[::1], types.int32[:, ::1]),
         *(types.int8[::1], types.uint8[::1], types.int8[:, ::1]),
         *(types.int32[:, :, ::1], types.int32[:, :, ::1], types.uint64[:, :, ::1]),
-        *(types.uint8[::1], types.int64, types.uint8[::1]),
+        *(types.int64[::1], types.uint8[::1], types.int64, types.uint8[::1]),
     ),
     Tables,
 )
 """The types of all fields of `Tables`, in order."""
-
-
-@cfunc(types.boolean(types.int64, types.int32[::1], types.uint8[::1], _PIXELS, _PIXELS))
-def _operate(  # noqa: PLR0912 - one line per operation
-    code: int, arguments6: NDArray[np.int32], fill: U1, image: U1, scratch: U1
-) -> bool:
-    """One step of `kernels.apply`, whose loop is Python's; False when there is no such operation.
-
-    numba cannot look functions up in a table, so that this lists them again. A test runs
-    every operation through both.
-    """
-    by = int(arguments6[0])
-    if code == ops.AUTOCONTRAST:
-        color.autocontrast(image)
-    elif code == ops.EQUALIZE:
-        color.equalize(image)
-    elif code == ops.INVERT:
-        color.invert(image)
-    elif code == ops.GRAYSCALE:
-        color.grayscale(image)
-    elif code == ops.POSTERIZE:
-        color.posterize(image, by)
-    elif code == ops.SOLARIZE:
-        color.solarize(image, by)
-    elif code == ops.SOLARIZE_ADD:
-        color.solarize_add(image, by)
-    elif code == ops.COLOR:
-        color.color(image, by)
-    elif code == ops.CONTRAST:
-        color.contrast(image, by)
-    elif code == ops.BRIGHTNESS:
-        color.brightness(image, by)
-    elif code == ops.HUE:
-        color.hue(image, by)
-    elif code == ops.SHARPNESS:
-        scratch[:] = image
-        filters.sharpness(scratch, by, image)
-    elif code == ops.BLUR:
-        filters.blur(image, by, scratch)
-    elif code in (ops.AFFINE_BILINEAR, ops.AFFINE_BICUBIC):
-        scratch[:] = image
-        matrix = arguments6.astype(np.int64)
-        affine.affine(scratch, matrix, fill, image, code == ops.AFFINE_BICUBIC)
-    elif code == ops.AFFINE_NEAREST:
-        scratch[:] = image
-        affine.nearest(scratch, arguments6.astype(np.int64), fill, image)
-    elif code != ops.NOTHING:
-        return False
-    return True
 
 
 @njit(nogil=True)
@@ -156,19 +109,17 @@ def _render(picture: U1, view: int, tables: Tables, scale: int, out: U1) -> bool
     top, left, height, width = render.scaled_box(tables.box_V4[view], scale, rows, columns)
     spare = np.empty_like(out)
     flip = tables.flip_V[view] != 0
-    to = spare if flip else out
     if render.in_integers(filter_, height, width, size):
-        resample.crop(picture, top, left, height, width, to)
+        resample.crop(picture, top, left, height, width, flip, out)
     elif filter_ in (draw.AREA, draw.AREA_1, draw.BOX_1):
-        _resize(picture, top, top + height, left, left + width, to)
+        _resize(picture, top, top + height, left, left + width, spare if flip else out)
+        if flip:
+            _mirror(spare, out)
     else:
         return False  # Pillow's
-    if flip:
-        _mirror(spare, out)
-    for k in range(tables.codes_VL.shape[1]):
-        arguments = tables.arguments_VL6[view, k]
-        if not _operate(tables.codes_VL[view, k], arguments, tables.fill, out, spare):
-            return False
+    codes, arguments = tables.codes_VL[view], tables.arguments_VL6[view]
+    if kernels.run(tables.operation_C, codes, arguments, tables.fill, out, spare):
+        return False
     for k in range(tables.erase_VE8.shape[1]):
         box = tables.erase_VE8[view, k].astype(np.int64)
         if box[2]:

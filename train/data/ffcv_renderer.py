@@ -35,6 +35,7 @@ from cache_tools.data.view_renderer import ViewRenderer
 from cache_tools.errors import UsageError
 from cache_tools.numerics import field_arrays
 from cache_tools.numerics.array_types import I8, U1
+from cache_tools.render import kernels
 from cache_tools.runtime import threads
 from cache_tools.store.cache import Cache
 from cache_tools.views import draw
@@ -290,6 +291,7 @@ class FfcvRenderer:
             arguments[name.replace("_B", "_V")] = column
         return Tables(
             **arguments,
+            operation_C=kernels.addresses(params.codes_BL),
             fill=np.array(spec.fill, np.uint8),
             scaled=int(spec.scaled_decode),
             status_V=np.zeros(len(params), np.uint8),

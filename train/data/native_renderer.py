@@ -13,16 +13,18 @@ from contextlib import contextmanager
 import numpy as np
 
 from cache_tools.data.images import ImageDataset
-from cache_tools.data.view_renderer import ViewRenderer, ViewRequest
+from cache_tools.data.view_renderer import ViewRenderer
+from cache_tools.numerics import field_arrays
 from cache_tools.numerics.array_types import I8, U1
 from cache_tools.runtime import threads
 from cache_tools.spec.views import ViewSpec
 from cache_tools.store.cache import Cache
+from cache_tools.views.draw import ViewParams
 from train.data.loader import RenderFn
 from train.data.prefetch import View
 
-_IMAGES_PER_TASK = 8
-"""Images that a thread renders in a row: handing over each would cost a tenth of its time."""
+_IMAGES_PER_TASK = 32
+"""Most images that a thread renders in one call: each call has its cost in the interpreter."""
 
 
 class NativeRenderer:
@@ -68,24 +70,40 @@ class NativeRenderer:
         self, loaded: list[View], wanted_U2: I8, out: list[U1], pool: ThreadPoolExecutor
     ) -> None:
         """Render views: one decode per image, one rendering per view."""
-        by_image: dict[int, list[ViewRequest]] = {}
-        at_U = np.empty(len(wanted_U2), np.int64)
-        for slot in np.unique(wanted_U2[:, 1]).tolist():
-            own = wanted_U2[:, 1] == slot
-            at_U[own] = loaded[slot % len(loaded)].at(wanted_U2[own, 0])
-        places = zip(wanted_U2.tolist(), at_U.tolist(), out, strict=True)
-        for (row, slot), at, pixels in places:
-            view, image = loaded[slot % len(loaded)], row
-            params = view.params
-            if slot >= len(loaded):
-                assert view.partner is not None and view.partner_N is not None
-                params, image = view.partner, int(view.partner_N[at])
-            by_image.setdefault(image, []).append((params, at, pixels))
-        tasks = [*by_image.items()]
+        params, image_U = _parameters(loaded, *wanted_U2.T)
+        order = np.argsort(image_U, kind="stable")
+        if (order[1:] < order[:-1]).any():  # partners of their own
+            params, image_U = field_arrays.select(params, order), image_U[order]
+            out = [out[i] for i in order.tolist()]
+        address_U = np.array([pixels.ctypes.data for pixels in out], np.int64)
+        first = np.flatnonzero(np.diff(image_U, prepend=-1))
+        end_P = np.append(first[1:], len(image_U))
+        step = min(-(-len(first) // self._threads), _IMAGES_PER_TASK)
 
         def render(begin: int) -> None:
-            for image, requests in tasks[begin : begin + _IMAGES_PER_TASK]:
-                self._views.render(image, requests)
+            part = slice(begin, begin + step)
+            views = slice(int(first[begin]), int(end_P[part][-1]))
+            first_P = np.append(first[part], views.stop) - views.start
+            own = field_arrays.part(params, views)
+            rows = image_U[first[part]]
+            self._views.render_many(rows, first_P, own, out[views], address_U[views])
 
-        for _ in pool.map(render, range(0, len(tasks), _IMAGES_PER_TASK)):
+        for _ in pool.map(render, range(0, len(first), step)):
             pass
+
+
+def _parameters(loaded: list[View], row_U: I8, slot_U: I8) -> tuple[ViewParams, I8]:
+    """Parameters of views and partners, and the image that each shows."""
+    parts, places, image_U = [], [], row_U.astype(np.int64)
+    for slot in np.unique(slot_U).tolist():
+        own, view = np.flatnonzero(slot_U == slot), loaded[slot % len(loaded)]
+        params, at = view.params, view.at(row_U[own])
+        if slot >= len(loaded):
+            assert view.partner is not None and view.partner_N is not None
+            params, image_U[own] = view.partner, view.partner_N[at]
+        parts.append(field_arrays.select(params, at))
+        places.append(own)
+    if len(parts) == 1:
+        return parts[0], image_U
+    order = np.argsort(np.concatenate(places))
+    return field_arrays.select(field_arrays.concatenate(parts), order), image_U

@@ -160,7 +160,7 @@ def test_a_box_has_the_bits_of_its_definition(
     """Rows first, to 8 bits of fraction, then columns; the weights are `resample.taps`."""
     picture = np.random.default_rng(seed).integers(0, 256, (height + 3, width + 5, 3), np.uint8)
     out = np.empty((size, size, 3), np.uint8)
-    resample.crop(picture, 1, 4, height, width, out)
+    resample.crop(picture, 1, 4, height, width, False, out)
     (top, by_row), (left, by_column) = resample.taps(height, size), resample.taps(width, size)
     box = picture[1 : 1 + height, 4 : 4 + width].astype(np.int64)
     assert (by_row.sum(1) == 16_384).all()
@@ -173,11 +173,11 @@ def test_a_box_has_the_bits_of_its_definition(
 
 def test_operations_run_in_order() -> None:
     picture, scratch = PHOTOGRAPHS[2].copy(), np.empty_like(PHOTOGRAPHS[2])
-    codes = [ops.POSTERIZE, ops.SHARPNESS, ops.INVERT, ops.BLUR]
-    arguments = np.zeros((4, 6), np.int64)
+    codes = np.array([ops.POSTERIZE, ops.SHARPNESS, ops.INVERT, ops.BLUR], np.int8)
+    arguments = np.zeros((4, 6), np.int32)
     arguments[:, 0] = 3, 90000, 0, 70000
     expected = picture
-    for code, row in zip(codes, arguments, strict=True):
+    for code, row in zip(codes.tolist(), arguments, strict=True):
         expected = ours(code, expected, *row)
     kernels.apply(codes, arguments, np.zeros(3, np.uint8), picture, scratch)
     assert (picture == expected).all()

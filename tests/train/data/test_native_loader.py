@@ -7,12 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cache_tools.data import match
 from cache_tools.data.images import ImageDataset
+from cache_tools.data.open import open_images
 from cache_tools.errors import CacheDamaged, CacheIncomplete, CacheMismatch, UsageError
 from cache_tools.render import decode
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec
+from pipeline import recipe as recipes
+from pipeline.run import run
+from tests.helpers.jpegs import PHOTO, saved
 from train.data import create_loader
 from train.data.inputs import check_cache
 from train.data.schedule import Schedule
@@ -79,10 +84,34 @@ def test_only_the_pixels_of_the_crop_are_decoded(
 
     whole = decode.decode
     monkeypatch.setattr(decode, "decode", spy)
+    monkeypatch.setattr("cache_tools.render.batch.functions", lambda: np.empty(0, np.int64))
     for _ in create_loader.native(store, images, schedule, 1).epoch(0):
         pass
     assert all(box is not None and box[0] + box[2] <= 32 for box in asked)
     assert len(set(asked)) > 5
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_compiled_code_makes_the_batches_of_pythons_way(
+    teacher: Path, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(24):
+        picture = PHOTO[9 * i : 9 * i + 160, 5 * i : 5 * i + 150 + 3 * i]
+        (tmp_path / f"data/c{i % 3}").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"data/c{i % 3}/p{i}.jpg").write_bytes(saved(picture, quality=85))
+    own = ["views.size=48", "num_views=3", "views.auto_augment=rand-m7-mstd0.5", "views.cutmix=1.0"]
+    run(recipes.load("photos", own), f"{tmp_path}/data", str(teacher), tmp_path / "c.zarr", "cpu")
+    store = Cache.open(tmp_path / "c.zarr")
+    opened = open_images(f"{tmp_path}/data", "train")
+    images = match.match(store.table, store.spec.dataset, opened)
+    schedule = Schedule(store, 3, 12, seed=0, aug_repeats=3)
+    loader = create_loader.native(store, images, schedule, threads)
+    compiled = [[b.pictures.copy() for b in loader.epoch(epoch)] for epoch in range(2)]
+    monkeypatch.setattr("cache_tools.render.batch.functions", lambda: np.empty(0, np.int64))
+    python = create_loader.native(store, images, schedule, threads)
+    for epoch, ours in enumerate(compiled):
+        for pictures, other in zip(ours, python.epoch(epoch), strict=True):
+            assert (pictures == other.pictures).all()
 
 
 def test_an_epoch_that_cannot_be_is_explained(digits_cache: Path) -> None:

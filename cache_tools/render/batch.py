@@ -1,0 +1,178 @@
+"""Views of many JPEGs in one compiled call, which holds no Python lock.
+
+`decode_views` reads, checks, decodes, crops, resizes and flips; `finish_views` runs operations and
+erases. They call the kernels of `view` and `turbojpeg.region`, so pixels are the same. What is not
+plain is left for `view.render_views`, and with it every error: another format or several scans, a
+picture that is changed, damaged or large, a view that OpenCV or Pillow resizes.
+
+Shapes: P pictures, V views of them, S pixels a side; L, E as in `views.draw`. An address is that of
+memory that the caller keeps.
+"""
+
+import ctypes
+from functools import cache
+
+import numpy as np
+from numba import carray, types
+from numpy.typing import NDArray
+
+from cache_tools.numerics.array_types import I1, I4, I8, U1, U8
+from cache_tools.render import kernels, resample, turbojpeg
+from cache_tools.render import view as render
+from cache_tools.render.addresses import address_of, call, pointer
+from cache_tools.storage.compiled import njit
+
+MOST_BYTES, MOST_ROOM = 2**22, 2**26
+"""Bytes of the largest encoded and decoded picture that is not left."""
+TODO, DONE, LEFT, ODD = range(4)
+"""A picture's status; an odd one is left whatever its views show."""
+_REGION, _CROP, _READ, _CRC = range(-4, 0)
+
+
+@njit(nogil=True, cache=True)
+def decode_views(
+    calls_F: I8,
+    descriptor_P: I8,
+    begin_P: I8,
+    length_P: I8,
+    crc_P: NDArray[np.uint32],
+    width_P: I8,
+    first_P: I8,
+    box_V4: I4,
+    filter_V: I1,
+    flip_V: NDArray[np.bool_],
+    address_V: I8,
+    size: int,
+    encoded: U1,
+    room: U1,
+    status_P: U1,
+) -> None:
+    """Make the views of some pictures, but for their operations and erased boxes.
+
+    Args:
+        calls_F: `functions()`.
+        descriptor_P: The file of each encoded picture, or -1: it is in memory.
+        begin_P: Its first byte in the file, or its address.
+        length_P: Its bytes.
+        crc_P: Its CRC-32C; 0 = its bytes have been checked.
+        width_P: Width of the picture, in pixels.
+        first_P: [P + 1], the first view of each picture, and V.
+        box_V4: As in `ViewParams`, and so on.
+        filter_V: Resampling of each view.
+        flip_V: Whether it is flipped.
+        address_V: Where the [S, S, 3] pixels of each view go.
+        size: S.
+        encoded: Memory for an encoded picture.
+        room: Memory for a decoded one, down to the last row that a view shows.
+        status_P: Written where it is TODO.
+    """
+    for i in range(status_P.size):
+        if status_P[i] != TODO:
+            continue
+        status_P[i] = LEFT
+        own = slice(first_P[i], first_P[i + 1])
+        top, left, bottom, right = _union(box_V4[own], filter_V[own], size)
+        length, data = np.int64(length_P[i]), encoded[: length_P[i]]
+        if descriptor_P[i] < 0:
+            data = carray(pointer(begin_P[i]), (length,), np.uint8)
+        elif not bottom or not _read(calls_F, descriptor_P[i], begin_P[i], data, length):
+            continue
+        if not bottom or (crc_P[i] and _crc(calls_F, data) != crc_P[i]):
+            continue
+        region = top, left, bottom - top, right - left, room
+        columns = call(calls_F[_REGION], (calls_F, np.int64(data.ctypes.data), length, *region))
+        if columns != width_P[i]:
+            status_P[i] = ODD
+            continue
+        picture = room[: 3 * bottom * columns].reshape(bottom, columns, 3)
+        for v in range(first_P[i], first_P[i + 1]):
+            y, x, height, width = box_V4[v]
+            out = carray(pointer(address_V[v]), (size, size, 3), np.uint8)
+            crop = np.int64(y), np.int64(x), np.int64(height), np.int64(width), flip_V[v], out
+            call(calls_F[_CROP], (picture, *crop))
+        status_P[i] = DONE
+
+
+@njit(nogil=True, cache=True)
+def finish_views(
+    operation_C: I8,
+    address_V: I8,
+    size: int,
+    codes_VL: I1,
+    arguments_VL6: I4,
+    fill: U1,
+    erase_VE8: I4,
+    noise_VE2: U8,
+    first_P: I8,
+    status_P: U1,
+) -> None:
+    """Run the operations of views and erase their boxes, where a picture's status is DONE.
+
+    It becomes LEFT where there is no such operation. Arguments as those of `decode_views` and
+    fields of `ViewParams`; `operation_C` is `kernels.addresses`, `fill` [3] the colour outside of
+    a mapped picture.
+    """
+    scratch = np.empty((size, size, 3), np.uint8)
+    for i in range(status_P.size):
+        for v in range(first_P[i], first_P[i + 1]):
+            if status_P[i] != DONE:
+                break
+            image = carray(pointer(address_V[v]), (size, size, 3), np.uint8)
+            codes, arguments = codes_VL[v], arguments_VL6[v]
+            if kernels.run(operation_C, codes, arguments, fill, image, scratch):
+                status_P[i] = LEFT
+            for k in range(erase_VE8.shape[1]):
+                box = erase_VE8[v, k].astype(np.int64)
+                if box[2]:
+                    key, color = noise_VE2[v, k], box[5:].astype(np.uint8)
+                    kernels.erase(
+                        image, box[0], box[1], box[2], box[3], box[4], color, key[0], key[1]
+                    )
+
+
+@njit(nogil=True, cache=True)
+def _read(calls_F: I8, descriptor: int, begin: int, data: U1, length: int) -> bool:
+    """Read a range of a file; False if it is not there."""
+    if data.size != length:
+        return False
+    to = (np.int32(descriptor), data.ctypes.data, np.int64(length), np.int64(begin))
+    return bool(call(calls_F[_READ], to) == length)
+
+
+@njit(nogil=True, cache=True)
+def _crc(calls_F: I8, data: U1) -> np.uint32:
+    """Compute the CRC-32C of bytes."""
+    return np.uint32(call(calls_F[_CRC], (data.ctypes.data, np.int64(data.size))))
+
+
+@njit(nogil=True, cache=True)
+def _union(box_B4: I4, filter_B: I1, size: int) -> tuple[np.int64, np.int64, np.int64, np.int64]:
+    """Top, left, bottom and right of what views show; nothing where one is not made here."""
+    top, left, bottom, right = box_B4[0, 0], box_B4[0, 1], 0, 0
+    for k in range(box_B4.shape[0]):
+        y, x, height, width = box_B4[k]
+        if min(height, width) <= 0 or not render.in_integers(filter_B[k], height, width, size):
+            return 0, 0, 0, 0
+        top, left = min(top, y), min(left, x)
+        bottom, right = max(bottom, y + height), max(right, x + width)
+    return np.int64(top), np.int64(left), np.int64(bottom), np.int64(right)
+
+
+@cache
+def functions() -> I8:
+    """Return `turbojpeg.functions` and the other addresses that `decode_views` calls; or none."""
+    calls_F = turbojpeg.functions()
+    try:
+        from google_crc32c import _crc32c
+
+        crc = ctypes.CDLL(_crc32c.__file__).crc32c_value
+    except (ImportError, OSError, AttributeError):  # the package without its library
+        return np.empty(0, np.int64)
+    if not calls_F.size:
+        return calls_F
+    bytes_, integers = types.uint8[::1], (types.int64,) * 4
+    region = types.int64[::1], types.int64, types.int64, *integers, bytes_
+    picture = kernels.PIXELS, *integers, types.boolean, kernels.PIXELS
+    ours = address_of(turbojpeg.region_at, *region), address_of(resample.crop, *picture)
+    theirs = [ctypes.cast(c, ctypes.c_void_p).value for c in (ctypes.CDLL(None).pread, crc)]
+    return np.concatenate([calls_F, np.array([*ours, *theirs], np.int64)])
