@@ -13,7 +13,8 @@ import ctypes
 from functools import cache
 
 import numpy as np
-from numba import carray, types
+from numba import types
+from numba.np.numpy_support import carray
 from numpy.typing import NDArray
 
 from cache_tools.numerics.array_types import I1, I4, I8, U1, U8
@@ -131,11 +132,11 @@ def finish_views(
 
 
 @njit(nogil=True, cache=True)
-def _read(calls_F: I8, descriptor: int, begin: int, data: U1, length: int) -> bool:
+def _read(calls_F: I8, descriptor: int, begin: int, data: U1, length: np.int64) -> bool:
     """Read a range of a file; False if it is not there."""
     if data.size != length:
         return False
-    to = (np.int32(descriptor), data.ctypes.data, np.int64(length), np.int64(begin))
+    to = (np.int32(descriptor), data.ctypes.data, length, np.int64(begin))
     return bool(call(calls_F[_READ], to) == length)
 
 
@@ -148,11 +149,12 @@ def _crc(calls_F: I8, data: U1) -> np.uint32:
 @njit(nogil=True, cache=True)
 def _union(box_B4: I4, filter_B: I1, size: int) -> tuple[np.int64, np.int64, np.int64, np.int64]:
     """Top, left, bottom and right of what views show; nothing where one is not made here."""
+    none = np.int64(0)
     top, left, bottom, right = box_B4[0, 0], box_B4[0, 1], 0, 0
     for k in range(box_B4.shape[0]):
         y, x, height, width = box_B4[k]
         if min(height, width) <= 0 or not render.in_integers(filter_B[k], height, width, size):
-            return 0, 0, 0, 0
+            return none, none, none, none
         top, left = min(top, y), min(left, x)
         bottom, right = max(bottom, y + height), max(right, x + width)
     return np.int64(top), np.int64(left), np.int64(bottom), np.int64(right)

@@ -26,6 +26,32 @@ _M0, _M1 = np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157)
 _W0, _W1 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBB67AE8584CAA73B)
 _LOW, _16, _32 = np.uint64(0xFFFFFFFF), np.uint64(16), np.uint64(32)
 _LIMB = np.uint64(0xFFFF)
+PIXELS = types.uint8[:, :, ::1]
+"""numba's type of [H, W, 3] pixels."""
+_IN_PLACE = (ops.AUTOCONTRAST, ops.EQUALIZE, ops.INVERT, ops.GRAYSCALE)
+_BY_MAGNITUDE = (
+    *(ops.POSTERIZE, ops.SOLARIZE, ops.SOLARIZE_ADD, ops.COLOR, ops.CONTRAST, ops.BRIGHTNESS),
+    ops.HUE,
+)
+_FUNCTIONS: dict[int, Any] = {
+    ops.AUTOCONTRAST: color.autocontrast,
+    ops.EQUALIZE: color.equalize,
+    ops.INVERT: color.invert,
+    ops.GRAYSCALE: color.grayscale,
+    ops.POSTERIZE: color.posterize,
+    ops.SOLARIZE: color.solarize,
+    ops.SOLARIZE_ADD: color.solarize_add,
+    ops.COLOR: color.color,
+    ops.CONTRAST: color.contrast,
+    ops.BRIGHTNESS: color.brightness,
+    ops.HUE: color.hue,
+    ops.SHARPNESS: filters.sharpness,
+    ops.BLUR: filters.blur,
+    ops.AFFINE_BILINEAR: affine.affine,
+    ops.AFFINE_BICUBIC: affine.affine,
+    ops.AFFINE_NEAREST: affine.nearest,
+}
+_ADDRESS_C = np.zeros(len(ops.NAMES), np.int64)
 
 
 def apply(codes_n: I1, arguments_n6: I4, fill: U1, image: U1, scratch: U1) -> None:
@@ -98,33 +124,6 @@ def _arguments(code: int) -> tuple[Any, ...]:
         return PIXELS, types.int64, PIXELS
     mapped = PIXELS, types.int64[::1], types.uint8[::1], PIXELS
     return mapped if code == ops.AFFINE_NEAREST else (*mapped, types.boolean)
-
-
-PIXELS = types.uint8[:, :, ::1]
-_IN_PLACE = (ops.AUTOCONTRAST, ops.EQUALIZE, ops.INVERT, ops.GRAYSCALE)
-_BY_MAGNITUDE = (
-    *(ops.POSTERIZE, ops.SOLARIZE, ops.SOLARIZE_ADD, ops.COLOR, ops.CONTRAST, ops.BRIGHTNESS),
-    ops.HUE,
-)
-_FUNCTIONS: dict[int, Any] = {
-    ops.AUTOCONTRAST: color.autocontrast,
-    ops.EQUALIZE: color.equalize,
-    ops.INVERT: color.invert,
-    ops.GRAYSCALE: color.grayscale,
-    ops.POSTERIZE: color.posterize,
-    ops.SOLARIZE: color.solarize,
-    ops.SOLARIZE_ADD: color.solarize_add,
-    ops.COLOR: color.color,
-    ops.CONTRAST: color.contrast,
-    ops.BRIGHTNESS: color.brightness,
-    ops.HUE: color.hue,
-    ops.SHARPNESS: filters.sharpness,
-    ops.BLUR: filters.blur,
-    ops.AFFINE_BILINEAR: affine.affine,
-    ops.AFFINE_BICUBIC: affine.affine,
-    ops.AFFINE_NEAREST: affine.nearest,
-}
-_ADDRESS_C = np.zeros(len(ops.NAMES), np.int64)
 
 
 @njit(nogil=True, cache=True)

@@ -22,7 +22,7 @@ from importlib.metadata import PackageNotFoundError, files
 
 import numpy as np
 import simplejpeg
-from numba import carray
+from numba.np.numpy_support import carray
 
 from cache_tools.numerics.array_types import I8, U1
 from cache_tools.render import jpeg

@@ -7,8 +7,8 @@ INTER_AREA, flip, operations, erased boxes. Uncertain cases are left to
 
 Everything about the views comes as arguments, never as closures: numba freezes those into the code
 at compile time (or, above a megabyte, keeps a pointer), so that a new epoch would need compiling.
-The parts call each other by address (`cfunc`): linked into one another, as numba does otherwise,
-all kernels would be optimised again at each level, and compiling would take three times as long.
+The parts call each other by address (`cfunc`, `addresses`): linked into one another, as numba does
+otherwise, all kernels would be optimised again at each level, for three times as long.
 Importing this module compiles, for some ten seconds.
 
 Shapes: B views of a batch, N samples, M·N views of an epoch, S pixels a side.

@@ -104,7 +104,7 @@ def test_compiled_code_makes_the_batches_of_pythons_way(
     store = Cache.open(tmp_path / "c.zarr")
     opened = open_images(f"{tmp_path}/data", "train")
     images = match.match(store.table, store.spec.dataset, opened)
-    schedule = Schedule(store, 3, 12, seed=0, aug_repeats=3)
+    schedule = Schedule(store, 1, 12, seed=0, aug_repeats=3)
     loader = create_loader.native(store, images, schedule, threads)
     compiled = [[b.pictures.copy() for b in loader.epoch(epoch)] for epoch in range(2)]
     monkeypatch.setattr("cache_tools.render.batch.functions", lambda: np.empty(0, np.int64))
