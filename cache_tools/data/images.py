@@ -10,6 +10,7 @@ Shapes: N samples.
 """
 
 import logging
+import os
 import re
 import zlib
 from collections.abc import Sequence
@@ -109,8 +110,11 @@ class ImageDataset:
                     )
                 data = data[lead:]
             else:
-                with self.paths[where].open("rb") as file:
-                    data = file.read(length + 1)
+                descriptor = os.open(self.paths[where], os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    data = os.pread(descriptor, length + 1, 0)
+                finally:
+                    os.close(descriptor)
         except DataError:
             raise
         except OSError as error:

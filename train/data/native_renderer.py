@@ -78,7 +78,9 @@ class NativeRenderer:
         address_U = np.array([pixels.ctypes.data for pixels in out], np.int64)
         first = np.flatnonzero(np.diff(image_U, prepend=-1))
         end_P = np.append(first[1:], len(image_U))
-        step = min(-(-len(first) // self._threads), _IMAGES_PER_TASK)
+        # of all batches in the making, two tasks for each thread
+        step = -(-self.workers * len(first) // (2 * self._threads))
+        step = max(min(step, _IMAGES_PER_TASK), 1)
 
         def render(begin: int) -> None:
             part = slice(begin, begin + step)
