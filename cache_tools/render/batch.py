@@ -160,21 +160,25 @@ def _union(box_B4: I4, filter_B: I1, size: int) -> tuple[np.int64, np.int64, np.
     return np.int64(top), np.int64(left), np.int64(bottom), np.int64(right)
 
 
-@cache
 def functions() -> I8:
     """Return `turbojpeg.functions` and the other addresses that `decode_views` calls; or none."""
     calls_F = turbojpeg.functions()
+    others_F = _others() if calls_F.size else calls_F
+    return np.concatenate([calls_F, others_F]) if others_F.size else others_F
+
+
+@cache
+def _others() -> I8:
+    """Addresses of `region_at`, `crop`, pread and the CRC-32C; none where that is not in C."""
     try:
         from google_crc32c import _crc32c
 
         crc = ctypes.CDLL(_crc32c.__file__).crc32c_value
-    except (ImportError, OSError, AttributeError):  # the package without its library
+    except (ImportError, OSError, AttributeError):
         return np.empty(0, np.int64)
-    if not calls_F.size:
-        return calls_F
-    bytes_, integers = types.uint8[::1], (types.int64,) * 4
-    region = types.int64[::1], types.int64, types.int64, *integers, bytes_
+    integers = (types.int64,) * 4
+    region = types.int64[::1], types.int64, types.int64, *integers, types.uint8[::1]
     picture = kernels.PIXELS, *integers, types.boolean, kernels.PIXELS
     ours = address_of(turbojpeg.region_at, *region), address_of(resample.crop, *picture)
     theirs = [ctypes.cast(c, ctypes.c_void_p).value for c in (ctypes.CDLL(None).pread, crc)]
-    return np.concatenate([calls_F, np.array([*ours, *theirs], np.int64)])
+    return np.array([*ours, *theirs], np.int64)
