@@ -25,8 +25,8 @@ from cache_tools.data.file_pool import FilePool
 from cache_tools.data.remote_shards import RemoteShards
 from cache_tools.errors import CacheMismatch, DataError
 from cache_tools.numerics import text_column
-from cache_tools.numerics.text_column import TextColumn
 from cache_tools.numerics.array_types import I8
+from cache_tools.numerics.text_column import TextColumn
 from cache_tools.runtime.text import counted
 from cache_tools.spec import sample_table
 from cache_tools.spec.dataset import NO_LABEL, KeyKind
@@ -134,12 +134,12 @@ class ImageDataset:
             Descriptor of each sample's file, or -1: only `read` has it; its first byte; its bytes,
             0 where no encoded picture is stored.
         """
-        file_P, offset_P = self.file_N[number_P], self.offset_N[number_P]
+        file_P, offset_P = self.file_N[number_P], self.offset_N[number_P].astype(np.int64)
         if self.sharded and self.remote is None:
             found = [self._file_pool.descriptor(self.paths[f]) for f in file_P.tolist()]
         else:
             found = [-1] * len(file_P)
-        return np.array(found, np.int64), offset_P, self.length_N[number_P]
+        return np.array(found, np.int64), offset_P, self.length_N[number_P].astype(np.int64)
 
     def compare(self, table: SampleTable, row: int) -> None:
         """Compare what is stored of a sample with its row of a cache's table, in whose order it is.
