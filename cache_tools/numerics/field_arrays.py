@@ -19,17 +19,22 @@ def concatenate(parts: Sequence[T]) -> T:
 def collect(parts: Iterable[T], count: int) -> T:
     """Concatenate instances of a class with `count` rows together, as they come.
 
-    Memory is that of the result and of the instance in hand.
+    Memory is that of the result and of the instance in hand. A field may be None in all of them.
     """
     whole: T | None = None
     at = 0
     for part in parts:
         columns = {field.name: getattr(part, field.name) for field in fields(cast(Any, part))}
         if whole is None:
-            rooms = (np.empty((count, *own.shape[1:]), own.dtype) for own in columns.values())
-            whole = type(part)(*rooms)
-        rows = len(next(iter(columns.values())))
-        for name, own in columns.items():
+            whole = type(part)(
+                *(
+                    None if own is None else np.empty((count, *own.shape[1:]), own.dtype)
+                    for own in columns.values()
+                )
+            )
+        there = {name: own for name, own in columns.items() if own is not None}
+        rows = len(next(iter(there.values())))
+        for name, own in there.items():
             getattr(whole, name)[at : at + rows] = own
         at += rows
     assert whole is not None

@@ -202,7 +202,7 @@ class Loader:
             pictures,
             picture_at[len(at) :] if self._cache.spec.views.mixes else None,
             plan.lam_M[at].astype(np.float32),
-            plan.cut_M4[at],
+            plan.cut_M4[at].astype(np.int32),
             self._targets.decode(loaded, slot, row, np.stack([own, other], axis=1)),
             own,
             other,

@@ -17,7 +17,7 @@ step.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Self, TypeVar
 
@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.errors import UsageError
-from cache_tools.numerics import rng
+from cache_tools.numerics import field_arrays, rng
 from cache_tools.numerics.array_types import I4, I8, U8, Rows
 from cache_tools.store import view_params
 from cache_tools.store.cache import Cache
@@ -54,7 +54,7 @@ class Plan:
     """Row of the mixup partner (of the same view); the row itself when there is none."""
     lam_M: I4
     """Share of the row itself in 1/65536."""
-    cut_M4: I4
+    cut_M4: Rows
     """Cutmix box; height 0 when the view is not cut."""
     outside_M: I4 | None = None
     """As `MixParams.outside_B`."""
@@ -113,6 +113,8 @@ class Schedule:
             )
         self.present_N = present_N
         """[N] True where the sample can be shown."""
+        few = len(present_N) <= np.iinfo(np.int32).max
+        self._row_type: Any = np.int32 if few else np.int64
         self.epochs = epochs
         """Epochs of the run; None: unset."""
         self.views = view_params.at_size(store, size)
@@ -248,21 +250,24 @@ class Schedule:
             keys.append(drawn if len(whole) == len(drawn) else drawn[whole])
         order = np.argsort(_join(keys), kind="stable")[: self.num_views]
         del keys, drawn
-        slot, row = self._slots([len(whole) for whole in rows]), _join(rows)
+        slot, row = _slots([len(whole) for whole in rows]), _join(rows)
         if not mixes:
             self._deal_out(order, row, row)
             row_M = row[order]
             lam_M = np.broadcast_to(np.int32(LAMBDA_SCALE), len(order))
             cut_M4 = np.broadcast_to(np.int32(0), (len(order), 4))
-            return Plan(numbers, row_M, slot[order], row_M, lam_M, cut_M4)
-        of_rows = [mix.rows(whole) for mix, whole in zip(mixes, rows, strict=True)]
-        partner = _join([mix.partner_B for mix in of_rows]).astype(row.dtype)
+            return Plan(numbers, row_M, _at(slot, order), row_M, lam_M, cut_M4)
+        of_rows = [
+            mix if len(whole) == len(mix.lam_B) else mix.rows(whole)
+            for mix, whole in zip(mixes, rows, strict=True)
+        ]
+        partner = _join([mix.partner_B for mix in of_rows])
         self._deal_out(order, row, partner)
         outside = [mix.outside_B for mix in of_rows if mix.outside_B is not None]
         return Plan(
             numbers,
             row[order],
-            slot[order],
+            _at(slot, order),
             partner[order],
             _join([mix.lam_B for mix in of_rows])[order],
             _join([mix.cut_B4 for mix in of_rows])[order],
@@ -278,9 +283,8 @@ class Schedule:
 
     def _shown(self, epoch: int) -> Rows:
         """Rows of the table that an epoch shows, ascending."""
-        kind: Any = np.int32 if len(self.present_N) <= np.iinfo(np.int32).max else np.int64
         if self.aug_repeats == 1:
-            every = np.arange(len(self.present_N), dtype=kind)
+            every = np.arange(len(self.present_N), dtype=self._row_type)
             return every if self.present_N.all() else every[self.present_N]
         turn, position = divmod(epoch, self.aug_repeats)
         numbers = self.view_numbers(epoch)
@@ -288,18 +292,23 @@ class Schedule:
         order = np.argsort(keys, kind="stable")
         order = order[self.present_N[order]]
         count = len(order) // self.aug_repeats
-        shown: Rows = order[position * count : (position + 1) * count].astype(kind)
+        shown: Rows = order[position * count : (position + 1) * count].astype(self._row_type)
         return np.sort(shown)
 
-    def _slots(self, lengths: list[int]) -> Rows:
-        """Return the index into an epoch's views of the rows of each, one after the other."""
-        slots = np.arange(len(lengths), dtype=np.int16 if len(lengths) < 2**15 else np.int32)
-        return np.repeat(slots, lengths)
-
     def _mixing(self, view: int) -> MixParams | None:
-        """Return how a view of all samples is mixed, None where none is."""
-        mixes = self._store.spec.views.mixes
-        return view_params.mixing(self._store, view, drawn=self.views) if mixes else None
+        """Return how a view of all samples is mixed, in small numbers; None where none is."""
+        spec = self._store.spec
+        if not spec.views.mixes:
+            return None
+
+        def of_block(block: int) -> MixParams:
+            rows = spec.rows(block)
+            mix = view_params.mixing(self._store, view, rows.start, rows.stop, self.views)
+            partner = mix.partner_B.astype(self._row_type)
+            cut: Any = mix.cut_B4.astype(np.int16)  # a view has at most 4,096 pixels a side
+            return replace(mix, partner_B=partner, cut_B4=cut)
+
+        return field_arrays.collect(map(of_block, range(spec.num_blocks)), len(self.present_N))
 
     def _draw(
         self, mix: MixParams | None, numbers: tuple[int, ...], counter: int, stream: int
@@ -310,7 +319,7 @@ class Schedule:
         single = self.aug_repeats > 1 and not self._keeps_pairs(numbers)
         if mix is None or single or view_params.has_partner_params(self._store):
             return drawn
-        own = np.arange(len(drawn))
+        own = np.arange(len(drawn), dtype=self._row_type)
         return np.asarray(drawn[np.minimum(own, mix.partner_B, out=own)])
 
     def _deal_out(self, order: I8, row: Rows, partner: Rows) -> None:
@@ -336,6 +345,19 @@ class Schedule:
         spec = self._store.spec.views
         turns = {number // spec.pair_views for number in numbers}
         return spec.mixes and len(turns) == 1 and not view_params.has_partner_params(self._store)
+
+
+def _slots(lengths: list[int]) -> Rows:
+    """Return the index into an epoch's views of the rows of each, one after the other."""
+    if len(lengths) == 1:
+        return np.broadcast_to(np.int16(0), lengths[0])
+    slots = np.arange(len(lengths), dtype=np.int16 if len(lengths) < 2**15 else np.int32)
+    return np.repeat(slots, lengths)
+
+
+def _at(column: NDArray[T], order: I8) -> NDArray[T]:
+    """Select rows of a column; one that is broadcast stays so."""
+    return column[order] if column.strides[0] else column[: len(order)]
 
 
 def _join(pieces: Sequence[NDArray[T]]) -> NDArray[T]:
