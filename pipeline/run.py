@@ -135,6 +135,8 @@ def run(
     opened: Engine | None = None
     try:
         opened = engine(job)
+        if selection.tasks == 1 and not selection.numbers:
+            presence.warn_of_others(opened.store)
         with presence.announced(opened.store):
             failures = _make_missing(opened, recipe, selection, warn=not random_weights)
     except KeyboardInterrupt as signal:

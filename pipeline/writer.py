@@ -293,6 +293,8 @@ class CacheWriter:
     def _iterate(self, batch_size: int) -> Generator[WriterBatch, None, None]:
         store, size, failed = self.store, self._recipe.views_per_decode, list[Failure]()
         with ExitStack() as stack:
+            if self._selection.tasks == 1:
+                presence.warn_of_others(store)
             stack.enter_context(presence.announced(store))
             with shown(self._progress):
                 todo = find_missing(store, self._selection, size)

@@ -44,6 +44,16 @@ def announced(store: Cache) -> Iterator[None]:
         os.close(lock)
 
 
+def warn_of_others(store: Cache) -> None:
+    """Log a warning where another process makes the same parts of the cache at present."""
+    if is_made(store):
+        log.warning(
+            "%s makes this cache as well. Each makes what it finds missing, and of a part that is "
+            "made twice one stays. Stop one of them, or share the parts: --task and --tasks.",
+            last(store) or "another process",
+        )
+
+
 def is_made(store: Cache) -> bool | None:
     """Check if a process makes the cache at present; None where that cannot be seen."""
     if not isinstance(store.storage, Folder):

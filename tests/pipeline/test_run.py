@@ -16,6 +16,7 @@ from timm.models import save_for_hf
 from cache_tools.data.images import ImageDataset
 from cache_tools.errors import CacheMismatch, DataError, TeacherError, UsageError
 from cache_tools.spec.targets import TargetSpec
+from cache_tools.store import presence
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.targets import statistics
@@ -130,6 +131,21 @@ def test_only_what_is_missing_or_damaged_is_made_again(
     again(digits, teacher, mutable_cache)
     assert written == [Part(1, 0), Part(3, 0)]
     assert files(mutable_cache) == files(digits_cache)
+
+
+def test_two_processes_that_make_the_same_parts_are_warned_of(
+    mutable_cache: Path, digits: Path, teacher: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Cache.open(mutable_cache)
+    (mutable_cache / Part(3, 0).record).unlink()
+    with presence.announced(store):
+        again(digits, teacher, mutable_cache, selection=PartSelection(0, 2))
+        assert "makes this cache as well" not in caplog.text
+        again(digits, teacher, mutable_cache)
+    assert f"process {os.getpid()} on " in caplog.text
+    caplog.clear()
+    again(digits, teacher, mutable_cache)
+    assert "makes this cache as well" not in caplog.text
 
 
 def test_shares_and_limits_add_up(
