@@ -105,8 +105,8 @@ def load(
     log.info("teacher %s: %d classes%s, %s…", name, num_classes, of, spec.weights_sha256[:19])
     if view_size != expected:
         log.info(
-            "the teacher was trained at %d px and is shown views of %d: views.size of the recipe, "
-            "or its views.teacher_size for the teacher alone",
+            "the teacher was trained at %d px and is shown views of %d px, as views.size of the "
+            "recipe has it; views.teacher_size changes the teacher's views alone",
             expected,
             view_size,
         )

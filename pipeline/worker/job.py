@@ -39,6 +39,10 @@ class JobSpec:
 def batch_size(recipe: CacheRecipe, device: torch.device) -> int:
     """Choose the views per forward pass on a device."""
     if device.type == "cpu" and recipe.batch_size > CPU_BATCH:
-        log.info("batches of %d on the CPU: larger ones only wait for memory pages", CPU_BATCH)
+        log.info(
+            "batch size %d, not %d: larger batches are no faster on a CPU",
+            CPU_BATCH,
+            recipe.batch_size,
+        )
         return CPU_BATCH
     return recipe.batch_size

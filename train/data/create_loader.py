@@ -72,7 +72,7 @@ def ffcv(cache: Cache, images: Beton, schedule: Schedule, num_threads: int = 0) 
 @functools.cache
 def _log_choice(kind: str, reason: str) -> None:
     """Log the choice once in a command, however many students it trains."""
-    log.info("the %s loader: %s", kind, reason)
+    log.info("loader=%s: %s", kind, reason)
 
 
 def choose(

@@ -36,7 +36,7 @@ def set_up(
         torch.set_num_threads(count)
         log.info("%s", why)
     if inputs.validation is None:
-        log.info("no labelled validation split of the teacher's classes: top1 will be null")
+        log.info("no labelled validation split of the teacher's classes: accuracy is not measured")
 
 
 def check(recipes: Sequence[TrainRecipe], inputs: Inputs) -> None:
@@ -84,7 +84,7 @@ def check(recipes: Sequence[TrainRecipe], inputs: Inputs) -> None:
         )
 
 
-def _warn_of_targets(recipes: Iterable[TrainRecipe], inputs: Inputs) -> None:
+def _warn_of_targets(recipes: Sequence[TrainRecipe], inputs: Inputs) -> None:
     """Log what students require beyond what the targets contain, each kind once."""
     members, uses = inputs.members, []
     for recipe in recipes:
@@ -97,8 +97,9 @@ def _warn_of_targets(recipes: Iterable[TrainRecipe], inputs: Inputs) -> None:
         uses.append(gradient_error.Use(begin, end, recipe.tail, keep, name, recipe.loss))
     try:
         targets = members.sample()
-    except (CacheDamaged, CacheIncomplete) as error:  # without follow, the check of the cache fails
-        log.info("what the targets keep is not compared with the temperatures yet: %s", error)
+    except (CacheDamaged, CacheIncomplete) as error:
+        if any(recipe.follow for recipe in recipes):  # otherwise the check of the cache fails
+            log.info("the classes kept are not compared with the temperatures yet: %s", error)
         return
     spec = replace(members.reference.spec.targets, temperatures=members.temperatures)
     stored = targets, spec, inputs.num_classes

@@ -259,7 +259,7 @@ def test_what_a_teacher_was_made_for_is_recorded(
     spec = teachers.load(str(teacher), 32, "fp32").spec
     assert (spec.input_size, spec.interpolation) == (160, "bilinear")
     assert (spec.mean, spec.std) == ((0.5,) * 3, (0.5,) * 3)
-    assert "the teacher was trained at 160 px and is shown views of 32" in caplog.text
+    assert "the teacher was trained at 160 px and is shown views of 32 px" in caplog.text
 
 
 def test_choices_are_logged_with_their_reason(

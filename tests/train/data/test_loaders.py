@@ -144,7 +144,7 @@ def test_the_choice_is_logged_once_in_a_command(
     )
     done = kdcache("train", "digits", *arguments, "epochs=1", "views_per_epoch=1")
     assert done.code == 0, done.err
-    assert done.err.count("loader: ") == 1
+    assert done.err.count("loader=") == 1
 
 
 @pytest.mark.slow
