@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cache_tools.data.file_pool import FilePool
 from cache_tools.data.images import ImageDataset
 from cache_tools.data.view_renderer import ViewRenderer
 from cache_tools.errors import DataError, KdcacheError
@@ -269,3 +270,15 @@ def test_a_folder_of_files(tmp_path: Path, by_hand: list[int]) -> None:
     paths[2].unlink()
     with pytest.raises(DataError, match="cannot read sample 'k2'"):
         lab.render(row_P, params)
+
+
+def test_more_shards_than_files_may_be_open(tmp_path: Path, by_hand: list[int]) -> None:
+    lab = Lab(tmp_path, photographs(["420, plain"], 5, 6))
+    row_P, params = np.arange(5), lab.params(1)
+    expected, _ = lab.expected(row_P, params), by_hand.clear()
+    lab.images._file_pool = FilePool()
+    lab.images._file_pool._most = 0
+    for _ in range(2):
+        assert (lab.render(row_P, params) == expected).all()
+    assert not by_hand
+    assert (lab.images.locate(row_P)[0] == -1).all()
