@@ -28,6 +28,12 @@ def counted(number: float, noun: str) -> str:
     return f"{number:,} {noun}{ending}"
 
 
+def singular(plural: str) -> str:
+    """Return the noun of which `counted` makes a plural: part, class, batch."""
+    ending = "es" if plural.endswith(("sses", "ches")) else "s"
+    return plural.removesuffix(ending)
+
+
 def message(text: str) -> str:
     """Shape an error or a line of a log for a terminal: a screen at most, the middle left out.
 

@@ -174,10 +174,11 @@ def _check_images(
     def pixels(part: Part) -> int:
         return check_probes(store, images, part, present_N)
 
-    with progress.bar("verify images", len(rows) + len(whole), "images and parts") as advance:
+    with progress.bar("verify images", len(rows), "images") as advance:
         for _ in _on_all_cores(digest, rows):
             verdict.images += 1
             advance(1)
+    with progress.bar("verify views", len(whole), "parts") as advance:
         for _, count in _on_all_cores(pixels, whole):
             verdict.probes += count
             advance(1)

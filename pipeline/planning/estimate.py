@@ -98,7 +98,7 @@ def measure(
         kept.append(len(stored.code_E) / size)
         return size
 
-    with progress.bar("measure", round(2 * SECONDS), "seconds") as advance:
+    with progress.bar("measure", round(2 * SECONDS), "seconds", even=False) as advance:
         with ThreadPoolExecutor(threads.cpu_count()) as pool:
             render_rate = _timed(render, advance)
         size = min(batch, int(rendered[0].shape[1]))

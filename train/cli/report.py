@@ -81,7 +81,7 @@ def report(
     }
     all_facts: list[dict[str, Any]] = []
     sections: list[page.Section] = []
-    with progress.bar("report", len(named), "subjects") as advance:
+    with progress.bar("report", len(named), "subjects", even=False) as advance:
         for subject in named:
             sheet: list[page.Element] = []
             if subject.kind == "cache":

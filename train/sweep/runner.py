@@ -206,7 +206,7 @@ def _estimates(sweep: Sweep, students: Sequence[Student]) -> dict[str, MemoryEst
     own, classes = sweep.inputs.store.spec.views.size, sweep.inputs.num_classes
     estimates: dict[str, MemoryEstimate] = {}
     alike: dict[tuple[Any, ...], MemoryEstimate] = {}
-    with progress.bar("measure the students", len(students), "students") as advance:
+    with progress.bar("measure the students", len(students), "students", even=False) as advance:
         for student in students:
             r, path = student.recipe, sweep.folder(student) / NEED
             made = r.student, r.student_kwargs, r.grad_checkpointing, r.opt, r.opt_kwargs

@@ -142,7 +142,8 @@ def train_cohort(  # noqa: PLR0912 - the one long function
                 continue
             schedule = batches.schedule_of(epoch)
             if batches.follower is not None:
-                batches.follower.wait(schedule.view_numbers(epoch), signals)
+                with advance.paused():
+                    batches.follower.wait(schedule.view_numbers(epoch), signals)
             for student in group:
                 student.task.train()
             step = min(student.progress.step for student in group)
@@ -193,15 +194,16 @@ def train_cohort(  # noqa: PLR0912 - the one long function
                     raise KeyboardInterrupt
                 if not group:
                     break
-            for student in group:
-                student.average_batch_norm()
-            accuracies = _evaluate(group, inputs, world)
-            rows = {}
-            for student in group:
-                with leaving(student):
-                    rows[student.out] = student.end_epoch(accuracies[student])
-            if on_epoch is not None and rows:
-                on_epoch(rows)
+            with advance.paused():  # the rate is that of the training alone
+                for student in group:
+                    student.average_batch_norm()
+                accuracies = _evaluate(group, inputs, world)
+                rows = {}
+                for student in group:
+                    with leaving(student):
+                        rows[student.out] = student.end_epoch(accuracies[student])
+                if on_epoch is not None and rows:
+                    on_epoch(rows)
     return [results[out] for out, _ in runs]
 
 
