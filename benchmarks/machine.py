@@ -2,7 +2,7 @@
 
 import os
 import platform
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ STUDIES = ("torch", "timm", "numpy", "numba", "opencv-python-headless")
 
 
 def machine(libraries: tuple[str, ...] = STUDIES) -> dict[str, Any]:
-    """Processor (its model's name on Linux), GPU, and versions of libraries."""
+    """Processor (its model's name on Linux), GPU, and versions of those libraries that it has."""
     described, name = Path("/proc/cpuinfo"), platform.processor() or platform.machine()
     for line in described.read_text().splitlines() if described.exists() else ():
         key, _, value = line.partition(":")
@@ -22,4 +22,13 @@ def machine(libraries: tuple[str, ...] = STUDIES) -> dict[str, Any]:
     found: dict[str, Any] = {"processor": name, "cores": os.cpu_count()}
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
-    return found | {"versions": {library: version(library) for library in libraries}}
+    versions = {library: _version(library) for library in libraries}
+    return found | {"versions": {name: found for name, found in versions.items() if found}}
+
+
+def _version(library: str) -> str:
+    """Version of a library, or "" where it is not installed."""
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return ""

@@ -3,6 +3,7 @@
 All deliver batches of [224, 224, 3] uint8 views with their labels, shuffled, and drop the last
 incomplete batch; ours deliver the teacher's targets and mixing partners as well. The contestants:
 
+* "decode alone": simplejpeg decodes whole pictures in memory, in threads; no batches, nothing else.
 * "native", "ffcv replay", "ffcv replay, raw": our loaders on a cache of these images; from tar
   shards, from a `.beton` with the JPEG bytes, from one with pixels.
 * "FFCV", "FFCV, raw": FFCV's own Loader with its RandomResizedCropRGBImageDecoder and its flip, on
@@ -14,19 +15,25 @@ incomplete batch; ours deliver the teacher's targets and mixing partners as well
   device is not counted, and its mixing is left out.
 * "WebDataset": tar shards, Pillow, transforms.v2, batches made in the workers.
 
-Workers are processes for the last three and threads for the others, one per core.
+* "DALI", "SPDL": `benchmarks.apart`, in an environment of their own.
+
+Workers are processes for the three before these and threads for the others, one per core.
 """
 
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import MethodType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cache_tools.runtime import threads
+
+if TYPE_CHECKING:
+    from train.data.loader import Loader
 
 BATCH, SIZE = 64, 224
 A2 = "rand-m7-mstd0.5"
@@ -36,31 +43,63 @@ Make = Callable[[Path], Epoch]
 """Takes the folder of a data set: tars, folder, betons, caches."""
 
 
+def decode_alone(folder: Path) -> Epoch:
+    """simplejpeg on all pictures."""
+    import simplejpeg
+
+    from cache_tools.data.open import open_images
+
+    images, workers = open_images(str(folder / "tars"), "train"), threads.cpu_count()
+    encoded = [images.read(i) for i in range(len(images))]
+
+    def decode(part: list[bytes]) -> int:
+        for data in part:
+            simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
+        return len(part)
+
+    def run(_: int) -> int:
+        with ThreadPoolExecutor(workers) as pool:
+            return sum(pool.map(decode, [encoded[i::workers] for i in range(workers)]))
+
+    return run
+
+
 def native(folder: Path, cache: str = "rrc", repeats: int = 1) -> Epoch:
     """Our native loader."""
-    return _replayed("native", folder, cache, folder / "tars", repeats)
+    replay = native_loader(folder, cache, repeats)
+    return lambda epoch: sum(len(batch) for batch in replay.epoch(epoch))
+
+
+def native_loader(
+    folder: Path, cache: str = "rrc", repeats: int = 1, num_threads: int = 0
+) -> "Loader":
+    """Create our native loader; 0 threads: one per core."""
+    from train.data import create_loader
+
+    store, images, schedule = _inputs(folder, cache, folder / "tars", repeats)
+    return create_loader.native(store, images, schedule, num_threads)
 
 
 def ffcv_replay(folder: Path, cache: str = "rrc", raw: bool = False, repeats: int = 1) -> Epoch:
     """Our loader in FFCV's pipeline."""
+    from train.data import create_loader
+
     data = folder / ("raw.beton" if raw else "jpeg.beton")
-    return _replayed("ffcv", folder, cache, data, repeats)
+    replay = create_loader.ffcv(*_inputs(folder, cache, data, repeats))
+    return lambda epoch: sum(len(batch) for batch in replay.epoch(epoch))
 
 
-def _replayed(kind: str, folder: Path, cache: str, data: Path, repeats: int) -> Epoch:
+def _inputs(folder: Path, cache: str, data: Path, repeats: int) -> tuple[Any, Any, Any]:
+    """Cache, images and schedule of our loaders."""
     from cache_tools.data import match
     from cache_tools.data.open import open_images
     from cache_tools.store.cache import Cache
-    from train.data import create_loader
     from train.data.schedule import Schedule
 
     store = Cache.open(folder / f"{cache}.zarr")
     images = open_images(str(data), "train")
     images = match.match(store.table, store.spec.dataset, images)
-    schedule = Schedule(store, 1, BATCH, 0, aug_repeats=repeats)
-    create: Any = getattr(create_loader, kind)
-    replay = create(store, images, schedule)
-    return lambda epoch: sum(len(batch) for batch in replay.epoch(epoch))
+    return store, images, Schedule(store, 1, BATCH, 0, aug_repeats=repeats)
 
 
 class _Pictures:

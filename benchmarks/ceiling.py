@@ -1,0 +1,215 @@
+"""Ceiling of the native loader in one process: interpreter time of a view, and threads.
+
+    python -m benchmarks.ceiling [--repeats 5] [--samples 2048] [--json FILE]
+
+One lock holds the interpreter, so that the time it spends on a view bounds the views per second of
+a process on any number of cores. To measure it, all functions that make pixels are replaced by
+functions that do nothing (`stubs`): decoding, resizing, flipping and image operations. What is left
+is the way of a batch: order and pairs, parameters, reading and checking of an image's bytes, calls,
+targets. "CPU" are the CPU seconds of the process per view with one renderer thread, "wall" its
+seconds. Before it is measured, no pixel may change: a function that makes pixels and is not
+replaced is an error, no figure.
+
+Below it are views per second of one process with 1, 2, 4 and 8 renderer threads, with all pixels.
+All take turns of one whole epoch (`benchmarks.loader` has pictures and rounds), after an epoch that
+is not counted; median and range over the rounds.
+"""
+
+import argparse
+import functools
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import simplejpeg
+
+from benchmarks import photos
+from benchmarks.machine import machine
+from benchmarks.pipelines import native_loader
+from benchmarks.render import SIDES
+from benchmarks.rounds import play, ratio, shown, spread
+from benchmarks.seats import Turn, timed
+from cache_tools.render import affine, filters, kernels, resample, turbojpeg
+from cache_tools.storage.compiled import njit
+from train.data.loader import Loader
+
+GOALS = {"rrc": 25.0, "a2": 35.0}
+"""Most microseconds of the interpreter per view of each cache."""
+NAMES = {"rrc": "crop and flip", "a2": "A2"}
+THREADS = (1, 2, 4, 8)
+UNTOUCHED = 77
+"""Value of all pixels of a batch's memory, which no stub may change."""
+LIBRARIES = ("torch", "numba", "numpy", "simplejpeg", "pylibjxl", "opencv-python-headless")
+
+
+@njit(nogil=True)
+def _nothing(*arguments: Any) -> None:
+    """Cost a call of a compiled function, and do nothing."""
+
+
+@functools.cache
+def stubs(width: int) -> list[tuple[Any, str | int, Callable[..., object]]]:
+    """Functions that make pixels: where the loader finds each, and what replaces it.
+
+    Compiled functions are replaced by compiled ones, since calling one costs interpreter time.
+    `width` is that of the pictures.
+    """
+
+    @njit(nogil=True)
+    def region(
+        calls: Any, data: Any, top: int, left: int, height: int, columns: int, room: Any
+    ) -> tuple[int, int]:
+        return top + height, width
+
+    return [
+        (turbojpeg, "region", region),
+        (simplejpeg, "decode_jpeg", lambda *_, buffer=None, **__: buffer),
+        (resample, "crop", _nothing),
+        (cv2, "resize", lambda *_, **__: None),
+        (cv2, "flip", lambda *_, **__: None),
+        *((kernels._IN_PLACE, code, _nothing) for code in kernels._IN_PLACE),
+        *((kernels._BY_MAGNITUDE, code, _nothing) for code in kernels._BY_MAGNITUDE),
+        (filters, "sharpness", _nothing),
+        (filters, "blur", _nothing),
+        (affine, "affine", _nothing),
+        (affine, "nearest", _nothing),
+        (kernels, "erase", _nothing),
+    ]
+
+
+@contextmanager
+def stubbed(width: int) -> Iterator[None]:
+    """Make no pixels."""
+    turbojpeg.functions()  # compares real pixels, once
+    before = []
+    try:
+        for place, name, stub in stubs(width):
+            names = place if isinstance(place, dict) else vars(place)
+            before.append((names, name, names[name]))
+            names[name] = stub
+        yield
+    finally:
+        for names, name, function in before:
+            names[name] = function
+
+
+def check_untouched(replay: Loader) -> None:
+    """Raise if the loader makes pixels: two epochs, in which memory of batches comes again."""
+    marked: set[int] = set()
+    again = 0
+    for epoch in (0, 1):
+        for batch in replay.epoch(epoch):
+            address = batch.pictures.ctypes.data
+            if address in marked:
+                again += 1
+                if (batch.pixels != UNTOUCHED).any():
+                    raise RuntimeError(
+                        "the loader makes pixels with all of `stubs` replaced: a function that "
+                        "makes them is not in that table"
+                    )
+            batch.pixels[:] = UNTOUCHED
+            marked.add(address)
+    if not again:
+        raise RuntimeError("no memory of a batch came again: take more samples")
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A loader that takes turns."""
+
+    loader: Loader
+    width: int | None = None
+    """Width of the pictures if pixels are stubbed out."""
+
+    def run(self, epoch: int) -> int:
+        """Run an epoch; returns its views."""
+        return sum(len(batch) for batch in self.loader.epoch(epoch))
+
+
+def turn(field: dict[str, Contestant], name: str, epoch: int) -> Turn:
+    """Run an epoch of one of them."""
+    contestant = field[name]
+    with nullcontext() if contestant.width is None else stubbed(contestant.width):
+        return timed(contestant.run, epoch)
+
+
+def contestants(folder: Path, width: int) -> dict[str, Contestant]:
+    """Loaders of the caches in a folder, by name; those without pixels are checked."""
+    without = {}
+    for cache in GOALS:
+        loader = native_loader(folder, cache, num_threads=1)
+        with stubbed(width):
+            check_untouched(loader)
+        without[cache] = Contestant(loader, width)
+    each = {f"{n}": Contestant(native_loader(folder, num_threads=n)) for n in THREADS}
+    return without | each
+
+
+def summary(turns: dict[str, list[Turn]]) -> dict[str, Any]:
+    """Interpreter time, goals, rates by threads."""
+    interpreter = {}
+    for cache, goal in GOALS.items():
+        cpu = spread(1e6 * one.cpu for one in turns[cache])
+        wall = spread(1e6 * one.wall for one in turns[cache])
+        goals = {"goal": goal, "held": cpu["median"] <= goal}
+        interpreter[NAMES[cache]] = {"cpu": cpu, "wall": wall} | goals
+    one = [turn.wall for turn in turns["1"]]
+    return {
+        "interpreter, µs per view": interpreter,
+        "threads": {
+            f"{n}": {
+                "images per second": spread(1 / turn.wall for turn in turns[f"{n}"]),
+                "over one thread": ratio(one, [turn.wall for turn in turns[f"{n}"]]),
+            }
+            for n in THREADS
+        },
+    }
+
+
+def table(kind: str, result: dict[str, Any]) -> Iterator[str]:
+    """One kind of pictures in Markdown."""
+    yield f"| {photos.KINDS[kind]}, no pixels | CPU, µs a view | wall, µs a view | goal |"
+    yield "|---|---|---|---|"
+    for name, found in result["interpreter, µs per view"].items():
+        held = "held" if found["held"] else "not held"
+        goal = f"at most {found['goal']:.0f}, {held}"
+        yield f"| {name} | {shown(found['cpu'], 1)} | {shown(found['wall'], 1)} | {goal} |"
+    yield f"\n| {photos.KINDS[kind]}, renderer threads | images/s, crop and flip | of one thread's |"
+    yield "|---|---|---|"
+    for n, found in result["threads"].items():
+        times = shown(found["over one thread"], 2)
+        yield f"| {n} | {shown(found['images per second'], 0)} | {times} |"
+    yield ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--samples", type=int, default=2048)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    logging.getLogger("kdcache").setLevel(logging.ERROR)
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        for kind in photos.KINDS:
+            folder = Path(temporary) / kind
+            photos.write_shards(kind, options.samples, folder)
+            photos.write_caches(folder)
+            field = contestants(folder, SIDES[kind][0])
+            results[kind] = summary(play([*field], options.repeats, partial(turn, field)))
+            print("\n".join(table(kind, results[kind])), flush=True)
+    results |= {"repeats": options.repeats, "samples": options.samples}
+    results["machine"] = machine(LIBRARIES)
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
