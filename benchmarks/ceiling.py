@@ -181,7 +181,7 @@ def table(kind: str, result: dict[str, Any]) -> Iterator[str]:
         held = "held" if found["held"] else "not held"
         goal = f"at most {found['goal']:.0f}, {held}"
         yield f"| {name} | {shown(found['cpu'], 1)} | {shown(found['wall'], 1)} | {goal} |"
-    yield f"\n| {photos.KINDS[kind]}, renderer threads | images/s, crop and flip | of one thread's |"
+    yield f"\n| {photos.KINDS[kind]}, renderer threads | images/s | of one thread's |"
     yield "|---|---|---|"
     for n, found in result["threads"].items():
         times = shown(found["over one thread"], 2)

@@ -38,6 +38,7 @@ from benchmarks.rounds import Figure, play, ratio, shown, spread
 from benchmarks.seats import Seat, Turn
 from cache_tools.data import beton
 from cache_tools.data.open import open_images
+from cache_tools.runtime import threads
 
 OURS: dict[str, pipelines.Make] = {
     "decode alone": pipelines.decode_alone,
@@ -208,9 +209,11 @@ def main() -> None:
     parser.add_argument("--dali", default="", metavar="PYTHON",
                         help="interpreter of the environment that has DALI and SPDL")  # fmt: skip
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--samples", type=int, default=1024)
+    parser.add_argument("--samples", type=int, default=1024,
+                        help="pictures of each kind; at least a batch for each worker")  # fmt: skip
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    samples = max(options.samples, pipelines.BATCH * threads.cpu_count())
     logging.getLogger("kdcache").setLevel(logging.ERROR)
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
@@ -221,13 +224,13 @@ def main() -> None:
             for library, reason in field.left_out.items():
                 print(f"{library} is left out: {reason}", flush=True)
             for kind in KINDS:
-                prepare(kind, options.samples, work / kind)
+                prepare(kind, samples, work / kind)
                 turns = field.compete(work / kind, options.repeats)
                 results[kind] = summary(kind, turns, beside_pixels)
                 print("\n".join(table(kind, results[kind])), flush=True)
         finally:
             field.close()
-    results |= {"repeats": options.repeats, "samples": options.samples}
+    results |= {"repeats": options.repeats, "samples": samples}
     results["left out"] = field.left_out
     results["machine"] = machine(LIBRARIES)
     results["machine"]["versions"] |= field.versions
