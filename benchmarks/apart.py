@@ -68,7 +68,10 @@ def dali(folder: Path, whole: bool = False) -> Epoch:
 
     options = {"batch_size": BATCH, "num_threads": threads.cpu_count(), "device_id": None}
     pipeline = pipeline_def(graph)(**options, prefetch_queue_depth=IN_FLIGHT)
-    pipeline.build()
+    pipeline.schedule_run()  # starts IN_FLIGHT batches, but every later call one
+    for _ in range(IN_FLIGHT):
+        pipeline.share_outputs()
+        pipeline.release_outputs()
     batches = pipeline.epoch_size("files") // BATCH
     return lambda _: _count(_outputs(pipeline, batches))
 
@@ -76,12 +79,12 @@ def dali(folder: Path, whole: bool = False) -> Epoch:
 def _outputs(pipeline: Any, batches: int) -> Iterator[np.ndarray]:
     """Yield the pixels of so many batches, and have none in the making afterwards."""
     for started in range(batches + IN_FLIGHT):
-        if started < batches:
-            pipeline.schedule_run()
         if started >= IN_FLIGHT:
             pixels, _ = pipeline.share_outputs()
             yield np.asarray(pixels.as_tensor())
             pipeline.release_outputs()
+        if started < batches:
+            pipeline.schedule_run()
 
 
 def spdl(folder: Path) -> Epoch:
