@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import apart, ceiling, loader, photos, pipelines, rounds, seats
 from benchmarks.seats import Seat, Turn
-from cache_tools.render import kernels, turbojpeg
+from cache_tools.render import batch, turbojpeg
 
 BURN = "import time\nwhile time.process_time() < 0.3: pass"
 
@@ -76,7 +76,7 @@ def test_libraries_that_are_not_here_are_left_out_by_name() -> None:
         field.close()
 
 
-def test_another_interpreter_tells_which_of_its_libraries_it_has(
+def test_libraries_of_another_interpreter_are_found_or_left_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(loader.Field, "_of_this_environment", lambda _: [])
@@ -141,17 +141,17 @@ def folder(tmp_path: Path) -> Path:
 def test_the_ceiling_is_measured_without_pixels_and_the_threads_with_them(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = turbojpeg.region, dict(kernels._IN_PLACE)
+    real = turbojpeg.region, batch.finish_views, batch.functions
     field = ceiling.contestants(folder, 341)
     found = rounds.play([*field], 1, lambda name, epoch: ceiling.turn(field, name, epoch))
-    assert (turbojpeg.region, kernels._IN_PLACE) == real
+    assert (turbojpeg.region, batch.finish_views, batch.functions) == real
     assert [*found] == ["rrc", "a2", "1", "2", "4", "8"]
     result = ceiling.summary(found)
     assert len([*ceiling.table("short256", result)]) == 11
     assert result["interpreter, µs per view"]["A2"]["cpu"]["least"] > 0
 
     every = ceiling.stubs(341)
-    without = [stub for stub in every if stub[1] != "crop"]
+    without = [stub for stub in every if stub[1] != "finish_views"]
     assert len(without) == len(every) - 1
     monkeypatch.setattr(ceiling, "stubs", lambda _: without)
     with pytest.raises(RuntimeError, match="the loader makes pixels"):
