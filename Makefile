@@ -114,7 +114,6 @@ docs: $(VENV)/docs  ## build the site of the documentation, build/site; a dead l
 	rm -rf build/docs && mkdir -p build/docs
 	git ls-files -z | tar --create --null --files-from=- | tar --extract --directory build/docs
 	$(BIN)/zensical build --clean --strict
-	$(BIN)/python docs/check.py build/site
 
 clean:  ## remove build/ (data, caches, runs); the environment stays
 	rm -rf build

@@ -17,10 +17,13 @@ builtin beside it. `kind` is the stable, machine-readable name that `--json` rep
 
 
 class KdcacheError(Exception):
-    """Root of all errors that this project raises on purpose."""
+    """Root of all errors that this project raises on purpose.
+
+    Attributes:
+        exit_code: Exit code of a command that this error ends.
+    """
 
     exit_code = 1
-    """Exit code of a command that this error ends."""
 
     @property
     def kind(self) -> str:

@@ -34,26 +34,34 @@ Rows = slice | int | str | Sequence[int] | Sequence[str] | NDArray[np.integer] |
 
 @dataclass(frozen=True)
 class SparseTargets:
-    """Stored targets of B views of one number.
+    """Stored targets of B views of one number, each of K slots for kept classes.
+
+    K is `spec.k_max`. A view that keeps fewer classes has its empty slots at the end, with index
+    -1 and probability 0. `dense` makes [B, C] distributions of all this.
 
     Example:
         >>> t = kdcache.open("digits-cache.zarr").targets(view=3, rows=slice(0, 8))
         >>> t.index.shape, t.tail.shape, t.dense(temperature=2.0).sum(1).round(3).max()
         ((8, 10), (8,), np.float32(1.0))
+
+    Attributes:
+        index: [B, K] int32 class ids of the kept classes, ascending by id, not by probability;
+            -1 in empty slots.
+        probability: [B, K] fp32 teacher's probabilities of these classes at T = 1; 0 in empty
+            slots. With `tail` a row adds up to 1.
+        tail: [B] fp32 probability of all classes not kept, together, at T = 1.
+        decoded: All that is stored: `tail_BT` at each declared temperature, `true_BP` of the true
+            classes, `square_BQ` with Σp² of the rest.
+        spec: Storage of the targets, with the declared temperatures.
+        num_classes: Number of classes, C.
     """
 
     index: NDArray[np.int32]
-    """[B, K] class ids, ascending; -1 in empty slots."""
     probability: F4
-    """[B, K] probabilities at T = 1; 0 in empty slots."""
     tail: F4
-    """[B] probability of the classes that are not kept, together."""
     decoded: DecodedTargets
-    """All that is stored: tails at each declared temperature, true classes, Σp² of the rest."""
     spec: TargetSpec
-    """Storage of the targets, with the declared temperatures."""
     num_classes: int
-    """Number of classes, C."""
 
     def __len__(self) -> int:
         """Count the views."""
@@ -76,6 +84,9 @@ class SparseTargets:
 class CacheReader:
     """An opened cache: samples, targets and pixels.
 
+    Attributes:
+        store: The cache as the commands see it.
+
     Example:
         >>> cache = kdcache.open("digits-cache.zarr")
         >>> cache.targets(view=3, rows=[cache.keys[12]]).dense().shape
@@ -86,7 +97,6 @@ class CacheReader:
 
     def __init__(self, store: Cache) -> None:
         self.store = store
-        """The cache as the commands see it."""
         self._part: tuple[Part, EncodedTargets] | None = None
 
     @property

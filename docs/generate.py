@@ -7,7 +7,6 @@ their fields, Python names from `kdcache.__all__`. tests/test_reference.py fails
 of date, as does `make docs`.
 """
 
-import ast
 import dataclasses
 import inspect
 import math
@@ -27,6 +26,7 @@ from cache_tools import config
 from cache_tools.cli import main
 from cache_tools.spec.targets import TargetSpec
 from cache_tools.spec.views import ViewSpec
+from docs import api
 from pipeline.recipe import CacheRecipe, DatasetRecipe, TeacherSource
 from train.recipe import TrainRecipe
 from train.sweep import grid
@@ -176,7 +176,7 @@ def keys() -> str:
 
 
 def python() -> str:
-    """Public names, with the directives from which mkdocstrings renders them."""
+    """Public names: signature, docstring, fields and members of each."""
     if strange := {*kdcache.__all__} ^ {"__version__", *sum(API.values(), ())}:
         raise SystemExit(f"API of docs/generate.py and kdcache.__all__ differ: {sorted(strange)}")
     text = _NOTE + _PYTHON
@@ -184,9 +184,9 @@ def python() -> str:
         text += f"\n## {title}\n\n| name | |\n|---|---|\n"
         for name in names:
             line = (inspect.getdoc(getattr(kdcache, name)) or "").partition("\n\n")[0]
-            text += f"| [`kdcache.{name}`](#kdcache.{name}) | {_cell(line)} |\n"
-        text += "".join(f"\n::: kdcache.{name}\n" for name in names)
-    return text
+            text += f"| [`kdcache.{name}`](#{api.anchor(f'kdcache.{name}')}) | {_cell(line)} |\n"
+        text += "".join(map(api.entry, names))
+    return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
 
 
 def _usage(function: Any) -> str:
@@ -235,7 +235,7 @@ def _typer_parameters(function: Any) -> list[Any]:
 
 def _keys(cls: type, table: str) -> Iterator[str]:
     """Rows of the keys of a dataclass."""
-    docstrings, hints = _docstrings(cls), typing.get_type_hints(cls, include_extras=True)
+    docstrings, hints = api.below(cls), typing.get_type_hints(cls, include_extras=True)
     former = {new: old for old, new in getattr(cls, "ALIASES", {}).items()}
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         hint, *marks = [hints[field.name]]
@@ -250,19 +250,6 @@ def _keys(cls: type, table: str) -> Iterator[str]:
         bounds = "".join(_range(m) for m in marks if isinstance(m, config.Range))
         row = f"`{table}{field.name}`", _type(hint), shown, bounds, timm, text
         yield f"| {' | '.join(row)} |\n"
-
-
-def _docstrings(cls: type) -> dict[str, str]:
-    """Docstring below each field of a dataclass."""
-    [tree] = ast.parse(inspect.getsource(cls)).body
-    assert isinstance(tree, ast.ClassDef)
-    return {
-        field.target.id: ast.literal_eval(text.value)
-        for field, text in zip(tree.body, tree.body[1:], strict=False)
-        if isinstance(field, ast.AnnAssign)
-        and isinstance(field.target, ast.Name)
-        and isinstance(text, ast.Expr)
-    }
 
 
 def _type(hint: Any) -> str:

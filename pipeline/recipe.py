@@ -37,7 +37,10 @@ class DatasetRecipe:
 
 @dataclass(frozen=True)
 class TeacherSource:
-    """Source of one teacher."""
+    """Source of one teacher: a table `[[teachers]]` of a recipe of stage 1.
+
+    Each field is a recipe key: docs/reference/keys.md has type, default, range and text of each.
+    """
 
     name: str
     """timm name, "hf-hub:…", a folder as saved by timm, a file of weights, or the name of a network
@@ -55,7 +58,10 @@ class TeacherSource:
 
 @dataclass(frozen=True)
 class CacheRecipe:
-    """All settings of stage 1 except the paths of data, teacher and cache."""
+    """All settings of stage 1 except the paths of data, teacher and cache.
+
+    Each field is a recipe key: docs/reference/keys.md has type, default, range and text of each.
+    """
 
     views: ViewSpec
     """Augmentation of the views."""

@@ -46,24 +46,28 @@ log = logging.getLogger("kdcache")
 
 @dataclass(frozen=True)
 class CacheResult:
-    """A cache after a run."""
+    """A cache after a run.
+
+    Attributes:
+        path: Its path or URL.
+        parts_done: Committed parts.
+        parts_total: All parts.
+        views: Views in the committed parts.
+        bytes: Bytes of their chunks.
+        fingerprint: Identity of data set, teacher, views and storage: "sha256:" and 64 digits.
+        content_id: Digest of the fingerprint and of all targets, likewise: equal caches have equal
+            ones.
+        facts: All that `kdcache info --json` prints.
+    """
 
     path: str
-    """Its path or URL."""
     parts_done: int
-    """Committed parts."""
     parts_total: int
-    """All parts."""
     views: int
-    """Views in the committed parts."""
     bytes: int
-    """Bytes of their chunks."""
     fingerprint: str
-    """Identity of data set, teacher, views and storage: "sha256:" and 64 digits."""
     content_id: str
-    """Digest of the fingerprint and of all targets, likewise: equal caches have equal ones."""
     facts: dict[str, Any]
-    """All that `kdcache info --json` prints."""
 
     @classmethod
     def of(cls, store: Cache) -> "CacheResult":

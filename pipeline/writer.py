@@ -64,26 +64,28 @@ class TeacherInfo:
 
         >>> kdcache.TeacherInfo("our-vit", "sha256:" + 64 * "0", num_classes=1000).spec.name
         'our-vit'
+
+    Attributes:
+        name: Name for readers of the cache.
+        weights_sha256: SHA-256 over its weights, 64 hexadecimal digits, such as those of a file.
+        num_classes: Length of its logits, C.
+        mean: Mean of red, green and blue (of 0..1) with which its pictures are normalised.
+        std: Standard deviation, likewise.
+        architecture: Name of its architecture; empty: that of the teacher.
+        precision: Type in which it computes.
+        input_size: Height and width in pixels of its training; 0: unset.
+        interpolation: Resampling of its training; empty: unset.
     """
 
     name: str
-    """Name for readers of the cache."""
     weights_sha256: str
-    """SHA-256 over its weights, 64 hexadecimal digits, such as those of a file."""
     num_classes: int
-    """Length of its logits, C."""
     mean: Sequence[float] = IMAGENET_DEFAULT_MEAN
-    """Mean of red, green and blue (of 0..1) with which its pictures are normalised."""
     std: Sequence[float] = IMAGENET_DEFAULT_STD
-    """Standard deviation, likewise."""
     architecture: str = ""
-    """Name of its architecture; empty: that of the teacher."""
     precision: Precision = "fp32"
-    """Type in which it computes."""
     input_size: int = 0
-    """Height and width in pixels of its training; 0: unset."""
     interpolation: str = ""
-    """Resampling of its training; empty: unset."""
 
     @classmethod
     def of(cls, model: nn.Module, name: str = "", precision: Precision = "fp32") -> Self:
@@ -140,17 +142,20 @@ class TeacherInfo:
 
 @dataclass(frozen=True, eq=False)
 class WriterBatch:
-    """Views that wait for the logits of their teacher."""
+    """Views that wait for the logits of their teacher.
+
+    Attributes:
+        images: [B, 3, S, S] fp32 on the device, mixed and normalised; [B, S, S, 3] in memory,
+            unless the recipe has memory_format=contiguous.
+        view: Number of the view of each sample.
+        keys: The B samples.
+        labels: [B, 1] classes of the samples, [B, 2] with those of the partners if mixed; -1: none.
+    """
 
     images: Tensor
-    """[B, 3, S, S] fp32 on the device, mixed and normalised; [B, S, S, 3] in memory, unless the
-    recipe has memory_format=contiguous."""
     view: int
-    """Number of the view of each sample."""
     keys: tuple[str, ...]
-    """The B samples."""
     labels: NDArray[np.int64] = field(repr=False)
-    """[B, 1] classes of the samples, [B, 2] with those of the partners if mixed; -1: none."""
 
     def __len__(self) -> int:
         """Count the views."""
@@ -162,7 +167,11 @@ class WriterBatch:
 
 
 class CacheWriter:
-    """A cache in the making, by a teacher that runs in the caller's program; see `create`."""
+    """A cache in the making, by a teacher that runs in the caller's program; see `create`.
+
+    Attributes:
+        store: The cache as the commands see it.
+    """
 
     def __init__(
         self,
@@ -175,7 +184,6 @@ class CacheWriter:
         progress: bool,
     ) -> None:
         self.store = store
-        """The cache as the commands see it."""
         self._images, self._recipe, self._device = images, recipe, device
         self._selection, self._force, self._progress = selection, force, progress
         self._iteration: weakref.ref[Generator[WriterBatch, None, None]] | None = None

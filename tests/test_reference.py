@@ -1,9 +1,11 @@
 """The pages of docs/reference: up to date, and complete by another way than they are written."""
 
+import ast
 import dataclasses
 import inspect
 import re
 from importlib.metadata import entry_points
+from typing import Any
 
 import pytest
 
@@ -75,9 +77,70 @@ def test_a_row_has_default_range_timms_option_and_the_former_name() -> None:
     assert {"base", "grid", "runs", "runs.name"} <= found.keys()
 
 
-def test_every_public_name_has_a_row_and_a_directive() -> None:
-    page = generate.python()
-    for name in kdcache.__all__:
-        if not name.startswith("_"):
-            assert f"| [`kdcache.{name}`]" in page
-            assert f"\n::: kdcache.{name}\n" in page
+PUBLIC = {name: getattr(kdcache, name) for name in kdcache.__all__ if name[0] != "_"}
+
+
+@pytest.fixture(scope="module")
+def sections() -> dict[str, str]:
+    """Text below each heading of the page of Python, by the heading."""
+    parts = re.split(r"^#{2,4} (.+)$", generate.python(), flags=re.M)
+    return {
+        heading.strip("`"): text for heading, text in zip(parts[1::2], parts[2::2], strict=True)
+    }
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_public_name_has_row_signature_and_text(name: str, sections: dict[str, str]) -> None:
+    text, summary = sections[f"kdcache.{name}"], (PUBLIC[name].__doc__ or "").strip().split("\n")[0]
+    assert any(f"| [`kdcache.{name}`](#kdcache{name.lower()}) |" in t for t in sections.values())
+    [code] = re.findall(r"^```python\n(.+?)^```$", text, flags=re.M | re.S)
+    assert re.search(rf"^(class|def) {name}\b", code, flags=re.M)
+    ast.parse(code)
+    assert f"\n{summary}\n" in text.replace("`", "") or f"\n{summary}\n" in text
+
+
+@pytest.mark.parametrize("name", [name for name, found in PUBLIC.items() if inspect.isclass(found)])
+def test_every_member_of_a_class_has_its_text(name: str, sections: dict[str, str]) -> None:
+    found = PUBLIC[name]
+    above = {key for base in found.__mro__[1:] for key in vars(base)}
+    names = {key for key in vars(found) if key[0] != "_"} - above
+    names |= (
+        {f.name for f in dataclasses.fields(found)} if dataclasses.is_dataclass(found) else set()
+    )
+    listed = dict(re.findall(r"^\* `(\w+)`(?: \(.+?\))?: (.+)$", sections[f"kdcache.{name}"], re.M))
+    for key in names:
+        text = listed.get(key) or sections[f"{name}.{key}"].rpartition("```\n")[2]
+        assert len(text.strip()) > 1, key
+
+
+@pytest.mark.parametrize("name", [n for n, found in PUBLIC.items() if inspect.isfunction(found)])
+def test_every_argument_has_its_text(name: str, sections: dict[str, str]) -> None:
+    _, _, text = sections[f"kdcache.{name}"].partition("**Arguments**")
+    if name != "open":
+        listed = re.findall(r"^\* `(\w+)`: \S", text.partition("**Raises**")[0], re.M)
+        assert listed == [*inspect.signature(PUBLIC[name]).parameters]
+
+
+def test_links_within_the_page_have_a_heading(sections: dict[str, str]) -> None:
+    headings = {re.sub(r"[^a-z_0-9-]", "", heading.lower()) for heading in sections}
+    links = {link for text in sections.values() for link in re.findall(r"\]\(#(.+?)\)", text)}
+    assert len(links) >= len(PUBLIC)
+    assert links <= headings
+
+
+@pytest.mark.parametrize(
+    "undocumented", [kdcache.kd_loss, kdcache.SoftTargets, kdcache.Cache.rows, kdcache.Cache.keys]
+)
+def test_an_undocumented_name_is_an_error(
+    undocumented: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(undocumented, "__doc__", None)
+    with pytest.raises(SystemExit, match="has no docstring"):
+        generate.python()
+
+
+def test_an_undocumented_field_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (kdcache.SoftTargets.__doc__ or "").replace("lam: [B]", "lambda: [B]")
+    monkeypatch.setattr(kdcache.SoftTargets, "__doc__", text)
+    with pytest.raises(SystemExit, match=r"SoftTargets\.lam has no docstring"):
+        generate.python()

@@ -23,22 +23,25 @@ log = logging.getLogger("kdcache")
 
 @dataclass(frozen=True)
 class Result:
-    """A trained student."""
+    """A trained student.
+
+    Attributes:
+        folder: Its run: weights in `model`, rows in log.jsonl.
+        top1: Accuracy after the last epoch in percent; None without a labelled validation split.
+        top1_ema: The same of its moving average; None when it has none.
+        top1_best: The highest of both after any epoch.
+        loss: Mean loss of the last epoch.
+        seconds: Time of its training.
+        facts: All of result.json.
+    """
 
     folder: Path
-    """Its run: weights in `model`, rows in log.jsonl."""
     top1: float | None
-    """Accuracy after the last epoch in percent; None without a labelled validation split."""
     top1_ema: float | None
-    """The same of its moving average; None when it has none."""
     top1_best: float | None
-    """The highest of both after any epoch."""
     loss: float
-    """Mean loss of the last epoch."""
     seconds: float
-    """Time of its training."""
     facts: dict[str, Any]
-    """All of result.json."""
 
 
 @dataclass(frozen=True)
@@ -69,24 +72,30 @@ class CacheScores:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """Accuracy of a student, and its agreement with a teacher; shares in percent."""
+    """Accuracy of a student, and its agreement with a teacher; shares in percent.
+
+    Attributes:
+        top1: Share of the first validation set whose label is the first class; None without a set.
+        top5: Share whose label is among the first five.
+        top1_ema: As `top1`, of the moving average; None where there is none.
+        top5_ema: As `top5`, of the moving average.
+        images: Images of the first validation set.
+        data: Scores on each set: its `source`, and `networks` with the scores by "student",
+            "student_ema", "teacher". Scores are images, top1, top5, ece, agreement, kl (in nats)
+            and, by ReaL labels, real_top1, real_top5, real_images; None where nothing was counted.
+        cache: Scores on cached views: `path`, `fingerprint`, `views`, `parts` and `networks` as
+            above, where "teacher" has the stored targets; None without a cache.
+        facts: All that `kdcache eval --json` prints.
+    """
 
     top1: float | None
-    """Share of the first validation set whose label is the first class; None without a set."""
     top5: float | None
-    """Share whose label is among the first five."""
     top1_ema: float | None
-    """As `top1`, of the moving average; None where there is none."""
     top5_ema: float | None
-    """As `top5`, of the moving average."""
     images: int
-    """Images of the first validation set."""
     data: tuple[DataScores, ...]
-    """Scores on each set."""
     cache: CacheScores | None
-    """Scores on cached views; None without a cache."""
     facts: dict[str, Any]
-    """All that `kdcache eval --json` prints."""
 
 
 def fit(

@@ -50,7 +50,10 @@ class Phase:
 
 @dataclass(frozen=True)
 class TrainRecipe:
-    """Everything about a run except the paths of cache, data and output."""
+    """Everything about a run except the paths of cache, data and output.
+
+    Each field is a recipe key: docs/reference/keys.md has type, default, range and text of each.
+    """
 
     ALIASES: ClassVar[dict[str, str]] = {
         "kept": "top_k",

@@ -23,30 +23,33 @@ RECOMPUTE: Plugin[Callable[..., list[KdcacheError]]] = Plugin(
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """Outcome of a verification: a verdict, counts and problems."""
+    """Outcome of a verification: a verdict, counts and problems.
+
+    Attributes:
+        status: "ok"; else "damaged" before "mismatch" before "incomplete".
+        fingerprint: Identity of the cache: "sha256:" and 64 digits.
+        parts: Parts that were checked.
+        images: Images whose bytes were compared with their digest.
+        probes: Views that were rendered and compared with their fingerprint.
+        recomputed: Views on which the teacher was run again.
+        foreign: Files in the folder of the cache that belong to no array, part or record.
+        mended: Repairs made before the checks, a line each.
+        coverage: Match of the cache's samples with the data set; None without one.
+        problems: Every problem, as the error that reading would raise.
+        facts: All that `kdcache verify --json` prints.
+    """
 
     status: Status
-    """"ok"; else "damaged" before "mismatch" before "incomplete"."""
     fingerprint: str
-    """Identity of the cache: "sha256:" and 64 digits."""
     parts: int
-    """Parts that were checked."""
     images: int
-    """Images whose bytes were compared with their digest."""
     probes: int
-    """Views that were rendered and compared with their fingerprint."""
     recomputed: int
-    """Views on which the teacher was run again."""
     foreign: tuple[str, ...]
-    """Files in the folder of the cache that belong to no array, part or record."""
     mended: tuple[str, ...]
-    """Repairs made before the checks, a line each."""
     coverage: "DatasetMatch | None"
-    """Match of the cache's samples with the data set; None without one."""
     problems: tuple[KdcacheError, ...]
-    """Every problem, as the error that reading would raise."""
     facts: dict[str, Any]
-    """All that `kdcache verify --json` prints."""
 
     def __bool__(self) -> bool:
         """Return True if nothing is wrong."""

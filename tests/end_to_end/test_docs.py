@@ -34,7 +34,7 @@ from train.recipe import TrainRecipe
 TUTORIAL = ROOT / "docs/tutorial.md"
 RUN = [TUTORIAL, ROOT / "docs/first-hour.md", *sorted(ROOT.glob("docs/guide/*.md"))]
 PAGES = [ROOT / "README.md", ROOT / "examples/README.md", *sorted(ROOT.glob("docs/**/*.md"))]
-LANGUAGES = {"", "sh", "python", "toml", "yaml", "json", "console", "text"}
+LANGUAGES = {"", "sh", "python", "pycon", "toml", "yaml", "json", "console", "text"}
 FENCE = re.compile(
     r"(?:^<!-- not run: (?P<reason>.+?) -->\n+)?^```(?P<language>\w*)\n(?P<text>.*?)^```$",
     re.M | re.S,

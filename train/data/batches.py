@@ -36,6 +36,12 @@ _STATE = ("epoch", "step", "steps", "stream")
 class Batches(IterableDataset[Any]):
     """Batches of the views of a cache, in the order of a recipe.
 
+    An item is a pair (images, targets) on the device. The images are [B, 3, S, S] fp32, mixed and
+    normalised, channels_last in memory on a GPU; the targets are `SoftTargets` of the same B views,
+    with their labels. B is this process's share of the batch size, the same at every step of an
+    epoch. With `as_dict`, an item is {"pixel_values": images, "labels": targets.label, "teacher":
+    targets}.
+
     Each iteration is one epoch: the one of `set_epoch`, else the one after the last that was
     complete. Its length is `len(batches)` steps. The class is batched, threaded, on the device and
     divided among the processes already: loops take it as it is, or `DataLoader(batches,
@@ -46,6 +52,12 @@ class Batches(IterableDataset[Any]):
         >>> images, targets = next(iter(batches))
         >>> len(batches), images.shape
         (2, torch.Size([50, 3, 32, 32]))
+
+    Attributes:
+        device: Device of the batches.
+        num_classes: Number of classes, C.
+        follower: Wait for the parts of an epoch, while the cache is being made; None without
+            `follow`.
     """
 
     def __init__(
@@ -173,11 +185,8 @@ class Batches(IterableDataset[Any]):
         waiting: World,
     ) -> None:
         self.device = device
-        """Device of the batches."""
         self.num_classes = inputs.num_classes
-        """Number of classes, C."""
         self.follower: Follower | None = None
-        """Wait for the parts of an epoch, while the cache is being made; None without `follow`."""
         if recipe.follow:
             self.follower = Follower(inputs.members, recipe.follow_timeout, waiting)
         phases = recipe.phases
@@ -223,7 +232,7 @@ class Batches(IterableDataset[Any]):
         return sum(max(0, min(end, epochs) - first) * count(of) for first, end, of in spans)
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield the batches of one epoch: [B, 3, S, S] fp32, mixed and normalised, and targets.
+        """Yield the batches of one epoch: pairs of images and targets, or dictionaries of them.
 
         Raises:
             UsageError: In a worker process of a DataLoader.

@@ -20,33 +20,45 @@ from cache_tools.targets.codec import DecodedTargets, SparseTargets
 
 @dataclass(frozen=True, kw_only=True)
 class SoftTargets:
-    """Soft targets and labels of B views, of K kept classes each, on the student's device.
+    """Soft targets and labels of B views, each of K slots for kept classes, on a device.
+
+    K is `targets.k_max` of the cache's recipe, for several caches at most the sum of theirs. A view
+    that keeps fewer classes has its empty slots at the end, with index 0 and probability 0:
+    `probability > 0` distinguishes them from class 0. `dense` makes [B, C] distributions; the
+    losses take the targets as they are.
 
     Example:
         >>> targets.dense(2.0).shape, targets.label.shape
         (torch.Size([50, 10]), torch.Size([50]))
+
+    Attributes:
+        index: [B, K] int64 class ids of the kept classes, ascending by id, not by probability,
+            in targets of a cache; 0 in empty slots.
+        probability: [B, K] fp32 teacher's probabilities of these classes at T = 1; 0 in empty
+            slots. With `tail[:, 0]` a row adds up to 1.
+        tail: [B, T] fp32 mass of all classes not kept, together, at each declared temperature.
+        temperatures: The T declared temperatures; the first is 1.
+        num_classes: Number of classes, C.
+        label: [B] int64 class of the view's own picture; -1 where the cache has none.
+        partner_label: [B] int64 class of the picture that the view is mixed with (mixup or cutmix),
+            or of the view's own picture where there is no such partner; -1 likewise.
+        lam: [B] fp32 share of the view's own picture, 0..1: the label's weight, 1 - lam is the
+            partner's; 1 where nothing is mixed.
+        true: [B, P] fp32 probability at T = 1 of the true class (and the partner's, P = 2) where it
+            is not kept, else 0; None if not stored.
+        square: [B] fp32 Σp² over the classes not kept, at T = 1; None if not stored.
     """
 
     index: Tensor
-    """[B, K] class ids, int64; 0 in empty slots."""
     probability: Tensor
-    """[B, K] fp32 at T = 1; 0 in empty slots."""
     tail: Tensor
-    """[B, T] fp32 mass of the classes not kept, at each declared temperature."""
     temperatures: tuple[float, ...]
-    """The T declared temperatures; the first is 1."""
     num_classes: int
-    """Number of classes, C."""
     label: Tensor
-    """[B] int64; -1 where the cache has none."""
     partner_label: Tensor
-    """[B] int64, of the pictures that these views are mixed with."""
     lam: Tensor
-    """[B] fp32 share of the view's own picture, 0..1."""
     true: Tensor | None = None
-    """[B, P] probability of the true class (and the partner's) where it is not kept, if stored."""
     square: Tensor | None = None
-    """[B] Σp² over the classes not kept, if stored."""
 
     @classmethod
     def of(
