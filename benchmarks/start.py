@@ -56,7 +56,7 @@ STEPS, PROBED = 8, 64
 TARGETS = TargetSpec(k_max=20)
 """All views keep 20 classes: random logits have more above tau."""
 GOALS = {"seconds": 60.0, "private_mb": 2000.0}
-_AUGMENTATIONS = {
+AUGMENTATIONS = {
     "crop": ViewSpec(size=224),
     "a2": ViewSpec(
         size=224, interpolation="box", auto_augment="rand-m7-mstd0.5", mixup=0.1, cutmix=1.0
@@ -151,7 +151,7 @@ def build(folder: Path, options: argparse.Namespace) -> Cache:
     """Write cache and data set below a folder; see the head of this file."""
     from cache_tools.verify import probes
 
-    spec = _AUGMENTATIONS[options.augmentation]
+    spec = AUGMENTATIONS[options.augmentation]
     rows = scale.table(options.samples, options.classes)
     made, real = pictures(), {}
     for row in real_rows(
@@ -319,7 +319,7 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=4096)
     parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=256, help="of each process")
-    parser.add_argument("--augmentation", choices=_AUGMENTATIONS, default="crop")
+    parser.add_argument("--augmentation", choices=AUGMENTATIONS, default="crop")
     parser.add_argument("--folder", type=Path, help="where the files are written, and removed")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--begin", help=argparse.SUPPRESS)
