@@ -82,7 +82,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     stages.end("parameters and targets, and the next epoch beside them")
     assert held is not beside
     private = {name: stage["private_mb"] for name, stage in stages.found.items()}
-    return {**vars(options), "json": None, "cpu_seconds": round(seconds, 1), "private_mb": private}
+    settings = {key: value for key, value in vars(options).items() if key != "json"}
+    return {**settings, "cpu_seconds": round(seconds, 1), "private_mb": private}
 
 
 def main() -> None:
