@@ -21,6 +21,7 @@ from benchmarks.pairs import Bench
 from benchmarks.parts import Parts
 from benchmarks.replay import Turn
 from benchmarks.rounds import ratio, shown, spread
+from cache_tools.render import batch as compiled_batch
 from cache_tools.render import turbojpeg
 from train.data import create_loader
 from train.data.schedule import Schedule
@@ -116,9 +117,14 @@ def regions(bench: Workbench, allowance: Allowance) -> Figures:
     return found
 
 
-def whole() -> AbstractContextManager[Any]:
+@contextlib.contextmanager
+def whole() -> Iterator[None]:
     """Decode whole rows by simplejpeg, down to a crop's last one, as without TurboJPEG 3."""
-    return mock.patch.object(turbojpeg, "functions", lambda: np.empty(0, np.int64))
+    with contextlib.ExitStack() as stack:
+        for module in (turbojpeg, compiled_batch):
+            nothing = mock.patch.object(module, "functions", lambda: np.empty(0, np.int64))
+            stack.enter_context(nothing)
+        yield
 
 
 def load(bench: Bench, threads: int, decoding: Callable[[], AbstractContextManager[Any]]) -> float:
