@@ -199,7 +199,7 @@ def fit_all(
         online = any(item.mode == "online" and result is None for _, item, result in begun)
         teacher_fn = ONLINE.load()(inputs.store, [*teachers], torch_device) if online else None
         results = []
-        for folder, item, finished in begun:
+        for number, (folder, item, finished) in enumerate(begun, 1):
             if finished is not None:
                 log.info("%s is finished; --fresh would train it anew", folder)
 
@@ -207,7 +207,8 @@ def fit_all(
                 if on_epoch is not None:
                     on_epoch(rows[of])
 
-            more = teacher_fn, world, tuple(log_to), report
+            place = f"{number} of {len(begun)}" if len(begun) > 1 else ""
+            more = teacher_fn, world, tuple(log_to), report, place
             results.append(finished or loop.train(item, inputs, folder, torch_device, *more))
     return results, world
 

@@ -134,8 +134,9 @@ def train(sweep: Sweep, planned: Sequence[Sequence[Student]]) -> None:
                 raise KeyboardInterrupt
             names = [student.name for student in cohort]
             more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-            log.info("cohort %d of %d: %s%s", number, len(planned), ", ".join(names[:6]), more)
-            train_cohort(sweep, cohort, stop=stop)
+            place = f"cohort {number} of {len(planned)}"
+            log.info("%s: %s%s", place, ", ".join(names[:6]), more)
+            train_cohort(sweep, cohort, stop=stop, place=place)
 
 
 def train_cohort(
@@ -143,8 +144,12 @@ def train_cohort(
     cohort: Sequence[Student],
     on_epoch: OnEpoch | None = None,
     stop: StopRequest | None = None,
+    place: str = "",
 ) -> None:
-    """Train the unfinished students of a cohort; in halves if memory does not suffice."""
+    """Train the unfinished students of a cohort; in halves if memory does not suffice.
+
+    `place` is which cohort of how many, for the progress bar.
+    """
     unfinished = sweep.todo
     todo = [one for one in cohort if one in unfinished]
     if not todo:
@@ -152,7 +157,13 @@ def train_cohort(
     runs = [(sweep.folder(student), student.recipe) for student in todo]
     try:
         results = loop.train_cohort(
-            runs, sweep.inputs, sweep.device, trackers=sweep.trackers, on_epoch=on_epoch, stop=stop
+            runs,
+            sweep.inputs,
+            sweep.device,
+            trackers=sweep.trackers,
+            on_epoch=on_epoch,
+            stop=stop,
+            place=place,
         )
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
@@ -165,8 +176,8 @@ def train_cohort(
             torch.cuda.empty_cache()
         half = len(todo) // 2
         log.warning("out of memory: training these %d students in two cohorts", len(todo))
-        train_cohort(sweep, todo[:half], on_epoch, stop)
-        train_cohort(sweep, todo[half:], on_epoch, stop)
+        train_cohort(sweep, todo[:half], on_epoch, stop, place)
+        train_cohort(sweep, todo[half:], on_epoch, stop, place)
         return
     for student, result in zip(todo, results, strict=True):
         if isinstance(result, NonFinite):

@@ -44,6 +44,7 @@ def train(
     world: World = ALONE,
     trackers: tuple[str, ...] = (),
     on_epoch: OnEpoch | None = None,
+    place: str = "",
 ) -> dict[str, Any]:
     """Train one student: a cohort of one; see `train_cohort`.
 
@@ -54,7 +55,9 @@ def train(
     """
     runs = [(out, recipe)]
     try:
-        [result] = train_cohort(runs, inputs, device, teacher_fn, world, trackers, on_epoch)
+        [result] = train_cohort(
+            runs, inputs, device, teacher_fn, world, trackers, on_epoch, place=place
+        )
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise too_small(recipe.student, error) from None
@@ -73,6 +76,7 @@ def train_cohort(  # noqa: PLR0912 - the one long function
     trackers: tuple[str, ...] = (),
     on_epoch: OnEpoch | None = None,
     stop: StopRequest | None = None,
+    place: str = "",
 ) -> list[dict[str, Any] | NonFinite]:
     """Train students on the same views, each batch made and moved to the device once for all.
 
@@ -89,6 +93,7 @@ def train_cohort(  # noqa: PLR0912 - the one long function
         trackers: Logs beside JSONL and TensorBoard, see `trackers.PLACES`.
         on_epoch: Callback after every finished epoch.
         stop: Request to stop; None: a signal while this runs.
+        place: Which training of how many this is, "1 of 8", for the progress bar.
 
     Returns:
         Of each student the content of result.json, or the error with which it left.
@@ -111,6 +116,7 @@ def train_cohort(  # noqa: PLR0912 - the one long function
         student.reserve()
 
     label = f"{len(runs)} students" if len(runs) > 1 else f"{shared.mode} seed {shared.seed}"
+    label += f" ({place})" if place else ""
     views = batches.total(epochs, lambda of: of.steps * of.batch_size)
     done = min(student.views for student in students)
     results: dict[Path, dict[str, Any] | NonFinite] = {}

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from timm.utils import ModelEmaV3
 
 from cache_tools.errors import UsageError
+from cache_tools.runtime import progress
 from cache_tools.store.cache import Cache
 from tests.helpers.outcome import Outcome
 from train.api import fit
@@ -278,11 +280,27 @@ def test_distillation_moves_the_student_towards_the_teacher(
     assert losses[1] < 0.7 * losses[0]
 
 
-def test_comparison_of_both_arms(kdcache: Command, digits_cache: Path, tmp_path: Path) -> None:
+def test_comparison_of_both_arms(
+    kdcache: Command, digits_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels: list[str] = []
+    bar = progress.bar
+
+    def recorded(label: str, *more: Any, **options: Any) -> AbstractContextManager[progress.Bar]:
+        labels.append(label)
+        return bar(label, *more, **options)
+
+    monkeypatch.setattr(progress, "bar", recorded)
     out = tmp_path / "both"
     arguments = ("train", "digits", "--cache", digits_cache, "--out", out, "--seeds", 2, *FAST)
     outcome = kdcache(*arguments, "--against", "labels")
     assert outcome.code == 0, outcome.err
+    assert [label for label in labels if "seed" in label] == [
+        "kd seed 0 (1 of 4)",
+        "labels seed 0 (2 of 4)",
+        "kd seed 1 (3 of 4)",
+        "labels seed 1 (4 of 4)",
+    ]
     result = json.loads((out / "comparison.json").read_text())
     for i, seed in enumerate((0, 1)):
         pair = [
