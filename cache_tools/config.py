@@ -236,6 +236,16 @@ def nearest(key: str, known: Iterable[str]) -> str:
     return f"{guess}Known are: {', '.join(known)}."
 
 
+def keys(cls: type) -> list[str]:
+    """List the keys of a recipe as overrides name them; those of tables have dots."""
+    hints, found = typing.get_type_hints(cls), []
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
+        inner = keys(hint) if dataclasses.is_dataclass(hint) else []  # type: ignore[arg-type]
+        found += [f"{field.name}.{key}" for key in inner] or [field.name]
+    return found
+
+
 def _value(hint: Any, value: Any, context: str) -> Any:
     """Convert `value` to the annotated type `hint`; RecipeError when it is of another."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)

@@ -4,6 +4,7 @@
     ├── UsageError               exit 2   ValueError          an impossible argument or option
     │   └── RecipeError          exit 2                       an impossible recipe key or value
     ├── CacheNotFound            exit 2   FileNotFoundError   no cache at this path
+    ├── RunNotFound              exit 2   FileNotFoundError   no run at this path
     ├── CacheMismatch            exit 1   ValueError          a cache of other data or teacher
     ├── CacheIncomplete          exit 1   LookupError         parts without a commit record
     ├── CacheDamaged             exit 1   OSError             bytes that differ from their record
@@ -43,6 +44,12 @@ class RecipeError(UsageError):
 
 class CacheNotFound(KdcacheError, FileNotFoundError):
     """No cache at this path."""
+
+    exit_code = 2
+
+
+class RunNotFound(KdcacheError, FileNotFoundError):
+    """No run at this path."""
 
     exit_code = 2
 

@@ -107,7 +107,7 @@ API = {
     "Recipes": ("CacheRecipe", "TeacherSource", "TrainRecipe"),
     "Errors": (
         *("KdcacheError", "UsageError", "RecipeError", "DataError", "TeacherError", "NonFinite"),
-        *("CacheNotFound", "CacheIncomplete", "CacheDamaged", "CacheMismatch"),
+        *("CacheNotFound", "CacheIncomplete", "CacheDamaged", "CacheMismatch", "RunNotFound"),
     ),
 }
 _NOTE = "<!-- Written by `python docs/generate.py`. -->\n"
@@ -206,7 +206,7 @@ def _parameters(function: Any) -> str:
     hints = typing.get_type_hints(function, include_extras=True)
     text = "| | default | |\n|---|---|---|\n"
     for parameter in _typer_parameters(function):
-        hint, info = typing.get_args(hints[parameter.name])
+        hint, info, *_ = typing.get_args(hints[parameter.name])
         if parameter.param_type_name == "argument":
             names = _argument(parameter)
         else:

@@ -26,6 +26,7 @@ from cache_tools.errors import (
     KdcacheError,
     NonFinite,
     RecipeError,
+    RunNotFound,
     TeacherError,
     UsageError,
 )
@@ -99,6 +100,7 @@ __all__ = [
     "KdcacheError",
     "NonFinite",
     "RecipeError",
+    "RunNotFound",
     "SoftTargets",
     "SparseTargets",
     "TeacherError",

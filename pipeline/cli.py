@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from cache_tools.cli.key_options import KeysOf
 from cache_tools.cli.options import Json, emit, table
 from cache_tools.errors import UsageError
 from cache_tools.runtime.text import counted
@@ -14,7 +15,9 @@ Data = Annotated[
     str, typer.Option(metavar="SRC", help="Folder of shards or images, a pattern, or a URL.")
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Recipe keys to override.")
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Recipe keys to override."),
+    KeysOf("pipeline.recipe:CacheRecipe"),
 ]
 
 Teachers = Annotated[

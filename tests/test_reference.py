@@ -38,7 +38,7 @@ def test_every_command_argument_and_option_has_a_row_with_its_help() -> None:
         words = {word for key in found for word in re.split(r",? ", key.replace("\\|", "|"))}
         named = words | {re.sub(r"[\[\].]", "", word) for word in words}
         for name, parameter in inspect.signature(entry.load()).parameters.items():
-            [info] = parameter.annotation.__metadata__
+            info, *_ = parameter.annotation.__metadata__
             given = [d for d in (info.default, *(info.param_decls or ())) if str(d)[:2] == "--"]
             option = (given or [f"--{name.strip('_').replace('_', '-')}"])[0]
             assert {option.partition("/")[0], info.metavar} & named, (entry.name, name)

@@ -22,7 +22,7 @@ from typing import Any
 
 from cache_tools.config import canonical
 from cache_tools.data.open import resolve
-from cache_tools.errors import CacheNotFound, UsageError
+from cache_tools.errors import RunNotFound, UsageError
 from cache_tools.file_contents import parse_json, read, read_text
 from cache_tools.runtime.secrets import redact
 from cache_tools.spec.canonical import difference
@@ -41,6 +41,8 @@ _REQUIRED = {
 LOCK = "run.lock"
 LOGS = ("log.jsonl", "steps.jsonl")
 """Files of rows, whose digests are stored at every checkpoint and at the end."""
+_NAMED = 12
+"""Runs of a folder that a message names."""
 _LAYOUT = 2
 """Version of the layout of repeated views in batches (`train.data.schedule`); 1: not recorded."""
 _FREE = ("threads", "loader", "checkpoint_minutes", "cache_recipe", "min_views", *FOLLOW)
@@ -102,15 +104,19 @@ def _has_begun(folder: Path) -> bool:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read the config of a run; CacheNotFound when there is none."""
+    """Read the config of a run; RunNotFound when there is none."""
     if not (folder / "config.json").is_file():
-        several = ", ".join(sorted(path.parent.name for path in folder.glob("*/result.json")))
-        now = (
-            f"Name one of those in it: {several}."
-            if several
-            else "Make one with: kdcache train RECIPE …"
+        several = sorted(path.parent for path in folder.glob("*/config.json"))
+        if not several:
+            raise RunNotFound(
+                f"there is no run at {folder}. Make one with: kdcache train RECIPE --cache CACHE "
+                f"--out {folder}"
+            )
+        names = ", ".join(run.name for run in several[:_NAMED]) + ", …" * (len(several) > _NAMED)
+        raise RunNotFound(
+            f"there is no run at {folder}: it is a folder of runs or networks "
+            f"({names}). Pass one of them, such as {several[0]}."
         )
-        raise CacheNotFound(f"there is no run at {folder}. {now}")
     config = read_json(folder / "config.json")
     if "recipe" not in config:  # of a network: its folder is measured and exported, too
         return config

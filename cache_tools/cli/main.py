@@ -20,7 +20,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from cache_tools.cli import guard
+from cache_tools.cli import guard, key_options
 from cache_tools.errors import UsageError
 from cache_tools.runtime import logs, signals
 from cache_tools.storage import disk_cache
@@ -106,7 +106,8 @@ def _application(called: str | None) -> typer.Typer:
         entry = found[name]
         command = _guarded(_load(entry)) if name == called else lambda: None
         line = HELP.get(name, f"From {entry.value.partition(':')[0]}.")
-        app.command(name, help=None if name == called else line)(command)
+        shown = None if name == called else line
+        app.command(name, cls=key_options.Command, help=shown)(command)
     return app
 
 

@@ -100,7 +100,7 @@ class Beton(ImageDataset):
         if int(self.offset_N[number]) == 0:
             raise DataError(
                 f"{self.source} holds the pixels of {self.names[number]!r} and no encoded image, "
-                "which is needed here. Write it without --raw, or point --data at the original."
+                "which is needed here. Write it without --raw, or pass the original data set."
             )
         return super().read(number)
 

@@ -27,6 +27,12 @@ SHEET = "kdcache contact sheet"
 _SYSTEM = {"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"}
 _OWN = (".kdx", ".partial", ".lock", ".beton", "_info.json")
 _OURS = "of kdcache itself"
+LAYOUTS = (
+    "Pass a folder of images (JPEG, PNG, WebP, AVIF, BMP, PNM or TIFF; a folder for each class, or "
+    "none), of WebDataset tars, or of Parquet or Arrow files, or a .beton. ILSVRC's tars of tars "
+    "become shards by: kdcache shard SRC DST."
+)
+"""Layouts of a data set, for messages."""
 _FEW = 100
 """Images outside of all folders of which each is looked at, for it may be a contact sheet."""
 _SHOWN = 5
@@ -55,7 +61,7 @@ def open_folder(
         log.info("%s: passed over: %s", root, summary)
     if not entries:
         found = f" There are others: {summary}." if passed else ""
-        raise DataError(f"there is no image in {source} ({split} split).{found}")
+        raise DataError(f"there is no image in {source} ({split} split).{found} {LAYOUTS}")
     names = [file.rpartition(".")[0] for file, _ in entries]
     if nested:
         _refuse_nested(names, source)
@@ -187,7 +193,7 @@ def _refuse_nested(names: Sequence[str], source: str) -> None:
         if len(splits) > 1 or any(splits.values()):
             raise UsageError(
                 f"{source} has the splits {', '.join(splits)} in its folder {folder}. Pass "
-                f"--data {source}/{folder}, or the folder of one split."
+                f"{source}/{folder}, or the folder of one split."
             )
 
 

@@ -259,7 +259,7 @@ def with_classes(images: ImageDataset, classes: Sequence[str]) -> ImageDataset:
     if strange := sorted({*names} - {*classes}):
         raise CacheMismatch(
             f"the validation split of {images.source} has the class {strange[0]!r}, the "
-            "training split has not. Point --data at a data set whose splits have the same classes."
+            "training split has not. Pass a data set whose splits have the same classes."
         )
     number_of = {name: number for number, name in enumerate(classes)}
     number = np.array([number_of[name] for name in names], dtype=np.int32)

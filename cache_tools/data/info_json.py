@@ -87,7 +87,7 @@ def choose(found: Mapping[str, T], split: str, source: str) -> T:
         return found[words[0]]
     raise UsageError(
         f"{source} has {'several' if words else 'no'} {split} split{'s' * bool(words)}, only "
-        f"{', '.join(found)}. Pass its folder, or a pattern of tars, as --data; or name "
+        f"{', '.join(found)}. Pass its folder or a pattern of tars, or name "
         "the split (dataset.split=… of a cache, --split of kdcache shard)."
     )
 

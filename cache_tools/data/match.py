@@ -287,7 +287,7 @@ def _check_sizes(table: SampleTable, rows: I8, images: ImageDataset) -> None:
             f"{len(changed)} of {len(table)} images in {images.source} are not the "
             f"teacher's (first: {table.keys[first]!r}, {images.length_N[first]} bytes against "
             f"{table.bytes_N[first]}). "
-            "Point --data at the original images; a re-encoded copy gives other pixels."
+            "Pass the original images; a re-encoded copy gives other pixels."
         )
 
 
@@ -296,8 +296,8 @@ def _check_labels(table: SampleTable, dataset: DatasetSpec, rows: I8, images: Im
     if named and scan.classes_sha256(images) != dataset.classes_sha256:
         raise CacheMismatch(
             f"the {len(images.class_names)} class folders of {images.source}, or their order, are "
-            "not those of the cache: labels would mean other classes. Point --data at the original "
-            "folder. Drafts of kdcache did not number classes as timm does: if they made this "
+            "not those of the cache: labels would mean other classes. Pass the original folder. "
+            "Drafts of kdcache did not number classes as timm does: if they made this "
             "cache, and names have capitals or numbers of unequal length, make it again."
         )
     changed = rows[images.label_N[rows] != table.label_N[rows]]
@@ -307,7 +307,7 @@ def _check_labels(table: SampleTable, dataset: DatasetSpec, rows: I8, images: Im
             f"{len(changed)} of {len(table)} labels in {images.source} differ from those in "
             f"the cache (first: {table.keys[first]!r}, {images.label_N[first]} against "
             f"{table.label_N[first]}). "
-            "Point --data at the original data set."
+            "Pass the original data set."
         )
 
 
@@ -315,11 +315,12 @@ def _mismatch(covered: DatasetMatch, images: ImageDataset, partial: bool) -> Cac
     first = f"first unknown key: {covered.first_extra}"
     if covered.missing:
         first = f"first missing key: {covered.first_missing}"
-    way = "make a cache of this one" + ", or pass --allow-partial to train on the shared ones" * (
-        not partial and covered.found > 0
-    )
+    ways = ["pass the data set the cache was made from", "make a cache of this one"]
+    if not partial and covered.found > 0:
+        ways.append("train on the shared ones (--allow-partial, in Python allow_partial=True)")
+    now = f"{', '.join(ways[:-1])}, or {ways[-1]}"
     return CacheMismatch(
         f"this cache was made from {len(covered.image_index_N):,} samples, the data set at "
         f"{images.source} has {covered.found + covered.extra:,}, of which {covered.found:,} are "
-        f"shared ({first}). Point --data at the data set the cache was made from, {way}."
+        f"shared ({first}). {now[0].upper()}{now[1:]}."
     )

@@ -86,7 +86,7 @@ def open_images(
         classes = _training_classes(source, split) if classes is None else classes
         images = image_folder.open_folder(root, source, split, classes, root == Path(source))
     if len(images) == 0:
-        raise DataError(f"there is no image in {source} ({split} split).")
+        raise DataError(f"there is no image in {source} ({split} split). {image_folder.LAYOUTS}")
     if layout is not None:
         if shard_keys:
             raise UsageError("--key shard/key is for tars: rows have their path or number.")
@@ -217,7 +217,7 @@ def _indexed(
     if not any(counts):
         raise DataError(
             f"there is no image in {source}: {len(found):,} shards have none, the first is "
-            f"{place.names[0]}. Point --data at shards of pictures."
+            f"{place.names[0]}. {image_folder.LAYOUTS}"
         )
     copies = DiskCache()
     checked = [remote is not None or copies.is_copy(paths[i]) for i in range(len(found))]

@@ -144,8 +144,8 @@ def find_local(source: str, split: str) -> ShardSource | None:
         if others := [name for name in names if not _is_unpacked(root, name)]:
             raise UsageError(
                 f"{root} has {len(others):,} {'tables' if is_table(names[0]) else 'tars'} "
-                f"({others[0]}) and images ({image}). Move one or the other elsewhere; --data "
-                f"'{root}/*{Path(others[0]).suffix}' selects the former alone."
+                f"({others[0]}) and images ({image}). Move one or the other elsewhere; the "
+                f"pattern '{root}/*{Path(others[0]).suffix}' selects the former alone."
             )
         log.info("%s: passed over: %d tars that its folders are the contents of (first: %s)",
                  root, len(names), printable(names[0]))  # fmt: skip
@@ -202,7 +202,7 @@ def split_folders(folder: Path) -> dict[str, list[str]]:
         if flat:
             raise UsageError(
                 f"{folder} has images in {', '.join(named)} and in {', '.join(flat[:3])}: are the "
-                f"first splits, or are all of them classes? Pass --data {folder / named[0]}, or "
+                f"first splits, or are all of them classes? Pass {folder / named[0]}, or "
                 "move the class folders into a folder named train."
             )
     seen = {(folder / name).resolve(): name for name in reversed(named)}  # links to one are one
@@ -250,7 +250,7 @@ def _by_word(names: Sequence[str], source: str) -> dict[str, list[str]]:
     if unclear := found.get(""):
         raise UsageError(
             f"the split of {unclear[0]} in {source} does not follow from its name, as that of "
-            "others does. Pass a pattern, such as --data 'FOLDER/train-*.tar', or its folder."
+            "others does. Pass a pattern, such as 'FOLDER/train-*.tar', or its folder."
         )
     return found
 

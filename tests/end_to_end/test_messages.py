@@ -34,7 +34,15 @@ def test_wrong_data_set(kdcache: Command, digits_cache: Path, digits: Path, tmp_
     run = kdcache(
         "train", "digits", "--cache", digits_cache, "--data", wrong, "--out", tmp_path / "r"
     )
-    fails(run, 1, "CacheMismatch", "100 samples", "500", "first missing key", "Point --data")
+    fails(
+        run,
+        1,
+        "CacheMismatch",
+        "100 samples",
+        "500",
+        "first missing key",
+        "or make a cache of this one",
+    )
     verify = kdcache("verify", digits_cache, "--data", wrong)
     assert verify.code == 1
     assert "first missing key" in verify.out
@@ -80,6 +88,31 @@ def test_unknown_optimizer_or_schedule(
 
 def test_missing_run(kdcache: Command, tmp_path: Path) -> None:
     fails(kdcache("eval", tmp_path), 2, "no run at", "kdcache train RECIPE")
+
+
+def test_a_folder_of_runs_names_them(kdcache: Command, tmp_path: Path) -> None:
+    for name in ("kd-seed0", "kd-seed1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    for command in (("eval", tmp_path), ("export", tmp_path, "--out", tmp_path / "x")):
+        fails(kdcache(*command), 2, "RunNotFound", "kd-seed0, kd-seed1", str(tmp_path / "kd-seed0"))
+
+
+def test_an_empty_folder_is_answered_with_the_layouts(kdcache: Command, tmp_path: Path) -> None:
+    fails(kdcache("plan", "photos", "--data", tmp_path), 1, "no image in", "WebDataset tars")
+
+
+def test_more_views_than_the_cache_has(
+    kdcache: Command, digits_cache: Path, tmp_path: Path
+) -> None:
+    command = ("train", "digits", "--cache", digits_cache, "--out", tmp_path / "r")
+    fails(kdcache(*command, "views_per_epoch=50"), 2, "views_per_epoch=4 or less", "num_views=50")
+
+
+def test_our_own_teacher_is_suggested(kdcache: Command, digits: Path, tmp_path: Path) -> None:
+    arguments = ("cache", "digits", "--data", digits, "--out", tmp_path / "c", "--teacher")
+    fails(kdcache(*arguments, "lite0-imagnet"), 2, "Did you mean lite0-imagenet?")
+    fails(kdcache(*arguments, "torchvison:resnet50"), 2, "Did you mean torchvision:resnet50 ")
 
 
 def test_no_data_and_no_teacher(kdcache: Command, digits: Path, tmp_path: Path) -> None:

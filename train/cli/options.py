@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from cache_tools.cli.key_options import KeysOf
+
 Device = Annotated[str | None, typer.Option(help="cuda, cuda:1 or cpu; default: a GPU if any.")]
 Log = Annotated[
     list[str] | None,
@@ -14,7 +16,9 @@ Weight = Annotated[
     typer.Option(metavar="W", help="Weight of each cache; default: equal weights."),
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Recipe keys to override.")
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Recipe keys to override."),
+    KeysOf("train.recipe:TrainRecipe"),
 ]
 Data = Annotated[
     str | None, typer.Option(metavar="SRC", help="Its images; default: the source of the cache.")

@@ -101,7 +101,9 @@ def open_inputs(
     probes.check_replayable(store)
     source = data or members.source
     if not source:
-        raise UsageError(f"where are the images of {store.name}? Pass --data with their folder.")
+        raise UsageError(
+            f"where are the images of {store.name}? Pass their folder (--data, in Python data=)."
+        )
     store.map_table()
     images, covered = match.open_aligned(store.table, store.spec.dataset, source, partial)
     validation = _validation(source, store, images.class_names)

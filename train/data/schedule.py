@@ -108,8 +108,8 @@ class Schedule:
         elif aug_repeats > 1 and store.spec.views.mixes:
             raise UsageError(
                 f"aug_repeats={aug_repeats} shows pairs of a mixing cache in turns, which "
-                "is impossible when some partners are missing. Pass aug_repeats=1 with "
-                "--allow-partial."
+                "is impossible when some partners are missing. Pass aug_repeats=1, or the whole "
+                "data set."
             )
         self.present_N = present_N
         """[N] True where the sample can be shown."""
@@ -127,10 +127,15 @@ class Schedule:
         self._seed = seed
         self._shuffle = shuffle
         self.batch_size = batch_size
-        if self._m > self._num_shown:
+        if self._m > (most := self._num_shown):
+            shown = f", of which num_views={most} are shown" * (most < store.num_views)
+            lower = f"views_per_epoch={most // aug_repeats}"
+            if most < aug_repeats:
+                lower = f"views_per_epoch=1 aug_repeats={most}"
             raise UsageError(
-                f"an epoch shows {self._m} views of a sample, the cache has {self._num_shown} "
-                "views."
+                f"an epoch shows {self._m} views of a sample, the cache has {store.num_views} "
+                f"views{shown}. Pass {lower} or less, or a cache of more views: kdcache cache with "
+                f"num_views={self._m}."
             )
         self.num_views = self._length()
         self.steps = self.num_views // batch_size

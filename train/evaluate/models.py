@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from timm.data import resolve_data_config
 
-from cache_tools.errors import CacheNotFound, UsageError
+from cache_tools.errors import RunNotFound, UsageError
 from cache_tools.spec.teacher import Precision
 from cache_tools.storage import seal
 from train import recipe as recipes
@@ -63,14 +63,14 @@ def open_target(path: str, options: EvalOptions) -> EvalTarget:
     """Open the networks of a run, of a folder that timm saved, or of a name.
 
     Raises:
-        CacheNotFound, CacheIncomplete: No run, or one that is not finished.
+        RunNotFound, CacheIncomplete: No run, or one that is not finished.
         UsageError, TeacherError: No such network, or one whose weights cannot be loaded.
     """
     folder = Path(path)
     if not folder.is_dir():
         nowhere = path.startswith(("/", ".")) or path.count("/") > 1
         if folder.exists() or (nowhere and ":" not in path):
-            raise CacheNotFound(
+            raise RunNotFound(
                 f"there is no run at {path}, and no network. Pass the folder of a run, a folder "
                 "with config.json and model.safetensors, or a network's name."
             )

@@ -46,7 +46,7 @@ def read(folder: Path, weights: Weights, architecture: str = "") -> ExportedStud
     """Read a student of a finished run; `architecture` names it where it is code.
 
     Raises:
-        CacheNotFound, CacheIncomplete: No run, or one that is not finished.
+        RunNotFound, CacheIncomplete: No run, or one that is not finished.
         UsageError: It has no such weights.
         NonFinite: A weight is NaN or Inf.
     """
