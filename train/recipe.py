@@ -22,18 +22,19 @@ LastWeight = Annotated[float, Range(-1, 1e6)]
 Share = Annotated[float, Range(0, 1, "most")]
 Size = int | tuple[tuple[float, ...], ...]
 _PIXELS = Range(0, 4096)
-_ORDER = (
-    "batch_size",
+_VIEWS = (
     "grad_accum_steps",
     "views_per_epoch",
     "aug_repeats",
     "num_views",
     "view_order",
 )
+_ORDER = ("batch_size", *_VIEWS)
 FOLLOW = ("follow", "follow_timeout")
 """Keys of runs that wait for the cache."""
 _RUNNING = ("loader", "threads", "checkpoint_minutes", "deterministic")
-_STREAM = (*_ORDER, *_RUNNING, *FOLLOW)
+STREAM = (*_VIEWS, *_RUNNING, *FOLLOW)
+"""Keys that decide, with batch sizes and the seed of the order, how batches are made."""
 
 
 @dataclass(frozen=True)
@@ -261,8 +262,20 @@ class TrainRecipe:
 
     @property
     def stream(self) -> tuple[Any, ...]:
-        """Values that decide the batches: students that agree in them share their batches."""
-        return self.seed_of_order, *(getattr(self, name) for name in _STREAM), self.phases
+        """Values that decide the views of each step: students that agree share what is decoded.
+
+        Those of one size share their batches.
+        """
+        return (self.seed_of_order, self.batch_sizes, *(getattr(self, name) for name in STREAM))
+
+    @property
+    def batch_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Epochs at which the batch size changes, the first one included, and its value."""
+        found: list[tuple[int, int]] = []
+        for phase in self.phases:
+            if not found or found[-1][1] != phase.batch_size:
+                found.append((phase.first, phase.batch_size))
+        return tuple(found)
 
     @property
     def seed_of_order(self) -> int:
@@ -283,9 +296,17 @@ class TrainRecipe:
             for share, size, *batch in self.size
         )
 
+    def phase_at(self, epoch: int) -> Phase:
+        """Return the phase of an epoch."""
+        return [phase for phase in self.phases if phase.first <= epoch][-1]
+
     def sizes(self, own: int) -> list[int]:
         """List the pixels a side of the views of each phase; `own`: those of the cache's views."""
         return [phase.size or own for phase in self.phases]
+
+    def size_at(self, epoch: int, own: int) -> int:
+        """Return the pixels a side of the views of an epoch; `own` as of `sizes`."""
+        return self.phase_at(epoch).size or own
 
     def train_size(self, own: int) -> int:
         """Return the pixels a side of the views it is shown last; `own` as of `sizes`."""

@@ -23,7 +23,7 @@ from cache_tools.views.draw import ViewParams
 
 U1 = NDArray[np.uint8]
 ViewRequest = tuple[ViewParams, int, U1]
-"""One view: parameters of B views, which of them, and [S, S, 3] to write."""
+"""One view: parameters of B views, which of them, and [S, S, 3] to write; S is the view's own."""
 
 
 class ViewRenderer:
@@ -100,25 +100,28 @@ class ViewRenderer:
             row_P: Rows of the images.
             first_P: [P + 1], the first view of each image, and the number of views.
             params: Parameters of the views.
-            out: [S, S, 3] to write for each view, contiguous.
+            out: [S, S, 3] to write for each view, contiguous; S is the view's own.
             address_V: Their addresses.
 
         Raises:
             As `render`, which makes what is not plain.
         """
-        status_P = self._compiled(row_P, first_P, params, address_V)
+        size_V = np.array([len(pixels) for pixels in out], np.int64)
+        status_P = self._compiled(row_P, first_P, params, address_V, size_V)
         for i in np.flatnonzero(status_P != batch.DONE).tolist():
             views = range(int(first_P[i]), int(first_P[i + 1]))
             self.render(int(row_P[i]), [(params, v, out[v]) for v in views])
 
-    def _compiled(self, row_P: I8, first_P: I8, params: ViewParams, address_V: I8) -> U1:
+    def _compiled(
+        self, row_P: I8, first_P: I8, params: ViewParams, address_V: I8, size_V: I8
+    ) -> U1:
         """Make what compiled code can; the images' statuses."""
         status_P, calls_F = np.full(len(row_P), batch.LEFT, np.uint8), batch.functions()
         if not calls_F.size or self._table is None or self._crc_N is None:
             return status_P
         if self.spec.scaled_decode:
             return status_P
-        size, width_P = self.spec.size, self._table.width_N[row_P].astype(np.int64)
+        width_P = self._table.width_N[row_P].astype(np.int64)
         descriptor_P, begin_P, length_P = self._images.locate(row_P)
         bottom_V = params.box_B4[:, 0].astype(np.int64) + params.box_B4[:, 2]
         room_P = 3 * np.maximum.reduceat(bottom_V, first_P[:-1]) * width_P
@@ -134,7 +137,7 @@ class ViewRenderer:
             begin_P[i], length_P[i] = held[-1].ctypes.data, held[-1].size
         batch.decode_views(
             *(calls_F, descriptor_P, begin_P, length_P, crc_P, width_P, first_P),
-            *(params.box_B4, params.filter_B, params.flip_B, address_V, size),
+            *(params.box_B4, params.filter_B, params.flip_B, address_V, size_V),
             self._encoded.room(int(length_P[plain_P].max())),
             self._buffer.room(int(room_P[plain_P].max())),
             status_P,
@@ -143,7 +146,7 @@ class ViewRenderer:
         if params.codes_BL.any() or params.erase_BE8[:, :, 2].any():
             batch.finish_views(
                 kernels.addresses(params.codes_BL),
-                *(address_V, size, params.codes_BL, params.arguments_BL6),
+                *(address_V, size_V, params.codes_BL, params.arguments_BL6),
                 np.array(self.spec.fill, np.uint8),
                 *(params.erase_BE8, params.noise_BE2, first_P, status_P),
             )

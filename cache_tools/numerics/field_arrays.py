@@ -1,7 +1,7 @@
 """Rows of dataclasses whose fields are arrays with a common first axis."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -39,6 +39,14 @@ def collect(parts: Iterable[T], count: int) -> T:
         at += rows
     assert whole is not None
     return whole
+
+
+def share(table: T, other: T) -> T:
+    """Return `table` with the arrays of another instance in place of equal ones of its own."""
+    names = [field.name for field in fields(cast(Any, table))]
+    pairs = {name: (getattr(table, name), getattr(other, name)) for name in names}
+    equal = {name: theirs for name, (own, theirs) in pairs.items() if np.array_equal(own, theirs)}
+    return cast(T, replace(cast(Any, table), **equal))
 
 
 def select(table: T, row_R: NDArray[np.int64]) -> T:

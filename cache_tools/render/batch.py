@@ -43,7 +43,7 @@ def decode_views(
     filter_V: I1,
     flip_V: NDArray[np.bool_],
     address_V: I8,
-    size: int,
+    size_V: I8,
     encoded: U1,
     room: U1,
     status_P: U1,
@@ -62,7 +62,7 @@ def decode_views(
         filter_V: Resampling of each view.
         flip_V: Whether it is flipped.
         address_V: Where the [S, S, 3] pixels of each view go.
-        size: S.
+        size_V: S of each view.
         encoded: Memory for an encoded picture.
         room: Memory for a decoded one, down to the last row that a view shows.
         status_P: Written where it is TODO.
@@ -72,7 +72,7 @@ def decode_views(
             continue
         status_P[i] = LEFT
         own = slice(first_P[i], first_P[i + 1])
-        top, left, bottom, right = _union(box_V4[own], filter_V[own], size)
+        top, left, bottom, right = _union(box_V4[own], filter_V[own], size_V[own])
         length, data = np.int64(length_P[i]), encoded[: length_P[i]]
         if descriptor_P[i] < 0:
             data = carray(pointer(begin_P[i]), (length,), np.uint8)
@@ -88,7 +88,7 @@ def decode_views(
         picture = room[: 3 * bottom * columns].reshape(bottom, columns, 3)
         for v in range(first_P[i], first_P[i + 1]):
             y, x, height, width = box_V4[v]
-            out = carray(pointer(address_V[v]), (size, size, 3), np.uint8)
+            out = carray(pointer(address_V[v]), (size_V[v], size_V[v], 3), np.uint8)
             crop = np.int64(y), np.int64(x), np.int64(height), np.int64(width), flip_V[v], out
             call(calls_F[_CROP], (picture, *crop))
         status_P[i] = DONE
@@ -98,7 +98,7 @@ def decode_views(
 def finish_views(
     operation_C: I8,
     address_V: I8,
-    size: int,
+    size_V: I8,
     codes_VL: I1,
     arguments_VL6: I4,
     fill: U1,
@@ -113,12 +113,14 @@ def finish_views(
     fields of `ViewParams`; `operation_C` is `kernels.addresses`, `fill` [3] the colour outside of
     a mapped picture.
     """
-    scratch = np.empty((size, size, 3), np.uint8)
+    memory = np.empty(3 * size_V.max() ** 2, np.uint8)
     for i in range(status_P.size):
         for v in range(first_P[i], first_P[i + 1]):
             if status_P[i] != DONE:
                 break
+            size = size_V[v]
             image = carray(pointer(address_V[v]), (size, size, 3), np.uint8)
+            scratch = memory[: 3 * size * size].reshape(size, size, 3)
             codes, arguments = codes_VL[v], arguments_VL6[v]
             if kernels.run(operation_C, codes, arguments, fill, image, scratch):
                 status_P[i] = LEFT
@@ -147,13 +149,13 @@ def _crc(calls_F: I8, data: U1) -> np.uint32:
 
 
 @njit(nogil=True, cache=True)
-def _union(box_B4: I4, filter_B: I1, size: int) -> tuple[np.int64, np.int64, np.int64, np.int64]:
+def _union(box_B4: I4, filter_B: I1, size_B: I8) -> tuple[np.int64, np.int64, np.int64, np.int64]:
     """Top, left, bottom and right of what views show; nothing where one is not made here."""
     none = np.int64(0)
     top, left, bottom, right = box_B4[0, 0], box_B4[0, 1], 0, 0
     for k in range(box_B4.shape[0]):
         y, x, height, width = box_B4[k]
-        if min(height, width) <= 0 or not render.in_integers(filter_B[k], height, width, size):
+        if min(height, width) <= 0 or not render.in_integers(filter_B[k], height, width, size_B[k]):
             return none, none, none, none
         top, left = min(top, y), min(left, x)
         bottom, right = max(bottom, y + height), max(right, x + width)

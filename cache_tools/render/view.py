@@ -90,7 +90,8 @@ def render_views(
         data: The encoded image.
         key: Name of the sample, for messages.
         spec: The augmentation.
-        wanted: For each view: parameters of B views, which of them, and [size, size, 3] to write.
+        wanted: For each view: parameters of B views, which of them, and [S, S, 3] to write, with
+            an S of its own that the parameters were drawn for.
         reuse: Where to decode to.
         seen: These bytes were decoded as a whole before, so that what no box shows need not be.
 
@@ -98,7 +99,8 @@ def render_views(
         DataError: The image cannot be decoded.
     """
     part = _union([params.box_B4[row].tolist() for params, row, _ in wanted]) if seen else None
-    scales = [scale_log2(spec, *params.box_B4[row, 2:].tolist()) for params, row, _ in wanted]
+    sides = [(*params.box_B4[row, 2:].tolist(), len(out)) for params, row, out in wanted]
+    scales = [scale_log2(spec, height, width, size) for height, width, size in sides]
     for scale in sorted(set(scales)):
         picture = decode.decode(data, key, reuse, scale, part)
         for (params, row, out), own in zip(wanted, scales, strict=True):
@@ -113,9 +115,12 @@ def _union(boxes: list[list[int]]) -> decode.Box:
     return top, left, bottom - top, right - left
 
 
-def scale_log2(spec: ViewSpec, height: int, width: int) -> int:
-    """Compute how often a picture is halved in decoding, 0..3, for a crop of this size."""
-    return int(scale_of(spec.size, height, width)) if spec.scaled_decode else 0
+def scale_log2(spec: ViewSpec, height: int, width: int, size: int = 0) -> int:
+    """Compute how often a picture is halved in decoding, 0..3, for a crop of this size.
+
+    `size` is that of the view in pixels; 0: the spec's.
+    """
+    return int(scale_of(size or spec.size, height, width)) if spec.scaled_decode else 0
 
 
 @njit(nogil=True, cache=True)
@@ -146,13 +151,14 @@ def scaled_box(
 def render(
     picture: U1, spec: ViewSpec, params: draw.ViewParams, row: int, out: U1, scale: int = 0
 ) -> None:
-    """Render view `row` of `params` of a decoded image, [H, W, 3] RGB, into `out`, [size, size, 3].
+    """Render view `row` of `params` of a decoded image, [H, W, 3] RGB, into `out`, [S, S, 3].
 
-    The picture was halved `scale` times; boxes count in pixels of the whole one.
+    The size is that of `out`, whatever the spec's. The picture was halved `scale` times; boxes
+    count in pixels of the whole one.
     """
     top, left, height, width = scaled_box(params.box_B4[row], scale, *picture.shape[:2])
     filter_, flip = int(params.filter_B[row]), bool(params.flip_B[row])
-    crop_resize(picture, (top, left, height, width), spec.size, filter_, flip, out)
+    crop_resize(picture, (top, left, height, width), len(out), filter_, flip, out)
     codes, fill = params.codes_BL[row], np.array(spec.fill, np.uint8)
     if codes.any():
         kernels.apply(codes, params.arguments_BL6[row], fill, out, np.empty_like(out))

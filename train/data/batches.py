@@ -24,12 +24,14 @@ from train.data import create_loader
 from train.data.device_batch import DeviceBatch, InputTransform, OnlineFn
 from train.data.follow import Follower
 from train.data.inputs import Inputs, check_inputs, open_inputs
-from train.data.loader import Batch
+from train.data.loader import Batch, Loader
 from train.data.schedule import Schedule
 from train.distributed import ALONE, World
 from train.loss.targets import SoftTargets
-from train.recipe import TrainRecipe
+from train.recipe import Phase, TrainRecipe
 
+SizesOf = Callable[[int], Sequence[int]]
+"""Sizes in pixels of the views that students are shown in an epoch."""
 _STATE = ("epoch", "step", "steps", "stream")
 
 
@@ -197,6 +199,7 @@ class Batches(IterableDataset[Any]):
         ]
         for schedule in self._schedules:
             schedule.max_pictures(world)  # a batch that cannot be divided is refused now
+        self._epochs, self._of = epochs, partial(Schedule.of, recipe, inputs)
         self._create = partial(
             create_loader.create,
             recipe,
@@ -205,8 +208,8 @@ class Batches(IterableDataset[Any]):
             pin_memory=device.type == "cuda",
             follower=self.follower,
         )
-        self._loaded = self._schedules[0]
-        self._loader = self._create(self._loaded)
+        self._loaded: tuple[int, tuple[int, ...]] | None = None
+        self._load(0, self._own_size)  # a loader that cannot be used is refused now
         self._stream = [inputs.fingerprint, world.size, *recipe.order]
         if recipe.size:  # without one, states of earlier versions are loaded
             self._stream.append(f"size={recipe.size if len(phases) == 1 else phases}")
@@ -254,9 +257,33 @@ class Batches(IterableDataset[Any]):
 
     def rendered(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield the batches of one epoch on the host, from `first_step` on."""
-        if (schedule := self.schedule_of(epoch)) is not self._loaded:
-            self._loaded, self._loader = schedule, self._create(schedule)
-        return self._loader.epoch(epoch, first_step)
+        [size] = self._own_size(epoch)
+        return (batches[size] for batches in self.sized(epoch, first_step, self._own_size))
+
+    def sized(self, epoch: int, first_step: int, sizes: SizesOf) -> Iterator[dict[int, Batch]]:
+        """Yield the batches of one epoch on the host at each size, by size.
+
+        A picture is decoded once for all of them. Order and batch size are those of the schedule.
+        """
+        return self._load(epoch, sizes).sized(epoch, first_step)
+
+    def _load(self, epoch: int, sizes: SizesOf) -> Loader:
+        """Return the loader of an epoch at these sizes, the one in hand if it is the same."""
+
+        def wanted(epoch: int) -> tuple[int, tuple[int, ...]]:
+            return self.schedule_of(epoch).batch_size, tuple(sizes(epoch))
+
+        if self._loaded != (now := wanted(epoch)):
+            later = range(epoch + 1, self._epochs) if self._epochs else ()
+            end = next((one for one in later if wanted(one) != now), self._epochs)
+            phases = [Phase(epoch, size, now[0]) for size in now[1]]
+            first, *others = [self._of(end, phase) for phase in phases]
+            self._loaded, self._loader = now, self._create(first, others=others)
+        return self._loader
+
+    def _own_size(self, epoch: int) -> tuple[int, ...]:
+        """Size of the schedule's views in an epoch."""
+        return (self.schedule_of(epoch).views.size,)
 
     def move(self, batch: Batch, online: OnlineFn | None = None) -> DeviceBatch:
         """Move a batch to the device, mix it, and run a teacher in the loop on it."""

@@ -6,6 +6,7 @@ Both give the same batches bit for bit, so that only the speed depends on the ch
 import functools
 import importlib.util
 import logging
+from collections.abc import Sequence
 
 from cache_tools.data.beton import RAW, Beton
 from cache_tools.data.images import ImageDataset
@@ -34,16 +35,24 @@ def create(
     world: World = ALONE,
     pin_memory: bool = False,
     follower: Follower | None = None,
+    others: Sequence[Schedule] = (),
 ) -> Loader:
-    """Create the loader of a run; `pin_memory` page-locks its pixels, for a GPU.
+    """Create the loader of a run, or of a cohort of students of several sizes.
 
-    With a `follower`, parts of the cache may be missing until their epoch.
+    `others` has the same views at the other sizes; the rest is as of `Loader`.
 
     Raises:
         UsageError: The recipe names a loader that cannot be used.
     """
     cache, images = inputs.store, inputs.images
     kind, reason = choose(recipe, images, cache.spec, schedule.num_views * (schedule.epochs or 1))
+    if others and kind == "ffcv":
+        kind, reason = "native", "of views at several sizes, which FFCV's pipeline does not make"
+        if recipe.loader == "ffcv":
+            raise UsageError(
+                "loader=ffcv renders views of one size, and these students have several. Pass "
+                "loader=native, or train them apart."
+            )
     _log_choice(kind, reason)
     renderer: Renderer = NativeRenderer(cache, images, recipe.threads, schedule.views)
     if kind == "ffcv":
@@ -52,7 +61,7 @@ def create(
 
         renderer = FfcvRenderer(cache, images, recipe.threads, schedule, world)
     targets = StoredTargets(inputs.members, "zero" if recipe.tail == "zero" else "uniform")
-    return Loader(schedule, targets, renderer, world, pin_memory, follower)
+    return Loader(schedule, targets, renderer, world, pin_memory, follower, others)
 
 
 def native(cache: Cache, images: ImageDataset, schedule: Schedule, num_threads: int = 0) -> Loader:

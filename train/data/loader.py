@@ -4,13 +4,14 @@ A batch is a function of (epoch, step) alone: neither the renderer, nor the numb
 nor an interruption changes a bit of it. A loader is put together from a schedule (which views
 when), targets (of one cache or several) and a renderer (native or FFCV's), none of which depends on
 another. A few batches are in the making while one is trained on; those of a span of steps
-(`Schedule.spans`) are made together, so that a picture is decoded once for all its views in them.
+(`Schedule.spans`) are made together, so that a picture is decoded once for all its views in them;
+and so are those of students of several sizes, which are shown the same views.
 
 Shapes: B views of a batch, S pixels a side, U views and partners of a batch, each once.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from cache_tools.store import view_params
 from cache_tools.targets.codec import DecodedTargets
 from train.data.buffer_pool import BufferPool
 from train.data.follow import Follower
-from train.data.prefetch import EpochPrefetcher, View
+from train.data.prefetch import Epoch, EpochPrefetcher, View
 from train.data.schedule import Plan, Schedule
 from train.data.stored_targets import StoredTargets
 from train.distributed import ALONE, World
@@ -52,8 +53,9 @@ class Renderer(Protocol):
         """Prepare one epoch.
 
         Args:
-            loaded: Views of the epoch. Slot s is the view of `loaded[s]`, slot len(loaded) + s the
-                partner of its own that an imported view is mixed with.
+            loaded: Views of the epoch, with several sizes those of one after the other. Slot s is
+                the view of `loaded[s]`, slot len(loaded) + s the partner of its own that an
+                imported view is mixed with.
             requests: [U, 2] rows and slots of each span to come, for renderers that work ahead.
 
         Returns:
@@ -113,36 +115,53 @@ class Loader:
         world: World = ALONE,
         pin_memory: bool = False,
         follower: Follower | None = None,
+        others: Sequence[Schedule] = (),
     ) -> None:
-        """Put a loader together; `pin_memory` page-locks its pixels, for a GPU.
+        """Put a loader together.
 
-        With a `follower`, parts of the cache may be missing until their epoch.
+        Args:
+            schedule: Views of each step.
+            targets: Their stored targets.
+            renderer: Their pixels.
+            world: The processes that share each batch.
+            pin_memory: True to page-lock the pixels, for a GPU.
+            follower: Where parts of the cache may be missing until their epoch.
+            others: The same views at other sizes, for `sized`.
 
         Raises:
             UsageError: A batch cannot be divided evenly among the processes.
         """
         self._cache = cache = targets.members.reference
         self._schedule, self._targets, self._renderer = schedule, targets, renderer
+        schedules = [schedule, *others]
+        self._sizes = [one.views.size for one in schedules]
         self._world = world
         shares = world if renderer.takes_shares else ALONE
-        self._epochs = EpochPrefetcher(targets.members, schedule, renderer.images, follower, shares)
+        self._epochs = EpochPrefetcher(
+            targets.members, schedules, renderer.images, follower, shares
+        )
         self._has_partners = view_params.has_partner_params(cache)
-        side = schedule.views.size
-        self._pool = BufferPool((schedule.max_pictures(world), side, side, 3), pin_memory)
+        most = schedule.max_pictures(world)
+        self._pools = [BufferPool((most, side, side, 3), pin_memory) for side in self._sizes]
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield the batches of one epoch from `first_step` on."""
-        plan, loaded = self._epochs.get(epoch)
+        return (batches[self._sizes[0]] for batches in self.sized(epoch, first_step))
+
+    def sized(self, epoch: int, first_step: int = 0) -> Iterator[dict[int, Batch]]:
+        """Yield the batches of one epoch at each size, by size, from one decode of each picture."""
+        epochs = self._epochs.get(epoch)
+        plan, loaded = epochs[0][0], [view for _, views in epochs for view in views]
         spans = [span[max(0, first_step - span.start) :] for span in self._schedule.spans]
         spans = [span for span in spans if span]
         ahead = max(1, AHEAD // max(map(len, self._schedule.spans)))
         requests = (self._request(plan, span)[0] for span in spans)
-        queue: deque[Future[list[Batch]]] = deque()
+        queue: deque[Future[list[dict[int, Batch]]]] = deque()
         with self._renderer.epoch(loaded, requests) as render:
             pool = ThreadPoolExecutor(self._renderer.workers, thread_name_prefix="batch")
             try:
                 for span in spans:
-                    queue.append(pool.submit(self._make, plan, loaded, span, render))
+                    queue.append(pool.submit(self._make, epochs, span, render))
                     if len(queue) > ahead:
                         yield from queue.popleft().result()
                 while queue:
@@ -151,12 +170,12 @@ class Loader:
                 pool.shutdown(cancel_futures=True)
 
     def _request(self, plan: Plan, span: range) -> tuple[I8, I8, list[tuple[I8, I8, I8]]]:
-        """Row and slot of all pictures of a span, ascending.
+        """Row and slot of all pictures of a span, at each size, ascending.
 
         Returns:
-            [U, 2]; their order, as indices into those of each step one after the other; and of each
-            step the positions in the plan, row and slot of its pictures (each once and ascending),
-            and the index into these of each view, then of each partner.
+            [U, 2]; their order, as indices into those of each size and step one after the other;
+            and of each step the positions in the plan, row and slot of its pictures (each once and
+            ascending), and the index into these of each view, then of each partner.
         """
         steps = []
         for step in span:
@@ -170,42 +189,64 @@ class Loader:
                 wanted = np.concatenate([wanted, np.stack([plan.partner_M[at], slot], axis=1)])
             unique, index = np.unique(wanted, axis=0, return_inverse=True)
             steps.append((at, unique, index.reshape(-1)))
-        every = np.concatenate([wanted for _, wanted, _ in steps])
+        shifts = [np.array([0, i * len(plan.views)]) for i in range(len(self._sizes))]
+        every = np.concatenate([wanted + shift for shift in shifts for _, wanted, _ in steps])
         order = np.lexsort(every.T[::-1])
         return every[order], order, steps
 
-    def _make(self, plan: Plan, loaded: list[View], span: range, render: RenderFn) -> list[Batch]:
+    def _make(self, epochs: list[Epoch], span: range, render: RenderFn) -> list[dict[int, Batch]]:
         """Render the pictures of a span and decode its targets."""
+        plan, loaded = epochs[0]
         every, order, steps = self._request(plan, span)
-        laid, out = [], []
+        laid = []
         for at, wanted, index in steps:
             # a picture's place is that of its first view, or behind all views
             at_U, views = np.full(len(wanted), -1), np.arange(len(at))
             at_U[index[: len(at)][::-1]] = views[::-1]
             others = np.flatnonzero(at_U < 0)
             at_U[others] = len(at) + np.arange(len(others))
-            pictures = self._pool.take()[: len(at) + len(others)]
-            out += [pictures[i] for i in at_U.tolist()]
-            laid.append((at, pictures, at_U[index]))
+            laid.append((at_U, len(at) + len(others), at_U[index]))
+        out: list[U1] = []
+        memory = []
+        for pool in self._pools:
+            memory.append([pool.take()[:count] for _, count, _ in laid])
+            for pictures, (at_U, _, _) in zip(memory[-1], laid, strict=True):
+                out += [pictures[i] for i in at_U.tolist()]
         render(every, [out[i] for i in order.tolist()])
-        return [self._batch(plan, loaded, *of_step) for of_step in laid]
+        made = []
+        for (at, _, _), (_, _, picture_at), *pictures in zip(steps, laid, *memory, strict=True):
+            targets = self._decode(plan, loaded, at)
+            made.append(
+                {
+                    size: self._batch(of_size, targets, at, own, picture_at)
+                    for size, (of_size, _), own in zip(self._sizes, epochs, pictures, strict=True)
+                }
+            )
+        return made
 
-    def _batch(self, plan: Plan, loaded: list[View], at: I8, pictures: U1, picture_at: I8) -> Batch:
-        """Batch of the views `at` some positions; `picture_at`: index of each view and partner."""
+    def _decode(self, plan: Plan, loaded: list[View], at: I8) -> DecodedTargets:
+        """Decode the targets of the views `at` some positions."""
         of_batch = (plan.row_M[at], plan.slot_M[at], plan.partner_M[at])
         row, slot, partner = (column.astype(np.int64) for column in of_batch)
+        label = self._cache.table.label_N
+        label_BP = np.stack([label[row], label[partner]], axis=1).astype(np.int64)
+        return self._targets.decode(loaded, slot, row, label_BP)
+
+    def _batch(
+        self, plan: Plan, targets: DecodedTargets, at: I8, pictures: U1, picture_at: I8
+    ) -> Batch:
+        """Batch of the views `at` some positions; `picture_at`: index of each view and partner."""
         for again in np.flatnonzero(picture_at[: len(at)] != np.arange(len(at))).tolist():
             pictures[again] = pictures[picture_at[again]]
         label = self._cache.table.label_N
-        own, other = label[row].astype(np.int64), label[partner].astype(np.int64)
         return Batch(
             pictures,
             picture_at[len(at) :] if self._cache.spec.views.mixes else None,
             plan.lam_M[at].astype(np.float32),
             plan.cut_M4[at].astype(np.int32),
-            self._targets.decode(loaded, slot, row, np.stack([own, other], axis=1)),
-            own,
-            other,
+            targets,
+            label[plan.row_M[at]].astype(np.int64),
+            label[plan.partner_M[at]].astype(np.int64),
             self._targets.members.temperatures,
             self._cache.spec.teacher.num_classes,
             None if plan.outside_M is None else plan.outside_M[at].astype(np.float32),

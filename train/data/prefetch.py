@@ -8,7 +8,7 @@ Shapes: N samples.
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -59,32 +59,34 @@ Epoch = tuple[Plan, list[View]]
 
 
 class EpochPrefetcher:
-    """Epochs of a schedule; the one after the last one returned is made in the background."""
+    """Epochs of schedules; the one after the last one returned is made in the background."""
 
     def __init__(
         self,
         members: CacheEnsemble,
-        schedule: Schedule,
+        schedules: Sequence[Schedule],
         images: ImageDataset,
         follower: Follower | None = None,
         world: World = ALONE,
     ) -> None:
-        """Prefetch epochs 0 .. `schedule.epochs`; where that is unset, one more each time.
+        """Prefetch the epochs of schedules that differ in the size of the views alone.
 
-        With a `follower`, only those are prefetched whose parts are there; of several processes
-        each loads its share.
+        These are 0 .. `Schedule.epochs`; where that is unset, one more each time. With a
+        `follower`, only those are prefetched whose parts are there; of several processes each loads
+        its share.
         """
         self._world = world
         self._members = members
-        self._schedule = schedule
+        self._schedules = [*schedules]
+        self._schedule = schedules[0]
         self._images = images
         self._follower = follower
-        self._views: dict[int, View] = {}
-        self._next: tuple[int, Future[Epoch]] | None = None
+        self._views: dict[int, list[View]] = {}
+        self._next: tuple[int, Future[list[Epoch]]] | None = None
         self._lock = threading.Lock()
 
-    def get(self, epoch: int) -> Epoch:
-        """Return an epoch and start to prepare the following one.
+    def get(self, epoch: int) -> list[Epoch]:
+        """Return an epoch of each schedule, and start to prepare the following one.
 
         Raises:
             CacheIncomplete, CacheDamaged: A part of the cache cannot be read.
@@ -102,23 +104,28 @@ class EpochPrefetcher:
         background.shutdown(wait=False)  # the thread ends with its one task
         return found
 
-    def _make(self, epoch: int) -> Epoch:
-        plan = self._schedule.plan(epoch)
-        shares = self._schedule.rows(plan, self._world)
+    def _make(self, epoch: int) -> list[Epoch]:
+        first, *others = [schedule.plan(epoch) for schedule in self._schedules]
+        plans = [first, *(field_arrays.share(plan, first) for plan in others)]
+        shares = self._schedule.rows(first, self._world)
         if shares is not None:  # other rows in every epoch
-            pairs = zip(plan.views, shares, strict=True)
-            return plan, [self._load(number, row_N) for number, row_N in pairs]
+            pairs = zip(first.views, shares, strict=True)
+            loaded = [self._load(number, row_N) for number, row_N in pairs]
+            return [*zip(plans, map(list, zip(*loaded, strict=True)), strict=True)]
         with self._lock:
-            loaded = [self._views.get(number) or self._load(number) for number in plan.views]
-            self._views = dict(zip(plan.views, loaded, strict=True))
-        return plan, loaded
+            loaded = [self._views.get(number) or self._load(number) for number in first.views]
+            self._views = dict(zip(first.views, loaded, strict=True))
+        return [*zip(plans, map(list, zip(*loaded, strict=True)), strict=True)]
 
-    def _load(self, number: int, row_N: Rows | None = None) -> View:
-        """Load a view of all samples, or of some."""
-        store, spec = self._members.reference, self._schedule.views
+    def _load(self, number: int, row_N: Rows | None = None) -> list[View]:
+        """Load a view of all samples, or of some, with its parameters at each size."""
+        store = self._members.reference
         count = store.spec.dataset.num_samples if row_N is None else len(row_N)
-        draw_rows = partial(view_params.parameters, store, number, spec=spec)
-        params = field_arrays.collect(map(draw_rows, self._blocks(row_N)), count)
+        sized: list[draw.ViewParams] = []
+        for schedule in self._schedules:
+            draw_rows = partial(view_params.parameters, store, number, spec=schedule.views)
+            params = field_arrays.collect(map(draw_rows, self._blocks(row_N)), count)
+            sized.append(field_arrays.share(params, sized[0]) if sized else params)
         if len(self._members.caches) > 1:
             for block in range(store.spec.num_blocks):
                 self._members.params(Part(number, block))
@@ -129,12 +136,12 @@ class EpochPrefetcher:
                     part = Part(number, block)
                     probes.check_probes(member, self._images, part, self._schedule.present_N)
         if not view_params.has_partner_params(store):
-            return View(number, stored, params, row_N=row_N)
+            return [View(number, stored, params, row_N=row_N) for params in sized]
         draw_rows = partial(view_params.parameters, store, number, partner=True)
         others = field_arrays.collect(map(draw_rows, self._blocks(row_N)), count)
         partner_N = view_params.mixing(store, number).partner_B
         partner_N = partner_N if row_N is None else partner_N[row_N]
-        return View(number, stored, params, others, partner_N, row_N)
+        return [View(number, stored, params, others, partner_N, row_N) for params in sized]
 
     def _blocks(self, row_N: Rows | None) -> Iterator[I8]:
         """Rows of the table that are in each block: all, or those of `row_N`, if there are any."""

@@ -1,5 +1,9 @@
 """Grouping of students into cohorts: those of one stream of views, as many as the device fits.
 
+Students of several sizes are in one cohort, too: its pictures are decoded once and rendered at each
+of its sizes. Within a stream students are in the order of their sizes, so that a cohort that must
+be divided has few of them.
+
 A student's memory is measured by a step of its own. Its weights, moving average and optimizer state
 stay on the device; activations and gradients are freed after its step, so that a cohort needs the
 sum of the former and the maximum of the latter.
@@ -9,7 +13,7 @@ Shapes: B views of a batch, S pixels a side.
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +25,7 @@ from torch.nn import functional as F
 from cache_tools.errors import UsageError
 from train import backends
 from train.data.device_batch import InputTransform
-from train.recipe import TrainRecipe
+from train.recipe import STREAM, TrainRecipe
 from train.sweep.grid import Student
 from train.trainer.factory import create_optimizer, create_student
 
@@ -120,26 +124,26 @@ def group(
     budget: float,
     own: int,
     max_students: int = 0,
+    of_one_size: Collection[str] = (),
 ) -> list[list[Student]]:
-    """Group students into cohorts in the order of the grid.
+    """Group students into cohorts.
 
-    Students in groups within a `budget` in bytes; `max_students` of 0: as many as fit.
+    Args:
+        students: Students in the order of the grid.
+        estimates: Memory of each, by name.
+        budget: Bytes for a cohort.
+        own: Pixels a side of the cache's views.
+        max_students: Most students of a cohort; 0: as many as fit.
+        of_one_size: Names of those whose loader makes views of one size at a time.
 
     Raises:
         UsageError: A student does not fit alone.
     """
-    streams: dict[tuple[Any, ...], list[Student]] = {}
-    for student in students:
-        key = student.recipe.stream, student.recipe.tail == "zero", student.recipe.compile
-        streams.setdefault(key, []).append(student)
     cohorts: list[list[Student]] = []
-    for alike in streams.values():
+    for alike in _streams(students, of_one_size):
         limit = max_students or len(alike)
-        if alike[0].recipe.compile:
-            sizes = len({phase.size for phase in alike[0].recipe.phases})
-            limit = min(limit, max(1, _MOST_COMPILED // sizes))
         cohort: list[Student] = []
-        for student in alike:
+        for student in sorted(alike, key=lambda one: one.recipe.sizes(own)):
             if (alone := _total_bytes([student], estimates, own)) > budget:
                 needed = estimates[student.name]
                 raise UsageError(
@@ -151,12 +155,58 @@ def group(
                     "grid."
                 )
             larger = [*cohort, student]
-            if cohort and (len(cohort) == limit or _total_bytes(larger, estimates, own) > budget):
+            full = len(cohort) == limit or _compiled(larger) > _MOST_COMPILED
+            if cohort and (full or _total_bytes(larger, estimates, own) > budget):
                 cohorts.append(cohort)
                 larger = [student]
             cohort = larger
         cohorts.append(cohort)
     return cohorts
+
+
+def decoded_apart(students: Sequence[Student], own: int, of_one_size: Collection[str] = ()) -> str:
+    """Return why students of several sizes do not all share their decode; "" where they do.
+
+    Arguments as of `group`.
+    """
+    streams = _streams(students, of_one_size)
+    sizes = [{size for one in alike for size in one.recipe.sizes(own)} for alike in streams]
+    if all(some == sizes[0] for some in sizes):
+        return ""
+    firsts = [alike[0] for alike in streams]
+    values = [
+        {key: one.recipe.value(key) for key in (*STREAM, "compile")}
+        | {"seed": one.recipe.seed_of_order, "tail=zero": one.recipe.tail == "zero"}
+        | {"batch_size": one.recipe.batch_sizes}
+        for one in firsts
+    ]
+    reasons = [f"{key} differs" for key in values[0] if len({of[key] for of in values}) > 1]
+    if any(one.name in of_one_size for one in firsts):
+        reasons.append("FFCV's loader makes views of one size")
+    every = ", ".join(map(str, sorted(set().union(*sizes))))
+    return f"students of {every} px do not all share the decode of a picture: " + ", ".join(reasons)
+
+
+def sizes_of(cohort: Sequence[Student], own: int) -> list[int]:
+    """List the pixels a side of a cohort's views, ascending; `own` as of `group`."""
+    return sorted({size for student in cohort for size in student.recipe.sizes(own)})
+
+
+def _streams(students: Sequence[Student], of_one_size: Collection[str]) -> list[list[Student]]:
+    """Divide students into those that may form a cohort, each in the given order."""
+    streams: dict[tuple[Any, ...], list[Student]] = {}
+    for student in students:
+        recipe = student.recipe
+        phases = recipe.phases if student.name in of_one_size else ()
+        key = recipe.stream, phases, recipe.tail == "zero", recipe.compile
+        streams.setdefault(key, []).append(student)
+    return [*streams.values()]
+
+
+def _compiled(students: Sequence[Student]) -> int:
+    """Count the networks and sizes that torch.compile keeps code for."""
+    compiled = [student.recipe for student in students if student.recipe.compile]
+    return sum(len({phase.size for phase in recipe.phases}) for recipe in compiled)
 
 
 def budget(device: torch.device, gigabytes: float = 0.0) -> float:
@@ -176,10 +226,17 @@ def budget(device: torch.device, gigabytes: float = 0.0) -> float:
 def _total_bytes(
     students: Sequence[Student], estimates: dict[str, MemoryEstimate], own: int
 ) -> float:
-    """Bytes of a cohort: all that is resident, the largest step, a batch and its copies."""
-    each, recipe = [estimates[student.name] for student in students], students[0].recipe
-    size, batch_size = recipe.largest(own)
-    batch = 4 * 3 * size * size * batch_size * 4
+    """Bytes of a cohort: all that is resident, the largest step, a batch and its copies.
+
+    The batch is at each size that the students are shown at once.
+    """
+    each, recipes = [estimates[one.name] for one in students], [one.recipe for one in students]
+    values = [0]
+    for first in {phase.first for recipe in recipes for phase in recipe.phases}:
+        shown = [recipe for recipe in recipes if first < recipe.epochs]
+        pairs = {(one.size_at(first, own), one.phase_at(first).batch_size) for one in shown}
+        values.append(sum(3 * size * size * batch_size for size, batch_size in pairs))
+    batch = 4 * max(values) * 4
     return sum(e.resident for e in each) + max(e.activation_bytes for e in each) + batch
 
 

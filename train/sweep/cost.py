@@ -45,7 +45,8 @@ def sweep_cost(
     recipes = {student.name: student.recipe for student in sweep.students}
     streams: dict[tuple[Any, ...], int] = {}
     for row in finished:
-        key = recipes[row["name"]].stream
+        recipe = recipes[row["name"]]
+        key = recipe.stream, recipe.phases
         streams[key] = max(streams.get(key, 0), row["images"])
     store = sweep.inputs.store
     samples, views = len(store.table), sweep.inputs.members.num_views

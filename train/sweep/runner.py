@@ -25,7 +25,9 @@ from cache_tools.runtime.device_memory import is_out_of_memory, too_small
 from cache_tools.runtime.signals import StopRequest
 from cache_tools.runtime.text import counted
 from train import run_dir, run_state
+from train.data import create_loader
 from train.data.inputs import Inputs, check_inputs
+from train.recipe import TrainRecipe
 from train.run_state import FAILED, STOPPED, State
 from train.sweep import cohorts, grid
 from train.sweep.cohorts import MemoryEstimate
@@ -119,7 +121,26 @@ def _plan(
     todo = list(sweep.students) if fresh else sweep.todo
     estimates = _estimates(sweep, todo)
     budget, own = cohorts.budget(sweep.device, gigabytes), sweep.inputs.store.spec.views.size
-    return cohorts.group(todo, estimates, budget, own, max_students), estimates
+    single = _of_one_size(sweep, todo)
+    planned = cohorts.group(todo, estimates, budget, own, max_students, single)
+    if why := cohorts.decoded_apart(todo, own, single):
+        log.info("%s", why)
+    return planned, estimates
+
+
+def _of_one_size(sweep: Sweep, students: Sequence[Student]) -> frozenset[str]:
+    """Names of students of several sizes whose loader makes views of one size."""
+    inputs, recipes = sweep.inputs, {one.name: one.recipe for one in students}
+    if len(cohorts.sizes_of(students, inputs.store.spec.views.size)) < 2:
+        return frozenset()
+
+    def compiled(recipe: TrainRecipe) -> bool:
+        if recipe.loader != "auto":
+            return recipe.loader == "ffcv"
+        views = len(inputs.images) * recipe.views_shown
+        return create_loader.choose(recipe, inputs.images, inputs.store.spec, views)[0] == "ffcv"
+
+    return frozenset(name for name, recipe in recipes.items() if compiled(recipe))
 
 
 def train(sweep: Sweep, planned: Sequence[Sequence[Student]]) -> None:
@@ -135,7 +156,9 @@ def train(sweep: Sweep, planned: Sequence[Sequence[Student]]) -> None:
             names = [student.name for student in cohort]
             more = f" and {len(names) - 6} more" if len(names) > 6 else ""
             place = f"cohort {number} of {len(planned)}"
-            log.info("%s: %s%s", place, ", ".join(names[:6]), more)
+            sizes = cohorts.sizes_of(cohort, sweep.inputs.store.spec.views.size)
+            of = f" ({', '.join(map(str, sizes))} px of one decode)" if len(sizes) > 1 else ""
+            log.info("%s%s: %s%s", place, of, ", ".join(names[:6]), more)
             train_cohort(sweep, cohort, stop=stop, place=place)
 
 

@@ -78,7 +78,9 @@ def train_cohort(  # noqa: PLR0912 - the one long function
     stop: StopRequest | None = None,
     place: str = "",
 ) -> list[dict[str, Any] | NonFinite]:
-    """Train students on the same views, each batch made and moved to the device once for all.
+    """Train students on the same views, each batch made and moved to the device once for a size.
+
+    Pictures are decoded once, whatever the sizes at which the students are shown their views.
 
     Each resumes from its own checkpoint: one that is ahead of the others waits for them, one with
     fewer epochs leaves early, and a student whose loss is NaN or Inf leaves while the others go on.
@@ -102,7 +104,7 @@ def train_cohort(  # noqa: PLR0912 - the one long function
         KeyboardInterrupt: A signal came; the checkpoints are written.
         CacheIncomplete: The cache that is followed is made no more; likewise.
     """
-    shared = runs[0][1]
+    shared, own_size = runs[0][1], inputs.store.spec.views.size
     backends.configure(device, shared.deterministic)
     if any(recipe.compile for _, recipe in runs):
         torch.compiler.reset()  # of one function it keeps no more than a few networks' code
@@ -112,14 +114,19 @@ def train_cohort(  # noqa: PLR0912 - the one long function
         StudentTrainer(recipe, inputs, out, device, batches, world, trackers)
         for out, recipe in runs
     ]
-    for student in students if len(shared.phases) > 1 else ():
-        student.reserve()
+    for student in students:
+        if len(student.recipe.phases) > 1:
+            student.reserve()
 
     label = f"{len(runs)} students" if len(runs) > 1 else f"{shared.mode} seed {shared.seed}"
     label += f" ({place})" if place else ""
     views = batches.total(epochs, lambda of: of.steps * of.batch_size)
     done = min(student.views for student in students)
     results: dict[Path, dict[str, Any] | NonFinite] = {}
+
+    def sizes(epoch: int) -> list[int]:
+        shown = [s.recipe for s in students if s.progress.epoch <= epoch < s.recipe.epochs]
+        return sorted({recipe.size_at(epoch, own_size) for recipe in shown})
 
     @contextmanager
     def leaving(student: StudentTrainer) -> Iterator[None]:
@@ -155,15 +162,22 @@ def train_cohort(  # noqa: PLR0912 - the one long function
             step = min(student.progress.step for student in group)
             cadence.start_epoch(schedule.steps)
             timer = StepTimer()
-            for batch in batches.rendered(epoch, step):
+            for of_size in batches.sized(epoch, step, sizes):
                 timer.batch_ready()
                 turn = [student for student in group if student.progress.step == step]
                 online = None
                 if teacher_fn and any(one.recipe.mode == "online" for one in turn):
                     online = partial(online_targets, teacher_fn, spec=inputs.store.spec)
-                moved = batches.move(batch, online)
-                transforms = {one.transform.normalisation: one.transform for one in turn}
-                inputs_of = {key: one.normalise(moved.pixels) for key, one in transforms.items()}
+                moved = {
+                    size: batches.move(batch, online)
+                    for size, batch in of_size.items()
+                    if size in {one.size for one in turn}
+                }
+                transforms = {(one.size, one.transform.normalisation): one for one in turn}
+                inputs_of = {
+                    (size, key): one.transform.normalise(moved[size].pixels)
+                    for (size, key), one in transforms.items()
+                }
                 first = step - step % shared.grad_accum_steps  # the last group may be smaller
                 accumulated = min(shared.grad_accum_steps, schedule.steps - first)
                 step += 1
@@ -171,8 +185,9 @@ def train_cohort(  # noqa: PLR0912 - the one long function
 
                 for student in turn:
                     with student.turn(sync_gradients=sync):
-                        x = inputs_of[student.transform.normalisation]
-                        targets = student.targets(moved.targets, moved.online)
+                        x = inputs_of[student.size, student.transform.normalisation]
+                        batch = moved[student.size]
+                        targets = student.targets(batch.targets, batch.online)
                         with student.transform.autocast():
                             losses = student.forward(x, targets)  # logits, then `train.loss.losses`
                         loss = losses["loss"] / accumulated

@@ -82,7 +82,7 @@ def measure(
         DataError, CacheMismatch: An image cannot be read or is not the cache's.
     """
     schedule = Schedule(inputs.store, 1, 1, 0, epochs=1, size=size)
-    order, loaded = EpochPrefetcher(inputs.members, schedule, inputs.images).get(0)
+    [(order, loaded)] = EpochPrefetcher(inputs.members, [schedule], inputs.images).get(0)
     rows = order.row_M[:_VIEWS].tolist()
     read, data = _read(inputs.images, rows)
     stages = _render(inputs, schedule.views, rows, data, loaded[0])

@@ -23,6 +23,7 @@ from torch import nn
 from torch.nn.utils import get_total_norm
 
 from cache_tools.errors import NonFinite
+from cache_tools.runtime import threads
 from cache_tools.storage import seal, system_errors
 from train import networks, run_dir
 from train.data.batches import Batches
@@ -162,6 +163,11 @@ class StudentTrainer:
         return math.ceil(schedule.steps / self.recipe.grad_accum_steps)
 
     @property
+    def size(self) -> int:
+        """Pixels a side of the views that it is shown in this epoch."""
+        return self.recipe.size_at(self.progress.epoch, self._own_size)
+
+    @property
     def finished(self) -> bool:
         """True if all epochs are done."""
         return self.progress.epoch >= self.recipe.epochs
@@ -176,7 +182,8 @@ class StudentTrainer:
         self._scheduler.step(self.progress.epoch)  # of timm's two, the recipe's is in effect
         self._scheduler.step_update(self.position)
         self.task.progress = self.position / (self.recipe.epochs * self._updates)
-        with self.rng_state(), nullcontext() if sync_gradients else self.task.no_sync():
+        sync = nullcontext() if sync_gradients else self.task.no_sync()
+        with self.rng_state(), self._threads(), sync:
             yield
         self.busy = time.monotonic() - begin
 
@@ -359,6 +366,19 @@ class StudentTrainer:
             networks.save(unwrap_model(model), Path(made), args=args)
             for file in sorted(Path(made).iterdir()):
                 seal.write(self.out, f"{name}/{file.name}", file.read_bytes())
+
+    @contextmanager
+    def _threads(self) -> Iterator[None]:
+        """Use in the body no more torch threads than its views are worth: bits depend on them."""
+        count, _ = threads.for_torch(max(self.recipe.sizes(self._own_size)))
+        if self.transform.device.type != "cpu" or count >= (all_ := torch.get_num_threads()):
+            yield
+            return
+        torch.set_num_threads(count)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(all_)
 
     @contextmanager
     def rng_state(self) -> Iterator[None]:

@@ -186,7 +186,7 @@ def test_the_teacher_sees_the_same_view_at_its_own_size() -> None:
     assert np.abs(cuts[0] * 3 - cuts[1]).max() <= 6
 
 
-@pytest.mark.parametrize("size", [32, 96, 224])
+@pytest.mark.parametrize("size", [32, 64, 96, 224])
 def test_a_student_of_another_size_is_shown_the_same_views(size: int) -> None:
     """Boxes, flips, operations, partners and noise are equal; what counts pixels is scaled."""
     spec, ids = replace(BASE, size=64, degrees=10.0, translate=0.1, three_augment=True), IDS[:400]

@@ -43,10 +43,10 @@ def test_the_plan_is_the_schedule(
     assert facts["images"] == recipe.epochs * schedule.steps * recipe.batch_size
     shown = [v for epoch in range(recipe.epochs) for v in schedule.view_numbers(epoch)]
     assert facts["views_shown"] == len(shown) // recipe.aug_repeats
-    epochs = EpochPrefetcher(CacheEnsemble((store,), (1.0,)), schedule, images)
+    epochs = EpochPrefetcher(CacheEnsemble((store,), (1.0,)), [schedule], images)
     both = [
-        epochs.get(recipe.aug_repeats - 1),
-        epochs.get(recipe.aug_repeats),
+        *epochs.get(recipe.aug_repeats - 1),
+        *epochs.get(recipe.aug_repeats),
     ]  # the next is in the making
     resident = sum(
         map(_bytes, {view.number: view for _, loaded in both for view in loaded}.values())

@@ -117,6 +117,20 @@ def test_the_student_is_the_one_of_the_finished_cache(
     assert waits == [f"wait for view {v}: 1 of 1 part not there yet" for v in (1, 2)]
 
 
+@pytest.mark.parametrize("size", [16, [[0.0, 16], [0.33, 24, 25], [0.66, 48]]])
+def test_so_is_one_of_another_size(
+    size: Any, growing: Growing, digits_cache: Path, digits: Path, tmp_path: Path, clock: Clock
+) -> None:
+    """A schedule waits at the epochs of each of its sizes."""
+    fit(digits_cache, tmp_path / "afterwards", digits, size=size)
+    growing.commit(0)
+    clock.events = [lambda: growing.commit(1), *[lambda: None] * LOOK, lambda: growing.commit(2)]
+    result = fit(growing.path, tmp_path / "run", digits, follow=True, size=size)
+    assert not clock.events
+    assert result["size"] == (16 if size == 16 else 48)
+    assert weights(tmp_path / "run") == weights(tmp_path / "afterwards")
+
+
 def test_a_cache_that_is_not_complete_at_the_end_is_recorded_as_such(
     growing: Growing, afterwards: Path, digits: Path, tmp_path: Path, clock: Clock
 ) -> None:
@@ -254,16 +268,18 @@ def test_looks_at_a_url_become_rarer(growing: Growing, clock: Clock, tmp_path: P
 def test_a_sweep_follows_as_a_run_does(
     growing: Growing, afterwards: Path, digits: Path, tmp_path: Path, clock: Clock, kdcache: Command
 ) -> None:
+    """Students of other sizes beside it, which share its pictures, change nothing."""
     growing.commit(0)
     clock.events = [lambda: growing.commit(1), lambda: growing.commit(2, 3)]
     grid = tmp_path / "grid.toml"
     keys = {"base": "digits", **SMALL, "follow": True}
     lines = [f"{key} = {json.dumps(value)}" for key, value in keys.items()]
-    grid.write_text("\n".join([*lines, "[grid]", "lr = [4e-3, 2e-3]"]))
+    grid.write_text("\n".join([*lines, "[grid]", "lr = [4e-3, 2e-3]", "size = [0, 16]"]))
     words = ["--cache", growing.path, "--data", digits, "--out", tmp_path / "sweep"]
     outcome = kdcache("sweep", grid, *words, "--device=cpu")
     assert outcome.code == 0, outcome.err
-    assert weights(tmp_path / "sweep/lr=0.004") == weights(afterwards)
+    assert "cohort 1 of 1 (16, 32 px of one decode)" in outcome.err
+    assert weights(tmp_path / "sweep/lr=0.004,size=0") == weights(afterwards)
 
 
 def test_a_zip_is_refused_by_name(digits_cache: Path, tmp_path: Path) -> None:

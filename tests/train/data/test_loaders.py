@@ -88,19 +88,19 @@ def test_the_next_epoch_is_made_while_this_one_runs(
         return real(epoch)
 
     schedule.plan = plan  # type: ignore[method-assign]
-    epochs = EpochPrefetcher(CacheEnsemble((store,), (1.0,)), schedule, images)
+    epochs = EpochPrefetcher(CacheEnsemble((store,), (1.0,)), [schedule], images)
     for epoch in range(4):
-        made, _ = epochs.get(epoch)
+        [(made, _)] = epochs.get(epoch)
         assert made.views == schedule.view_numbers(epoch)
         assert epochs._next is not None
-        following, _ = epochs._next[1].result()  # nobody has asked for it
+        [(following, _)] = epochs._next[1].result()  # nobody has asked for it
         assert (following.row_M == real(epoch + 1).row_M).all()
     assert made_by.pop(0) is threading.main_thread()
     assert threading.main_thread() not in made_by.values()
-    assert (epochs.get(9)[0].row_M == real(9).row_M).all()  # another than was prepared
+    assert (epochs.get(9)[0][0].row_M == real(9).row_M).all()  # another than was prepared
     schedule.epochs = 3
-    last = EpochPrefetcher(CacheEnsemble((store,), (1.0,)), schedule, images)
-    assert (last.get(2)[0].row_M == real(2).row_M).all()
+    last = EpochPrefetcher(CacheEnsemble((store,), (1.0,)), [schedule], images)
+    assert (last.get(2)[0][0].row_M == real(2).row_M).all()
     assert last._next is None  # there is none to prepare
 
 

@@ -24,7 +24,7 @@ FAST = ("epochs=1", "views_per_epoch=1", "batch_size=50")
 def test_pixels_are_those_of_a_cache_of_this_size(
     size: int, digits_cache: Path, images: ImageDataset
 ) -> None:
-    """As stage 1 would render them; targets, order and partners are those of the cache."""
+    """As stage 1 would render them; boxes, operations, order and partners are the cache's."""
     store = Cache.open(digits_cache)
     schedule, own = Schedule(store, 1, 50, 3, size=size), Schedule(store, 1, 50, 3)
     plan, spec = schedule.plan(1), store.spec.views.at(size)
@@ -34,6 +34,10 @@ def test_pixels_are_those_of_a_cache_of_this_size(
     theirs = next(iter(create_loader.native(store, images, own, 2).epoch(1)))
     renderer, [view] = ViewRenderer(images, spec, store.table), plan.views
     params = view_params.parameters(store, view, np.arange(100), spec=spec)
+    drawn = view_params.parameters(store, view, np.arange(100))
+    for name in ("box_B4", "filter_B", "flip_B", "codes_BL", "noise_BE2"):
+        assert np.array_equal(getattr(params, name), getattr(drawn, name)), name
+    assert len(np.unique(params.box_B4, axis=0)) > 90
     for i in range(50):
         row = int(plan.row_M[i])
         assert np.array_equal(batch.pixels[i], renderer.render_one(row, params, row))

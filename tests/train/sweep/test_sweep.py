@@ -773,6 +773,68 @@ def test_twelve_students_killed_twice_are_each_trained_once(
     assert all(same_weights(out, undisturbed / "out"))
 
 
+SIZES = """
+base = "digits"
+epochs = 3
+views_per_epoch = 1
+batch_size = 25
+student = "test_vit"
+drop_path = 0.2
+[grid]
+size = [16, 0, 48]
+"""
+
+
+def test_a_sweep_over_sizes_decodes_once_for_all(
+    digits_cache: Path, kdcache: Command, written: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Each student is the one of `kdcache train size=…`; other batches are other cohorts."""
+    words, out = ["--cache", digits_cache, "--device=cpu"], tmp_path / "sweep"
+    outcome = kdcache("sweep", written(SIZES), "--out", out, *words, "epochs=1")
+    assert outcome.code == 0, outcome.err
+    assert "cohort 1 of 1 (16, 32, 48 px of one decode): size=16, size=0, size=48" in outcome.err
+    keys = ["epochs=1", "views_per_epoch=1", "batch_size=25", "student=test_vit", "drop_path=0.2"]
+    for size in (16, 0, 48):
+        run = tmp_path / f"{size}"
+        alone = kdcache("train", "digits", "--out", run, *words, *keys, f"size={size}")
+        assert alone.code == 0, alone.err
+        assert weights(out / f"size={size}") == weights(run)
+    ledger = json.loads((out / "sweep.json").read_text())["ledger"]
+    assert ledger["forwards"]["online_cohorts"] == 300  # a teacher sees each size
+    apart = SIZES + '[[runs]]\nname = "a"\n[[runs]]\nname = "b"\nbatch_size = 50\nsize = 48\n'
+    apart = apart.replace("[grid]\nsize = [16, 0, 48]\n", "")
+    outcome = kdcache("sweep", written(apart), "--out", tmp_path / "apart", *words, "epochs=1")
+    assert outcome.code == 0, outcome.err
+    assert "students of 32, 48 px do not all share the decode" in outcome.err
+    assert "picture: batch_size differs" in outcome.err
+
+
+def weights(run: Path) -> bytes:
+    return (run / "model/model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_sweep_over_sizes_killed_twice_is_that_of_separate_runs(
+    digits_cache: Path, tmp_path: Path
+) -> None:
+    """Killed after a student's checkpoint, when the others have none of this epoch."""
+    (tmp_path / "grid.toml").write_text(SIZES)
+    out, alone = tmp_path / "out", tmp_path / "alone"
+    command = sweep_command(tmp_path, digits_cache, out)
+    for _ in range(2):
+        script = [sys.executable, "-c", KILLED, str(out), "0", str(int(signal.SIGKILL))]
+        killed = subprocess.run([*script, *command[1:]], stderr=subprocess.PIPE, text=True)
+        assert killed.returncode == -9, killed.stderr
+    last = subprocess.run(command, capture_output=True, text=True)
+    assert last.returncode == 0, last.stderr
+    assert "going on at epoch" in last.stderr
+    separate = sweep_command(tmp_path, digits_cache, alone, "--together", "1")
+    subprocess.run(separate, check=True, capture_output=True)
+    assert steps(out) == steps(alone)
+    assert len(steps(out)) == 3
+    assert all(same_weights(out, alone))
+
+
 @pytest.mark.slow
 def test_under_ray_a_killed_worker_is_started_again_and_a_stopped_driver_goes_on(
     undisturbed: Path, digits_cache: Path, digits: Path, tmp_path: Path

@@ -2,6 +2,9 @@
 
 import json
 import math
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,6 +91,47 @@ def test_a_schedule_is_resumed_exactly_in_each_phase(
         run_dir.init_run(tmp_path / "whole", replace(recipe, size=16), inputs, fresh=False)
 
 
+KILLED = """
+import os, signal, sys
+from cache_tools.cli import main as cli
+from train.trainer.student import StudentTrainer
+
+at = tuple(map(int, sys.argv.pop(1).split(",")))
+end_step = StudentTrainer.end_step
+
+def killed(self, losses):
+    end_step(self, losses)
+    if (self.progress.epoch, self.progress.step) == at:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+StudentTrainer.end_step = killed
+sys.argv[0] = "kdcache"
+cli.console()
+"""
+"""`kdcache` that is killed after a step of the training, before its checkpoint."""
+
+
+@pytest.mark.slow
+def test_a_schedule_killed_in_each_phase_goes_on_exactly(
+    digits_cache: Path, digits: Path, tmp_path: Path
+) -> None:
+    words = [*WORDS, "checkpoint_minutes=0.0", "--device=cpu"]
+    words = ["train", "digits", "--cache", str(digits_cache), "--data", str(digits), *words]
+
+    def run(out: str, at: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", KILLED, at, *words, "--out", str(tmp_path / out)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert run("whole", "9,9").returncode == 0
+    for at in ("0,2", "1,3", "2,1"):  # of 2, 4 and 2 steps at 16, 24 and 48 px
+        assert run("killed", at).returncode == -signal.SIGKILL
+    last = run("killed", "9,9")
+    assert last.returncode == 0, last.stderr
+    assert "going on at epoch 2, step 0" in last.stderr
+    a, b = (load_file(tmp_path / n / "model/model.safetensors") for n in ("whole", "killed"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
 def test_a_schedule_that_does_not_fit_ends_before_its_first_step(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,24 +212,24 @@ def test_a_plan_adds_up_the_phases(digits_cache: Path) -> None:
     )
 
 
-def test_a_cohort_has_one_schedule_of_sizes() -> None:
+def test_a_cohort_has_one_schedule_of_batch_sizes() -> None:
     def of(name: str, **values: Any) -> Student:
         return Student(name, replace(recipes.load("digits"), **values), values)
 
-    sizes = {"small": 16, "large": 48, "rising": ((0.0, 16), (0.5, 48))}
+    sizes = {"fixed": 48, "rising": ((0.0, 16, 32), (0.5, 48))}
     students = [of(f"{n}{t}", size=s, temperature=t) for n, s in sizes.items() for t in (1.0, 4.0)]
     # the same shares of another number of epochs are other epochs
     students.append(of("longer", size=sizes["rising"], epochs=20))
     needs = {s.name: MemoryEstimate(1000, 100, 50, 0.1, 10.0, "cpu") for s in students}
     grouped = [[s.name for s in cohort] for cohort in cohorts.group(students, needs, 1e9, 32)]
     assert grouped == [
-        ["small1.0", "small4.0"], ["large1.0", "large4.0"], ["rising1.0", "rising4.0"], ["longer"]
+        ["fixed1.0", "fixed4.0"], ["rising1.0", "rising4.0"], ["longer"]
     ]  # fmt: skip
     batch = 4 * 3 * 48 * 48 * 64 * 4  # memory is that of the largest size
-    assert len(cohorts.group(students[4:6], needs, batch + 251, 32)) == 1
+    assert len(cohorts.group(students[2:4], needs, batch + 251, 32)) == 1
     with pytest.raises(UsageError, match="too small"):
-        cohorts.group(students[4:6], needs, batch + 149, 32)
-    compiled = [replace(s.recipe, compile=True) for s in students[4:6] * 3]
+        cohorts.group(students[2:4], needs, batch + 149, 32)
+    compiled = [replace(s.recipe, compile=True) for s in students[2:4] * 3]
     compiled = [Student(f"c{i}", recipe, {}) for i, recipe in enumerate(compiled)]
-    needs |= {s.name: needs["small1.0"] for s in compiled}
+    needs |= {s.name: needs["fixed1.0"] for s in compiled}
     assert [len(c) for c in cohorts.group(compiled, needs, 1e9, 32)] == [4, 2]
