@@ -249,7 +249,9 @@ def test_boxes_outside_of_the_picture_are_left(tmp_path: Path, box: tuple[int, .
     params.box_B4[0] = box
     first_P, out = np.array([0, 1]), np.zeros((40, 40, 3), np.uint8)
     at_V, row_P = np.array([out.ctypes.data]), np.array([0])
-    assert (lab.compiled._compiled(row_P, first_P, params, at_V) != batch.DONE).all()
+    assert (
+        lab.compiled._compiled(row_P, first_P, params, at_V, np.array([40])) != batch.DONE
+    ).all()
     assert not out.any()
 
 
@@ -282,3 +284,23 @@ def test_more_shards_than_files_may_be_open(tmp_path: Path, by_hand: list[int]) 
         assert (lab.render(row_P, params) == expected).all()
     assert not by_hand
     assert (lab.images.locate(row_P)[0] == -1).all()
+
+
+def test_views_of_several_sizes_are_made_in_one_call(tmp_path: Path, by_hand: list[int]) -> None:
+    lab, sizes, drawn = Lab(tmp_path, photographs(KINDS, len(KINDS), 0), A2), (24, 40), []
+    for size in sizes:
+        lab.spec = A2.at(size)
+        drawn.append(lab.params(2))
+    row_P = np.arange(len(lab.table))
+    order = np.arange(4 * len(row_P)).reshape(2, len(row_P), 2).transpose(1, 0, 2).reshape(-1)
+    params = field_arrays.select(field_arrays.concatenate(drawn), order)
+    shapes = [(size, size, 3) for _ in row_P for size in sizes for _ in range(2)]
+    made, wanted = ([np.full(shape, 77, np.uint8) for shape in shapes] for _ in range(2))
+    at_V = np.array([pixels.ctypes.data for pixels in made], np.int64)
+    for _ in range(2):
+        by_hand.clear()
+        lab.compiled.render_many(row_P, np.arange(len(row_P) + 1) * 4, params, made, at_V)
+    assert len({*by_hand}) < len(row_P)
+    for row in row_P.tolist():
+        lab.python.render(row, [(params, v, wanted[v]) for v in range(4 * row, 4 * row + 4)])
+    assert all(np.array_equal(a, b) for a, b in zip(made, wanted, strict=True))
