@@ -24,7 +24,7 @@ def printable(text: str) -> str:
 
 def counted(number: float, noun: str) -> str:
     """Format a number of things: 1 part, 2 parts, 1,000 classes; `noun` is a singular."""
-    ending = "" if number == 1 else "es" if noun.endswith(("s", "ch")) else "s"
+    ending = "" if number == 1 else "es" if noun.endswith(("s", "tch", "nch")) else "s"
     return f"{number:,} {noun}{ending}"
 
 

@@ -20,7 +20,8 @@ def test_one_is_a_singular() -> None:
     assert parts == ["0 parts", "1 part", "2 parts", "10,000 parts"]
     assert [text.counted(n, "class") for n in (1, 2)] == ["1 class", "2 classes"]
     assert text.counted(3, "batch") == "3 batches"
-    for noun in ("part", "class", "batch", "image", "byte"):
+    assert text.counted(3, "epoch") == "3 epochs"
+    for noun in ("part", "class", "batch", "epoch", "image", "byte"):
         assert text.singular(text.counted(2, noun)) == f"2 {noun}"
     assert text.singular("MB") == "MB"
 
