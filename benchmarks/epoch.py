@@ -73,7 +73,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     gc.collect()
     stages = start.Stages()
     stages.after(Schedule, "plan", "order")
-    epochs = EpochPrefetcher(members, schedule, images, None, world)
+    epochs = EpochPrefetcher(members, [schedule], images, None, world)
     begin = time.process_time()
     held = epochs.get(0)
     seconds = time.process_time() - begin
