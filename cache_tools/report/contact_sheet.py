@@ -8,6 +8,7 @@ Shapes: N samples, S pixels a side.
 """
 
 import io
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,8 @@ from cache_tools.views import ops
 from cache_tools.views.draw import MixParams
 
 CELL, GAP, BAR, CLASSES = 168, 10, 15, 3
+_SYNSET = re.compile(r" \(n\d{8}\)$")
+"""End of a class name of ImageNet (`spec.class_names.described`), left out where it is too long."""
 _INK, _PALE = (32, 32, 32), (120, 120, 120)
 TopClasses = Callable[[int, int], list[tuple[str, float]]]
 
@@ -171,7 +174,7 @@ def _view(
         mixed = mixing.mix(a, b, lam_B, mix.cut_B4, side, outside)
         pixels = np.asarray(np.rint(mixed[0]), dtype=np.uint8).transpose(1, 2, 0)
         kind = "cutmix" if mix.cut_B4[0, 2] else "mixup"
-        label += f"   {kind} {lam / views.LAMBDA_SCALE:.2f}"
+        label += f"   {kind}, own {own_share(lam)}"
     sheet.paste(Image.fromarray(pixels).resize((CELL, CELL)), at)
     if other is not None:
         inset = Image.fromarray(other).resize((CELL // 4, CELL // 4))
@@ -182,10 +185,20 @@ def _view(
     _text(pen, (at[0], at[1] + CELL + 3), label, _PALE)
 
 
+def own_share(lam: int) -> str:
+    """Format the share of the own picture in a mixed one, of `lam` in units of the format."""
+    percent = 100 * lam / views.LAMBDA_SCALE
+    if 1 <= percent <= 99:
+        return f"{percent:.0f} %"
+    return f"{min(max(percent, 0.1 * (lam > 0)), 99.9):.1f} %"
+
+
 def _text(
     pen: ImageDraw.ImageDraw, at: tuple[int, int], text: str, color: tuple[int, int, int]
 ) -> None:
     font, text = ImageFont.load_default(11), printable(text)[:CELL]
+    if pen.textlength(text, font=font) > CELL - 4:
+        text = _SYNSET.sub("", text)
     while len(text) > 1 and pen.textlength(text, font=font) > CELL - 4:
         text = text[:-2] + "…"
     pen.text(at, text, fill=color, font=font)

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +73,8 @@ def against_labels(run: Facts, name: str) -> Section:
     def draw(axes: Any) -> None:
         for pair in zip(*(arm["top1"] for arm in arms), strict=True):
             axes.plot([0, 1], pair, color=svg.PALE, linewidth=1, alpha=0.6)
-        for x, arm in enumerate(arms):
-            color = charts.PAGE.color(x)
+        for x, (mode, arm) in enumerate(zip(("labels", "kd"), arms, strict=True)):
+            color = charts.PAGE.color(compare.COLORS[mode])
             axes.scatter([x] * len(arm["top1"]), arm["top1"], color=color, zorder=3)
             axes.plot([x - 0.14, x + 0.14], [arm["mean"]] * 2, color=color, linewidth=3)
         axes.set_xticks([0, 1], ["labels", "teacher's cache"])
@@ -120,9 +120,9 @@ def _results(named: dict[str, Facts]) -> Chart | None:
     if len(found) < 2:
         return None
     ordered = sorted(found, key=lambda name: -found[name])
-    shown, arms = ordered[:MOST], list(dict.fromkeys(_arm(name) for name in named))
+    shown, arms = ordered[:MOST], _arms(named)
     if len(arms) > len(svg.SERIES):
-        arms = [*dict.fromkeys(_arm(name) for name in ordered)]
+        arms = list(dict.fromkeys(map(_arm, ordered)))
     values = [found[name] for name in shown]
 
     def draw(axes: Any) -> None:
@@ -157,7 +157,7 @@ def _curves(named: dict[str, Facts]) -> Chart | None:
     if len(series) < 2:
         return None
     best = sorted(series, key=lambda name: -series[name][1][-1])
-    arms = list(dict.fromkeys(_arm(name) for name in series))
+    arms = _arms(series)
     if len(arms) > len(svg.SERIES):
         leading = list(dict.fromkeys(_arm(name) for name in best))[: len(svg.SERIES) - 1]
         arms = [*leading, _OTHERS]
@@ -170,6 +170,13 @@ def _curves(named: dict[str, Facts]) -> Chart | None:
     each = [f"{name} {series[name][1][0]:.1f} to {series[name][1][-1]:.1f} %" for name in best]
     size = svg.SIZE[0], svg.SIZE[1] + 0.15 * len(arms)  # the legend has a line for each
     return chart("Accuracy over the epochs", f"{listed(each)}.", draw, size)
+
+
+def _arms(names: Iterable[str]) -> list[str]:
+    """Return the arms in the order of their colors: kd and labels as in their comparison."""
+    found = dict.fromkeys(map(_arm, names))
+    last = len(compare.COLORS)
+    return sorted(found, key=lambda arm: compare.COLORS.get(arm.rpartition("/")[2], last))
 
 
 def _arm(name: str) -> str:

@@ -14,6 +14,9 @@ from typing import Any
 
 from cache_tools.storage import atomic
 
+COLORS = {"kd": 0, "labels": 1}
+"""Mode → number of its color in all charts that compare modes."""
+
 
 def compare(
     top1: Mapping[str, Sequence[float]], seeds: Sequence[int], facts: dict[str, Any]
@@ -61,24 +64,27 @@ def draw(result: dict[str, Any], title: str, path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
-    arms = [("labels only", result["labels"]), ("teacher's cache (KD)", result["kd"])]
+    arms = [("labels only", "labels"), ("teacher's cache (KD)", "kd")]
     for pair in zip(result["labels"]["top1"], result["kd"]["top1"], strict=True):
         axes.plot([0, 1], pair, color="0.75", linewidth=1, zorder=1)
-    for x, (_, arm) in enumerate(arms):
-        axes.scatter([x] * len(arm["top1"]), arm["top1"], color=f"C{x}", zorder=2, alpha=0.6)
-        axes.errorbar(x, arm["mean"], arm["deviation"], fmt="D", color=f"C{x}", capsize=6, zorder=3)
+    for x, (_, mode) in enumerate(arms):
+        arm, color = result[mode], f"C{COLORS[mode]}"
+        axes.scatter([x] * len(arm["top1"]), arm["top1"], color=color, zorder=2, alpha=0.6)
+        axes.errorbar(x, arm["mean"], arm["deviation"], fmt="D", color=color, capsize=6, zorder=3)
         outward = (24 * x - 12, -4)
         side = ("right", "left")[x]
         text = f"{arm['mean']:.1f} %"
         axes.annotate(text, (x, arm["mean"]), outward, textcoords="offset points", ha=side)
     axes.set_xticks([0, 1], [name for name, _ in arms])
     axes.set_xlim(-0.5, 1.5)
-    axes.set_ylabel("top-1 accuracy on validation, %")
+    bars = "\n(bars: standard deviation over seeds)" * (len(result["seeds"]) > 1)
+    axes.set_ylabel(f"top-1 accuracy on validation, %{bars}")
     axes.grid(axis="y", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     gain = result["gain"]
     error = plus_minus(gain["standard_error"], result["seeds"])
-    axes.set_title(f"{title}\ngain {gain['mean']:+.1f}{error} points")
+    error += " (standard error)" * bool(error)
+    axes.set_title(f"{title}\ngain {gain['mean']:+.1f} points{error}")
     picture = io.BytesIO()
     figure.savefig(picture, dpi=150)
     plt.close(figure)

@@ -1,13 +1,16 @@
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+import pytest
+from PIL import Image, ImageDraw
 
 from cache_tools.data import match
 from cache_tools.data.open import open_images
+from cache_tools.report import contact_sheet
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from tests.helpers.outcome import Outcome
@@ -81,3 +84,60 @@ def test_a_recipe_is_seen_before_it_is_paid_for(
 def test_a_sheet_without_images_or_place_is_explained(kdcache: Callable[..., Outcome]) -> None:
     assert "Pass --data" in kdcache("views", "digits", "--json").err
     assert "Pass --out" in kdcache("views", "digits", "--data", "x").err
+
+
+@pytest.mark.parametrize(
+    ("lam", "shown"),
+    [
+        (0, "0.0 %"),
+        (1, "0.1 %"),
+        (200, "0.3 %"),
+        (20_316, "31 %"),
+        (65_405, "99.8 %"),
+        (65_535, "99.9 %"),
+    ],
+)
+def test_the_share_of_the_own_picture_in_percent(lam: int, shown: str) -> None:
+    assert contact_sheet.own_share(lam) == shown
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("83 %  tench (n01440764)", "83 %  tench (n01440764)"),
+        ("83 %  Rhodesian ridgeback (n02087394)", "83 %  Rhodesian ridgeback"),
+    ],
+)
+def test_a_synset_is_left_out_where_its_name_would_be_cut(
+    name: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+    pen = ImageDraw.Draw(Image.new("RGB", (400, 40)))
+    monkeypatch.setattr(pen, "text", lambda at, text, **_: drawn.append(text))
+    contact_sheet._text(pen, (0, 0), name, (0, 0, 0))
+    assert drawn == [shown]
+
+
+def test_a_caption_of_a_mixed_view_names_the_share_of_the_own_picture(
+    kdcache: Callable[..., Outcome],
+    digits: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn: list[str] = []
+    text = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw,
+        "text",
+        lambda pen, at, shown, *a, **k: (drawn.append(shown), text(pen, at, shown, *a, **k))[1],
+    )
+    out = tmp_path / "sheet.png"
+    options = ("--data", digits, "--out", out, "--json")
+    shown = json.loads(kdcache("views", "digits", *A2, *options).out)["views"]
+    captions = [caption for caption in drawn if caption.startswith("view ")]
+    assert len(captions) == len(shown)
+    for view, caption in zip(shown, captions, strict=True):
+        mixing = view["mixing"]
+        own = re.fullmatch(r"view \d+(?:   (?:mixup|cutmix), own ([\d.]+) %)?", caption)
+        assert own is not None, caption
+        assert float(own[1] or 100) == pytest.approx(100 * mixing["lam"] if mixing else 100, abs=1)
