@@ -95,28 +95,27 @@ def turn(bench: Bench, contestant: str) -> Turn:
     return clock.turn(result["data_wait"])
 
 
-class Clock:
+class Clock(progress.Bar):
     """Replacement of the progress bar; reads the time after the warm-up and at the end."""
 
     def __init__(self, bench: Bench) -> None:
-        self._bench = bench
+        super().__init__("turn", bench.pair.warmup + bench.pair.steps, "steps")
+        self._bench, self._step = bench, 0
         self._read: list[tuple[float, float]] = []
 
     @contextlib.contextmanager
-    def bar(self, *_: Any) -> Iterator[progress.Advance]:
+    def bar(self, *_: Any, **__: Any) -> Iterator[progress.Bar]:
         """Replace `progress.bar`."""
-        pair, step = self._bench.pair, 0
+        yield self
 
-        def advance(count: int, _: str = "") -> None:
-            nonlocal step
-            if not count:  # a note, at the end of a step that was counted
-                return
-            step += 1
-            if step in (pair.warmup, pair.warmup + pair.steps):
-                wait(self._bench.device)
-                self._read.append((time.perf_counter(), time.process_time()))
-
-        yield advance
+    def __call__(self, count: int, note: str = "", /) -> None:
+        """Read the time at the end of a step that is the last of the warm-up, or of all."""
+        if not count:  # a note, at the end of a step that was counted
+            return
+        pair, self._step = self._bench.pair, self._step + 1
+        if self._step in (pair.warmup, pair.warmup + pair.steps):
+            wait(self._bench.device)
+            self._read.append((time.perf_counter(), time.process_time()))
 
     def turn(self, waited: float) -> Turn:
         """Time between the two readings, per image."""

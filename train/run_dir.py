@@ -107,6 +107,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Read the config of a run; RunNotFound when there is none."""
     if not (folder / "config.json").is_file():
         several = sorted(path.parent for path in folder.glob("*/config.json"))
+        several.sort(key=lambda run: not (run / "result.json").is_file())  # unfinished runs last
         if not several:
             raise RunNotFound(
                 f"there is no run at {folder}. Make one with: kdcache train RECIPE --cache CACHE "

@@ -260,7 +260,7 @@ def test_what_cannot_be_exported(finished: Path, kdcache: Command, tmp_path: Pat
     shutil.copytree(finished, tmp_path / "runs" / "kd-seed0")
     refused = kdcache("export", tmp_path / "runs", *out)
     assert refused.code == 2
-    assert "Name one of those in it: kd-seed0." in refused.err
+    assert "(kd-seed0, half). Pass one of them" in refused.err
     shutil.rmtree(tmp_path / "runs/kd-seed0/model-ema")
     refused = kdcache("export", tmp_path / "runs/kd-seed0", *out, "--ema")
     assert refused.code == 2

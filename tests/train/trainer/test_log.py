@@ -323,6 +323,7 @@ def test_the_progress_line_has_loss_and_waiting(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(progress, "_LOG_SECONDS", 0.0)
+    monkeypatch.setattr(progress._Logged, "_next", 0.0)
     monkeypatch.setattr(logging.getLogger("kdcache"), "propagate", True)
     with caplog.at_level(logging.INFO, logger="kdcache"):
         begin(digits_cache, tmp_path / "run")
