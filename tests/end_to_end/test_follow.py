@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,12 +56,35 @@ def digest(run: Path) -> str:
     return hashlib.sha256((run / "model/model.safetensors").read_bytes()).hexdigest()
 
 
+SMALLER, RISING = "size=16", "size=[[0.0, 16], [0.3, 24, 20], [0.7, 48]]"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["folder", "bucket"])
+@pytest.mark.parametrize(
+    ("place", "words", "processes"),
+    [
+        ("folder", [], 1),
+        ("bucket", [], 1),
+        ("folder", [SMALLER], 1),
+        ("folder", [RISING], 1),
+        ("bucket", [RISING], 1),
+        ("folder", [], 2),
+        ("folder", [RISING], 2),
+    ],
+)
 def test_it_equals_the_one_trained_afterwards(
-    place: str, digits: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: str,
+    words: list[str],
+    processes: int,
+    digits: Path,
+    teacher: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Two processes; in the bucket without locks, and with other answers than a folder's."""
+    """A process beside stage 1, or two of torchrun (gloo), at one size or with a schedule.
+
+    In the bucket without locks, and with other answers than a folder's.
+    """
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     with bucket.serve() as s3:
         keys = {"ACCESS_KEY_ID": "nobody", "SECRET_ACCESS_KEY": "none", "ENDPOINT_URL": s3.url}
@@ -68,15 +92,20 @@ def test_it_equals_the_one_trained_afterwards(
             monkeypatch.setenv(f"AWS_{name}", value)
         fsspec.filesystem("s3", skip_instance_cache=True).mkdir("caches")
         cache = "s3://caches/c.zarr" if place == "bucket" else str(tmp_path / "c.zarr")
-        follow_two_kills(cache, digits, teacher, tmp_path)
+        follow_two_kills(cache, digits, teacher, tmp_path, words, processes)
 
 
-def follow_two_kills(cache: str, digits: Path, teacher: Path, tmp_path: Path) -> None:
+def follow_two_kills(
+    cache: str, digits: Path, teacher: Path, tmp_path: Path, words: list[str], processes: int
+) -> None:
     size = [f"num_views={VIEWS}", f"batch_size={BATCH}", "order=views"]
     made = [*arguments(digits, teacher, Path("OUT")), *size]
     made[made.index("OUT")] = cache
     train = [KDCACHE, "train", "digits", "--cache", cache, "--data", str(digits), "--device=cpu"]
-    train += [f"epochs={VIEWS}", "views_per_epoch=1", "batch_size=50"]
+    train += [f"epochs={VIEWS}", "views_per_epoch=1", "batch_size=50", *words]
+    if processes > 1:
+        torchrun = str(Path(sys.executable).parent / "torchrun")
+        train = [torchrun, "--standalone", f"--nproc-per-node={processes}", "--no-python", *train]
     (tmp_path / "zygote").mkdir()
     zygote = Zygote(tmp_path / "zygote")
     zygote.log.write_text("")
