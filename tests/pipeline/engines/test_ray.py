@@ -193,13 +193,19 @@ class Drivers:
     def parts(self) -> int:
         return len(list(self.out.glob("commits/*/*.json")))
 
-    def wait(self, driver: subprocess.Popen[str], more: int = 3) -> None:
-        """Wait until some more parts are committed."""
+    def advances(self, driver: subprocess.Popen[str], more: int) -> bool:
+        """Wait until some more parts are committed; False if the driver ends before."""
         end, deadline = self.parts + more, time.monotonic() + PATIENCE
         while self.parts < end:
             time.sleep(0.05)
-            assert driver.poll() is None, self.log.read_text()
+            if driver.poll() is not None:
+                return False
             assert time.monotonic() < deadline, self.log.read_text()
+        return True
+
+    def wait(self, driver: subprocess.Popen[str], more: int = 3) -> None:
+        """Wait until some more parts are committed."""
+        assert self.advances(driver, more), self.log.read_text()
 
     def check(self, alone: dict[str, bytes]) -> None:
         """The cache is whole and that of one process, and no error was a traceback."""
@@ -225,7 +231,9 @@ def named(process: psutil.Process, *names: str) -> bool:
 
 def processes(driver: subprocess.Popen[str], *names: str) -> list[psutil.Process]:
     """Processes of a driver's own cluster, by the beginning of their names."""
-    found = psutil.Process(driver.pid).children(recursive=True)
+    found: list[psutil.Process] = []
+    with contextlib.suppress(psutil.NoSuchProcess):  # the driver has ended
+        found = psutil.Process(driver.pid).children(recursive=True)
     return [process for process in found if named(process, *names)]
 
 
@@ -235,8 +243,7 @@ def test_actors_that_are_killed_are_replaced_and_the_cache_is_that_of_one_proces
 ) -> None:
     """The actor that counts the views is killed as well."""
     driver, dice, kills = drivers.start("--workers=2"), random.Random(7), 0
-    while driver.poll() is None and kills < KILLS:
-        drivers.wait(driver, 1)
+    while kills < KILLS and drivers.advances(driver, 1):
         time.sleep(dice.uniform(0, 0.3))
         counter = ["ray::ProgressCounter"] if kills == 1 else []
         if victims := processes(driver, *(counter or ["ray::Stage1Actor"])):
@@ -245,7 +252,7 @@ def test_actors_that_are_killed_are_replaced_and_the_cache_is_that_of_one_proces
     printed = driver.communicate(timeout=PATIENCE)[0]
     text = drivers.log.read_text()
     assert driver.returncode == 0, text
-    assert kills == KILLS
+    assert kills > 1  # a fast machine ends before the last of them
     assert "2 actors of Ray with 0 GPUs and 1 cores each" in text
     assert printed.startswith(f"{drivers.out}: 120 of 120 parts")
     drivers.check(alone)
