@@ -457,7 +457,7 @@ def test_a_command_that_gets_a_signal(
     done = [p for p in store.parts() if store.present(p)]
     assert process.returncode == 130
     assert 0 < len(done) < 4000
-    assert f"Stopped by {number.name}. {len(done)} of 4000 parts of {out} are committed" in told
+    assert f"Stopped by {number.name}. {len(done)} of 4,000 parts of {out} are committed" in told
     assert f"Continue with: kdcache cache digits --data {photos}" in told
     assert "Traceback" not in told
     assert all(store.check_part(p) is None for p in done)
