@@ -41,7 +41,7 @@ class _Table(SampleTable):
 
 
 def cache(samples: int, classes: int, augmentation: ViewSpec) -> Any:
-    """What an epoch takes of a cache: its table, its spec, and one part in place of all."""
+    """Stand-in for a cache in an epoch: its table, its spec, and one part in place of all."""
     random = np.random.default_rng(0)
     none = np.zeros(samples, np.int64)
     id_N = np.sort(random.integers(0, 2**64 - 1, samples, dtype=np.uint64))

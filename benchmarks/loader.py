@@ -73,7 +73,7 @@ GOALS: tuple[tuple[str, str, Mapping[str, float]], ...] = (
     ("native", "torchvision", dict.fromkeys(KINDS, 1.6)),
     ("native, A2", "timm, A2", dict.fromkeys(KINDS, 4.5)),
 )
-"""Whose rate per core is to be at least how many times whose, on each kind of pictures."""
+"""Goals: least ratio of two contestants' rates per core, on each kind of pictures."""
 BASES = ("FFCV", "DALI")
 """Contestants to whose rate all others are set."""
 MOST_BESIDE = 0.01

@@ -1,4 +1,4 @@
-"""How a training run begins on a cache of ImageNet-22k's size: seconds and memory per process.
+"""Start of a training run on a cache of ImageNet-22k's size: seconds and memory per process.
 
     python -m benchmarks.start [--samples 14197122] [--views 50] [--classes 21841] [--shards 4096]
         [--processes 8] [--batch-size 256] [--augmentation crop|a2] [--json FILE]

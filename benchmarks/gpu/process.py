@@ -28,7 +28,7 @@ class Settings:
     """Settings of the command."""
 
     short: bool
-    """Whether the short form is measured, on the CPU."""
+    """True for the short form, on the CPU."""
     pictures: Path | None
     """Folder of JPEGs; None: generated ones."""
     batch: int

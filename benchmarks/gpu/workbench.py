@@ -22,7 +22,7 @@ def pair(student: str, batch: int) -> Pair:
 
 
 class Workbench:
-    """What several sections use, made when it is needed."""
+    """Inputs of several sections, made when they are needed."""
 
     def __init__(self, short: bool, pictures: Path | None, batch: int, folder: Path) -> None:
         self.short, self.folder, self.batch = short, folder, batch
