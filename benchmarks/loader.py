@@ -1,6 +1,6 @@
 """Images per second and core of our loaders, beside those of other libraries.
 
-    python -m benchmarks.loader [--dali PYTHON] [--repeats 5] [--samples 1024] [--json FILE]
+    python -m benchmarks.loader [--dali PYTHON] [--repeats 5] [--samples 2048] [--json FILE]
 
 The pictures are JPEGs made from photographs (`benchmarks.render`), 500×375 at quality 90 like
 ImageNet's, and with the short side at 256. The contestants (`benchmarks.pipelines`) take turns of
@@ -209,7 +209,7 @@ def main() -> None:
     parser.add_argument("--dali", default="", metavar="PYTHON",
                         help="interpreter of the environment that has DALI and SPDL")  # fmt: skip
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--samples", type=int, default=1024,
+    parser.add_argument("--samples", type=int, default=2048,
                         help="pictures of each kind; at least a batch for each worker")  # fmt: skip
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

@@ -21,6 +21,7 @@ _ONE = 16_384
 _FOURS = 4
 _LANES = 4 * _FOURS
 _COLUMN = 3 * _LANES  # values of one column: the channels of all lanes
+_word = np.uint32  # Numba adds and multiplies words in 64 bits, unless the result is made one
 _16, _32, _48 = np.uint64(16), np.uint64(32), np.uint64(48)
 
 
@@ -128,8 +129,8 @@ def _rows(pixels: U1, at: int, pitch: int, weights: I4, line: U2) -> None:
     a, b = pixels[at:][:count], pixels[at + k * pitch :][:count]
     c, d = pixels[at + m * pitch :][:count], pixels[at + n * pitch :][:count]
     for i in range(count):
-        value = t * np.int32(a[i]) + u * np.int32(b[i]) + v * np.int32(c[i]) + w * np.int32(d[i])
-        line[i] = (value + 32) >> 6
+        value = t * _word(a[i]) + u * _word(b[i]) + v * _word(c[i]) + w * _word(d[i])
+        line[i] = _word(value + 32) >> 6
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -139,7 +140,7 @@ def _three_rows(pixels: U1, at: int, pitch: int, weights: I4, line: U2) -> None:
     a, b = pixels[at:][:count], pixels[at + pitch :][:count]
     c = pixels[at + 2 * pitch :][:count]
     for i in range(count):
-        line[i] = (t * np.int32(a[i]) + u * np.int32(b[i]) + v * np.int32(c[i]) + 32) >> 6
+        line[i] = _word(t * _word(a[i]) + u * _word(b[i]) + v * _word(c[i]) + 32) >> 6
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -148,7 +149,7 @@ def _two_rows(pixels: U1, at: int, pitch: int, weights: I4, line: U2) -> None:
     count, t, (u, k) = line.size, weights[0], _tap(weights, 1)
     a, b = pixels[at:][:count], pixels[at + k * pitch :][:count]
     for i in range(count):
-        line[i] = (t * np.int32(a[i]) + u * np.int32(b[i]) + 32) >> 6
+        line[i] = _word(t * _word(a[i]) + u * _word(b[i]) + 32) >> 6
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -221,10 +222,8 @@ def _columns(lanes: U2, left: I4, weights: I4, out: U1) -> None:
         a, b = columns[:_COLUMN], columns[k * _COLUMN :][:_COLUMN]
         c, d = columns[m * _COLUMN :][:_COLUMN], columns[n * _COLUMN :][:_COLUMN]
         for i in range(_COLUMN):
-            value = (
-                t * np.int32(a[i]) + u * np.int32(b[i]) + v * np.int32(c[i]) + w * np.int32(d[i])
-            )
-            result[i] = (value + (1 << 21)) >> 22
+            value = t * _word(a[i]) + u * _word(b[i]) + v * _word(c[i]) + w * _word(d[i])
+            result[i] = _word(value + (1 << 21)) >> 22
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -236,8 +235,8 @@ def _three_columns(lanes: U2, left: I4, weights: I4, out: U1) -> None:
         a, b = columns[:_COLUMN], columns[_COLUMN:][:_COLUMN]
         c = columns[2 * _COLUMN :][:_COLUMN]
         for i in range(_COLUMN):
-            value = t * np.int32(a[i]) + u * np.int32(b[i]) + v * np.int32(c[i])
-            result[i] = (value + (1 << 21)) >> 22
+            value = t * _word(a[i]) + u * _word(b[i]) + v * _word(c[i])
+            result[i] = _word(value + (1 << 21)) >> 22
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -248,7 +247,7 @@ def _two_columns(lanes: U2, left: I4, weights: I4, out: U1) -> None:
         t, u = weights[x, 0], weights[x, 1]
         a, b = columns[:_COLUMN], columns[_COLUMN:][:_COLUMN]
         for i in range(_COLUMN):
-            result[i] = (t * np.int32(a[i]) + u * np.int32(b[i]) + (1 << 21)) >> 22
+            result[i] = _word(t * _word(a[i]) + u * _word(b[i]) + (1 << 21)) >> 22
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
