@@ -10,8 +10,10 @@ Shapes: H, W, 3 = rows, columns, RGB; contiguous.
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.numerics.array_types import U1
+from cache_tools.numerics.array_types import U1, U2
 from cache_tools.storage.compiled import njit
+
+_word = np.uint32  # Numba adds in 64 bits, unless the result is made a word
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -23,20 +25,35 @@ def sharpness(source: U1, factor: int, out: U1) -> None:
         factor: In 1/65536; at 65536 nothing changes.
         out: [H, W, 3], written.
     """
-    height, width = source.shape[0], source.shape[1] * 3
-    flat, result = source.reshape((height, width)), out.reshape((height, width))
-    for y in range(height):
-        for i in range(width):
-            if y in (0, height - 1) or i < 3 or i >= width - 3:
-                result[y, i] = flat[y, i]
-                continue
-            total = 4 * np.int32(flat[y, i])
-            for dy in range(-1, 2):
-                row = y + dy
-                total += np.int32(flat[row, i - 3]) + flat[row, i] + flat[row, i + 3]
-            smooth = (2 * total + 13) // 26
-            value = (smooth * 65536 + (flat[y, i] - smooth) * factor) >> 16
-            result[y, i] = min(max(value, 0), 255)
+    lines, result = source.reshape(source.shape[0], -1), out.reshape(out.shape[0], -1)
+    threes = np.empty(lines.shape[1], np.uint16)
+    for y in range(lines.shape[0]):
+        for i in range(lines.shape[1]):
+            result[y, i] = lines[y, i]
+        if 0 < y < lines.shape[0] - 1 and source.shape[1] > 2:
+            _three(lines[y - 1], lines[y], lines[y + 1], threes)
+            _sharpen(threes, lines[y, 3:-3], np.int32(factor), result[y, 3:-3])
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _three(above: U1, line: U1, below: U1, sums: U2) -> None:
+    """Sum three rows."""
+    for i in range(sums.size):
+        sums[i] = _word(above[i]) + _word(line[i]) + _word(below[i])
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _sharpen(threes: U2, line: U1, factor: np.int32, result: U1) -> None:
+    """Blend a row's pixels, but the first and last, from smoothed ones; `threes` of all of them."""
+    count, half, most = line.size, np.int32(16), np.int32(255)
+    left, right = threes[:count], threes[6:][:count]
+    middle = threes[3:][:count]
+    for i in range(count):
+        nine = _word(left[i]) + _word(middle[i]) + _word(right[i])
+        value = np.int32(line[i])
+        smooth = np.int32(_word(2 * (nine + 4 * _word(line[i])) + 13) // _word(26))
+        change = np.int32(np.int32(value - smooth) * factor) >> half
+        result[i] = np.uint8(min(max(np.int32(smooth + change), np.int32(0)), most))
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
