@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 from cache_tools.columnar.layout import Layout
 from cache_tools.columnar.thrift import Compact
+from cache_tools.runtime.text import counted
 
 MAGIC = b"PAR1"
 MAX_FOOTER, MAX_STRUCTS = 2**24, 2**18
@@ -20,8 +21,11 @@ FREE_PAGE, DENSEST_PAGE, MAX_VALUES = 2**26, 8, 2**24
 _HEAD, _LONGEST_HEAD, _BUFFER = 2**9, 2**16, 2**20
 """Bytes of the usual and of the longest header of a page, which has statistics; bytes that are
 read at once."""
-_UNPACKED, _PACKED, _DICTIONARY, _HEADERS, _VALUES = 2, 3, 7, (5, 7, 8), 1
-"""Numbers of fields of a page's header: bytes, headers of its kinds and the values in these."""
+_TYPE, _UNPACKED, _PACKED, _VALUES = 1, 2, 3, 1
+"""Numbers of fields of a page's header: its type and bytes, and the values in the type's header."""
+_DATA, _INDEX, _DICTIONARY, _DATA_V2 = range(4)
+_HEADERS = {_DATA: 5, _INDEX: 6, _DICTIONARY: 7, _DATA_V2: 8}
+"""Types of pages, and the field of the header of each."""
 Part = Callable[[int, int], bytes]
 
 
@@ -51,8 +55,9 @@ def batches(path: Path, layout: Layout) -> Iterator[Any]:
         for number in range(file.metadata.num_row_groups):
             group = file.metadata.row_group(number)
             for index in range(group.num_columns):
-                if (column := group.column(index)).path_in_schema in layout.leaves:
-                    _check_pages(raw, column)
+                name = file.schema.column(index).path  # that of the row group may be another
+                if any(f"{name}.".startswith(f"{leaf}.") for leaf in layout.leaves):
+                    _check_pages(raw, group.column(index), name)
             yield from file.iter_batches(1, [number], layout.leaves, use_threads=False)
 
 
@@ -74,11 +79,17 @@ def _check_footer(footer: bytes) -> None:
         raise ValueError(f"its footer has {metadata.structs:,} parts, {MAX_STRUCTS:,} are the most")
 
 
-def _check_pages(file: BinaryIO, column: Any) -> None:
-    """Raise ValueError if a page of a column in a row group states what its bytes cannot be."""
-    at = min(filter(None, (column.dictionary_page_offset, column.data_page_offset)), default=0)
+def _check_pages(file: BinaryIO, column: Any, name: str) -> None:
+    """Raise ValueError if a page of a column in a row group states what its bytes cannot be.
+
+    The pages are those that Parquet C++ finds: from the same byte on, by their type, until they
+    have the values of the column.
+    """
+    at, dictionary = column.data_page_offset, column.dictionary_page_offset
+    at = dictionary if dictionary is not None and 0 < dictionary < at else at
     end, left = at + column.total_compressed_size, column.num_values
     while at < end and left > 0:
+        where = f"a page of {name} at byte {at:,}"
         file.seek(at)
         header = Compact(file.read(_HEAD))
         try:
@@ -87,17 +98,22 @@ def _check_pages(file: BinaryIO, column: Any) -> None:
             file.seek(at)
             header = Compact(file.read(_LONGEST_HEAD))
             page = header.struct()
-        kinds = [page[n] for n in _HEADERS if isinstance(page.get(n), dict)]
-        numbers = [page.get(_UNPACKED), page.get(_PACKED), *(kind.get(_VALUES) for kind in kinds)]
+        kind = page.get(_TYPE)
+        there = [number for number in _HEADERS.values() if number in page]
+        if kind not in (_DATA, _DICTIONARY, _DATA_V2) or there != [_HEADERS[kind]]:
+            raise ValueError(f"{where} is of the type {kind} and has the headers {there}")
+        own = page[there[0]] if isinstance(page[there[0]], dict) else {}
+        numbers: list[Any] = [page.get(_UNPACKED), page.get(_PACKED), own.get(_VALUES)]
         if any(type(number) is not int or number < 0 for number in numbers):
-            raise ValueError(f"a page of {column.path_in_schema} at byte {at:,} has no sizes")
-        unpacked, packed, *counts = numbers
-        values, most = sum(counts), max(FREE_PAGE, DENSEST_PAGE * packed)
+            raise ValueError(f"{where} has no sizes")
+        unpacked, packed, values = numbers
+        most = max(FREE_PAGE, DENSEST_PAGE * packed)
         if unpacked > most or values > MAX_VALUES:
             raise ValueError(
-                f"a page of {column.path_in_schema} at byte {at:,} has {values:,} values and "
-                f"{packed:,} bytes that unpack to {unpacked:,}, at most {most:,} of {MAX_VALUES:,} "
-                "are read"
+                f"{where} has {values:,} values and {packed:,} bytes that unpack to {unpacked:,}, "
+                f"at most {most:,} of {MAX_VALUES:,} are read"
             )
-        left -= 0 if page.get(_DICTIONARY) else values
+        left -= 0 if kind == _DICTIONARY else values
         at += header.at + packed
+    if left > 0:
+        raise ValueError(f"the pages of {name} have {counted(left, 'value')} less than stated")

@@ -430,11 +430,12 @@ def test_a_footer_is_bounded_before_it_is_parsed(monkeypatch: pytest.MonkeyPatch
 
 
 def test_thrift_values() -> None:
-    # field 1: i32 -3; field 2: true; field 3: binary; field 20: struct of an i64
-    data = bytes([0x15, 5, 0x11, 0x18, 2, 65, 66, 0x0C, 40, 0x16, 0x80, 1, 0, 0])
+    # 1: i32 -3; 2: true; 3: binary; 20: struct of an i32 and an i64; 21: list of two structs
+    data = bytes([0x15, 5, 0x11, 0x18, 2, 65, 66, 0x0C, 40, 0x15, 0x80, 1, 0x16, 2, 0])
+    data += bytes([0x19, 0x2C, 0x15, 14, 0, 0, 0])
     value = Compact(data)
-    assert value.struct() == {1: -3, 2: None, 3: None, 20: {1: 64}}
-    assert (value.at, value.structs) == (len(data), 2)
+    assert value.struct() == {1: -3, 2: None, 3: None, 20: {1: 64, 2: None}, 21: [{1: 7}, {}]}
+    assert (value.at, value.structs) == (len(data), 4)
 
 
 def test_without_pyarrow_the_extra_is_named(

@@ -1,0 +1,165 @@
+"""Parquet files that were made to take more memory than they have bytes are refused by name."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cache_tools.columnar import parquet
+from cache_tools.columnar.thrift import Compact
+from cache_tools.data.open import open_images
+from cache_tools.errors import DataError
+
+I16, I32, I64, BINARY, LIST, STRUCT = 4, 5, 6, 8, 9, 12
+Field = tuple[int, int, object]
+"""Number, kind and value of a field of a struct."""
+HUGE = 2**31 - 1
+
+
+def varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def struct(fields: Sequence[Field]) -> bytes:
+    """Thrift's compact protocol, each number of a field in its long form."""
+    out = b""
+    for number, kind, value in fields:
+        out += bytes([kind]) + varint(2 * number)
+        if isinstance(value, int):
+            out += varint(2 * value)
+        elif isinstance(value, bytes):
+            out += varint(len(value)) + value
+        else:
+            assert isinstance(value, list)
+            out += struct(value)
+    return out + b"\0"
+
+
+def sizes(unpacked: int = 414, packed: int = 414) -> list[Field]:
+    return [(2, I32, unpacked), (3, I32, packed)]
+
+
+def values(count: int) -> list[Field]:
+    return [(1, I32, count), (2, I32, 0), (3, I32, 3), (4, I32, 3)]
+
+
+FIRST: dict[str, tuple[list[Field], str]] = {
+    "index page": ([(1, I32, 1), *sizes(), (5, STRUCT, values(8))], "is of the type 1"),
+    "dictionary page with the header of data": (
+        [(1, I32, 2), *sizes(), (5, STRUCT, values(8))], r"is of the type 2 .* headers \[5\]"),
+    "data page with two headers": (
+        [(1, I32, 0), *sizes(), (5, STRUCT, values(0)), (7, STRUCT, values(8))], r"\[5, 7\]"),
+    "data page of another version": (
+        [(1, I32, 0), *sizes(), (8, STRUCT, values(8))], r"type 0 .* \[8\]"),
+    "no type": ([*sizes(), (5, STRUCT, values(8))], "type None"),
+    "unknown type": ([(1, I32, 7), *sizes(), (5, STRUCT, values(8))], "type 7"),
+    "type that is a list": ([(1, STRUCT, []), *sizes(), (5, STRUCT, values(8))], "type {}"),
+    "size twice": (
+        [(1, I32, 0), (2, I32, HUGE), (2, I64, 10), (3, I32, 414), (5, STRUCT, values(2))],
+        "the field 2 twice"),
+    "size as i64": (
+        [(1, I32, 0), (2, I64, 10), (3, I32, 414), (5, STRUCT, values(2))], "has no sizes"),
+    "number of 16 bits is 2": (
+        [(1, I32, 0), *sizes(), (2**16 + 2, I32, HUGE), (5, STRUCT, values(2))], "16 bits"),
+    "stored size of more bits": (
+        [(1, I32, 0), *sizes(HUGE, 2**32 + 414), (5, STRUCT, values(2))], "32 bits"),
+    "values as i64": (
+        [(1, I32, 0), *sizes(), (5, STRUCT, [(1, I64, 2), *values(2)[1:]])], "has no sizes"),
+}  # fmt: skip
+"""Headers of a first page that hide the second one from a check that believes them."""
+SECOND = [(1, I32, 0), *sizes(HUGE), (5, STRUCT, values(2))]
+
+
+def two_values_a_page(path: Path) -> tuple[bytearray, list[tuple[int, int]]]:
+    """Write a column of pages of 414 bytes; the file, and the place of each of their headers."""
+    pictures = [bytes([i]) * 200 for i in range(8)]
+    pq.write_table(pa.table({"image": pictures}), path, use_dictionary=False, compression=None,
+                   data_page_size=400, write_batch_size=2)  # fmt: skip
+    data = bytearray(path.read_bytes())
+    column = pq.ParquetFile(path).metadata.row_group(0).column(0)
+    at, found = column.data_page_offset, []
+    while at < column.data_page_offset + column.total_compressed_size:
+        header = Compact(bytes(data[at:]))
+        assert header.struct()[3] == 414
+        found.append((at, header.at))
+        at += header.at + 414
+    assert len(found) == 4
+    return data, found
+
+
+def put(data: bytearray, place: tuple[int, int], header: list[Field]) -> None:
+    """Put a header in place of another one; a field that no reader has fills its bytes."""
+    at, length = place
+    bare = len(struct([*header, (20, BINARY, b"")]))
+    made = struct([*header, (20, BINARY, bytes(length - bare - 1))])
+    assert len(made) == length
+    data[at : at + length] = made
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_every_page_that_pyarrow_reads_is_checked(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    data, places = two_values_a_page(path)
+    header, message = FIRST[name]
+    put(data, places[0], header)
+    put(data, places[1], SECOND)
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=rf"cannot read .*a\.parquet: .*{message}"):
+        open_images(str(path), "train")
+
+
+def test_a_second_page_is_checked(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    data, places = two_values_a_page(path)
+    path.write_bytes(data)
+    assert open_images(str(path), "train").length_N.tolist() == [200] * 8
+    put(data, places[0], [(1, I32, 0), *sizes(), (5, STRUCT, values(2))])
+    path.write_bytes(data)
+    assert open_images(str(path), "train").length_N.tolist() == [200] * 8
+    put(data, places[1], SECOND)
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"a page of image at byte .* unpack to 2,147,483,647"):
+        open_images(str(path), "train")
+
+
+def test_pages_of_a_column_that_a_row_group_calls_otherwise_are_checked(tmp_path: Path) -> None:
+    """pyarrow reads columns by their place in the schema; a row group repeats their names."""
+    path = tmp_path / "a.parquet"
+    data, places = two_values_a_page(path)
+    put(data, places[0], SECOND)
+    at = data.index(b"image", data.index(b"image", sum(places[-1]) + 414) + 5)  # schema, column
+    data[at : at + 5] = b"other"
+    path.write_bytes(data)
+    assert pq.ParquetFile(path).metadata.row_group(0).column(0).path_in_schema == "other"
+    with pytest.raises(DataError, match=r"a page of image at byte .* unpack to 2,147,483,647"):
+        open_images(str(path), "train")
+
+
+def test_pages_from_the_byte_that_pyarrow_begins_at() -> None:
+    page, huge = struct([(1, I32, 0), *sizes(0, 0), (5, STRUCT, values(9))]), struct(SECOND)
+    column = SimpleNamespace(data_page_offset=0, dictionary_page_offset=None, num_values=9,
+                             total_compressed_size=len(page))  # fmt: skip
+    parquet._check_pages(io.BytesIO(page + huge), column, "x")
+    column.dictionary_page_offset = len(huge)  # behind the data: none
+    with pytest.raises(ValueError, match="unpack to"):
+        parquet._check_pages(io.BytesIO(huge + page), column, "x")
+    column.dictionary_page_offset, column.data_page_offset = len(page), len(page + huge)
+    with pytest.raises(ValueError, match="unpack to"):
+        parquet._check_pages(io.BytesIO(page + huge + page), column, "x")
+
+
+def test_a_column_of_fewer_values_than_stated() -> None:
+    """Parquet C++ reads up to 100 bytes behind the pages of an old writer, for the values left."""
+    page = struct([(1, I32, 0), *sizes(0, 0), (5, STRUCT, values(9))])
+    column = SimpleNamespace(data_page_offset=0, dictionary_page_offset=None, num_values=10,
+                             total_compressed_size=len(page))  # fmt: skip
+    with pytest.raises(ValueError, match="the pages of x have 1 value less than stated"):
+        parquet._check_pages(io.BytesIO(page + struct(SECOND)), column, "x")
