@@ -5,7 +5,6 @@ schema's metadata; others have a column of plain bytes. What can be meant in two
 https://huggingface.co/docs/datasets/about_dataset_features
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -14,7 +13,6 @@ from cache_tools.errors import DataError, UsageError
 from cache_tools.file_contents import parse_json
 from cache_tools.runtime.text import printable
 
-log = logging.getLogger("kdcache")
 _METADATA = b"huggingface"
 _IMAGES = ("image", "img", "jpg", "png", "webp")
 _LABELS = ("label", "cls", "class", "target", "fine_label")
@@ -55,6 +53,8 @@ class Layout:
     """True if the labels are names of classes, False if numbers."""
     path: str
     """Column of the pictures' paths; "" where they are in the struct, or nowhere."""
+    other_path: str
+    """Type of the path in the struct where that is no text, so that it is not read; else ""."""
     leaves: tuple[str, ...]
     """Columns to read, those in a struct behind its name and a dot."""
     class_names: tuple[str, ...]
@@ -71,7 +71,8 @@ def of_schema(schema: Any, columns: Columns, where: str) -> Layout:
 
     Raises:
         UsageError: A named column is not there or of another type, or several can be meant.
-        DataError: The schema's description of the columns is damaged.
+        DataError: The schema's description of the columns is damaged, or the name of one is
+            that of another, too.
     """
     import pyarrow as pa
 
@@ -109,15 +110,21 @@ def of_schema(schema: Any, columns: Columns, where: str) -> Layout:
     image = choose("image", pictures, marked["Image"], _IMAGES)
     label = choose("label", classes, marked["ClassLabel"], _LABELS)
     nested = _has_bytes(kinds[image])
-    inside = nested and "path" in {
-        kinds[image].field(i).name for i in range(kinds[image].num_fields)
-    }
+    inner = next((f.type for f in kinds[image] if f.name == "path"), None) if nested else None
+    inside = inner is not None and (_is_text(inner) or pa.types.is_null(inner))
+    other = "" if inner is None or inside else printable(str(inner))
     path = choose("path", texts, (), () if inside else _PATHS)
+    if twice := [name for name in (image, path, label) if name and schema.names.count(name) > 1]:
+        raise DataError(
+            f"{where} has several columns called {twice[0]!r}. Write it again with a name for "
+            "each, or name another column: --columns NAME=COLUMN."
+        )
     leaves = [f"{image}.bytes"] if nested else [image]
     leaves += [f"{image}.path"] if inside and not path else []
     text = bool(label) and _is_text(kinds[label])
     names = _class_names(features.get(label, {}), where) if label and not text else ()
-    return Layout(image, nested, label, text, path, (*leaves, *filter(None, (path, label))), names)
+    leaves += filter(None, (path, label))
+    return Layout(image, nested, label, text, path, other, tuple(leaves), names)
 
 
 _EXPECTED = {

@@ -145,13 +145,15 @@ def _rows(path: Path, layout: Layout, where: str) -> Iterator[Row]:
     import pyarrow as pa
 
     reader = parquet if where.lower().endswith(".parquet") else arrow
+    inside = f"{layout.image}.path" in layout.leaves
     try:
         for batch in reader.batches(path, layout):
             columns = {name: batch.column(name) for name in batch.schema.names}
             for row in range(batch.num_rows):
                 data, file = columns[layout.image][row].as_py(), None
                 if layout.nested:
-                    data, file = (data or {}).get("bytes"), (data or {}).get("path")
+                    struct = data or {}
+                    data, file = struct.get("bytes"), struct.get("path") if inside else None
                 if layout.path:
                     file = columns[layout.path][row].as_py()
                 yield data, file, columns[layout.label][row].as_py() if layout.label else None

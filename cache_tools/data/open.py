@@ -187,6 +187,9 @@ def _of_rows(
     images: ImageDataset, layout: Layout, split: str, classes: Sequence[str]
 ) -> ImageDataset:
     """Name the samples of files of rows, and number their classes where these are text."""
+    if layout.other_path:
+        log.info("%s: %s.path is %s, which is not read: paths are text",
+                 images.source, layout.image, layout.other_path)  # fmt: skip
     names, labels = rows.named(images.names, layout.text, images.source)
     images = replace(images, names=names, class_names=layout.class_names)
     if not layout.label:

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -239,6 +240,45 @@ def test_columns_that_can_be_meant_in_two_ways(tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError, match=message):
             open_images(str(tmp_path / f"{name}.parquet"), "train")
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+@pytest.mark.parametrize(
+    "values", [[b"x", b"y"], [1, 2], [["a"], ["b"]], [{"a": 1}, {"a": 2}], [None, None]],
+    ids=["bytes", "numbers", "lists", "structs", "nulls"],
+)  # fmt: skip
+def test_paths_in_pictures_that_are_no_text(
+    values: list[Any], suffix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "kdcache")
+    paths = pa.array(values)
+    pictures = pa.StructArray.from_arrays([pa.array([b"0", b"1"]), paths], ["bytes", "path"])
+    made = pa.table({"image": pictures, "label": [1, 0]})
+    source = tmp_path / f"a.{suffix}"
+    pq.write_table(made, source) if suffix == "parquet" else tables.arrow(source, made)
+    found = open_images(str(source), "train")
+    assert (list(found.names), found.label_N.tolist()) == (["00000000", "00000001"], [1, 0])
+    assert [found.read(i) for i in range(2)] == [b"0", b"1"]
+    said = re.findall(r"image\.path is (.*), which is not read: paths are text", caplog.text)
+    assert [text.split("<")[0] for text in said] == (
+        [] if values[0] is None else [str(paths.type).split("<")[0]]
+    )
+    named = made.append_column("file_name", pa.array(["b.jpg", "a.jpg"]))
+    pq.write_table(named, source) if suffix == "parquet" else tables.arrow(source, named)
+    expected = ["b", "a"] if values[0] is not None else ["00000000", "00000001"]
+    assert list(open_images(str(source), "train").names) == expected
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+@pytest.mark.parametrize("name", ["image", "label", "path"])
+def test_two_columns_of_a_name(name: str, suffix: str, tmp_path: Path) -> None:
+    columns = {"image": [b"0", b"1"], "label": ["a", "b"], "path": ["x.jpg", "y.jpg"]}
+    names = [name, *columns]
+    made = pa.Table.from_arrays([pa.array(v) for v in ([1, 2], *columns.values())], names=names)
+    source = tmp_path / f"a.{suffix}"
+    pq.write_table(made, source) if suffix == "parquet" else tables.arrow(source, made)
+    with pytest.raises(DataError, match=f"a.{suffix} has several columns called '{name}'"):
+        open_images(str(source), "train")
 
 
 def test_a_run_that_was_interrupted_goes_on(
