@@ -14,13 +14,16 @@ from cache_tools.columnar.thrift import Compact
 from cache_tools.runtime.text import counted
 
 MAGIC = b"PAR1"
-MAX_FOOTER, MAX_STRUCTS = 2**24, 2**18
-"""Bytes of the largest footer, and the most structures in one, of which pyarrow takes a KB each."""
+MAX_FOOTER, MAX_STRUCTS, MAX_LEVELS = 2**24, 2**18, 64
+"""Bytes of the largest footer; the most structures in one, of which pyarrow takes a KB each, and
+levels of columns within columns, of which it takes some of the stack each."""
 FREE_PAGE, DENSEST_PAGE, MAX_VALUES = 2**26, 8, 2**24
 """Bytes that any page may unpack to; times its stored bytes that a larger one may; most values."""
 _HEAD, _LONGEST_HEAD, _BUFFER = 2**9, 2**16, 2**20
 """Bytes of the usual and of the longest header of a page, which has statistics; bytes that are
 read at once."""
+_SCHEMA, _CHILDREN = 2, 5
+"""Numbers of the field of a footer's schema, and in it, of that of an element's children."""
 _TYPE, _UNPACKED, _PACKED, _VALUES = 1, 2, 3, 1
 """Numbers of fields of a page's header: its type and bytes, and the values in the type's header."""
 _DATA, _INDEX, _DICTIONARY, _DATA_V2 = range(4)
@@ -72,11 +75,22 @@ def _open(source: Any) -> Any:
 
 
 def _check_footer(footer: bytes) -> None:
-    """Raise ValueError for a footer of more structures than its reader has memory for."""
+    """Raise ValueError for a footer of more structures or levels than its reader has memory for."""
     metadata = Compact(footer)
-    metadata.struct()
+    elements = metadata.struct().get(_SCHEMA)
     if metadata.structs > MAX_STRUCTS:
         raise ValueError(f"its footer has {metadata.structs:,} parts, {MAX_STRUCTS:,} are the most")
+    missing: list[int] = []  # children, at each level; a schema is a tree in preorder
+    for element in elements if isinstance(elements, list) else ():
+        while missing and missing[-1] == 0:
+            missing.pop()
+        if missing:
+            missing[-1] -= 1
+        children = element.get(_CHILDREN) if isinstance(element, dict) else None
+        if isinstance(children, int) and children > 0:
+            missing.append(children)
+        if len(missing) > MAX_LEVELS:
+            raise ValueError(f"its columns have more than {MAX_LEVELS} levels")
 
 
 def _check_pages(file: BinaryIO, column: Any, name: str) -> None:

@@ -163,3 +163,31 @@ def test_a_column_of_fewer_values_than_stated() -> None:
                              total_compressed_size=len(page))  # fmt: skip
     with pytest.raises(ValueError, match="the pages of x have 1 value less than stated"):
         parquet._check_pages(io.BytesIO(page + struct(SECOND)), column, "x")
+
+
+def nested(levels: int) -> bytes:
+    """A file without rows, of one column within `levels` others."""
+    elements = [struct([(3, I32, 1), (4, BINARY, b"a"), (5, I32, 1)])] * (levels + 1)
+    elements += [struct([(1, I32, 6), (3, I32, 1), (4, BINARY, b"b")])]
+    schema = bytes([0x19, 0xFC]) + varint(len(elements)) + b"".join(elements)  # field 2, structs
+    footer = bytes([0x15, 2]) + schema + bytes([0x16, 0, 0x19, 0x0C, 0])
+    return parquet.MAGIC + footer + len(footer).to_bytes(4, "little") + parquet.MAGIC
+
+
+@pytest.mark.parametrize("levels", [0, 3, 63, 64, 100_000])
+def test_levels_of_a_schema(levels: int) -> None:
+    """Parquet C++ reads a schema by recursion, once without a bound."""
+    data = nested(levels)
+    if levels < 64:
+        kind = parquet.schema(lambda a, b: data[a:b], len(data)).field(0).type
+        assert str(kind).count("struct<") == levels
+        return
+    with pytest.raises(ValueError, match="its columns have more than 64 levels"):
+        parquet.schema(lambda a, b: data[a:b], len(data))
+
+
+def test_levels_are_counted_behind_other_columns(tmp_path: Path) -> None:
+    """Many columns beside each other are no levels, and end those before them."""
+    columns = {f"c{i}": pa.array([{"a": {"b": 1}, "c": [2]}]) for i in range(200)}
+    pq.write_table(pa.table({"image": [b"x"], **columns}), tmp_path / "a.parquet")
+    assert len(open_images(str(tmp_path / "a.parquet"), "train")) == 1
