@@ -222,11 +222,25 @@ def class_numbers(
     return {name: i for i, name in enumerate(ordered)}, tuple(ordered)
 
 
+def check_labels(images: ImageDataset) -> None:
+    """Raise DataError if a label is beyond the names of the classes."""
+    names = len(images.class_names)
+    if (highest := int(images.label_N.max(initial=NO_LABEL))) >= names:
+        raise DataError(
+            f"{images.source} names {counted(names, 'class')} and has the label {highest}. Correct "
+            "the class_names of its description."
+        )
+
+
 def of_classes(images: ImageDataset, classes: Sequence[str], source: object) -> ImageDataset:
     """Select the images of some classes, and number these in the order of the list.
 
     Classes without images keep their numbers, so that the heads of published networks fit.
+
+    Raises:
+        DataError: Its labels are more than its names.
     """
+    check_labels(images)
     number = {name: i for i, name in enumerate(classes)}
     new = np.array([*(number.get(n, NO_LABEL) for n in images.class_names), NO_LABEL], np.int32)
     label_N = new[images.label_N]  # NO_LABEL is the last
@@ -251,11 +265,7 @@ def with_classes(images: ImageDataset, classes: Sequence[str]) -> ImageDataset:
     names = images.class_names
     if not classes or not names or names == tuple(classes):
         return images
-    if (highest := int(images.label_N.max())) >= len(names):
-        raise DataError(
-            f"{images.source} names {len(names):,} classes and has the label {highest}. Correct "
-            "the class_names of its description."
-        )
+    check_labels(images)
     if strange := sorted({*names} - {*classes}):
         raise CacheMismatch(
             f"the validation split of {images.source} has the class {strange[0]!r}, the "

@@ -26,6 +26,7 @@ from cache_tools.data.images import ImageDataset
 from cache_tools.data.open import open_images
 from cache_tools.errors import DataError, UsageError
 from cache_tools.render import decode
+from cache_tools.runtime.text import counted
 from tests.helpers.outcome import Outcome
 
 Command = Callable[..., Outcome]
@@ -79,7 +80,8 @@ def test_a_folder_becomes_shards_that_hold_the_same(
     whole, made = open_images(str(folder), "train"), open_images(str(out), "train")
     assert contents(made) == contents(whole)
     assert made.class_names == whole.class_names == tuple(sorted(SYNSETS.values()))
-    assert made.keys() == (whole.keys()[0], made.names) or made.keys()[0] == "stem"
+    assert made.keys()[0] == whole.keys()[0] == "stem"
+    assert sorted(made.keys()[1]) == sorted(whole.keys()[1])
     info = json.loads((out / "_info.json").read_text())
     assert info["splits"]["train"] == {
         "name": "train", "num_samples": 25, "shard_lengths": [10, 10, 5], "index": True,
@@ -391,6 +393,25 @@ def test_imagenet_21k_by_a_list_of_classes(
         assert {name.rpartition("/")[2]: synset for name, synset in found.items()} == {
             synset: synset for synset in chosen
         }
+
+
+@pytest.mark.parametrize("names", [1, 2])
+def test_labels_beyond_the_names_of_a_description(
+    names: int, folder: Path, tmp_path: Path, kdcache: Command
+) -> None:
+    """Of three classes; the first label without a name, and one further than that."""
+    source, listed = tmp_path / "s", tmp_path / "list.txt"
+    assert kdcache("shard", folder, source).code == 0
+    info = json.loads((source / "_info.json").read_text())
+    assert len(info["class_names"]) == 3
+    info["class_names"] = info["class_names"][:names]
+    (source / "_info.json").write_text(json.dumps(info))
+    listed.write_text(info["class_names"][0] + "\n")
+    said = kdcache("shard", source, tmp_path / "out", "--labels", listed)
+    assert said.code == 1, said.err
+    stated = f"{source} names {counted(names, 'class')} and has the label 2. Correct the class_nam"
+    assert stated in said.err
+    assert not list((tmp_path / "out").glob("*.tar"))
 
 
 def test_a_tar_of_the_tars_of_winter_21(ilsvrc: Path, kdcache: Command) -> None:
