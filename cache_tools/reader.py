@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.data import match
-from cache_tools.data.open import open_images
 from cache_tools.data.view_renderer import ViewRenderer
 from cache_tools.errors import UsageError
 from cache_tools.runtime.text import counted
@@ -188,8 +187,7 @@ class CacheReader:
         source = str(data) if data is not None else self.store.source
         if not source:
             raise UsageError(f"where are the images of {self.store.name}? Pass their folder.")
-        opened = open_images(source, "train")
-        images = match.match(self.store.table, self.spec.dataset, opened)
+        images, _ = match.open_aligned(self.store.table, self.spec.dataset, source)
         return ViewImages(self, ViewRenderer(images, self.spec.views, self.store.table))
 
     @cached_property

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from cache_tools import config
 from cache_tools.config import Range
 from cache_tools.errors import UsageError
-from cache_tools.spec.dataset import MAX_SAMPLES
+from cache_tools.spec.dataset import MAX_SAMPLES, SplitName
 from cache_tools.spec.targets import MAX_KEPT, TargetSpec
 from cache_tools.spec.teacher import MAX_CLASSES, Precision
 from cache_tools.spec.views import ViewSpec
@@ -25,8 +25,8 @@ class DatasetRecipe:
     """Number of samples to plan with when there is no data set at hand."""
     num_classes: Annotated[int, Range(0, MAX_CLASSES)] = 0
     """Number of classes of the labels; 0 = that of the data set."""
-    split: str = "train"
-    """Split of the data set for the teacher."""
+    split: SplitName = "train"
+    """Split of the data set for the teacher. Later commands find it by its samples."""
     labels: Literal["use", "ignore", "auto"] = "use"
     """Use of the labels: "use" stores them, and their classes must be the teacher's; "auto" stores
     them where the class folders are synsets that the teacher predicts. The log has the choice."""

@@ -12,30 +12,32 @@ Shapes: N samples of the table, M images of the copy.
 import contextlib
 import hashlib
 import logging
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.data import scan, sources
 from cache_tools.data.images import ImageDataset, with_classes
-from cache_tools.data.open import find_tars, open_images
-from cache_tools.errors import CacheMismatch
+from cache_tools.data.open import find_tars, has_split, open_images
+from cache_tools.errors import CacheMismatch, UsageError
 from cache_tools.numerics import text_column
 from cache_tools.numerics.text_column import TextColumn
 from cache_tools.runtime import progress, threads
 from cache_tools.runtime.text import counted
 from cache_tools.spec import class_names, sample_table
 from cache_tools.spec.canonical import canonical_json
-from cache_tools.spec.dataset import DatasetSpec
+from cache_tools.spec.dataset import DatasetSpec, SplitName
 from cache_tools.spec.sample_table import SampleTable
 from cache_tools.storage import disk_cache, mapped
 from cache_tools.storage.disk_cache import DiskCache
 from cache_tools.storage.mapped import Arrays
 
 log = logging.getLogger("kdcache")
+T = TypeVar("T")
 I8 = NDArray[np.int64]
 U8 = NDArray[np.uint64]
 _FIRST = 256
@@ -60,6 +62,8 @@ class DatasetMatch:
     """Key of the first sample that is not there, or ""."""
     first_extra: str
     """Key of the first image that is no sample, or ""."""
+    split: SplitName = "train"
+    """Split of the data set that was opened."""
 
     @property
     def present_N(self) -> NDArray[np.bool_]:
@@ -170,23 +174,66 @@ def align(
 def open_aligned(
     table: SampleTable, dataset: DatasetSpec, source: str, partial: bool = False
 ) -> tuple[ImageDataset, DatasetMatch]:
-    """Open a training split in the order of `table`: `open_images`, then `align`.
+    """Open a data set in the order of `table`: `open_images`, then `align`.
 
+    Its training split; or the first other one that is the cache's (`dataset.split` of stage 1).
     Of a large data set of tars on this machine the result is kept in the data folder, and mapped
     from there by all processes until a tar, the table or the description changes.
 
     Raises:
         As `open_images` and `align`.
     """
-    found = find_tars(source, "train") if len(table) >= mapped.WORTH else None
+
+    def opened(split: SplitName) -> tuple[ImageDataset, DatasetMatch]:
+        images, covered = _open_aligned(table, dataset, source, split, partial)
+        return images, replace(covered, split=split)
+
+    return _of_first_split(source, opened)
+
+
+def open_unordered(table: SampleTable, dataset: DatasetSpec, source: str) -> ImageDataset:
+    """Open the split of `open_aligned` in its own order; the training split if there is none."""
+
+    def opened(split: SplitName) -> ImageDataset:
+        images = open_images(source, split)
+        align(table, dataset, images, partial=True)
+        return images
+
+    try:
+        return _of_first_split(source, opened)
+    except CacheMismatch:
+        return open_images(source, "train")
+
+
+def _of_first_split(source: str, opened: Callable[[SplitName], T]) -> T:
+    """Return what `opened` makes of the first split of a data set that is the cache's."""
+    refused: list[CacheMismatch | UsageError] = []
+    for split in get_args(SplitName):
+        try:
+            if split != "train" and not has_split(source, split):
+                continue
+            found = opened(split)
+        except (CacheMismatch, UsageError) as error:
+            refused.append(error)
+        else:
+            if refused:
+                log.info("%s: the cache is of its %s split", source, split)
+            return found
+    raise next((error for error in refused if isinstance(error, CacheMismatch)), refused[0])
+
+
+def _open_aligned(
+    table: SampleTable, dataset: DatasetSpec, source: str, split: SplitName, partial: bool
+) -> tuple[ImageDataset, DatasetMatch]:
+    """Open a split in the order of `table`, or map it."""
+    found = find_tars(source, split) if len(table) >= mapped.WORTH else None
     if found is None:
-        return align(table, dataset, open_images(source, "train"), partial)
+        return align(table, dataset, open_images(source, split), partial)
     paths, state = found
     identity = canonical_json({"dataset": asdict(dataset), "partial": partial}).decode()
 
     def make() -> Arrays:
-        opened = open_images(source, "train")
-        images, covered = align(table, dataset, opened, partial)
+        images, covered = align(table, dataset, open_images(source, split), partial)
         names = text_column.of(images.names).compact()
         arrays = {column: getattr(images, column) for column in _INDEX}
         arrays |= {"name": names.bytes_L, "begin": names.begin_N, "end": names.end_N}

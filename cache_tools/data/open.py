@@ -16,6 +16,7 @@ import numpy as np
 
 from cache_tools.columnar import rows
 from cache_tools.columnar.layout import Columns, Layout
+from cache_tools.config import nearest
 from cache_tools.data import beton, image_folder, info_json, local_index, sources, unpacked
 from cache_tools.data.images import NO_CRC, ImageDataset, class_numbers, with_classes
 from cache_tools.data.remote_shards import RemoteShards
@@ -59,6 +60,8 @@ def open_images(
         DataError: A shard or folder that cannot be read, or no image in it.
         CacheMismatch: It has classes that the training split has not.
     """
+    if split not in info_json.SPLITS:
+        raise UsageError(f"{split!r} is no split. {nearest(split, info_json.SPLITS)}")
     if containers and "://" not in source and (file := beton.find(source, split)) is not None:
         opened = beton.open_beton(file)
         if Path(source).is_dir() and (beside := _beside(source, split)) is not None:

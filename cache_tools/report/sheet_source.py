@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from cache_tools.data import match
-from cache_tools.data.open import open_images
 from cache_tools.errors import UsageError
 from cache_tools.report.contact_sheet import TopClasses, ViewSource
 from cache_tools.spec import class_names
@@ -46,8 +45,7 @@ def of_cache(store: Cache, data: str, size: int = 0) -> SheetSource:
         raise UsageError(
             f"the location of the images of {store.name} is unknown. Pass --data with their folder."
         )
-    opened = open_images(source_path, "train")
-    images = match.match(store.table, store.spec.dataset, opened)
+    images, _ = match.open_aligned(store.table, store.spec.dataset, source_path)
     spec = view_params.at_size(store, size) if size else store.spec.views.for_teacher()
     source = ViewSource(images, spec, store.spec.window, store)
     missing: set[Part] = set()

@@ -9,6 +9,7 @@ MAX_SAMPLES = 2**32
 NO_LABEL = -1
 """Label of a sample without a class."""
 KeyKind = Literal["stem", "path"]
+SplitName = Literal["train", "validation", "teacher"]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from cache_tools.verify import verify as verifier
 from cache_tools.verify.verify import Status
 
 if TYPE_CHECKING:
+    from cache_tools.data.images import ImageDataset
     from cache_tools.data.match import DatasetMatch
 
 RECOMPUTE: Plugin[Callable[..., list[KdcacheError]]] = Plugin(
@@ -102,9 +103,7 @@ def verify(
     images, mended = None, list[str]()
     with shown(progress):
         if data is not None:
-            from cache_tools.data.open import open_images
-
-            images = open_images(str(data), "train")
+            images = _open_images(store, cache, str(data))
         if store is None:
             copy = Cache.open(source) if source else None
             store, mended = repairs.repair(cache, images, copy)
@@ -129,3 +128,16 @@ def verify(
         tuple(verdict.problems),
         verdict.as_dict(),
     )
+
+
+def _open_images(store: Cache | None, cache: str | Path, data: str) -> "ImageDataset":
+    """Open the split that a cache is of; the training split where its table cannot be read."""
+    from cache_tools.data import match
+    from cache_tools.data.open import open_images
+
+    try:
+        store = Cache.open(cache) if store is None else store
+        table = store.table
+    except KdcacheError:  # repaired, or stated, by the caller
+        return open_images(data, "train")
+    return match.open_unordered(table, store.spec.dataset, data)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache_tools.data.open import open_images
+from cache_tools.data import match
 from cache_tools.errors import NonFinite, UsageError
 from cache_tools.numerics.array_types import F4, F8, I8
 from cache_tools.runtime.plugins import Plugin
@@ -71,7 +71,7 @@ def of_cache(
     """
     if not (source := data or store.source):
         raise UsageError(f"where are the images of {store.name}? Pass --data with their folder.")
-    images = open_images(source, "train")
+    images = match.open_unordered(store.table, store.spec.dataset, source)
     values_BC, row_B, label_B2, lam_B = LOGITS.load()(
         store, images, teachers, device, count, class_maps
     )

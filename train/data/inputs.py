@@ -106,7 +106,11 @@ def open_inputs(
         )
     store.map_table()
     images, covered = match.open_aligned(store.table, store.spec.dataset, source, partial)
-    validation = _validation(source, store, images.class_names)
+    validation = None
+    if covered.split == "validation":
+        log.warning("the cache is of the validation split of %s, which measures no student", source)
+    else:
+        validation = _validation(source, store, images.class_names)
     return Inputs(members, images, validation, source, covered)
 
 

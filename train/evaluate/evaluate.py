@@ -246,5 +246,7 @@ def _open_reference(path: str, request: EvalRequest, target: EvalTarget) -> Refe
     source = next((s for s in sources if s and ("://" in s or Path(s).exists())), None)
     if source is None:
         raise UsageError(f"the images of {path} have moved. Pass --data with their new place.")
-    images = open_images(source, "train")
-    return Reference(store, match.match(store.table, store.spec.dataset, images), size)
+    images, covered = match.open_aligned(store.table, store.spec.dataset, source)
+    if covered.split == "validation":
+        log.warning("%s is of the validation split, on which the run was trained", store.name)
+    return Reference(store, images, size)
