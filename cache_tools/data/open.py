@@ -24,6 +24,7 @@ from cache_tools.data.sources import describe, resolve
 from cache_tools.errors import DataError, KdcacheError, UsageError
 from cache_tools.numerics import text_column
 from cache_tools.numerics.text_column import TextColumn
+from cache_tools.runtime.text import counted
 from cache_tools.spec.dataset import NO_LABEL
 from cache_tools.storage import disk_cache
 from cache_tools.storage.disk_cache import DiskCache
@@ -68,6 +69,7 @@ def open_images(
             return beside if _warns_of_difference(opened, beside) else opened
         return opened
     source, layout = source if "://" in source else expand(source), None
+    given = source
     if "://" in source:
         place, source = sources.find_remote(source, split), without_secrets(source)
         client = FsspecClient(place.root)
@@ -88,12 +90,13 @@ def open_images(
         root = sources.split_folder(Path(source), split)
         classes = _training_classes(source, split) if classes is None else classes
         images = image_folder.open_folder(root, source, split, classes, root == Path(source))
+        _warn_of_own_classes(images, split, classes)
     if len(images) == 0:
         raise DataError(f"there is no image in {source} ({split} split). {image_folder.LAYOUTS}")
     if layout is not None:
         if shard_keys:
             raise UsageError("--key shard/key is for tars: rows have their path or number.")
-        images = _of_rows(images, layout, split, classes or ())
+        images, classes = _of_rows(images, layout, split, classes, given)
     _check_names(images)
     return with_classes(images, classes or ())
 
@@ -187,9 +190,15 @@ def _remote_layout(
 
 
 def _of_rows(
-    images: ImageDataset, layout: Layout, split: str, classes: Sequence[str]
-) -> ImageDataset:
-    """Name the samples of files of rows, and number their classes where these are text."""
+    images: ImageDataset, layout: Layout, split: str, classes: Sequence[str] | None, source: str
+) -> tuple[ImageDataset, Sequence[str]]:
+    """Name the samples of files of rows, and number their classes where these are text.
+
+    Returns:
+        The images, and the classes of the training split where they are known.
+    """
+    if classes is None:
+        classes = () if split == "train" else _classes_of_training_rows(source, layout)
     if layout.other_path:
         log.info("%s: %s.path is %s, which is not read: paths are text",
                  images.source, layout.image, layout.other_path)  # fmt: skip
@@ -198,10 +207,21 @@ def _of_rows(
     if not layout.label:
         log.warning("%s: no column of labels: its images have none", images.source)
     if not layout.text:
-        return images
+        return images, classes
     number, class_names = class_numbers({*labels} - {""}, split == "train", classes)
     label_N = np.array([number.get(label, NO_LABEL) for label in labels], dtype=np.int32)
-    return replace(images, label_N=label_N, class_names=class_names)
+    images = replace(images, label_N=label_N, class_names=class_names)
+    _warn_of_own_classes(images, split, classes)
+    return images, classes
+
+
+def _warn_of_own_classes(images: ImageDataset, split: str, classes: Sequence[str] | None) -> None:
+    """Warn where the classes of a split are numbered without those of the training split."""
+    if split != "train" and images.class_names and not classes:
+        log.warning(
+            "%s: %s numbered as in this split alone: the training split's names are unknown",
+            images.source, counted(len(images.class_names), "class"),
+        )  # fmt: skip
 
 
 def _indexed(
@@ -271,6 +291,28 @@ def _training_classes(source: str, split: str) -> tuple[str, ...]:
         return ()
     root = sources.split_folder(Path(source), "train")
     return image_folder.class_names(root, "train") if root != Path(source) else ()
+
+
+def _classes_of_training_rows(source: str, layout: Layout) -> tuple[str, ...]:
+    """Names of the classes of the training split beside files of rows, whose layout this is."""
+    if not (layout.text or layout.class_names):
+        return ()
+    if not sources.has_split(source, "train"):
+        return ()
+    if "://" in source:
+        place = sources.find_remote(source, "train")
+        training = _remote_layout(FsspecClient(place.root), place, layout.columns)
+    else:
+        shards = sources.find_local(source, "train")
+        paths = [Path(shards.root) / name for name in shards.names] if shards is not None else []
+        rowed = shards is not None and _is_of_rows(shards)
+        training = rows.layout_of_file(paths[0], layout.columns) if rowed else None
+    if training is None:
+        return ()
+    if not training.text:
+        return training.class_names
+    log.info("%s: its training split is opened for the class names", without_secrets(source))
+    return open_images(source, "train", columns=layout.columns).class_names
 
 
 def _check_names(images: ImageDataset) -> None:

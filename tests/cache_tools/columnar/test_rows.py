@@ -166,6 +166,54 @@ def test_splits_by_the_names_of_files(tmp_path: Path, kdcache: Command) -> None:
     assert "several splits: test, train, validation" in said.err
 
 
+def splits(where: Path, kind: str, training: bool = True) -> str:
+    """Two splits of rows, of which the second has two of the three classes."""
+    rows_of = {"train": ROWS[:12], "validation": [row for row in ROWS[12:] if row[2] > 0]}
+    where.mkdir()
+    for split, content in rows_of.items():
+        path = where / f"{split}-00000-of-00001.parquet"
+        if kind == "text":
+            pq.write_table(plain([(d, p, NAMES[c]) for d, p, c in content]), path)
+        else:
+            fewer = split == "validation"
+            shifted = [(d, p, c - fewer) for d, p, c in content]
+            pq.write_table(tables.table(shifted, NAMES[fewer:]), path)
+    if not training:
+        (where / "train-00000-of-00001.parquet").unlink()
+    return str(where)
+
+
+@pytest.mark.parametrize("kind", ["text", "named numbers"])
+@pytest.mark.parametrize("remote", [False, True])
+def test_classes_of_a_validation_split_are_those_of_the_training_split(
+    kind: str, remote: bool, tmp_path: Path, kdcache: Command
+) -> None:
+    source = splits(tmp_path / "source", kind)
+    memory = fsspec.filesystem("memory")
+    if remote:
+        memory.put(source, f"/{kind}", recursive=True)
+    try:
+        said = kdcache("shard", f"memory://{kind}" if remote else source, tmp_path / "a",
+                       "--split", "validation")  # fmt: skip
+    finally:
+        memory.rm(f"/{kind}", recursive=True) if remote else None
+    assert said.code == 0, said.err
+    made = open_images(str(tmp_path / "a"), "validation")
+    assert made.class_names == NAMES
+    found = {n.rpartition("/")[2]: int(c) for n, c in zip(made.names, made.label_N, strict=True)}
+    assert found == {f"img_{i}": i % 3 for i in range(12, 24) if i % 3}
+    assert "in this split alone" not in said.err
+
+
+def test_classes_of_a_split_without_a_training_split(tmp_path: Path, kdcache: Command) -> None:
+    source = splits(tmp_path / "source", "text", training=False)
+    said = kdcache("shard", f"{source}/*.parquet", tmp_path / "a", "--split", "validation")
+    assert said.code == 0, said.err
+    assert "2 classes numbered as in this split alone" in said.err
+    made = open_images(str(tmp_path / "a"), "validation")
+    assert (made.class_names, {*made.label_N.tolist()}) == (NAMES[1:], {0, 1})
+
+
 def test_rows_without_a_path_of_their_own_are_called_by_their_number(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
