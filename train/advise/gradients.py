@@ -42,14 +42,19 @@ def normal(seed: int, count: int, classes: int) -> F8:
     return np.asarray(np.sqrt(-2.0 * np.log1p(-radius)) * np.cos(2.0 * np.pi * turn))
 
 
+def temperature(recipe: TrainRecipe) -> float:
+    """Return the highest T of a run; 1 of bkd, which has none."""
+    return 1.0 if recipe.loss == "bkd" else max(recipe.temperature, recipe.temperature_end)
+
+
 class Gradients:
     """Gradients of two students on a sample, in the batches of a recipe."""
 
     def __init__(self, sample: Sample, recipe: TrainRecipe) -> None:
         """Compute the gradients from full targets."""
         self._sample, self._recipe = sample, recipe
-        self.temperature = max(recipe.temperature, recipe.temperature_end)
-        """T of student and teacher: the highest of the run."""
+        self.temperature = temperature(recipe)
+        """T of student and teacher."""
         logits_BC = sample.logits_BC.astype(np.float64)
         noise_BC = normal(recipe.seed, *logits_BC.shape)
         untrained_BC = (0.1 if recipe.loss == "dist" else 0.0) * noise_BC

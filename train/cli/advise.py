@@ -1,6 +1,6 @@
 """`kdcache advise`: the smallest cache that suffices for a student."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -14,13 +14,16 @@ from cache_tools.store.cache import Cache
 from train.cli.options import Data, Device, Overrides
 
 if TYPE_CHECKING:
-    from train.recipe import Tail
+    from train.recipe import Tail, TrainRecipe
 
 TARGETS: Plugin[Callable[[str], TargetSpec]] = Plugin(
     "kdcache.plans", "targets", "read a recipe of stage 1"
 )
 _ANY_STUDENT = {"student": "resnet18", "epochs": 1}
 """Keys without a default, which no gradient depends on."""
+_OF_LOGITS = ("--probabilities", "--rows")
+_OF_RECOMPUTE = ("--data", "--teacher", "--class-map", "--device")
+_ROWS = 400
 
 
 def advise(
@@ -39,8 +42,9 @@ def advise(
         bool, typer.Option("--probabilities", help="FILE has probabilities.")
     ] = False,
     rows: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Rows of FILE, spread evenly.")
-    ] = 400,
+        int | None,
+        typer.Option(metavar="N", min=1, help="Rows of FILE, spread evenly; default: 400."),
+    ] = None,
     recompute: Annotated[
         int, typer.Option(metavar="N", min=0, help="Run the teacher of CACHE on N of its views.")
     ] = 0,
@@ -90,15 +94,20 @@ def advise(
     is_recipe = source.endswith(".toml") or ("://" not in source and not Path(source).exists())
     if is_recipe and logits is None:
         raise UsageError(f"{source} is no cache, whose teacher can run again. Pass --logits FILE.")
+    _check_options(logits is not None, {
+        "--probabilities": probabilities, "--rows": rows, "--data": data, "--teacher": teacher,
+        "--class-map": class_map, "--device": device,
+    })  # fmt: skip
     from train import recipe as recipes
+    from train.advise import gradients, picture, sample
     from train.advise import grid as grids
-    from train.advise import picture, sample
 
     student = recipes.load(recipe or _ANY_STUDENT, overrides or ())
+    _check_student(student, tail or ())
     store = None if is_recipe else Cache.open(source)
     own = TARGETS.load()(source) if store is None else store.spec.targets
     if logits is not None:
-        found = sample.of_file(logits, rows, probabilities)
+        found = sample.of_file(logits, rows or _ROWS, probabilities)
     else:
         assert store is not None
         options = teacher or [], class_map or [], device
@@ -109,13 +118,11 @@ def advise(
             f"{logits} has {classes} classes, {store.name} has {store.spec.teacher.num_classes}. "
             "Pass logits of the teacher of this cache."
         )
-    if unknown := [name for name in tail or () if name not in grids.TAILS]:
-        raise UsageError(f"--tail {unknown[0]} is unknown. Pass {', '.join(grids.TAILS)}.")
     tails = cast("list[Tail] | None", tail) or grids.TAILS
     grid = grids.Grid(tau or grids.TAUS, k_max or grids.K_MAX, levels or grids.LEVELS, tails)
     measured = grids.measure(found, student, own, grid)
     best = grids.cheapest(measured, error)
-    hottest = max(student.temperature, student.temperature_end)
+    hottest = gradients.temperature(student)
     loss = f"{student.loss} at T = {hottest:g}"
     if json_:
         facts: dict[str, Any] = {"views": len(found.row_B), "of": found.of, "classes": classes}
@@ -141,3 +148,26 @@ def advise(
         drawn = picture.draw(measured, best, error, title, out)
         if drawn and not json_:
             print(f"picture: {out}")
+
+
+def _check_options(of_file: bool, given: Mapping[str, object]) -> None:
+    """Raise UsageError for an option of the other source of logits."""
+    if odd := [name for name in (_OF_RECOMPUTE if of_file else _OF_LOGITS) if given[name]]:
+        ways = "--logits FILE", "--recompute N"
+        here, there = ways if of_file else ways[::-1]
+        raise UsageError(f"{odd[0]} goes with {there}, not with {here}. Leave it out.")
+
+
+def _check_student(student: "TrainRecipe", tails: Sequence[str]) -> None:
+    """Raise UsageError for a student without soft targets, or tails that its loss has not."""
+    from train.advise.grid import TAILS
+
+    if student.mode == "labels":
+        raise UsageError("mode=labels trains without soft targets, so that no cache is too small.")
+    if unknown := [name for name in tails if name not in TAILS]:
+        raise UsageError(f"--tail {unknown[0]} is unknown. Pass {', '.join(TAILS)}.")
+    if student.loss != "kd" and (others := [name for name in tails if name != "uniform"]):
+        raise UsageError(
+            f"--tail {others[0]} goes with loss=kd only, this student has loss={student.loss}. "
+            "Leave it out."
+        )

@@ -114,6 +114,7 @@ def test_all_classes_kept_leave_the_rounding_alone_and_top_k_does_not() -> None:
 def test_the_highest_temperature_of_a_run_counts() -> None:
     values = {"student": "x", "epochs": 1, "temperature": 1.0, "temperature_end": 3.0}
     assert Gradients(sample(), recipes.load(values)).temperature == 3.0
+    assert Gradients(sample(), recipes.load(values | {"loss": "bkd"})).temperature == 1.0
 
 
 def test_noise_is_normal_and_the_same_every_time() -> None:

@@ -83,14 +83,32 @@ def test_the_teacher_of_a_cache_runs_again(
         (["--logits", "LOGITS", "--recompute", "5"], "one of them"),
         (["--logits", "LOGITS", "--out", "a.txt"], "--out a.txt is no PNG"),
         (["--logits", "LOGITS"], "has 60 classes, "),
+        (["--logits", "LOGITS", "--data", "x"], "--data goes with --recompute N, not with --logit"),
+        (["--logits", "LOGITS", "--teacher", "x"], "--teacher goes with --recompute N, not with"),
+        (["--logits", "LOGITS", "--class-map", "x"], "--class-map goes with --recompute N, not"),
+        (["--logits", "LOGITS", "--device", "cpu"], "--device goes with --recompute N, not with"),
+        (["--recompute", "5", "--probabilities"], "--probabilities goes with --logits FILE, not"),
+        (["--recompute", "5", "--rows", "400"], "--rows goes with --logits FILE, not with --recom"),
+        (["loss=dkd", "--logits", "LOGITS", "--tail", "uniform", "--tail", "bucket"],
+         "--tail bucket goes with loss=kd only, this student has loss=dkd. Leave it out."),
+        (["mode=labels", "--logits", "LOGITS"], "mode=labels trains without soft targets"),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_be(
     words: list[str], expected: str, logits: Path, digits_cache: Path, kdcache: Command
 ) -> None:
     found = kdcache("advise", digits_cache, *(str(logits) if w == "LOGITS" else w for w in words))
     assert (found.code, expected in found.err) == (2, True), found.err
     assert "Traceback" not in found.err
+
+
+def test_bkd_has_no_temperature(logits: Path, kdcache: Command) -> None:
+    words = ("--logits", logits, "--rows", 50, *FEW, "--json")
+    facts = json.loads(kdcache("advise", "photos", "loss=bkd", "temperature=4.0", *words).out)
+    assert (facts["loss"], facts["temperature"]) == ("bkd", 1.0)
+    assert all(row["targets"]["temperatures"] == [1.0] for row in facts["settings"][1:])
+    plain = json.loads(kdcache("advise", "photos", "loss=bkd", *words).out)
+    assert facts["settings"] == plain["settings"]
 
 
 def test_a_recipe_has_no_teacher_to_run(kdcache: Command) -> None:
