@@ -1,13 +1,18 @@
 """`kdcache shard`: any data set to WebDataset shards."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from cache_tools.cli.options import Json, emit
 from cache_tools.errors import UsageError
 from cache_tools.runtime.text import counted
+
+if TYPE_CHECKING:
+    from cache_tools.columnar.layout import Columns
+    from cache_tools.data.images import ImageDataset
 
 
 def shard(
@@ -28,7 +33,10 @@ def shard(
         int,
         typer.Option(min=0, help="Shrink larger images to this short side in pixels; 0: copy all."),
     ] = 0,
-    quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality when shrunk.")] = 90,
+    quality: Annotated[
+        int | None,
+        typer.Option(min=1, max=100, help="JPEG quality when shrunk; default: 90."),
+    ] = None,
     labels: Annotated[
         Path | None,
         typer.Option(
@@ -72,10 +80,12 @@ def shard(
     from cache_tools.data import ilsvrc, shard_writer
     from cache_tools.data.info_json import SPLITS
     from cache_tools.data.open import describe, has_split, open_images
-    from cache_tools.storage.paths import exists
 
     if raw and not beton:
         raise UsageError("--raw is of the container that --beton writes. Pass both, or neither.")
+    if quality is not None and not short_side:
+        raise UsageError("--quality is of images that --short-side shrinks. Pass both, or neither.")
+    chosen = Columns.parse(columns)
     splits = [split] if split else [s for s in SPLITS if has_split(source, s)] or ["train"]
     facts = {}
     for name in splits:
@@ -83,19 +93,12 @@ def shard(
             raise UsageError(f"--split {name} is none of {', '.join(SPLITS)}.")
         there = describe(str(folder))
         classes = there.class_names if there else ()
-        if exists(source) and Path(source).is_file() and ilsvrc.is_tar_of_tars(Path(source)):
-            images = ilsvrc.train(Path(source))
-        else:
-            images = open_images(
-                source,
-                name,
-                shard_keys=key == "shard/key",
-                classes=classes if classes and labels is None else None,
-                columns=Columns.parse(columns),
-            )
+        images = _open(source, name, key, chosen, classes if classes and labels is None else None)
         if labels is not None:
             images = ilsvrc.with_labels(images, labels, classes)
-        options = shard_writer.Options(name, shard_size, short_side, quality, check, skip_broken)
+        options = shard_writer.Options(
+            name, shard_size, short_side, quality or shard_writer.QUALITY, check, skip_broken
+        )
         facts[name] = shard_writer.write(images, folder, options)
         if beton:
             written = open_images(str(folder), name, containers=False)
@@ -120,3 +123,22 @@ def shard(
         )
         if beton:
             print(beton_command.sentence(said["beton"]))
+
+
+def _open(
+    source: str, split: str, key: str, columns: "Columns", classes: Sequence[str] | None
+) -> "ImageDataset":
+    """Open a data set, or a tar of tars."""
+    from cache_tools.columnar.layout import Columns
+    from cache_tools.data import ilsvrc
+    from cache_tools.data.open import open_images
+    from cache_tools.storage.paths import exists
+
+    if not (exists(source) and Path(source).is_file() and ilsvrc.is_tar_of_tars(Path(source))):
+        return open_images(
+            source, split, shard_keys=key == "shard/key", classes=classes, columns=columns
+        )
+    if key != "key" or columns != Columns():
+        option = "--columns is of tables" if key == "key" else f"--key {key} is of tars of images"
+        raise UsageError(f"{option}, and {source} is a tar of tars. Leave it out.")
+    return ilsvrc.train(Path(source))

@@ -36,6 +36,8 @@ class Columns:
         pairs = [part.partition("=")[::2] for part in text.split(",") if part]
         if any(name not in known or not column for name, column in pairs):
             raise UsageError(f"--columns {text}: expected NAME=COLUMN with {', '.join(known)}.")
+        if len(dict(pairs)) < len(pairs):
+            raise UsageError(f"--columns {text}: each of {', '.join(known)} is named once at most.")
         return cls(**dict(pairs))
 
 

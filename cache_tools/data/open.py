@@ -64,6 +64,7 @@ def open_images(
     if split not in info_json.SPLITS:
         raise UsageError(f"{split!r} is no split. {nearest(split, info_json.SPLITS)}")
     if containers and "://" not in source and (file := beton.find(source, split)) is not None:
+        _check_options(source, "a .beton", shard_keys, columns)
         opened = beton.open_beton(file)
         if Path(source).is_dir() and (beside := _beside(source, split)) is not None:
             return beside if _warns_of_difference(opened, beside) else opened
@@ -84,18 +85,18 @@ def open_images(
         paths = [Path(shards.root) / name for name in shards.names]
         layout = rows.layout_of_file(paths[0], columns) if _is_of_rows(shards) else None
         images = _indexed(shards, unpacked.of_files(paths, layout), source, shard_keys)
-    elif shard_keys:
-        raise UsageError(f"{source} is a folder of images: there is no shard to name keys after.")
     else:
+        _check_options(source, "a folder of images", shard_keys, columns)
         root = sources.split_folder(Path(source), split)
         classes = _training_classes(source, split) if classes is None else classes
         images = image_folder.open_folder(root, source, split, classes, root == Path(source))
         _warn_of_own_classes(images, split, classes)
     if len(images) == 0:
         raise DataError(f"there is no image in {source} ({split} split). {image_folder.LAYOUTS}")
-    if layout is not None:
-        if shard_keys:
-            raise UsageError("--key shard/key is for tars: rows have their path or number.")
+    if layout is None:
+        _check_options(source, "tars", False, columns)
+    else:
+        _check_options(source, "a table", shard_keys, Columns())
         images, classes = _of_rows(images, layout, split, classes, given)
     _check_names(images)
     return with_classes(images, classes or ())
@@ -130,6 +131,14 @@ def has_split(source: str, split: str) -> bool:
     if "://" not in source and (file := beton.find(source, split)) is not None:
         return split == "train" or file != Path(source)
     return sources.has_split(source, split)
+
+
+def _check_options(source: str, kind: str, shard_keys: bool, columns: Columns) -> None:
+    """Raise UsageError for an option that this kind of source has no use for."""
+    if columns != Columns():
+        raise UsageError(f"--columns is of tables, and {source} is {kind}. Leave it out.")
+    if shard_keys:
+        raise UsageError(f"--key shard/key is of tars, and {source} is {kind}. Leave it out.")
 
 
 def _beside(source: str, split: str) -> ImageDataset | None:

@@ -36,6 +36,7 @@ from cache_tools.storage import atomic
 
 log = logging.getLogger("kdcache")
 TIMM_READS = ("jpg", "png", "webp")
+QUALITY = 90
 _SHOWN = 10
 
 
@@ -49,7 +50,7 @@ class Options:
     """Samples per shard; the last one may have fewer."""
     short_side: int = 0
     """Pixels to shrink larger images to; 0 copies all bytes as they are."""
-    quality: int = 90
+    quality: int = QUALITY
     """JPEG quality of what is shrunk."""
     check: bool = True
     """True if every image is decoded, so that broken ones are found now."""

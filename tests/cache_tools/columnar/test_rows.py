@@ -274,6 +274,7 @@ def test_columns_by_name(tmp_path: Path, kdcache: Command) -> None:
         ("image=fine", "int64 in the column 'fine', which cannot be encoded pictures"),
         ("path=fine", "int64 in the column 'fine', which cannot be paths"),
         ("picture=img", "expected NAME=COLUMN with image, label, path"),
+        ("image=img,image=thumb", "each of image, label, path is named once at most"),
     ):
         said = kdcache("shard", tmp_path / "a.parquet", tmp_path / "x", "--columns", text)
         assert (said.code, message in said.err) == (2, True), said.err

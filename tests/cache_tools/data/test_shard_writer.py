@@ -414,6 +414,28 @@ def test_labels_beyond_the_names_of_a_description(
     assert not list((tmp_path / "out").glob("*.tar"))
 
 
+def test_options_that_a_source_has_no_use_for(
+    folder: Path, ilsvrc: Path, tmp_path: Path, kdcache: Command
+) -> None:
+    assert kdcache("shard", folder, tmp_path / "s", "--beton").code == 0
+    columns, key = ("--columns", "label=coarse"), ("--key", "shard/key")
+    whole = ilsvrc / "ILSVRC2012_img_train.tar"
+    container = tmp_path / "s" / "train.beton"
+    for source, options, message in (
+        (folder, columns, f"--columns is of tables, and {folder} is a folder of images"),
+        (folder, key, f"--key shard/key is of tars, and {folder} is a folder of images"),
+        (tmp_path / "s/train-0000.tar", columns, "--columns is of tables, and "),
+        (container, columns, f"--columns is of tables, and {container} is a .beton"),
+        (container, key, f"--key shard/key is of tars, and {container} is a .beton"),
+        (whole, columns, f"--columns is of tables, and {whole} is a tar of tars"),
+        (whole, key, f"--key shard/key is of tars of images, and {whole} is a tar of tars"),
+        (folder, ("--quality", 80), "--quality is of images that --short-side shrinks"),
+    ):
+        said = kdcache("shard", source, tmp_path / "x", *options)
+        assert (said.code, message in said.err) == (2, True), said.err
+        assert not (tmp_path / "x").exists()
+
+
 def test_a_tar_of_the_tars_of_winter_21(ilsvrc: Path, kdcache: Command) -> None:
     path = ilsvrc / "list.txt"
     path.write_text("n00000001\nn02119789 kit fox, Vulpes macrotis\nn01440764 tench\n")
