@@ -71,15 +71,17 @@ def write(images: ImageDataset, target: Path, options: Options) -> dict[str, Any
     _, _, images = scan.in_table_order(images, None)
     _check_names(images)
     info = describe(str(target)) or DatasetInfo(str(target / info_json.NAME))
-    _claim(images, target, options, info)
-    atomic.sweep(target)
     size = options.shard_size
     count = -(-len(images) // size)
     digits = max(4, len(str(count - 1)))
     names = [f"{options.split}-{i:0{digits}d}.tar" for i in range(count)]
     rows = [range(i * size, min((i + 1) * size, len(images))) for i in range(count)]
-    found = [_written(target / n, images, r, options) for n, r in zip(names, rows, strict=True)]
-    broken = _Writer(images, target, options).write(names, rows, found)
+    shards = dict(zip(names, rows, strict=True))
+    _claim(images, target, options, info, shards)
+    atomic.sweep(target)
+    writer = _Writer(images, target, options)
+    found = [writer.written(name, place) for name, place in shards.items()]
+    broken = writer.write(names, rows, found)
     if broken and not options.skip_broken:
         raise _broken(broken, images)
     indices = [index for index in found if index is not None]
@@ -114,7 +116,7 @@ class _Writer:
             ahead: deque[tuple[int, list[Future[bytes | DataError]]]] = deque()
             for i in [*missing, None]:
                 if i is not None:
-                    ahead.append((i, [pool.submit(self._load, row) for row in rows[i]]))
+                    ahead.append((i, [pool.submit(self.load, row) for row in rows[i]]))
                 if len(ahead) > 1 or (i is None and ahead):  # one shard is written, the next made
                     number, futures = ahead.popleft()
                     loaded = []
@@ -130,7 +132,34 @@ class _Writer:
             )
         return broken
 
-    def _load(self, row: int) -> bytes | DataError:
+    def written(self, name: str, rows: range) -> TarIndex | None:
+        """Read the index of a shard that is as it was written and of these samples, or None.
+
+        One without a sample is written again when that was broken and is no more.
+        """
+        path, images = self._target / name, self._images
+        beside = path.with_name(path.name + tar_index.SUFFIX)
+        try:
+            with path.open("rb") as file:
+                index = tar_index.scan(file, path.name, checksums=True)
+                padded = tar_index.is_padded(file, index)
+            if not padded or index.pack() != file_contents.read(
+                beside, tar_index.largest(index.tar_bytes)
+            ):
+                return None
+        except (OSError, ValueError):  # DataError, too
+            return None
+        place = {images.names[row]: row for row in rows}
+        here = [place.get(name, -1) for name in index.names]
+        left_out = {*rows} - {*here}
+        if -1 in here or (left_out and not self._options.skip_broken):
+            return None
+        # a repaired image has another size
+        if not (self._options.short_side or (images.length_N[here] == index.length_N).all()):
+            return None
+        return None if any(isinstance(self.load(row), bytes) for row in left_out) else index
+
+    def load(self, row: int) -> bytes | DataError:
         """Read the bytes of a sample as they go into the shard, or return its error."""
         name, options = self._images.names[row], self._options
         try:
@@ -191,8 +220,17 @@ def _check_names(images: ImageDataset) -> None:
             )
 
 
-def _claim(images: ImageDataset, target: Path, options: Options, info: DatasetInfo) -> None:
-    """Note what the folder is being filled with; UsageError when it is something else."""
+def _claim(
+    images: ImageDataset,
+    target: Path,
+    options: Options,
+    info: DatasetInfo,
+    shards: dict[str, range],
+) -> None:
+    """Note what the folder is being filled with; UsageError when it is something else.
+
+    The index of a shard of shrunk images is removed when one of those was replaced.
+    """
     note = target / f"_shards-{options.split}.json"
     hashed = hashlib.sha256()
     for i, name in enumerate(images.names):
@@ -203,6 +241,7 @@ def _claim(images: ImageDataset, target: Path, options: Options, info: DatasetIn
     plan |= {"shard_size": options.shard_size, "short_side": options.short_side}
     if options.short_side:
         plan |= {"quality": options.quality, "encoder": reencode.encoder()}
+    sizes = {name: _sizes(images, rows) for name, rows in shards.items() if options.short_side}
     if note.is_file():
         there = atomic.read_json(note)
         if differing := [k for k in plan if there.get(k) != plan[k]]:
@@ -211,6 +250,11 @@ def _claim(images: ImageDataset, target: Path, options: Options, info: DatasetIn
                 + ", ".join(f"{k} {there.get(k)}, not {plan[k]}" for k in differing)
                 + ". Write to another folder, or repeat the command that began this one."
             )
+        found = there.get("source_sizes")
+        known = found if isinstance(found, dict) else {}
+        for name, digest in sizes.items():
+            if known.get(name, digest) != digest:
+                (target / (name + tar_index.SUFFIX)).unlink(missing_ok=True)
     elif options.split in info.splits or any(target.glob(f"{options.split}-*.tar")):
         raise UsageError(
             f"{target} holds {options.split} shards that kdcache shard did not write. Write to "
@@ -226,28 +270,14 @@ def _claim(images: ImageDataset, target: Path, options: Options, info: DatasetIn
         )
     if NO_LABEL in images.label_N:
         log.warning("not every image has a label: timm's reader needs one, stage 1 does not")
+    plan |= {"source_sizes": sizes} if sizes else {}
     atomic.write(note, json.dumps(plan, indent=2).encode() + b"\n")
 
 
-def _written(path: Path, images: ImageDataset, rows: range, options: Options) -> TarIndex | None:
-    """Read the index of a shard that is as it was written and of these samples, or None."""
-    beside = path.with_name(path.name + tar_index.SUFFIX)
-    try:
-        with path.open("rb") as file:
-            index = tar_index.scan(file, path.name, checksums=True)
-            padded = tar_index.is_padded(file, index)
-        if not padded or index.pack() != file_contents.read(
-            beside, tar_index.largest(index.tar_bytes)
-        ):
-            return None
-    except (OSError, ValueError):  # DataError, too
-        return None
-    place = {images.names[row]: row for row in rows}
-    here = [place.get(name, -1) for name in index.names]
-    if -1 in here or (len(here) < len(rows) and not options.skip_broken):
-        return None
-    same_size = images.length_N[here] == index.length_N  # a repaired image has another size
-    return index if options.short_side or same_size.all() else None
+def _sizes(images: ImageDataset, rows: range) -> str:
+    """Compute a digest of the encoded sizes of samples before they are shrunk."""
+    lengths = images.length_N[rows.start : rows.stop].astype("<i8")
+    return hashlib.sha256(lengths.tobytes()).hexdigest()[:16]
 
 
 def _describe(

@@ -308,6 +308,41 @@ def test_broken_images_are_named(folder: Path, tmp_path: Path, kdcache: Command)
     assert contents(made) == contents(open_images(str(folder), "train"))
 
 
+@pytest.mark.parametrize("options", [(), ("--short-side", 32)])
+def test_pictures_that_are_repaired_or_replaced_are_written_again(
+    options: tuple[object, ...], folder: Path, tmp_path: Path, kdcache: Command
+) -> None:
+    out, bad = tmp_path / "s", folder / "n01440764" / "n01440764_2.JPEG"
+    bad.write_bytes(bad.read_bytes()[:100])
+    command = ("--shard-size", 4, *options, "--skip-broken", "--json")
+
+    def changed() -> tuple[list[str], list[str]]:
+        """Pictures left out, and shards that are written, by one run."""
+        before = {path: path.stat().st_mtime_ns for path in out.glob("*.tar")}
+        said = kdcache("shard", folder, out, *command)
+        assert said.code == 0, said.err
+        after = {path: path.stat().st_mtime_ns for path in out.glob("*.tar")}
+        rewritten = [path.name for path in sorted(after) if after[path] != before.get(path)]
+        return json.loads(said.out)["train"]["left_out"], rewritten
+
+    def as_anew() -> bool:
+        fresh = tmp_path / "fresh"
+        shutil.rmtree(fresh, ignore_errors=True)
+        assert kdcache("shard", folder, fresh, *command).code == 0
+        return everything(fresh) == everything(out)
+
+    assert changed() == (["n01440764/n01440764_2"], [f"train-{i:04d}.tar" for i in range(7)])
+    assert changed() == (["n01440764/n01440764_2"], [])
+    bad.write_bytes(jpeg(2))
+    left_out, repaired = changed()
+    assert (left_out, len(repaired)) == ([], 1)
+    assert as_anew()
+    bad.write_bytes(jpeg(777))
+    assert changed() == ([], repaired)
+    assert as_anew()
+    assert changed() == ([], [])
+
+
 def test_a_name_that_webdataset_would_cut_is_refused(folder: Path, tmp_path: Path) -> None:
     (folder / "n01440764" / "a.b.jpg").write_bytes(jpeg(5))
     images = open_images(str(folder), "train")
