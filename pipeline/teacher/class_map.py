@@ -25,7 +25,7 @@ from cache_tools.errors import UsageError
 from cache_tools.file_contents import parse_json, read_text
 from cache_tools.spec.canonical import canonical_json, sha256
 
-Names = dict[str, int]
+Names = dict[str, list[int]]
 
 
 @dataclass(frozen=True)
@@ -109,22 +109,31 @@ def _read(path: Path) -> list[list[int | str]]:
 
 
 def _names(model: nn.Module) -> Names:
-    """Names of the head's classes and their numbers; empty if unknown."""
-    own = cast(dict[str, Any], model.pretrained_cfg).get("label_names")
-    if own and len(own) == model.num_classes:
-        return {str(name): number for number, name in enumerate(own)}
-    subset = infer_imagenet_subset({"num_classes": model.num_classes})
-    if subset is None:
-        return {}
-    info: Any = ImageNetInfo(subset)
-    return {name: number for number, name in enumerate(info.label_names())}
+    """Names of the head's classes, each with the numbers of its classes; empty if unknown."""
+    found = cast(dict[str, Any], model.pretrained_cfg).get("label_names")
+    if not found or len(found) != model.num_classes:
+        subset = infer_imagenet_subset({"num_classes": model.num_classes})
+        info: Any = None if subset is None else ImageNetInfo(subset)
+        found = [] if info is None else info.label_names()
+    names: Names = {}
+    for number, name in enumerate(found):
+        names.setdefault(str(name), []).append(number)
+    return names
 
 
 def _source(one: Any, num_classes: int, names: Names, context: str) -> int:
     if isinstance(one, str):
-        if one in names:
-            return names[one]
-        if not re.fullmatch(r"-?\d+", one):
+        is_number = re.fullmatch(r"-?\d{1,18}", one) is not None
+        meant: set[int] = {*names.get(one, ()), *([int(one)] if is_number and one in names else ())}
+        if len(meant) > 1:
+            raise UsageError(
+                f"{context} names {one!r}: that is a name of several of the teacher's classes, or "
+                f"the number of another one ({', '.join(map(str, sorted(meant)))}). Give "
+                + ("its number in a JSON list." if is_number else "its number.")
+            )
+        if meant:
+            return meant.pop()
+        if not is_number:
             known = f"such as {next(iter(names))!r}" if names else "which have no names"
             raise UsageError(
                 f"{context} names {one!r}: that is none of the teacher's {num_classes} classes, "

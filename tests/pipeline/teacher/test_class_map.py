@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,7 +91,30 @@ def test_a_map_is_known_by_what_it_means(wide_teacher: Path, tmp_path: Path) -> 
 def test_synsets_are_found_in_the_head() -> None:
     model = timm.create_model("test_resnet", num_classes=21841)
     names = ImageNetInfo("imagenet-22k").label_names()  # type: ignore[no-untyped-call]
-    assert class_map._names(model)["n01440764"] == names.index("n01440764")
+    assert class_map._names(model)["n01440764"] == [names.index("n01440764")]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('["crane", "kite"]', "class 0 .* names 'crane': .* [(]1, 3[)]. Give its number."),
+        ('["2", "kite"]', "class 0 .* names '2': .* [(]2, 4[)]. Give its number in a JSON list"),
+        (f'["{"9" * 5000}", "kite"]', "class 0 .* none of the teacher's 6 classes"),
+        ('["kite", 1, 3, 2, "5"]', ((0,), (1,), (3,), (2,), (5,))),
+    ],
+)  # fmt: skip
+def test_names_that_mean_several_classes(
+    text: str, expected: str | tuple[tuple[int, ...], ...], tmp_path: Path
+) -> None:
+    """timm's own names of ImageNet's classes have "crane" twice, the bird and the machine."""
+    own = ["kite", "crane", "tench", "crane", "2", "5"]
+    model: Any = SimpleNamespace(num_classes=6, pretrained_cfg={"label_names": own})
+    path = written(tmp_path, "map.json", text)
+    if isinstance(expected, tuple):
+        assert class_map.load(path, model).sources == expected
+        return
+    with pytest.raises(UsageError, match=expected):
+        class_map.load(path, model)
 
 
 @pytest.mark.parametrize(
