@@ -33,10 +33,13 @@ DONE, LEFT = 1, 2
 """A view's status: made, or left to `cache_tools.render.view`."""
 _TURBOJPEG = ctypes.CDLL(ctypes.util.find_library("turbojpeg") or "libturbojpeg.so.0")
 _begin, _end = _TURBOJPEG.tjInitDecompress, _TURBOJPEG.tjDestroy
-_decompress, _severity = _TURBOJPEG.tjDecompress2, _TURBOJPEG.tjGetErrorCode
+_header, _decompress = _TURBOJPEG.tjDecompressHeader2, _TURBOJPEG.tjDecompress2
+_severity = _TURBOJPEG.tjGetErrorCode
 _begin.argtypes, _begin.restype = [], ctypes.c_size_t
 _end.argtypes, _end.restype = [ctypes.c_size_t], ctypes.c_int
 _severity.argtypes, _severity.restype = [ctypes.c_size_t], ctypes.c_int
+_header.argtypes = [ctypes.c_size_t, ctypes.c_void_p, ctypes.c_ulong, *[ctypes.c_void_p] * 3]
+_header.restype = ctypes.c_int
 _decompress.argtypes = [ctypes.c_size_t, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p]
 _decompress.argtypes += [ctypes.c_int] * 5
 _decompress.restype = ctypes.c_int
@@ -132,16 +135,25 @@ def _render(picture: U1, view: int, tables: Tables, scale: int, out: U1) -> bool
 def _decode(
     data: U1, height: int, width: int, scale: int, bottom: int, room: U1
 ) -> tuple[int, int]:
-    """Decode a JPEG into `room`; its height and width there, in pixels, 0 where it failed."""
+    """Decode a JPEG into `room`; its height and width there, in pixels, 0 where it failed.
+
+    `room` is for `height` by `width` pixels, and a JPEG of another size is not decoded.
+    """
+    handle = _begin()
+    found = np.zeros(3, np.int32)  # width, height, subsampling
+    to = found.ctypes.data, found[1:].ctypes.data, found[2:].ctypes.data
+    failed = _header(handle, data.ctypes.data, data.size, to[0], to[1], to[2])
+    if failed or found[0] != width or found[1] != height:
+        _end(handle)
+        return 0, 0
     source, rows = data, height
-    at = jpeg.height_at(data, bottom) if not scale else 0
+    at = jpeg.height_at(data, bottom) if not scale and bottom + jpeg.BLENDED < height else 0
     if at:
         rows = bottom + jpeg.BLENDED
         source = data.copy()
         source[at], source[at + 1] = rows >> 8, rows & 255
     half = (1 << scale) - 1
     rows, columns = (rows + half) >> scale, (width + half) >> scale
-    handle = _begin()
     failed = _decompress(
         handle, source.ctypes.data, source.size, room.ctypes.data, columns, 0, rows, _RGB, _ACCURATE
     )
@@ -177,6 +189,7 @@ def render_all(data: U1, row: int, view_B: I8, tables: Tables, out_BSS3: U1) -> 
     height, width = int(tables.height_N[row]), int(tables.width_N[row])
     bottom, ready = 0, -1
     for view in view_B:
+        tables.status_V[view] = LEFT  # it stays so where memory runs out
         bottom = max(bottom, int(tables.box_V4[view, 0]) + int(tables.box_V4[view, 2]))
     room = data if raw else np.empty(3 * height * width, np.uint8)
     picture = room[:0].reshape(0, 0, 3)
@@ -184,7 +197,6 @@ def render_all(data: U1, row: int, view_B: I8, tables: Tables, out_BSS3: U1) -> 
         view = view_B[i]
         box = tables.box_V4[view]
         scale = render.scale_of(out_BSS3.shape[1], box[2], box[3]) if tables.scaled else 0
-        tables.status_V[view] = LEFT
         if not _inside(box, height, width):
             continue
         if raw and (scale or data.size != 3 * height * width):

@@ -253,14 +253,18 @@ class FfcvRenderer:
         """Start FFCV's thread for one epoch; see `loader.Renderer`."""
         tables = self._tables(loaded)
         rows = len(self._cache.table)
-        view_numbers = (wanted @ np.array([1, rows]) for wanted in requests)
-        epoch = FfcvEpoch(self._loader, view_numbers, tables)
         checkers = ThreadPoolExecutor(self._threads, thread_name_prefix="check")
+
+        def view_numbers() -> Iterator[I8]:
+            for wanted_U2 in requests:  # no byte is decoded before its digest is compared
+                for _ in checkers.map(self.images.check, self.images.unchecked(wanted_U2[:, 0])):
+                    pass
+                yield wanted_U2 @ np.array([1, rows])
+
+        epoch = FfcvEpoch(self._loader, view_numbers(), tables)
 
         def render(wanted_U2: I8, out: list[U1]) -> None:
             view_U, rendered = next(epoch)
-            for _ in checkers.map(self.images.check, self.images.unchecked(wanted_U2[:, 0])):
-                pass
             for pixels, made in zip(out, rendered, strict=True):  # which are overwritten soon
                 pixels[:] = made
             left = np.flatnonzero(tables.status_V[view_U] != ffcv_kernels.DONE).tolist()

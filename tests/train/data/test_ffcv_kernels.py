@@ -19,6 +19,7 @@ from skimage.data import chelsea
 
 from cache_tools.data.beton import RAW
 from cache_tools.numerics import field_arrays
+from cache_tools.render import jpeg
 from cache_tools.render import kernels as kernels_of_views
 from cache_tools.render import view
 from cache_tools.spec.views import ViewSpec
@@ -44,12 +45,16 @@ def kernels() -> Any:
         patch.delitem(sys.modules, "train.data.ffcv_kernels")
 
 
+def encoded() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(chelsea()).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
 @pytest.mark.parametrize("size", [32, 64, 96])
 @pytest.mark.parametrize("scaled", [False, True])
 def test_views_of_any_size_are_the_native_ones(kernels: Any, size: int, scaled: bool) -> None:
-    buffer = io.BytesIO()
-    Image.fromarray(chelsea()).save(buffer, "JPEG", quality=90)
-    data = buffer.getvalue()
+    data = encoded()
     height, width = (np.array([side], np.int32) for side in chelsea().shape[:2])
     spec = ViewSpec(
         64, interpolation="box", auto_augment="rand-m7-mstd0.5", re_prob=0.5, scaled_decode=scaled
@@ -84,3 +89,20 @@ def test_views_of_any_size_are_the_native_ones(kernels: Any, size: int, scaled: 
     wanted = np.zeros_like(made)
     view.render_views(data, "cat", spec, [(params, i, wanted[i]) for i in range(VIEWS)])
     assert np.array_equal(made, wanted)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(512, 0), (-40, 0), (0, 64), (0, -64), (4, 4)])
+@pytest.mark.parametrize("scale", [0, 1])
+def test_a_jpeg_of_another_size_than_its_row_is_left_and_writes_nothing(
+    kernels: Any, rows: int, columns: int, scale: int
+) -> None:
+    data = np.frombuffer(bytearray(encoded()), np.uint8)
+    height, width = chelsea().shape[:2]
+    at = int(jpeg.height_at(data, 1))
+    data[at : at + 4] = [*divmod(height + rows, 256), *divmod(width + columns, 256)]
+    room = 3 * height * width
+    memory = np.full(2 * room, 7, np.uint8)
+    for bottom in (1, height - jpeg.BLENDED - 1, height):
+        found = kernels._decode(data, height, width, scale, bottom, memory[:room])
+        assert found == (0, 0)
+        assert (memory == 7).all()

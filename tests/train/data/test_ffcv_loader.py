@@ -1,6 +1,7 @@
 """FFCV gives the batches of the native loader bit for bit, and none of its traps is left open."""
 
 import hashlib
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import fields, replace
@@ -18,8 +19,8 @@ from skimage.data import astronaut, chelsea
 
 from cache_tools.data import beton, match, shard_writer
 from cache_tools.data.open import open_images
-from cache_tools.errors import DataError, UsageError
-from cache_tools.render import view
+from cache_tools.errors import CacheMismatch, DataError, UsageError
+from cache_tools.render import jpeg, view
 from cache_tools.storage import atomic
 from cache_tools.store.cache import Cache
 from pipeline import recipe as recipes
@@ -115,7 +116,7 @@ def test_a_broken_image_is_named_and_leaves_nothing(photos: Path, tmp_path: Path
     assert not list(tmp_path.glob(f"*{atomic.PARTIAL}"))
 
 
-def test_damage_and_other_images_are_refused(
+def test_a_damaged_container_is_refused(
     photos: Path, stores: dict[str, Cache], tmp_path: Path
 ) -> None:
     out = container(photos, tmp_path / "x.beton")
@@ -131,6 +132,58 @@ def test_damage_and_other_images_are_refused(
     out.write_bytes(b"nothing of ours, but long enough to have a header" * 50)
     with pytest.raises(DataError, match="not written by kdcache"):
         open_images(str(out), "train")
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_container_of_other_images_is_refused(
+    raw: bool, photos: Path, stores: dict[str, Cache], tmp_path: Path
+) -> None:
+    """Images of the same names, labels and encoded lengths, of which one has other bytes."""
+    pytest.importorskip("train.data.ffcv_renderer", exc_type=ImportError)
+    other, store = tmp_path / "photos", stores["plain"]
+    shutil.copytree(photos, other)
+    data = bytearray((other / "class0/p0.jpg").read_bytes())
+    data[-300] ^= 1  # a coefficient
+    (other / "class0/p0.jpg").write_bytes(data)
+    images = opened(store, container(other, tmp_path / "x.beton", raw))
+    with pytest.raises(UsageError, match=r"1 images .* \(first: 'p0', another digest\)"):
+        create_loader.ffcv(store, images, Schedule(store, 1, 6, 0), 1)
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_changed_height_in_a_container_is_refused_before_it_is_decoded(
+    seen: bool,
+    photos: Path,
+    stores: dict[str, Cache],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One bit of the header makes a picture higher than the memory for it.
+
+    Where the file changes after its digests were compared, the picture is left, and refused then.
+    """
+    loader = pytest.importorskip("train.data.ffcv_renderer", exc_type=ImportError)
+    store, out = stores["plain"], container(photos, tmp_path / "x.beton")
+    images = opened(store, out)
+    row = next(i for i in range(18) if images.names[i].endswith("p0"))
+    begin, data = int(images.rows_N["ptr"][row]), bytearray(out.read_bytes())
+    at = begin + int(jpeg.height_at(np.frombuffer(images.read(row), np.uint8), 1))
+    data[at] ^= 2
+    out.write_bytes(data)
+    decoded: list[int] = []
+    real = loader.FfcvEpoch.run_pipeline
+
+    def spy(self: Any, step: int, view_B: Any, *rest: Any) -> Any:
+        decoded.extend((view_B % 18).tolist())
+        return real(self, step, view_B, *rest)
+
+    monkeypatch.setattr(loader.FfcvEpoch, "run_pipeline", spy)
+    if not seen:
+        monkeypatch.setattr(beton.Beton, "check", lambda *_: None)
+    images = opened(store, out)
+    with pytest.raises((DataError, CacheMismatch), match="p0"):
+        list(create_loader.ffcv(store, images, Schedule(store, 1, 6, 0), 2).epoch(0))
+    assert (row in decoded) is not seen
 
 
 def test_the_choice_of_a_loader_is_logged_with_its_reason(
