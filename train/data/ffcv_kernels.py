@@ -31,7 +31,9 @@ from cache_tools.views import draw
 
 DONE, LEFT = 1, 2
 """A view's status: made, or left to `cache_tools.render.view`."""
-_TURBOJPEG = ctypes.CDLL(ctypes.util.find_library("turbojpeg") or "libturbojpeg.so.0")
+LIBRARY = ctypes.util.find_library("turbojpeg") or "libturbojpeg.so.0"
+"""The library that decodes."""
+_TURBOJPEG = ctypes.CDLL(LIBRARY)
 _begin, _end = _TURBOJPEG.tjInitDecompress, _TURBOJPEG.tjDestroy
 _header, _decompress = _TURBOJPEG.tjDecompressHeader2, _TURBOJPEG.tjDecompress2
 _severity = _TURBOJPEG.tjGetErrorCode

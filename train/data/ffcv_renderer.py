@@ -10,8 +10,9 @@ picture (a status per view, and `render` makes what is not done); bytes that cha
 batches that are overwritten (copied at once); an exception in its thread (handed on, where FFCV
 waits for ever); thread counts of torch and numba that it sets for everyone (kept); more workers
 than cores (clamped); numba's unsafe threading layer (refused); scratch memory of the largest
-picture times the batch (none); random draws that ignore seeds (none is made). Its writer is not
-used at all (`cache_tools.data.beton`).
+picture times the batch (none); random draws that ignore seeds (none is made); libraries whose
+pixels differ (a few views are compared before the first epoch). Its writer is not used at all
+(`cache_tools.data.beton`).
 
 Shapes: N samples, B views of a batch, U those and their partners, each once, S pixels a side.
 """
@@ -30,13 +31,14 @@ import numba
 import numpy as np
 import torch
 
-from cache_tools.data.beton import Beton
+from cache_tools.data.beton import Beton, Records
 from cache_tools.data.view_renderer import ViewRenderer
-from cache_tools.errors import UsageError
+from cache_tools.errors import CacheIncomplete, CacheMismatch, UsageError
 from cache_tools.numerics import field_arrays
 from cache_tools.numerics.array_types import I8, U1
 from cache_tools.render import kernels
 from cache_tools.runtime import threads
+from cache_tools.store import view_params
 from cache_tools.store.cache import Cache
 from cache_tools.views import draw
 from train.data.loader import RenderFn
@@ -76,6 +78,8 @@ with _untouched():
 
 _BATCHES_AHEAD = 2
 _LOOK_SECONDS = 0.5
+_COMPARED = 16
+"""Most views that are compared with those of the native renderer, once for each loader."""
 
 
 class ViewDecoder(SimpleRGBImageDecoder):  # type: ignore[misc]
@@ -235,6 +239,7 @@ class FfcvRenderer:
 
         Raises:
             UsageError: Images of the container have other bytes or sizes than the cache's.
+            CacheMismatch: FFCV's libraries make other pixels.
         """
         self.images = images
         """The container."""
@@ -247,6 +252,7 @@ class FfcvRenderer:
         side, span = schedule.views.size, max(map(len, schedule.spans))
         capacity = span * schedule.max_pictures(world)
         self._loader = FfcvLoader(images, side, capacity, self._threads)
+        self._check_libraries(schedule, capacity)
 
     @contextmanager
     def epoch(self, loaded: list[View], requests: Iterator[I8]) -> Iterator[RenderFn]:
@@ -280,10 +286,14 @@ class FfcvRenderer:
 
     def _tables(self, loaded: list[View]) -> Tables:
         """Parameters of an epoch's views as the compiled code takes them."""
-        rows, spec = self.images.rows_N, self._cache.spec.views
         params = loaded[0].params
         if len(loaded) > 1:
             params = field_arrays.concatenate([view.params for view in loaded])
+        return self._tables_of(params, self.images.rows_N)
+
+    def _tables_of(self, params: draw.ViewParams, rows: Records) -> Tables:
+        """Return parameters of views of some samples, whose rows of the container these are."""
+        spec = self._cache.spec.views
         arguments: dict[str, Any] = {
             f"{name}_N": np.ascontiguousarray(rows[name])
             for name in ("ptr", "size", "mode", "height", "width")
@@ -300,6 +310,39 @@ class FfcvRenderer:
             scaled=int(spec.scaled_decode),
             status_V=np.zeros(len(params), np.uint8),
         )
+
+    def _check_libraries(self, schedule: Schedule, capacity: int) -> None:
+        """Refuse pixels of FFCV's TurboJPEG and OpenCV that differ from those of the probe views.
+
+        A few views, spread evenly, are compared with the renderer that made the probe views.
+        """
+        row_P = np.flatnonzero(schedule.present_N)
+        count = min(_COMPARED, capacity, len(row_P))
+        row_P = row_P[np.linspace(0, len(row_P) - 1, count).astype(np.int64)]
+        try:
+            params = view_params.parameters(self._cache, 0, row_P, spec=schedule.views)
+        except CacheIncomplete:  # imported parameters, which are checked when they are there
+            return
+        for row in row_P.tolist():
+            self.images.check(row)
+        tables = self._tables_of(params, self.images.rows_N[row_P])
+        epoch = FfcvEpoch(self._loader, iter([np.arange(count)]), tables)
+        try:
+            _, made = next(epoch)
+            made = made.copy()
+        finally:
+            epoch.close()
+        ours = ViewRenderer(self.images, schedule.views, self._cache.table, stored_pixels=True)
+        for at in np.flatnonzero(tables.status_V == ffcv_kernels.DONE).tolist():
+            expected = np.empty_like(made[at])
+            ours.render(int(row_P[at]), [(params, at, expected)])
+            if (made[at] != expected).any():
+                raise CacheMismatch(
+                    f"loader=ffcv makes other pixels of view 0 of "
+                    f"{self._cache.table.keys[row_P[at]]!r} than the teacher's: of "
+                    f"{ffcv_kernels.LIBRARY}, which decodes, or the OpenCV that FFCV was built "
+                    "with. Pass loader=native, or install other versions of them and run make ffcv."
+                )
 
     def _check_pictures(self, schedule: Schedule) -> None:
         """Refuse a container whose pictures have other bytes or sizes than the cache's."""

@@ -19,9 +19,8 @@ from skimage.data import chelsea
 
 from cache_tools.data.beton import RAW
 from cache_tools.numerics import field_arrays
-from cache_tools.render import jpeg
+from cache_tools.render import jpeg, view
 from cache_tools.render import kernels as kernels_of_views
-from cache_tools.render import view
 from cache_tools.spec.views import ViewSpec
 from cache_tools.views import draw
 

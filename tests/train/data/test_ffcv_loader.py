@@ -182,8 +182,33 @@ def test_a_changed_height_in_a_container_is_refused_before_it_is_decoded(
         monkeypatch.setattr(beton.Beton, "check", lambda *_: None)
     images = opened(store, out)
     with pytest.raises((DataError, CacheMismatch), match="p0"):
-        list(create_loader.ffcv(store, images, Schedule(store, 1, 6, 0), 2).epoch(0))
+        replay = create_loader.ffcv(store, images, Schedule(store, 1, 6, 0), 2)
+        decoded.clear()  # a few views, which were compared
+        list(replay.epoch(0))
     assert (row in decoded) is not seen
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_libraries_of_ffcv_with_other_pixels_are_refused_by_name(
+    raw: bool,
+    photos: Path,
+    stores: dict[str, Cache],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loader = pytest.importorskip("train.data.ffcv_renderer", exc_type=ImportError)
+    real = loader.FfcvEpoch.run_pipeline
+
+    def other(*arguments: Any) -> Any:
+        [pixels] = made = real(*arguments)
+        pixels[:, -1, -1, -1] ^= 1
+        return made
+
+    monkeypatch.setattr(loader.FfcvEpoch, "run_pipeline", other)
+    images = opened(stores["area"], container(photos, tmp_path / "x.beton", raw))
+    with pytest.raises(CacheMismatch, match=r"view 0 of .*turbojpeg.*OpenCV.*loader=native"):
+        create_loader.ffcv(stores["area"], images, Schedule(stores["area"], 1, 6, 0), 1)
+    assert not left_running()
 
 
 def test_the_choice_of_a_loader_is_logged_with_its_reason(
