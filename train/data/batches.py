@@ -303,10 +303,13 @@ class Batches(IterableDataset[Any]):
         """Choose the epoch of the next iteration, and the step that it begins at.
 
         Without a step, the epoch of a loaded state goes on where it was, and any other one begins
-        at its first.
+        at its first. The step after the last one is the first of the next epoch.
+
+        Raises:
+            UsageError: An epoch or a step that cannot be.
         """
         if epoch != self._epoch or step is not None:
-            self._epoch, self._step, self._first = epoch, 0, step or 0
+            self._begin_at(epoch, step or 0)
 
     def state_dict(self) -> dict[str, Any]:
         """Return epoch and step: the batches that have been yielded are not yielded again."""
@@ -317,8 +320,13 @@ class Batches(IterableDataset[Any]):
         """Go on where `state_dict` was taken.
 
         Raises:
-            UsageError: The state is of another cache, order or number of processes.
+            UsageError: The state is of another cache, order or number of processes, or none.
         """
+        if missing := [name for name in _STATE if name not in state]:
+            raise UsageError(
+                f"this is no state of batches: it has no {missing[0]!r}. Pass what state_dict has "
+                "returned."
+            )
         stream = self._stream, self.schedule_of(int(state["epoch"])).steps
         if (list(state["stream"]), state["steps"]) != stream:
             raise UsageError(
@@ -326,7 +334,20 @@ class Batches(IterableDataset[Any]):
                 f"{[*state['stream'], state['steps']]}, here they are {[*stream[0], stream[1]]}. "
                 "Open the same caches with the same options and number of processes."
             )
-        self._epoch, self._step, self._first = int(state["epoch"]), 0, int(state["step"])
+        self._begin_at(int(state["epoch"]), int(state["step"]))
+
+    def _begin_at(self, epoch: int, step: int) -> None:
+        """Choose where the next iteration begins; UsageError if there is no such epoch or step."""
+        if epoch < 0:
+            raise UsageError(f"epoch={epoch} cannot be: epochs count from 0.")
+        steps = self.schedule_of(epoch).steps
+        if not 0 <= step <= steps:
+            raise UsageError(
+                f"step={step} cannot be: epoch {epoch} has {steps} steps. Pass 0 to {steps}, or "
+                f"count as divmod(steps of all epochs, {steps})."
+            )
+        epoch, step = (epoch + 1, 0) if step == steps else (epoch, step)
+        self._epoch, self._step, self._first = epoch, 0, step
 
     def _dict(self, pixels: Tensor, targets: SoftTargets) -> dict[str, Any]:
         return {"pixel_values": pixels, "labels": targets.label, "teacher": targets}

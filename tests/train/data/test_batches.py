@@ -109,6 +109,35 @@ def test_an_epoch_begins_at_a_step_of_ones_own_count(digits_cache: Path) -> None
     assert torch.equal(next(iter(batches))[0], expected[0])
 
 
+def test_the_step_after_the_last_is_the_next_epochs_first(digits_cache: Path) -> None:
+    """As loops that count their own steps have it, at the end of an epoch."""
+    cache = open_reader(digits_cache)
+    whole, batches = opened(cache), opened(cache)
+    expected = [pixels for _ in range(2) for pixels, _ in whole]
+    batches.set_epoch(0, len(batches))
+    assert (batches.epoch, batches.step) == (1, 0)
+    assert all(torch.equal(a, b) for (a, _), b in zip(list(batches), expected[3:], strict=True))
+    state = batches.state_dict() | {"epoch": 0, "step": 3}
+    batches.load_state_dict(state)
+    assert (batches.epoch, batches.step) == (1, 0)
+
+
+@pytest.mark.parametrize(("epoch", "step"), [(0, -1), (0, 4), (5, 4), (-1, 0)])
+def test_an_epoch_or_step_that_cannot_be_is_refused(
+    epoch: int, step: int, digits_cache: Path
+) -> None:
+    batches = opened(digits_cache)
+    before = batches.state_dict()
+    name = "epoch=-1" if epoch < 0 else f"step={step} cannot be: epoch {epoch} has 3 steps"
+    with pytest.raises(UsageError, match=name):
+        batches.set_epoch(epoch, step)
+    with pytest.raises(UsageError, match=name):
+        batches.load_state_dict(before | {"epoch": epoch, "step": step})
+    with pytest.raises(UsageError, match="no 'step'"):
+        batches.load_state_dict({"epoch": 0})
+    assert batches.state_dict() == before
+
+
 def test_targets_of_a_batch_are_the_dense_rows_of_the_reader(digits_cache: Path) -> None:
     cache, batches = open_reader(digits_cache), opened(digits_cache, views_per_epoch=2)
     plan = batches.schedule.plan(0)
