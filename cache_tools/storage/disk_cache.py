@@ -66,11 +66,10 @@ class DiskCache:
     def index(self, name: str) -> bytes | None:
         """Read a stored index, or return None; one of another name has bytes that do not decode."""
         try:
-            path = self._index(name)
-            data = path.read_bytes()
-            os.utime(path)
+            data = self._index(name).read_bytes()
         except OSError:
             return None
+        _mark_used(self._index(name))
         return data[:-_SEAL] if data[-_SEAL:] == _seal(name, data[:-_SEAL]) else data
 
     def store_index(self, name: str, data: bytes) -> None:
@@ -90,9 +89,9 @@ class DiskCache:
         try:
             if path.stat().st_size != size and size is not None:
                 return None
-            os.utime(path)
         except OSError:
             return None
+        _mark_used(path)
         return path
 
     def is_copy(self, path: Path) -> bool:
@@ -100,8 +99,9 @@ class DiskCache:
         return path.parent == self._shard("x").parent
 
     def invalidate(self, name: str) -> None:
-        """Remove a damaged shard."""
-        atomic.remove(self._shard(name))
+        """Remove a damaged shard; one of another user may stay."""
+        with contextlib.suppress(OSError):
+            atomic.remove(self._shard(name))
 
     @contextlib.contextmanager
     def writing(self, name: str, temporary: bool = False) -> Iterator[Path]:
@@ -131,7 +131,8 @@ class DiskCache:
                 raise
             raise atomic.cannot_write(self._shard(name), error) from None
         finally:
-            (folder / f"{name}.lock").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # another user's stays
+                (folder / f"{name}.lock").unlink()
             os.close(lock)
 
     def sweep(self) -> None:
@@ -222,8 +223,16 @@ def _remove_oldest(paths: list[Path], excess: int) -> None:
     for path in sorted(paths, key=_used_at):
         if excess <= 0:
             return
-        excess -= _size([path])
-        path.unlink(missing_ok=True)
+        size = _size([path])
+        with contextlib.suppress(OSError):  # another user's, where these are kept apart
+            path.unlink()
+            excess -= size
+
+
+def _mark_used(path: Path) -> None:
+    """Set the times of a file, by which it is evicted late; those of another user's stay."""
+    with contextlib.suppress(OSError):
+        os.utime(path)
 
 
 def _used_at(path: Path) -> float:

@@ -1,5 +1,6 @@
 """Files of arrays that the processes of a machine share: whole, made once, again if damaged."""
 
+import errno
 import logging
 import multiprocessing
 import os
@@ -100,6 +101,64 @@ def test_what_cannot_be_stored_is_used_as_it_is(
     with caplog.at_level(logging.WARNING, "kdcache"):
         check(mapped.load(NAME, make))
     assert "not shared" in caplog.text
+
+
+def load_of_another() -> None:
+    check(mapped.load(NAME, never))
+    assert DiskCache().index(NAME) == b"an index"
+
+
+def test_a_file_whose_times_cannot_be_set_is_mapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a folder that cannot be written."""
+    check(mapped.load(NAME, make))
+    DiskCache().store_index(NAME, b"an index")
+
+    def refused(path: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(os, "utime", refused)
+    load_of_another()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="takes root, to be another user")
+def test_a_file_of_another_user_is_mapped_and_stays(kept: Path) -> None:
+    check(mapped.load(NAME, make))
+    DiskCache().store_index(NAME, b"an index")
+    for folder in [kept, *kept.rglob("*")]:
+        folder.chmod(0o755 if folder.is_dir() else 0o644)
+    for above in kept.parents[:3]:  # pytest's own, of root alone
+        above.chmod(0o755)
+    before = path().stat()
+
+    def other() -> None:
+        os.setgid(65_534)
+        os.setuid(65_534)
+        load_of_another()
+        with pytest.raises(PermissionError):
+            os.utime(kept / "shards" / NAME)
+
+    process = multiprocessing.get_context("fork").Process(target=other)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert path().stat().st_ino == before.st_ino
+
+
+def test_what_another_user_keeps_is_not_evicted_and_no_error(
+    kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check(mapped.load(NAME, make))
+
+    def refused(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+
+    cache = DiskCache()
+    monkeypatch.setenv("KDCACHE_CACHE_LIMIT", "50K")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refused)
+        cache.invalidate(NAME)
+        assert not cache.reserve(20_000, kept / "caches")
+    assert DiskCache().reserve(20_000, kept / "caches")
 
 
 def test_an_error_of_the_maker_is_raised_and_leaves_nothing(kept: Path) -> None:
