@@ -144,7 +144,7 @@ def _unpack(path: Path, layout: Layout | None, to: Path, cache: DiskCache, name:
                     f"{name} unpacks to more than {_DENSEST} times its size, which no shard of "
                     "pictures does. Unpack it yourself if it is what it should be."
                 )
-            if not cache.reserve(len(piece), cache.path):
+            if not cache.reserve(len(piece)):
                 raise _no_room(cache)
             out.write(piece)
 

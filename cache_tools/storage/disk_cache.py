@@ -62,6 +62,7 @@ class DiskCache:
         self.caches = self.path / "caches"
         """Folder of parts of caches at URLs (`cached`)."""
         self._used, self._full = -1, False
+        self._wanted: frozenset[str] = frozenset()
 
     def index(self, name: str) -> bytes | None:
         """Read a stored index, or return None; one of another name has bytes that do not decode."""
@@ -110,16 +111,9 @@ class DiskCache:
         Other processes that need the same shard wait: one download serves them all. A `temporary`
         file is removed after the body in any case.
         """
-        folder = self._shard(name).parent
+        lock_file = self._shard(name).with_name(f"{name}.lock")
+        lock = _lock(lock_file)
         try:
-            lock = atomic.open_lock(folder / f"{name}.lock")
-        except KdcacheError as error:
-            raise KdcacheError(
-                f"{str(error).partition('. ')[0]}, in the data folder. Pass --data-cache with a "
-                "folder that can be written."
-            ) from None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
             with atomic.temporary(self._shard(name)) as partial:
                 yield partial
                 if not temporary and partial.exists() and partial.stat().st_size:
@@ -132,7 +126,7 @@ class DiskCache:
             raise atomic.cannot_write(self._shard(name), error) from None
         finally:
             with contextlib.suppress(OSError):  # another user's stays
-                (folder / f"{name}.lock").unlink()
+                lock_file.unlink()
             os.close(lock)
 
     def sweep(self) -> None:
@@ -143,6 +137,10 @@ class DiskCache:
                 if _KEY.fullmatch(lock.stem) and atomic.is_abandoned(lock):
                     lock.unlink()
 
+    def sweep_shards(self) -> None:
+        """Do so among the shards alone, which takes one look at a folder."""
+        atomic.sweep(self._shard("x").parent)
+
     def evict(self, wanted: dict[str, int]) -> set[str]:
         """Evict other files to make room for a data set's shards, in its order with their bytes.
 
@@ -151,6 +149,7 @@ class DiskCache:
             than the limit does not evict itself over and over.
         """
         self.sweep()
+        self._wanted = frozenset(wanted)
         others = [p for p in self._shards() if p.name not in wanted] + self._cache_files()
         used = _size([*self._shards(), *self._cache_files()])
         limit, fit = self._limit(used), set[str]()
@@ -164,25 +163,32 @@ class DiskCache:
         _remove_oldest(others, excess)
         return fit
 
-    def reserve(self, size: int, ours: Path) -> bool:
+    def reserve(self, size: int, ours: Path | None = None) -> bool:
         """Reserve `size` bytes, evicting other files; False when they do not fit.
 
-        Files in `ours` stay: a cache larger than the limit does not evict itself over and over,
-        since epochs come back to its first parts.
+        The shards that `evict` made room for and files in `ours` stay: a cache larger than the
+        limit does not evict itself over and over, since epochs come back to its first parts.
         """
         if self._used < 0:
-            self._used = _size([*self._shards(), *self._cache_files()])
+            self._used = self._measure()
         limit = self._limit(self._used)
         if self._used + size > limit and not self._full:
-            files = [*self._shards(), *self._cache_files()]
-            others = [path for path in files if not path.is_relative_to(ours)]
+            others = [path for path in self._shards() if path.name not in self._wanted]
+            others += self._cache_files()
+            if ours is not None:
+                others = [path for path in others if not path.is_relative_to(ours)]
             _remove_oldest(others, self._used + size - int(limit * _DOWN_TO))
-            self._used = _size([*self._shards(), *self._cache_files()])
+            self._used = self._measure()
         if self._used + size > limit:
             self._full = True  # searching again each time would take longer than reading
             return False
         self._used += size
         return True
+
+    def _measure(self) -> int:
+        """Add up the bytes that are taken, by files in the making, too."""
+        partials = self._shard("x").parent.glob(f"*{atomic.PARTIAL}")
+        return _size([*self._shards(), *self._cache_files(), *partials])
 
     def _cache_files(self) -> list[Path]:
         return [p for p in self.caches.rglob("*") if p.is_file() and ".locks" not in p.parts]
@@ -227,6 +233,31 @@ def _remove_oldest(paths: list[Path], excess: int) -> None:
         with contextlib.suppress(OSError):  # another user's, where these are kept apart
             path.unlink()
             excess -= size
+
+
+def _lock(path: Path) -> int:
+    """Open a lock file and wait for its lock; no lock where files have none.
+
+    The last holder removes the file: a process that has waited for a removed one begins again,
+    since others lock the new one.
+
+    Raises:
+        KdcacheError: It cannot be created.
+    """
+    while True:
+        try:
+            lock = atomic.open_lock(path)
+        except KdcacheError as error:
+            raise KdcacheError(
+                f"{str(error).partition('. ')[0]}, in the data folder. Pass --data-cache with a "
+                "folder that can be written."
+            ) from None
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(lock), path.lstat()):
+                return lock
+        os.close(lock)
 
 
 def _mark_used(path: Path) -> None:

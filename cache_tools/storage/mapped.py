@@ -46,40 +46,59 @@ def load(name: str, make: Callable[[], Arrays]) -> Arrays:
     Where the data folder has no room or cannot be written, what `make` made is returned itself.
     """
     cache = DiskCache()
+    cache.sweep_shards()
     if (found := _open(cache, name)) is not None:
         return found
     made: Arrays | None = None
-    begun = False
+    failed: Exception | None = None
     try:
         with cache.writing(name) as partial:
             if (found := _open(cache, name)) is not None:  # of the process that held the lock
                 return found
-            begun = True
-            made = make()
-            size = _write(partial, name, made)
-            if not cache.reserve(size, cache.path):
-                os.truncate(partial, 0)
-                log.warning(
-                    "%s has no room for %.1f GB that its processes could share: each has its own. "
-                    "Pass --data-cache with a larger folder, or raise $%s",
-                    cache.path, size / 1e9, LIMIT,
-                )  # fmt: skip
+            try:
+                made = make()
+            except Exception as error:  # an OSError is of what it reads, not of the file
+                failed = error
+            else:
+                _keep(cache, partial, name, made)
     except KdcacheError as error:
-        if begun and made is None:
-            raise
         log.warning("not shared among the processes of this machine: %s", error)
+    if failed is not None:
+        raise failed
     made = made or make()
     return _open(cache, name) or made
 
 
-def _write(path: Path, name: str, made: Arrays) -> int:
-    """Write a file; return its bytes."""
+def _keep(cache: DiskCache, partial: Path, name: str, made: Arrays) -> None:
+    """Write a file if there is room for it; evicts others."""
+    line = _head(made)
+    size = len(line) + sum(map(_padded, made.arrays.values())) + _DIGEST
+    if cache.reserve(size):
+        _write(partial, name, line, made)
+        return
+    log.warning(
+        "%s has no room for %.1f GB that its processes could share: each has its own. "
+        "Pass --data-cache with a larger folder, or raise $%s",
+        cache.path, size / 1e9, LIMIT,
+    )  # fmt: skip
+
+
+def _padded(values: NDArray[Any]) -> int:
+    """Bytes of an array in a file."""
+    return -(-values.nbytes // _ALIGNED) * _ALIGNED
+
+
+def _head(made: Arrays) -> bytes:
+    """Return the line of JSON before the arrays."""
     columns, at = [], 0
     for column, values in made.arrays.items():
         columns.append([column, values.dtype.str, len(values), at])
-        at += -(-values.nbytes // _ALIGNED) * _ALIGNED
+        at += _padded(values)
     line = json.dumps({"arrays": columns, "facts": made.facts}).encode()
-    line += b" " * (-(len(line) + 1) % _ALIGNED) + b"\n"
+    return line + b" " * (-(len(line) + 1) % _ALIGNED) + b"\n"
+
+
+def _write(path: Path, name: str, line: bytes, made: Arrays) -> None:
     digest = hashlib.sha256(name.encode() + b"\n")
     with path.open("wb") as file:
 
@@ -93,7 +112,6 @@ def _write(path: Path, name: str, made: Arrays) -> int:
                 put(np.ascontiguousarray(values).data.cast("B"))
             put(bytes(-values.nbytes % _ALIGNED))
         file.write(digest.digest())
-        return file.tell()
 
 
 def _open(cache: DiskCache, name: str) -> Arrays | None:

@@ -1,17 +1,21 @@
 """Files of arrays that the processes of a machine share: whole, made once, again if damaged."""
 
 import errno
+import fcntl
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from cache_tools.errors import CacheMismatch
+from cache_tools.errors import CacheMismatch, KdcacheError
 from cache_tools.storage import disk_cache, mapped
 from cache_tools.storage.disk_cache import DiskCache
 from cache_tools.storage.mapped import Arrays
@@ -169,6 +173,102 @@ def test_an_error_of_the_maker_is_raised_and_leaves_nothing(kept: Path) -> None:
         mapped.load(NAME, fail)
     assert [*kept.rglob("*.lock"), *kept.rglob("*.partial")] == []
     check(mapped.load(NAME, make))
+
+
+def test_an_error_of_what_the_maker_reads_names_that_file(kept: Path) -> None:
+    def fail() -> Arrays:
+        raise OSError(errno.EIO, "Input/output error", "x.tar")
+
+    with pytest.raises(OSError, match=r"Input/output error: 'x.tar'") as raised:
+        mapped.load(NAME, fail)
+    assert not isinstance(raised.value, KdcacheError)
+    assert [*kept.rglob("*.lock"), *kept.rglob("*.partial")] == []
+
+
+def test_the_rest_of_a_killed_maker_is_removed_when_a_file_is_mapped(kept: Path) -> None:
+    check(mapped.load(NAME, make))
+    rest = kept / "shards" / f"{NAME}.0123456789ab.partial"
+    rest.write_bytes(bytes(9999))
+    check(mapped.load(NAME, never))
+    assert rest.exists()  # it may be in the making
+    os.utime(rest, (0, 0))
+    check(mapped.load(NAME, never))
+    assert not rest.exists()
+
+
+def test_the_least_recently_used_files_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    old, recent = disk_cache.key("old"), disk_cache.key("recent")
+    for name in (old, recent):
+        mapped.load(name, lambda: Arrays({"a": np.zeros(4000)}))
+    os.utime(DiskCache().path / "shards" / old, (0, 0))
+    monkeypatch.setenv("KDCACHE_CACHE_LIMIT", "90K")
+    check(mapped.load(NAME, make))
+    assert DiskCache().shard(old) is None
+    assert DiskCache().shard(recent) is not None
+    check(mapped.load(NAME, never))
+
+
+def test_shards_of_the_data_set_itself_make_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even the oldest: as they are unpacked, they turn out larger than they were packed."""
+    own, other = disk_cache.key("own"), disk_cache.key("other")
+    for name, used in ((own, 0), (other, 9)):
+        mapped.load(name, lambda: Arrays({"a": np.zeros(4000)}))
+        os.utime(DiskCache().path / "shards" / name, (used, used))
+    monkeypatch.setenv("KDCACHE_CACHE_LIMIT", "90K")
+    cache = DiskCache()
+    assert cache.evict({own: 32_000}) == {own}
+    with cache.writing(NAME) as partial:
+        assert cache.reserve(40_000)
+        partial.write_bytes(bytes(40_000))
+        assert cache.shard(other) is None
+        assert not cache.reserve(40_000)
+        assert cache.shard(own) is not None
+
+
+def test_room_is_made_before_a_byte_is_written(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a disk of 100,000 bytes 80 % may be taken, by a file that takes half of it."""
+
+    def usage(_: Path) -> SimpleNamespace:
+        used = sum(path.stat().st_size for path in kept.rglob("*") if path.is_file())
+        return SimpleNamespace(free=100_000 - used)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    check(mapped.load(NAME, make))
+    assert path().stat().st_size > 40_000
+    written = list[str]()
+    monkeypatch.setattr(mapped, "_write", lambda *_: written.append("too much"))
+    mapped.load(disk_cache.key("large"), lambda: Arrays({"a": np.zeros(20_000)}))
+    assert not written
+
+
+def test_who_has_waited_for_a_removed_lock_locks_the_new_one(
+    kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, real = kept / "shards" / f"{NAME}.lock", fcntl.flock
+    waits, inside, leave = threading.Event(), threading.Event(), threading.Event()
+
+    def flock(file: int, operation: int) -> None:
+        waits.set()
+        real(file, operation)
+
+    def second() -> None:
+        with DiskCache().writing(NAME):
+            inside.set()
+            assert leave.wait(60)
+
+    thread = threading.Thread(target=second)
+    with DiskCache().writing(NAME):
+        monkeypatch.setattr(fcntl, "flock", flock)
+        thread.start()
+        assert waits.wait(60)
+    try:
+        assert inside.wait(60)
+        with lock.open() as third, pytest.raises(BlockingIOError):
+            real(third, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        leave.set()
+        thread.join()
+    assert not lock.exists()
 
 
 def _load(log: Path, pause: float) -> None:
