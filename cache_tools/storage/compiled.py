@@ -3,8 +3,9 @@
 numba keeps it beside the module or in the home folder, and raises where neither can be written: in
 a container of another user, in a read-only image, in a module of a cluster. Then it is kept in the
 data folder, in the folder for temporary files, or not at all. What is loaded is executed: such a
-folder must be of this user alone, and each file has its digest. A function that calls others of its
-folder is compiled again when any file there has changed; numba looks at its own file alone.
+folder must be of this user alone, and each file has its digest. Functions contain those that they
+call and the constants of other modules: they are compiled again when any file of their folder has
+changed, or one that the functions there import. numba looks at a function's own file alone.
 """
 
 import contextlib
@@ -12,9 +13,10 @@ import hashlib
 import logging
 import os
 import pickle
+import re
 import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +30,7 @@ log = logging.getLogger("kdcache")
 F = TypeVar("F", bound=Callable[..., Any])
 _CacheFile: Any = caching.IndexDataCacheFile
 _DIGEST = 32
+_IMPORT = re.compile(r"^from (\w+(?:\.\w+)*) import (?:\(([\w\s,]*)\)|([\w ,]+))", re.MULTILINE)
 
 
 def njit(**options: Any) -> Callable[[F], F]:
@@ -106,9 +109,36 @@ class _SealedFile(_CacheFile):  # type: ignore[misc]
 
 @cache
 def _stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """Return names, times and sizes of a folder's source files; none of those within an archive."""
-    files = [(path.name, path.stat()) for path in sorted(folder.glob("*.py")) if path.is_file()]
-    return tuple((name, found.st_mtime_ns, found.st_size) for name, found in files)
+    """Return names, times and sizes of the source files that compiled code of a folder contains.
+
+    These are the files of the folder, and the modules that those with compiled code import. None
+    of them is within an archive.
+    """
+    root = folder
+    while (root / "__init__.py").exists():
+        root = root.parent
+    files = {path: path.stat() for path in sorted(folder.glob("*.py")) if path.is_file()}
+    texts = {path: path.read_text("utf-8") for path in files}
+    waiting = [text for text in texts.values() if "import njit" in text]
+    while waiting:
+        for path in _imported(root, waiting.pop()):
+            if path not in texts and path.is_file():
+                files[path], texts[path] = path.stat(), path.read_text("utf-8")
+                waiting.append(texts[path])
+    return tuple(
+        (path.relative_to(root).as_posix(), found.st_mtime_ns, found.st_size)
+        for path, found in sorted(files.items())
+    )
+
+
+def _imported(root: Path, text: str) -> Iterator[Path]:
+    """Return files of the modules that a source imports as such, or constants from."""
+    for module, *names in _IMPORT.findall(text):
+        path = root.joinpath(*module.split("."))
+        for name in (words.split()[0] for words in ",".join(names).split(",") if words.strip()):
+            yield path / f"{name}.py"
+            if name.isupper():
+                yield path.with_suffix(".py")
 
 
 @cache

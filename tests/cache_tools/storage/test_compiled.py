@@ -85,32 +85,57 @@ def test_damaged_code_is_compiled_again(nowhere: Path, kind: str, damage: str) -
     assert sum(last.stats.cache_hits.values()) == 1  # type: ignore[attr-defined]
 
 
-def test_a_change_in_another_file_of_the_folder_is_compiled(tmp_path: Path) -> None:
-    (tmp_path / "inner.py").write_text(
-        "from numba import njit\n@njit\ndef f(x):\n    return 2 * x\n"
-    )
-    (tmp_path / "outer.py").write_text(
-        "from cache_tools.storage.compiled import njit\nfrom inner import f\n"
-        "@njit(cache=True)\ndef g(x):\n    return f(x)\n"
-    )
-    run = [
-        sys.executable,
-        "-c",
-        "import outer; print(outer.g(4), *outer.g.stats.cache_hits.values())",
-    ]
+@pytest.mark.parametrize(
+    ("imported", "used", "other"),
+    [
+        ("from inner import f", "f(x)", "inner"),
+        ("from other import values", "values.FACTOR * x", "other/values"),
+        ("from other.values import (\n    FACTOR as by,\n)", "by * x", "other/values"),
+        ("from middle import through", "through.values.FACTOR * x", "other/values"),
+    ],
+)
+def test_a_change_in_another_file_is_compiled(
+    imported: str, used: str, other: str, tmp_path: Path
+) -> None:
+    """Of a function that is called, or of a constant that is frozen in compiled code."""
+    for name in ("", "other", "middle"):
+        (tmp_path / "own" / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "own" / name / "__init__.py").touch()
+    files = {
+        "inner": "from numba import njit\n@njit\ndef f(x):\n    return 2 * x\n",
+        "other/values": "FACTOR = 2 * 1\n",
+        "middle/through": "from own.other import values\n",
+        "outer": "from cache_tools.storage.compiled import njit\n"
+        f"{imported.replace('from ', 'from own.')}\n"
+        f"@njit(cache=True)\ndef g(x):\n    return {used}\n",
+    }
+    for name, text in files.items():
+        (tmp_path / f"own/{name}.py").write_text(text)
+    program = "from own import outer; print(outer.g(4), *outer.g.stats.cache_hits.values())"
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     environment = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
 
     def printed() -> str:
         return subprocess.run(
-            run, env=environment, capture_output=True, text=True, check=True
+            [sys.executable, "-c", program],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
 
     assert [printed(), printed()] == ["8\n", "8 1\n"]
-    (tmp_path / ".#inner.py").symlink_to("user@host.1")  # an editor's lock
-    inner = (tmp_path / "inner.py").read_text()
-    (tmp_path / "inner.py").write_text(inner.replace("2 * x", "30 * x"))
+    (tmp_path / "own/.#inner.py").symlink_to("user@host.1")  # an editor's lock
+    (tmp_path / f"own/{other}.py").write_text(files[other].replace("2 *", "30 *"))
     assert printed() == "120\n"
+
+
+def test_kernels_depend_on_the_constants_of_the_views() -> None:
+    names = {name for name, *_ in compiled._stamp(ROOT / "cache_tools/render")}
+    assert names >= {
+        f"cache_tools/{name}.py" for name in ("render/batch", "views/draw", "views/ops")
+    }
+    assert not any(name.startswith("cache_tools/cli") for name in names)
 
 
 def test_code_in_a_folder_of_others_is_not_loaded(nowhere: Path) -> None:
