@@ -9,6 +9,7 @@ Shapes: B views of a batch, S pixels a side, K kept classes, T temperatures, P l
 
 import contextlib
 import functools
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -110,6 +111,8 @@ class DeviceBatch:
 _read_by_gpu: deque[tuple[torch.cuda.Event, NDArray[Any]]] = deque()
 """Page-locked arrays whose copies are under way: the pool reuses an array without references
 (buffer_pool.py)."""
+_COPIES = threading.Lock()
+"""Held while they change."""
 
 
 @functools.cache
@@ -131,9 +134,10 @@ def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
         event.record(copies)
     compute.wait_event(event)
     there.record_stream(compute)
-    _read_by_gpu.append((event, array))
-    while _read_by_gpu and _read_by_gpu[0][0].query():
-        _read_by_gpu.popleft()
+    with _COPIES:  # of two threads the second would drop a copy that has not been queried
+        _read_by_gpu.append((event, array))
+        while _read_by_gpu and _read_by_gpu[0][0].query():
+            _read_by_gpu.popleft()
     return there
 
 

@@ -1,5 +1,6 @@
 """Upload of batches, for students and a teacher in the loop."""
 
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,24 @@ def test_every_copy_of_a_pooled_array_keeps_it_until_the_copy_has_passed(
     gpu.busy = False
     to_device(np.zeros(1, "f4"), CUDA)
     assert not device_batch._read_by_gpu
+
+
+def test_copies_of_two_threads_keep_their_arrays_until_each_has_passed(gpu: FakeGpu) -> None:
+    arrays = [np.full(3, i) for i in range(3)]
+    to_device(arrays[0], CUDA)
+    [(first, _)] = device_batch._read_by_gpu
+    other = threading.Thread(target=to_device, args=(arrays[2], CUDA))
+
+    def passed() -> bool:
+        if other.ident is None:  # the other thread comes while this one looks
+            other.start()
+            other.join(1)
+        return True
+
+    first.query = passed  # type: ignore[method-assign]
+    to_device(arrays[1], CUDA)
+    other.join()
+    assert [int(array[0]) for _, array in device_batch._read_by_gpu] == [1, 2]
 
 
 def test_copies_have_a_stream_of_their_own_for_which_the_computation_waits(gpu: FakeGpu) -> None:
