@@ -6,14 +6,19 @@ others wait for its lock; pages of a map are in memory once for all of them, and
 read. A file has one line of JSON, the arrays, and a SHA-256 of its name and of all before it. It
 appears whole or not at all, its digest is compared whenever it is opened, and one that fails is
 made again, as is one that was evicted or deleted.
+
+A file on a network file system is read into memory instead: another machine can remove it there,
+and a page that is read then ends the process (SIGBUS).
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,12 +27,15 @@ from numpy.typing import NDArray
 
 from cache_tools import file_contents
 from cache_tools.errors import KdcacheError
+from cache_tools.numerics.array_types import U1
 from cache_tools.storage.disk_cache import LIMIT, DiskCache
 
 log = logging.getLogger("kdcache")
 WORTH = 2**18
 """Samples from which a file is made; fewer are read in a second or two."""
 _ALIGNED, _DIGEST, _PIECE = 64, 32, 2**22
+_OF_NETWORK = ("nfs", "cifs", "smb", "9p", "fuse.sshfs")
+"""File systems on which a file that is open can be removed by another machine."""
 
 
 @dataclass(frozen=True)
@@ -45,41 +53,41 @@ def load(name: str, make: Callable[[], Arrays]) -> Arrays:
 
     Where the data folder has no room or cannot be written, what `make` made is returned itself.
     """
-    cache = DiskCache()
-    cache.sweep_shards()
-    if (found := _open(cache, name)) is not None:
+    kept = DiskCache()
+    kept.sweep_shards()
+    if (found := _open(kept, name)) is not None:
         return found
     made: Arrays | None = None
     failed: Exception | None = None
     try:
-        with cache.writing(name) as partial:
-            if (found := _open(cache, name)) is not None:  # of the process that held the lock
+        with kept.writing(name) as partial:
+            if (found := _open(kept, name)) is not None:  # of the process that held the lock
                 return found
             try:
                 made = make()
             except Exception as error:  # an OSError is of what it reads, not of the file
                 failed = error
             else:
-                _keep(cache, partial, name, made)
+                _keep(kept, partial, name, made)
     except KdcacheError as error:
         log.warning("not shared among the processes of this machine: %s", error)
     if failed is not None:
         raise failed
     made = made or make()
-    return _open(cache, name) or made
+    return _open(kept, name) or made
 
 
-def _keep(cache: DiskCache, partial: Path, name: str, made: Arrays) -> None:
+def _keep(kept: DiskCache, partial: Path, name: str, made: Arrays) -> None:
     """Write a file if there is room for it; evicts others."""
     line = _head(made)
     size = len(line) + sum(map(_padded, made.arrays.values())) + _DIGEST
-    if cache.reserve(size):
+    if kept.reserve(size):
         _write(partial, name, line, made)
         return
     log.warning(
         "%s has no room for %.1f GB that its processes could share: each has its own. "
         "Pass --data-cache with a larger folder, or raise $%s",
-        cache.path, size / 1e9, LIMIT,
+        kept.path, size / 1e9, LIMIT,
     )  # fmt: skip
 
 
@@ -114,9 +122,9 @@ def _write(path: Path, name: str, line: bytes, made: Arrays) -> None:
         file.write(digest.digest())
 
 
-def _open(cache: DiskCache, name: str) -> Arrays | None:
+def _open(kept: DiskCache, name: str) -> Arrays | None:
     """Map a file after comparing its digest; None if there is none, or it is damaged."""
-    if (path := cache.shard(name)) is None:
+    if (path := kept.shard(name)) is None:
         return None
     try:
         with path.open("rb") as file:
@@ -125,7 +133,7 @@ def _open(cache: DiskCache, name: str) -> Arrays | None:
             file.seek(0)
             line = file.readline(file_contents.MAX_JSON)
             head = file_contents.parse_json(line)
-            data = np.asarray(np.memmap(file, np.uint8, "r"))[len(line) : -_DIGEST]
+            data = _pages(path, file)[len(line) : -_DIGEST]
         arrays = {
             column: data[at : at + count * np.dtype(kind).itemsize].view(kind)
             for column, kind, count, at in head["arrays"]
@@ -134,6 +142,38 @@ def _open(cache: DiskCache, name: str) -> Arrays | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         log.warning("%s cannot be used (%s): it is made again", path, error)
         return None
+
+
+def _pages(path: Path, file: BinaryIO) -> U1:
+    """Map a file, or read it where other machines can remove it."""
+    if not (kind := _file_system(path)).startswith(_OF_NETWORK):
+        return np.asarray(np.memmap(file, np.uint8, "r"))
+    _log_network(path.parent, kind)
+    file.seek(0)
+    data = np.fromfile(file, np.uint8)
+    data.flags.writeable = False
+    return data
+
+
+def _file_system(path: Path) -> str:
+    """Return the kind of file system that a file is on, such as "ext4"; "" where Linux has none."""
+    device = path.stat().st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/mountinfo").read_text().splitlines():
+            own, _, rest = line.partition(" - ")
+            if own.split()[2] == number:
+                return rest.split()[0]
+    return ""
+
+
+@cache
+def _log_network(folder: Path, kind: str) -> None:
+    log.warning(
+        "%s is on a network (%s), where other machines can remove a file in use: each process has "
+        "tables and indices in memory of its own. Pass --data-cache with a folder on a local disk",
+        folder, kind,
+    )  # fmt: skip
 
 
 def _is_whole(file: BinaryIO, name: str) -> bool:

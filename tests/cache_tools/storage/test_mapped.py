@@ -107,6 +107,26 @@ def test_what_cannot_be_stored_is_used_as_it_is(
     assert "not shared" in caplog.text
 
 
+def test_a_file_on_a_network_is_read_and_not_mapped(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A page of a map whose file another machine has removed ends the process."""
+    monkeypatch.setattr(mapped, "_file_system", lambda _: "nfs4")
+    mapped._log_network.cache_clear()
+    found = [mapped.load(NAME, make), mapped.load(NAME, never)]
+    os.truncate(path(), 0)
+    for arrays in found:
+        check(arrays)
+        assert not arrays.arrays["a"].flags.writeable
+    assert caplog.text.count("--data-cache with a folder on a local disk") == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/mountinfo").exists(), reason="of Linux")
+def test_the_kind_of_a_file_system_is_found(tmp_path: Path) -> None:
+    assert mapped._file_system(Path("/proc/self/mountinfo")) == "proc"
+    assert not mapped._file_system(tmp_path).startswith("proc")
+
+
 def load_of_another() -> None:
     check(mapped.load(NAME, never))
     assert DiskCache().index(NAME) == b"an index"
