@@ -3,8 +3,9 @@
     PYTHON -m benchmarks.apart FD
 
 `benchmarks.loader --dali PYTHON` starts it, as `seats.Seat.in_interpreter`; FD is the number of its
-pipe. Besides the libraries that environment needs numpy and psutil, and nothing of ours. Batches
-are those of `benchmarks.pipelines`, and so is the number of threads. The contestants:
+pipe. Besides the libraries that environment needs numpy and psutil. Batches are those of
+`benchmarks.pipelines`, threads those of `cache_tools.runtime.threads`, both from this working tree:
+nothing of it is installed there. The contestants:
 
 * "DALI": a pipeline on the CPU, files, `decoders.image_random_crop` (which decodes a region),
   resize, flip. "DALI, whole pictures" decodes with `decoders.image` and crops in

@@ -151,10 +151,10 @@ class Field:
             seat.close()
 
 
-def summary(kind: str, turns: dict[str, list[Turn]], apart: dict[str, float]) -> dict[str, Any]:
-    """Rates, ratios and the goals reached."""
+def summary(kind: str, turns: dict[str, list[Turn]], rest: dict[str, float]) -> dict[str, Any]:
+    """Rates, ratios and the goals reached; `rest`: seconds a view of work beside its pixels."""
     view = statistics.median(turn.cpu for turn in turns["native, A2"])
-    share = sum(apart.values()) / view
+    share = sum(rest.values()) / view
     reached = {
         f"{ours} at least {least[kind]} × {theirs}": (per_core(turns, ours, theirs), least[kind])
         for ours, theirs, least in GOALS
@@ -172,7 +172,7 @@ def summary(kind: str, turns: dict[str, list[Turn]], apart: dict[str, float]) ->
             for base in BASES
             if base in turns
         },
-        "beside the pixels": {name: value / view for name, value in apart.items()} | {"all": share},
+        "beside the pixels": {name: value / view for name, value in rest.items()} | {"all": share},
         "goals": {
             **{goal: {**found, "held": found["median"] >= least}
                for goal, (found, least) in reached.items()},

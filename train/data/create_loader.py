@@ -43,6 +43,7 @@ def create(
 
     Raises:
         UsageError: The recipe names a loader that cannot be used.
+        CacheMismatch: FFCV's libraries make other pixels.
     """
     cache, images = inputs.store, inputs.images
     kind, reason = choose(recipe, images, cache.spec, schedule.num_views * (schedule.epochs or 1))
@@ -54,12 +55,14 @@ def create(
                 "loader=native, or train them apart."
             )
     _log_choice(kind, reason)
-    renderer: Renderer = NativeRenderer(cache, images, recipe.threads, schedule.views)
+    renderer: Renderer
     if kind == "ffcv":
         assert isinstance(images, Beton)
         from train.data.ffcv_renderer import FfcvRenderer
 
         renderer = FfcvRenderer(cache, images, recipe.threads, schedule, world)
+    else:
+        renderer = NativeRenderer(cache, images, recipe.threads, schedule.views)
     targets = StoredTargets(inputs.members, "zero" if recipe.tail == "zero" else "uniform")
     return Loader(schedule, targets, renderer, world, pin_memory, follower, others)
 
