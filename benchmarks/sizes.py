@@ -10,7 +10,8 @@
   of JPEGs of 500×375; the student is next to nothing, a linear layer on a mean of pixels, so that
   the CPU time of all threads is that of decoding and rendering.
 * "accuracy": the digits of `kdcache demo`, with the recipe digits: students of 16, 32 (the cache's)
-  and 48 px and a schedule of all three, each evaluated at its last size, over seeds.
+  and 48 px, a schedule of small steps and one of all three sizes, each evaluated at its last size,
+  over seeds.
 """
 
 import argparse
@@ -55,6 +56,7 @@ DIGITS: dict[str, Size] = {
     "16 px": 16,
     "32 px": 0,
     "48 px": 48,
+    "24, 28, 32 px": ((0.0, 24.0), (0.3, 28.0), (0.6, 32.0)),
     "16, 32, 48 px": ((0.0, 16.0), (0.3, 32.0), (0.6, 48.0)),
 }
 
