@@ -29,7 +29,8 @@ _VIEWS = (
     "num_views",
     "view_order",
 )
-_ORDER = ("batch_size", *_VIEWS)
+ORDER = ("seed", "batch_size", *_VIEWS)
+"""Keys that decide which views are in which batch, the seed of the order first."""
 FOLLOW = ("follow", "follow_timeout")
 """Keys of runs that wait for the cache."""
 _RUNNING = ("loader", "threads", "checkpoint_minutes", "deterministic")
@@ -257,8 +258,8 @@ class TrainRecipe:
 
     @property
     def order(self) -> tuple[Any, ...]:
-        """Values that decide which views are in which batch."""
-        return self.seed_of_order, *(getattr(self, name) for name in _ORDER)
+        """Values of `ORDER`."""
+        return self.seed_of_order, *(getattr(self, name) for name in ORDER[1:])
 
     @property
     def stream(self) -> tuple[Any, ...]:

@@ -205,7 +205,7 @@ def _config(recipe: TrainRecipe, inputs: Inputs) -> dict[str, Any]:
         "validation_images": len(inputs.validation) if inputs.validation is not None else 0,
     }
     if inputs.coverage.missing:
-        config["coverage"] = inputs.coverage.facts
+        config["coverage"] = {**inputs.coverage.facts, "samples_present": inputs.samples}
     if len(paths) == 1:
         return config
     names = " + ".join(store.spec.teacher.name for store in inputs.members.caches)
@@ -217,7 +217,8 @@ def _refuse_other(folder: Path, config: dict[str, Any]) -> None:
     def identity(value: dict[str, Any]) -> dict[str, Any]:
         recipe = {k: v for k, v in value["recipe"].items() if k not in _FREE}
         rest = {"recipe": recipe, "num_views": value["num_views"]}
-        rest |= {"missing": value.get("coverage", {}).get("missing", 0)}
+        coverage = value.get("coverage", {})
+        rest |= {"missing": coverage.get("missing", 0), "present": coverage.get("samples_present")}
         if "weights" in value:  # names more than the fingerprint of all together
             return {**rest, "weights": value["weights"]}
         return {**rest, "cache_fingerprint": value["cache_fingerprint"]}
@@ -226,6 +227,8 @@ def _refuse_other(folder: Path, config: dict[str, Any]) -> None:
     # keys of now that an earlier kdcache did not have were at their defaults
     there["recipe"] = {**asdict(TrainRecipe(student="", epochs=1)), **there["recipe"]}
     config = parse_json(json.dumps(config))  # lists, as they are there
+    if (coverage := there.get("coverage")) and "coverage" in config:
+        coverage.setdefault("samples_present", config["coverage"]["samples_present"])
     if found := difference(identity(there), identity(config)):
         raise UsageError(
             f"{folder} holds another run: {found} now. Choose another --out, or pass --fresh to "

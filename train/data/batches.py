@@ -8,6 +8,7 @@ Shapes: B views of a batch, S pixels a side.
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -20,6 +21,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from cache_tools.errors import UsageError
 from cache_tools.reader import CacheReader
 from cache_tools.runtime.device import select
+from cache_tools.spec.canonical import difference
 from train.data import create_loader
 from train.data.device_batch import DeviceBatch, InputTransform, OnlineFn
 from train.data.follow import Follower
@@ -28,11 +30,13 @@ from train.data.loader import Batch, Loader
 from train.data.schedule import Schedule
 from train.distributed import ALONE, World
 from train.loss.targets import SoftTargets
-from train.recipe import Phase, TrainRecipe
+from train.recipe import ORDER, Phase, TrainRecipe
 
 SizesOf = Callable[[int], Sequence[int]]
 """Sizes in pixels of the views that students are shown in an epoch."""
-_STATE = ("epoch", "step", "steps", "stream")
+_STATE = ("epoch", "step", "steps", "stream", "samples")
+_STREAM = ("cache", "processes", *ORDER, "size")
+"""Names of a state's `stream`; those of one size have no `size`."""
 
 
 class Batches(IterableDataset[Any]):
@@ -210,9 +214,11 @@ class Batches(IterableDataset[Any]):
         )
         self._loaded: tuple[int, tuple[int, ...]] | None = None
         self._load(0, self._own_size)  # a loader that cannot be used is refused now
-        self._stream = [inputs.fingerprint, world.size, *recipe.order]
+        shown = replace(recipe, num_views=inputs.num_views(recipe))  # a cache may grow
+        self._stream = [inputs.fingerprint, world.size, *shown.order]
         if recipe.size:  # without one, states of earlier versions are loaded
             self._stream.append(f"size={recipe.size if len(phases) == 1 else phases}")
+        self._samples, self._num_views = inputs.samples, recipe.num_views
         self._epoch = self._step = self._first = 0
 
     def __len__(self) -> int:
@@ -313,27 +319,32 @@ class Batches(IterableDataset[Any]):
 
     def state_dict(self) -> dict[str, Any]:
         """Return epoch and step: the batches that have been yielded are not yielded again."""
-        state = (self._epoch, self.step, len(self), self._stream)
+        state = (self._epoch, self.step, len(self), self._stream, self._samples)
         return dict(zip(_STATE, state, strict=True))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken.
 
         Raises:
-            UsageError: The state is of another cache, order or number of processes, or none.
+            UsageError: The state is of another cache, order, number of views or processes, of
+                other samples, or none.
         """
-        if missing := [name for name in _STATE if name not in state]:
+        if missing := [name for name in _STATE[:-1] if name not in state]:
             raise UsageError(
                 f"this is no state of batches: it has no {missing[0]!r}. Pass what state_dict has "
                 "returned."
             )
-        stream = self._stream, self.schedule_of(int(state["epoch"])).steps
-        if (list(state["stream"]), state["steps"]) != stream:
-            raise UsageError(
-                "this state is of other batches: "
-                f"{[*state['stream'], state['steps']]}, here they are {[*stream[0], stream[1]]}. "
-                "Open the same caches with the same options and number of processes."
-            )
+        steps = self.schedule_of(int(state["epoch"])).steps
+        here = self._order(self._stream, steps, self._samples)
+        there = self._order(state["stream"], state["steps"], state.get("samples"))
+        if "samples" not in state:
+            self._complete(there)
+        if found := difference(there, here):
+            views = there["num_views"]
+            now = "Open the same caches with the same options and number of processes."
+            if {**there, "num_views": here["num_views"]} == here and views < here["num_views"]:
+                now = f"Pass num_views={views}, the number of views that were shown."
+            raise UsageError(f"this state is of other batches: {found} here. {now}")
         self._begin_at(int(state["epoch"]), int(state["step"]))
 
     def _begin_at(self, epoch: int, step: int) -> None:
@@ -348,6 +359,20 @@ class Batches(IterableDataset[Any]):
             )
         epoch, step = (epoch + 1, 0) if step == steps else (epoch, step)
         self._epoch, self._step, self._first = epoch, 0, step
+
+    def _order(self, stream: Sequence[Any], steps: int, samples: str | None) -> dict[str, Any]:
+        """Values of a state that decide its batches, by name."""
+        return {**dict(zip(_STREAM, stream, strict=False)), "steps": steps, "samples": samples}
+
+    def _complete(self, there: dict[str, Any]) -> None:
+        """Complete values of a state of kdcache 0.1, which has `num_views` as it was passed."""
+        if not (views := there["num_views"] or self._num_views):
+            raise UsageError(
+                "this state was written by kdcache 0.1, which did not store how many views the "
+                "cache had. Pass num_views with that number; "
+                f"the cache has {self._stream[_STREAM.index('num_views')]} now."
+            )
+        there |= {"num_views": views, "samples": self._samples}
 
     def _dict(self, pixels: Tensor, targets: SoftTargets) -> dict[str, Any]:
         return {"pixel_values": pixels, "labels": targets.label, "teacher": targets}

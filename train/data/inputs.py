@@ -53,6 +53,11 @@ class Inputs:
         return self.coverage.present_N
 
     @property
+    def samples(self) -> str:
+        """Identity of the samples that can be shown: "all", or a digest of which they are."""
+        return sha256(np.packbits(self.present_N).tobytes()) if self.coverage.missing else "all"
+
+    @property
     def store(self) -> Cache:
         """Reference for samples and views, which are the same in all caches."""
         return self.members.reference

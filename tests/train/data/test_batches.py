@@ -1,6 +1,7 @@
 """Batches for other training loops: views and targets of `kdcache train`, resumable anywhere."""
 
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,66 @@ def test_what_cannot_be_is_refused(digits_cache: Path) -> None:
         opened(digits_cache, num_views=5)
     with pytest.raises(UsageError, match="rank=2 cannot be"):
         opened(digits_cache, rank=2, world_size=2)
+
+
+def test_a_state_of_a_cache_that_has_more_views_now_is_refused(mutable_cache: Path) -> None:
+    """The rest of its epoch would show another view; with the old number it goes on."""
+    batches = opened(mutable_cache, epochs=6)
+    batches.set_epoch(5)
+    expected = list(batches)[2][0]
+    batches.set_epoch(5, 2)
+    state = json.loads(json.dumps(batches.state_dict()))
+    Cache.open(mutable_cache).resize(8)
+    options: dict[str, Any] = {"follow": True, "epochs": 6}
+    with pytest.raises(UsageError, match=r"num_views: 4 against 8 here\. Pass num_views=4"):
+        opened(mutable_cache, **options).load_state_dict(state)
+    pinned = opened(mutable_cache, num_views=4, **options)
+    pinned.load_state_dict(state)
+    [(pixels, _)] = list(pinned)
+    assert torch.equal(pixels, expected)
+
+
+def test_a_state_of_kdcache_0_1_is_loaded_where_its_number_of_views_is_known(
+    digits_cache: Path,
+) -> None:
+    """It has `num_views` as it was passed, 0 for all of the cache."""
+    now = opened(digits_cache, num_views=3)
+    state = now.state_dict() | {"epoch": 1, "step": 2}
+    del state["samples"]
+    every = {**state, "stream": [0 if value == 3 else value for value in state["stream"]]}
+    every["stream"][2] = 3  # the seed
+    with pytest.raises(UsageError, match="num_views: 3 against 4"):
+        opened(digits_cache).load_state_dict(state)
+    with pytest.raises(UsageError, match="Pass num_views with that number; the cache has 4 now"):
+        opened(digits_cache).load_state_dict(every)
+    for old in (state, every):
+        now.load_state_dict(old)
+        assert (now.epoch, now.step) == (1, 2)
+        now.set_epoch(0, 0)
+
+
+def test_a_state_of_other_samples_of_equal_number_is_refused(
+    digits_cache: Path, digits: Path, tmp_path: Path
+) -> None:
+    def without(*left_out: int) -> Batches:
+        folder = tmp_path / f"without-{left_out[0]}"
+        with tarfile.open(next(digits.glob("*train*.tar"))) as shard:
+            members = shard.getmembers()
+            keys = sorted({member.name.partition(".")[0] for member in members})
+            gone = {keys[number] for number in left_out}
+            folder.mkdir(exist_ok=True)
+            with tarfile.open(folder / "digits-train-0000.tar", "w") as kept:
+                for member in members:
+                    if member.name.partition(".")[0] not in gone:
+                        kept.addfile(member, shard.extractfile(member))
+        return opened(digits_cache, data=folder, allow_partial=True, batch_size=8)
+
+    state = without(3).state_dict()
+    without(3).load_state_dict(state)
+    with pytest.raises(UsageError, match="samples: 'sha256:"):
+        without(4).load_state_dict(state)
+    del state["samples"]
+    without(3).load_state_dict(state | {"stream": [*state["stream"][:7], 4, state["stream"][8]]})
 
 
 def test_a_plain_loop_has_the_losses_of_kdcache_train(
