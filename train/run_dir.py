@@ -47,6 +47,8 @@ _LAYOUT = 2
 """Version of the layout of repeated views in batches (`train.data.schedule`); 1: not recorded."""
 _FREE = ("threads", "loader", "checkpoint_minutes", "cache_recipe", "min_views", *FOLLOW)
 """Keys that change no student."""
+_NOT_COMPARED = ("num_views", *_FREE)
+"""Keys that identify no run: of `num_views` it is the number of views shown."""
 
 
 def init_run(
@@ -215,7 +217,7 @@ def _config(recipe: TrainRecipe, inputs: Inputs) -> dict[str, Any]:
 
 def _refuse_other(folder: Path, config: dict[str, Any]) -> None:
     def identity(value: dict[str, Any]) -> dict[str, Any]:
-        recipe = {k: v for k, v in value["recipe"].items() if k not in _FREE}
+        recipe = {k: v for k, v in value["recipe"].items() if k not in _NOT_COMPARED}
         rest = {"recipe": recipe, "num_views": value["num_views"]}
         coverage = value.get("coverage", {})
         rest |= {"missing": coverage.get("missing", 0), "present": coverage.get("samples_present")}
@@ -230,8 +232,12 @@ def _refuse_other(folder: Path, config: dict[str, Any]) -> None:
     if (coverage := there.get("coverage")) and "coverage" in config:
         coverage.setdefault("samples_present", config["coverage"]["samples_present"])
     if found := difference(identity(there), identity(config)):
+        views = there["num_views"]
+        grown = views < config["num_views"]
+        grown &= identity({**there, "num_views": config["num_views"]}) == identity(config)
+        now = f"Pass num_views={views} for the views of that run, choose" if grown else "Choose"
         raise UsageError(
-            f"{folder} holds another run: {found} now. Choose another --out, or pass --fresh to "
+            f"{folder} holds another run: {found} now. {now} another --out, or pass --fresh to "
             "replace it."
         )
     # without a checkpoint the run is finished, or begins anew in the order of now

@@ -71,6 +71,47 @@ def test_a_run_from_before_a_key_goes_on(inputs: Inputs, tmp_path: Path) -> None
         run_dir.init_run(tmp_path, replace(RECIPE, opt_kwargs=Kwargs(eps=1e-6)), inputs, False)
 
 
+def test_a_run_goes_on_with_its_views_after_some_were_added(
+    mutable_cache: Path, digits: Path, tmp_path: Path
+) -> None:
+    out, every = tmp_path / "run", open_inputs(mutable_cache, str(digits))
+    run_dir.init_run(out, RECIPE, every, fresh=False)
+    (out / "log.jsonl").write_text("{}\n")
+    run_dir.init_run(out, replace(RECIPE, num_views=4), every, fresh=False)
+    run_dir.init_run(out, RECIPE, every, fresh=False)
+    every.store.resize(8)
+    grown = open_inputs(mutable_cache, str(digits))
+    with pytest.raises(UsageError, match=r"num_views: 4 against 8 now\. Pass num_views=4 for"):
+        run_dir.init_run(out, RECIPE, grown, fresh=False)
+    with pytest.raises(UsageError, match=r"num_views: 4 against 8 now\. Choose another --out"):
+        run_dir.init_run(out, replace(RECIPE, epochs=2), grown, fresh=False)
+    run_dir.init_run(out, replace(RECIPE, num_views=4), grown, fresh=False)
+    assert run_dir.read_config(out)["num_views"] == 4
+
+
+def test_other_samples_of_equal_number_are_another_run(
+    inputs: Inputs, digits: Path, tmp_path: Path
+) -> None:
+    """A run of kdcache 0.1 has their number alone."""
+
+    def without(row: int) -> Inputs:
+        index_N = inputs.coverage.image_index_N.copy()
+        index_N[row] = -1
+        return replace(inputs, coverage=replace(inputs.coverage, image_index_N=index_N))
+
+    run_dir.init_run(tmp_path, RECIPE, without(3), fresh=False)
+    (tmp_path / "log.jsonl").write_text("{}\n")
+    run_dir.init_run(tmp_path, RECIPE, without(3), fresh=False)
+    with pytest.raises(UsageError, match="another run: present: 'sha256:"):
+        run_dir.init_run(tmp_path, RECIPE, without(4), fresh=False)
+    config = run_dir.read_config(tmp_path)
+    del config["coverage"]["samples_present"]
+    run_dir.write_json(tmp_path / "config.json", config)
+    run_dir.init_run(tmp_path, RECIPE, without(3), fresh=False)
+    with pytest.raises(UsageError, match="missing: 1 against 0"):
+        run_dir.init_run(tmp_path, RECIPE, inputs, fresh=False)
+
+
 @pytest.mark.parametrize("fresh", [False, True])
 def test_a_second_process_is_refused(inputs: Inputs, tmp_path: Path, fresh: bool) -> None:
     out = tmp_path / "run"
