@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import functools
 import math
+import numbers
 import tomllib
 import types
 import typing
@@ -89,9 +90,7 @@ def load(
     Raises:
         RecipeError: No such recipe, broken TOML, an unknown key or an impossible value.
     """
-    if isinstance(recipe, cls):
-        if not values:
-            return recipe
+    if isinstance(recipe, cls):  # checked as all others: Python checks no type
         recipe = dataclasses.asdict(recipe)  # type: ignore[call-overload]
     if not isinstance(recipe, str | Path | Mapping):
         raise RecipeError(f"expected a recipe (name, file, dict, {cls.__name__}), got {recipe!r}.")
@@ -309,15 +308,18 @@ def _scalar(hint: Any, value: Any, context: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Numbers that a field may have: `Annotated[float, Range(0, 1)]`; NaN is in none."""
+    """Numbers that a field may have: `Annotated[float, Range(0, 1)]`; NaN and words are in none."""
 
     least: float
     most: float
     excluded: Literal["", "least", "most"] = ""
     """The end that is not in the range."""
 
-    def __contains__(self, value: float) -> bool:
-        inside = self.least <= value <= self.most
+    def __contains__(self, value: Any) -> bool:
+        if not isinstance(value, numbers.Real):
+            return False
+        number: Any = value
+        inside = bool(self.least <= number <= self.most)
         return inside and (not self.excluded or value != getattr(self, self.excluded))
 
     def __str__(self) -> str:
@@ -344,7 +346,7 @@ def check_ranges(recipe: Any) -> None:
     for name, hint in typing.get_type_hints(type(recipe), include_extras=True).items():
         for bound in getattr(hint, "__metadata__", ()):
             value = getattr(recipe, name)
-            check(value in bound, f"{name} must be {bound}, found {value}")
+            check(value in bound, f"{name} must be {bound}, found {value!r}")
 
 
 def check(holds: bool, message: str) -> None:

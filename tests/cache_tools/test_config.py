@@ -1,10 +1,11 @@
 import json
 from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import pytest
 
+from cache_tools import config
 from cache_tools.errors import CacheDamaged, RecipeError
 from cache_tools.spec import cache
 from cache_tools.spec.cache import CacheSpec
@@ -76,6 +77,48 @@ def test_arguments_of_a_library_are_a_table() -> None:
     }.items():
         with pytest.raises(RecipeError, match=message):
             training.load("digits", ["model_ema_warmup=true", word])
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"mode": "label"}, "mode: 'label' is not one of 'kd', 'labels', 'online'"),
+        ({"loss": "kl"}, "loss: 'kl' is not one of"),
+        ({"view_order": "shuffel"}, "view_order: 'shuffel' is not one of"),
+        ({"batch_size": 12.5}, "batch_size: expected int, found 12.5"),
+        ({"compile": "no"}, "compile: expected bool, found 'no'"),
+        ({"opt_kwargs": {"eps": object}}, r"opt_kwargs\.eps: expected a number, a word"),
+    ],
+)
+def test_a_recipe_that_is_an_object_is_checked_as_a_file_is(
+    keys: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        training.load(TrainRecipe("resnet18", epochs=90, **keys))
+
+
+def test_tables_and_lists_of_an_object_are_those_of_a_file() -> None:
+    given: Any = {"opt_kwargs": {"eps": 1e-6}, "size": [[0, 128], [0.5, 176]]}
+    made = training.load(TrainRecipe("resnet18", epochs=90, **given), ["lr=0.5"])
+    assert made == training.load({"student": "resnet18", "epochs": 90, "lr": 0.5, **given})
+    assert hash(made)
+    wrong: Any = replace(caching.load("digits"), views=replace(ViewSpec(size=32), hflip=True))
+    with pytest.raises(RecipeError, match="views: hflip: expected float, found True"):
+        caching.load(wrong)
+    with pytest.raises(ValueError, match=r"epochs must be at least 1 and at most .*, found '90'"):
+        TrainRecipe("resnet18", epochs="90")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", config.names("pipeline"))
+def test_a_recipe_of_stage_1_is_itself_when_it_is_loaded_again(name: str) -> None:
+    recipe = caching.load(name)
+    assert caching.load(recipe) == recipe
+
+
+@pytest.mark.parametrize("name", config.names("train"))
+def test_a_recipe_of_stage_2_is_itself_when_it_is_loaded_again(name: str) -> None:
+    recipe = training.load(name)
+    assert training.load(recipe) == recipe
 
 
 def numbers(kind: type) -> list[str]:

@@ -6,6 +6,7 @@ alone, so that a loop which saves `state_dict` goes on with exactly the batches 
 Shapes: B views of a batch, S pixels a side.
 """
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from cache_tools.errors import UsageError
 from cache_tools.reader import CacheReader
 from cache_tools.runtime.device import select
 from cache_tools.spec.canonical import difference
+from train import recipe as recipes
 from train.data import create_loader
 from train.data.device_batch import DeviceBatch, InputTransform, OnlineFn
 from train.data.follow import Follower
@@ -131,6 +133,29 @@ class Batches(IterableDataset[Any]):
             CacheNotFound, CacheIncomplete, CacheDamaged, CacheMismatch: The cache is not whole, or
                 of other images.
         """
+        if not isinstance(size, int) and epochs is None:
+            raise UsageError(f"size={size} is a schedule over the run. Pass epochs, too.")
+        recipe = recipes.build(
+            {
+                "student": "",
+                "epochs": 1 if epochs is None else epochs,
+                "batch_size": batch_size,
+                "views_per_epoch": views_per_epoch,
+                "aug_repeats": aug_repeats,
+                "grad_accum_steps": grad_accum_steps,
+                "num_views": num_views,
+                "view_order": view_order,
+                "tail": tail,
+                "seed": seed,
+                "size": size,
+                "loader": loader,
+                "threads": threads,
+                "follow": follow,
+                "follow_timeout": follow_timeout,
+            },
+            "Batches",
+        )
+        normalisation = _rgb("mean", mean), _rgb("std", std)
         several = [cache] if isinstance(cache, str | Path | CacheReader) else list(cache)
         caches = [c.store.location if isinstance(c, CacheReader) else c for c in several]
         source = None if data is None else str(data)
@@ -140,31 +165,12 @@ class Batches(IterableDataset[Any]):
                 f"num_views={num_views} cannot be shown: the cache has {inputs.members.num_views} "
                 "views of a sample."
             )
-        if not isinstance(size, int) and epochs is None:
-            raise UsageError(f"size={list(size)} is a schedule over the run. Pass epochs, too.")
         if not follow:
             check_inputs(inputs)
-        recipe = TrainRecipe(
-            student="",
-            epochs=epochs or 1,
-            batch_size=batch_size,
-            views_per_epoch=views_per_epoch,
-            aug_repeats=aug_repeats,
-            grad_accum_steps=grad_accum_steps,
-            num_views=num_views,
-            view_order=view_order,
-            tail=tail,
-            seed=seed,
-            size=size if isinstance(size, int) else tuple(map(tuple, size)),
-            loader=loader,
-            threads=threads,
-            follow=follow,
-            follow_timeout=follow_timeout,
-        )
         chosen = select(torch, None if device is None else str(device))
         world = _world(rank, world_size)
         self._set_up(recipe, inputs, chosen, world, epochs, ALONE)
-        self._transform = InputTransform(chosen, "fp32", _rgb(mean), _rgb(std))
+        self._transform = InputTransform(chosen, "fp32", *normalisation)
         self._as_dict = as_dict
 
     @classmethod
@@ -378,8 +384,15 @@ class Batches(IterableDataset[Any]):
         return {"pixel_values": pixels, "labels": targets.label, "teacher": targets}
 
 
-def _rgb(values: Sequence[float]) -> tuple[float, float, float]:
-    red, green, blue = map(float, values)
+def _rgb(name: str, values: Sequence[float]) -> tuple[float, float, float]:
+    """Check one number for each color; a deviation is above 0."""
+    try:
+        red, green, blue = map(float, values)
+    except (TypeError, ValueError):
+        raise UsageError(f"{name}={values!r} must be three numbers: red, green, blue.") from None
+    if not all(math.isfinite(v) and (name == "mean" or v > 0) for v in (red, green, blue)):
+        kind = "finite" if name == "mean" else "finite and above 0"
+        raise UsageError(f"{name}={values!r} must be three numbers that are {kind}.")
     return red, green, blue
 
 

@@ -17,7 +17,7 @@ implements all three. None but the intra-class term of dist builds the teacher's
 Shapes: B views, C classes, K slots.
 """
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -25,8 +25,10 @@ from torch.nn import functional as F
 
 from cache_tools.errors import UsageError
 from train.loss.targets import AtTemperature, SoftTargets, at_temperature, probability_of
+from train.recipe import Tail
 
 _EPS = 1e-8
+_TAILS = get_args(Tail)
 
 
 class _SparseKL(torch.autograd.Function):
@@ -70,8 +72,10 @@ def kd(
         tail: Classes not kept: "uniform", a "bucket" of their own, or "zero".
 
     Raises:
-        UsageError: The student has other classes.
+        UsageError: The student has other classes, or there is no such tail.
     """
+    if tail not in _TAILS:
+        raise UsageError(f"tail={tail!r} is not one of {', '.join(map(repr, _TAILS))}.")
     teacher, scaled = at_temperature(targets, temperature), _wide(logits_BC, targets)
     if temperature != 1.0:  # a division by 1 would copy the logits there and their gradient back
         scaled = scaled / temperature

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cache_tools.errors import UsageError
 from cache_tools.targets.codec import DecodedTargets, SparseTargets
 
 
@@ -104,6 +105,9 @@ class SoftTargets:
         """Return the teacher's distributions at a temperature: [B, C] fp32, rows add up to 1.
 
         The classes not kept share their mass evenly.
+
+        Raises:
+            UsageError: The temperature is not positive.
         """
         teacher = at_temperature(self, temperature)
         p_BC = teacher.u_B[:, None].repeat(1, self.num_classes)
@@ -132,7 +136,9 @@ class AtTemperature:
 
 
 def at_temperature(targets: SoftTargets, temperature: float) -> AtTemperature:
-    """Return the teacher's distribution at `temperature`."""
+    """Return the teacher's distribution at `temperature`; UsageError if that is not positive."""
+    if not temperature > 0:
+        raise UsageError(f"temperature={temperature} must be positive.")
     p = targets.probability
     kept = p > 0
     others = (targets.num_classes - kept.sum(1)).to(p.dtype)

@@ -178,6 +178,27 @@ def test_what_cannot_be_is_refused(digits_cache: Path) -> None:
         opened(digits_cache, rank=2, world_size=2)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "Batches: batch_size must be at least 1"),
+        ({"view_order": "shuffel"}, "Batches: view_order: 'shuffel' is not one of"),
+        ({"loader": "fcv"}, "Batches: loader: 'fcv' is not one of"),
+        ({"tail": "none"}, "Batches: tail: 'none' is not one of"),
+        ({"epochs": 0}, "Batches: epochs must be at least 1"),
+        ({"size": "16", "epochs": 2}, "Batches: size: expected int, found '16'"),
+        ({"size": [[0, 16]]}, "Pass epochs, too"),
+        ({"mean": (0.5, 0.5)}, r"mean=\(0.5, 0.5\) must be three numbers"),
+        ({"std": (0.5, 0.5, 0.0)}, "that are finite and above 0"),
+    ],
+)
+def test_arguments_that_cannot_be_are_named(
+    digits_cache: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        opened(digits_cache, **options)
+
+
 def test_a_state_of_a_cache_that_has_more_views_now_is_refused(mutable_cache: Path) -> None:
     """The rest of its epoch would show another view; with the old number it goes on."""
     batches = opened(mutable_cache, epochs=6)

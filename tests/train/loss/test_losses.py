@@ -301,3 +301,15 @@ def test_a_student_of_other_classes_is_refused() -> None:
     for loss in (losses.kd, losses.bkd, losses.dkd, losses.dist):
         with pytest.raises(UsageError, match="predicts 39 classes, its targets are of 40"):
             loss(torch.zeros(4, 39), targets)
+
+
+def test_an_unknown_tail_and_an_impossible_temperature_are_refused() -> None:
+    targets, logits = sparse(normal(1, 6, 40), 7), normal(2, 6, 40).float()
+    with pytest.raises(UsageError, match=r"tail='buckt' is not one of 'uniform', 'bucket', 'zero'"):
+        losses.kd(logits, targets, tail="buckt")
+    for temperature in (0.0, -1.0, float("nan")):
+        for loss in (losses.kd, losses.dkd, losses.dist):
+            with pytest.raises(UsageError, match=f"temperature={temperature} must be positive"):
+                loss(logits, targets, temperature)
+        with pytest.raises(UsageError, match="must be positive"):
+            targets.dense(temperature)
