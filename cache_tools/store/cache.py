@@ -433,11 +433,15 @@ class Cache:
         )
         return sum(self.storage.size(name) or 0 for of_part in names for name in of_part)
 
-    def content_id(self) -> str:
-        """Compute the digest of the fingerprint and of the committed parts' chunk digests."""
+    def content_id(self, committed: Mapping[Part, Mapping[str, Any]] | None = None) -> str:
+        """Compute the digest of the fingerprint and of the committed parts' chunk digests.
+
+        `committed`: their records, where `committed()` was called before.
+        """
+        records = self.committed() if committed is None else committed
         chunks = {
             name: chunk["sha256"]
-            for record in self.committed().values()
+            for record in records.values()
             for name, chunk in record["chunks"].items()
         }
         return sha256(canonical_json({"fingerprint": self.spec.fingerprint, "chunks": chunks}))

@@ -4,23 +4,24 @@ A part that is committed never changes, and an epoch is a function of the views 
 student that waits for the parts of each epoch is, bit for bit, the one that is trained from the
 finished cache. Parts are looked for one by one, by their commit records: folders, object stores and
 plain HTTP have these alike, and few requests find what is new. Digests, values and probe views are
-checked when the parts are read.
+checked when the parts are read. A cache that was replaced is refused at once; a damaged part, after
+a while of waiting: the process that makes the cache may be mending it.
 """
 
 import logging
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from cache_tools.errors import CacheIncomplete, UsageError
+from cache_tools.errors import CacheIncomplete, CacheMismatch, KdcacheError, UsageError
 from cache_tools.runtime import progress
 from cache_tools.runtime.signals import StopRequest
 from cache_tools.runtime.text import counted
 from cache_tools.storage.backends import Zip
-from cache_tools.store import info, presence
+from cache_tools.store import info, manifest, presence
 from cache_tools.store.aligned import CacheEnsemble
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
@@ -31,6 +32,8 @@ log = logging.getLogger("kdcache")
 AFTER_END, WITHOUT_PART = 10.0, 60.0
 """Minutes of waiting after the last process that made the cache, where that can be seen, and after
 the last part."""
+DAMAGED = 1.0
+"""Minutes of waiting for a damaged part, where no process makes the cache."""
 _PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 """Seconds between two looks; over a network twice as many each time that nothing is new."""
 _SLICE = 0.2
@@ -50,6 +53,8 @@ class _Life:
     """Parts that are waited for."""
     parts: int = -1
     """Parts of the whole cache at the last count."""
+    damaged: dict[Part, float] = field(default_factory=dict)
+    """Parts with a record that are not whole, with the time at which that was seen first."""
 
 
 class Follower:
@@ -63,6 +68,7 @@ class Follower:
         """
         self._caches, self._minutes, self._world = members.caches, minutes, world
         self._seen = [set[Part]() for _ in self._caches]
+        self._damaged = [set[Part]() for _ in self._caches]
         self._lives: dict[int, _Life] = {}
         for cache in self._caches:
             if isinstance(cache.storage, Zip) or has_partner_params(cache):
@@ -81,6 +87,8 @@ class Follower:
 
         Raises:
             CacheIncomplete: The cache is made no more; names the parts.
+            CacheMismatch: It was replaced by another one.
+            CacheDamaged: A part of it is damaged, and is not made again.
             KeyboardInterrupt: `stop` was requested.
         """
         if not (missing := self._missing_anywhere(views)):
@@ -92,7 +100,7 @@ class Follower:
         pause = _PAUSE
         with progress.bar(label, total, "parts", total - len(missing)) as advance:
             while missing:
-                self._world.on_main(partial(self._refuse_dead, missing))
+                self._world.on_main(partial(self._refuse, missing))
                 end = time.monotonic() + pause
                 while time.monotonic() < end and not (stop and stop.requested):
                     time.sleep(_SLICE)
@@ -111,15 +119,15 @@ class Follower:
         return facts
 
     def _content(self) -> dict[str, Any]:
-        ids, lacking = {}, 0
-        for cache in self._caches:
-            lacking += cache.num_views * cache.spec.num_blocks - len(cache.committed())
-            ids[cache.spec.fingerprint] = cache.content_id()
+        found = {cache: cache.committed() for cache in self._caches}
+        lacking = sum(len(list(cache.parts())) - len(found[cache]) for cache in found)
+        facts: dict[str, Any] = {"cache_content_id": None, "cache_parts_missing": lacking}
         if lacking:
             parts = counted(lacking, "part")
             log.info("%s of the cache, of views not shown, not made yet", parts)
-        only = next(iter(ids.values())) if len(ids) == 1 else ids
-        return {"cache_content_id": None if lacking else only, "cache_parts_missing": lacking}
+            return facts
+        ids = {cache.spec.fingerprint: cache.content_id(of) for cache, of in found.items()}
+        return {**facts, "cache_content_id": ids if len(ids) > 1 else next(iter(ids.values()))}
 
     def _missing_anywhere(self, views: Sequence[int]) -> list[tuple[int, Part]]:
         """Parts that some process does not find; equal in all."""
@@ -131,18 +139,21 @@ class Follower:
         for number, cache in enumerate(self._caches):
             blocks = range(cache.spec.num_blocks)
             wanted = {Part(view, block) for view in views for block in blocks} - self._seen[number]
-            self._seen[number].update(filter(cache.present, cache.recorded(wanted)))
+            recorded = cache.recorded(wanted)
+            self._seen[number].update(filter(cache.present, recorded))
+            self._damaged[number] = {*recorded} - self._seen[number]
             lacking += [(number, part) for part in wanted - self._seen[number]]
         return lacking
 
-    def _refuse_dead(self, missing: Sequence[tuple[int, Part]]) -> None:
-        """Raise CacheIncomplete when a cache has had no sign of life for too long."""
+    def _refuse(self, missing: Sequence[tuple[int, Part]]) -> None:
+        """Raise an error when a cache was replaced, is damaged, or shows no sign of life."""
         of_cache = defaultdict(list)
         for number, part in missing:
             of_cache[number].append(part)
         now = time.monotonic()
         for number, parts in of_cache.items():
             cache = self._caches[number]
+            _refuse_replaced(cache)
             made = presence.is_made(cache)
             life = self._lives.setdefault(number, _Life(now, now, len(parts)))
             minutes = self._minutes or (AFTER_END if made is False else WITHOUT_PART)
@@ -154,8 +165,27 @@ class Follower:
                 if count != life.parts:
                     life.seen, life.parts = now, count
             life.missing = len(parts)
+            life.damaged = {p: life.damaged.get(p, now) for p in sorted(self._damaged[number])}
+            longest = (self._minutes or AFTER_END) if made else DAMAGED
+            for part, since in life.damaged.items():
+                if now - since >= 60 * longest and (fault := cache.check_part(part)):
+                    raise fault
             if now - life.seen >= 60 * minutes:
                 raise CacheIncomplete(_ended(cache, parts, made, minutes))
+
+
+def _refuse_replaced(cache: Cache) -> None:
+    """Raise CacheMismatch where another cache is at the place of this one by now."""
+    try:
+        there = manifest.read(cache.storage).spec.fingerprint
+    except (KdcacheError, OSError):  # not there for a moment, or unreachable: parts show that
+        return
+    if there != cache.spec.fingerprint:
+        raise CacheMismatch(
+            f"{cache.name} was replaced while its parts were waited for: it has the fingerprint "
+            f"{there} now, in place of {cache.spec.fingerprint}. Train from the new cache in "
+            "another --out (in Python out=), or make the first one again at another place."
+        )
 
 
 def _ranges(numbers: Sequence[int]) -> str:

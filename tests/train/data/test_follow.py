@@ -1,5 +1,6 @@
 """A student is trained while its cache is being made; what is not there is waited for."""
 
+import contextlib
 import json
 import logging
 import os
@@ -23,7 +24,7 @@ from tests.helpers.outcome import Outcome
 from train import api
 from train.data import follow
 from train.data.batches import Batches
-from train.data.follow import AFTER_END, WITHOUT_PART, Follower
+from train.data.follow import AFTER_END, DAMAGED, WITHOUT_PART, Follower
 from train.distributed import World
 
 SMALL = {"epochs": 3, "views_per_epoch": 1, "batch_size": 50}
@@ -212,6 +213,70 @@ def test_a_stage_1_that_starts_again_is_waited_for(growing: Growing, clock: Cloc
     follower.wait([0])
     assert not clock.events
     assert presence.is_made(store) is False
+
+
+def test_a_cache_that_was_replaced_is_not_waited_for(
+    growing: Growing, sibling_cache: Path, clock: Clock
+) -> None:
+    """As after a stage 1 that failed before its first part and began anew with another teacher."""
+    follower, path = Follower(opened(growing.path)), growing.path
+    clock.events = [lambda: shutil.rmtree(path), *[lambda: None] * LOOK]
+    clock.events += [lambda: shutil.copytree(sibling_cache, path) and None]
+    with presence.announced(Cache.open(path)), pytest.raises(CacheMismatch) as replaced:
+        follower.wait([0])
+    assert not clock.events
+    assert clock.now < 4
+    for cache in (sibling_cache, follower._caches[0]):
+        store = Cache.open(cache) if isinstance(cache, Path) else cache
+        assert store.spec.fingerprint in str(replaced.value)
+
+
+@pytest.mark.parametrize("record", [False, True])
+@pytest.mark.parametrize("at_work", [False, True])
+def test_a_damaged_part_is_named(
+    growing: Growing, clock: Clock, record: bool, at_work: bool
+) -> None:
+    """Not while it may be mended: a process that makes the cache has the time of an end."""
+    growing.commit(0, 1)
+    file = growing.path / (Part(1, 0).record if record else "targets/code/c/1/0")
+    file.write_bytes(file.read_bytes()[:-7])
+    follower, store = Follower(opened(growing.path)), Cache.open(growing.path)
+    making = presence.announced(store) if at_work else contextlib.nullcontext()
+    with making, pytest.raises(CacheDamaged, match=str(file)):
+        follower.wait([0, 1])
+    minutes = AFTER_END if at_work else DAMAGED
+    assert minutes <= clock.now / 60 < minutes + 0.1
+
+
+def test_a_damaged_part_that_is_made_again_is_waited_for(growing: Growing, clock: Clock) -> None:
+    growing.commit(0, 1)
+    chunk = growing.path / "targets/code/c/1/0"
+    whole = chunk.read_bytes()
+    chunk.write_bytes(whole[:-7])
+    follower = Follower(opened(growing.path))
+    clock.events = [*[lambda: None] * int(0.8 * MINUTE), lambda: chunk.write_bytes(whole)]
+    follower.wait([0, 1])
+    assert not clock.events
+
+
+def test_the_content_is_that_of_one_count(
+    growing: Growing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part that comes meanwhile is in both or in none, and no record is read twice."""
+    growing.commit(0, 1, 2)
+    follower, store = Follower(opened(growing.path)), Cache.open(growing.path)
+    read, record = [], Cache.record
+
+    def reading(cache: Cache, part: Part) -> dict[str, Any]:
+        read.append(part)
+        growing.commit(3)
+        return record(cache, part)
+
+    monkeypatch.setattr(Cache, "record", reading)
+    assert follower.content() == {"cache_content_id": None, "cache_parts_missing": 1}
+    assert len(read) == 3
+    assert follower.content()["cache_content_id"] == store.content_id()
+    assert len(read) == 3 + 4 + 4
 
 
 def test_parts_are_checked_when_their_epoch_comes(
