@@ -3,10 +3,11 @@
 Shapes: N samples, B views, K kept classes, C classes, T temperatures, S pixels a side.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,19 +142,39 @@ class CacheReader:
         """Look up rows of the sample table: [B] numbers of a slice, of an array, or of keys.
 
         Raises:
-            UsageError: There is no such row or key.
+            UsageError: There is no such row or key; a mask is not of N samples.
         """
         if isinstance(rows, slice):
             return np.arange(len(self))[rows]
-        if isinstance(rows, np.ndarray) and rows.dtype == bool and len(rows) == len(self):
-            return np.flatnonzero(rows)
-        wanted = [rows] if isinstance(rows, str | int | np.integer) else list(rows)
+        found = self._numbers(rows)
+        if found.dtype == bool and found.shape == (len(self),):
+            return np.flatnonzero(found)
+        if found.dtype == bool:
+            raise UsageError(
+                f"a mask of the shape {found.shape} selects no rows: {self.store.name} has "
+                f"{len(self):,} samples. Pass a value for each, or the numbers of rows."
+            )
+        if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
+            raise UsageError(f"rows={rows!r} must be numbers of rows, keys, a mask or a slice.")
+        wrong = found[(found < -len(self)) | (found >= len(self))]
+        if len(wrong):
+            raise UsageError(f"{self.store.name} has {len(self):,} rows, none is {wrong[0]}.")
+        return found.astype(np.int64) % len(self)
+
+    def _numbers(self, rows: Any) -> NDArray[Any]:
+        """Convert numbers, keys or a mask to an array; it may be of any shape and kind."""
+        if hasattr(rows, "__array__") and np.asarray(rows).dtype.kind not in "OTU":
+            return np.atleast_1d(np.asarray(rows))
+        one = isinstance(rows, str) or not isinstance(rows, Iterable)
+        wanted = [rows] if one else list(rows)
         if unknown := [k for k in wanted if isinstance(k, str) and k not in self._row_of]:
             raise UsageError(f"{self.store.name} has no sample {unknown[0]!r}. See cache.keys.")
-        numbers = [self._row_of[k] if isinstance(k, str) else int(k) for k in wanted]
-        if wrong := [n for n in numbers if not -len(self) <= n < len(self)]:
-            raise UsageError(f"{self.store.name} has {len(self):,} rows, none is {wrong[0]}.")
-        return np.array(numbers, dtype=np.int64) % len(self)
+        numbers = [self._row_of[k] if isinstance(k, str) else k for k in wanted]
+        mixed = len({isinstance(k, bool | np.bool_) for k in numbers}) > 1
+        try:
+            return np.array(numbers, dtype=object if mixed else None)
+        except (ValueError, TypeError):  # lists of unequal length
+            return np.array([None])
 
     def targets(self, view: int, rows: Rows = slice(None)) -> SparseTargets:
         """Read the targets of one view number of some samples, checked against their digests.
@@ -195,7 +216,7 @@ class CacheReader:
         return {key: row for row, key in enumerate(self.keys)}
 
     def _check_view(self, view: int) -> None:
-        if not 0 <= view < self.num_views:
+        if not isinstance(view, int | np.integer) or not 0 <= view < self.num_views:
             raise UsageError(
                 f"{self.store.name} has the views 0 to {self.num_views - 1} of each sample, none "
                 f"is {view}."
@@ -224,6 +245,8 @@ class ViewImages:
         key, view = sample
         self._cache._check_view(view)
         row = self._cache.rows(key)
+        if len(row) != 1:
+            raise UsageError(f"{key!r} names {len(row)} samples. Pass the key or row of one.")
         params = view_params.parameters(self._cache.store, view, row)
         return self._renderer.render_one(int(row[0]), params)
 

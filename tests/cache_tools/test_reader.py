@@ -1,9 +1,11 @@
 """Reading a cache from Python: rows, targets and pixels as the stages have them."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from cache_tools.data.images import ImageDataset
 from cache_tools.data.view_renderer import ViewRenderer
@@ -89,3 +91,52 @@ def test_what_is_not_there_is_refused_by_name(reader: CacheReader, mutable_cache
         record.unlink()
     with pytest.raises(CacheIncomplete, match="view 1"):
         open_reader(mutable_cache).targets(1)
+
+
+def test_rows_by_numbers_keys_and_masks(reader: CacheReader) -> None:
+    keys, mask = reader.keys, [row in (1, 98) for row in range(100)]
+    for rows in (mask, tuple(mask), np.array(mask), torch.tensor(mask)):
+        assert reader.rows(rows).tolist() == [1, 98]
+    numbers = ([98, -2], np.array([98, 98], np.uint8), torch.tensor([98, 98]), (98, keys[98]))
+    for rows in (*numbers, np.array([keys[98]] * 2), np.array([98, keys[98]], object)):
+        assert reader.rows(rows).tolist() == [98, 98]
+    for one in (98, -2, np.int16(98), np.array(98), keys[98], np.str_(keys[98])):
+        assert reader.rows(one).tolist() == [98]
+    for empty in ([], np.array([]), np.zeros(100, bool), slice(5, 2)):
+        assert reader.rows(empty).tolist() == []
+        assert len(reader.targets(0, empty)) == 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            np.array([True, False]),
+            r"a mask of the shape \(2,\) selects no rows: .* has 100 samples",
+        ),
+        ([True, False], "a mask of the shape"),
+        (np.ones((100, 1), bool), r"a mask of the shape \(100, 1\)"),
+        (True, "a mask of the shape"),
+        ([True, 7], r"rows=\[True, 7\] must be numbers of rows"),
+        ([0.9], "must be numbers of rows"),
+        (np.array([1.0]), "must be numbers of rows"),
+        (1.0, "must be numbers of rows"),
+        (None, "must be numbers of rows"),
+        ([[1, 2], [3, 4]], "must be numbers of rows"),
+        ([[1], [2, 3]], "must be numbers of rows"),
+        (np.array([2**63], np.uint64), f"none is {2**63}"),
+        ([-101], "none is -101"),
+    ],
+)
+def test_other_rows_are_refused(reader: CacheReader, rows: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        reader.targets(0, rows)
+
+
+def test_pixels_are_of_one_sample_and_view(reader: CacheReader, digits: Path) -> None:
+    pixels: Any = reader.images(str(digits))
+    with pytest.raises(UsageError, match=r"\[3, 4\] names 2 samples"):
+        pixels[[3, 4], 0]
+    for view in (0.5, None, -1):
+        with pytest.raises(UsageError, match=f"none is {view}"):
+            pixels[3, view]
