@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cache_tools.errors import UsageError
 from cache_tools.runtime import launcher
 from cache_tools.runtime.progress import shown
+from cache_tools.runtime.text import several
 from train import recipe as recipes
 from train.recipe import TrainRecipe
 
@@ -105,8 +106,8 @@ def fit(
     out: str | Path,
     data: str | Path | None = None,
     weights: Sequence[float] | None = None,
-    teacher: Sequence[str] = (),
-    log_to: Sequence[str] = (),
+    teacher: str | Path | Sequence[str | Path] = (),
+    log_to: str | Sequence[str] = (),
     allow_partial: bool = False,
     fresh: bool = False,
     device: str | None = None,
@@ -130,9 +131,9 @@ def fit(
         out: Folder of the run.
         data: The images; None: where the cache was made from.
         weights: Weight of each cache; None: all alike.
-        teacher: Teacher of mode=online for each cache, where the cache's name of it does not
-            suffice.
-        log_to: Further trackers: "wandb".
+        teacher: Teacher of mode=online, or one for each network of it, where the cache's name of
+            it does not suffice.
+        log_to: Further trackers, or one: "wandb".
         allow_partial: True to train on those samples that the data set has.
         fresh: True to train a finished or begun run anew.
         device: "cuda", "cuda:1" or "cpu"; None takes a GPU when there is one.
@@ -153,13 +154,14 @@ def fit(
     from train.trainer import trackers
 
     loaded = recipes.load(recipe, values=values)
-    trackers.check(tuple(log_to))
-    caches = [cache] if isinstance(cache, str | Path) else list(cache)
+    named, places = several(teacher), several(log_to)
+    trackers.check(places)
     first = alone or launcher.find().rank == 0
     with shown(progress and first):
-        inputs = open_inputs(caches, None if data is None else str(data), weights, allow_partial)
+        source = None if data is None else str(data)
+        inputs = open_inputs(several(cache), source, weights, allow_partial)
         runs = [(Path(out), loaded)]
-        [result], _ = fit_all(runs, inputs, device, teacher, log_to, fresh, on_epoch, alone)
+        [result], _ = fit_all(runs, inputs, device, named, places, fresh, on_epoch, alone)
     names = ("top1", "top1_ema", "top1_best", "loss", "seconds")
     return Result(Path(out), **{name: result[name] for name in names}, facts=result)
 
@@ -201,7 +203,9 @@ def fit_all(
         results = []
         for number, (folder, item, finished) in enumerate(begun, 1):
             if finished is not None:
-                log.info("%s is finished; --fresh would train it anew", folder)
+                log.info(
+                    "%s is finished; --fresh (in Python fresh=True) would train it anew", folder
+                )
 
             def report(rows: dict[Path, dict[str, float]], of: Path = folder) -> None:
                 if on_epoch is not None:
@@ -220,7 +224,7 @@ def evaluate(
     real: str | Path | None = None,
     cache: str | Path | None = None,
     views: int = 4096,
-    teacher: str | None = None,
+    teacher: str | Path | None = None,
     architecture: str = "",
     size: int | None = None,
     crop: float | None = None,
@@ -255,7 +259,10 @@ def evaluate(
         TeacherError: The network cannot be loaded.
     """
     if crop is not None and not 0 < crop <= 1:
-        raise UsageError(f"--crop {crop} is no share: it must be above 0 and at most 1.")
+        raise UsageError(f"crop={crop} (--crop) is no share: it must be above 0 and at most 1.")
+    for name, count, least in (("size", size, 1), ("views", views, 0)):
+        if count is not None and count < least:
+            raise UsageError(f"{name}={count} (--{name}) must be at least {least}.")
     import torch
 
     from cache_tools.runtime.device import select
@@ -263,9 +270,9 @@ def evaluate(
     from train.evaluate.metrics import Scores
     from train.evaluate.models import EvalOptions
 
-    sets = [data] if isinstance(data, str | Path) else data
-    of, labels = (None if path is None else str(path) for path in (cache, real))
-    request = EvalRequest(tuple(map(str, sets)), labels, of, views, teacher, force)
+    given = {"real": real, "cache": cache, "teacher": teacher}
+    named = {name: None if path is None else str(path) for name, path in given.items()}
+    request = EvalRequest(several(data), **named, views=views, force=force)
     options = EvalOptions(select(torch, device), size, crop, architecture)
     with shown(progress):
         facts = measure(str(run), request, options)

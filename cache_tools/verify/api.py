@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from cache_tools.errors import KdcacheError, UsageError
 from cache_tools.runtime.plugins import Plugin
 from cache_tools.runtime.progress import shown
+from cache_tools.runtime.text import several
 from cache_tools.store.cache import Cache
 from cache_tools.verify import repair as repairs
 from cache_tools.verify import verify as verifier
@@ -62,8 +63,8 @@ def verify(
     data: str | Path | None = None,
     *,
     recompute: int = 0,
-    teacher: Sequence[str] = (),
-    class_map: Sequence[str] = (),
+    teacher: str | Path | Sequence[str | Path] = (),
+    class_map: str | Path | Sequence[str | Path] = (),
     device: str | None = None,
     content_id: str = "",
     allow_partial: bool = False,
@@ -81,8 +82,8 @@ def verify(
         cache: Folder, zip or URL of the cache.
         data: Its images; None: they are not checked.
         recompute: Number of views on which the teacher is run again.
-        teacher: Teachers to run, where the names in the cache alone do not find them.
-        class_map: Files of the teachers' class maps.
+        teacher: Teacher to run, or several, where the names in the cache alone do not find them.
+        class_map: File of the teacher's class map, or one for each teacher.
         device: Device of the teacher: "cuda", "cpu"; None: a GPU if there is one.
         content_id: Content id to compare with, such as a signed one.
         allow_partial: True if the data set may lack samples and have others.
@@ -96,10 +97,18 @@ def verify(
             wrong within one is in `problems`.
     """
     if source and not repair:
-        raise UsageError("--from is what --repair takes damaged parts of: pass --repair, too.")
+        raise UsageError(
+            "a copy to take damaged parts of (--from, in Python source=) goes with a repair. Pass "
+            "--repair, too (in Python repair=True)."
+        )
+    if recompute < 0:
+        raise UsageError(f"recompute={recompute} (--recompute) must be at least 0.")
     store = None if repair else Cache.open(cache)
     if recompute and data is None:
-        raise UsageError("--recompute renders views: pass --data with the images, too.")
+        raise UsageError(
+            "to run the teacher again (--recompute, in Python recompute=), views are rendered. "
+            "Pass their images, too (--data, in Python data=)."
+        )
     images, mended = None, list[str]()
     with shown(progress):
         if data is not None:
@@ -112,7 +121,8 @@ def verify(
         if recompute and images is not None and verdict.status == "ok":
             check = RECOMPUTE.load()
             verdict.recomputed = recompute
-            verdict.problems.extend(check(store, images, teacher, device, recompute, class_map))
+            again = several(teacher), device, recompute, several(class_map)
+            verdict.problems.extend(check(store, images, *again))
     if content_id and verdict.status in ("ok", "incomplete"):
         verdict.compare_content(store, content_id)
     return VerifyResult(

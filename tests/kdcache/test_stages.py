@@ -12,7 +12,10 @@ import pytest
 
 import kdcache as api
 from cache_tools.runtime import progress
+from cache_tools.runtime.plugins import Plugin
+from cache_tools.verify.api import RECOMPUTE
 from tests.helpers.outcome import Outcome
+from train.data.device_batch import ONLINE
 
 SMALL = {"num_views": 1, "views.mixup": 0.0}
 SHORT = {"epochs": 1, "views_per_epoch": 1, "batch_size": 50, "temperature": 2.0}
@@ -78,11 +81,15 @@ def test_a_cache(
 def test_a_verdict(
     mutable_cache: Path, digits: Path, teacher: Path, kdcache: Callable[..., Outcome]
 ) -> None:
-    result = api.verify(mutable_cache, digits, recompute=2, teacher=[str(teacher)], device="cpu")
+    again = {"recompute": 2, "device": "cpu"}
+    result = api.verify(mutable_cache, digits, teacher=[str(teacher)], **again)
     assert frozen(result)
+    for one in (teacher, str(teacher)):  # in place of the letters of a name
+        assert api.verify(mutable_cache, digits, teacher=one, **again).recomputed == 2
+    with pytest.raises(api.UsageError, match="recompute=-1"):
+        api.verify(mutable_cache, recompute=-1)
     assert (result.status, result.parts, result.images, result.recomputed) == ("ok", 4, 100, 2)
     assert result
-    (mutable_cache / "commits/v00001-b00000.json").unlink(missing_ok=True)
     records = sorted((mutable_cache / "commits").rglob("*.json"))
     records[0].unlink()
     result = api.verify(mutable_cache)
@@ -92,8 +99,32 @@ def test_a_verdict(
     assert json.loads(kdcache("verify", mutable_cache, "--json").out) == result.facts
     with pytest.raises(api.CacheNotFound):
         api.verify(mutable_cache / "none")
-    with pytest.raises(api.UsageError, match="--recompute renders views"):
+    with pytest.raises(api.UsageError, match=r"--recompute, in Python recompute=.*in Python data="):
         api.verify(mutable_cache, recompute=1)
+
+
+def test_one_name_is_not_taken_letter_by_letter(
+    digits_cache: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named: list[Any] = []
+
+    def again(*given: Any) -> list[Any]:
+        named.append((given[2], given[5]))
+        return []
+
+    def refuse(store: Any, teachers: list[str], device: Any) -> None:
+        raise api.UsageError(f"teachers {teachers}")
+
+    load, ours = Plugin.load, {RECOMPUTE: again, ONLINE: refuse}
+    monkeypatch.setattr(Plugin, "load", lambda plugin: ours.get(plugin) or load(plugin))
+    for one in ("a/model", Path("a/model"), ["a/model"]):
+        api.verify(digits_cache, digits, recompute=1, teacher=one, class_map=one)
+    assert named == [(("a/model",), ("a/model",))] * 3
+    call: Any = {"cache": digits_cache, "data": digits, "out": tmp_path, "device": "cpu"}
+    keys = SHORT | {"mode": "online"}
+    for one in ("a/model", Path("a/model"), ["a/model"]):
+        with pytest.raises(api.UsageError, match=r"teachers \['a/model'\]"):
+            api.train("digits", teacher=one, values=keys, **call)
 
 
 def test_a_student(run: api.TrainResult, digits_cache: Path, digits: Path) -> None:
@@ -104,6 +135,8 @@ def test_a_student(run: api.TrainResult, digits_cache: Path, digits: Path) -> No
     assert api.train("digits", out=run.folder, values=SHORT, **call) == run
     keys = {"base": "digits"} | SHORT
     assert api.train(keys, out=run.folder, alone=True, **call) == run
+    with pytest.raises(api.UsageError, match="no tracker 'wandbe'"):
+        api.train(keys, out=run.folder, log_to="wandbe", **call)
     with pytest.raises(api.UsageError, match="'x'"):
         api.train(recipe, out=run.folder.parent / "x", **call)
 
@@ -118,8 +151,12 @@ def test_an_evaluation(run: api.TrainResult, digits: Path, kdcache: Callable[...
     command = kdcache("eval", run.folder, "--views=50", "--device=cpu", "--json")
     assert json.loads(command.out) == json.loads(json.dumps(result.facts))
     assert api.evaluate(run.folder, data=digits, views=0, device="cpu").cache is None
-    with pytest.raises(api.UsageError, match=r"crop 1\.5 is no share"):
+    with pytest.raises(api.UsageError, match=r"crop=1\.5 .*is no share"):
         api.evaluate(run.folder, crop=1.5)
+    with pytest.raises(api.UsageError, match=r"size=0 \(--size\) must be at least 1"):
+        api.evaluate(run.folder, size=0)
+    with pytest.raises(api.UsageError, match="views=-1"):
+        api.evaluate(run.folder, views=-1)
 
 
 @pytest.mark.parametrize("draw", [True, False])

@@ -35,14 +35,18 @@ def check(names: tuple[str, ...]) -> None:
     """Refuse a place that is unknown, not installed or not ready, before any work is done."""
     for name in names:
         if name not in PLACES:
-            raise UsageError(f"--log {name} is unknown. Known are: {', '.join(PLACES)}.")
+            raise UsageError(
+                f"there is no tracker {name!r} (--log, in Python log_to=). Known are: "
+                f"{', '.join(PLACES)}."
+            )
     if "wandb" in names:
         library = _import_wandb()
         online = library.setup().settings.mode in ("online", "shared")
         if online and not library.login(prompt=False):
             raise UsageError(
-                "--log wandb: not logged in to W&B. Run: wandb login. Or set WANDB_MODE=offline "
-                "to keep the curves in RUN/wandb and upload them later (wandb sync)."
+                "log_to=wandb (--log): not logged in to W&B. Run: wandb login. Or set "
+                "WANDB_MODE=offline to keep the curves in RUN/wandb and upload them later (wandb "
+                "sync)."
             )
 
 
@@ -115,8 +119,8 @@ def wandb(folder: Path, config: dict[str, Any]) -> Iterator[_Wandb]:
         )
     except (library.Error, ValueError, KeyError) as error:
         raise UsageError(
-            f"--log wandb: W&B refuses the run ({error}). Run wandb login, or set "
-            "WANDB_MODE=offline; without --log wandb the run goes on all the same."
+            f"log_to=wandb (--log): W&B refuses the run ({error}). Run wandb login, or set "
+            "WANDB_MODE=offline; without it the run goes on all the same."
         ) from None
     failed = True
     try:
@@ -131,6 +135,6 @@ def _import_wandb() -> Any:
         import wandb as library
     except ImportError:
         raise UsageError(
-            "--log wandb needs W&B's package. Run: pip install 'kdcache[wandb]'."
+            "log_to=wandb (--log) needs W&B's package. Run: pip install 'kdcache[wandb]'."
         ) from None
     return library

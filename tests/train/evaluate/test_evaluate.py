@@ -350,7 +350,7 @@ def test_mistakes_are_explained(
     fails(kdcache("eval", finished, "--data", tmp_path / "none"), 2, "no data set at")
     fails(kdcache("eval", finished, "--cache", tmp_path / "none"), 2, "CacheNotFound")
     fails(kdcache("eval", finished, "--teacher", tmp_path / "none"), 1, "TeacherError")
-    fails(kdcache("eval", finished, "--crop", "1.5"), 2, "--crop 1.5 is no share")
+    fails(kdcache("eval", finished, "--crop", "1.5"), 2, "crop=1.5 (--crop) is no share")
     fails(kdcache("eval", finished, "--device", "hope"), 2, "device hope cannot be used")
     fails(kdcache("eval", finished, "--real", tmp_path / "none"), 2, "--real timm")
     flat = shutil.copytree(numbered / "3", tmp_path / "flat")
