@@ -28,6 +28,7 @@ from train.distributed import ALONE, World
 from train.evaluate.accuracy import Accuracy, evaluate_all
 from train.recipe import TrainRecipe
 from train.trainer.cadence import Cadence, StepTimer
+from train.trainer.reserve import reserve
 from train.trainer.student import StudentTrainer, open_logs
 
 log = logging.getLogger("kdcache")
@@ -114,9 +115,8 @@ def train_cohort(  # noqa: PLR0912 - the one long function
         StudentTrainer(recipe, inputs, out, device, batches, world, trackers)
         for out, recipe in runs
     ]
-    for student in students:
-        if len(student.recipe.phases) > 1:
-            student.reserve()
+    if any(len(student.recipe.phases) > 1 and not student.finished for student in students):
+        reserve(students, batches, inputs, world)
 
     label = f"{len(runs)} students" if len(runs) > 1 else f"{shared.mode} seed {shared.seed}"
     label += f" ({place})" if place else ""

@@ -72,7 +72,8 @@ class StudentTrainer:
             student = student.to(memory_format=torch.channels_last)
         if recipe.sync_bn and world.size > 1:
             student = convert_sync_batchnorm(student)
-        self._student = student
+        self.module: nn.Module = student
+        """The network itself, which the task may have wrapped."""
         self.task = CachedDistillationTask(student, recipe, device)
         if recipe.model_ema_decay:
             self.task.setup_ema(recipe.model_ema_decay, recipe.model_ema_warmup)
@@ -82,13 +83,13 @@ class StudentTrainer:
         # each size of a schedule is compiled once: code for all of them would be slower
         fixed = False if len(recipe.phases) > 1 else None
         self.forward = torch.compile(self.task, dynamic=fixed) if recipe.compile else self.task
-        self._optimizer = create_optimizer(recipe, student)
+        self.optimizer = create_optimizer(recipe, student)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
         self.transform = InputTransform(
             device, recipe.precision, tuple(config["mean"]), tuple(config["std"])
         )
-        self._scheduler: Any = create_scheduler(recipe, self._optimizer, self._updates)
-        found = checkpoint.load(out, self.task, self._optimizer, self.scaler, world)
+        self._scheduler: Any = create_scheduler(recipe, self.optimizer, self._updates)
+        found = checkpoint.load(out, self.task, self.optimizer, self.scaler, world)
         self.progress = found or checkpoint.Progress()
         """Epochs and steps done, and sums over them."""
         if self.progress.epoch or self.progress.step:
@@ -99,23 +100,6 @@ class StudentTrainer:
         self._open = ExitStack()
         self.busy = 0.0
         """Seconds of the last step; on a GPU, of launching it."""
-
-    def reserve(self) -> None:
-        """Run the largest step of a schedule of sizes once: a lack of memory ends the run now.
-
-        Weights, statistics and random numbers stay as they are.
-        """
-        size, count = self.recipe.largest(self._own_size)
-        kept = {name: value.clone() for name, value in self._student.named_buffers()}
-        generators, device = self._rng_state, self.transform.device
-        pixels = torch.zeros(count // self._world.size, 3, size, size, device=device)
-        with self.rng_state(), self.transform.autocast():
-            logits = self._student(self.transform.normalise(pixels))
-        logits.float().sum().backward()
-        self._optimizer.zero_grad()
-        for name, value in self._student.named_buffers():
-            value.copy_(kept[name])
-        self._rng_state = generators
 
     def open(self) -> None:
         """Open the log; before the first step."""
@@ -165,7 +149,11 @@ class StudentTrainer:
     @property
     def size(self) -> int:
         """Pixels a side of the views that it is shown in this epoch."""
-        return self.recipe.size_at(self.progress.epoch, self._own_size)
+        return self.size_at(self.progress.epoch)
+
+    def size_at(self, epoch: int) -> int:
+        """Return the pixels a side of the views that it is shown in an epoch."""
+        return self.recipe.size_at(epoch, self._own_size)
 
     @property
     def finished(self) -> bool:
@@ -195,11 +183,11 @@ class StudentTrainer:
     def update(self) -> None:
         """Update weights and their moving average with the accumulated gradients."""
         if self.recipe.clip_grad:
-            self.scaler.unscale_(self._optimizer)
-            dispatch_clip_grad(self._student.parameters(), self.recipe.clip_grad)
-        self.scaler.step(self._optimizer)
+            self.scaler.unscale_(self.optimizer)
+            dispatch_clip_grad(self.module.parameters(), self.recipe.clip_grad)
+        self.scaler.step(self.optimizer)
         self.scaler.update()
-        self._optimizer.zero_grad()
+        self.optimizer.zero_grad()
         if self.task.has_ema():
             self.average_batch_norm()
         self.task.update_ema(step=self.updates + 1)
@@ -211,7 +199,7 @@ class StudentTrainer:
         in and before an evaluation, so that all processes evaluate, and process 0 saves, the same
         network.
         """
-        buffers = self._student.named_buffers()
+        buffers = self.module.named_buffers()
         self._world.average([b for name, b in buffers if name.endswith(_RUNNING)])
 
     def end_step(self, losses: dict[str, torch.Tensor]) -> None:
@@ -257,14 +245,14 @@ class StudentTrainer:
 
     def _largest_weight(self) -> torch.Tensor:
         """Largest absolute value in the student and its moving average: NaN or Inf if one is."""
-        models = self._student, self.task.get_trainable_module(ema=True)
+        models = self.module, self.task.get_trainable_module(ema=True)
         states = [value for model in models if model for value in model.state_dict().values()]
         weights = [value for value in states if value.is_floating_point() and value.numel()]
         return get_total_norm(weights, math.inf)
 
     def log_steps(self) -> str:
         """Log a row for the steps since the last one; return it in short."""
-        rate = max(group["lr"] for group in self._optimizer.param_groups)
+        rate = max(group["lr"] for group in self.optimizer.param_groups)
         return self._book.steps(self.progress.epoch, self.steps, self._schedule.batch_size, rate)
 
     def save(self) -> None:
@@ -272,7 +260,7 @@ class StudentTrainer:
         self._book.seal()
         with self.rng_state():
             checkpoint.save(
-                self.out, self.task, self._optimizer, self.scaler, self.progress, self._world
+                self.out, self.task, self.optimizer, self.scaler, self.progress, self._world
             )
 
     def eval_models(self) -> dict[str, tuple[nn.Module, InputTransform, Frame]]:
@@ -341,7 +329,7 @@ class StudentTrainer:
             "cache_fingerprint": self._inputs.fingerprint,
             "seconds": round(progress.seconds, 1),
             "cost_seconds": round(progress.cost, 2),
-            "parameters": sum(p.numel() for p in self._student.parameters()),
+            "parameters": sum(p.numel() for p in self.module.parameters()),
             "loss": last["loss"],
             **content,
         }

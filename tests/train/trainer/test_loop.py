@@ -371,7 +371,7 @@ def test_a_run_of_one_step_that_breaks_the_student_is_not_finished(
 
     def breaks(student: StudentTrainer) -> None:
         update(student)
-        for weights in student._student.parameters():
+        for weights in student.module.parameters():
             weights.data[...] = value
 
     monkeypatch.setattr(StudentTrainer, "update", breaks)

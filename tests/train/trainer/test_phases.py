@@ -24,11 +24,13 @@ from train import run_dir
 from train.data import create_loader
 from train.data.inputs import Inputs, open_inputs
 from train.data.schedule import Schedule
+from train.loss.task import CachedDistillationTask
 from train.recipe import Phase, TrainRecipe
 from train.sweep import cohorts
 from train.sweep.cohorts import MemoryEstimate
 from train.sweep.grid import Student
-from train.trainer import loop, plan
+from train.trainer import loop, plan, reserve
+from train.trainer.student import StudentTrainer
 
 CPU = torch.device("cpu")
 SIZES = "size=[[0.0, 16], [0.33, 24, 25], [0.66, 48]]"
@@ -68,10 +70,12 @@ def test_a_schedule_is_resumed_exactly_in_each_phase(
 
         patch.setattr(loop.Batches, "move", moved)
         result = trained(recipe, inputs, tmp_path / "whole")
+    tried, *shapes = shapes
+    assert tried == (50, 48)
     assert shapes == [(50, 16)] * 2 + [(25, 24)] * 4 + [(50, 48)] * 2
     # rates go by the share of the run, not by the number of updates
     done = [0, 1, 2, 2.5, 3, 3.5, 4, 5]
-    assert rates == pytest.approx([0.5 + 0.5 * math.cos(math.pi * d / 6) for d in done])
+    assert rates[1:] == pytest.approx([0.5 + 0.5 * math.cos(math.pi * d / 6) for d in done])
     assert (result["size"], result["eval_size"], result["images"]) == (48, 48, 300)
     rows = (tmp_path / "whole/steps.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in rows] == [2, 6, 8]
@@ -148,6 +152,72 @@ def test_a_schedule_that_does_not_fit_ends_before_its_first_step(
         trained(recipe, inputs, tmp_path / "run")
     assert not (tmp_path / "run/checkpoint.pt").exists()
     assert not (tmp_path / "run/steps.jsonl").exists()
+
+
+def cohort(inputs: Inputs, out: Path, device: torch.device, *more: str) -> list[dict[str, Any]]:
+    """Two students, one of whose schedules ends smaller than it was."""
+    both = [recipes.load("digits", [*WORDS, *more])]
+    both.append(replace(both[0], size=((0.0, 32.0), (0.33, 40.0, 25.0), (0.66, 24.0, 50.0))))
+    runs = [(out / str(number), recipe) for number, recipe in enumerate(both)]
+    for run in runs:
+        run_dir.init_run(*run, inputs, fresh=False)
+    return loop.train_cohort(runs, inputs, device)
+
+
+def test_the_largest_step_is_tried_as_it_will_be_made(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the loss, targets of their width, and the optimizer's state of both students."""
+    forward, tried, real = CachedDistillationTask.forward, [], []
+
+    def watched(students: list[StudentTrainer], *rest: Any) -> None:
+        def recorded(task: CachedDistillationTask, x: torch.Tensor, targets: Any) -> Any:
+            whole = [
+                len(one.optimizer.state) == len([*one.module.parameters()]) for one in students
+            ]
+            tried.append((tuple(x.shape), tuple(targets.probability.shape), whole))
+            return forward(task, x, targets)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(CachedDistillationTask, "forward", recorded)
+            reserve.reserve(students, *rest)
+        assert not any(one.optimizer.state for one in students)
+
+    def recorded(task: CachedDistillationTask, x: torch.Tensor, targets: Any) -> Any:
+        real.append((tuple(x.shape), tuple(targets.probability.shape)))
+        return forward(task, x, targets)
+
+    monkeypatch.setattr(loop, "reserve", watched)
+    monkeypatch.setattr(CachedDistillationTask, "forward", recorded)
+    cohort(inputs, tmp_path / "tried", CPU)
+    assert tried == [(*shapes, [True, True]) for shapes in real[-2:]]
+    assert [shape for shape, _, _ in tried] == [(50, 3, 48, 48), (50, 3, 24, 24)]
+
+    monkeypatch.setattr(loop, "reserve", lambda *_: None)
+    cohort(inputs, tmp_path / "untried", CPU)
+    for number in "01":
+        a, b = (
+            load_file(tmp_path / name / number / "model/model.safetensors")
+            for name in ("tried", "untried")
+        )
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.gpu
+def test_the_trial_takes_the_memory_of_the_training(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peaks = []
+
+    def watched(*arguments: Any) -> None:
+        torch.cuda.reset_peak_memory_stats()
+        reserve.reserve(*arguments)
+        peaks.append(torch.cuda.max_memory_allocated())
+        torch.cuda.reset_peak_memory_stats()
+
+    monkeypatch.setattr(loop, "reserve", watched)
+    cohort(inputs, tmp_path, torch.device("cuda"), "student=resnet50")
+    assert 0.8 < peaks[0] / torch.cuda.max_memory_allocated() < 1.25
 
 
 def test_batches_of_a_schedule(digits_cache: Path, digits: Path, images: ImageDataset) -> None:
