@@ -199,11 +199,14 @@ def create_scheduler(recipe: TrainRecipe, optimizer: Optimizer, updates: int) ->
     return scheduler
 
 
-def check_head(recipe: TrainRecipe, store: Cache) -> None:
+def check_head(recipe: TrainRecipe, store: Cache, growing: bool = False) -> None:
     """Compare the size of a student's head with the bytes of the targets, before it takes memory.
+
+    Those of a `growing` cache, which is still being made, are estimated from the parts it has.
 
     Raises:
         CacheDamaged: The cache has more classes than its targets can be of.
+        CacheIncomplete: It is not growing, and lacks a part.
     """
     classes = store.spec.teacher.num_classes
     if classes <= _FEW_CLASSES:
@@ -213,7 +216,14 @@ def check_head(recipe: TrainRecipe, store: Cache) -> None:
     weights = sum(p.numel() for p in whole.parameters()) - sum(
         p.numel() for p in small.parameters()
     )
-    if 4 * weights > FREE_HEAD and 4 * weights > HEAD_PER_BYTE * (stored := store.target_bytes()):
+    if 4 * weights <= FREE_HEAD:
+        return
+    parts, stored = list(store.parts()), store.target_bytes()
+    made = set(store.recorded(parts))
+    missing = next((part for part in parts if part not in made), None)
+    if missing is not None and not growing and (fault := store.check_part(missing)):
+        raise fault
+    if made and 4 * weights > HEAD_PER_BYTE * stored * len(parts) / len(made):
         raise CacheDamaged(
             f"{store.name} has {classes:,} classes, for which the head of {recipe.student} would "
             f"take {4 * weights:,} bytes, and {stored:,} bytes of targets: they cannot be of so "

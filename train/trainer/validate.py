@@ -60,8 +60,9 @@ def check(recipes: Sequence[TrainRecipe], inputs: Inputs) -> None:
     created = [{name: getattr(recipe, name) for name in _CREATES} for recipe in recipes]
     for values, recipe in zip(created, recipes, strict=True):
         values["epochs"] = recipe.epochs if len(recipe.phases) > 1 else 1
+    growing = any(recipe.follow for recipe in recipes)
     for recipe in dict.fromkeys(TrainRecipe(**values) for values in created):
-        factory.check_head(recipe, inputs.store)
+        factory.check_head(recipe, inputs.store, growing)
         factory.check(recipe, inputs.num_classes, own)
     for recipe in recipes:
         if recipe.follow and recipe.view_order == "shuffle":

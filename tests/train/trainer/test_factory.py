@@ -10,8 +10,9 @@ from timm.models.tiny_vit import TinyVit
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 
-from cache_tools.errors import CacheDamaged, UsageError
+from cache_tools.errors import CacheDamaged, CacheIncomplete, UsageError
 from cache_tools.store.cache import Cache
+from cache_tools.store.commits import Part
 from tests.end_to_end.attacks import attacker
 from train import recipe as recipes
 from train.loss.task import CachedDistillationTask
@@ -166,3 +167,26 @@ def test_more_classes_than_targets_can_be_of_make_no_head(tmp_path: Path) -> Non
         factory.check_head(recipe, Cache.open(store))
     attacker.edit_spec(store, teacher__num_classes=70_000)
     factory.check_head(recipe, Cache.open(store))
+
+
+def test_a_cache_that_is_being_made_has_the_bytes_of_its_parts_so_far(
+    mutable_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipes.load("digits", ["student=resnet18"])
+    attacker.edit_spec(mutable_cache, teacher__num_classes=70_000)
+    store = Cache.open(mutable_cache)
+    head = 4 * 513 * (70_000 - 2)
+    monkeypatch.setattr(factory, "FREE_HEAD", 2**20)
+    monkeypatch.setattr(factory, "HEAD_PER_BYTE", 1.2 * head / store.target_bytes())
+    factory.check_head(recipe, store)
+    for part in [*store.parts()][1:]:
+        for file in (part.record, *store._layout.part_chunks(part.view, part.block)):
+            (mutable_cache / file).unlink()
+    factory.check_head(recipe, store, growing=True)
+    with pytest.raises(CacheIncomplete, match=r"view 1, block 0 of .* is not committed"):
+        factory.check_head(recipe, store)
+    monkeypatch.setattr(factory, "HEAD_PER_BYTE", 0.5 * factory.HEAD_PER_BYTE)
+    with pytest.raises(CacheDamaged, match="70,000 classes"):
+        factory.check_head(recipe, store, growing=True)
+    (mutable_cache / Part(0, 0).record).unlink()
+    factory.check_head(recipe, store, growing=True)
