@@ -14,7 +14,7 @@ Shapes: B views of a batch, S pixels a side.
 import logging
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -65,9 +65,8 @@ class MemoryEstimate:
 
     @classmethod
     def from_json(cls, facts: dict[str, Any]) -> "MemoryEstimate":
-        """Inverse of `to_json`."""
-        names = {key: name for name, key in _KEYS.items()}
-        return cls(**{names.get(key, key): value for key, value in facts.items()})
+        """Inverse of `to_json`; other keys are left out."""
+        return cls(**{f.name: facts[_KEYS.get(f.name, f.name)] for f in fields(cls)})
 
 
 def measure(

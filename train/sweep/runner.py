@@ -24,6 +24,7 @@ from cache_tools.runtime import progress
 from cache_tools.runtime.device_memory import is_out_of_memory, too_small
 from cache_tools.runtime.signals import StopRequest
 from cache_tools.runtime.text import counted
+from cache_tools.spec.canonical import canonical_json
 from train import run_dir, run_state
 from train.data import create_loader
 from train.data.inputs import Inputs, check_inputs
@@ -36,7 +37,8 @@ from train.trainer import loop, validate
 from train.trainer.loop import OnEpoch
 
 log = logging.getLogger("kdcache")
-NEED = "need.json"
+NEED, MEASURED = "need.json", "measured"
+"""File of a student's estimate, and its key with the values that were measured."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,9 @@ def prepare(
     for student in sweep.students:
         run_dir.init_run(sweep.folder(student), student.recipe, sweep.inputs, fresh)
         if student.name in estimates:
-            run_dir.write_json(sweep.folder(student) / NEED, estimates[student.name].to_json())
+            facts = estimates[student.name].to_json()
+            facts[MEASURED] = _measured(student.recipe, sweep.inputs)
+            run_dir.write_json(sweep.folder(student) / NEED, facts)
     _log_plan(sweep, planned)
     return planned
 
@@ -119,7 +123,7 @@ def _plan(
         raise UsageError(f"{sweep.out} is {what}. Choose another --out for a sweep.")
     validate.check([student.recipe for student in sweep.students], sweep.inputs)
     todo = list(sweep.students) if fresh else sweep.todo
-    estimates = _estimates(sweep, todo)
+    estimates = _estimates(sweep, todo, fresh)
     budget, own = cohorts.budget(sweep.device, gigabytes), sweep.inputs.store.spec.views.size
     single = _of_one_size(sweep, todo)
     planned = cohorts.group(todo, estimates, budget, own, max_students, single)
@@ -235,19 +239,33 @@ def rows(sweep: Sweep) -> list[dict[str, Any]]:
     return found
 
 
-def _estimates(sweep: Sweep, students: Sequence[Student]) -> dict[str, MemoryEstimate]:
-    """Estimates of earlier runs on this device, or new measurements; of equal students once."""
+def _measured(recipe: TrainRecipe, inputs: Inputs) -> dict[str, Any]:
+    """Values that decide memory and time of a student."""
+    names = "student", "student_kwargs", "grad_checkpointing", "opt", "opt_kwargs", "precision"
+    size, batch_size = recipe.largest(inputs.store.spec.views.size)
+    values = {name: recipe.value(name) for name in names}
+    values |= {"size": size, "batch_size": batch_size, "num_classes": inputs.num_classes}
+    return values | {"moving_average": bool(recipe.model_ema_decay)}
+
+
+def _estimates(sweep: Sweep, students: Sequence[Student], fresh: bool) -> dict[str, MemoryEstimate]:
+    """Estimates of earlier runs on this device, or new measurements; of equal students once.
+
+    An estimate of kdcache 0.1 does not name the values that were measured: they are those of the
+    run, which `fresh` may replace by another one.
+    """
     own, classes = sweep.inputs.store.spec.views.size, sweep.inputs.num_classes
     estimates: dict[str, MemoryEstimate] = {}
-    alike: dict[tuple[Any, ...], MemoryEstimate] = {}
+    alike: dict[bytes, MemoryEstimate] = {}
     with progress.bar("measure the students", len(students), "students", even=False) as advance:
         for student in students:
             r, path = student.recipe, sweep.folder(student) / NEED
-            made = r.student, r.student_kwargs, r.grad_checkpointing, r.opt, r.opt_kwargs
-            key = *made, bool(r.model_ema_decay), r.precision, r.largest(own)
+            key = canonical_json(values := _measured(r, sweep.inputs))
             if key not in alike and path.is_file():
-                there = MemoryEstimate.from_json(run_dir.read_json(path))
-                if there.device == cohorts.device_name(sweep.device):
+                facts = run_dir.read_json(path)
+                of = facts.get(MEASURED, {} if fresh else values)
+                there = MemoryEstimate.from_json(facts)
+                if canonical_json(of) == key and there.device == cohorts.device_name(sweep.device):
                     alike[key] = there
             if key not in alike:
                 alike[key] = cohorts.measure(r, classes, own, sweep.device)

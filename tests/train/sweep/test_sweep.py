@@ -32,6 +32,7 @@ from tests.helpers.paths import ROOT
 from tests.helpers.range_server import RangeServer, serve
 from tests.helpers.stage1 import PATIENCE
 from train import recipe as recipes
+from train import run_dir
 from train.api import fit
 from train.cli import sweep as command
 from train.data.inputs import open_inputs
@@ -323,6 +324,44 @@ def test_a_second_time_nothing_is_trained(
     need.unlink()
     damaged = kdcache(*arguments, "--teacher", teacher)
     assert (damaged.code, f"{need} cannot be read" in damaged.err) == (1, True), damaged.err
+
+
+def test_a_measurement_is_not_that_of_other_values(
+    digits_cache: Path, written: Callable[[str], Path], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Of kdcache 0.1 it is that of the run: what replaces it is measured."""
+    measured, path, out = [], written(SMALL), tmp_path / "sweep"
+    estimate = MemoryEstimate(1, 1000, 1000, 1.0, 1.0, "cpu")
+
+    def measure(recipe: Any, *_: Any) -> MemoryEstimate:
+        measured.append((recipe.student, recipe.batch_size))
+        return estimate
+
+    monkeypatch.setattr(cohorts, "measure", measure)
+
+    def prepared(fresh: bool = False, **values: Any) -> list[tuple[str, int]]:
+        measured.clear()
+        sweep = opened(digits_cache, path, out)
+        students = [replace(one, recipe=replace(one.recipe, **values)) for one in sweep.students]
+        sweeps.prepare(replace(sweep, students=tuple(students)), fresh)
+        return list(measured)
+
+    both = [(name, 50) for name in ("test_efficientnet", "test_resnet")]
+    assert prepared() == both
+    assert prepared() == prepared(fresh=True) == prepared(fresh=True, lr=0.5) == []
+    assert prepared(fresh=True, batch_size=20) == [(name, 20) for name, _ in both]
+    needs = sorted(out.glob("*/need.json"))
+    assert len(needs) == 4
+    for need in needs:
+        facts = json.loads(need.read_text())
+        assert facts.pop("measured")["batch_size"] == 20
+        assert MemoryEstimate.from_json(facts) == estimate
+        run_dir.write_json(need, facts)
+    assert prepared(batch_size=20) == []
+    for need in needs:
+        run_dir.write_json(need, estimate.to_json())
+    assert prepared(fresh=True, batch_size=20) == [(name, 20) for name, _ in both]
 
 
 def test_commands_for_other_machines(
