@@ -10,8 +10,10 @@ import pytest
 import kdcache as api
 from cache_tools.data.images import ImageDataset
 from cache_tools.data.view_renderer import ViewRenderer
+from cache_tools.spec.views import ViewSpec
 from cache_tools.store import view_params
 from cache_tools.store.cache import Cache
+from cache_tools.views import draw
 from tests.helpers.outcome import Outcome
 from train.data import create_loader
 from train.data.schedule import Schedule
@@ -44,6 +46,34 @@ def test_pixels_are_those_of_a_cache_of_this_size(
     assert batch.pixels.shape == (50, size, size, 3)
     assert np.array_equal(batch.targets.probability_BK, theirs.targets.probability_BK)
     assert np.array_equal(batch.label_B, theirs.label_B)
+
+
+@pytest.mark.parametrize("size", [16, 112, 160, 448])
+def test_erased_boxes_scale_unless_another_try_is_the_first_that_fits(size: int) -> None:
+    """Of 20,000 views: FORMAT.md, 3.3, Other sizes."""
+    spec, scale = ViewSpec(size=224, re_prob=0.5, re_mode="rand"), size / 224
+    ids = np.random.default_rng(0).integers(1, 2**63, 20_000).astype(np.uint64)
+    side = np.full(len(ids), 300, np.int32)
+    own, there = (draw.draw(of, ids, side, side, 3) for of in (spec, spec.at(size)))
+    assert np.array_equal(own.noise_BE2, there.noise_BE2)
+    assert np.array_equal(own.erase_BE8[..., 4:], there.erase_BE8[..., 4:])
+    a, b = own.erase_BE8[:, 0, :4], there.erase_BE8[:, 0, :4]
+    erased = a[:, 2] > 0
+    assert np.array_equal(erased, b[:, 2] > 0)
+    assert 0.48 < erased.mean() < 0.52
+    elsewhere = (np.abs(b - scale * a) > 1.01 * (1 + scale)).any(1)
+    assert (size < 224) <= elsewhere.sum() < (300 if size == 16 else 10)
+
+
+@pytest.mark.parametrize("size", [16, 112, 448])
+def test_cutmix_boxes_scale(size: int) -> None:
+    spec, scale = ViewSpec(size=224, cutmix=1.0), size / 224
+    ids = np.random.default_rng(0).integers(1, 2**63, 2_000).astype(np.uint64)
+    (lam, a), (other, b) = (draw._pairs(of, ids, 3) for of in (spec, spec.at(size)))
+    cut = (a[:, 2] > 0) & (b[:, 2] > 0)  # a box may have less than a pixel
+    assert cut.mean() > 0.9
+    assert np.abs(b - scale * a)[cut].max() < 2 * (1 + scale)
+    assert np.abs(other - lam).max() / draw.LAMBDA_SCALE < 4 / min(size, 224)
 
 
 def test_batches_of_another_size(digits_cache: Path, digits: Path) -> None:
