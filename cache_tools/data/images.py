@@ -27,6 +27,7 @@ from cache_tools.errors import CacheMismatch, DataError
 from cache_tools.numerics import text_column
 from cache_tools.numerics.array_types import I8
 from cache_tools.numerics.text_column import TextColumn
+from cache_tools.render import decode
 from cache_tools.runtime.text import counted
 from cache_tools.spec import sample_table
 from cache_tools.spec.dataset import NO_LABEL, KeyKind
@@ -146,9 +147,13 @@ class ImageDataset:
 
         Raises:
             DataError: It cannot be read.
-            CacheMismatch: It has changed since the cache was made.
+            CacheMismatch: It has changed since the cache was made, or its size in pixels is not
+                the table's.
         """
-        sample_table.check_digest(table, row, self.read(row))
+        data, key = self.read(row), table.keys[row]
+        sample_table.check_digest(table, row, data)
+        sides = int(table.height_N[row]), int(table.width_N[row])
+        decode.check_sides(key, decode.size(data, key), sides)
 
     def pixels(self, number: int) -> NDArray[np.uint8] | None:
         """Return [H, W, 3] of a sample stored as pixels, which only a `.beton` has; else None."""

@@ -78,18 +78,32 @@ class ViewRenderer:
         return data
 
     def decode(self, row: int) -> U1:
-        """Decode one whole image to [H, W, 3]; raises as `read`, and DataError if it is broken."""
-        return decode.decode(self.read(row), self.keys[row])
+        """Decode one whole image to [H, W, 3].
+
+        Raises:
+            DataError: It cannot be read, or is broken.
+            CacheMismatch: It is not the one the table was made of, or has another size.
+        """
+        return decode.decode(self.read(row), self.keys[row], sides=self._sides(row))
 
     def render(self, row: int, wanted: Sequence[ViewRequest]) -> None:
         """Render views of one image into memory that is there already; raises as `decode`."""
         picture = self._images.pixels(row) if self._stored_pixels else None
         if picture is None:
             key, whole_before = self.keys[row], self._crc_N is not None
-            view.render_views(self.read(row), key, self.spec, wanted, self._buffer, whole_before)
+            data, sides = self.read(row), self._sides(row)
+            view.render_views(data, key, self.spec, wanted, self._buffer, whole_before, sides)
             return
+        if (sides := self._sides(row)) is not None:
+            decode.check_sides(self.keys[row], picture.shape[:2], sides)
         for params, at, out in wanted:
-            view.render(picture, self.spec, params, at, out)
+            view.render(picture, self.spec, params, at, out, key=self.keys[row])
+
+    def _sides(self, row: int) -> tuple[int, int] | None:
+        """Height and width of an image by the table, in pixels."""
+        if self._table is None:
+            return None
+        return int(self._table.height_N[row]), int(self._table.width_N[row])
 
     def render_many(
         self, row_P: I8, first_P: I8, params: ViewParams, out: Sequence[U1], address_V: I8
@@ -121,13 +135,14 @@ class ViewRenderer:
             return status_P
         if self.spec.scaled_decode:
             return status_P
+        height_P = self._table.height_N[row_P].astype(np.int64)
         width_P = self._table.width_N[row_P].astype(np.int64)
         descriptor_P, begin_P, length_P = self._images.locate(row_P)
         bottom_V = params.box_B4[:, 0].astype(np.int64) + params.box_B4[:, 2]
         room_P = 3 * np.maximum.reduceat(bottom_V, first_P[:-1]) * width_P
         plain_P = (room_P > 0) & (room_P <= batch.MOST_ROOM) & ~self._odd_N[row_P]
         plain_P &= (length_P > 0) & (length_P <= batch.MOST_BYTES)
-        plain_P &= self._table.height_N[row_P] * width_P <= decode.LARGE
+        plain_P &= height_P * width_P <= decode.LARGE
         if not plain_P.any():
             return status_P
         status_P[plain_P], crc_P, held = batch.TODO, self._crc_N[row_P], []
@@ -136,7 +151,7 @@ class ViewRenderer:
             descriptor_P[i], crc_P[i] = -1, 0
             begin_P[i], length_P[i] = held[-1].ctypes.data, held[-1].size
         batch.decode_views(
-            *(calls_F, descriptor_P, begin_P, length_P, crc_P, width_P, first_P),
+            *(calls_F, descriptor_P, begin_P, length_P, crc_P, height_P, width_P, first_P),
             *(params.box_B4, params.filter_B, params.flip_B, address_V, size_V),
             self._encoded.room(int(length_P[plain_P].max())),
             self._buffer.room(int(room_P[plain_P].max())),

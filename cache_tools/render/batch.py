@@ -37,6 +37,7 @@ def decode_views(
     begin_P: I8,
     length_P: I8,
     crc_P: NDArray[np.uint32],
+    height_P: I8,
     width_P: I8,
     first_P: I8,
     box_V4: I4,
@@ -56,7 +57,8 @@ def decode_views(
         begin_P: Its first byte in the file, or its address.
         length_P: Its bytes.
         crc_P: Its CRC-32C; 0 = its bytes have been checked.
-        width_P: Width of the picture, in pixels.
+        height_P: Height of the picture in pixels, which its header must have.
+        width_P: Its width, likewise.
         first_P: [P + 1], the first view of each picture, and V.
         box_V4: As in `ViewParams`, and so on.
         filter_V: Resampling of each view.
@@ -81,11 +83,11 @@ def decode_views(
         if not bottom or (crc_P[i] and _crc(calls_F, data) != crc_P[i]):
             continue
         region = top, left, bottom - top, right - left, room
-        columns = call(calls_F[_REGION], (calls_F, np.int64(data.ctypes.data), length, *region))
-        if columns != width_P[i]:
+        sides = call(calls_F[_REGION], (calls_F, np.int64(data.ctypes.data), length, *region))
+        if sides != height_P[i] << 32 | width_P[i]:
             status_P[i] = ODD
             continue
-        picture = room[: 3 * bottom * columns].reshape(bottom, columns, 3)
+        picture = room[: 3 * bottom * width_P[i]].reshape(bottom, width_P[i], 3)
         for v in range(first_P[i], first_P[i + 1]):
             y, x, height, width = box_V4[v]
             out = carray(pointer(address_V[v]), (size_V[v], size_V[v], 3), np.uint8)

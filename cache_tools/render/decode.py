@@ -36,7 +36,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from cache_tools.errors import DataError
+from cache_tools.errors import CacheMismatch, DataError
 from cache_tools.file_contents import HEAD, describe
 from cache_tools.numerics.array_types import U1
 from cache_tools.render import jpeg, png, turbojpeg
@@ -92,6 +92,19 @@ def size(data: bytes, key: str) -> tuple[int, int]:
         return _header(data)[:2]
 
 
+def check_sides(key: str, found: tuple[int, ...], expected: tuple[int, int]) -> None:
+    """Raise CacheMismatch unless an image has the height and width that its sample table has.
+
+    Views are drawn by the table's: in a picture of another size they would be other views, or none.
+    """
+    if found != expected:
+        raise CacheMismatch(
+            f"image {key!r} has {found[0]}×{found[1]} pixels (height×width), the sample table of "
+            f"the cache has {expected[0]}×{expected[1]}, by which its views are drawn. Pass the "
+            "data set the cache was made from, or get the cache from its source again."
+        )
+
+
 def is_plain_jpeg(data: bytes) -> bool:
     """Check that TurboJPEG decodes an image to RGB: no CMYK, no other format."""
     return _header(data)[2] in _PLAIN
@@ -121,6 +134,7 @@ def decode(
     reuse: DecodeBuffer | None = None,
     scale_log2: int = 0,
     box: Box | None = None,
+    sides: tuple[int, int] | None = None,
 ) -> U1:
     """Decode an image to [H, W, 3] RGB.
 
@@ -133,12 +147,16 @@ def decode(
         box: Top, left, height and width of the pixels that are wanted: others may be anything, rows
             below may be missing. Damage further down goes unseen, so this is for bytes that were
             decoded as a whole before.
+        sides: Height and width that it must have, in pixels; None: any.
 
     Raises:
         DataError: Not an image, one of absurd size or a broken one; `key` names it.
+        CacheMismatch: It has others.
     """
     with _naming(key, data):
         height, width, color_space = _header(data)
+        if sides is not None:
+            check_sides(key, (height, width), sides)
         with _ONE_AT_A_TIME if height * width > LARGE else nullcontext():
             if box is not None and color_space in _PLAIN and not scale_log2:
                 part = _part(data, box, height, width, reuse or DecodeBuffer())
@@ -300,6 +318,8 @@ def _naming(key: str, data: bytes) -> Iterator[None]:
     """Make a DataError of everything libraries raise on broken bytes: there are a dozen kinds."""
     try:
         yield
+    except CacheMismatch:
+        raise
     except Exception as error:
         reason = str(error) or type(error).__name__
         fix = "Repair or remove this image; a cache never contains an image it could not read."

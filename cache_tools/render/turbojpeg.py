@@ -60,8 +60,8 @@ def region(
         Rows and columns of the picture in `room`, of which those of the region are valid; 0, 0 if
         it must be decoded as a whole.
     """
-    columns = region_at(calls_F, data.ctypes.data, data.size, top, left, height, width, room)
-    return (top + height, columns) if columns else (0, 0)
+    sides = region_at(calls_F, data.ctypes.data, data.size, top, left, height, width, room)
+    return (top + height, sides & 0xFFFFFFFF) if sides else (0, 0)
 
 
 @njit(nogil=True, cache=True)
@@ -81,8 +81,8 @@ def region_at(
         room: Memory for the picture down to the last row of the region.
 
     Returns:
-        Columns of the picture; 0 if it must be decoded as a whole: it is damaged, or not of one
-        scan that is coded by Huffman.
+        Rows · 2³² + columns of the whole picture, by its header; 0 if it must be decoded as a
+        whole: it is damaged, or not of one scan that is coded by Huffman.
     """
     data = carray(pointer(address), (size,), np.uint8)
     if not jpeg.is_sequential(data):
@@ -92,16 +92,16 @@ def region_at(
         return 0
     # no ICC profile; 3.0 has no such parameter, and no copy of profiles
     call(calls_F[_SET], (handle, np.int32(_SAVE_MARKERS), np.int32(0)))
-    columns = _decode(calls_F, handle, data, top, left, height, width, room)
+    sides = _decode(calls_F, handle, data, top, left, height, width, room)
     call(calls_F[_DESTROY], (handle,))
-    return columns
+    return sides
 
 
 @njit(nogil=True, cache=True)
 def _decode(
     calls_F: I8, handle: int, data: U1, top: int, left: int, height: int, width: int, room: U1
 ) -> int:
-    """Return the columns of the picture, 0 after a failure."""
+    """Decode; returns what `region_at` does."""
     address, size = data.ctypes.data, np.int64(data.size)
     if np.int32(call(calls_F[_HEADER], (handle, address, size))) != 0:
         return 0
@@ -123,7 +123,7 @@ def _decode(
     target = (handle, address, size, to, pitch, np.int32(_RGB))
     if np.int32(call(calls_F[_CROP], crop)) != 0:
         return 0
-    return 0 if np.int32(call(calls_F[_DECOMPRESS], target)) != 0 else columns
+    return 0 if np.int32(call(calls_F[_DECOMPRESS], target)) != 0 else rows << 32 | columns
 
 
 def functions() -> I8:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cache_tools.errors import CacheMismatch
 from cache_tools.numerics.array_types import U1
 from cache_tools.render import decode, kernels, resample
 from cache_tools.spec.views import ViewSpec
@@ -83,6 +84,7 @@ def render_views(
     wanted: Sequence[tuple[draw.ViewParams, int, U1]],
     reuse: decode.DecodeBuffer | None = None,
     seen: bool = False,
+    sides: tuple[int, int] | None = None,
 ) -> None:
     """Render views of an encoded image, decoded once (with scaled decoding: once per scale).
 
@@ -94,18 +96,20 @@ def render_views(
             an S of its own that the parameters were drawn for.
         reuse: Where to decode to.
         seen: These bytes were decoded as a whole before, so that what no box shows need not be.
+        sides: Height and width of the image that the parameters were drawn for, in pixels.
 
     Raises:
         DataError: The image cannot be decoded.
+        CacheMismatch: It has another size, or a box leaves it.
     """
     part = _union([params.box_B4[row].tolist() for params, row, _ in wanted]) if seen else None
-    sides = [(*params.box_B4[row, 2:].tolist(), len(out)) for params, row, out in wanted]
-    scales = [scale_log2(spec, height, width, size) for height, width, size in sides]
+    crops = [(*params.box_B4[row, 2:].tolist(), len(out)) for params, row, out in wanted]
+    scales = [scale_log2(spec, height, width, size) for height, width, size in crops]
     for scale in sorted(set(scales)):
-        picture = decode.decode(data, key, reuse, scale, part)
+        picture = decode.decode(data, key, reuse, scale, part, sides)
         for (params, row, out), own in zip(wanted, scales, strict=True):
             if own == scale:
-                render(picture, spec, params, row, out, scale)
+                render(picture, spec, params, row, out, scale, key)
 
 
 def _union(boxes: list[list[int]]) -> decode.Box:
@@ -149,14 +153,37 @@ def scaled_box(
 
 
 def render(
-    picture: U1, spec: ViewSpec, params: draw.ViewParams, row: int, out: U1, scale: int = 0
+    picture: U1,
+    spec: ViewSpec,
+    params: draw.ViewParams,
+    row: int,
+    out: U1,
+    scale: int = 0,
+    key: str = "",
 ) -> None:
     """Render view `row` of `params` of a decoded image, [H, W, 3] RGB, into `out`, [S, S, 3].
 
     The size is that of `out`, whatever the spec's. The picture was halved `scale` times; boxes
-    count in pixels of the whole one.
+    count in pixels of the whole one. `key` names the sample in messages.
+
+    Raises:
+        CacheMismatch: The view's box leaves the picture.
     """
-    top, left, height, width = scaled_box(params.box_B4[row], scale, *picture.shape[:2])
+    rows, columns = picture.shape[:2]
+    top, left, height, width = params.box_B4[row].tolist()
+    if (
+        min(top, left) < 0
+        or min(height, width) < 1
+        or top + height > rows << scale
+        or left + width > columns << scale
+    ):
+        raise CacheMismatch(
+            f"the box of a view, {height}×{width} pixels from row {top} and column {left}, leaves "
+            f"sample {key!r}, of which {rows << scale}×{columns << scale} pixels are there. Its "
+            "views were drawn for a picture of another size: verify the cache (kdcache verify) and "
+            "pass the data set it was made from."
+        )
+    top, left, height, width = scaled_box(params.box_B4[row], scale, rows, columns)
     filter_, flip = int(params.filter_B[row]), bool(params.flip_B[row])
     crop_resize(picture, (top, left, height, width), len(out), filter_, flip, out)
     codes, fill = params.codes_BL[row], np.array(spec.fill, np.uint8)

@@ -12,7 +12,7 @@ from PIL import Image
 from cache_tools.data.file_pool import FilePool
 from cache_tools.data.images import ImageDataset
 from cache_tools.data.view_renderer import ViewRenderer
-from cache_tools.errors import DataError, KdcacheError
+from cache_tools.errors import CacheMismatch, DataError, KdcacheError
 from cache_tools.numerics import field_arrays
 from cache_tools.numerics.array_types import I8, U1
 from cache_tools.render import batch, decode
@@ -80,7 +80,7 @@ class Lab:
             self.python.render(row, [(params, v, out[v]) for v in own])
         return out
 
-    def outcome(self, row: int, params: ViewParams, compiled: bool) -> object:
+    def outcome(self, row: int, params: ViewParams, compiled: bool) -> Any:
         """Pixels of the views of one picture, or the message of the error."""
         views = len(params) // len(self.table)
         own = field_arrays.part(params, slice(row * views, (row + 1) * views))
@@ -242,8 +242,10 @@ def test_bytes_that_change_are_refused_as_before(tmp_path: Path) -> None:
         lab.render(row_P, params)
 
 
-@pytest.mark.parametrize("box", [(-1, 0, 9, 9), (0, -8, 9, 9), (0, 0, 0, 9), (190, 0, 11, 9)])
-def test_boxes_outside_of_the_picture_are_left(tmp_path: Path, box: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    "box", [(-1, 0, 9, 9), (0, -8, 9, 9), (0, 0, 0, 9), (190, 0, 11, 9), (0, 195, 9, 6)]
+)
+def test_boxes_outside_of_the_picture_are_refused(tmp_path: Path, box: tuple[int, ...]) -> None:
     lab = Lab(tmp_path, [saved(PHOTO[:200, :200])])
     params = lab.params(1)
     params.box_B4[0] = box
@@ -252,7 +254,31 @@ def test_boxes_outside_of_the_picture_are_left(tmp_path: Path, box: tuple[int, .
     assert (
         lab.compiled._compiled(row_P, first_P, params, at_V, np.array([40])) != batch.DONE
     ).all()
+    for _ in range(2):
+        with pytest.raises(CacheMismatch, match="leaves sample 'k0'"):
+            lab.compiled.render_many(row_P, first_P, params, [out], at_V)
     assert not out.any()
+
+
+@pytest.mark.parametrize("sides", [(3000, 3000), (200, 301), (201, 300), (199, 300), (200, 299)])
+def test_a_table_of_other_sizes_is_refused(tmp_path: Path, sides: tuple[int, int]) -> None:
+    """Boxes are drawn by the table: larger ones than the picture would be cut out of the heap."""
+    lab = Lab(tmp_path, [saved(PHOTO[:200, :300])] * 2)
+    height_N, width_N = (np.full(2, side, np.int32) for side in sides)
+    lab.table = replace(lab.table, height_N=height_N, width_N=width_N)
+    lab.compiled, lab.python, params = lab.renderer(), lab.renderer(), lab.params(2)
+    said = f"sample table of the cache has {sides[0]}×{sides[1]}"
+    for _ in range(2):
+        for compiled in (False, True):
+            kind, message = lab.outcome(1, params, compiled)
+            assert kind is CacheMismatch
+            assert said in message
+    unseen = ViewRenderer(lab.images, lab.spec, lab.table)
+    for attempt in (lambda: unseen.render_one(1, params), lambda: unseen.decode(1)):
+        with pytest.raises(CacheMismatch, match="image 'k1' has 200×300 pixels"):
+            attempt()
+    with pytest.raises(CacheMismatch, match="image 'k1' has 200×300 pixels"):
+        lab.images.compare(lab.table, 1)
 
 
 def test_a_folder_of_files(tmp_path: Path, by_hand: list[int]) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cache_tools.errors import CacheMismatch
 from cache_tools.render import decode, mixing, view
 from cache_tools.spec.views import ViewSpec
 from cache_tools.views import draw
@@ -158,3 +159,20 @@ def test_views_of_what_their_boxes_show_are_those_of_the_whole_picture(interpola
         wanted = [(params, row, seen[row]) for row in rows]
         view.render_views(buffer.getvalue(), "k", spec, wanted, reuse, seen=True)
     assert (whole == seen).all()
+
+
+@pytest.mark.parametrize("interpolation", ["area", "box", "bilinear", "bicubic"])
+@pytest.mark.parametrize("box", [(-1, 0, 9, 9), (0, 5, 9, -1), (90, 0, 31, 9), (0, 140, 200, 21)])
+def test_a_box_that_leaves_the_picture_is_refused(
+    interpolation: str, box: tuple[int, int, int, int]
+) -> None:
+    spec = ViewSpec(size=64, interpolation=interpolation)
+    sides = [np.array([side], np.int32) for side in (120, 160)]
+    params = draw.draw(spec, np.zeros(1, np.uint64), *sides, 0)
+    params.box_B4[0] = box
+    out = np.full((64, 64, 3), 7, np.uint8)
+    for scale in (0, 1):
+        picture = photo(120 >> scale, 160 >> scale)
+        with pytest.raises(CacheMismatch, match="leaves sample 'k', of which 120×160 pixels"):
+            view.render(picture, spec, params, 0, out, scale, "k")
+    assert (out == 7).all()
