@@ -13,13 +13,17 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+OK = 1
+"""Returned by a compiled function that no exception has ended; see `call`."""
+
 
 @intrinsic
 def _function(_: Any, address: Any, arguments: Any) -> Any:
     """Call the function at an address with a tuple of arguments, for an integer of 64 bits.
 
     Of C's functions arguments are integers, and an int that they return is in the low 32 bits; of
-    those of `address_of` they are of its types, and what is returned is an integer or not used.
+    those of `address_of` they are of its types, and an integer is returned: 0 after an exception,
+    which numba prints and drops. So functions that return nothing else return OK.
     """
 
     def generate(_: Any, builder: Any, signature: Any, values: Any) -> Any:

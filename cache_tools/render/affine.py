@@ -15,13 +15,14 @@ word: bytes R G B 0 R G B 0.
 import numpy as np
 
 from cache_tools.numerics.array_types import I4, I8, U1, U4, U8
+from cache_tools.render.addresses import OK
 from cache_tools.storage.compiled import njit
 
 _0, _8, _16, _32 = np.uint32(0), np.uint32(8), np.uint32(16), np.uint64(32)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def affine(source: U1, matrix: I8, fill: U1, out: U1, bicubic: bool) -> None:
+def affine(source: U1, matrix: I8, fill: U1, out: U1, bicubic: bool) -> int:
     """Map every output pixel through a 2×3 matrix and sample the source there.
 
     A point outside the source's area, x < -1/2 or x ≥ W - 1/2 and so with y, has the fill colour;
@@ -45,10 +46,11 @@ def affine(source: U1, matrix: I8, fill: U1, out: U1, bicubic: bool) -> None:
         first, last = _inside(source, matrix, y, out.shape[1])
         _paint(out[y, :first], fill)
         _paint(out[y, last:], fill)
+    return OK
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def nearest(source: U1, matrix: I8, fill: U1, out: U1) -> None:
+def nearest(source: U1, matrix: I8, fill: U1, out: U1) -> int:
     """As `affine`, but with the nearest source pixel, halves rounded up."""
     for y in range(out.shape[0]):
         first, last = _inside(source, matrix, y, out.shape[1])
@@ -59,6 +61,7 @@ def nearest(source: U1, matrix: I8, fill: U1, out: U1) -> None:
             row = (matrix[3] * x + matrix[4] * y + matrix[5] + 32768) >> 16
             for c in range(3):
                 out[y, x, c] = source[row, column, c]
+    return OK
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

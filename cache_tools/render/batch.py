@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from cache_tools.numerics.array_types import I1, I4, I8, U1, U8
 from cache_tools.render import kernels, resample, turbojpeg
 from cache_tools.render import view as render
-from cache_tools.render.addresses import address_of, call, pointer
+from cache_tools.render.addresses import OK, address_of, call, pointer
 from cache_tools.storage.compiled import njit
 
 MOST_BYTES, MOST_ROOM = 2**22, 2**26
@@ -88,12 +88,13 @@ def decode_views(
             status_P[i] = ODD
             continue
         picture = room[: 3 * bottom * width_P[i]].reshape(bottom, width_P[i], 3)
+        status_P[i] = DONE
         for v in range(first_P[i], first_P[i + 1]):
             y, x, height, width = box_V4[v]
             out = carray(pointer(address_V[v]), (size_V[v], size_V[v], 3), np.uint8)
             crop = np.int64(y), np.int64(x), np.int64(height), np.int64(width), flip_V[v], out
-            call(calls_F[_CROP], (picture, *crop))
-        status_P[i] = DONE
+            if call(calls_F[_CROP], (picture, *crop)) != OK:
+                status_P[i] = LEFT
 
 
 @njit(nogil=True, cache=True)
@@ -111,9 +112,9 @@ def finish_views(
 ) -> None:
     """Run the operations of views and erase their boxes, where a picture's status is DONE.
 
-    It becomes LEFT where there is no such operation. Arguments as those of `decode_views` and
-    fields of `ViewParams`; `operation_C` is `kernels.addresses`, `fill` [3] the colour outside of
-    a mapped picture.
+    It becomes LEFT where there is no such operation, or no memory for it. Arguments as those of
+    `decode_views` and fields of `ViewParams`; `operation_C` is `kernels.addresses`, `fill` [3] the
+    colour outside of a mapped picture.
     """
     memory = np.empty(3 * size_V.max() ** 2, np.uint8)
     for i in range(status_P.size):

@@ -12,6 +12,7 @@ Shapes: H, W, 3 = rows, columns, RGB; contiguous.
 import numpy as np
 
 from cache_tools.numerics.array_types import I8, U1
+from cache_tools.render.addresses import OK
 from cache_tools.storage.compiled import njit
 
 # Where a hue is exactly j/255, Pillow's single precision decides between j and j - 1; everywhere
@@ -59,38 +60,42 @@ def _grey(red: np.uint8, green: np.uint8, blue: np.uint8) -> np.int32:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def invert(image: U1) -> None:
+def invert(image: U1) -> int:
     """Replace every value v by 255 - v."""
     flat = image.reshape(-1)
     for i in range(flat.size):
         flat[i] = 255 - flat[i]
+    return OK
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def posterize(image: U1, bits: int) -> None:
+def posterize(image: U1, bits: int) -> int:
     """Keep the upper `bits` bits of every value; 8 or more change nothing, 0 leaves black."""
     flat = image.reshape(-1)
     mask = 256 - (1 << (8 - min(max(bits, 0), 8)))
     for i in range(flat.size):
         flat[i] = flat[i] & mask
+    return OK
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def solarize(image: U1, threshold: int) -> None:
+def solarize(image: U1, threshold: int) -> int:
     """Invert the values from `threshold` (0 to 256) on."""
     flat, limit = image.reshape(-1), np.int32(threshold)
     for i in range(flat.size):
         value = np.int32(flat[i])
         flat[i] = value if value < limit else 255 - value
+    return OK
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def solarize_add(image: U1, add: int) -> None:
+def solarize_add(image: U1, add: int) -> int:
     """Add `add` to the values below 128, up to 255."""
     flat, more, limit = image.reshape(-1), np.int32(add), np.int32(128)
     for i in range(flat.size):
         value = np.int32(flat[i])
         flat[i] = _clip(value + more if value < limit else value)
+    return OK
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -147,17 +152,18 @@ def _extremes(image: U1) -> tuple[I8, I8]:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def autocontrast(image: U1) -> None:
+def autocontrast(image: U1) -> int:
     """Stretch every channel to 0…255; a channel of one value stays."""
     low, high = _extremes(image)
     tables = np.empty((3, 256), np.uint8)
     for channel in range(3):
         _stretch(int(low[channel]), int(high[channel]), tables[channel])
     _map(image, tables)
+    return OK
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def equalize(image: U1) -> None:
+def equalize(image: U1) -> int:
     """Make every channel's histogram as even as Pillow does; a channel of one value stays."""
     tables = np.empty((3, 256), np.uint8)
     pixels = image.shape[0] * image.shape[1]
@@ -171,10 +177,11 @@ def equalize(image: U1) -> None:
             tables[channel, v] = min(below // step, 255) if step else v
             below += counts[v]
     _map(image, tables)
+    return OK
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def grayscale(image: U1) -> None:
+def grayscale(image: U1) -> int:
     """Give the three channels Pillow's "L"."""
     flat = image.reshape(-1)
     for p in range(flat.size // 3):
@@ -182,6 +189,7 @@ def grayscale(image: U1) -> None:
         flat[3 * p] = grey
         flat[3 * p + 1] = grey
         flat[3 * p + 2] = grey
+    return OK
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -194,13 +202,14 @@ def _blend(image: U1, level: int, factor: int) -> None:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def brightness(image: U1, factor: int) -> None:
+def brightness(image: U1, factor: int) -> int:
     """Blend from black; `factor` in 1/65536 and up to 64, at 65536 nothing changes."""
     _blend(image, 0, factor)
+    return OK
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def contrast(image: U1, factor: int) -> None:
+def contrast(image: U1, factor: int) -> int:
     """Blend from the picture's mean grey; `factor` as for `brightness`."""
     total = 0
     for y in range(image.shape[0]):
@@ -210,10 +219,11 @@ def contrast(image: U1, factor: int) -> None:
         total += int(of_line)
     pixels = image.shape[0] * image.shape[1]
     _blend(image, (2 * total + pixels) // (2 * pixels), factor)
+    return OK
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def color(image: U1, factor: int) -> None:
+def color(image: U1, factor: int) -> int:
     """Blend from the grey picture; `factor` as for `brightness`."""
     flat, slope = image.reshape(-1), np.int32(factor)
     for p in range(flat.size // 3):
@@ -222,6 +232,7 @@ def color(image: U1, factor: int) -> None:
         flat[3 * p] = _from(grey, red, slope)
         flat[3 * p + 1] = _from(grey, green, slope)
         flat[3 * p + 2] = _from(grey, blue, slope)
+    return OK
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -250,7 +261,7 @@ def _hue_of(
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def hue(image: U1, shift: int) -> None:
+def hue(image: U1, shift: int) -> int:
     """Add `shift` (0 to 255, modulo 256) to the hue, through Pillow's 8-bit HSV and back."""
     flat = image.reshape(-1)
     for i in range(0, flat.size, 3):
@@ -280,3 +291,4 @@ def hue(image: U1, shift: int) -> None:
         else:
             red, green, blue = high, p, q
         flat[i], flat[i + 1], flat[i + 2] = red, green, blue
+    return OK

@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.numerics.array_types import U1, U2
+from cache_tools.render.addresses import OK
 from cache_tools.storage.compiled import njit
 
 _word = np.uint32  # Numba adds in 64 bits, unless the result is made a word
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def sharpness(source: U1, factor: int, out: U1) -> None:
+def sharpness(source: U1, factor: int, out: U1) -> int:
     """Blend from the smoothed picture, whose border is the picture's own.
 
     Args:
@@ -33,6 +34,7 @@ def sharpness(source: U1, factor: int, out: U1) -> None:
         if 0 < y < lines.shape[0] - 1 and source.shape[1] > 2:
             _three(lines[y - 1], lines[y], lines[y + 1], threes)
             _sharpen(threes, lines[y, 3:-3], np.int32(factor), result[y, 3:-3])
+    return OK
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -57,7 +59,7 @@ def _sharpen(threes: U2, line: U1, factor: np.int32, result: U1) -> None:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def blur(image: U1, radius: int, scratch: U1) -> None:
+def blur(image: U1, radius: int, scratch: U1) -> int:
     """Blur in place by three box filters along each axis, as Pillow's GaussianBlur does.
 
     The box (Gwosdek et al., SSVM 2011) has 2n + 1 whole pixels and a share of one more at each end.
@@ -70,7 +72,7 @@ def blur(image: U1, radius: int, scratch: U1) -> None:
         scratch: [H, W, 3], overwritten.
     """
     if radius <= 0:
-        return
+        return OK
     reach = 1
     while reach * (reach + 1) << 32 <= radius * radius:
         reach += 1
@@ -85,6 +87,7 @@ def blur(image: U1, radius: int, scratch: U1) -> None:
     _box_columns(scratch, reach, whole, part, image)
     _box_columns(image, reach, whole, part, scratch)
     _box_columns(scratch, reach, whole, part, image)
+    return OK
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

@@ -15,12 +15,14 @@ from numba import types
 
 from cache_tools.numerics.array_types import I1, I4, I8, U1
 from cache_tools.render import affine, color, filters
-from cache_tools.render.addresses import address_of, call
+from cache_tools.render.addresses import OK, address_of, call
 from cache_tools.storage.compiled import njit
 from cache_tools.views import ops
 
 CONSTANT = 0
 NOISE = 1
+FAILED = 256
+"""Returned by `run` after an exception in an operation: there was no memory."""
 
 _M0, _M1 = np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157)
 _W0, _W1 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBB67AE8584CAA73B)
@@ -59,9 +61,13 @@ def apply(codes_n: I1, arguments_n6: I4, fill: U1, image: U1, scratch: U1) -> No
 
     Raises:
         ValueError: There is no operation of such a number.
+        MemoryError: There was no memory for one.
     """
-    if unknown := run(addresses(codes_n), codes_n, arguments_n6, fill, image, scratch):
-        raise ValueError(f"there is no operation {unknown}")
+    left = run(addresses(codes_n), codes_n, arguments_n6, fill, image, scratch)
+    if left == FAILED:
+        raise MemoryError("there was no memory for an image operation")
+    if left:
+        raise ValueError(f"there is no operation {left}")
 
 
 @njit(nogil=True, cache=True)
@@ -77,7 +83,8 @@ def run(address_C: I8, codes_n: I1, arguments_n6: I4, fill: U1, image: U1, scrat
         scratch: [H, W, 3], overwritten; contiguous.
 
     Returns:
-        The first of the numbers that is no operation's, before which it stops; 0 = all are run.
+        The first of the numbers that is no operation's, before which it stops, or FAILED; 0 = all
+        are run.
     """
     for k in range(codes_n.size):
         code, by = int(codes_n[k]), np.int64(arguments_n6[k, 0])
@@ -86,23 +93,25 @@ def run(address_C: I8, codes_n: I1, arguments_n6: I4, fill: U1, image: U1, scrat
         if not 0 < code < address_C.size or not address_C[code]:
             return code
         if code in _IN_PLACE:
-            call(address_C[code], (image,))
+            done = call(address_C[code], (image,))
         elif code in _BY_MAGNITUDE:
-            call(address_C[code], (image, by))
+            done = call(address_C[code], (image, by))
         elif code == ops.BLUR:
-            call(address_C[code], (image, by, scratch))
+            done = call(address_C[code], (image, by, scratch))
         else:
             before, after = image.reshape(-1), scratch.reshape(-1)
             for i in range(before.size):  # a slice compiles for seconds
                 after[i] = before[i]
             matrix = arguments_n6[k].astype(np.int64)
             if code == ops.SHARPNESS:
-                call(address_C[code], (scratch, by, image))
+                done = call(address_C[code], (scratch, by, image))
             elif code == ops.AFFINE_NEAREST:
-                call(address_C[code], (scratch, matrix, fill, image))
+                done = call(address_C[code], (scratch, matrix, fill, image))
             else:
                 bicubic = code == ops.AFFINE_BICUBIC
-                call(address_C[code], (scratch, matrix, fill, image, bicubic))
+                done = call(address_C[code], (scratch, matrix, fill, image, bicubic))
+        if done != OK:
+            return FAILED
     return 0
 
 

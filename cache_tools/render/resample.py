@@ -15,6 +15,7 @@ Shapes: H, W, 3 = rows, columns, RGB of the source; S = height and width of the 
 import numpy as np
 
 from cache_tools.numerics.array_types import I4, U1, U2, U4, U8
+from cache_tools.render.addresses import OK
 from cache_tools.storage.compiled import njit
 
 _ONE = 16_384
@@ -26,7 +27,7 @@ _16, _32, _48 = np.uint64(16), np.uint64(32), np.uint64(48)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def crop(picture: U1, top: int, left: int, height: int, width: int, flip: bool, out: U1) -> None:
+def crop(picture: U1, top: int, left: int, height: int, width: int, flip: bool, out: U1) -> int:
     """Cut a box (in pixels) out of a contiguous picture, [H, W, 3], and resize it to [S, S, 3].
 
     Flipped horizontally, columns of the result have the taps of those of the other end.
@@ -61,6 +62,7 @@ def crop(picture: U1, top: int, left: int, height: int, width: int, flip: bool, 
         _separate(mixed, unmixed)
         for four in range(_FOURS):
             _unpack(unmixed[four], result, first + 4 * four)
+    return OK
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

@@ -5,8 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
+from numba import types
 from PIL import Image
 
 from cache_tools.data.file_pool import FilePool
@@ -15,7 +17,8 @@ from cache_tools.data.view_renderer import ViewRenderer
 from cache_tools.errors import CacheMismatch, DataError, KdcacheError
 from cache_tools.numerics import field_arrays
 from cache_tools.numerics.array_types import I8, U1
-from cache_tools.render import batch, decode
+from cache_tools.render import batch, decode, kernels
+from cache_tools.render.addresses import OK, address_of
 from cache_tools.spec import sample_table
 from cache_tools.spec.sample_table import SampleTable
 from cache_tools.spec.views import ViewSpec
@@ -173,6 +176,56 @@ def test_every_operation_and_erasing(tmp_path: Path, by_hand: list[int]) -> None
     params.codes_BL[7, 1] = 99
     with pytest.raises(ValueError, match="there is no operation 99"):
         lab.render(row_P, params)
+
+
+@numba.njit
+def _crop_without_memory(picture, top, left, height, width, flip, out):  # type: ignore[no-untyped-def]
+    if out.size:
+        raise MemoryError("no room")
+    return OK
+
+
+@numba.njit
+def _blur_without_memory(image, radius, scratch):  # type: ignore[no-untyped-def]
+    if image.size:
+        raise MemoryError("no room")
+    return OK
+
+
+_DROPPED = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@_DROPPED
+def test_a_crop_that_ends_in_an_error_is_made_again(
+    tmp_path: Path, by_hand: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = Lab(tmp_path, photographs(["420, plain"], 4, 7))
+    row_P, params = np.arange(4), lab.params(2)
+    expected, _ = lab.expected(row_P, params), by_hand.clear()
+    calls_F, integers = FUNCTIONS_F.copy(), (types.int64,) * 4
+    kinds = kernels.PIXELS, *integers, types.boolean, kernels.PIXELS
+    calls_F[batch._CROP] = address_of(_crop_without_memory, *kinds)
+    monkeypatch.setattr(batch, "functions", lambda: calls_F)
+    for _ in range(2):
+        assert (lab.render(row_P, params) == expected).all()
+    assert by_hand == [*range(4)] * 2
+
+
+@_DROPPED
+def test_an_operation_without_memory_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = Lab(tmp_path, photographs(["420, plain"], 2, 8))
+    row_P, params = np.arange(2), lab.params(1)
+    params = replace(params, codes_BL=np.full((2, 1), ops.BLUR, np.int8))
+    params = replace(params, arguments_BL6=np.full((2, 1, 6), 70_000, np.int32))
+    address_C = np.zeros_like(kernels._ADDRESS_C)
+    kinds = kernels.PIXELS, types.int64, kernels.PIXELS
+    address_C[ops.BLUR] = address_of(_blur_without_memory, *kinds)
+    monkeypatch.setattr(kernels, "_ADDRESS_C", address_C)
+    for render in (lab.render, lab.expected):
+        with pytest.raises(MemoryError, match="no memory for an image operation"):
+            render(row_P, params)
 
 
 def test_what_compiled_code_does_not_resize_is_made_by_python(
