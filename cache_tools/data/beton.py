@@ -109,6 +109,11 @@ class Beton(ImageDataset):
         descriptor_P, offset_P, length_P = super().locate(number_P)
         return descriptor_P, offset_P, np.where(self.rows_N["mode"][number_P] == RAW, 0, length_P)
 
+    def recorded(self) -> dict[str, NDArray[Any]]:
+        """As of any data set; digests and sizes in pixels, too."""
+        columns = {name: self.rows_N[name] for name in ("height", "width", "digest")}
+        return super().recorded() | columns
+
     def compare(self, table: SampleTable, row: int) -> None:
         """Compare the stored bytes, pixels or encoded, with a row of a cache's table.
 

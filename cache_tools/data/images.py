@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,6 +141,10 @@ class ImageDataset:
         else:
             found = [-1] * len(file_P)
         return np.array(found, np.int64), offset_P, self.length_N[number_P].astype(np.int64)
+
+    def recorded(self) -> dict[str, NDArray[Any]]:
+        """Columns of a sample table that are known without reading an image: name → [N]."""
+        return {"bytes": self.length_N}
 
     def compare(self, table: SampleTable, row: int) -> None:
         """Compare what is stored of a sample with its row of a cache's table, in whose order it is.

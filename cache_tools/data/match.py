@@ -45,6 +45,12 @@ _FIRST = 256
 _AHEAD = 1024
 _INDEX = ("file_N", "offset_N", "length_N", "label_N")
 """Columns of an index of tars that are kept, beside the names."""
+_UNITS = {
+    "bytes": " bytes",
+    "height": " rows of pixels",
+    "width": " columns of pixels",
+    "digest": " as digest",
+}
 _COVERAGE = ("by_digest", "extra", "first_missing", "first_extra")
 
 
@@ -141,8 +147,9 @@ def align(
 ) -> tuple[ImageDataset, DatasetMatch]:
     """Order a data set as `table`, after checking that it is the one the cache was made from.
 
-    Keys, labels and encoded sizes are compared here, which costs no read where no image was
-    renamed; the bytes themselves are compared with their digests when they are read.
+    Keys, labels, encoded sizes and what else a data set has recorded of its images are compared
+    here, which costs no read where no image was renamed; the bytes themselves are compared with
+    their digests when they are read.
 
     Args:
         table: The cache's samples.
@@ -165,7 +172,7 @@ def align(
     ordered = images.subset(
         np.where(covered.present_N, covered.image_index_N, covered.image_index_N[rows[0]])
     )
-    _check_sizes(table, rows, ordered)
+    _check_recorded(table, rows, ordered)
     if dataset.labels:
         _check_labels(table, dataset, rows, ordered)
     return ordered, covered
@@ -326,16 +333,22 @@ def _copy(images: ImageDataset, numbers: I8) -> str:
     return identity.hexdigest()
 
 
-def _check_sizes(table: SampleTable, rows: I8, images: ImageDataset) -> None:
-    changed = rows[images.length_N[rows] != table.bytes_N[rows]]
-    if len(changed):
-        first = int(changed[0])
-        raise CacheMismatch(
-            f"{len(changed)} of {len(table)} images in {images.source} are not the "
-            f"teacher's (first: {table.keys[first]!r}, {images.length_N[first]} bytes against "
-            f"{table.bytes_N[first]}). "
-            "Pass the original images; a re-encoded copy gives other pixels."
-        )
+def _check_recorded(table: SampleTable, rows: I8, images: ImageDataset) -> None:
+    """Compare what the data set has recorded of its images with the table.
+
+    Of pixels in a `.beton` the recorded digest is that of the encoded image they were made from.
+    """
+    for name, found_N in images.recorded().items():
+        expected_N = getattr(table, f"{name}_N")
+        changed = rows[found_N[rows] != expected_N[rows]]
+        if len(changed):
+            first = int(changed[0])
+            raise CacheMismatch(
+                f"{len(changed)} of {len(table)} images in {images.source} are not the "
+                f"teacher's (first: {table.keys[first]!r}, {found_N[first]}{_UNITS[name]} against "
+                f"{expected_N[first]}). "
+                "Pass the original images; a re-encoded copy gives other pixels."
+            )
 
 
 def _check_labels(table: SampleTable, dataset: DatasetSpec, rows: I8, images: ImageDataset) -> None:

@@ -1,0 +1,58 @@
+"""A `.beton` of other pictures than a cache's."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cache_tools.data import beton, match, scan
+from cache_tools.data.beton import Beton
+from cache_tools.data.images import ImageDataset
+from cache_tools.data.open import open_images
+from cache_tools.errors import CacheMismatch
+from cache_tools.spec.dataset import DatasetSpec
+from cache_tools.spec.sample_table import SampleTable
+from tests.helpers.jpegs import PHOTO
+
+COUNT = 4
+
+
+def pictures(folder: Path, kind: str, changed: int = -1, step: int = 0) -> ImageDataset:
+    """Photographs in a folder; one may show another part of the photograph, of the same size."""
+    for i in range(COUNT):
+        left = 20 * i + step * (i == changed)
+        (folder / f"c{i % 2}").mkdir(parents=True, exist_ok=True)
+        picture = Image.fromarray(PHOTO[30 * i :, left:][:90, :120])
+        picture.save(folder / f"c{i % 2}/p{i}.{kind}")
+    return open_images(str(folder), "train")
+
+
+def container(images: ImageDataset, out: Path, raw: bool = True) -> Beton:
+    beton.write(images, out, raw, 2, lambda _: None)
+    return beton.open_beton(out)
+
+
+def described(images: ImageDataset) -> tuple[SampleTable, DatasetSpec]:
+    kind, keys, ordered = scan.in_table_order(images, None)
+    table = scan.scan(keys, ordered, True, 2, lambda _: None)
+    return table, DatasetSpec(len(table), 2, True, kind, table.sha256)
+
+
+@pytest.mark.parametrize("column", ["digest", "height", "width"])
+def test_pixels_of_other_pictures_are_refused(tmp_path: Path, column: str) -> None:
+    """A BMP of equal dimensions has equal length, whatever it shows: no byte of it is read."""
+    table, dataset = described(pictures(tmp_path / "a", "bmp"))
+    images = container(pictures(tmp_path / "b", "bmp", 2, 7), tmp_path / "b.beton")
+    if column != "digest":  # another table of the same bytes
+        images = container(open_images(str(tmp_path / "a"), "train"), tmp_path / "a.beton")
+        sides_N = np.where(np.array(table.keys) == "p2", 1, 0) + getattr(table, f"{column}_N")
+        table = replace(table, **{f"{column}_N": sides_N.astype(np.int32)})
+    said = r"1 of 4 images in .*\.beton are not the teacher's \(first: 'p2', .* against "
+    with pytest.raises(CacheMismatch, match=said):
+        match.match(table, dataset, images)
+    present_N = np.array(table.keys) != "p2"
+    kept = [i for i, name in enumerate(images.names) if not name.endswith("p2")]
+    _, covered = match.align(table, dataset, images.subset(np.array(kept)), partial=True)
+    assert (covered.present_N == present_N).all()
