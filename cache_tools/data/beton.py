@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
+import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,13 +27,12 @@ from cache_tools.data.images import ImageDataset, class_folders, class_numbers
 from cache_tools.data.info_json import SPLITS
 from cache_tools.errors import DataError, UsageError
 from cache_tools.file_contents import describe_file
-from cache_tools.numerics.array_types import I8
+from cache_tools.numerics.array_types import I8, U1, U4
 from cache_tools.render import decode
 from cache_tools.spec import sample_table
 from cache_tools.spec.sample_table import SampleTable
 from cache_tools.storage import atomic, paths
 
-U1 = NDArray[np.uint8]
 Records = NDArray[np.void]
 JPEG, RAW = 0, 1
 SUFFIX = ".beton"
@@ -77,10 +77,10 @@ class Beton(ImageDataset):
 
     rows_N: Records = field(default_factory=lambda: np.empty(0, RECORD))
     """[N] of RECORD."""
-    _whole_N: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, bool), repr=False)
+    _crc_N: U4 = field(default_factory=lambda: np.empty(0, np.uint32), repr=False)
 
     def __post_init__(self) -> None:
-        self._whole_N = np.zeros(len(self.rows_N), bool)
+        self._crc_N = np.zeros(len(self.rows_N), np.uint32)
 
     @property
     def path(self) -> Path:
@@ -134,38 +134,61 @@ class Beton(ImageDataset):
             )
 
     def pixels(self, number: int) -> U1 | None:
-        """[H, W, 3] of a sample whose pixels are stored, else None."""
+        """[H, W, 3] of a sample whose pixels are stored, else None.
+
+        Raises:
+            DataError: They cannot be read, or are damaged; the sample is named.
+        """
         row = self.rows_N[number]
         if row["mode"] != RAW:
             return None
-        self.check(number)
-        data = self.stored(number)
+        data = self._checked(number)
         return np.frombuffer(data, np.uint8).reshape(int(row["height"]), int(row["width"]), 3)
 
     def check(self, number: int) -> None:
         """Compare the stored bytes of a sample with their digest, once for each opened file.
 
         Raises:
-            DataError: They differ; the sample is named.
+            DataError: They differ, or cannot be read; the sample is named.
         """
-        if self._whole_N[number]:
-            return
-        if sample_table.digest(self.stored(number)) != int(self.rows_N[number]["stored"]):
-            raise DataError(
-                f"image {self.names[number]!r} in {self.path} is damaged (digest differs). "
-                "Write the file again with kdcache beton."
-            )
-        self._whole_N[number] = True
+        if not self._crc_N[number]:
+            self._checked(number)
+
+    def _checked(self, number: int) -> bytes:
+        """Read the stored bytes of a sample; from the second time on a CRC-32C is the digest's."""
+        data = self.stored(number)
+        crc = google_crc32c.value(data)
+        if not crc or crc != self._crc_N[number]:
+            if sample_table.digest(data) != int(self.rows_N[number]["stored"]):
+                raise DataError(
+                    f"image {self.names[number]!r} in {self.path} is damaged (digest differs). "
+                    "Write the file again with kdcache beton."
+                )
+            self._crc_N[number] = crc
+        return data
 
     def unchecked(self, numbers: NDArray[np.int64]) -> list[int]:
         """List those of some samples that `check` has not compared yet, each once."""
-        left: list[int] = np.unique(numbers[~self._whole_N[numbers]]).tolist()
+        left: list[int] = np.unique(numbers[self._crc_N[numbers] == 0]).tolist()
         return left
 
     def stored(self, number: int) -> bytes:
-        """Read the stored bytes of a sample, a JPEG or pixels."""
-        row = self.rows_N[number]
-        return self._file_pool.read(self.paths[0], int(row["ptr"]), int(row["size"]))
+        """Read the stored bytes of a sample, a JPEG or pixels.
+
+        Raises:
+            DataError: The file is gone, unreadable or shorter than it was; the sample is named.
+        """
+        row, name = self.rows_N[number], self.names[number]
+        try:
+            data = self._file_pool.read(self.paths[0], int(row["ptr"]), int(row["size"]))
+        except OSError as error:
+            raise DataError(f"cannot read sample {name!r} in {self.path}: {error}.") from None
+        if len(data) != row["size"]:
+            raise DataError(
+                f"sample {name!r} in {self.path} has {len(data)} bytes, {row['size']} were there "
+                "when the file was opened. Write the file again with kdcache beton."
+            )
+        return data
 
 
 def find(source: str, split: str) -> Path | None:

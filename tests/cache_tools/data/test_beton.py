@@ -1,4 +1,4 @@
-"""A `.beton` of other pictures than a cache's."""
+"""A `.beton` of other pictures than a cache's, and one that changes while it is read."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +11,13 @@ from cache_tools.data import beton, match, scan
 from cache_tools.data.beton import Beton
 from cache_tools.data.images import ImageDataset
 from cache_tools.data.open import open_images
-from cache_tools.errors import CacheMismatch
+from cache_tools.data.view_renderer import ViewRenderer
+from cache_tools.errors import CacheMismatch, DataError
+from cache_tools.numerics.array_types import U1
 from cache_tools.spec.dataset import DatasetSpec
 from cache_tools.spec.sample_table import SampleTable
+from cache_tools.spec.views import ViewSpec
+from cache_tools.views import draw
 from tests.helpers.jpegs import PHOTO
 
 COUNT = 4
@@ -56,3 +60,46 @@ def test_pixels_of_other_pictures_are_refused(tmp_path: Path, column: str) -> No
     kept = [i for i, name in enumerate(images.names) if not name.endswith("p2")]
     _, covered = match.align(table, dataset, images.subset(np.array(kept)), partial=True)
     assert (covered.present_N == present_N).all()
+
+
+class Rendered:
+    """Views of stored pixels, as training makes them."""
+
+    def __init__(self, folder: Path) -> None:
+        table, dataset = described(pictures(folder / "a", "png"))
+        self.images = container(open_images(str(folder / "a"), "train"), folder / "x.beton")
+        self.images = match.match(table, dataset, self.images)
+        spec = ViewSpec(size=32, interpolation="box")
+        self._views = ViewRenderer(self.images, spec, table, True, decoded_before=True)
+        self._params = draw.draw(spec, table.id_N, table.height_N, table.width_N, 0)
+
+    def views(self) -> U1:
+        """Views of all samples."""
+        out = np.zeros((COUNT, 32, 32, 3), np.uint8)
+        at_V = np.array([pixels.ctypes.data for pixels in out])
+        rows = np.arange(COUNT)
+        self._views.render_many(rows, np.arange(COUNT + 1), self._params, [*out], at_V)
+        return out
+
+
+def test_pixels_that_change_between_epochs_are_refused(tmp_path: Path) -> None:
+    lab = Rendered(tmp_path)
+    first, path = lab.views(), tmp_path / "x.beton"
+    assert (lab.views() == first).all()
+    at = int(lab.images.rows_N["ptr"][1]) + 90 * 120
+    with path.open("r+b") as file:
+        file.seek(at)
+        old = file.read(1)
+        file.seek(at)
+        file.write(bytes([old[0] ^ 1]))
+    for _ in range(2):
+        with pytest.raises(DataError, match=f"image '.*' in {path} is damaged"):
+            lab.views()
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(old)
+    assert (lab.views() == first).all()
+    with path.open("r+b") as file:
+        file.truncate(at)
+    with pytest.raises(DataError, match=r"has \d+ bytes, 32400 were there when the file was op"):
+        lab.views()
