@@ -216,13 +216,16 @@ def open_beton(path: Path) -> Beton:
     """
     try:
         with path.open("rb") as file:
-            metadata, allocated = _read_tables(file, path)
-            names = _read_names(file, metadata)
+            size = os.fstat(file.fileno()).st_size
+            metadata, allocated = _read_tables(file, size, path)
+            names = _read_names(file, metadata, size)
     except FileNotFoundError:
         raise UsageError(f"there is no file {path}. kdcache beton SRC {path} writes it.") from None
+    except DataError:
+        raise
     except (OSError, ValueError, MemoryError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read ({error}). Write it again.") from None
-    rows, source = _records(metadata, allocated, path.stat().st_size, path), metadata["f6"]
+    rows, source = _records(metadata, allocated, size, path), metadata["f6"]
     plain = rows["mode"] == JPEG
     return Beton(
         str(path),
@@ -369,7 +372,7 @@ def _descriptions() -> Records:
     return rows
 
 
-def _read_tables(file: BinaryIO, path: Path) -> tuple[Records, Records]:
+def _read_tables(file: BinaryIO, size: int, path: Path) -> tuple[Records, Records]:
     """Metadata and allocation table; DataError when the file is not of `write`."""
     header = np.fromfile(file, _HEADER, 1)
     own = len(header) == 1 and header["version"][0] == _VERSION
@@ -377,24 +380,35 @@ def _read_tables(file: BinaryIO, path: Path) -> tuple[Records, Records]:
         raise _not_ours(path)
     if np.fromfile(file, _DESCRIPTION, len(_FIELDS)).tobytes() != _descriptions().tobytes():
         raise _not_ours(path)
-    count, size = int(header["samples"][0]), path.stat().st_size
+    count = int(header["samples"][0])
     if count * _METADATA.itemsize > size or int(header["table"][0]) > size:
         raise ValueError("it is shorter than its header states")
     metadata = np.fromfile(file, _METADATA, count)
+    if len(metadata) < count:
+        raise ValueError("it is shorter than its header states")
     file.seek(int(header["table"][0]))
     return metadata, np.fromfile(file, _ALLOCATION)
 
 
-def _read_names(file: BinaryIO, metadata: Records) -> list[str]:
+def _read_names(file: BinaryIO, metadata: Records, size: int) -> list[str]:
     where = metadata["f2"]
     if len(where) == 0:
         return []
-    first, last = int(where["ptr"][0]), int(where["ptr"][-1] + where["size"][-1])
+    if _outside(where, size).any():
+        raise ValueError("the names of its samples are not in it")
+    ends = where["ptr"] + where["size"]
+    first, last = int(where["ptr"].min()), int(ends.max())
     file.seek(first)
     text = file.read(last - first)
-    ends = where["ptr"] + where["size"]
     pairs = zip((where["ptr"] - first).tolist(), (ends - first).tolist(), strict=True)
     return [text[a:b].decode("utf-8", "surrogateescape") for a, b in pairs]
+
+
+def _outside(ranges: Records, size: int) -> NDArray[np.bool_]:
+    """Find ranges (ptr, size) that leave a file of `size` bytes; sums of both may overflow."""
+    end = np.uint64(size)
+    outside = (ranges["size"] > end) | (ranges["ptr"] > end - np.minimum(ranges["size"], end))
+    return np.asarray(outside)
 
 
 def _records(metadata: Records, allocated: Records, size: int, path: Path) -> Records:
@@ -403,14 +417,19 @@ def _records(metadata: Records, allocated: Records, size: int, path: Path) -> Re
     for name in ("ptr", "mode", "height", "width"):
         rows[name] = image[name]
     rows["digest"], rows["stored"] = (metadata[f].view(np.uint64) for f in ("f3", "f5"))
-    order = np.argsort(allocated["ptr"])
-    at = np.searchsorted(allocated["ptr"], rows["ptr"], sorter=order)
-    found = allocated[order[np.minimum(at, len(order) - 1)]]
+    allocated = allocated[np.argsort(allocated["ptr"])]
+    if not len(allocated):  # then none of the rows is there
+        allocated = np.array([(0, 2**64 - 1, 0)], _ALLOCATION)
+    at = np.searchsorted(allocated["ptr"], rows["ptr"])
+    found = allocated[np.minimum(at, len(allocated) - 1)]
     rows["size"] = found["size"]
     pixels = 3 * rows["height"].astype(np.uint64) * rows["width"].astype(np.uint64)
-    wrong = (found["ptr"] != rows["ptr"]) | (rows["ptr"] + rows["size"] > size)
-    wrong |= (rows["mode"] == JPEG) & (rows["stored"] != rows["digest"])
-    wrong |= (rows["mode"] > RAW) | ((rows["mode"] == RAW) & (rows["size"] != pixels))
+    length, source, raw = metadata["f4"], metadata["f6"], rows["mode"] == RAW
+    wrong = (found["ptr"] != rows["ptr"]) | _outside(rows, size) | (rows["mode"] > RAW)
+    wrong |= ~raw & ((rows["stored"] != rows["digest"]) | (rows["size"] != length))
+    wrong |= raw & ((rows["size"] != pixels) | (length < 0))
+    wrong |= raw & (source["size"] > 0) & ((source["size"] != length) | _outside(source, size))
+    wrong |= metadata["f1"] != metadata["f1"].astype(np.int32)
     if wrong.any():
         raise DataError(f"{path} is damaged: row {int(wrong.argmax())} cannot be. Write it again.")
     return rows

@@ -1,5 +1,6 @@
-"""A `.beton` of other pictures than a cache's, and one that changes while it is read."""
+"""A `.beton` of other pictures than a cache's, one that changes while it is read, false tables."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -103,3 +104,73 @@ def test_pixels_that_change_between_epochs_are_refused(tmp_path: Path) -> None:
         file.truncate(at)
     with pytest.raises(DataError, match=r"has \d+ bytes, 32400 were there when the file was op"):
         lab.views()
+
+
+TABLE = beton._HEADER.itemsize + len(beton._FIELDS) * beton._DESCRIPTION.itemsize
+Edit = Callable[[np.ndarray, np.ndarray], object]
+
+
+def _wrapped_range(metadata: np.ndarray, allocated: np.ndarray) -> None:
+    """Begin and size of an image whose sum is 16: modulo 2^64 it is in the file."""
+    allocated["ptr"][1] = metadata["f0"]["ptr"][0] = 2**64 - 16
+    allocated["size"][1] = 32
+
+
+EDITS: dict[str, Edit] = {
+    "image beyond 2^64": _wrapped_range,
+    "name beyond 2^63": lambda m, _: m["f2"]["ptr"].__setitem__(0, 2**63),
+    "name beyond 2^64": lambda m, _: m["f2"]["ptr"].__setitem__(-1, 2**64 - 1),
+    "name of 2^63 bytes": lambda m, _: m["f2"]["size"].__setitem__(-1, 2**63),
+    "length": lambda m, _: m["f4"].__setitem__(0, 99),
+    "negative length": lambda m, _: m["f4"].__setitem__(0, -1),
+    "source beyond 2^64": lambda m, _: m["f6"]["ptr"].__setitem__(0, 2**64 - 1),
+    "source of another length": lambda m, _: m["f6"]["size"].__setitem__(0, 7),
+    "label beyond 32 bits": lambda m, _: m["f1"].__setitem__(0, 2**40),
+    "no image in the table": lambda _, a: a["ptr"].__setitem__(slice(None), 2**64 - 1),
+}
+
+_OF_PIXELS = ("source", "negative length")
+"""Edits of what a JPEG has not, which is its own source."""
+
+
+@pytest.mark.parametrize(
+    ("edit", "kind"),
+    [(e, k) for e in EDITS for k in ("jpg", "png") if k == "png" or not e.startswith(_OF_PIXELS)],
+)
+def test_tables_that_point_out_of_the_file_are_refused(
+    tmp_path: Path, edit: str, kind: str
+) -> None:
+    out = tmp_path / "x.beton"
+    container(pictures(tmp_path / "a", kind), out, raw=False)
+    data = out.read_bytes()
+    end = int(np.frombuffer(data, beton._HEADER, 1)["table"][0])
+    metadata = np.frombuffer(data[TABLE:], beton._METADATA, COUNT).copy()
+    allocated = np.frombuffer(data[end:], beton._ALLOCATION).copy()
+    EDITS[edit](metadata, allocated)
+    between = data[TABLE + metadata.nbytes : end]
+    out.write_bytes(data[:TABLE] + metadata.tobytes() + between + allocated.tobytes())
+    with pytest.raises(DataError, match=rf"{out} (is damaged|cannot be read)"):
+        beton.open_beton(out)
+
+
+def test_a_container_that_ends_early_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "x.beton"
+    container(pictures(tmp_path / "a", "jpg"), out)
+    data = bytearray(out.read_bytes())
+    table = int(np.frombuffer(data, beton._HEADER, 1)["table"][0])
+    out.write_bytes(data[:table])  # without its last table
+    with pytest.raises(DataError, match="is damaged: row 0 cannot be"):
+        beton.open_beton(out)
+    short = data[: TABLE + 2 * beton._METADATA.itemsize]
+    short[16:24] = bytes(8)  # its last table is said to be here
+    out.write_bytes(short)
+    with pytest.raises(DataError, match="shorter than its header states"):
+        beton.open_beton(out)
+
+
+def test_a_container_that_is_gone_is_an_error_that_names_the_sample(tmp_path: Path) -> None:
+    images = container(pictures(tmp_path / "a", "jpg"), tmp_path / "x.beton")
+    images.path.unlink()
+    for read in (images.pixels, images.check, images.stored):
+        with pytest.raises(DataError, match=r"cannot read sample 'c0/p0' in .*x\.beton"):
+            read(0)
