@@ -65,7 +65,10 @@ class ViewRenderer:
             DataError: They cannot be read.
             CacheMismatch: They are not those the table was made of.
         """
-        data = self._images.read(row)
+        return self._checked(row, self._images.read(row))
+
+    def _checked(self, row: int, data: bytes) -> bytes:
+        """Compare the encoded bytes of one sample with its digest, or with their CRC-32C."""
         if self._table is None:
             return data
         if self._crc_N is None:
@@ -86,12 +89,16 @@ class ViewRenderer:
         """
         return decode.decode(self.read(row), self.keys[row], sides=self._sides(row))
 
-    def render(self, row: int, wanted: Sequence[ViewRequest]) -> None:
-        """Render views of one image into memory that is there already; raises as `decode`."""
+    def render(self, row: int, wanted: Sequence[ViewRequest], encoded: bytes | None = None) -> None:
+        """Render views of one image into memory that is there already; raises as `decode`.
+
+        `encoded`: its bytes, where they have been read; they are compared as those of `read`.
+        """
         picture = self._images.pixels(row) if self._stored_pixels else None
         if picture is None:
             key, whole_before = self.keys[row], self._crc_N is not None
-            data, sides = self.read(row), self._sides(row)
+            data = self._images.read(row) if encoded is None else encoded
+            data, sides = self._checked(row, data), self._sides(row)
             view.render_views(data, key, self.spec, wanted, self._buffer, whole_before, sides)
             return
         if (sides := self._sides(row)) is not None:
@@ -121,35 +128,38 @@ class ViewRenderer:
             As `render`, which makes what is not plain.
         """
         size_V = np.array([len(pixels) for pixels in out], np.int64)
-        status_P = self._compiled(row_P, first_P, params, address_V, size_V)
+        status_P, held = self._compiled(row_P, first_P, params, address_V, size_V)
         for i in np.flatnonzero(status_P != batch.DONE).tolist():
             views = range(int(first_P[i]), int(first_P[i + 1]))
-            self.render(int(row_P[i]), [(params, v, out[v]) for v in views])
+            self.render(int(row_P[i]), [(params, v, out[v]) for v in views], held.get(i))
 
     def _compiled(
         self, row_P: I8, first_P: I8, params: ViewParams, address_V: I8, size_V: I8
-    ) -> U1:
-        """Make what compiled code can; the images' statuses."""
+    ) -> tuple[U1, dict[int, bytes]]:
+        """Make what compiled code can; the images' statuses, and encoded bytes by position."""
         status_P, calls_F = np.full(len(row_P), batch.LEFT, np.uint8), batch.functions()
+        held = dict[int, bytes]()
         if not calls_F.size or self._table is None or self._crc_N is None:
-            return status_P
+            return status_P, held
         if self.spec.scaled_decode:
-            return status_P
+            return status_P, held
         height_P = self._table.height_N[row_P].astype(np.int64)
         width_P = self._table.width_N[row_P].astype(np.int64)
-        descriptor_P, begin_P, length_P = self._images.locate(row_P)
-        bottom_V = params.box_B4[:, 0].astype(np.int64) + params.box_B4[:, 2]
-        room_P = 3 * np.maximum.reduceat(bottom_V, first_P[:-1]) * width_P
+        room_P = 3 * batch.bottoms(first_P, params.box_B4, params.filter_B, size_V) * width_P
         plain_P = (room_P > 0) & (room_P <= batch.MOST_ROOM) & ~self._odd_N[row_P]
-        plain_P &= (length_P > 0) & (length_P <= batch.MOST_BYTES)
         plain_P &= height_P * width_P <= decode.LARGE
         if not plain_P.any():
-            return status_P
-        status_P[plain_P], crc_P, held = batch.TODO, self._crc_N[row_P], []
+            return status_P, held
+        descriptor_P, begin_P, length_P = self._images.locate(row_P)
+        plain_P &= (length_P > 0) & (length_P <= batch.MOST_BYTES)
+        if not plain_P.any():
+            return status_P, held
+        status_P[plain_P], crc_P = batch.TODO, self._crc_N[row_P]
         for i in np.flatnonzero(plain_P & ((descriptor_P < 0) | (crc_P == 0))).tolist():
-            held.append(np.frombuffer(self.read(int(row_P[i])), np.uint8))
-            descriptor_P[i], crc_P[i] = -1, 0
-            begin_P[i], length_P[i] = held[-1].ctypes.data, held[-1].size
+            row = int(row_P[i])  # bytes whose CRC is known are compared in compiled code
+            held[i] = self._images.read(row) if crc_P[i] else self.read(row)
+            descriptor_P[i], length_P[i] = -1, len(held[i])
+            begin_P[i] = np.frombuffer(held[i], np.uint8).ctypes.data
         batch.decode_views(
             *(calls_F, descriptor_P, begin_P, length_P, crc_P, height_P, width_P, first_P),
             *(params.box_B4, params.filter_B, params.flip_B, address_V, size_V),
@@ -165,7 +175,7 @@ class ViewRenderer:
                 np.array(self.spec.fill, np.uint8),
                 *(params.erase_BE8, params.noise_BE2, first_P, status_P),
             )
-        return status_P
+        return status_P, held
 
     def render_one(self, row: int, params: ViewParams, at: int = 0) -> U1:
         """Render one view, view `at` of `params`, into new memory: [S, S, 3]."""

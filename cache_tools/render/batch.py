@@ -56,7 +56,7 @@ def decode_views(
         descriptor_P: The file of each encoded picture, or -1: it is in memory.
         begin_P: Its first byte in the file, or its address.
         length_P: Its bytes.
-        crc_P: Its CRC-32C; 0 = its bytes have been checked.
+        crc_P: Its CRC-32C, which its bytes must have; 0 = they have been checked.
         height_P: Height of the picture in pixels, which its header must have.
         width_P: Its width, likewise.
         first_P: [P + 1], the first view of each picture, and V.
@@ -95,6 +95,19 @@ def decode_views(
             crop = np.int64(y), np.int64(x), np.int64(height), np.int64(width), flip_V[v], out
             if call(calls_F[_CROP], (picture, *crop)) != OK:
                 status_P[i] = LEFT
+
+
+@njit(nogil=True, cache=True)
+def bottoms(first_P: I8, box_V4: I4, filter_V: I1, size_V: I8) -> I8:
+    """Compute down to which row of each picture its views show it; 0 where one is not made here.
+
+    Arguments as those of `decode_views`.
+    """
+    bottom_P = np.zeros(first_P.size - 1, np.int64)
+    for i in range(bottom_P.size):
+        own = slice(first_P[i], first_P[i + 1])
+        bottom_P[i] = _union(box_V4[own], filter_V[own], size_V[own])[2]
+    return bottom_P
 
 
 @njit(nogil=True, cache=True)

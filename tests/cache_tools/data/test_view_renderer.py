@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numba
 import numpy as np
 import pytest
@@ -119,9 +120,9 @@ def by_hand(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     rows: list[int] = []
     real = ViewRenderer.render
 
-    def spy(self: ViewRenderer, row: int, wanted: Any) -> None:
+    def spy(self: ViewRenderer, row: int, wanted: Any, encoded: bytes | None = None) -> None:
         rows.append(row)
-        real(self, row, wanted)
+        real(self, row, wanted, encoded)
 
     monkeypatch.setattr(ViewRenderer, "render", spy)
     return rows
@@ -305,7 +306,7 @@ def test_boxes_outside_of_the_picture_are_refused(tmp_path: Path, box: tuple[int
     first_P, out = np.array([0, 1]), np.zeros((40, 40, 3), np.uint8)
     at_V, row_P = np.array([out.ctypes.data]), np.array([0])
     assert (
-        lab.compiled._compiled(row_P, first_P, params, at_V, np.array([40])) != batch.DONE
+        lab.compiled._compiled(row_P, first_P, params, at_V, np.array([40]))[0] != batch.DONE
     ).all()
     for _ in range(2):
         with pytest.raises(CacheMismatch, match="leaves sample 'k0'"):
@@ -334,16 +335,22 @@ def test_a_table_of_other_sizes_is_refused(tmp_path: Path, sides: tuple[int, int
         lab.images.compare(lab.table, 1)
 
 
+def in_files(lab: Lab, folder: Path) -> list[Path]:
+    """Put each picture into a file of its own."""
+    paths, count = [folder / f"{i}.jpg" for i in range(len(lab.encoded))], len(lab.encoded)
+    for path, data in zip(paths, lab.encoded, strict=True):
+        path.write_bytes(data)
+    lab.images = replace(lab.images, paths=paths, file_N=np.arange(count, dtype=np.int32))
+    lab.images.offset_N, lab.images.sharded = np.zeros(count, np.int64), False
+    lab.compiled = lab.renderer()
+    return paths
+
+
 def test_a_folder_of_files(tmp_path: Path, by_hand: list[int]) -> None:
     lab = Lab(tmp_path, photographs(["444, plain"], 5, 5))
     row_P, params = np.arange(5), lab.params(2)
     expected = lab.expected(row_P, params)
-    paths = [tmp_path / f"{i}.jpg" for i in range(5)]
-    for path, data in zip(paths, lab.encoded, strict=True):
-        path.write_bytes(data)
-    lab.images = replace(lab.images, paths=paths, file_N=np.arange(5, dtype=np.int32))
-    lab.images.offset_N, lab.images.sharded = np.zeros(5, np.int64), False
-    lab.compiled = lab.renderer()
+    paths = in_files(lab, tmp_path)
     by_hand.clear()
     for _ in range(2):
         assert (lab.render(row_P, params) == expected).all()
@@ -351,6 +358,52 @@ def test_a_folder_of_files(tmp_path: Path, by_hand: list[int]) -> None:
     paths[2].unlink()
     with pytest.raises(DataError, match="cannot read sample 'k2'"):
         lab.render(row_P, params)
+
+
+@pytest.mark.parametrize("interpolation", ["box", "area", "bilinear", "random"])
+def test_a_picture_is_read_once_in_each_epoch(
+    interpolation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = photographs(["420, plain", "420, progressive", "cmyk"], 12, 9)
+    lab = Lab(tmp_path, encoded, replace(BOX, interpolation=interpolation))
+    row_P, params, reads = np.arange(12), lab.params(2), list[int]()
+    expected = lab.expected(row_P, params)
+    in_files(lab, tmp_path)
+    real = ImageDataset.read
+
+    def spy(self: ImageDataset, number: int) -> bytes:
+        reads.append(number)
+        return real(self, number)
+
+    monkeypatch.setattr(ImageDataset, "read", spy)
+    for _ in range(3):
+        reads.clear()
+        assert (lab.render(row_P, params) == expected).all()
+        assert sorted(reads) == [*range(12)]
+
+
+def test_files_are_compared_in_compiled_code_from_the_second_epoch_on(
+    tmp_path: Path, by_hand: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = Lab(tmp_path, photographs(["420, plain"], 6, 10))
+    row_P, params, compared = np.arange(6), lab.params(2), list[int]()
+    paths, real = in_files(lab, tmp_path), google_crc32c.value
+    expected = lab.render(row_P, params)
+
+    def spy(data: bytes) -> int:
+        compared.append(len(data))
+        return int(real(data))
+
+    monkeypatch.setattr(google_crc32c, "value", spy)
+    assert (lab.render(row_P, params) == expected).all()
+    assert not compared
+    assert not by_hand
+    data = bytearray(lab.encoded[4])
+    data[-9] ^= 1
+    paths[4].write_bytes(data)
+    for _ in range(2):
+        with pytest.raises(CacheMismatch, match="image 'k4' has changed since the cache was made"):
+            lab.render(row_P, params)
 
 
 def test_more_shards_than_files_may_be_open(tmp_path: Path, by_hand: list[int]) -> None:

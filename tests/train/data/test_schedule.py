@@ -170,9 +170,9 @@ def test_views_of_an_update_are_rendered_from_one_decode_and_resume_in_its_middl
     schedule = Schedule(there, 1, 12, 0, aug_repeats=3, grad_accum_steps=4)
     plan, render = schedule.plan(1), ViewRenderer.render
 
-    def spy(self: ViewRenderer, row: int, wanted: Any) -> None:
+    def spy(self: ViewRenderer, row: int, wanted: Any, encoded: bytes | None = None) -> None:
         rendered[row] += 1
-        render(self, row, wanted)
+        render(self, row, wanted, encoded)
 
     monkeypatch.setattr(ViewRenderer, "render", spy)
     whole = [*loader(there, images, schedule).epoch(1)]
