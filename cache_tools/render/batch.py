@@ -23,8 +23,9 @@ from cache_tools.render import view as render
 from cache_tools.render.addresses import OK, address_of, call, pointer
 from cache_tools.storage.compiled import njit
 
-MOST_BYTES, MOST_ROOM = 2**22, 2**26
-"""Bytes of the largest encoded and decoded picture that is not left."""
+MOST_BYTES, MOST_ROOM, MOST_HELD = 2**22, 2**26, 2**26
+"""Bytes of the largest encoded picture, of the largest decoded one down to its last row that a view
+shows, and of all encoded ones in memory together, that are not left."""
 TODO, DONE, LEFT, ODD = range(4)
 """A picture's status; an odd one is left whatever its views show."""
 _REGION, _CROP, _READ, _CRC = range(-4, 0)

@@ -65,8 +65,8 @@ _PLUGINS: tuple[tuple[bytes, type[ImageFile.ImageFile], int], ...] = (
 memory that it takes for a pixel beside Pillow's image (1, 2 or 4) and the picture (3)."""
 _MOST_SCANS, _MOST_SCANNED = 500, 2**33
 """Scans of a JPEG, and scans times pixels: each goes over the whole picture."""
-LARGE, _ONE_AT_A_TIME = 2**25, threading.Lock()
-"""Pixels of a picture beside which no other such one is decoded."""
+LARGE = 2**26
+"""Bytes of memory from which on a picture counts: at most MAX_MEMORY is taken by these at once."""
 _KEPT = 2**26
 """Bytes of the largest memory that is kept for the next picture."""
 
@@ -108,6 +108,29 @@ def check_sides(key: str, found: tuple[int, ...], expected: tuple[int, int]) -> 
 def is_plain_jpeg(data: bytes) -> bool:
     """Check that TurboJPEG decodes an image to RGB: no CMYK, no other format."""
     return _header(data)[2] in _PLAIN
+
+
+class _Memory:
+    """Memory that is taken by many threads, each of which waits until its share is free."""
+
+    def __init__(self, count: int) -> None:
+        self._left, self._freed = count, threading.Condition()
+
+    @contextmanager
+    def taken(self, count: int) -> Iterator[None]:
+        """Take `count` bytes, no more than there are at all, until the block ends."""
+        with self._freed:
+            self._freed.wait_for(lambda: count <= self._left)
+            self._left -= count
+        try:
+            yield
+        finally:
+            with self._freed:
+                self._left += count
+                self._freed.notify_all()
+
+
+_MEMORY = _Memory(MAX_MEMORY)
 
 
 class DecodeBuffer(threading.local):
@@ -153,39 +176,71 @@ def decode(
         DataError: Not an image, one of absurd size or a broken one; `key` names it.
         CacheMismatch: It has others.
     """
-    with _naming(key, data):
-        height, width, color_space = _header(data)
-        if sides is not None:
-            check_sides(key, (height, width), sides)
-        with _ONE_AT_A_TIME if height * width > LARGE else nullcontext():
-            if box is not None and color_space in _PLAIN and not scale_log2:
-                part = _part(data, box, height, width, reuse or DecodeBuffer())
-                if part is not None:
-                    return part
-            if color_space in _PLAIN:
-                small = -(-height >> scale_log2), -(-width >> scale_log2)
-                buffer = None if reuse is None else reuse.room(3 * small[0] * small[1])
-                picture = _jpeg(data, "RGB", buffer, *(small if scale_log2 else (0, 0)))
-                height, width = small
-            else:
-                if color_space:  # CMYK or YCCK: Pillow makes RGB of it, but would not notice damage
-                    _jpeg(data, "CMYK")
-                packed = png.check(data) if data.startswith(png.SIGNATURE) else []
-                with _pillow(data) as image:
-                    picture = _rgb(image)
-                    # Rows that were not in the stream are zero; inflating all again is slow.
-                    if packed and (png.is_interlaced(data) or not _last_row(image).any()):
-                        png.check_rows(data, packed)
-        if picture.shape != (height, width, 3):
-            raise ValueError(f"decoded to {picture.shape}, its header has {height}×{width}")
-        if scale_log2 and color_space not in _PLAIN:
-            size = -(-width >> scale_log2), -(-height >> scale_log2)
-            return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
+    with decoded(data, key, reuse, scale_log2, box, sides) as picture:
         return picture
 
 
-def _header(data: bytes) -> tuple[int, int, str]:
-    """Height, width and, of a JPEG that simplejpeg can read, the name of its colour space."""
+@contextmanager
+def decoded(
+    data: bytes,
+    key: str,
+    reuse: DecodeBuffer | None = None,
+    scale_log2: int = 0,
+    box: Box | None = None,
+    sides: tuple[int, int] | None = None,
+) -> Iterator[U1]:
+    """Decode as `decode` does; the memory of a large picture counts until the block ends.
+
+    A thread that has one must not decode another: it might wait for itself.
+    """
+    with _naming(key, data):
+        height, width, color_space, memory = _header(data)
+        if sides is not None:
+            check_sides(key, (height, width), sides)
+    with _MEMORY.taken(memory) if memory > LARGE else nullcontext():
+        with _naming(key, data):
+            picture = _decode(data, height, width, color_space, reuse, scale_log2, box)
+        yield picture
+
+
+def _decode(
+    data: bytes,
+    height: int,
+    width: int,
+    color_space: str,
+    reuse: DecodeBuffer | None,
+    scale_log2: int,
+    box: Box | None,
+) -> U1:
+    """Decode an image of a known header."""
+    if box is not None and color_space in _PLAIN and not scale_log2:
+        part = _part(data, box, height, width, reuse or DecodeBuffer())
+        if part is not None:
+            return part
+    if color_space in _PLAIN:
+        small = -(-height >> scale_log2), -(-width >> scale_log2)
+        buffer = None if reuse is None else reuse.room(3 * small[0] * small[1])
+        picture = _jpeg(data, "RGB", buffer, *(small if scale_log2 else (0, 0)))
+        height, width = small
+    else:
+        if color_space:  # CMYK or YCCK: Pillow makes RGB of it, but would not notice damage
+            _jpeg(data, "CMYK")
+        packed = png.check(data) if data.startswith(png.SIGNATURE) else []
+        with _pillow(data) as image:
+            picture = _rgb(image)
+            # Rows that were not in the stream are zero; inflating all again is slow.
+            if packed and (png.is_interlaced(data) or not _last_row(image).any()):
+                png.check_rows(data, packed)
+    if picture.shape != (height, width, 3):
+        raise ValueError(f"decoded to {picture.shape}, its header has {height}×{width}")
+    if scale_log2 and color_space not in _PLAIN:
+        size = -(-width >> scale_log2), -(-height >> scale_log2)
+        return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
+    return picture
+
+
+def _header(data: bytes) -> tuple[int, int, str, int]:
+    """Height, width, colour space of a JPEG that simplejpeg can read, and bytes to decode it."""
     color_space = ""
     try:
         # Not is_jpeg(): it also wants the end marker to be the last bytes.
@@ -215,7 +270,7 @@ def _header(data: bytes) -> tuple[int, int, str]:
             f"it has {what}, and {limit} is the limit of its format, at {cost:.3g} bytes of memory "
             "for each"
         )
-    return height, width, color_space
+    return height, width, color_space, int(max(height * width, most) * cost)
 
 
 def _jpeg(

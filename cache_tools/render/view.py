@@ -106,10 +106,10 @@ def render_views(
     crops = [(*params.box_B4[row, 2:].tolist(), len(out)) for params, row, out in wanted]
     scales = [scale_log2(spec, height, width, size) for height, width, size in crops]
     for scale in sorted(set(scales)):
-        picture = decode.decode(data, key, reuse, scale, part, sides)
-        for (params, row, out), own in zip(wanted, scales, strict=True):
-            if own == scale:
-                render(picture, spec, params, row, out, scale, key)
+        with decode.decoded(data, key, reuse, scale, part, sides) as picture:
+            for (params, row, out), own in zip(wanted, scales, strict=True):
+                if own == scale:
+                    render(picture, spec, params, row, out, scale, key)
 
 
 def _union(boxes: list[list[int]]) -> decode.Box:

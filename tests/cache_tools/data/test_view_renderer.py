@@ -382,6 +382,20 @@ def test_a_picture_is_read_once_in_each_epoch(
         assert sorted(reads) == [*range(12)]
 
 
+def test_encoded_pictures_in_memory_are_few(
+    tmp_path: Path, by_hand: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = Lab(tmp_path, photographs(["420, plain"], 6, 11))
+    row_P, params = np.arange(6), lab.params(2)
+    expected, _ = lab.expected(row_P, params), by_hand.clear()
+    in_files(lab, tmp_path)
+    monkeypatch.setattr(batch, "MOST_HELD", sum(map(len, lab.encoded[:4])))
+    for _ in range(2):
+        by_hand.clear()
+        assert (lab.render(row_P, params) == expected).all()
+        assert by_hand == [4, 5]
+
+
 def test_files_are_compared_in_compiled_code_from_the_second_epoch_on(
     tmp_path: Path, by_hand: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

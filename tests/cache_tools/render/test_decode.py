@@ -5,11 +5,13 @@ Exact expectations come from the picture itself (lossless kinds) or from Pillow 
 
 import io
 import struct
+import threading
 import tracemalloc
 import warnings
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,7 +21,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cache_tools.errors import DataError
-from cache_tools.render import decode, jpeg
+from cache_tools.render import decode, jpeg, view
+from cache_tools.spec.views import ViewSpec
+from cache_tools.views import draw
 
 U1 = NDArray[np.uint8]
 KEY = "n01440764_10026"
@@ -410,3 +414,63 @@ def test_a_jpeg_of_many_scans_is_refused() -> None:
         decode.decode(many, KEY)
     assert jpeg.scans(data, 500)[0] > 1
     assert jpeg.scans(encoded(PHOTO, "JPEG", subsampling=2) + many, 500) == (1, 1.5)
+
+
+@pytest.fixture
+def little(monkeypatch: pytest.MonkeyPatch) -> decode._Memory:
+    """Memory for two of some pictures of a cost of their own, all of them large ones."""
+    cost = decode._header(avif())[3]
+    memory = decode._Memory(2 * cost + cost // 2)
+    monkeypatch.setattr(decode, "_MEMORY", memory)
+    monkeypatch.setattr(decode, "LARGE", cost - 1)
+    return memory
+
+
+def avif() -> bytes:
+    return encoded(Image.fromarray(np.full((40, 50, 3), 90, np.uint8)), "AVIF")
+
+
+def test_the_memory_of_a_picture_is_that_of_its_format() -> None:
+    assert decode._header(avif())[3] == 40 * 50 * 20
+    jpeg_ = encoded(Image.fromarray(np.zeros((40, 50, 3), np.uint8)), "JPEG")
+    assert decode._header(jpeg_)[3] == 40 * 50 * 3
+
+
+def test_large_pictures_are_decoded_as_far_as_memory_lasts(
+    little: decode._Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both, lock, active, most, real = threading.Barrier(2), threading.Lock(), 0, 0, decode._decode
+
+    def spy(*arguments: Any) -> Any:
+        nonlocal active, most
+        with lock:
+            active += 1
+            most = max(most, active)
+        both.wait(60)  # two of them are decoded at a time
+        picture = real(*arguments)
+        both.wait(60)
+        with lock:
+            active -= 1
+        return picture
+
+    monkeypatch.setattr(decode, "_decode", spy)
+    with ThreadPoolExecutor(6) as pool:
+        shapes = list(pool.map(lambda _: decode.decode(avif(), KEY).shape, range(6)))
+    assert shapes == [(40, 50, 3)] * 6
+    assert most == 2
+
+
+def test_the_memory_of_a_picture_counts_until_its_views_are_made(
+    little: decode._Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, whole, left = ViewSpec(size=16), little._left, list[int]()
+    sides = [np.array([side], np.int32) for side in (40, 50)]
+    params = draw.draw(spec, np.zeros(1, np.uint64), *sides, 0)
+    monkeypatch.setattr(view, "render", lambda *_: left.append(little._left))
+    out = np.empty((16, 16, 3), np.uint8)
+    view.render_views(avif(), KEY, spec, [(params, 0, out)] * 2)
+    assert left == [whole - 40 * 50 * 20] * 2
+    assert little._left == whole
+    with pytest.raises(DataError):
+        decode.decode(avif()[:-200], KEY)
+    assert little._left == whole

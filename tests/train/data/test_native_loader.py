@@ -78,12 +78,14 @@ def test_only_the_pixels_of_the_crop_are_decoded(
     store, asked = Cache.open(digits_cache), []
     schedule = Schedule(store, 1, 50, seed=0)
 
-    def spy(data: bytes, key: str, reuse: Any, scale: int, box: decode.Box | None) -> Any:
+    def spy(
+        data: bytes, key: str, reuse: Any, scale: int, box: decode.Box | None, sides: Any
+    ) -> Any:
         asked.append(box)
-        return whole(data, key, reuse, scale, box)
+        return whole(data, key, reuse, scale, box, sides)
 
-    whole = decode.decode
-    monkeypatch.setattr(decode, "decode", spy)
+    whole = decode.decoded
+    monkeypatch.setattr(decode, "decoded", spy)
     monkeypatch.setattr("cache_tools.render.batch.functions", lambda: np.empty(0, np.int64))
     for _ in create_loader.native(store, images, schedule, 1).epoch(0):
         pass
