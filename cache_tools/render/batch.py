@@ -10,6 +10,7 @@ memory that the caller keeps.
 """
 
 import ctypes
+import logging
 from functools import cache
 
 import numpy as np
@@ -23,6 +24,7 @@ from cache_tools.render import view as render
 from cache_tools.render.addresses import OK, address_of, call, pointer
 from cache_tools.storage.compiled import njit
 
+log = logging.getLogger("kdcache")
 MOST_BYTES, MOST_ROOM, MOST_HELD = 2**22, 2**26, 2**26
 """Bytes of the largest encoded picture, of the largest decoded one down to its last row that a view
 shows, and of all encoded ones in memory together, that are not left."""
@@ -188,12 +190,18 @@ def functions() -> I8:
 
 @cache
 def _others() -> I8:
-    """Addresses of `region_at`, `crop`, pread and the CRC-32C; none where that is not in C."""
+    """Addresses of `region_at`, `crop`, pread and the CRC-32C; none, which is logged, without."""
     try:
         from google_crc32c import _crc32c
 
         crc = ctypes.CDLL(_crc32c.__file__).crc32c_value
-    except (ImportError, OSError, AttributeError):
+    except (ImportError, OSError, AttributeError) as error:
+        log.info(
+            "views are rendered one by one and not many in compiled code: google-crc32c has no "
+            "crc32c_value in C (%s; pip install --force-reinstall google-crc32c). Pixels are the "
+            "same.",
+            error,
+        )
         return np.empty(0, np.int64)
     integers = (types.int64,) * 4
     region = types.int64[::1], types.int64, types.int64, *integers, types.uint8[::1]

@@ -1,5 +1,7 @@
 """Views in compiled code have the pixels and the errors of those that Python makes."""
 
+import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -344,6 +346,28 @@ def in_files(lab: Lab, folder: Path) -> list[Path]:
     lab.images.offset_N, lab.images.sharded = np.zeros(count, np.int64), False
     lab.compiled = lab.renderer()
     return paths
+
+
+def test_a_crc_that_is_not_in_c_is_logged_once(
+    tmp_path: Path,
+    by_hand: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As of google-crc32c on a platform without its C extension, or linked statically."""
+    lab = Lab(tmp_path, photographs(["420, plain"], 3, 12))
+    row_P, params = np.arange(3), lab.params(1)
+    expected, _ = lab.expected(row_P, params), by_hand.clear()
+    monkeypatch.setitem(sys.modules, "google_crc32c._crc32c", None)
+    monkeypatch.delattr(google_crc32c, "_crc32c", raising=False)
+    batch._others.cache_clear()
+    with caplog.at_level(logging.INFO, "kdcache"):
+        for _ in range(2):
+            assert (lab.render(row_P, params) == expected).all()
+    batch._others.cache_clear()
+    assert by_hand == [*range(3)] * 2
+    [said] = [record.getMessage() for record in caplog.records if "crc32c" in record.getMessage()]
+    assert "pip install --force-reinstall google-crc32c" in said
 
 
 def test_a_folder_of_files(tmp_path: Path, by_hand: list[int]) -> None:
