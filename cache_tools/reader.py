@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from cache_tools.data import match
 from cache_tools.data.view_renderer import ViewRenderer
 from cache_tools.errors import UsageError
+from cache_tools.numerics.array_types import F4, I8
 from cache_tools.runtime.text import counted
 from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.targets import TargetSpec
@@ -26,8 +27,6 @@ from cache_tools.targets import codec, dense
 from cache_tools.targets.codec import DecodedTargets, EncodedTargets
 from cache_tools.verify import probes
 
-I8 = NDArray[np.int64]
-F4 = NDArray[np.float32]
 Rows = slice | int | str | Sequence[int] | Sequence[str] | NDArray[np.integer] | NDArray[np.bool_]
 """Samples: a slice, numbers or a mask of rows of the sample table, or keys."""
 

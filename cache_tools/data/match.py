@@ -25,6 +25,7 @@ from cache_tools.data.images import ImageDataset, with_classes
 from cache_tools.data.open import find_tars, has_split, open_images
 from cache_tools.errors import CacheMismatch, UsageError
 from cache_tools.numerics import text_column
+from cache_tools.numerics.array_types import I8, U8
 from cache_tools.numerics.text_column import TextColumn
 from cache_tools.runtime import progress, threads
 from cache_tools.runtime.text import counted
@@ -38,8 +39,6 @@ from cache_tools.storage.mapped import Arrays
 
 log = logging.getLogger("kdcache")
 T = TypeVar("T")
-I8 = NDArray[np.int64]
-U8 = NDArray[np.uint64]
 _FIRST = 256
 """Images that are read before all that may be renamed are."""
 _AHEAD = 1024

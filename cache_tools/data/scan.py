@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cache_tools.data.images import ImageDataset
 from cache_tools.errors import DataError
@@ -20,7 +19,6 @@ from cache_tools.spec.canonical import sha256
 from cache_tools.spec.dataset import NO_LABEL, KeyKind
 from cache_tools.spec.sample_table import SampleTable, check_keys, digest, sample_ids
 
-U8 = NDArray[np.uint64]
 Progress = Callable[[int], None]
 _SCAN_CHUNK = 1024
 _MANY_BROKEN = 1000

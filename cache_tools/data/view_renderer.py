@@ -11,17 +11,15 @@ from collections.abc import Sequence
 
 import google_crc32c
 import numpy as np
-from numpy.typing import NDArray
 
 from cache_tools.data.images import ImageDataset
-from cache_tools.numerics.array_types import I8
+from cache_tools.numerics.array_types import I8, U1
 from cache_tools.render import batch, decode, kernels, view
 from cache_tools.spec import sample_table
 from cache_tools.spec.sample_table import SampleTable
 from cache_tools.spec.views import ViewSpec
 from cache_tools.views.draw import ViewParams
 
-U1 = NDArray[np.uint8]
 ViewRequest = tuple[ViewParams, int, U1]
 """One view: parameters of B views, which of them, and [S, S, 3] to write; S is the view's own."""
 

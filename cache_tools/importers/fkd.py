@@ -24,6 +24,7 @@ from cache_tools.data.images import ImageDataset
 from cache_tools.errors import DataError
 from cache_tools.importers import base, torch_file
 from cache_tools.importers.base import ArrayAllocator, RecordBlock, SourceInfo
+from cache_tools.numerics.array_types import F8
 from cache_tools.runtime import threads
 from cache_tools.spec.imported import ImportedSpec
 from cache_tools.spec.sample_table import SampleTable
@@ -31,7 +32,6 @@ from cache_tools.spec.views import ViewSpec
 from cache_tools.views import imported
 from cache_tools.views.imported import ImportedViews
 
-F8 = NDArray[np.float64]
 _WHOLE = 0.05
 """Largest distance of an edge from a whole pixel in fp32, whose rounding is a hundredth of it."""
 _NOTE = (  # part of the spec: another text is another fingerprint

@@ -1,7 +1,8 @@
 """Views of many JPEGs in one compiled call, which holds no Python lock.
 
 `decode_views` reads, checks, decodes, crops, resizes and flips; `finish_views` runs operations and
-erases. They call the kernels of `view` and `turbojpeg.region`, so pixels are the same. What is not
+erases. They call `turbojpeg.region_at`, `resample.crop` and the operations of `kernels`, as Python
+does for `view.render_views`, so pixels are the same. What is not
 plain is left for `view.render_views`, and with it every error: another format or several scans, a
 picture that is changed, damaged or large, a view that OpenCV or Pillow resizes.
 
@@ -77,7 +78,7 @@ def decode_views(
             continue
         status_P[i] = LEFT
         own = slice(first_P[i], first_P[i + 1])
-        top, left, bottom, right = _union(box_V4[own], filter_V[own], size_V[own])
+        top, left, bottom, right = _edges(box_V4[own], filter_V[own], size_V[own])
         length, data = np.int64(length_P[i]), encoded[: length_P[i]]
         if descriptor_P[i] < 0:
             data = carray(pointer(begin_P[i]), (length,), np.uint8)
@@ -109,7 +110,7 @@ def bottoms(first_P: I8, box_V4: I4, filter_V: I1, size_V: I8) -> I8:
     bottom_P = np.zeros(first_P.size - 1, np.int64)
     for i in range(bottom_P.size):
         own = slice(first_P[i], first_P[i + 1])
-        bottom_P[i] = _union(box_V4[own], filter_V[own], size_V[own])[2]
+        bottom_P[i] = _edges(box_V4[own], filter_V[own], size_V[own])[2]
     return bottom_P
 
 
@@ -143,13 +144,7 @@ def finish_views(
             codes, arguments = codes_VL[v], arguments_VL6[v]
             if kernels.run(operation_C, codes, arguments, fill, image, scratch):
                 status_P[i] = LEFT
-            for k in range(erase_VE8.shape[1]):
-                box = erase_VE8[v, k].astype(np.int64)
-                if box[2]:
-                    key, color = noise_VE2[v, k], box[5:].astype(np.uint8)
-                    kernels.erase(
-                        image, box[0], box[1], box[2], box[3], box[4], color, key[0], key[1]
-                    )
+            kernels.erase_all(image, erase_VE8[v], noise_VE2[v])
 
 
 @njit(nogil=True, cache=True)
@@ -168,17 +163,14 @@ def _crc(calls_F: I8, data: U1) -> np.uint32:
 
 
 @njit(nogil=True, cache=True)
-def _union(box_B4: I4, filter_B: I1, size_B: I8) -> tuple[np.int64, np.int64, np.int64, np.int64]:
+def _edges(box_B4: I4, filter_B: I1, size_B: I8) -> tuple[np.int64, np.int64, np.int64, np.int64]:
     """Top, left, bottom and right of what views show; nothing where one is not made here."""
     none = np.int64(0)
-    top, left, bottom, right = box_B4[0, 0], box_B4[0, 1], 0, 0
     for k in range(box_B4.shape[0]):
-        y, x, height, width = box_B4[k]
+        height, width = box_B4[k, 2], box_B4[k, 3]
         if min(height, width) <= 0 or not render.in_integers(filter_B[k], height, width, size_B[k]):
             return none, none, none, none
-        top, left = min(top, y), min(left, x)
-        bottom, right = max(bottom, y + height), max(right, x + width)
-    return np.int64(top), np.int64(left), np.int64(bottom), np.int64(right)
+    return render.edges(box_B4)
 
 
 def functions() -> I8:

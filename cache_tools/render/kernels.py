@@ -1,6 +1,6 @@
-"""A view's list of image operations, run in order, and its erased rectangle.
+"""A view's list of image operations, run in order, and its erased rectangles.
 
-Integer arithmetic only (`color`, `geometry`, `smoothing`), so that a pixel is the same on every
+Integer arithmetic only (`color`, `affine`, `filters`), so that a pixel is the same on every
 processor; no Python lock is held, so that a thread pool renders in parallel. Operations and
 magnitudes come as integers: whoever draws them decides, here nothing is drawn but the noise of an
 erased rectangle, which is a function of its key.
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from cache_tools.numerics.array_types import I1, I4, I8, U1
+from cache_tools.numerics.array_types import I1, I4, I8, U1, U8
 from cache_tools.render import affine, color, filters
 from cache_tools.render.addresses import OK, address_of, call
 from cache_tools.storage.compiled import njit
@@ -167,6 +167,16 @@ def _normal(word: np.uint64) -> np.int64:
         total += np.int64(word & _LIMB)
         word >>= _16
     return (total - 131070) * 113512 >> 16
+
+
+@njit(nogil=True, cache=True)
+def erase_all(out: U1, erase_E8: I4, noise_E2: U8) -> None:
+    """Fill the erased boxes of a view [S, S, 3] in order, as `ViewParams` has them."""
+    for k in range(erase_E8.shape[0]):
+        box = erase_E8[k].astype(np.int64)
+        if box[2]:
+            key, color = noise_E2[k], box[5:].astype(np.uint8)
+            erase(out, box[0], box[1], box[2], box[3], box[4], color, key[0], key[1])
 
 
 @njit(nogil=True, cache=True)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cache_tools.errors import CacheMismatch
-from cache_tools.numerics.array_types import U1
+from cache_tools.numerics.array_types import I4, U1
 from cache_tools.render import decode, kernels, resample
 from cache_tools.spec.views import ViewSpec
 from cache_tools.storage.compiled import njit
@@ -102,7 +102,12 @@ def render_views(
         DataError: The image cannot be decoded.
         CacheMismatch: It has another size, or a box leaves it.
     """
-    part = _union([params.box_B4[row].tolist() for params, row, _ in wanted]) if seen else None
+    part = None
+    if seen:
+        top, left, bottom, right = edges(
+            np.array([params.box_B4[row] for params, row, _ in wanted])
+        )
+        part = int(top), int(left), int(bottom - top), int(right - left)
     crops = [(*params.box_B4[row, 2:].tolist(), len(out)) for params, row, out in wanted]
     scales = [scale_log2(spec, height, width, size) for height, width, size in crops]
     for scale in sorted(set(scales)):
@@ -112,11 +117,16 @@ def render_views(
                     render(picture, spec, params, row, out, scale, key)
 
 
-def _union(boxes: list[list[int]]) -> decode.Box:
-    """Return the smallest box around some boxes: a picture is decoded once for all of them."""
-    top, left = min(box[0] for box in boxes), min(box[1] for box in boxes)
-    bottom, right = max(box[0] + box[2] for box in boxes), max(box[1] + box[3] for box in boxes)
-    return top, left, bottom - top, right - left
+@njit(nogil=True, cache=True)
+def edges(box_B4: I4) -> tuple[np.int64, np.int64, np.int64, np.int64]:
+    """Top, left, bottom and right of all boxes together: a picture is decoded once for them."""
+    top, left = np.int64(box_B4[0, 0]), np.int64(box_B4[0, 1])
+    bottom = right = np.int64(0)
+    for k in range(box_B4.shape[0]):
+        y, x, height, width = box_B4[k]
+        top, left = min(top, np.int64(y)), min(left, np.int64(x))
+        bottom, right = max(bottom, np.int64(y + height)), max(right, np.int64(x + width))
+    return top, left, bottom, right
 
 
 def scale_log2(spec: ViewSpec, height: int, width: int, size: int = 0) -> int:
@@ -189,11 +199,8 @@ def render(
     codes, fill = params.codes_BL[row], np.array(spec.fill, np.uint8)
     if codes.any():
         kernels.apply(codes, params.arguments_BL6[row], fill, out, np.empty_like(out))
-    for erased, keys in zip(params.erase_BE8[row], params.noise_BE2[row], strict=True):
-        top, left, height, width, mode = erased[:5].tolist()
-        if height:
-            color = erased[5:].astype(np.uint8)
-            kernels.erase(out, top, left, height, width, mode, color, keys[0], keys[1])
+    if params.erase_BE8[row, :, 2].any():
+        kernels.erase_all(out, params.erase_BE8[row], params.noise_BE2[row])
 
 
 def fingerprint(view: U1) -> int:

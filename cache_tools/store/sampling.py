@@ -9,12 +9,11 @@ Shapes: B views.
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cache_tools.numerics.array_types import I8
 from cache_tools.spec.cache import CacheSpec
 from cache_tools.store.commits import Part
 
-I8 = NDArray[np.int64]
 PARTS = 64
 """Parts that are sampled, unless more are needed."""
 

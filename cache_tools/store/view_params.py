@@ -6,18 +6,16 @@ Shapes: R rows of the sample table, N samples.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cache_tools.errors import UsageError
 from cache_tools.numerics import field_arrays
+from cache_tools.numerics.array_types import I8
 from cache_tools.spec.views import ViewSpec
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.views import draw
 from cache_tools.views.draw import MixParams, ViewParams
 from cache_tools.views.imported import ImportedViews
-
-I8 = NDArray[np.int64]
 
 
 def parameters(

@@ -1,4 +1,4 @@
-"""Image operations by number: what `augment` draws and `kernels` carries out.
+"""Image operations by number: what `randaugment` draws and `kernels` carries out.
 
 Argument 0 holds the magnitude: a factor, radius or angle in 1/65536, or bits, a threshold, a shift.
 The affines use all six: a 2×3 matrix from output to source pixels, in 1/65536.
