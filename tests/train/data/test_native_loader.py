@@ -11,6 +11,7 @@ from cache_tools.data import match
 from cache_tools.data.images import ImageDataset
 from cache_tools.data.open import open_images
 from cache_tools.errors import CacheDamaged, CacheIncomplete, CacheMismatch, UsageError
+from cache_tools.render import batch as render
 from cache_tools.render import decode
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
@@ -93,6 +94,7 @@ def test_only_the_pixels_of_the_crop_are_decoded(
     assert len(set(asked)) > 5
 
 
+@pytest.mark.skipif(not render.functions().size, reason="needs the extra [turbo]")
 @pytest.mark.parametrize("threads", [1, 3])
 def test_compiled_code_makes_the_batches_of_pythons_way(
     teacher: Path, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -107,8 +109,20 @@ def test_compiled_code_makes_the_batches_of_pythons_way(
     opened = open_images(f"{tmp_path}/data", "train")
     images = match.match(store.table, store.spec.dataset, opened)
     schedule = Schedule(store, 1, 12, seed=0, aug_repeats=3)
-    loader = create_loader.native(store, images, schedule, threads)
+    loader, made, real = (
+        create_loader.native(store, images, schedule, threads),
+        [],
+        render.decode_views,
+    )
+
+    def spy(*arguments: Any) -> None:
+        real(*arguments)
+        made.extend(arguments[-1].tolist())
+
+    monkeypatch.setattr(render, "decode_views", spy)
     compiled = [[b.pictures.copy() for b in loader.epoch(epoch)] for epoch in range(2)]
+    assert len(made) >= 2 * 24
+    assert {*made} == {render.DONE}
     monkeypatch.setattr("cache_tools.render.batch.functions", lambda: np.empty(0, np.int64))
     python = create_loader.native(store, images, schedule, threads)
     for epoch, ours in enumerate(compiled):
