@@ -300,7 +300,7 @@ def test_without_wandb_a_message_has_the_install_command(
     assert "WANDB_MODE=offline" in stranger.err
     unknown = kdcache(*arguments, "paper")
     assert unknown.code == 2
-    assert "is unknown. Known are: wandb" in unknown.err
+    assert "no tracker 'paper' (--log, in Python log_to=). Known are: wandb" in unknown.err
     assert not (tmp_path / "run").exists()
 
 
