@@ -41,7 +41,7 @@ def test_no_picture_is_in_two_splits_but_the_teachers_transfer_set(tmp_path: Pat
     sizes = datasets.write("digits", tmp_path / "digits", 100)
     assert sizes == {"train": 100, "teacher": 1000, "choose": 300, "validation": 497}
     names = {
-        split: set(open_images(str(tmp_path / "digits" / f"digits-{split}-*.tar"), "").names)
+        split: set(open_images(str(tmp_path / "digits" / f"digits-{split}-*.tar"), "train").names)
         for split in sizes
     }
     assert names["train"] < names["teacher"]
