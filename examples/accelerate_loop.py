@@ -35,9 +35,9 @@ schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs * l
 student, optimizer = accelerator.prepare(student, optimizer)
 accelerator.register_for_checkpointing(batches, schedule)
 
-checkpoint, partial = args.out / "checkpoint", args.out / "checkpoint.partial"
-if checkpoint.exists():
-    accelerator.load_state(str(checkpoint))
+partial = args.out / "partial"
+if checkpoints := sorted(args.out.glob("checkpoint-*")):  # the last one is whole
+    accelerator.load_state(str(checkpoints[-1]))
 
 for epoch in range(batches.epoch, args.epochs):
     batches.set_epoch(epoch)
@@ -49,9 +49,12 @@ for epoch in range(batches.epoch, args.epochs):
         schedule.step()
         if schedule.last_epoch % 5 == 0:
             accelerator.save_state(str(partial), safe_serialization=True)
+            accelerator.wait_for_everyone()  # each process writes its random states
             if accelerator.is_main_process:
-                shutil.rmtree(checkpoint, ignore_errors=True)
-                partial.rename(checkpoint)
+                older = [*args.out.glob("checkpoint-*")]
+                partial.rename(args.out / f"checkpoint-{schedule.last_epoch:08d}")
+                for folder in older:
+                    shutil.rmtree(folder)
             accelerator.wait_for_everyone()
     accelerator.print(f"epoch {epoch}: loss {loss.item():.4f}")
 if accelerator.is_main_process:

@@ -4,6 +4,7 @@ python examples/lightning_module.py build/digits-cache.zarr build/digits build/l
 """
 
 import argparse
+import zipfile
 from pathlib import Path
 
 import lightning
@@ -53,8 +54,10 @@ if __name__ == "__main__":
     args = parser.parse_args()
     lightning.seed_everything(args.seed)
     module = Distillation(args)
-    saver = ModelCheckpoint(args.out, filename="{step}", every_n_train_steps=5, save_last=True)
+    saver = ModelCheckpoint(args.out, filename="{step}", every_n_train_steps=5)
     trainer = lightning.Trainer(max_epochs=args.epochs, callbacks=[saver], logger=False)
-    last = args.out / "last.ckpt"
-    trainer.fit(module, ckpt_path=last if last.exists() else None)
+    # written in the system's temporary folder, and from another disk copied: one may be cut short
+    whole = [path for path in args.out.glob("*.ckpt") if zipfile.is_zipfile(path)]
+    last = max(whole, key=lambda path: path.stat().st_mtime_ns, default=None)
+    trainer.fit(module, ckpt_path=last)
     save_for_hf(module.student, str(args.out / "model"), safe_serialization=True)

@@ -25,7 +25,12 @@ Command = Callable[..., Outcome]
 
 
 def example(
-    name: str, where: tuple[Path, Path], out: Path, *options: object, kill_at: int = -1
+    name: str,
+    where: tuple[Path, Path],
+    out: Path,
+    *options: object,
+    kill_at: int = -1,
+    kill_in: str = "",
 ) -> list[str]:
     """Run an example; the digests of its batches."""
     record = out.with_suffix(".batches")
@@ -34,12 +39,13 @@ def example(
     done = subprocess.run(
         [sys.executable, *map(str, [*words, *options])],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "KILL_IN": kill_in},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == (0 if kill_at < 0 else -signal.SIGKILL), done.stderr[-3000:]
+    killed = kill_at >= 0 or kill_in
+    assert done.returncode == (-signal.SIGKILL if killed else 0), done.stderr[-3000:]
     return record.read_text().split()
 
 
@@ -53,7 +59,7 @@ def test_each_example_is_short_named_in_the_page_and_its_packages_are_in_the_ext
     assert "kdcache[examples]" in extras["dev"]
     assert len(EXAMPLES) == 5
     for path in EXAMPLES:
-        assert 30 <= len(path.read_text("utf-8").splitlines()) <= 60, path.name
+        assert 30 <= len(path.read_text("utf-8").splitlines()) <= 70, path.name
         assert f"[{path.name}]({path.name})" in page
 
 
@@ -68,6 +74,33 @@ def test_killed_in_an_epoch_it_goes_on_with_the_batches_not_seen(
     killed = example(name, digits_demo, tmp_path / "killed", "--epochs", 2, kill_at=23)
     assert killed == whole[:23]
     assert example(name, digits_demo, tmp_path / "killed", "--epochs", 2) == whole[20:]
+    ends = [load_file(tmp_path / end / "model/model.safetensors") for end in ("whole", "killed")]
+    assert all(value.equal(ends[1][key]) for key, value in ends[0].items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "place", "begin"),
+    [
+        ("plain_pytorch", "pathlib:Path.replace:3", 10),
+        ("timm_blocks", "pathlib:Path.replace:3", 10),
+        ("accelerate_loop", "accelerate.accelerator:save_custom_state:5", 10),
+        ("accelerate_loop", "pathlib:Path.rename:3", 10),
+        ("accelerate_loop", "shutil:rmtree:2", 15),
+        ("lightning_module", "shutil:move:3", 10),
+        ("huggingface_trainer", "transformers:Trainer._save_optimizer_and_scheduler:3", 10),
+        ("huggingface_trainer", "transformers:TrainerState.save_to_json:3", 10),
+        ("huggingface_trainer", "shutil:rmtree:1", 15),
+    ],
+)
+def test_killed_in_a_checkpoint_it_goes_on_from_one_that_is_whole(
+    digits_demo: tuple[Path, Path], tmp_path: Path, name: str, place: str, begin: int
+) -> None:
+    """Checkpoints behind 5, 10 and 15 batches: half of the third, or of an older one's removal."""
+    whole = example(name, digits_demo, tmp_path / "whole", "--epochs", 2)
+    killed = example(name, digits_demo, tmp_path / "killed", "--epochs", 2, kill_in=place)
+    assert killed == whole[:15]
+    assert example(name, digits_demo, tmp_path / "killed", "--epochs", 2) == whole[begin:]
     ends = [load_file(tmp_path / end / "model/model.safetensors") for end in ("whole", "killed")]
     assert all(value.equal(ends[1][key]) for key, value in ends[0].items())
 
