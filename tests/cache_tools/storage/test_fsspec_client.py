@@ -269,3 +269,30 @@ def test_an_unknown_host_is_an_error_at_once_unless_it_was_known(
     with pytest.raises(DataError, match="No host of this name is found"):
         client.stat("a")
     assert len(tries) == fsspec_client.TRIES - 1
+
+
+class RepositoryNotFoundError(OSError):
+    """As huggingface_hub's."""
+
+
+class GatedRepoError(RepositoryNotFoundError):
+    """As huggingface_hub's."""
+
+    response = type("Response", (), {"status_code": 401})
+
+
+@pytest.mark.parametrize("token", ["", "hf_secret"])
+def test_a_gated_repository(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: token or None)
+    client = fsspec_client.FsspecClient("hf://datasets/ILSVRC/imagenet-1k@main/data")
+
+    def gated(*_: object, **__: object) -> None:
+        raise FileNotFoundError("not found") from GatedRepoError("Cannot access gated repo")
+
+    monkeypatch.setattr(client._fs, "info", gated)
+    with pytest.raises(DataError, match="Cannot access gated repo") as raised:
+        client.stat("train-00000-of-00294.parquet")
+    text = str(raised.value)
+    assert "accept its terms at https://huggingface.co/datasets/ILSVRC/imagenet-1k, once" in text
+    assert ("No token is set" in text, "hf auth login" in text) == (not token, True)
+    assert "hf_secret" not in text
