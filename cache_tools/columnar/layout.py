@@ -94,10 +94,12 @@ def of_schema(schema: Any, columns: Columns, where: str) -> Layout:
         if named := getattr(columns, what):
             if named in fitting:
                 return str(named)
-            other = f"{kinds[named]} in the column" if named in kinds else "no column"
+            there = f"no column {named!r}"
+            if named in kinds:
+                there = f"{kinds[named]} in the column {named!r}, which cannot be {_EXPECTED[what]}"
             raise UsageError(
-                f"{where} has {other} {named!r}, which cannot be {_EXPECTED[what]}. Its columns: "
-                f"{printable(shown)}. Name another one: --columns {what}=NAME."
+                f"{where} has {there}. Its columns: {printable(shown)}. Name another one: "
+                f"--columns {what}=NAME."
             )
         found = [n for n in likely if n in fitting] or [n for n in usual if n in fitting][:1]
         found = found or (list(fitting) if what == "image" else [])

@@ -11,6 +11,7 @@ import logging
 import os
 import resource
 import threading
+import weakref
 from functools import cache
 from pathlib import Path
 from typing import ClassVar
@@ -31,6 +32,8 @@ class FilePool:
     def __init__(self) -> None:
         self._most = int(_limit() * _LEFT_TO_OTHERS)
         self._open: dict[Path, int] = {}
+        # no __del__: at the interpreter's end that would run without the names of this module
+        weakref.finalize(self, FilePool._close, self._open).atexit = False
 
     def descriptor(self, path: Path) -> int:
         """Return the descriptor of a file that stays open, or -1 if it cannot."""
@@ -59,10 +62,12 @@ class FilePool:
             if not keep:
                 os.close(descriptor)
 
-    def __del__(self) -> None:
-        with self._lock:
-            FilePool._kept -= len(self._open)
-        for descriptor in self._open.values():
+    @classmethod
+    def _close(cls, files: dict[Path, int]) -> None:
+        """Close the files of a pool that is no more."""
+        with cls._lock:
+            cls._kept -= len(files)
+        for descriptor in files.values():
             with contextlib.suppress(OSError):
                 os.close(descriptor)
 

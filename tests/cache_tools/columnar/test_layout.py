@@ -32,7 +32,7 @@ def test_columns_by_name(tmp_path: Path, kdcache: Command) -> None:
     assert said.code == 0, said.err
     assert set(open_images(str(tmp_path / "s"), "train").label_N.tolist()) == {0}
     for text, message in (
-        ("label=nothing", "no column 'nothing', which cannot be classes"),
+        ("label=nothing", "has no column 'nothing'. Its columns: "),
         ("image=fine", "int64 in the column 'fine', which cannot be encoded pictures"),
         ("path=fine", "int64 in the column 'fine', which cannot be paths"),
         ("picture=img", "expected NAME=COLUMN with image, label, path"),

@@ -4,6 +4,8 @@ import gc
 import logging
 import os
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,3 +82,14 @@ def test_a_system_that_refuses_a_higher_limit_is_served(
     monkeypatch.setattr(resource, "setrlimit", refused)
     limits[:] = [10, 40]
     assert FilePool()._most == 5
+
+
+def test_a_pool_that_outlives_the_module_ends_without_a_message() -> None:
+    program = """
+import sys, threading
+from cache_tools.data.file_pool import FilePool
+threading.pool = FilePool()
+print(threading.pool.descriptor(sys.executable) >= 0)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "True\n", "")
