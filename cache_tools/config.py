@@ -19,6 +19,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import numpy as np
+
 from cache_tools.errors import RecipeError
 from cache_tools.file_contents import parse_toml, read_text
 
@@ -247,6 +249,7 @@ def keys(cls: type) -> list[str]:
 
 def _value(hint: Any, value: Any, context: str) -> Any:
     """Convert `value` to the annotated type `hint`; RecipeError when it is of another."""
+    value = _of_python(value)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Kwargs or (dataclasses.is_dataclass(hint) and isinstance(hint, type)):
         if not isinstance(value, Mapping):
@@ -269,13 +272,20 @@ def _value(hint: Any, value: Any, context: str) -> Any:
     return _scalar(hint, value, context)
 
 
+def _of_python(value: Any) -> Any:
+    """Convert a number of NumPy to Python's."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def _argument(value: Any, context: str) -> Any:
     """Check a value of `Kwargs`."""
+    value = _of_python(value)
     if isinstance(value, list | tuple):
         return [_argument(found, f"{context}[{i}]") for i, found in enumerate(value)]
     if type(value) not in (bool, int, float, str):
+        out = " Leave the key out: a recipe has no None." if value is None else ""
         raise RecipeError(
-            f"{context}: expected a number, a word or a list of them, found {value!r}."
+            f"{context}: expected a number, a word or a list of them, found {value!r}.{out}"
         )
     return _scalar(type(value), value, context)
 

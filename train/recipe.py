@@ -258,7 +258,7 @@ class TrainRecipe:
 
     @property
     def order(self) -> tuple[Any, ...]:
-        """Values of `ORDER`."""
+        """Values that decide which views are in which batch."""
         return self.seed_of_order, *(getattr(self, name) for name in ORDER[1:])
 
     @property

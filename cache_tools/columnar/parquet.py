@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cache_tools.columnar.layout import Layout
-from cache_tools.columnar.thrift import Compact
+from cache_tools.columnar.thrift import MAX_STRUCTS, Compact
 from cache_tools.runtime.text import counted
 
 MAGIC = b"PAR1"
-MAX_FOOTER, MAX_STRUCTS, MAX_LEVELS = 2**24, 2**18, 64
-"""Bytes of the largest footer; the most structures in one, of which pyarrow takes a KB each, and
-levels of columns within columns, of which it takes some of the stack each."""
+MAX_FOOTER, MAX_LEVELS = 2**24, 64
+"""Bytes of the largest footer; the most levels of columns within columns, of which pyarrow takes
+some of the stack each."""
 FREE_PAGE, DENSEST_PAGE, MAX_VALUES = 2**26, 8, 2**24
 """Bytes that any page may unpack to; times its stored bytes that a larger one may; most values."""
 _HEAD, _LONGEST_HEAD, _BUFFER = 2**9, 2**16, 2**20
@@ -76,10 +76,7 @@ def _open(source: Any) -> Any:
 
 def _check_footer(footer: bytes) -> None:
     """Raise ValueError for a footer of more structures or levels than its reader has memory for."""
-    metadata = Compact(footer)
-    elements = metadata.struct().get(_SCHEMA)
-    if metadata.structs > MAX_STRUCTS:
-        raise ValueError(f"its footer has {metadata.structs:,} parts, {MAX_STRUCTS:,} are the most")
+    elements = Compact(footer).struct().get(_SCHEMA)
     missing: list[int] = []  # children, at each level; a schema is a tree in preorder
     for element in elements if isinstance(elements, list) else ():
         while missing and missing[-1] == 0:

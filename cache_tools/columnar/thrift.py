@@ -9,7 +9,11 @@ from typing import Any
 
 _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY = 1, 2, 3, 4, 5, 6, 7, 8
 _LISTS, _STRUCT = (9, 10), 12
-_DEEPEST, _MOST_BITS = 16, 63
+_DEEPEST, _MOST_BITS, _FIELDS = 16, 63, 32
+"""Levels of structs and lists; bits of a number's bytes but the last; numbers of Parquet's fields
+are below this one, and values of others are not kept."""
+MAX_STRUCTS = 2**18
+"""The most structures in a footer, of which pyarrow takes a KB each."""
 _BITS = {_I16: 16, _I32: 32, _I64: 64}
 
 
@@ -20,22 +24,29 @@ class Compact:
     are refused: what is checked here has to be what it reads.
     """
 
-    def __init__(self, data: bytes) -> None:
-        self.data, self.at, self.structs = data, 0, 0
+    def __init__(self, data: bytes, most: int = MAX_STRUCTS) -> None:
+        """Read `data`, in which there are `most` structs at most."""
+        self.data, self.at, self.structs, self._most = data, 0, 0, most
 
     def struct(self, depth: int = 0) -> dict[int, Any]:
-        """Read a struct by the numbers of its fields: i32, structs and lists; None for the others.
+        """Read a struct by the numbers of its fields: i32, structs and lists of structs; else None.
 
         Parquet has its sizes and counts as i32; a reader passes over a number of another kind.
         """
         self.structs += 1
+        if self.structs > self._most:
+            raise ValueError(f"its metadata have more than {self._most:,} structures")
         found: dict[int, Any] = {}
+        seen: set[int] = set()
         number = 0
         while head := self._byte():
             number = number + (head >> 4) if head >> 4 else self._integer(_I16)
-            if number in found or not 0 < number < 2**15:
+            if number in seen or not 0 < number < 2**15:
                 raise ValueError(f"its metadata have the field {number} twice, or as none can be")
-            found[number] = self._value(head & 15, depth)
+            seen.add(number)
+            value = self._value(head & 15, depth)
+            if number < _FIELDS:
+                found[number] = value
         return found
 
     def _value(self, kind: int, depth: int, inside: bool = False) -> Any:
@@ -53,8 +64,9 @@ class Compact:
         if kind in _LISTS:
             head = self._byte()
             count = head >> 4 if head >> 4 < 15 else self._varint()
+            kept = not depth and head & 15 == _STRUCT  # of the others, the size is enough
             values = (self._value(head & 15, depth + 1, inside=True) for _ in range(count))
-            return [value for value in values if not depth]  # of the others, the size is enough
+            return [value for value in values if kept]
         raise ValueError(f"its metadata have a value of the kind {kind}")  # maps: Parquet has none
 
     def _byte(self) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cache_tools.errors import CacheMismatch
+from cache_tools.errors import CacheMismatch, KdcacheError
 from cache_tools.numerics.array_types import I4, U1
 from cache_tools.render import decode, kernels, resample
 from cache_tools.spec.views import ViewSpec
@@ -178,6 +178,7 @@ def render(
 
     Raises:
         CacheMismatch: The view's box leaves the picture.
+        KdcacheError: There is no memory for an operation.
     """
     rows, columns = picture.shape[:2]
     top, left, height, width = params.box_B4[row].tolist()
@@ -198,7 +199,14 @@ def render(
     crop_resize(picture, (top, left, height, width), len(out), filter_, flip, out)
     codes, fill = params.codes_BL[row], np.array(spec.fill, np.uint8)
     if codes.any():
-        kernels.apply(codes, params.arguments_BL6[row], fill, out, np.empty_like(out))
+        try:
+            kernels.apply(codes, params.arguments_BL6[row], fill, out, np.empty_like(out))
+        except MemoryError as error:
+            raise KdcacheError(
+                f"there is not enough memory on this machine, apart from its GPU, to render sample "
+                f"{key!r} ({error}). Pass fewer threads, or close other programs, and run the same "
+                "command again."
+            ) from None
     if params.erase_BE8[row, :, 2].any():
         kernels.erase_all(out, params.erase_BE8[row], params.noise_BE2[row])
 

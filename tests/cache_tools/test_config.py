@@ -3,6 +3,7 @@ from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import numpy as np
 import pytest
 
 from cache_tools import config
@@ -107,6 +108,34 @@ def test_tables_and_lists_of_an_object_are_those_of_a_file() -> None:
         caching.load(wrong)
     with pytest.raises(ValueError, match=r"epochs must be at least 1 and at most .*, found '90'"):
         TrainRecipe("resnet18", epochs="90")  # type: ignore[arg-type]
+
+
+def test_numbers_of_numpy_are_those_of_python() -> None:
+    given: dict[str, Any] = {
+        "epochs": 90,
+        "batch_size": 64,
+        "lr": 1e-3,
+        "follow": True,
+        "size": [[0, 128], [0.5, 176]],
+        "opt_kwargs": {"eps": 1e-6, "betas": [0.5, 0.25]},
+    }
+    array = {
+        **{"epochs": np.int64(90), "batch_size": np.int32(64), "lr": np.float64(1e-3)},
+        "follow": np.bool_(True),
+        "size": [[np.int64(0), np.int64(128)], [np.float64(0.5), np.int16(176)]],
+        "opt_kwargs": {"eps": np.float64(1e-6), "betas": list(np.array([0.5, 0.25]))},
+    }
+    made = training.load({"student": "resnet18", **array})
+    assert made == training.load(TrainRecipe("resnet18", **array))  # type: ignore[arg-type]
+    assert made == training.load({"student": "resnet18", **given})
+    json.dumps(asdict(made))
+    assert type(made.batch_size) is int
+    assert type(made.opt_kwargs["eps"]) is float
+    with pytest.raises(RecipeError, match=r"batch_size: expected int, found 64\.0"):
+        training.load({"student": "resnet18", **array, "batch_size": np.float64(64)})
+    with pytest.raises(RecipeError, match=r"student_kwargs\.global_pool: .* Leave the key out"):
+        kwargs: Any = {"global_pool": None}
+        training.load(TrainRecipe("resnet18", epochs=90, student_kwargs=kwargs))
 
 
 @pytest.mark.parametrize("name", config.names("pipeline"))

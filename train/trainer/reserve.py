@@ -58,7 +58,7 @@ def reserve(
         x = inputs_of[size, one.transform.normalisation]
         one.task.train()
         with one.task.no_sync(), one.transform.autocast():
-            losses = one.task(x, one.targets(moved[size].targets, None))
+            losses = one.forward(x, one.targets(moved[size].targets, None))
         losses["loss"].backward()
         if one.recipe.grad_accum_steps == 1:
             one.module.zero_grad()

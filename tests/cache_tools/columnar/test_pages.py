@@ -1,6 +1,7 @@
 """Parquet files that were made to take more memory than they have bytes are refused by name."""
 
 import io
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -191,3 +192,27 @@ def test_levels_are_counted_behind_other_columns(tmp_path: Path) -> None:
     columns = {f"c{i}": pa.array([{"a": {"b": 1}, "c": [2]}]) for i in range(200)}
     pq.write_table(pa.table({"image": [b"x"], **columns}), tmp_path / "a.parquet")
     assert len(open_images(str(tmp_path / "a.parquet"), "train")) == 1
+
+
+BOOLEANS = b"\x11" * 2**14 + b"\0"
+"""A struct of 16,384 fields, a byte each."""
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"\x29\xfc" + varint(2**16) + b"\0" * (2**16 + 1), "more than 16,384 structures"),
+        (b"\x29\xf5" + varint(2**17) + b"\x7f" * 2**17, "cut short"),
+        (b"\x29\xfc" + varint(2**5) + BOOLEANS * 2**5, "cut short"),
+    ],
+    ids=["structs", "numbers", "fields"],
+)
+def test_a_footer_takes_little_memory_to_be_refused(data: bytes, message: str) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=message):
+            Compact(data, 2**14).struct()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**21  # with lists and dictionaries of all values, 5 to 35 MB

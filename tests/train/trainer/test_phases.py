@@ -203,6 +203,25 @@ def test_the_largest_step_is_tried_as_it_will_be_made(
         assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_the_largest_step_is_tried_in_compiled_code(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which may take less memory: the trial of a student that fits does not end the run."""
+    compiled: list[tuple[int, ...]] = []
+
+    def compile_(task: CachedDistillationTask, dynamic: bool | None) -> Any:
+        def forward(x: torch.Tensor, targets: Any) -> Any:
+            compiled.append(tuple(x.shape))
+            return task(x, targets)
+
+        return forward
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    trained(recipes.load("digits", [*WORDS, "compile=true"]), inputs, tmp_path / "run")
+    assert compiled[0] == compiled[-1] == (50, 3, 48, 48)
+    assert compiled[1] != compiled[0]
+
+
 @pytest.mark.gpu
 def test_the_trial_takes_the_memory_of_the_training(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
