@@ -15,9 +15,10 @@ from cache_tools.errors import NonFinite, UsageError
 from cache_tools.runtime.signals import StopRequest
 from cache_tools.spec.targets import TargetSpec
 from cache_tools.targets import dense
+from tests.helpers.training import train_together
 from train import recipe as recipes
 from train import run_dir
-from train.data.inputs import Inputs, open_inputs
+from train.data.inputs import Inputs
 from train.data.loader import Loader
 from train.loss import losses, targets
 from train.loss.targets import SoftTargets
@@ -39,22 +40,11 @@ def recipe_of(name: str) -> TrainRecipe:
     return recipes.load("digits", [*FAST, *STUDENTS[name]])
 
 
-@pytest.fixture(scope="module")
-def inputs(digits_cache: Path) -> Inputs:
-    whole = open_inputs(digits_cache, None)
-    assert whole.validation is not None
-    return replace(whole, validation=whole.validation.subset(np.arange(64)))
-
-
 def cohort(
     names: Sequence[str], inputs: Inputs, folder: Path, **more: TrainRecipe
 ) -> list[dict[str, Any] | NonFinite]:
-    """Train, or go on, together."""
-    students = [(folder / name, more.get(name) or recipe_of(name)) for name in names]
-    for out, recipe in students:
-        run_dir.init_run(out, recipe, inputs, fresh=False)
-    todo = [one for one in students if not (one[0] / "result.json").exists()]
-    return loop.train_cohort(todo, inputs, CPU)
+    runs = [(folder / name, more.get(name) or recipe_of(name)) for name in names]
+    return train_together(runs, inputs)
 
 
 @pytest.fixture(scope="module")

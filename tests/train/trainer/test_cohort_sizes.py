@@ -16,10 +16,11 @@ from cache_tools.data.view_renderer import ViewRenderer
 from cache_tools.errors import NonFinite, UsageError
 from cache_tools.runtime import threads
 from cache_tools.runtime.signals import StopRequest
+from tests.helpers.training import train_together
 from train import recipe as recipes
 from train import run_dir
 from train.data import create_loader
-from train.data.inputs import Inputs, open_inputs
+from train.data.inputs import Inputs
 from train.data.schedule import Schedule
 from train.recipe import TrainRecipe
 from train.sweep import cohorts
@@ -46,20 +47,8 @@ def recipe_of(name: str) -> TrainRecipe:
     return recipes.load("digits", [*FAST, *STUDENTS[name]])
 
 
-@pytest.fixture(scope="module")
-def inputs(digits_cache: Path) -> Inputs:
-    whole = open_inputs(digits_cache, None)
-    assert whole.validation is not None
-    return replace(whole, validation=whole.validation.subset(np.arange(64)))
-
-
 def cohort(names: Sequence[str], inputs: Inputs, folder: Path) -> list[dict[str, Any] | NonFinite]:
-    """Train, or go on, together."""
-    students = [(folder / name, recipe_of(name)) for name in names]
-    for out, recipe in students:
-        run_dir.init_run(out, recipe, inputs, fresh=False)
-    todo = [one for one in students if not (one[0] / "result.json").exists()]
-    return loop.train_cohort(todo, inputs, CPU)
+    return train_together([(folder / name, recipe_of(name)) for name in names], inputs)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import json
 import math
 import signal
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,15 @@ from safetensors.torch import load_file
 
 import kdcache as api
 from cache_tools.data.images import ImageDataset
-from cache_tools.errors import RecipeError, UsageError
+from cache_tools.errors import NonFinite, RecipeError, UsageError
 from cache_tools.runtime.signals import StopRequest
 from cache_tools.store.cache import Cache
+from tests.helpers import patched
+from tests.helpers.training import train_together
 from train import recipe as recipes
 from train import run_dir
 from train.data import create_loader
-from train.data.inputs import Inputs, open_inputs
+from train.data.inputs import Inputs
 from train.data.schedule import Schedule
 from train.loss.task import CachedDistillationTask
 from train.recipe import Phase, TrainRecipe
@@ -35,13 +36,6 @@ from train.trainer.student import StudentTrainer
 CPU = torch.device("cpu")
 SIZES = "size=[[0.0, 16], [0.33, 24, 25], [0.66, 48]]"
 WORDS = ["epochs=3", "views_per_epoch=1", "batch_size=50", "drop=0.2", SIZES]
-
-
-@pytest.fixture(scope="module")
-def inputs(digits_cache: Path) -> Inputs:
-    whole = open_inputs(digits_cache, None)
-    assert whole.validation is not None
-    return replace(whole, validation=whole.validation.subset(np.arange(64)))
 
 
 def trained(recipe: TrainRecipe, inputs: Inputs, out: Path) -> dict[str, Any]:
@@ -96,11 +90,9 @@ def test_a_schedule_is_resumed_exactly_in_each_phase(
 
 
 KILLED = """
-import os, signal, sys
-from cache_tools.cli import main as cli
 from train.trainer.student import StudentTrainer
 
-at = tuple(map(int, sys.argv.pop(1).split(",")))
+at = tuple(map(int, settings))
 end_step = StudentTrainer.end_step
 
 def killed(self, losses):
@@ -109,8 +101,6 @@ def killed(self, losses):
         os.kill(os.getpid(), signal.SIGKILL)
 
 StudentTrainer.end_step = killed
-sys.argv[0] = "kdcache"
-cli.console()
 """
 """`kdcache` that is killed after a step of the training, before its checkpoint."""
 
@@ -122,14 +112,13 @@ def test_a_schedule_killed_in_each_phase_goes_on_exactly(
     words = [*WORDS, "checkpoint_minutes=0.0", "--device=cpu"]
     words = ["train", "digits", "--cache", str(digits_cache), "--data", str(digits), *words]
 
-    def run(out: str, at: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", KILLED, at, *words, "--out", str(tmp_path / out)]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+    def run(out: str, epoch: int, step: int) -> subprocess.CompletedProcess[str]:
+        return patched.run(KILLED, [epoch, step], [*words, "--out", tmp_path / out])
 
-    assert run("whole", "9,9").returncode == 0
-    for at in ("0,2", "1,3", "2,1"):  # of 2, 4 and 2 steps at 16, 24 and 48 px
-        assert run("killed", at).returncode == -signal.SIGKILL
-    last = run("killed", "9,9")
+    assert run("whole", 9, 9).returncode == 0
+    for at in ((0, 2), (1, 3), (2, 1)):  # of 2, 4 and 2 steps at 16, 24 and 48 px
+        assert run("killed", *at).returncode == -signal.SIGKILL
+    last = run("killed", 9, 9)
     assert last.returncode == 0, last.stderr
     assert "going on at epoch 2, step 0" in last.stderr
     a, b = (load_file(tmp_path / n / "model/model.safetensors") for n in ("whole", "killed"))
@@ -154,14 +143,11 @@ def test_a_schedule_that_does_not_fit_ends_before_its_first_step(
     assert not (tmp_path / "run/steps.jsonl").exists()
 
 
-def cohort(inputs: Inputs, out: Path, device: torch.device, *more: str) -> list[dict[str, Any]]:
+def cohort(inputs: Inputs, out: Path, device: str, *more: str) -> list[dict[str, Any] | NonFinite]:
     """Two students, one of whose schedules ends smaller than it was."""
     both = [recipes.load("digits", [*WORDS, *more])]
     both.append(replace(both[0], size=((0.0, 32.0), (0.33, 40.0, 25.0), (0.66, 24.0, 50.0))))
-    runs = [(out / str(number), recipe) for number, recipe in enumerate(both)]
-    for run in runs:
-        run_dir.init_run(*run, inputs, fresh=False)
-    return loop.train_cohort(runs, inputs, device)
+    return train_together([(out / str(n), one) for n, one in enumerate(both)], inputs, device)
 
 
 def test_the_largest_step_is_tried_as_it_will_be_made(
@@ -189,12 +175,12 @@ def test_the_largest_step_is_tried_as_it_will_be_made(
 
     monkeypatch.setattr(loop, "reserve", watched)
     monkeypatch.setattr(CachedDistillationTask, "forward", recorded)
-    cohort(inputs, tmp_path / "tried", CPU)
+    cohort(inputs, tmp_path / "tried", "cpu")
     assert tried == [(*shapes, [True, True]) for shapes in real[-2:]]
     assert [shape for shape, _, _ in tried] == [(50, 3, 48, 48), (50, 3, 24, 24)]
 
     monkeypatch.setattr(loop, "reserve", lambda *_: None)
-    cohort(inputs, tmp_path / "untried", CPU)
+    cohort(inputs, tmp_path / "untried", "cpu")
     for number in "01":
         a, b = (
             load_file(tmp_path / name / number / "model/model.safetensors")
@@ -235,7 +221,7 @@ def test_the_trial_takes_the_memory_of_the_training(
         torch.cuda.reset_peak_memory_stats()
 
     monkeypatch.setattr(loop, "reserve", watched)
-    cohort(inputs, tmp_path, torch.device("cuda"), "student=resnet50")
+    cohort(inputs, tmp_path, "cuda", "student=resnet50")
     assert 0.8 < peaks[0] / torch.cuda.max_memory_allocated() < 1.25
 
 
