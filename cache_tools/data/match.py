@@ -15,7 +15,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from cache_tools.data import scan, sources
 from cache_tools.data.images import ImageDataset, with_classes
 from cache_tools.data.open import find_tars, has_split, open_images
-from cache_tools.errors import CacheMismatch, UsageError
+from cache_tools.errors import CacheMismatch, KdcacheError, UsageError
 from cache_tools.numerics import text_column
 from cache_tools.numerics.array_types import I8, U8
 from cache_tools.numerics.text_column import TextColumn
@@ -38,7 +38,6 @@ from cache_tools.storage.disk_cache import DiskCache
 from cache_tools.storage.mapped import Arrays
 
 log = logging.getLogger("kdcache")
-T = TypeVar("T")
 _FIRST = 256
 """Images that are read before all that may be renamed are."""
 _AHEAD = 1024
@@ -182,50 +181,68 @@ def open_aligned(
 ) -> tuple[ImageDataset, DatasetMatch]:
     """Open a data set in the order of `table`: `open_images`, then `align`.
 
-    Its training split; or the first other one that is the cache's (`dataset.split` of stage 1).
-    Of a large data set of tars on this machine the result is kept in the data folder, and mapped
-    from there by all processes until a tar, the table or the description changes.
+    Its training split; or another one that is the cache's (`dataset.split` of stage 1), where
+    `partial` the one with most of its samples. Of a large data set of tars on this machine the
+    result is kept in the data folder, and mapped from there by all processes until a tar, the table
+    or the description changes.
 
     Raises:
         As `open_images` and `align`.
     """
-
-    def opened(split: SplitName) -> tuple[ImageDataset, DatasetMatch]:
-        images, covered = _open_aligned(table, dataset, source, split, partial)
-        return images, replace(covered, split=split)
-
-    return _of_first_split(source, opened)
+    return _of_best_split(
+        source, lambda split: _open_aligned(table, dataset, source, split, partial)
+    )
 
 
 def open_unordered(table: SampleTable, dataset: DatasetSpec, source: str) -> ImageDataset:
-    """Open the split of `open_aligned` in its own order; the training split if there is none."""
+    """Open the split with most samples of `table`, in its own order; else the training split.
 
-    def opened(split: SplitName) -> ImageDataset:
-        images = open_images(source, split)
-        align(table, dataset, images, partial=True)
-        return images
+    Of several splits that have all of them it is the one with the fewest other images.
+    """
+    kept: dict[SplitName, ImageDataset] = {}
+
+    def opened(split: SplitName) -> tuple[ImageDataset, DatasetMatch]:
+        kept[split] = open_images(source, split)
+        return kept[split], align(table, dataset, kept[split], partial=True)[1]
 
     try:
-        return _of_first_split(source, opened)
+        return _of_best_split(source, opened)[0]
     except CacheMismatch:
-        return open_images(source, "train")
+        return kept.get("train") or open_images(source, "train")
 
 
-def _of_first_split(source: str, opened: Callable[[SplitName], T]) -> T:
-    """Return what `opened` makes of the first split of a data set that is the cache's."""
-    refused: list[CacheMismatch | UsageError] = []
+def _of_best_split(
+    source: str, opened: Callable[[SplitName], tuple[ImageDataset, DatasetMatch]]
+) -> tuple[ImageDataset, DatasetMatch]:
+    """Return what `opened` makes of the split with most of a cache's samples, and fewest others.
+
+    Errors of other splits than the training split are of the data set only where it has no other.
+    """
+    found: list[tuple[ImageDataset, DatasetMatch]] = []
+    refused: dict[SplitName, KdcacheError] = {}
     for split in get_args(SplitName):
         try:
             if split != "train" and not has_split(source, split):
                 continue
-            found = opened(split)
-        except (CacheMismatch, UsageError) as error:
-            refused.append(error)
+            images, covered = opened(split)
+        except KdcacheError as error:
+            if split == "train" and not isinstance(error, (CacheMismatch, UsageError)):
+                raise
+            refused[split] = error
         else:
-            if refused:
-                log.info("%s: the cache is of its %s split", source, split)
-            return found
-    raise next((error for error in refused if isinstance(error, CacheMismatch)), refused[0])
+            found.append((images, replace(covered, split=split)))
+            if not (covered.missing or covered.extra):
+                break
+    if found:
+        best = min(found, key=lambda each: (each[1].missing, each[1].extra))
+        if best[1].split != "train":
+            log.info("%s: the cache is of its %s split", source, best[1].split)
+        return best
+    for split, error in refused.items():
+        if not isinstance(error, (CacheMismatch, UsageError)):
+            log.warning("%s: its %s split cannot be opened: %s", source, split, error)
+    errors = list(refused.values())
+    raise next((error for error in errors if isinstance(error, CacheMismatch)), errors[0])
 
 
 def _open_aligned(

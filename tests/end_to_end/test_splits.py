@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import kdcache as api
+from cache_tools.data import match
 from cache_tools.data.images import ImageDataset
 from cache_tools.data.open import open_images
 from cache_tools.errors import UsageError
@@ -76,6 +77,69 @@ def test_another_data_set_than_any_split_is_the_mismatch_of_the_training_split(
     assert "images in" in said.err + said.out
     with pytest.raises(api.CacheMismatch, match=r"are not the teacher's .*Pass the original"):
         api.open(of_validation).images()
+
+
+def test_the_split_with_most_samples_and_fewest_others_is_the_cache_s(
+    halves: Path, teacher: Path, tmp_path: Path, kdcache: Command
+) -> None:
+    """The training split has all images of the teacher split, too, and half of the other one."""
+    for number, path in enumerate(sorted((halves / "val").rglob("*.png"))):
+        name = f"copy{path.name}"
+        (halves / "train" / path.parent.name / name).write_bytes(path.read_bytes())
+        if number % 2:
+            path.unlink()
+    (halves / "val").rename(halves / "teacher")
+    out = tmp_path / "of-teacher.zarr"
+    said = kdcache("cache", "digits", "num_views=2", "dataset.split=teacher", "--data", halves,
+                   "--teacher", teacher, "--out", out, "--device", "cpu")  # fmt: skip
+    assert said.code == 0, said.err
+    said = kdcache("verify", out, "--data", halves, "--json")
+    assert (said.code, json.loads(said.out)["images"]) == (0, 25), said.err
+    store = Cache.open(out)
+    for partial in (False, True):
+        args = store.table, store.spec.dataset, str(halves), partial
+        images, covered = match.open_aligned(*args)
+        assert (covered.split, covered.missing, covered.extra) == ("teacher", 0, 0)
+        assert len(images) == 25
+
+
+def test_an_error_of_another_split_hides_no_mismatch(
+    halves: Path, teacher: Path, tmp_path: Path, kdcache: Command
+) -> None:
+    out = tmp_path / "cache.zarr"
+    said = kdcache("cache", "digits", "num_views=2", "--data", halves, "--teacher", teacher,
+                   "--out", out, "--device", "cpu")  # fmt: skip
+    assert said.code == 0, said.err
+    for path in (halves / "val").rglob("*.png"):
+        path.unlink()
+    for path in (halves / "train").rglob("*.png"):
+        path.write_bytes(path.read_bytes() + b"\0")
+    said = kdcache("verify", out, "--data", halves)
+    assert said.code == 1
+    assert "are not the teacher's" in said.err + said.out
+    assert "its validation split cannot be opened: there is no image in" in said.err
+    said = kdcache("train", "digits", "--cache", out, "--data", halves, "--out", tmp_path / "run",
+                   *SHORT)  # fmt: skip
+    assert said.code != 0
+    assert "are not the teacher's" in said.err
+
+
+def test_splits_of_another_data_set_are_opened_once(
+    halves: Path, of_validation: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in halves.rglob("*.png"):
+        path.write_bytes(path.read_bytes() + b"\0")
+    opened = list[str]()
+
+    def spy(source: str, split: str) -> ImageDataset:
+        opened.append(split)
+        return open_images(source, split)
+
+    monkeypatch.setattr(match, "open_images", spy)
+    store = Cache.open(of_validation)
+    images = match.open_unordered(store.table, store.spec.dataset, str(halves))
+    assert opened == ["train", "validation"]
+    assert images.names == open_images(str(halves), "train").names
 
 
 @pytest.mark.parametrize("split", ["val", "test", "trian"])
