@@ -72,6 +72,14 @@ class FilePool:
                 os.close(descriptor)
 
 
+def _renew_lock() -> None:
+    """Replace the lock in a child process: a thread that the child lacks may have held it."""
+    FilePool._lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
+
+
 def _limit() -> int:
     """Raise the process's limit of open files as far as is allowed and of use, and return it."""
     soft, hard = (

@@ -124,7 +124,9 @@ def _names(model: nn.Module) -> Names:
 def _source(one: Any, num_classes: int, names: Names, context: str) -> int:
     if isinstance(one, str):
         is_number = re.fullmatch(r"-?\d{1,18}", one) is not None
-        meant: set[int] = {*names.get(one, ()), *([int(one)] if is_number and one in names else ())}
+        meant = set(names.get(one, ()))
+        if meant and is_number and 0 <= int(one) < num_classes:
+            meant.add(int(one))
         if len(meant) > 1:
             raise UsageError(
                 f"{context} names {one!r}: that is a name of several of the teacher's classes, or "

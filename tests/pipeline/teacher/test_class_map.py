@@ -117,6 +117,16 @@ def test_names_that_mean_several_classes(
         class_map.load(path, model)
 
 
+def test_a_name_that_is_the_number_of_no_class_is_a_name(tmp_path: Path) -> None:
+    """Of ten classes that are named "1" to "10", class 9 alone can be meant by "10"."""
+    own = [str(number) for number in range(1, 11)]
+    model: Any = SimpleNamespace(num_classes=10, pretrained_cfg={"label_names": own})
+    for name, text in (("map.txt", "10\n10\n"), ("map.json", '["10", "10"]')):
+        assert class_map.load(written(tmp_path, name, text), model).sources == ((9,), (9,))
+    with pytest.raises(UsageError, match=r"names '9': .* \(8, 9\)"):
+        class_map.load(written(tmp_path, "map.txt", "10\n9\n"), model)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
