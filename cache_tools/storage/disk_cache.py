@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -26,6 +27,8 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _KEY = re.compile(r"[0-9a-f]{64}")
 _SEAL = 32
 _SHARE = 0.8
+_TRIES, _PAUSE = 300, 0.01
+"""Times that a lock is taken anew, and seconds between them."""
 _DOWN_TO = 0.9
 """Share of the limit that an eviction leaves, so that evictions are rare."""
 
@@ -239,12 +242,17 @@ def _lock(path: Path) -> int:
     """Open a lock file and wait for its lock; no lock where files have none.
 
     The last holder removes the file: a process that has waited for a removed one begins again,
-    since others lock the new one.
+    since others lock the new one. It does so some times only, as file systems on networks may
+    describe an open file otherwise than its path.
 
     Raises:
         KdcacheError: It cannot be created.
     """
-    while True:
+    lock = -1
+    for _ in range(_TRIES):
+        if lock >= 0:
+            os.close(lock)
+            time.sleep(_PAUSE)
         try:
             lock = atomic.open_lock(path)
         except KdcacheError as error:
@@ -252,12 +260,15 @@ def _lock(path: Path) -> int:
                 f"{str(error).partition('. ')[0]}, in the data folder. Pass --data-cache with a "
                 "folder that can be written."
             ) from None
-        with contextlib.suppress(OSError):
+        try:
             fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:
+            return lock
         with contextlib.suppress(OSError):
             if os.path.samestat(os.fstat(lock), path.lstat()):
                 return lock
-        os.close(lock)
+    log.warning("%s is not the file that was locked: other processes may do the same work", path)
+    return lock
 
 
 def _mark_used(path: Path) -> None:

@@ -2,10 +2,13 @@
 
 import gc
 import logging
+import multiprocessing
 import os
 import resource
 import subprocess
 import sys
+import threading
+import warnings
 from pathlib import Path
 
 import pytest
@@ -93,3 +96,30 @@ print(threading.pool.descriptor(sys.executable) >= 0)
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "True\n", "")
+
+
+def test_a_child_of_a_process_whose_thread_reads_reads_as_well(paths: list[Path]) -> None:
+    pool, held, leave = FilePool(), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with FilePool._lock:
+            held.set()
+            leave.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    try:
+        assert held.wait(60)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # the fork beside a thread
+            child = multiprocessing.get_context("fork").Process(
+                target=pool.read, args=(paths[0], 0, 3)
+            )
+            child.start()
+        child.join(20)
+        assert child.exitcode == 0
+    finally:
+        leave.set()
+        thread.join()
+        if child.exitcode is None:
+            child.kill()

@@ -291,6 +291,41 @@ def test_who_has_waited_for_a_removed_lock_locks_the_new_one(
     assert not lock.exists()
 
 
+def test_a_lock_whose_path_is_described_as_another_file_is_taken(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As by object stores that are mounted as folders."""
+    calls, real = list[int](), fcntl.flock
+
+    def flock(file: int, operation: int) -> None:
+        calls.append(file)
+        assert len(calls) < 1000
+        real(file, operation)
+
+    monkeypatch.setattr(os.path, "samestat", lambda *_: False)
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(disk_cache, "_PAUSE", 0)
+    check(mapped.load(NAME, make))
+    assert "is not the file that was locked" in caplog.text
+    check(mapped.load(NAME, never))
+
+
+def test_a_file_system_without_locks_is_used_without(
+    kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = list[int]()
+
+    def flock(file: int, operation: int) -> None:
+        calls.append(file)
+        assert len(calls) < 1000
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(os.path, "samestat", lambda *_: False)
+    monkeypatch.setattr(fcntl, "flock", flock)
+    os.close(disk_cache._lock(kept / "x.lock"))
+    assert len(calls) == 1
+
+
 def _load(log: Path, pause: float) -> None:
     def slow() -> Arrays:
         with log.open("a") as file:
