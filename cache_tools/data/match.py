@@ -238,11 +238,11 @@ def _of_best_split(
         if best[1].split != "train":
             log.info("%s: the cache is of its %s split", source, best[1].split)
         return best
-    for split, error in refused.items():
-        if not isinstance(error, (CacheMismatch, UsageError)):
-            log.warning("%s: its %s split cannot be opened: %s", source, split, error)
+    for split, reason in refused.items():
+        if not isinstance(reason, (CacheMismatch, UsageError)):
+            log.warning("%s: its %s split cannot be opened: %s", source, split, reason)
     errors = list(refused.values())
-    raise next((error for error in errors if isinstance(error, CacheMismatch)), errors[0])
+    raise next((each for each in errors if isinstance(each, CacheMismatch)), errors[0])
 
 
 def _open_aligned(
