@@ -1,5 +1,6 @@
 """One cache by one call: what `kdcache cache` does."""
 
+import numbers
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,8 @@ def make_cache(
         sources = tuple(t if isinstance(t, TeacherSource) else TeacherSource(str(t)) for t in named)
     if limit is not None and limit < 1:
         raise UsageError(f"limit={limit} must be at least 1.")
+    if isinstance(parts, numbers.Integral):
+        raise UsageError(f"parts={parts} is one number. Pass a list: parts=[{parts}].")
     mine = launch.choose(task, tasks, by_number=bool(parts))
     selection = PartSelection(mine.number, mine.count, limit, frozenset(parts))
     opened = launch.engine(mine, device, workers, engine, address)

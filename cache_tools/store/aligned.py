@@ -13,6 +13,7 @@ Shapes: B views, N samples, P labels of a view.
 
 import logging
 import math
+import numbers
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -178,6 +179,8 @@ def check_aligned(a: Cache, b: Cache, blocks: bool = False) -> None:
 def _shares(caches: Sequence[str | Path], weights: Sequence[float] | None) -> list[float]:
     if not 1 <= len(caches) <= MAX_MEMBERS:
         raise UsageError(f"{len(caches)} caches cannot be mixed; it can be 1 to {MAX_MEMBERS}.")
+    if isinstance(weights, numbers.Real):
+        raise UsageError(f"weights={weights} is one number. Pass a list: one for each cache.")
     weights = [1.0] * len(caches) if not weights else list(weights)
     if len(weights) != len(caches):
         raise UsageError(

@@ -72,6 +72,8 @@ def test_a_cache(
         api.make_cache("digits", data=digits, out=out)
     with pytest.raises(api.UsageError, match="limit=0"):
         api.make_cache("digits", **call, limit=0)
+    with pytest.raises(api.UsageError, match=r"parts=1 is one number\. Pass a list: parts=\[1\]"):
+        api.make_cache("digits", **call, parts=1)
     with pytest.raises(api.RecipeError, match=r"recipe: unknown key 'num_vews'.*'num_views'"):
         api.make_cache(recipe | {"num_vews": 2}, **call)
     with pytest.raises(api.RecipeError, match=r"expected a recipe \(name, file, dict, CacheRecipe"):

@@ -36,7 +36,7 @@ from train.recipe import ORDER, Phase, TrainRecipe
 
 SizesOf = Callable[[int], Sequence[int]]
 """Sizes in pixels of the views that students are shown in an epoch."""
-_STATE = ("epoch", "step", "steps", "stream", "samples")
+_STATE = ("epoch", "step", "steps", "stream", "samples", "values")
 _STREAM = ("cache", "processes", *ORDER, "size")
 """Names of a state's `stream`; those of one size have no `size`."""
 
@@ -171,6 +171,7 @@ class Batches(IterableDataset[Any]):
         world = _world(rank, world_size)
         self._set_up(recipe, inputs, chosen, world, epochs, ALONE)
         self._transform = InputTransform(chosen, "fp32", *normalisation)
+        self._values |= {"mean": list(normalisation[0]), "std": list(normalisation[1])}
         self._as_dict = as_dict
 
     @classmethod
@@ -225,6 +226,7 @@ class Batches(IterableDataset[Any]):
         if recipe.size:  # without one, states of earlier versions are loaded
             self._stream.append(f"size={recipe.size if len(phases) == 1 else phases}")
         self._samples, self._num_views = inputs.samples, recipe.num_views
+        self._values: dict[str, Any] = {"tail": recipe.tail}
         self._epoch = self._step = self._first = 0
 
     def __len__(self) -> int:
@@ -325,7 +327,7 @@ class Batches(IterableDataset[Any]):
 
     def state_dict(self) -> dict[str, Any]:
         """Return epoch and step: the batches that have been yielded are not yielded again."""
-        state = (self._epoch, self.step, len(self), self._stream, self._samples)
+        state = (self._epoch, self.step, len(self), self._stream, self._samples, self._values)
         return dict(zip(_STATE, state, strict=True))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -333,16 +335,17 @@ class Batches(IterableDataset[Any]):
 
         Raises:
             UsageError: The state is of another cache, order, number of views or processes, of
-                other samples, or none.
+                other samples, another `tail`, `mean` or `std`, or none.
         """
-        if missing := [name for name in _STATE[:-1] if name not in state]:
+        if missing := [name for name in _STATE[:4] if name not in state]:
             raise UsageError(
                 f"this is no state of batches: it has no {missing[0]!r}. Pass what state_dict has "
                 "returned."
             )
         steps = self.schedule_of(int(state["epoch"])).steps
-        here = self._order(self._stream, steps, self._samples)
-        there = self._order(state["stream"], state["steps"], state.get("samples"))
+        values = state.get("values", self._values)  # earlier versions saved none
+        here = self._order(self._stream, steps, self._samples) | self._values
+        there = self._order(state["stream"], state["steps"], state.get("samples")) | values
         if "samples" not in state:
             self._complete(there)
         if found := difference(there, here):

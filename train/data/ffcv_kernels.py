@@ -125,11 +125,7 @@ def _render(picture: U1, view: int, tables: Tables, scale: int, out: U1) -> bool
     codes, arguments = tables.codes_VL[view], tables.arguments_VL6[view]
     if kernels.run(tables.operation_C, codes, arguments, tables.fill, out, spare):
         return False
-    for k in range(tables.erase_VE8.shape[1]):
-        box = tables.erase_VE8[view, k].astype(np.int64)
-        if box[2]:
-            key, shade = tables.noise_VE2[view, k], box[5:].astype(np.uint8)
-            kernels.erase(out, box[0], box[1], box[2], box[3], box[4], shade, key[0], key[1])
+    kernels.erase_all(out, tables.erase_VE8[view], tables.noise_VE2[view])
     return True
 
 

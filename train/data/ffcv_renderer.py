@@ -33,7 +33,7 @@ import torch
 
 from cache_tools.data.beton import Beton, Records
 from cache_tools.data.view_renderer import ViewRenderer
-from cache_tools.errors import CacheIncomplete, CacheMismatch, UsageError
+from cache_tools.errors import CacheIncomplete, CacheMismatch
 from cache_tools.numerics import field_arrays
 from cache_tools.numerics.array_types import I8, U1
 from cache_tools.render import kernels
@@ -232,19 +232,17 @@ class FfcvRenderer:
     def __init__(
         self, cache: Cache, images: Beton, num_threads: int, schedule: Schedule, world: World
     ) -> None:
-        """Compile the pipeline, and compare the container with the cache.
+        """Compile the pipeline, and compare a few views with the native renderer's.
 
         `images` are in the order of the sample table; 0 threads: one per core. `schedule` gives the
         size of buffers and the samples that are shown.
 
         Raises:
-            UsageError: Images of the container have other bytes or sizes than the cache's.
             CacheMismatch: FFCV's libraries make other pixels.
         """
         self.images = images
         """The container."""
         self._cache = cache
-        self._check_pictures(schedule)
         self._threads = num_threads or threads.cpu_count()
         self._views = ViewRenderer(
             images, schedule.views, cache.table, stored_pixels=True, decoded_before=True
@@ -342,18 +340,4 @@ class FfcvRenderer:
                     f"{self._cache.table.keys[row_P[at]]!r} than the teacher's: of "
                     f"{ffcv_kernels.LIBRARY}, which decodes, or the OpenCV that FFCV was built "
                     "with. Pass loader=native, or install other versions of them and run make ffcv."
-                )
-
-    def _check_pictures(self, schedule: Schedule) -> None:
-        """Refuse a container whose pictures have other bytes or sizes than the cache's."""
-        table, images = self._cache.table, self.images
-        rows = images.rows_N
-        for own, theirs in (("digest", "digest_N"), ("height", "height_N"), ("width", "width_N")):
-            differs = (rows[own] != getattr(table, theirs)) & schedule.present_N
-            differs = np.flatnonzero(differs)
-            if len(differs):
-                raise UsageError(
-                    f"{len(differs)} images in {images.source} are not those of the cache "
-                    f"(first: {table.keys[differs[0]]!r}, another {own}). Write the container from "
-                    "the data set the cache was made from: kdcache beton SRC FILE."
                 )

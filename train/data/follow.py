@@ -32,8 +32,9 @@ log = logging.getLogger("kdcache")
 AFTER_END, WITHOUT_PART = 10.0, 60.0
 """Minutes of waiting after the last process that made the cache, where that can be seen, and after
 the last part."""
-DAMAGED = 1.0
-"""Minutes of waiting for a damaged part, where no process makes the cache."""
+DAMAGED = 3.0
+"""Minutes of waiting for a damaged part, where no process makes the cache: NFS may show the former
+length of a file for one."""
 _PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 """Seconds between two looks; over a network twice as many each time that nothing is new."""
 _SLICE = 0.2
@@ -166,7 +167,7 @@ class Follower:
                     life.seen, life.parts = now, count
             life.missing = len(parts)
             life.damaged = {p: life.damaged.get(p, now) for p in sorted(self._damaged[number])}
-            longest = (self._minutes or AFTER_END) if made else DAMAGED
+            longest = self._minutes or (DAMAGED if made is False else AFTER_END)
             for part, since in life.damaged.items():
                 if now - since >= 60 * longest and (fault := cache.check_part(part)):
                     raise fault

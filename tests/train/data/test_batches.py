@@ -259,6 +259,18 @@ def test_a_state_of_other_samples_of_equal_number_is_refused(
     without(3).load_state_dict(state | {"stream": [*state["stream"][:7], 4, state["stream"][8]]})
 
 
+def test_a_state_of_other_values_of_pixels_or_targets_is_refused(digits_cache: Path) -> None:
+    state = json.loads(json.dumps(opened(digits_cache).state_dict()))
+    others: dict[str, Any] = {"tail": "zero", "mean": (0.25,) * 3, "std": (0.125,) * 3}
+    for name, value in others.items():
+        with pytest.raises(UsageError, match=f"other batches: {name}: .* here"):
+            opened(digits_cache, **{name: value}).load_state_dict(state)
+    with pytest.raises(UsageError, match=r"weights=0\.5 is one number\. Pass a list"):
+        opened(digits_cache, weights=0.5)
+    del state["values"]  # as of earlier versions
+    opened(digits_cache, **others).load_state_dict(state)
+
+
 def test_a_plain_loop_has_the_losses_of_kdcache_train(
     digits_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

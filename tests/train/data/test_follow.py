@@ -232,19 +232,23 @@ def test_a_cache_that_was_replaced_is_not_waited_for(
 
 
 @pytest.mark.parametrize("record", [False, True])
-@pytest.mark.parametrize("at_work", [False, True])
+@pytest.mark.parametrize("at_work", [None, False, True])
+@pytest.mark.parametrize("timeout", [0.0, 5.0])
 def test_a_damaged_part_is_named(
-    growing: Growing, clock: Clock, record: bool, at_work: bool
+    growing: Growing, clock: Clock, record: bool, at_work: bool | None, timeout: float
 ) -> None:
     """Not while it may be mended: a process that makes the cache has the time of an end."""
     growing.commit(0, 1)
     file = growing.path / (Part(1, 0).record if record else "targets/code/c/1/0")
     file.write_bytes(file.read_bytes()[:-7])
-    follower, store = Follower(opened(growing.path)), Cache.open(growing.path)
+    follower, store = Follower(opened(growing.path), timeout), Cache.open(growing.path)
+    if at_work is False:
+        with presence.announced(store):
+            pass
     making = presence.announced(store) if at_work else contextlib.nullcontext()
     with making, pytest.raises(CacheDamaged, match=str(file)):
         follower.wait([0, 1])
-    minutes = AFTER_END if at_work else DAMAGED
+    minutes = timeout or (DAMAGED if at_work is False else AFTER_END)
     assert minutes <= clock.now / 60 < minutes + 0.1
 
 
@@ -254,7 +258,7 @@ def test_a_damaged_part_that_is_made_again_is_waited_for(growing: Growing, clock
     whole = chunk.read_bytes()
     chunk.write_bytes(whole[:-7])
     follower = Follower(opened(growing.path))
-    clock.events = [*[lambda: None] * int(0.8 * MINUTE), lambda: chunk.write_bytes(whole)]
+    clock.events = [*[lambda: None] * int(2.5 * MINUTE), lambda: chunk.write_bytes(whole)]
     follower.wait([0, 1])
     assert not clock.events
 
