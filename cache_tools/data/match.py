@@ -266,7 +266,7 @@ def _open_aligned(
             {"coverage": facts, "classes": images.class_names},
         )
 
-    kept = mapped.load(disk_cache.key("aligned data set 1", state, identity), make)
+    kept = mapped.load(disk_cache.table_key("aligned data set 1", state, identity), make)
     arrays = kept.arrays
     covered = DatasetMatch(arrays["image_index"], **kept.facts["coverage"])
     if not covered.by_name:

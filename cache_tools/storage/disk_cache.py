@@ -4,6 +4,7 @@ It is `--data-cache DIR`, else KDCACHE_CACHE, else `~/.cache/kdcache`. Files in 
 digest of their origin (URL, size, version), so a changed shard is another file. Every file in it
 can be deleted; it is then fetched again. The least recently used files are evicted when
 KDCACHE_CACHE_LIMIT (such as 200GB; default: 80 % of the free disk and the folder) is reached.
+Tables and indices of the last seven days stay: shards come where these leave room.
 """
 
 import contextlib
@@ -24,13 +25,16 @@ from cache_tools.storage import atomic, paths
 log = logging.getLogger("kdcache")
 FOLDER, LIMIT = "KDCACHE_CACHE", "KDCACHE_CACHE_LIMIT"
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_KEY = re.compile(r"[0-9a-f]{64}")
+_TABLE = ".table"
+_KEY = re.compile(rf"[0-9a-f]{{64}}({re.escape(_TABLE)})?")
 _SEAL = 32
 _SHARE = 0.8
 _TRIES, _PAUSE = 300, 0.01
 """Times that a lock is taken anew, and seconds between them."""
 _DOWN_TO = 0.9
 """Share of the limit that an eviction leaves, so that evictions are rare."""
+_RECENT = 7 * 86_400
+"""Seconds after its last use within which a table makes no room for shards."""
 
 
 def key(*origin: object) -> str:
@@ -38,6 +42,11 @@ def key(*origin: object) -> str:
     return hashlib.sha256(
         "\n".join(map(str, origin)).encode("utf-8", "surrogateescape")
     ).hexdigest()
+
+
+def table_key(*origin: object) -> str:
+    """Return the file name for a table or index of an origin, which stays where shards come."""
+    return key(*origin) + _TABLE
 
 
 def file_key(path: Path) -> str:
@@ -148,14 +157,16 @@ class DiskCache:
         """Evict other files to make room for a data set's shards, in its order with their bytes.
 
         Returns:
-            The shards that fit: the first ones, whatever is read when, so that a data set larger
-            than the limit does not evict itself over and over.
+            The shards that fit beside tables in use: the first ones, whatever is read when, so that
+            a data set larger than the limit does not evict itself, or a table, over and over.
         """
         self.sweep()
         self._wanted = frozenset(wanted)
-        others = [p for p in self._shards() if p.name not in wanted] + self._cache_files()
-        used = _size([*self._shards(), *self._cache_files()])
-        limit, fit = self._limit(used), set[str]()
+        shards, cache_files = self._shards(), self._cache_files()
+        tables = {path for path in shards if _is_table_in_use(path)}
+        others = [p for p in shards if p.name not in wanted and p not in tables] + cache_files
+        limit = self._limit(_size([*shards, *cache_files])) - _size(tables)
+        fit = set[str]()
         total = 0
         for name, size in wanted.items():
             total += size
@@ -166,8 +177,10 @@ class DiskCache:
         _remove_oldest(others, excess)
         return fit
 
-    def reserve(self, size: int, ours: Path | None = None) -> bool:
+    def reserve(self, size: int, ours: Path | None = None, down_to: float = _DOWN_TO) -> bool:
         """Reserve `size` bytes, evicting other files; False when they do not fit.
+
+        Evictions leave `down_to` of the limit, these bytes included.
 
         The shards that `evict` made room for and files in `ours` stay: a cache larger than the
         limit does not evict itself over and over, since epochs come back to its first parts.
@@ -177,10 +190,11 @@ class DiskCache:
         limit = self._limit(self._used)
         if self._used + size > limit and not self._full:
             others = [path for path in self._shards() if path.name not in self._wanted]
+            others = [path for path in others if not _is_table_in_use(path)]
             others += self._cache_files()
             if ours is not None:
                 others = [path for path in others if not path.is_relative_to(ours)]
-            _remove_oldest(others, self._used + size - int(limit * _DOWN_TO))
+            _remove_oldest(others, self._used + size - int(limit * down_to))
             self._used = self._measure()
         if self._used + size > limit:
             self._full = True  # searching again each time would take longer than reading
@@ -225,6 +239,11 @@ def _size(paths: Iterable[Path]) -> int:
         with contextlib.suppress(OSError):
             total += path.stat().st_size
     return total
+
+
+def _is_table_in_use(path: Path) -> bool:
+    """Check if a file is a table that was used in the last days."""
+    return path.suffix == _TABLE and time.time() - _used_at(path) < _RECENT
 
 
 def _remove_oldest(paths: list[Path], excess: int) -> None:

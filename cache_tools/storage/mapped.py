@@ -49,7 +49,7 @@ class Arrays:
 
 
 def load(name: str, make: Callable[[], Arrays]) -> Arrays:
-    """Map the file called `name` (a `disk_cache.key`), which `make` makes if there is none.
+    """Map the file called `name` (a `disk_cache.table_key`), which `make` makes if there is none.
 
     Where the data folder has no room or cannot be written, what `make` made is returned itself.
     """
@@ -81,7 +81,7 @@ def _keep(kept: DiskCache, partial: Path, name: str, made: Arrays) -> None:
     """Write a file if there is room for it; evicts others."""
     line = _head(made)
     size = len(line) + sum(map(_padded, made.arrays.values())) + _DIGEST
-    if kept.reserve(size):
+    if kept.reserve(size, down_to=1.0):  # shards of a data set are there to be read next
         _write(partial, name, line, made)
         return
     log.warning(

@@ -94,7 +94,7 @@ class CacheMetadata:
             arrays = {name: getattr(made, f"{name}_N") for name in SampleTable.COLUMNS}
             return Arrays({"key": keys.bytes_L, "begin": keys.begin_N, "end": keys.end_N, **arrays})
 
-        name = disk_cache.key("sample table 1", self.spec.dataset.table_sha256)
+        name = disk_cache.table_key("sample table 1", self.spec.dataset.table_sha256)
         arrays = mapped.load(name, make).arrays
         keys = TextColumn(arrays["key"], arrays["begin"], arrays["end"])
         return SampleTable(keys, *(arrays[name] for name in SampleTable.COLUMNS))

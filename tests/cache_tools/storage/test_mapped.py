@@ -245,6 +245,43 @@ def test_shards_of_the_data_set_itself_make_no_room(monkeypatch: pytest.MonkeyPa
         assert cache.shard(own) is not None
 
 
+def test_a_table_and_shards_beyond_the_limit_evict_each_other_never(
+    kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shards of a remote data set of 200 KB, at each of three starts, in a folder of 150 KB."""
+    monkeypatch.setenv("KDCACHE_CACHE_LIMIT", "150K")
+    table, done = disk_cache.table_key("a table"), list[str]()
+    wanted = {disk_cache.key("shard", i): 20_000 for i in range(10)}
+
+    def made() -> Arrays:
+        done.append("table")
+        return make()
+
+    for _ in range(3):
+        check(mapped.load(table, made))
+        cache = DiskCache()
+        for name in cache.evict(wanted):
+            if cache.shard(name) is None:
+                done.append(name)
+                with cache.writing(name) as partial:
+                    partial.write_bytes(bytes(20_000))
+    assert sorted(done) == sorted(["table", *list(wanted)[:5]])
+    os.utime(kept / "shards" / table, (0, 0))  # not used for long
+    assert len(DiskCache().evict(wanted)) == 7
+    assert DiskCache().shard(table) is None
+
+
+def test_a_table_evicts_no_more_than_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KDCACHE_CACHE_LIMIT", "100K")
+    cache = DiskCache()
+    shards = [disk_cache.key("shard", i) for i in range(10)]
+    for name in shards:
+        with cache.writing(name) as partial:
+            partial.write_bytes(bytes(9_000))
+    check(mapped.load(disk_cache.table_key("a table"), make))
+    assert sum(cache.shard(name) is not None for name in shards) == 6
+
+
 def test_room_is_made_before_a_byte_is_written(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a disk of 100,000 bytes 80 % may be taken, by a file that takes half of it."""
 
