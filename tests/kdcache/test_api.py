@@ -44,8 +44,15 @@ def test_every_public_name_is_there() -> None:
     ],
 )
 def test_the_cells_of_a_page_run(
-    page: str, written: set[str], digits_cache: Path, digits: Path, teacher: Path, tmp_path: Path
+    page: str,
+    written: set[str],
+    digits_cache: Path,
+    digits: Path,
+    teacher: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py"])  # a cell reads it; pytest's has options
     network = timm.create_model("test_resnet", num_classes=10).requires_grad_(False)
     found: dict[str, Any] = {"teacher": network.eval(), "folder": teacher}
     one, short = '{"base": "digits", "num_views": 1}', '{"epochs": 1, "views_per_epoch": 1}'
