@@ -128,6 +128,10 @@ def _bounded(data: Any, limit: int, parse: Callable[[Any], Any]) -> Any:
         found = parse(data)
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
+    except ValueError as error:
+        if "integer string conversion" in str(error):  # Python's advice is for programmers
+            raise ValueError("it has a number of thousands of digits") from None
+        raise
     level = [found]
     for _ in range(_MAX_DEPTH):
         inner: list[Any] = []

@@ -82,7 +82,10 @@ def read(path: Path, probabilities: bool = False) -> Logits:
     try:
         arrays = _arrays(path)
     except Exception as error:  # numpy parses heads as Python, zipfile raises many kinds
-        raise DataError(f"{path}{describe_file(path)} cannot be read: {error}.") from None
+        raise DataError(
+            f"{path}{describe_file(path)} cannot be read: {str(error).rstrip('.')}. Fetch or write "
+            "it again."
+        ) from None
     name = "logits" if "logits" in arrays else next(iter(arrays), "")
     if name != "logits" and len(arrays) != 1:
         raise DataError(f"{path} has no array named logits, only {', '.join(arrays) or 'none'}.")

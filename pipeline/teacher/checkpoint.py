@@ -151,7 +151,8 @@ def _state(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # torch raises many kinds for a broken file
         first = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
         raise TeacherError(
-            f"{path}{describe_file(path)} cannot be read as weights: {first}."
+            f"{path}{describe_file(path)} cannot be read as weights: {first}. Fetch it again, or "
+            "save them by safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')."
         ) from None
     while isinstance(found, Mapping):
         key = next((k for k in _WRAPPERS if isinstance(found.get(k), Mapping)), None)

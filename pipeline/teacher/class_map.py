@@ -27,6 +27,8 @@ from cache_tools.spec.canonical import canonical_json, sha256
 
 Names = dict[str, list[int]]
 
+_ROWS = "Correct it: a list with the source classes of the teacher for each class."
+
 
 @dataclass(frozen=True)
 class ClassMap:
@@ -102,7 +104,7 @@ def _read(path: Path) -> list[list[int | str]]:
             return [[x for x in re.split(r"[\s,;]+", row) if x] for row in text.splitlines()]
         rows = parse_json(text)
     except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read the class map {path}: {error}.") from None
+        raise UsageError(f"cannot read the class map {path}: {error}. {_ROWS}") from None
     if not isinstance(rows, list):
         raise UsageError(f"the class map {path} is a JSON {type(rows).__name__}, expected a list.")
     return [row if isinstance(row, list) else [row] for row in rows]

@@ -16,7 +16,7 @@ from tests.helpers.paths import ROOT
 HOSTILE = {
     "deep list": ('{"a":' + "[" * 100_000, "64 levels"),
     "deep list that ends": ('{"a":' + "[" * 65 + "]" * 65 + "}", "64 levels"),
-    "digits": ('{"a":' + "9" * 5_000 + "}", "digits"),
+    "digits": ('{"a":' + "9" * 5_000 + "}", "^it has a number of thousands of digits$"),
     "bits": ('{"a":' + "9" * 50 + "}", "bits"),
     "exponent": ('{"a":1e400}', "not finite"),
     "constant": ('{"a":-Infinity}', "not finite"),
@@ -28,7 +28,7 @@ HOSTILE = {
 HOSTILE_TOML = {
     "deep list": ("a=" + "[" * 50_000, "64 levels"),
     "deep key": ("a." * 2_000 + "a=1", "64 levels"),
-    "digits": ("a=" + "9" * 5_000, "digits"),
+    "digits": ("a=" + "9" * 5_000, "^it has a number of thousands of digits$"),
     "bits": ("a=" + "9" * 50, "bits"),
     "infinity": ("a=inf", "not finite"),
     "exponent": ("a=[1, -1e400]", "not finite"),

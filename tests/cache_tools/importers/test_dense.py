@@ -193,7 +193,7 @@ def test_bfloat16_is_what_it_is_in_float32(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("e.npy", b"", "e.npy cannot be read: No data left"),
+        ("e.npy", b"", "e.npy cannot be read: No data left in file. Fetch or write it again."),
         ("l.npy", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         ("z.npz", b"PK\3\4 no zip", "z.npz"),
         ("s.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),

@@ -138,7 +138,7 @@ def test_a_name_that_is_the_number_of_no_class_is_a_name(tmp_path: Path) -> None
         ("[1, true]", "names True"),
         ("[1]", "has 1 classes, expected 2"),
         ('{"a": 1}', "JSON dict, expected a list"),
-        ("[1,", "cannot read the class map"),
+        ("[1,", "cannot read the class map .* Correct it: a list"),
     ],
 )
 def test_impossible_maps_are_refused(
