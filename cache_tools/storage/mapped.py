@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 
 from cache_tools import file_contents
 from cache_tools.errors import KdcacheError
-from cache_tools.numerics.array_types import U1
 from cache_tools.storage.disk_cache import LIMIT, DiskCache
 
 log = logging.getLogger("kdcache")
@@ -123,17 +122,27 @@ def _write(path: Path, name: str, line: bytes, made: Arrays) -> None:
 
 
 def _open(kept: DiskCache, name: str) -> Arrays | None:
-    """Map a file after comparing its digest; None if there is none, or it is damaged."""
+    """Map a file, or read it once from a network; None if there is none, or it is damaged."""
     if (path := kept.shard(name)) is None:
         return None
     try:
         with path.open("rb") as file:
-            if not _is_whole(file, name):
+            if (kind := _file_system(path)).startswith(_OF_NETWORK):
+                _log_network(path.parent, kind)
+                data = np.fromfile(file, np.uint8)
+                data.flags.writeable = False
+                digest = hashlib.sha256(name.encode() + b"\n")
+                digest.update(data[:-_DIGEST].data)
+                whole = data[-_DIGEST:].tobytes() == digest.digest()
+            else:
+                whole = _is_whole(file, name)
+                data = np.asarray(np.memmap(file, np.uint8, "r"))
+            if not whole:
                 raise ValueError("its digest differs")
             file.seek(0)
             line = file.readline(file_contents.MAX_JSON)
             head = file_contents.parse_json(line)
-            data = _pages(path, file)[len(line) : -_DIGEST]
+            data = data[len(line) : -_DIGEST]
         arrays = {
             column: data[at : at + count * np.dtype(kind).itemsize].view(kind)
             for column, kind, count, at in head["arrays"]
@@ -142,17 +151,6 @@ def _open(kept: DiskCache, name: str) -> Arrays | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         log.warning("%s cannot be used (%s): it is made again", path, error)
         return None
-
-
-def _pages(path: Path, file: BinaryIO) -> U1:
-    """Map a file, or read it where other machines can remove it."""
-    if not (kind := _file_system(path)).startswith(_OF_NETWORK):
-        return np.asarray(np.memmap(file, np.uint8, "r"))
-    _log_network(path.parent, kind)
-    file.seek(0)
-    data = np.fromfile(file, np.uint8)
-    data.flags.writeable = False
-    return data
 
 
 def _file_system(path: Path) -> str:

@@ -113,11 +113,15 @@ def test_a_file_on_a_network_is_read_and_not_mapped(
     """A page of a map whose file another machine has removed ends the process."""
     monkeypatch.setattr(mapped, "_file_system", lambda _: "nfs4")
     mapped._log_network.cache_clear()
+    monkeypatch.setattr(mapped, "_is_whole", never)  # a second read
     found = [mapped.load(NAME, make), mapped.load(NAME, never)]
     os.truncate(path(), 0)
     for arrays in found:
         check(arrays)
         assert not arrays.arrays["a"].flags.writeable
+    for data in (b"", bytes(9), bytes(99)):
+        path().write_bytes(data)
+        check(mapped.load(NAME, make))
     assert caplog.text.count("--data-cache with a folder on a local disk") == 1
 
 
