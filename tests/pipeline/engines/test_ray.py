@@ -34,7 +34,7 @@ from tests.helpers.outcome import Outcome
 from tests.helpers.stage1 import KDCACHE, PATIENCE, arguments, files, gone
 
 KILLS = 5
-SIZE = ["num_views=120", "views_per_decode=2", "batch_size=20", "views.teacher_size=32"]
+SIZE = ["num_views=240", "views_per_decode=2", "batch_size=20", "views.teacher_size=32"]
 RAY = str(Path(sys.executable).parent / "ray")
 HERE = os.environ | {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 HERE |= {"RAY_AUTH_MODE": "disabled"}  # a token would be written into the home folder
@@ -253,35 +253,39 @@ def test_actors_that_are_killed_are_replaced_and_the_cache_is_that_of_one_proces
     text = drivers.log.read_text()
     assert driver.returncode == 0, text
     assert kills > 1  # a fast machine ends before the last of them
-    assert "2 actors of Ray with 0 GPUs and 1 cores each" in text
-    assert printed.startswith(f"{drivers.out}: 120 of 120 parts")
+    assert "2 actors of Ray with 0 GPUs and 1 core each" in text
+    assert printed.startswith(f"{drivers.out}: 240 of 240 parts")
     drivers.check(alone)
 
 
 @pytest.mark.slow
-def test_a_driver_that_is_killed_or_stopped_or_loses_its_cluster_goes_on(
+def test_a_driver_that_loses_its_cluster_or_is_killed_or_stopped_goes_on(
     drivers: Drivers, alone: dict[str, bytes]
 ) -> None:
-    for mishap, code, message in (
-        ("SIGKILL", -signal.SIGKILL, ""),
-        ("SIGTERM", 130, "Stopped by SIGTERM. "),
-        ("raylet", 1, "the cluster of Ray was lost ("),
-    ):
+    """Without its raylet a driver may still end well, or be ended by Ray before our message."""
+    lost = "the cluster of Ray was lost ("
+    for mishap, message in (("raylet", ""), ("SIGKILL", ""), ("SIGTERM", "Stopped by SIGTERM. ")):
         driver = drivers.start("--workers=2")
-        drivers.wait(driver, 1)
+        if not drivers.advances(driver, 1):
+            break  # nothing is left to do
         everything = processes(driver, "")
         if mishap == "raylet":
             next(one for one in everything if named(one, "raylet")).kill()
         elif mishap == "SIGKILL":
             driver.kill()
         else:
-            os.killpg(driver.pid, signal.Signals[mishap])
-        assert driver.communicate(timeout=PATIENCE)[0] == "", mishap
-        assert driver.returncode == code, drivers.log.read_text()
-        assert message in drivers.log.read_text()
+            os.killpg(driver.pid, signal.SIGTERM)
+        printed, text = driver.communicate(timeout=PATIENCE)[0], drivers.log.read_text()
+        complete = printed.startswith(f"{drivers.out}: 240 of 240 parts")
+        if mishap == "raylet":
+            assert driver.returncode == 0 if complete else driver.returncode != 0, text
+            assert driver.returncode != 1 or lost in text
+        elif not complete:
+            assert driver.returncode == (-signal.SIGKILL if mishap == "SIGKILL" else 130), text
+            assert message in text
         assert gone(everything)
     driver = drivers.start("--workers=2")
-    assert driver.communicate(timeout=PATIENCE)[0].startswith(f"{drivers.out}: 120 of 120 parts")
+    assert driver.communicate(timeout=PATIENCE)[0].startswith(f"{drivers.out}: 240 of 240 parts")
     drivers.check(alone)
 
 
@@ -332,7 +336,7 @@ def test_two_drivers_on_one_cache_make_that_of_one(
     both = [drivers.start("--workers=1") for _ in range(2)]
     ended = [driver.communicate(timeout=PATIENCE)[0] for driver in both]
     assert [driver.returncode for driver in both] == [0, 0], drivers.log.read_text()
-    assert all(text.startswith(f"{drivers.out}: 120 of 120 parts") for text in ended)
+    assert all(text.startswith(f"{drivers.out}: 240 of 240 parts") for text in ended)
     drivers.check(alone)
 
 
@@ -355,5 +359,5 @@ def test_two_drivers_on_one_cluster_end_with_its_head_and_go_on_with_the_next(
     with head(*ports):
         both = [drivers.start(*order) for _ in range(2)]
         for driver in both:
-            assert driver.communicate(timeout=PATIENCE)[0].startswith(f"{drivers.out}: 120 of 120")
+            assert driver.communicate(timeout=PATIENCE)[0].startswith(f"{drivers.out}: 240 of 240")
     drivers.check(alone)
