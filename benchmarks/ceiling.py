@@ -40,7 +40,7 @@ from benchmarks.render import SIDES
 from benchmarks.rounds import play, ratio, shown, spread
 from benchmarks.seats import Turn, timed
 from cache_tools.render import batch, kernels, resample, turbojpeg
-from cache_tools.render.addresses import address_of
+from cache_tools.render.addresses import OK, address_of
 from cache_tools.storage.compiled import njit
 from train.data.loader import Loader
 
@@ -49,6 +49,8 @@ GOALS = {"crop and flip": 25.0, "A2": 35.0}
 CACHES = {"crop and flip": "rrc", "A2": "a2"}
 READING = "{}, with reading"
 THREADS = (1, 2, 4, 8)
+Sides = tuple[int, int]
+"""Width and height in pixels."""
 UNTOUCHED = 77
 """Value of all pixels of a batch's memory, which no stub may change."""
 LIBRARIES = ("torch", "numba", "numpy", "simplejpeg", "pylibjxl", "opencv-python-headless")
@@ -66,23 +68,25 @@ def _read(descriptor: Any, to: Any, length: Any, begin: Any) -> int:
 
 
 @functools.cache
-def stubs(width: int, reading: bool) -> list[tuple[Any, str, Callable[..., object]]]:
+def stubs(sides: Sides, reading: bool) -> list[tuple[Any, str, Callable[..., object]]]:
     """Functions that make pixels: where the loader finds each, and what replaces it.
 
     `batch.decode_views` takes the addresses of the functions that it calls. Those from `turbojpeg`
-    on are called where it leaves a picture. `width` is that of the pictures; `reading` leaves the
-    reading and checking of their bytes.
+    on are called where it leaves a picture. `sides` are width and height of the pictures; `reading`
+    leaves the reading and checking of their bytes.
     """
+
+    (width, height), both = sides, sides[1] << 32 | sides[0]
 
     @njit(nogil=True)
     def region_at(
         calls: Any, address: Any, size: Any, y: Any, x: Any, height: Any, columns: Any, room: Any
     ) -> int:
-        return width
+        return both
 
     @njit(nogil=True)
-    def crop(picture: Any, y: Any, x: Any, height: Any, columns: Any, flip: Any, out: Any) -> None:
-        pass
+    def crop(picture: Any, y: Any, x: Any, height: Any, columns: Any, flip: Any, out: Any) -> int:
+        return OK
 
     calls_F, integers = batch.functions().copy(), (types.int64,) * 4
     if calls_F.size:
@@ -102,9 +106,9 @@ def stubs(width: int, reading: bool) -> list[tuple[Any, str, Callable[..., objec
         (batch, "functions", lambda: calls_F),
         (batch, "decode_views", checked),
         (batch, "finish_views", _nothing),
-        (turbojpeg, "region", lambda calls, data, y, x, height, *_: (y + height, width)),
+        (turbojpeg, "region", lambda *_: (height, width)),
         (simplejpeg, "decode_jpeg", lambda *_, buffer=None, **__: buffer),
-        (resample, "crop", _nothing),
+        (resample, "crop", lambda *_: OK),
         (cv2, "resize", lambda *_, **__: None),
         (cv2, "flip", lambda *_, **__: None),
         (kernels, "run", _nothing),
@@ -113,11 +117,11 @@ def stubs(width: int, reading: bool) -> list[tuple[Any, str, Callable[..., objec
 
 
 @contextmanager
-def stubbed(width: int, reading: bool) -> Iterator[None]:
+def stubbed(sides: Sides, reading: bool) -> Iterator[None]:
     """Make no pixels."""
     before = []
     try:
-        for place, name, stub in stubs(width, reading):
+        for place, name, stub in stubs(sides, reading):
             before.append((place, name, getattr(place, name)))
             setattr(place, name, stub)
         yield
@@ -151,7 +155,7 @@ class Contestant:
     """A loader that takes turns."""
 
     loader: Loader
-    stubs: tuple[int, bool] | None = None
+    stubs: tuple[Sides, bool] | None = None
     """Arguments of `stubs`; None = with all pixels."""
 
     def run(self, epoch: int) -> int:
@@ -166,7 +170,7 @@ def turn(field: dict[str, Contestant], name: str, epoch: int) -> Turn:
         return timed(contestant.run, epoch)
 
 
-def contestants(folder: Path, width: int) -> dict[str, Contestant]:
+def contestants(folder: Path, sides: Sides) -> dict[str, Contestant]:
     """Loaders of the caches in a folder, by name; those without pixels are checked."""
     without = {}
     for augmentation, cache in CACHES.items():
@@ -174,9 +178,9 @@ def contestants(folder: Path, width: int) -> dict[str, Contestant]:
             loader = native_loader(folder, cache, num_threads=1)
             for _ in loader.epoch(0):  # compiles and keeps all, with the functions that are there
                 pass
-            with stubbed(width, reading):
+            with stubbed(sides, reading):
                 check_untouched(loader)
-            without[name] = Contestant(loader, (width, reading))
+            without[name] = Contestant(loader, (sides, reading))
     each = {f"{n}": Contestant(native_loader(folder, num_threads=n)) for n in THREADS}
     return without | each
 
@@ -235,7 +239,7 @@ def main() -> None:
             folder = Path(temporary) / kind
             photos.write_shards(kind, options.samples, folder)
             photos.write_caches(folder)
-            field = contestants(folder, SIDES[kind][0])
+            field = contestants(folder, SIDES[kind])
             results[kind] = summary(play([*field], options.repeats, partial(turn, field)))
             print("\n".join(table(kind, results[kind])), flush=True)
     results |= {"repeats": options.repeats, "samples": options.samples}

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import apart, ceiling, loader, photos, pipelines, rounds, seats
+from benchmarks.render import SIDES
 from benchmarks.seats import Seat, Turn
 from cache_tools.render import batch, turbojpeg
 
@@ -142,7 +143,7 @@ def test_the_ceiling_is_measured_without_pixels_and_the_threads_with_them(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = turbojpeg.region, batch.finish_views, batch.functions
-    field = ceiling.contestants(folder, 341)
+    field = ceiling.contestants(folder, SIDES["short256"])
     found = rounds.play([*field], 1, lambda name, epoch: ceiling.turn(field, name, epoch))
     assert (turbojpeg.region, batch.finish_views, batch.functions) == real
     without = ["crop and flip", "A2"]
@@ -153,12 +154,12 @@ def test_the_ceiling_is_measured_without_pixels_and_the_threads_with_them(
     figures = result["without pixels, µs per view"]
     assert figures["A2, with reading"]["cpu"]["least"] > figures["A2"]["cpu"]["least"] > 0
 
-    every = ceiling.stubs(341, False)
+    every = ceiling.stubs(SIDES["short256"], False)
     some = [stub for stub in every if stub[1] != "finish_views"]
     assert len(some) == len(every) - 1
     monkeypatch.setattr(ceiling, "stubs", lambda *_: some)
     with pytest.raises(RuntimeError, match="the loader makes pixels"):
-        ceiling.contestants(folder, 341)
+        ceiling.contestants(folder, SIDES["short256"])
 
 
 if __name__ == "__main__":  # the seat of another interpreter
