@@ -27,7 +27,6 @@ from cache_tools.errors import CacheMismatch, DataError
 from cache_tools.numerics import text_column
 from cache_tools.numerics.array_types import I8
 from cache_tools.numerics.text_column import TextColumn
-from cache_tools.render import decode
 from cache_tools.runtime.text import counted
 from cache_tools.spec import sample_table
 from cache_tools.spec.dataset import NO_LABEL, KeyKind
@@ -154,6 +153,8 @@ class ImageDataset:
             CacheMismatch: It has changed since the cache was made, or its size in pixels is not
                 the table's.
         """
+        from cache_tools.render import decode  # not for commands that decode nothing: numba
+
         data, key = self.read(row), table.keys[row]
         sample_table.check_digest(table, row, data)
         sides = int(table.height_N[row]), int(table.width_N[row])

@@ -298,7 +298,7 @@ def test_parts_are_checked_when_their_epoch_comes(
 
     def otherwise(spec: Any, *more: Any) -> Any:
         found = drawn(spec, *more)
-        found.box_B4[:] += more[3] == 1
+        found.flip_B[:] ^= more[3] == 1
         return found
 
     monkeypatch.setattr(draw, "draw", otherwise)
