@@ -156,7 +156,7 @@ def test_thrift_values() -> None:
 
 
 def test_errors_are_ours(tmp_path: Path) -> None:
-    """Whatever byte of a table is changed: its rows, or an error of ours.
+    """A table with any byte changed gives its rows, or a KdcacheError.
 
     Pages have checksums; a changed footer may call the columns of paths and labels otherwise.
     """

@@ -1,4 +1,4 @@
-"""Columns of a table: pictures, labels and paths, found by type and name or as asked."""
+"""Columns of a table: images, labels and paths, found by type and name or given by option."""
 
 import logging
 import re

@@ -45,7 +45,7 @@ def imported(sizes: Sizes, tmp_path: Path, import_: Command) -> Cache:
 def test_parameters_that_cannot_be_are_no_views(
     column: str, at: tuple[int, ...], value: object, message: str, imported: Cache, kdcache: Command
 ) -> None:
-    """Whoever wrote them gave them right digests: the values are looked at themselves."""
+    """Values are checked themselves, since a file with wrong ones may have right digests."""
     part = Part(0, 0)
     stored, probes = imported.read(part)
     params = imported.read_params(part)

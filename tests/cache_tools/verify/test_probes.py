@@ -63,7 +63,7 @@ def test_a_library_of_other_pixels_of_crops_is_refused_by_name(
 
     @Setter
     def fast(handle: int, parameter: int, value: int) -> int:
-        """Set what is asked for, and the fast DCT."""
+        """Set the parameter, and the fast DCT."""
         real(handle, _FAST_DCT, 1)
         return int(real(handle, parameter, value))
 

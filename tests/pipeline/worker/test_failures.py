@@ -1,4 +1,4 @@
-"""What fails in stage 1: images, the teacher's memory and numbers, the disk."""
+"""Failures of stage 1: images, the teacher's memory and numbers, the disk."""
 
 import errno
 import os
