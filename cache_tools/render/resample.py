@@ -14,7 +14,7 @@ Shapes: H, W, 3 = rows, columns, RGB of the source; S = height and width of the 
 
 import numpy as np
 
-from cache_tools.numerics.array_types import I4, U1, U2, U4, U8
+from cache_tools.numerics.array_types import I4, I8, U1, U2, U4, U8
 from cache_tools.render.addresses import OK
 from cache_tools.storage.compiled import njit
 
@@ -22,6 +22,7 @@ _ONE = 16_384
 _FOURS = 4
 _LANES = 4 * _FOURS
 _COLUMN = 3 * _LANES  # values of one column: the channels of all lanes
+_u = np.uintp  # an index without a sign needs no check for one: loops become vector code
 _word = np.uint32  # Numba adds and multiplies words in 64 bits, unless the result is made one
 _16, _32, _48 = np.uint64(16), np.uint64(32), np.uint64(48)
 
@@ -42,26 +43,15 @@ def crop(picture: U1, top: int, left: int, height: int, width: int, flip: bool, 
     packed, lanes = np.empty((_FOURS, 3 * width), np.uint64), np.empty(12 * width, np.uint64)
     mixed, unmixed = np.empty(12 * size, np.uint32), np.empty((_FOURS, 3 * size), np.uint32)
     result = out.reshape(size, -1)
+    begin_S = (top + rows_of) * np.int64(pitch) + 3 * left
     for first in range(0, size, _LANES):
         for four in range(_FOURS):
-            for k in range(4):
-                # past the last row it is made again
-                y = min(first + 4 * four + k, size - 1)
-                at = (top + rows_of[y]) * pitch + 3 * left
-                _rows(pixels, at, pitch, row_weights[y], lines[k])
-            _pack(lines, packed[four])
+            _rows(pixels, begin_S, pitch, row_weights, first + 4 * four, lines)
+            _pack(lines, packed, four)
         _interleave(packed, lanes)
-        if column_weights.shape[1] > 4:
-            _many_columns(lanes.view(np.uint16), columns_of, column_weights, mixed.view(np.uint8))
-        elif column_weights.shape[1] == 3:
-            _three_columns(lanes.view(np.uint16), columns_of, column_weights, mixed.view(np.uint8))
-        elif column_weights.shape[1] == 2:
-            _two_columns(lanes.view(np.uint16), columns_of, column_weights, mixed.view(np.uint8))
-        else:
-            _columns(lanes.view(np.uint16), columns_of, column_weights, mixed.view(np.uint8))
+        _columns(lanes.view(np.uint16), columns_of, column_weights, mixed.view(np.uint8))
         _separate(mixed, unmixed)
-        for four in range(_FOURS):
-            _unpack(unmixed[four], result, first + 4 * four)
+        _unpack(unmixed, result, first)
     return OK
 
 
@@ -104,164 +94,113 @@ def _linear_taps(length: int, size: int) -> tuple[I4, I4]:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _tap(weights: I4, k: int) -> tuple[np.int32, int]:
-    """Weight k and where it applies; what is not there weighs nothing."""
-    return (weights[k], k) if k < weights.size else (np.int32(0), 0)
+def _rows(pixels: U1, begin_S: I8, pitch: int, weights: I4, first: int, lines: U2) -> None:
+    """Weighted sums, with 8 bits of fraction, of rows `pitch` apart: rows `first` to `first` + 3.
+
+    Those past the last row are made of its taps. `begin_S`: where the taps of each row begin.
+    """
+    count, sums = weights.shape[1], np.empty(lines.shape[1], np.uint32)
+    for k in range(_u(4)):
+        y = _u(min(first + k, begin_S.size - 1))
+        at, step = _u(begin_S[y]), _u(pitch)
+        t, u = _word(weights[y, 0]), _word(weights[y, 1] if count > 1 else 0)
+        if count <= 2:
+            b = at + step * _u(count - 1)
+            for i in range(_u(lines.shape[1])):
+                value = t * _word(pixels[at + i]) + u * _word(pixels[b + i])
+                lines[k, i] = _word(value + 32) >> 6
+        elif count == 3:
+            b, c, v = at + step, at + step + step, _word(weights[y, 2])
+            for i in range(_u(lines.shape[1])):
+                value = t * _word(pixels[at + i]) + u * _word(pixels[b + i])
+                lines[k, i] = _word(value + v * _word(pixels[c + i]) + 32) >> 6
+        elif count == 4:
+            b, c, d = at + step, at + step + step, at + step + step + step
+            v, w = _word(weights[y, 2]), _word(weights[y, 3])
+            for i in range(_u(lines.shape[1])):
+                value = t * _word(pixels[at + i]) + u * _word(pixels[b + i])
+                other = v * _word(pixels[c + i]) + w * _word(pixels[d + i])
+                lines[k, i] = _word(value + other + 32) >> 6
+        else:
+            sums[:] = 32
+            for tap in range(_u(count)):
+                weight, begin = _word(weights[y, tap]), at + step * tap
+                for i in range(_u(sums.size)):
+                    sums[i] += _word(weight * _word(pixels[begin + i]))
+            for i in range(_u(sums.size)):
+                lines[k, i] = sums[i] >> 6
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _rows(pixels: U1, at: int, pitch: int, weights: I4, line: U2) -> None:
-    """Weighted sum, with 8 bits of fraction, of rows `pitch` apart, the first beginning at `at`."""
-    if weights.size > 4:
-        _many_rows(pixels, at, pitch, weights, line)
-        return
-    if weights.size == 3:
-        _three_rows(pixels, at, pitch, weights, line)
-        return
-    if weights.size <= 2:
-        _two_rows(pixels, at, pitch, weights, line)
-        return
-    count = line.size
-    (t, _), (u, k), (v, m), (w, n) = (
-        _tap(weights, 0),
-        _tap(weights, 1),
-        _tap(weights, 2),
-        _tap(weights, 3),
-    )
-    a, b = pixels[at:][:count], pixels[at + k * pitch :][:count]
-    c, d = pixels[at + m * pitch :][:count], pixels[at + n * pitch :][:count]
-    for i in range(count):
-        value = t * _word(a[i]) + u * _word(b[i]) + v * _word(c[i]) + w * _word(d[i])
-        line[i] = _word(value + 32) >> 6
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _three_rows(pixels: U1, at: int, pitch: int, weights: I4, line: U2) -> None:
-    """Resample rows as `_rows`, for the taps of most crops."""
-    count, (t, u, v) = line.size, (weights[0], weights[1], weights[2])
-    a, b = pixels[at:][:count], pixels[at + pitch :][:count]
-    c = pixels[at + 2 * pitch :][:count]
-    for i in range(count):
-        line[i] = _word(t * _word(a[i]) + u * _word(b[i]) + v * _word(c[i]) + 32) >> 6
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _two_rows(pixels: U1, at: int, pitch: int, weights: I4, line: U2) -> None:
-    """Resample rows as `_rows`, for an axis that grows; of one row there is one tap."""
-    count, t, (u, k) = line.size, weights[0], _tap(weights, 1)
-    a, b = pixels[at:][:count], pixels[at + k * pitch :][:count]
-    for i in range(count):
-        line[i] = _word(t * _word(a[i]) + u * _word(b[i]) + 32) >> 6
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _many_rows(pixels: U1, at: int, pitch: int, weights: I4, line: U2) -> None:
-    """Resample rows as `_rows`, for any number of taps."""
-    sums = np.full(line.size, 32, np.int32)
-    for k in range(weights.size):
-        values = pixels[at + k * pitch :][: line.size]
-        for i in range(sums.size):
-            sums[i] += weights[k] * np.int32(values[i])
-    for i in range(line.size):
-        line[i] = sums[i] >> 6
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _pack(lines: U2, words: U8) -> None:
+def _pack(lines: U2, packed: U8, row: int) -> None:
     """Four rows of values as one row of words."""
-    a, b, c, d = lines[0], lines[1], lines[2], lines[3]
-    for i in range(words.size):
-        low = np.uint64(a[i]) | np.uint64(b[i]) << _16
-        words[i] = low | np.uint64(c[i]) << _32 | np.uint64(d[i]) << _48
+    a, b, c, d = _u(0), _u(1), _u(2), _u(3)
+    for i in range(_u(lines.shape[1])):
+        low = np.uint64(lines[a, i]) | np.uint64(lines[b, i]) << _16
+        packed[row, i] = low | np.uint64(lines[c, i]) << _32 | np.uint64(lines[d, i]) << _48
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _interleave(rows: U8, mixed: U8) -> None:
     """Four rows side by side: each word of one is followed by those of the others."""
-    a, b, c, d = rows[0], rows[1], rows[2], rows[3]
-    for i in range(a.size):
-        mixed[4 * i] = a[i]
-        mixed[4 * i + 1] = b[i]
-        mixed[4 * i + 2] = c[i]
-        mixed[4 * i + 3] = d[i]
+    for i in range(_u(rows.shape[1])):
+        for four in range(_u(_FOURS)):
+            mixed[4 * i + four] = rows[four, i]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _separate(mixed: U4, rows: U4) -> None:
     """Invert `_interleave`."""
-    a, b, c, d = rows[0], rows[1], rows[2], rows[3]
-    for i in range(a.size):
-        a[i] = mixed[4 * i]
-        b[i] = mixed[4 * i + 1]
-        c[i] = mixed[4 * i + 2]
-        d[i] = mixed[4 * i + 3]
+    for i in range(_u(rows.shape[1])):
+        for four in range(_u(_FOURS)):
+            rows[four, i] = mixed[4 * i + four]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _unpack(words: U4, out: U1, first: int) -> None:
-    """Invert `_pack`, to rows `first` to `first` + 3; those past the last go there."""
+def _unpack(rows: U4, out: U1, first: int) -> None:
+    """Invert `_pack`, to rows `first` to `first` + 15; those past the last go there."""
     last = out.shape[0] - 1
-    a, b = out[min(first, last)], out[min(first + 1, last)]
-    c, d = out[min(first + 2, last)], out[min(first + 3, last)]
-    for i in range(words.size):
-        a[i] = words[i] & 255
-        b[i] = words[i] >> 8 & 255
-        c[i] = words[i] >> 16 & 255
-        d[i] = words[i] >> 24
+    for four in range(_u(_FOURS)):
+        y = first + 4 * np.int64(four)
+        a, b = _u(min(y, last)), _u(min(y + 1, last))
+        c, d = _u(min(y + 2, last)), _u(min(y + 3, last))
+        for i in range(_u(rows.shape[1])):
+            words = rows[four, i]
+            out[a, i] = words & 255
+            out[b, i] = words >> 8 & 255
+            out[c, i] = words >> 16 & 255
+            out[d, i] = words >> 24
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _columns(lanes: U2, left: I4, weights: I4, out: U1) -> None:
-    """Weighted sums, up to four taps, along all rows at once."""
-    for x in range(left.size):
-        columns, result = lanes[_COLUMN * left[x] :], out[_COLUMN * x :][:_COLUMN]
-        (t, _), (u, k), (v, m), (w, n) = (
-            _tap(weights[x], 0),
-            _tap(weights[x], 1),
-            _tap(weights[x], 2),
-            _tap(weights[x], 3),
-        )
-        a, b = columns[:_COLUMN], columns[k * _COLUMN :][:_COLUMN]
-        c, d = columns[m * _COLUMN :][:_COLUMN], columns[n * _COLUMN :][:_COLUMN]
-        for i in range(_COLUMN):
-            value = t * _word(a[i]) + u * _word(b[i]) + v * _word(c[i]) + w * _word(d[i])
-            result[i] = _word(value + (1 << 21)) >> 22
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _three_columns(lanes: U2, left: I4, weights: I4, out: U1) -> None:
-    """Resample columns as `_columns`, for the taps of most crops."""
-    for x in range(left.size):
-        columns, result = lanes[_COLUMN * left[x] :], out[_COLUMN * x :][:_COLUMN]
-        t, u, v = weights[x, 0], weights[x, 1], weights[x, 2]
-        a, b = columns[:_COLUMN], columns[_COLUMN:][:_COLUMN]
-        c = columns[2 * _COLUMN :][:_COLUMN]
-        for i in range(_COLUMN):
-            value = t * _word(a[i]) + u * _word(b[i]) + v * _word(c[i])
-            result[i] = _word(value + (1 << 21)) >> 22
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _two_columns(lanes: U2, left: I4, weights: I4, out: U1) -> None:
-    """Resample columns as `_columns`, for an axis that grows."""
-    for x in range(left.size):
-        columns, result = lanes[_COLUMN * left[x] :], out[_COLUMN * x :][:_COLUMN]
-        t, u = weights[x, 0], weights[x, 1]
-        a, b = columns[:_COLUMN], columns[_COLUMN:][:_COLUMN]
-        for i in range(_COLUMN):
-            result[i] = _word(t * _word(a[i]) + u * _word(b[i]) + (1 << 21)) >> 22
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _many_columns(lanes: U2, left: I4, weights: I4, out: U1) -> None:
-    """Resample columns as `_columns`, for any number of taps."""
-    sums = np.empty(_COLUMN, np.int32)
-    for x in range(left.size):
-        sums[:] = 1 << 21
-        for k in range(weights.shape[1]):
-            weight, values = weights[x, k], lanes[_COLUMN * (left[x] + k) :][:_COLUMN]
-            for i in range(_COLUMN):
-                sums[i] += weight * np.int32(values[i])
-        result = out[_COLUMN * x :][:_COLUMN]
-        for i in range(_COLUMN):
-            result[i] = sums[i] >> 22
+    """Weighted sums along all rows at once."""
+    count, sums = weights.shape[1], np.empty(_COLUMN, np.uint32)
+    for x in range(_u(left.size)):
+        at, to = _u(_COLUMN * left[x]), _u(_COLUMN) * x
+        t, u = _word(weights[x, 0]), _word(weights[x, 1] if count > 1 else 0)
+        if count <= 2:
+            b = at + _u(_COLUMN * (count - 1))
+            for i in range(_u(_COLUMN)):
+                value = t * _word(lanes[at + i]) + u * _word(lanes[b + i])
+                out[to + i] = _word(value + (1 << 21)) >> 22
+        elif count == 3:
+            b, c, v = at + _u(_COLUMN), at + _u(2 * _COLUMN), _word(weights[x, 2])
+            for i in range(_u(_COLUMN)):
+                value = t * _word(lanes[at + i]) + u * _word(lanes[b + i])
+                out[to + i] = _word(value + v * _word(lanes[c + i]) + (1 << 21)) >> 22
+        elif count == 4:
+            b, c, d = at + _u(_COLUMN), at + _u(2 * _COLUMN), at + _u(3 * _COLUMN)
+            v, w = _word(weights[x, 2]), _word(weights[x, 3])
+            for i in range(_u(_COLUMN)):
+                value = t * _word(lanes[at + i]) + u * _word(lanes[b + i])
+                other = v * _word(lanes[c + i]) + w * _word(lanes[d + i])
+                out[to + i] = _word(value + other + (1 << 21)) >> 22
+        else:
+            sums[:] = 1 << 21
+            for tap in range(_u(count)):
+                weight, begin = _word(weights[x, tap]), at + _u(_COLUMN) * tap
+                for i in range(_u(_COLUMN)):
+                    sums[i] += _word(weight * _word(lanes[begin + i]))
+            for i in range(_u(_COLUMN)):
+                out[to + i] = sums[i] >> 22
