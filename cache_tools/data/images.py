@@ -69,6 +69,8 @@ class ImageDataset:
     remote: RemoteShards | None = field(default=None, repr=False)
     """The shards behind a URL; `paths` is empty then."""
     _file_pool: FilePool = field(default_factory=FilePool, repr=False)
+    _opened: dict[int, int] = field(default_factory=dict, init=False, repr=False)
+    """Descriptors of those of `paths` that stay open in the pool, by index."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -134,12 +136,14 @@ class ImageDataset:
             Descriptor of each sample's file, or -1: only `read` has it; its first byte; its bytes,
             0 where no encoded picture is stored.
         """
-        file_P, offset_P = self.file_N[number_P], self.offset_N[number_P].astype(np.int64)
+        files = self.file_N[number_P].tolist()
         if self.sharded and self.remote is None:
-            found = [self._file_pool.descriptor(self.paths[f]) for f in file_P.tolist()]
-        else:
-            found = [-1] * len(file_P)
-        return np.array(found, np.int64), offset_P, self.length_N[number_P].astype(np.int64)
+            for file in set(files).difference(self._opened):
+                if (descriptor := self._file_pool.descriptor(self.paths[file])) >= 0:
+                    self._opened[file] = descriptor
+        found = np.array([self._opened.get(file, -1) for file in files], np.int64)
+        offset_P, length_P = self.offset_N[number_P], self.length_N[number_P]
+        return found, offset_P.astype(np.int64), length_P.astype(np.int64)
 
     def recorded(self) -> dict[str, NDArray[Any]]:
         """Columns of a sample table that are known without reading an image: name → [N]."""

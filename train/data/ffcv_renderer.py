@@ -267,7 +267,7 @@ class FfcvRenderer:
 
         epoch = FfcvEpoch(self._loader, view_numbers(), tables)
 
-        def render(wanted_U2: I8, out: list[U1]) -> None:
+        def render(wanted_U2: I8, out: list[U1], _: I8) -> None:
             view_U, rendered = next(epoch)
             for pixels, made in zip(out, rendered, strict=True):  # which are overwritten soon
                 pixels[:] = made

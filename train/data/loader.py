@@ -33,8 +33,9 @@ from train.distributed import ALONE, World
 
 AHEAD = 3
 """Batches in the making while one is trained on; at least one span."""
-RenderFn = Callable[[I8, list[U1]], None]
-"""Renders views: their rows and slots [U, 2], ascending, and [S, S, 3] for the pixels of each."""
+RenderFn = Callable[[I8, list[U1], I8], None]
+"""Renders views: their rows and slots [U, 2], ascending, [S, S, 3] for the pixels of each, and the
+addresses of these [U]."""
 
 
 class Renderer(Protocol):
@@ -187,8 +188,9 @@ class Loader:
                 wanted = np.concatenate([wanted, others])
             elif self._cache.spec.views.mixes:
                 wanted = np.concatenate([wanted, np.stack([plan.partner_M[at], slot], axis=1)])
-            unique, index = np.unique(wanted, axis=0, return_inverse=True)
-            steps.append((at, unique, index.reshape(-1)))
+            slots = 2 * len(plan.views)  # one number for each pair, in the same order
+            keys, index = np.unique(wanted @ np.array([slots, 1]), return_inverse=True)
+            steps.append((at, np.stack(np.divmod(keys, slots), axis=1), index))
         shifts = [np.array([0, i * len(plan.views)]) for i in range(len(self._sizes))]
         every = np.concatenate([wanted + shift for shift in shifts for _, wanted, _ in steps])
         order = np.lexsort(every.T[::-1])
@@ -207,12 +209,13 @@ class Loader:
             at_U[others] = len(at) + np.arange(len(others))
             laid.append((at_U, len(at) + len(others), at_U[index]))
         out: list[U1] = []
-        memory = []
+        memory, addresses = [], []
         for pool in self._pools:
             memory.append([pool.take()[:count] for _, count, _ in laid])
             for pictures, (at_U, _, _) in zip(memory[-1], laid, strict=True):
                 out += [pictures[i] for i in at_U.tolist()]
-        render(every, [out[i] for i in order.tolist()])
+                addresses.append(pictures.ctypes.data + at_U * pictures.strides[0])
+        render(every, [out[i] for i in order.tolist()], np.concatenate(addresses)[order])
         made = []
         for (at, _, _), (_, _, picture_at), *pictures in zip(steps, laid, *memory, strict=True):
             targets = self._decode(plan, loaded, at)

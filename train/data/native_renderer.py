@@ -9,6 +9,7 @@ Shapes: S pixels a side, U views of a batch and their partners, each once.
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 
@@ -62,20 +63,24 @@ class NativeRenderer:
         """Start the threads for one epoch; see `loader.Renderer`."""
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="render")
         try:
-            yield lambda wanted_U2, out: self._render_batch(loaded, wanted_U2, out, pool)
+            yield partial(self._render_batch, loaded, pool)
         finally:
             pool.shutdown(cancel_futures=True)
 
     def _render_batch(
-        self, loaded: list[View], wanted_U2: I8, out: list[U1], pool: ThreadPoolExecutor
+        self,
+        loaded: list[View],
+        pool: ThreadPoolExecutor,
+        wanted_U2: I8,
+        out: list[U1],
+        address_U: I8,
     ) -> None:
         """Render views: one decode per image, one rendering per view."""
         params, image_U = _parameters(loaded, *wanted_U2.T)
         order = np.argsort(image_U, kind="stable")
         if (order[1:] < order[:-1]).any():  # partners of their own
             params, image_U = field_arrays.select(params, order), image_U[order]
-            out = [out[i] for i in order.tolist()]
-        address_U = np.array([pixels.ctypes.data for pixels in out], np.int64)
+            out, address_U = [out[i] for i in order.tolist()], address_U[order]
         first = np.flatnonzero(np.diff(image_U, prepend=-1))
         end_P = np.append(first[1:], len(image_U))
         # of all batches in the making, two tasks for each thread
