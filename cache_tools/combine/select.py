@@ -92,7 +92,7 @@ def plan(store: Cache, views: str = "", wanted: str = "", keep: str = "") -> Sel
 
 def shortfalls(cut: Cache, keep: str, source: str) -> list[str]:
     """Describe the declared temperatures for which a cut of `source` by `--keep` is too small."""
-    first, spec = next(cut.parts()), cut.spec.targets
+    first, spec = next(filter(cut.present, cut.parts())), cut.spec.targets
     sample = CacheEnsemble((cut,), (1.0,)).sample(first.view, first.block)
     uses = [Use(t, t, few=f"--keep {keep}") for t in spec.temperatures]
     return gradient_error.shortfalls(sample, spec, cut.spec.teacher.num_classes, uses, source)

@@ -97,11 +97,12 @@ def test_a_source_that_is_damaged_is_named_and_not_written(
     assert kdcache("pull", f"{server.url}/cache.zarr", out).code == 0
 
 
+@pytest.mark.parametrize("views", ["0:2", "1:2"])
 def test_a_cut_is_made_on_arrival(
-    server: RangeServer, served: Path, tmp_path: Path, kdcache: Command
+    views: str, server: RangeServer, served: Path, tmp_path: Path, kdcache: Command
 ) -> None:
     out = tmp_path / "few.zarr"
-    asked = ("--views", "0:2", "--samples", "0.3", "--keep", "k=10")
+    asked = ("--views", views, "--samples", "0.3", "--keep", "k=10")
     said = kdcache("pull", f"{server.url}/cache.zarr", out, *asked)
     assert said.code == 0, said.err
     assert "1 of 4 blocks with the 60 samples, and 4 others" in said.err
