@@ -18,6 +18,7 @@ from cache_tools.columnar import arrow, parquet
 from cache_tools.columnar.layout import Columns, Layout, of_schema
 from cache_tools.errors import DataError, KdcacheError, UsageError
 from cache_tools.file_contents import HEAD, describe, describe_file
+from cache_tools.runtime import host_memory
 from cache_tools.runtime.text import printable
 from cache_tools.spec.dataset import NO_LABEL
 from cache_tools.spec.sample_table import MAX_KEY
@@ -198,4 +199,6 @@ def _member(name: str, data: bytes) -> bytes:
 
 
 def _unreadable(where: str, error: object, other: str = "") -> DataError:
+    if isinstance(error, MemoryError):
+        return DataError(host_memory.shortage_for(where, error))
     return DataError(f"cannot read {where}{other}: {error}. Fetch or write it again.")

@@ -223,7 +223,7 @@ def open_beton(path: Path) -> Beton:
         raise UsageError(f"there is no file {path}. kdcache beton SRC {path} writes it.") from None
     except DataError:
         raise
-    except (OSError, ValueError, MemoryError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error}). Write it again.") from None
     rows, source = _records(metadata, allocated, size, path), metadata["f6"]
     plain = rows["mode"] == JPEG

@@ -90,7 +90,7 @@ def _members(data: bytes, path: Path) -> tuple[bytes, Callable[[str], bytes]]:
         archive = zipfile.ZipFile(io.BytesIO(data))
         zips.check(archive, len(data), 1)
         return read("/data.pkl"), lambda key: read(f"/data/{key}")
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Exception as error:  # zipfile raises many kinds for forged files
         raise DataError(

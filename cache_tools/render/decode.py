@@ -12,11 +12,13 @@ so nothing here saves and restores global state (`warnings.catch_warnings` would
 """
 
 import io
+import logging
 import re
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from typing import Any
 
 import cv2
@@ -36,11 +38,13 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from cache_tools.errors import CacheMismatch, DataError
+from cache_tools.errors import CacheMismatch, DataError, KdcacheError
 from cache_tools.file_contents import HEAD, describe
 from cache_tools.numerics.array_types import U1
 from cache_tools.render import jpeg, png, turbojpeg
+from cache_tools.runtime import host_memory
 
+log = logging.getLogger("kdcache")
 MAX_PIXELS, MAX_MEMORY = 2**28, 960 * 10**6
 """Most pixels of an image, and most bytes of memory that decoding takes by its header.
 
@@ -66,7 +70,9 @@ memory that it takes for a pixel beside Pillow's image (1, 2 or 4) and the pictu
 _MOST_SCANS, _MOST_SCANNED = 500, 2**33
 """Scans of a JPEG, and scans times pixels: each goes over the whole picture."""
 LARGE = 2**26
-"""Bytes of memory from which on a picture counts: at most MAX_MEMORY is taken by these at once."""
+"""Bytes of memory from which on a picture counts: see `large_memory` for all of these at once."""
+_PATIENCE = 5.0
+"""Seconds that a thread waits for the memory of another before it is logged."""
 _KEPT = 2**26
 """Bytes of the largest memory that is kept for the next picture."""
 
@@ -114,13 +120,23 @@ class _Memory:
     """Memory that is taken by many threads, each of which waits until its share is free."""
 
     def __init__(self, count: int) -> None:
-        self._left, self._freed = count, threading.Condition()
+        self._count = self._left = count
+        self._freed, self._logged = threading.Condition(), False
 
     @contextmanager
     def taken(self, count: int) -> Iterator[None]:
         """Take `count` bytes, no more than there are at all, until the block ends."""
         with self._freed:
-            self._freed.wait_for(lambda: count <= self._left)
+            if not self._freed.wait_for(lambda: count <= self._left, _PATIENCE):
+                if not self._logged:
+                    log.info(
+                        "large pictures wait for each other: all of them take %.1f GB at most, a "
+                        "quarter of this process's memory (0.96 GB at least). Smaller ones do not: "
+                        "kdcache shard SRC DST --short-side PIXELS",
+                        self._count / 1e9,
+                    )
+                self._logged = True
+                self._freed.wait_for(lambda: count <= self._left)
             self._left -= count
         try:
             yield
@@ -130,7 +146,10 @@ class _Memory:
                 self._freed.notify_all()
 
 
-_MEMORY = _Memory(MAX_MEMORY)
+@cache
+def large_memory() -> _Memory:
+    """Memory of all large pictures at once: a quarter of the process's, MAX_MEMORY at least."""
+    return _Memory(max(MAX_MEMORY, host_memory.share() // 4))
 
 
 class DecodeBuffer(threading.local):
@@ -175,6 +194,7 @@ def decode(
     Raises:
         DataError: Not an image, one of absurd size or a broken one; `key` names it.
         CacheMismatch: It has others.
+        KdcacheError: There is not enough memory.
     """
     with decoded(data, key, reuse, scale_log2, box, sides) as picture:
         return picture
@@ -197,10 +217,26 @@ def decoded(
         height, width, color_space, memory = _header(data)
         if sides is not None:
             check_sides(key, (height, width), sides)
-    with _MEMORY.taken(memory) if memory > LARGE else nullcontext():
+    if box is not None and color_space in _PLAIN and not scale_log2:
+        missing = max(height - box[0] - box[2] - jpeg.BLENDED, 0)
+        with _charged(memory - 3 * missing * width):
+            with _naming(key, data):
+                part = _part(data, box, height, width, reuse or DecodeBuffer())
+            if part is not None:
+                yield part
+                return
+    small = -(-height >> scale_log2), -(-width >> scale_log2)
+    if color_space in _PLAIN:
+        memory -= 3 * (height * width - small[0] * small[1])
+    with _charged(memory):
         with _naming(key, data):
-            picture = _decode(data, height, width, color_space, reuse, scale_log2, box)
+            picture = _decode(data, height, width, color_space, reuse, scale_log2)
         yield picture
+
+
+def _charged(memory: int) -> AbstractContextManager[None]:
+    """Take memory from that of all large pictures, for one of them."""
+    return large_memory().taken(memory) if memory > LARGE else nullcontext()
 
 
 def _decode(
@@ -210,13 +246,8 @@ def _decode(
     color_space: str,
     reuse: DecodeBuffer | None,
     scale_log2: int,
-    box: Box | None,
 ) -> U1:
     """Decode an image of a known header."""
-    if box is not None and color_space in _PLAIN and not scale_log2:
-        part = _part(data, box, height, width, reuse or DecodeBuffer())
-        if part is not None:
-            return part
     if color_space in _PLAIN:
         small = -(-height >> scale_log2), -(-width >> scale_log2)
         buffer = None if reuse is None else reuse.room(3 * small[0] * small[1])
@@ -375,6 +406,8 @@ def _naming(key: str, data: bytes) -> Iterator[None]:
         yield
     except CacheMismatch:
         raise
+    except MemoryError as error:
+        raise KdcacheError(host_memory.shortage(f"decode sample {key!r}", error)) from None
     except Exception as error:
         reason = str(error) or type(error).__name__
         fix = "Repair or remove this image; a cache never contains an image it could not read."

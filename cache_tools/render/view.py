@@ -16,6 +16,7 @@ from PIL import Image
 from cache_tools.errors import CacheMismatch, KdcacheError
 from cache_tools.numerics.array_types import I4, U1
 from cache_tools.render import decode, kernels, resample
+from cache_tools.runtime import host_memory
 from cache_tools.spec.views import ViewSpec
 from cache_tools.storage.compiled import njit
 from cache_tools.views import draw
@@ -202,11 +203,7 @@ def render(
         try:
             kernels.apply(codes, params.arguments_BL6[row], fill, out, np.empty_like(out))
         except MemoryError as error:
-            raise KdcacheError(
-                f"there is not enough memory on this machine, apart from its GPU, to render sample "
-                f"{key!r} ({error}). Pass fewer threads, or close other programs, and run the same "
-                "command again."
-            ) from None
+            raise KdcacheError(host_memory.shortage(f"render sample {key!r}", error)) from None
     if params.erase_BE8[row, :, 2].any():
         kernels.erase_all(out, params.erase_BE8[row], params.noise_BE2[row])
 

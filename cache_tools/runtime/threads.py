@@ -9,10 +9,19 @@ _max_cores = 2**16
 
 def cpu_count() -> int:
     """Count the processor cores that this process may use."""
-    here = (
-        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    )
-    return min(len(here), _max_cores)
+    return min(_all_cores(), _max_cores)
+
+
+def share() -> float:
+    """Share of the cores that this process may use, as one of several: 1 unless limited."""
+    return cpu_count() / _all_cores()
+
+
+def _all_cores() -> int:
+    """Count the cores of this process and of those that share them with it."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def limit(cores: int) -> None:

@@ -225,6 +225,8 @@ class Zip:
         try:
             self._zip = zipfile.ZipFile(path)
             zips.check(self._zip, path.stat().st_size, _MOST_EXPANSION)
+        except MemoryError:
+            raise
         except Exception as error:  # zipfile raises many kinds for forged files
             raise CacheDamaged(
                 f"{path} cannot be opened as a zip: {error}. {_FETCH} If it is your own, unpack it "
@@ -246,6 +248,8 @@ class Zip:
         try:
             with self._zip.open(info) as file:
                 data = file.read(limit + 1)
+        except MemoryError:
+            raise
         except Exception as error:  # zipfile and zlib raise many kinds
             raise CacheDamaged(f"{name} in {self.path} cannot be read: {error}. {_FETCH}") from None
         if len(data) > limit:

@@ -90,6 +90,8 @@ class FsspecClient:
                 f"{self.url} cannot be opened: {error}. It is such as https://host/folder, "
                 "hf://datasets/USER/NAME, s3://bucket/folder or file:///folder."
             ) from None
+        except MemoryError:
+            raise
         except Exception as error:  # some file systems connect at once
             raise DataError(f"{self.url} cannot be reached: {error}. Check the URL.") from None
         if self._has_no_folders and not self._root.strip("/") and "memory" not in self._protocols:
@@ -240,6 +242,8 @@ class FsspecClient:
                 result = request()
                 self._answered = True
                 return result
+            except MemoryError:
+                raise
             except Exception as error:  # every file system of fsspec raises kinds of its own
                 failure = _cause(error)
                 if isinstance(failure, FileNotFoundError):

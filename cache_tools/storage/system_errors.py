@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cache_tools.errors import KdcacheError
+from cache_tools.runtime.device_memory import is_out_of_memory
 from cache_tools.storage import atomic
 
 _LIBRARIES = ("SafetensorError", "BadZipFile", "UnidentifiedImageError")
 """Errors of libraries about a file, by name: they are not imported for it."""
-_MEMORY = ("MemoryError", "OutOfMemoryError")
 _AGAIN = "Correct that and run the same command again; KDCACHE_DEBUG=1 shows where it happened."
 
 
@@ -46,12 +46,13 @@ def explained(error: BaseException, path: Path | None = None) -> KdcacheError | 
     """
     if isinstance(error, KdcacheError):
         return error
-    names = {kind.__name__ for kind in type(error).__mro__}
-    if not names.isdisjoint(_MEMORY):
+    if is_out_of_memory(error):
         return KdcacheError(
-            f"there is not enough memory: {_line(error)}. Pass a smaller batch_size or fewer "
-            "threads, or close other programs, and run the same command again."
+            f"there is not enough memory: {_line(error) or type(error).__name__}. Pass "
+            "a smaller batch_size or fewer threads, or close other programs, and run the same "
+            "command again."
         )
+    names = {kind.__name__ for kind in type(error).__mro__}
     full = os.strerror(errno.ENOSPC) in str(error)  # libraries that have no errno
     if not (isinstance(error, (OSError, UnicodeError, EOFError)) or names & {*_LIBRARIES} or full):
         return None

@@ -17,6 +17,7 @@ from safetensors import safe_open
 
 from cache_tools.errors import DataError, UsageError
 from cache_tools.file_contents import check_safetensors, describe_file, parse_json
+from cache_tools.runtime import host_memory
 from cache_tools.spec.dataset import NO_LABEL
 from cache_tools.storage import zips
 from cache_tools.targets import dense
@@ -81,6 +82,8 @@ def read(path: Path, probabilities: bool = False) -> Logits:
         raise UsageError(f"{path} is none of {', '.join(SUFFIXES)}.")
     try:
         arrays = _arrays(path)
+    except MemoryError as error:
+        raise DataError(host_memory.shortage_for(path, error)) from None
     except Exception as error:  # numpy parses heads as Python, zipfile raises many kinds
         raise DataError(
             f"{path}{describe_file(path)} cannot be read: {str(error).rstrip('.')}. Fetch or write "

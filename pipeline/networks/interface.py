@@ -14,6 +14,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from cache_tools.errors import UsageError
+from cache_tools.runtime.device_memory import is_out_of_memory
 
 _DEFAULTS = {
     "input_size": (3, 224, 224),
@@ -91,6 +92,8 @@ def measure(model: nn.Module) -> nn.Module:
     except UsageError:
         raise
     except Exception as error:  # of whatever code the network is
+        if is_out_of_memory(error):
+            raise
         raise UsageError(
             f"the network {name} does not take RGB pictures of {size} × {size} px in fp32 "
             f"({type(error).__name__}: {str(error).partition(chr(10))[0][:200]}). Choose another "
@@ -98,7 +101,9 @@ def measure(model: nn.Module) -> nn.Module:
         ) from None
     try:
         _probe(model, 2 * size)
-    except Exception:
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
         config["fixed_input_size"] = True
     return model
 

@@ -8,6 +8,7 @@ import timm
 from torch import nn
 
 from cache_tools.errors import TeacherError, UsageError
+from cache_tools.runtime.device_memory import is_out_of_memory
 
 LITE = "lite0-imagenet"
 """Teacher of the extra [lite] (`pipeline.teacher.lite`)."""
@@ -36,6 +37,8 @@ def pretrained(name: str) -> tuple[str, nn.Module]:
     try:
         return name, timm.create_model(name, pretrained=True)
     except Exception as error:  # the hub's client raises many kinds, from sockets to JSON
+        if is_out_of_memory(error):
+            raise
         raise TeacherError(
             f"the weights of {name} cannot be downloaded ({type(error).__name__}: "
             f"{str(error).partition('.')[0]}). Check the network, or pass a "

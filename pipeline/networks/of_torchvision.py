@@ -15,6 +15,7 @@ from torch import nn
 from torchvision.models import get_model, get_model_weights, list_models
 
 from cache_tools.errors import TeacherError, UsageError
+from cache_tools.runtime.device_memory import is_out_of_memory
 from pipeline.networks import interface
 
 _WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
@@ -48,6 +49,8 @@ def pretrained(name: str) -> tuple[str, nn.Module]:
         with _weights_only():
             model = get_model(architecture, weights=weights, progress=False)
     except Exception as error:  # of sockets, of files, of the digest
+        if is_out_of_memory(error):
+            raise
         raise TeacherError(
             f"the weights {weights.name} of torchvision:{architecture} cannot be downloaded "
             f"({type(error).__name__}: {str(error).partition('. ')[0]}). Check the network, or "

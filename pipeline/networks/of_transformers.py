@@ -15,6 +15,7 @@ from torch import nn
 
 from cache_tools.errors import TeacherError, UsageError
 from cache_tools.file_contents import parse_json
+from cache_tools.runtime.device_memory import is_out_of_memory
 from pipeline.networks import interface
 
 _PILLOW = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
@@ -64,6 +65,8 @@ def pretrained(name: str) -> tuple[str, nn.Module]:
                 output_loading_info=True,
             )
     except Exception as error:  # of many kinds: sockets, files, configurations
+        if is_out_of_memory(error):
+            raise
         raise TeacherError(
             f"transformers {library.__version__} cannot load {name} ({_first(error)}). It needs "
             "the config.json of an image classifier and weights in safetensors."

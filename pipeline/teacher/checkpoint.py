@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from cache_tools.errors import TeacherError, UsageError
 from cache_tools.file_contents import check_safetensors, describe_file, parse_json, read_text
+from cache_tools.runtime.device_memory import is_out_of_memory
 from pipeline.networks import interface, registry
 
 _MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
@@ -149,6 +150,8 @@ def _state(path: Path) -> dict[str, Tensor]:
             "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')."
         ) from None
     except Exception as error:  # torch raises many kinds for a broken file
+        if is_out_of_memory(error):
+            raise
         first = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
         raise TeacherError(
             f"{path}{describe_file(path)} cannot be read as weights: {first}. Fetch it again, or "

@@ -140,6 +140,8 @@ def test_a_narrow_encoding_changes_no_exit_code(cache: Path) -> None:
         (OSError(122, "Disk quota exceeded"), "the disk is full"),
         (OSError(116, "Stale file handle", "/data/x"), "write /data/x: Stale file handle"),
         (MemoryError("Unable to allocate 3 TiB"), "not enough memory: Unable to allocate 3 TiB"),
+        (MemoryError(), "not enough memory: MemoryError. Pass"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "not enough memory: Default"),
     ],
 )
 def test_errors_of_the_system_have_the_next_step(

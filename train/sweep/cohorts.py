@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cache_tools.errors import UsageError
+from cache_tools.runtime import host_memory
 from train import backends
 from train.data.device_batch import InputTransform
 from train.recipe import STREAM, TrainRecipe
@@ -219,7 +220,7 @@ def budget(device: torch.device, gigabytes: float = 0.0) -> float:
         kilobytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         return float("inf")  # not Linux: free memory is unknown
-    return MEMORY_FRACTION * 1024 * int(kilobytes)
+    return MEMORY_FRACTION * min(1024 * int(kilobytes), host_memory.limit())
 
 
 def _total_bytes(

@@ -16,6 +16,7 @@ from timm.utils import unwrap_model
 from torch.optim import Optimizer
 
 from cache_tools.errors import CacheDamaged
+from cache_tools.runtime.device_memory import is_out_of_memory
 from cache_tools.storage import atomic, seal
 from train.distributed import ALONE, World
 from train.loss.task import CachedDistillationTask
@@ -135,6 +136,8 @@ def _read(folder: Path) -> dict[str, Any] | None:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
             return state
         except Exception as error:  # torch raises many kinds for a broken file
+            if is_out_of_memory(error):
+                raise
             why = error if isinstance(error, CacheDamaged) else type(error).__name__
             log.warning("the checkpoint %s cannot be read (%s)", path, why)
     if there:

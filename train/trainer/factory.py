@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 
 from cache_tools import config
 from cache_tools.errors import CacheDamaged, UsageError
+from cache_tools.runtime.device_memory import is_out_of_memory
 from cache_tools.store.cache import Cache
 from train.networks import NETWORK, check_savable
 from train.recipe import TrainRecipe
@@ -245,6 +246,8 @@ def check(recipe: TrainRecipe, num_classes: int, own: int) -> None:
             with torch.no_grad():
                 logits = student(torch.zeros(2, 3, size, size))
         except Exception as error:  # of whatever code the student is
+            if is_out_of_memory(error):
+                raise
             what = f"the cache's views of {size} px" if size == own else f"images of {size} px"
             raise UsageError(
                 f"the student {recipe.student} does not take {what} "

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from cache_tools.errors import UsageError
 from cache_tools.file_contents import check_safetensors, describe_file
+from cache_tools.runtime.device_memory import is_out_of_memory
 from cache_tools.storage import seal
 from train.networks import LIBRARIES, NETWORK
 
@@ -102,6 +103,8 @@ def _from_timm(init: str, kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
         with torch.random.fork_rng(devices=[]):  # the student's own start depends on its seed only
             network: nn.Module = timm.create_model(init, pretrained=True, **kwargs)
     except Exception as error:  # the hub's client raises many kinds, from sockets to JSON
+        if is_out_of_memory(error):
+            raise
         raise UsageError(
             f"the weights of init={init} cannot be fetched ({type(error).__name__}: "
             f"{str(error).partition('.')[0]}). Check the network, or pass init=local-dir:FOLDER "

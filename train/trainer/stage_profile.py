@@ -25,7 +25,7 @@ from cache_tools.data.beton import Beton
 from cache_tools.data.images import ImageDataset
 from cache_tools.render import decode
 from cache_tools.render import view as render
-from cache_tools.runtime import threads
+from cache_tools.runtime import host_memory, threads
 from cache_tools.spec.views import ViewSpec
 from train.data.device_batch import InputTransform
 from train.data.inputs import Inputs
@@ -98,9 +98,8 @@ def read_from(images: ImageDataset) -> Literal["network", "disk", "memory"]:
     """Return the source of images after the first epoch: the kernel keeps files that have room."""
     if images.remote is not None:
         return "network"
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     size = images.rows_N["size"] if isinstance(images, Beton) else images.length_N
-    return "memory" if int(size.sum()) < _KEPT * memory else "disk"
+    return "memory" if int(size.sum()) < _KEPT * host_memory.limit() else "disk"
 
 
 def _read(images: ImageDataset, rows: list[int]) -> tuple[float, list[bytes]]:

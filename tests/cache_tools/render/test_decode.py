@@ -9,8 +9,9 @@ import threading
 import tracemalloc
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import cv2
@@ -20,7 +21,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from cache_tools.errors import DataError
+from cache_tools.errors import DataError, KdcacheError
 from cache_tools.render import decode, jpeg, view
 from cache_tools.spec.views import ViewSpec
 from cache_tools.views import draw
@@ -421,7 +422,7 @@ def little(monkeypatch: pytest.MonkeyPatch) -> decode._Memory:
     """Memory for two of some pictures of a cost of their own, all of them large ones."""
     cost = decode._header(avif())[3]
     memory = decode._Memory(2 * cost + cost // 2)
-    monkeypatch.setattr(decode, "_MEMORY", memory)
+    monkeypatch.setattr(decode, "large_memory", lambda: memory)
     monkeypatch.setattr(decode, "LARGE", cost - 1)
     return memory
 
@@ -474,3 +475,80 @@ def test_the_memory_of_a_picture_counts_until_its_views_are_made(
     with pytest.raises(DataError):
         decode.decode(avif()[:-200], KEY)
     assert little._left == whole
+
+
+@pytest.mark.parametrize(("gigabytes", "expected"), [(2, decode.MAX_MEMORY), (64, 16 * 10**9)])
+def test_large_pictures_share_a_quarter_of_the_memory(
+    gigabytes: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cache_tools.runtime.host_memory.share", lambda: gigabytes * 10**9)
+    decode.large_memory.cache_clear()
+    assert decode.large_memory()._left == expected
+    decode.large_memory.cache_clear()
+
+
+class Taken(decode._Memory):
+    """Memory that records what is taken of it."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self.counts: list[int] = []
+
+    @contextmanager
+    def taken(self, count: int) -> Iterator[None]:
+        self.counts.append(count)
+        with super().taken(count):
+            yield
+
+
+def test_the_memory_of_a_part_is_that_of_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, noise = Taken(10**6), np.random.default_rng(1).integers(0, 255, (200, 100, 3), np.uint8)
+    monkeypatch.setattr(decode, "large_memory", lambda: memory)
+    monkeypatch.setattr(decode, "LARGE", 0)
+    data = encoded(Image.fromarray(noise), "JPEG")
+    part = decode.decode(data, KEY, box=(20, 10, 30, 40))
+    assert (part[20:50, 10:50] == decode.decode(data, KEY)[20:50, 10:50]).all()
+    decode.decode(data, KEY, scale_log2=1)
+    monkeypatch.setattr(decode, "_part", lambda *_: None)  # decoded whole where a part cannot be
+    decode.decode(data, KEY, box=(20, 10, 30, 40))
+    whole = 3 * 200 * 100
+    rows = 3 * (50 + jpeg.BLENDED) * 100
+    assert memory.counts == [rows, whole, whole // 4, rows, whole]
+    assert memory._left == 10**6
+
+
+def test_threads_that_wait_for_memory_are_logged_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, waiting, logged = decode._Memory(100), threading.Semaphore(0), list[str]()
+    real = memory._freed.wait_for
+
+    def wait_for(holds: Callable[[], bool], seconds: float | None = None) -> bool:
+        if seconds is None:
+            waiting.release()
+        return real(holds, seconds)
+
+    def wait() -> None:
+        with memory.taken(1):
+            pass
+
+    monkeypatch.setattr(memory._freed, "wait_for", wait_for)
+    monkeypatch.setattr(decode, "_PATIENCE", 0.0)
+    monkeypatch.setattr(decode.log, "info", lambda text, *_: logged.append(text))
+    with ThreadPoolExecutor(2) as pool:
+        with memory.taken(100):
+            waited = [pool.submit(wait) for _ in range(2)]
+            assert all(waiting.acquire(timeout=60) for _ in waited)
+        assert [future.result(60) for future in waited] == [None, None]
+    assert [text.partition(":")[0] for text in logged] == ["large pictures wait for each other"]
+
+
+def test_memory_that_ran_out_is_no_fault_of_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_memory(*_: Any, **__: Any) -> None:
+        raise MemoryError("Unable to allocate 3 GiB")
+
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", without_memory)
+    with pytest.raises(
+        KdcacheError, match=r"not enough memory .* to decode sample .*3 GiB"
+    ) as error:
+        decode.decode(encoded(PHOTO, "JPEG"), KEY)
+    assert not isinstance(error.value, DataError)
+    assert "Repair" not in str(error.value)

@@ -58,3 +58,8 @@ def test_what_a_student_takes_is_measured() -> None:
         2 * (small.activation_bytes - weights), rel=0.01
     )
     assert min(small.step_seconds, small.images_per_second) > 0
+
+
+def test_memory_for_a_cohort_is_within_that_of_a_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cache_tools.runtime.host_memory.limit", lambda: 1000)
+    assert cohorts.budget(torch.device("cpu")) == cohorts.MEMORY_FRACTION * 1000
