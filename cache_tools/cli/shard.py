@@ -108,6 +108,7 @@ def shard(
                 made is None
                 or made.names != written.names
                 or (made.length_N != written.length_N).any()
+                or any(tar.stat().st_mtime_ns > path.stat().st_mtime_ns for tar in written.paths)
                 or raw != (made.offset_N == 0).all()  # without the encoded images
             ):
                 made = beton_command.write(written, path, raw)

@@ -22,9 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cache_tools import file_contents
 from cache_tools.data import info_json, reencode, scan, tar_index
-from cache_tools.data.images import ImageDataset
+from cache_tools.data.images import NO_CRC, ImageDataset
 from cache_tools.data.info_json import DatasetInfo
 from cache_tools.data.open import describe
 from cache_tools.data.tar_index import TarIndex
@@ -154,7 +156,7 @@ class _Writer:
         left_out = {*rows} - {*here}
         if -1 in here or (left_out and not self._options.skip_broken):
             return None
-        # a repaired image has another size
+        # of a folder that an older version began: a repaired image has another size
         if not (self._options.short_side or (images.length_N[here] == index.length_N).all()):
             return None
         return None if any(isinstance(self.load(row), bytes) for row in left_out) else index
@@ -229,7 +231,7 @@ def _claim(
 ) -> None:
     """Note what the folder is being filled with; UsageError when it is something else.
 
-    The index of a shard of shrunk images is removed when one of those was replaced.
+    The index of a shard is removed when one of its images was replaced.
     """
     note = target / f"_shards-{options.split}.json"
     hashed = hashlib.sha256()
@@ -241,7 +243,7 @@ def _claim(
     plan |= {"shard_size": options.shard_size, "short_side": options.short_side}
     if options.short_side:
         plan |= {"quality": options.quality, "encoder": reencode.encoder()}
-    sizes = {name: _sizes(images, rows) for name, rows in shards.items() if options.short_side}
+    sources = _sources(images, shards)
     if note.is_file():
         there = atomic.read_json(note)
         if differing := [k for k in plan if there.get(k) != plan[k]]:
@@ -250,9 +252,9 @@ def _claim(
                 + ", ".join(f"{k} {there.get(k)}, not {plan[k]}" for k in differing)
                 + ". Write to another folder, or repeat the command that began this one."
             )
-        found = there.get("source_sizes")
+        found = there.get("sources")
         known = found if isinstance(found, dict) else {}
-        for name, digest in sizes.items():
+        for name, digest in sources.items():
             if known.get(name, digest) != digest:
                 (target / (name + tar_index.SUFFIX)).unlink(missing_ok=True)
     elif options.split in info.splits or any(target.glob(f"{options.split}-*.tar")):
@@ -270,14 +272,34 @@ def _claim(
         )
     if NO_LABEL in images.label_N:
         log.warning("not every image has a label: timm's reader needs one, stage 1 does not")
-    plan |= {"source_sizes": sizes} if sizes else {}
+    plan["sources"] = sources
     atomic.write(note, json.dumps(plan, indent=2).encode() + b"\n")
 
 
-def _sizes(images: ImageDataset, rows: range) -> str:
-    """Compute a digest of the encoded sizes of samples before they are shrunk."""
-    lengths = images.length_N[rows.start : rows.stop].astype("<i8")
-    return hashlib.sha256(lengths.tobytes()).hexdigest()[:16]
+def _sources(images: ImageDataset, shards: dict[str, range]) -> dict[str, str]:
+    """Compute a digest of the images of each shard as they are: none of them is read.
+
+    It is of their encoded sizes and, as a replaced image may have the same, of their CRC-32 or, if
+    that is unknown, of both times of change of their files.
+    """
+    crc_N = np.full(len(images), NO_CRC) if images.crc_N is None else images.crc_N
+    times_N2, unknown = np.zeros((len(images), 2), np.int64), np.flatnonzero(crc_N == NO_CRC)
+    if images.remote is None and len(unknown):
+        used, file_N = np.unique(images.file_N[unknown], return_inverse=True)
+        times_N2[unknown] = np.array([_times(images.paths[file]) for file in used])[file_N]
+    columns = np.column_stack([images.length_N, crc_N, times_N2]).astype("<i8")
+    return {
+        name: hashlib.sha256(columns[rows.start : rows.stop].tobytes()).hexdigest()[:16]
+        for name, rows in shards.items()
+    }
+
+
+def _times(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except OSError:  # named when it is read
+        return 0, 0
+    return found.st_mtime_ns, found.st_ctime_ns
 
 
 def _describe(

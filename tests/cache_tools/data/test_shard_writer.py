@@ -1,6 +1,7 @@
 """`kdcache shard`: what it writes is what timm, WebDataset and we read, whatever it was made of."""
 
 import gc
+import gzip
 import io
 import json
 import re
@@ -67,7 +68,7 @@ def contents(images: ImageDataset) -> dict[str, tuple[bytes, int]]:
 
 
 def everything(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in folder.iterdir() if not p.name.startswith("_info")}
+    return {p.name: p.read_bytes() for p in folder.iterdir() if not p.name.startswith("_")}
 
 
 def test_a_folder_becomes_shards_that_hold_the_same(
@@ -340,7 +341,43 @@ def test_pictures_that_are_repaired_or_replaced_are_written_again(
     bad.write_bytes(jpeg(777))
     assert changed() == ([], repaired)
     assert as_anew()
+    bad.write_bytes(of_equal_size(bad.read_bytes()))
+    assert changed() == ([], repaired)
+    assert as_anew()
     assert changed() == ([], [])
+
+
+def of_equal_size(data: bytes) -> bytes:
+    """Return another JPEG of as many bytes, of the same pixels."""
+    begin = data.index(b"JFIF\0") + 7
+    return data[:begin] + bytes([data[begin] ^ 1]) + data[begin + 1 :]
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "copy"])
+def test_pictures_of_equal_size_are_noticed_in_every_source(
+    kind: str, folder: Path, tmp_path: Path, kdcache: Command
+) -> None:
+    out, name = tmp_path / "s", "n01440764/n01440764_2"
+    pictures = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*.JPEG"))}
+    source = {"folder": folder, "tar": tmp_path / "a.tar", "copy": tmp_path / "a.tar.gz"}[kind]
+
+    def shard() -> bytes:
+        if kind == "folder":
+            (folder / f"{name}.JPEG").write_bytes(pictures[f"{name}.JPEG"])
+        else:
+            data = tar_of(pictures)
+            source.write_bytes(gzip.compress(data) if kind == "copy" else data)
+        options = ("--no-check", "--beton", "--shard-size", 25)
+        assert kdcache("shard", source, out, *options).code == 0
+        in_tar, in_container = (
+            contents(open_images(str(out), "train", containers=c))[name][0] for c in (False, True)
+        )
+        assert in_tar == in_container
+        return in_tar
+
+    first = shard()
+    pictures[f"{name}.JPEG"] = of_equal_size(pictures[f"{name}.JPEG"])
+    assert shard() == pictures[f"{name}.JPEG"] != first
 
 
 def test_a_name_that_webdataset_would_cut_is_refused(folder: Path, tmp_path: Path) -> None:
