@@ -22,7 +22,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from cache_tools.errors import RecipeError
-from cache_tools.file_contents import parse_toml, read_text
+from cache_tools.file_contents import MAX_TOML, parse_toml, read_text
 
 T = TypeVar("T")
 MAX_BASES = 8
@@ -96,6 +96,8 @@ def load(
         recipe = dataclasses.asdict(recipe)  # type: ignore[call-overload]
     if not isinstance(recipe, str | Path | Mapping):
         raise RecipeError(f"expected a recipe (name, file, dict, {cls.__name__}), got {recipe!r}.")
+    if not isinstance(values, Mapping):
+        raise RecipeError(f"expected a dict of keys of a recipe, got {values!r}.")
     mapping = read(recipe, package, overrides, _aliases(cls))
     for key, value in canonical(values, _aliases(cls), "values").items():
         tables = reversed(str(key).split("."))
@@ -148,7 +150,9 @@ def _with_base(
         try:
             found = parse_toml(text)
         except ValueError as error:
-            raise RecipeError(f"{name} cannot be read as TOML: {error}.") from None
+            shorter = "Keep only keys that differ from the defaults, or from its base's."
+            fix = shorter if len(text) > MAX_TOML else "Correct the file."
+            raise RecipeError(f"{name} cannot be read as TOML: {error}. {fix}") from None
     mapping = canonical(found, aliases, name)
     if (base := mapping.pop("base", None)) is None:
         return mapping
@@ -180,7 +184,10 @@ def _read(recipe: str, package: str) -> str:
         try:
             return read_text(path)
         except (OSError, ValueError) as error:
-            raise RecipeError(f"cannot read the recipe {recipe}: {error}.") from None
+            raise RecipeError(
+                f"cannot read the recipe {recipe}: {error}. Check the path and its permissions; a "
+                "recipe is TOML in UTF-8."
+            ) from None
     known = names(package)
     if recipe not in known:
         _check_stage(recipe, package)
@@ -220,7 +227,9 @@ def _override(mapping: dict[str, Any], item: str, aliases: Mapping[str, str]) ->
     except tomllib.TOMLDecodeError:
         value = text
     except ValueError as error:
-        raise RecipeError(f"the value of {key.strip()!r} cannot be: {error}.") from None
+        raise RecipeError(
+            f"the value of {key.strip()!r} cannot be: {error}. Pass another."
+        ) from None
     *tables, leaf = key.strip().split(".")
     for table in tables:
         mapping = mapping.setdefault(table, {})
@@ -356,7 +365,7 @@ def check_ranges(recipe: Any) -> None:
     for name, hint in typing.get_type_hints(type(recipe), include_extras=True).items():
         for bound in getattr(hint, "__metadata__", ()):
             value = getattr(recipe, name)
-            check(value in bound, f"{name} must be {bound}, found {value!r}")
+            check(value in bound, f"{name} must be {bound}, found {value!r}; pass such a number")
 
 
 def check(holds: bool, message: str) -> None:

@@ -1,11 +1,10 @@
 """One cache by one call: what `kdcache cache` does."""
 
-import numbers
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cache_tools.errors import UsageError
+from cache_tools.runtime import arguments
 from cache_tools.runtime.progress import shown
 from pipeline import recipe as recipes
 from pipeline.engines import launch
@@ -78,12 +77,14 @@ def make_cache(
     if teacher is None:
         sources = recipes.sources(loaded)
     else:
-        named = [teacher] if isinstance(teacher, str | Path | TeacherSource) else teacher
+        one = isinstance(teacher, str | Path | TeacherSource)
+        named = [teacher] if one else arguments.listed("teacher", teacher)
         sources = tuple(t if isinstance(t, TeacherSource) else TeacherSource(str(t)) for t in named)
-    if limit is not None and limit < 1:
-        raise UsageError(f"limit={limit} must be at least 1.")
-    if isinstance(parts, numbers.Integral):
-        raise UsageError(f"parts={parts} is one number. Pass a list: parts=[{parts}].")
+    for name, count, least in (("limit", limit, 1), ("workers", workers, 1)):
+        arguments.check_count(name, count, least)
+    parts = arguments.listed("parts", parts)
+    for part in parts:
+        arguments.check_count("parts", part, 0)
     mine = launch.choose(task, tasks, by_number=bool(parts))
     selection = PartSelection(mine.number, mine.count, limit, frozenset(parts))
     opened = launch.engine(mine, device, workers, engine, address)

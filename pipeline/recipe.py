@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from cache_tools import config
 from cache_tools.config import Range
 from cache_tools.errors import UsageError
+from cache_tools.runtime import arguments
 from cache_tools.spec.dataset import MAX_SAMPLES, SplitName
 from cache_tools.spec.targets import MAX_KEPT, TargetSpec
 from cache_tools.spec.teacher import MAX_CLASSES, Precision
@@ -141,6 +142,7 @@ def sources(
         raise UsageError(
             "no teacher is named. Pass --teacher with a timm name, a folder or a file."
         )
+    weights = arguments.listed("weights", weights, "one for each teacher")
     if weights and len(weights) != len(found):
         raise UsageError(
             f"there are {len(found)} teachers and {len(weights)} weights. Give each teacher one, "

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cache_tools.config import Range
 from cache_tools.errors import UsageError
 from cache_tools.runtime import launcher
+from cache_tools.runtime.arguments import check_count, several
 from cache_tools.runtime.progress import shown
-from cache_tools.runtime.text import several
 from train import recipe as recipes
 from train.recipe import TrainRecipe
 
@@ -258,11 +259,10 @@ def evaluate(
         CacheMismatch, CacheDamaged: The cache is another one, or damaged.
         TeacherError: The network cannot be loaded.
     """
-    if crop is not None and not 0 < crop <= 1:
+    if crop is not None and crop not in Range(0, 1, "least"):
         raise UsageError(f"crop={crop} (--crop) is no share: it must be above 0 and at most 1.")
-    for name, count, least in (("size", size, 1), ("views", views, 0)):
-        if count is not None and count < least:
-            raise UsageError(f"{name}={count} (--{name}) must be at least {least}.")
+    check_count("size", size, 1)
+    check_count("views", views, 0)
     import torch
 
     from cache_tools.runtime.device import select

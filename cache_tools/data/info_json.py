@@ -66,7 +66,11 @@ class DatasetInfo:
         """Find a split as `find`; UsageError if there is none."""
         if (found := self.find(split)) is None:
             names = printable(", ".join(self.splits))[:_SHOWN]
-            raise UsageError(f"{self.where} has no {split} split, only {names}.")
+            raise UsageError(
+                f"{self.where} has no {split} split, only {names or 'an empty list'}. Rename the "
+                f"split there to {split}, name its shards by a pattern of tars, or choose another "
+                "split (dataset.split=… of a cache, --split of kdcache shard)."
+            )
         return found
 
 

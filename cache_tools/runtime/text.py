@@ -4,8 +4,6 @@ The name of a class folder or a key may contain anything: line breaks, escape co
 marks that turn the writing direction, bytes that are no text. Such characters become U+FFFD.
 """
 
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 from unicodedata import category
 
@@ -28,11 +26,6 @@ def counted(number: float, noun: str) -> str:
     """Format a number of things: 1 part, 2 parts, 1,000 classes; `noun` is a singular."""
     ending = "" if number == 1 else "es" if noun.endswith(("s", "tch", "nch")) else "s"
     return f"{number:,} {noun}{ending}"
-
-
-def several(values: str | Path | Iterable[str | Path]) -> tuple[str, ...]:
-    """List names or paths as text; of a single one, that one in place of its letters."""
-    return tuple(map(str, [values] if isinstance(values, str | Path) else values))
 
 
 def singular(plural: str) -> str:

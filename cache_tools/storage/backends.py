@@ -402,6 +402,11 @@ def open_existing(location: str | Path) -> Storage:
     """
     found = open_storage(location)
     if isinstance(found, Folder) and not (found.path / MANIFEST).is_file():
+        if found.path.is_symlink() and not found.path.exists():
+            raise CacheNotFound(
+                f"{found} is a link to {found.path.readlink()}, where nothing is. Correct the "
+                "link, or pass the folder of the cache."
+            )
         if kind := folder_kind.likely_kind(found.path):
             raise CacheNotFound(
                 f"there is no cache at {found}: it seems to be {kind}. Pass the folder that "

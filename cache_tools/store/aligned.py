@@ -13,7 +13,6 @@ Shapes: B views, N samples, P labels of a view.
 
 import logging
 import math
-import numbers
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -24,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.errors import CacheMismatch, UsageError
+from cache_tools.runtime.arguments import listed
 from cache_tools.runtime.text import counted
 from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.canonical import difference
@@ -179,9 +179,11 @@ def check_aligned(a: Cache, b: Cache, blocks: bool = False) -> None:
 def _shares(caches: Sequence[str | Path], weights: Sequence[float] | None) -> list[float]:
     if not 1 <= len(caches) <= MAX_MEMBERS:
         raise UsageError(f"{len(caches)} caches cannot be mixed; it can be 1 to {MAX_MEMBERS}.")
-    if isinstance(weights, numbers.Real):
-        raise UsageError(f"weights={weights} is one number. Pass a list: one for each cache.")
-    weights = [1.0] * len(caches) if not weights else list(weights)
+    given = listed("weights", weights, "one for each cache")
+    try:
+        weights = [float(weight) for weight in given] or [1.0] * len(caches)
+    except (TypeError, ValueError):
+        raise UsageError(f"weights={given!r} are no numbers. Pass one for each cache.") from None
     if len(weights) != len(caches):
         raise UsageError(
             f"there are {len(caches)} caches and {len(weights)} weights. Give each cache one, in "

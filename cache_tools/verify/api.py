@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cache_tools.errors import KdcacheError, UsageError
+from cache_tools.runtime.arguments import several
 from cache_tools.runtime.plugins import Plugin
 from cache_tools.runtime.progress import shown
-from cache_tools.runtime.text import several
 from cache_tools.store.cache import Cache
 from cache_tools.verify import repair as repairs
 from cache_tools.verify import verify as verifier

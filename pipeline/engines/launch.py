@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from cache_tools.errors import UsageError
-from cache_tools.runtime import launcher, threads
+from cache_tools.runtime import arguments, launcher, threads
 from pipeline.engines import base, local
 from pipeline.engines.local import LocalEngine
 from pipeline.engines.ray import RayEngine
@@ -68,6 +68,8 @@ def choose(
     Raises:
         UsageError: The numbers are invalid, or contradict the launcher's.
     """
+    arguments.check_count("task", number, 0)
+    arguments.check_count("tasks", count, 1)
     launched = _launched(environ)
     if number is None and count is None:
         return launched if by_number else _in_array(launched, environ)

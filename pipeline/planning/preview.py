@@ -21,13 +21,16 @@ def open_source(name: str, data: str, overrides: Iterable[str], size: int = 0) -
     Views have `size` pixels a side; 0: as the teacher's input.
 
     Raises:
+        CacheNotFound: It is a link that leads nowhere.
         UsageError: No data set was given and none is recorded beside the cache.
     """
-    if any((Path(name) / inner).exists() for inner in ("zarr.json", "samples")):
-        return sheet_source.of_cache(Cache.open(Path(name)), data, size)
+    path = Path(name)
+    dangling = path.is_symlink() and not path.exists()
+    if dangling or any((path / inner).exists() for inner in ("zarr.json", "samples")):
+        return sheet_source.of_cache(Cache.open(path), data, size)
+    recipe = recipes.load(name, overrides)
     if not data:
         raise UsageError("no images are given. Pass --data with a folder of shards or images.")
-    recipe = recipes.load(name, overrides)
     images = open_images(data, recipe.dataset.split)
     _, _, images = scan.in_table_order(images, None)
     spec = recipe.views.at(size) if size else recipe.views.for_teacher()

@@ -47,7 +47,9 @@ def test_the_imagenet_plan_is_the_arithmetic_of_the_paper() -> None:
         ("num_viewz=3", "Did you mean 'num_views'"),
         ("num_views=many", "expected int, found 'many'"),
         ("views.scale=[0.5]", "expected 2 values, found 1"),
-        ("views.size=0", "size must be at least 1 and at most 4,096, found 0"),
+        ("views.size=0", "size must be at least 1 and at most 4,096, found 0; pass such a number."),
+        ("views.seed=-1", "found -1; pass such a number."),
+        ("views.hflip=1e999", "the number inf is not finite. Pass another."),
         ("targets.temperatures=[2.0]", "must begin with 1.0"),
         ("precision=fp8", "'fp8' is not one of 'fp32', 'bf16', 'fp16'"),
         ("views=3", "expected a table"),
@@ -55,7 +57,7 @@ def test_the_imagenet_plan_is_the_arithmetic_of_the_paper() -> None:
     ],
 )
 def test_a_wrong_key_or_value_is_explained(override: str, message: str) -> None:
-    with pytest.raises(RecipeError, match=r"recipe 'digits'|nonsense") as error:
+    with pytest.raises(RecipeError, match=r"recipe 'digits'|nonsense|the value of") as error:
         caching.load("digits", [override])
     assert message in str(error.value)
 
@@ -239,7 +241,9 @@ def test_bases_that_cannot_be(tmp_path: Path) -> None:
     own(tmp_path, "b.toml", 'base = "a.toml"')
     assert "based on each other" in refused('base = "b.toml"')
     assert "unknown key 'epoch'" in refused('base = "digits"\nepoch = 3')
-    assert "cannot read the recipe" in refused('base = "none.toml"')
+    assert "Check the path and its permissions" in refused('base = "none.toml"')
+    assert "65,536 are the limit. Keep only keys that differ" in refused("#" * 2**16 + "\n")
+    assert "Correct the file." in refused("epochs = ")
     with pytest.raises(RecipeError, match="unknown key 'base'"):
         training.load("digits", ["base=photos"])
 

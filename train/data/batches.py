@@ -21,6 +21,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from cache_tools.errors import UsageError
 from cache_tools.reader import CacheReader
+from cache_tools.runtime import arguments
 from cache_tools.runtime.device import select
 from cache_tools.spec.canonical import difference
 from train import recipe as recipes
@@ -156,8 +157,9 @@ class Batches(IterableDataset[Any]):
             "Batches",
         )
         normalisation = _rgb("mean", mean), _rgb("std", std)
-        several = [cache] if isinstance(cache, str | Path | CacheReader) else list(cache)
-        caches = [c.store.location if isinstance(c, CacheReader) else c for c in several]
+        one = isinstance(cache, str | Path | CacheReader)
+        given: list[Any] = [cache] if one else arguments.listed("cache", cache)
+        caches = [c.store.location if isinstance(c, CacheReader) else c for c in given]
         source = None if data is None else str(data)
         inputs = open_inputs(caches, source, weights, allow_partial)
         if num_views > inputs.members.num_views:

@@ -184,7 +184,10 @@ def test_fewer_classes_are_nearly_what_the_teacher_would_have_kept(
         (("--keep", "k=17"), "k can be at most 16"),
         (("--keep", "min=2"), "k_min can be at most 1"),
         (("--keep", "tau=1e-3"), "tau must be at least 0.01"),
-        (("--keep", "k=0"), "k_max must be at least 1 and at most 65,534, found 0. It is"),
+        (
+            ("--keep", "k=0"),
+            "k_max must be at least 1 and at most 65,534, found 0; pass such a number. It is",
+        ),
         (("--keep", "min=0"), "k_min must be at least 1"),
         (("--keep", "q=3"), "cannot be read"),
         (("--keep", "k=2.5"), "cannot be read"),

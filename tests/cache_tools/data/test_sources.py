@@ -61,13 +61,17 @@ def train(filenames: object, **more: object) -> str:
         (train(["a.tar"])[:-1] + ',"class_names":"abc"}', "class_names is no list"),
         (train(["a.tar"])[:-1] + ',"class_names":["\\ud800"]}', "surrogates"),
         (train(["../a.tar"]), "not below the folder"),
-        ('{"splits":{"\\u001b[31mtr\\u0007":{"filenames":["a.tar"]}}}', "no train split"),
+        (
+            '{"splits":{"\\u001b[31mtr\\u0007":{"filenames":["a.tar"]}}}',
+            "no train split, .* Rename",
+        ),
+        ('{"splits":{}}', "only an empty list. Rename the split there to train, name its shards"),
         ('{"split":{}}', "it has no 'splits'"),
         ("[]", "not a WebDataset description"),
         ("\udcff" * 3_000_000, "not a WebDataset description"),
         ("1" * (2**24 + 1), "16,777,216 are the most"),
     ],
-    ids=range(24),
+    ids=range(25),
 )
 def test_a_description_that_cannot_be(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "_info.json").write_text(text, "utf-8", "surrogateescape")

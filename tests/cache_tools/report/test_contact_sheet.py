@@ -86,6 +86,19 @@ def test_a_sheet_without_images_or_place_is_explained(kdcache: Callable[..., Out
     assert "Pass --out" in kdcache("views", "digits", "--data", "x").err
 
 
+@pytest.mark.parametrize("command", ["views", "info", "verify"])
+def test_a_link_that_leads_nowhere_is_named(
+    command: str, kdcache: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    link = tmp_path / "cache.zarr"
+    link.symlink_to(tmp_path / "gone")
+    outcome = kdcache(command, link, "--json")
+    assert (outcome.code, "Traceback" in outcome.err) == (2, False)
+    said = " ".join(outcome.err.split())
+    assert f"{link} is a link to {tmp_path / 'gone'}, where nothing is. Correct the link" in said
+    assert "Did you mean 'digits'" in kdcache("views", "digts", "--json").err
+
+
 @pytest.mark.parametrize(
     ("lam", "shown"),
     [
