@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cache_tools.errors import CacheIncomplete, CacheMismatch, NonFinite
+from cache_tools.runtime import invocation
 from cache_tools.runtime.text import counted
 from cache_tools.store import info
 from cache_tools.store.cache import Cache
@@ -50,8 +51,8 @@ def refuse_failures(store: Cache, failures: Sequence[Failure]) -> None:
     raise CacheIncomplete(
         f"{counted(len(failures), 'part')} of {store.name} could not be made and "
         f"{'were' if many else 'was'} left out:{''.join(lines)}\n"
-        f"All others are committed. `kdcache status {store.name} --missing` lists the missing "
-        f"ones; fix the cause and continue with: {command()}"
+        f"All others are committed. `{invocation.program()} status {store.name} --missing` lists "
+        f"the missing ones; fix the cause and continue with: {command()}"
     )
 
 
@@ -66,5 +67,6 @@ def interrupted(store: Cache, signal: str) -> str:
 
 def command() -> str:
     """Return the running command, as typed by its user."""
-    called = Path(sys.argv[0]).name
-    return shlex.join([called, *sys.argv[1:]]) if called == "kdcache" else "the same command again"
+    if Path(sys.argv[0]).name != "kdcache":
+        return "the same command again"
+    return shlex.join([invocation.program(), *sys.argv[1:]])

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from cache_tools.errors import UsageError
+from cache_tools.runtime import invocation
 from cache_tools.store import info
 from train.sweep.grid import Student
 
@@ -34,7 +35,9 @@ def script(
     sets = [info.ranges(sorted(index[one.name] for one in cohort)) for cohort in planned]
     words = _without(_without(words, "--print"), "--students")
     if form == "commands":
-        return "\n".join(shlex.join(["kdcache", *words, "--students", each]) for each in sets)
+        return "\n".join(
+            shlex.join([invocation.program(), *words, "--students", each]) for each in sets
+        )
     cores = max(one.recipe.threads for cohort in planned for one in cohort) or _CPUS
     return _slurm(words, sets, gpu, cores)
 
@@ -55,7 +58,7 @@ def _without(words: Sequence[str], option: str) -> list[str]:
 
 def _slurm(words: Sequence[str], sets: Sequence[str], gpu: bool, cores: int) -> str:
     """Write a job array; a task that Slurm kills and requeues resumes."""
-    command = shlex.join(["kdcache", *words])
+    command = shlex.join([invocation.program(), *words])
     return "\n".join(
         [
             "#!/bin/bash",
