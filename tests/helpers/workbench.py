@@ -19,7 +19,7 @@ from pipeline.worker.groups import DecodeGroup, decode_groups
 from pipeline.worker.stage1 import Stage1
 
 CPU = torch.device("cpu")
-COUNT, BATCH, PATIENCE = 1100, 64, 120.0
+COUNT, BATCH = 1100, 64
 BLOCKS = ["views.size=16", "block_size=1024", "num_views=2", "views.mixup=0.5"]
 WINDOWS = ["views.size=16", "block_size=2048", "num_views=2", "views.mixup=0.5"]
 

@@ -6,8 +6,7 @@ import re
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +54,6 @@ def opened(tmp_path: Path, digits: Path, network: nn.Module) -> Open:
         return writers.create(tmp_path / name, data=digits, **(given | options))
 
     return open_
-
-
-@pytest.fixture(autouse=True)
-def all_threads_end() -> Iterator[None]:
-    yield
-    ours = ("render", "windows", "encode", "commit")
-    for thread in [t for t in threading.enumerate() if t.name.startswith(ours)]:
-        thread.join(PATIENCE)
-        assert not thread.is_alive(), thread.name
 
 
 def write(writer: CacheWriter, model: Callable[[Tensor], Any], count: int = 1000) -> list[int]:

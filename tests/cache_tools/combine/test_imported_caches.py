@@ -1,7 +1,7 @@
 """Cutting, fetching and joining caches of imported views: targets and parameters stay together."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +18,6 @@ from tests.helpers.foreign_files import Sizes
 from tests.helpers.outcome import Outcome
 
 Command = Callable[..., Outcome]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_fsync() -> Iterator[None]:
-    """Tests wait for no disk."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("os.fsync", lambda descriptor: None)
-        yield
 
 
 @pytest.fixture(scope="module")

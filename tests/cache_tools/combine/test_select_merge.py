@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,14 +32,6 @@ def files(cache: Path, pattern: str = "**/*") -> dict[str, bytes]:
 
 def targets(cache: Path) -> dict[str, bytes]:
     return files(cache, "targets/*/c/**/*")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_fsync() -> Iterator[None]:
-    """Tests wait for no disk."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("os.fsync", lambda descriptor: None)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cache_tools.spec.targets import TargetSpec
-from cache_tools.storage import backends, fsspec_client
+from cache_tools.storage import backends
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.verify import verify
@@ -21,15 +21,6 @@ from tests.helpers.range_server import RangeServer, per_file, serve
 from tests.helpers.sizes import needed
 
 Command = Callable[..., Outcome]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    """Tests wait for no disk and hardly for a server."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("os.fsync", lambda descriptor: None)
-        patch.setattr(fsspec_client, "FIRST_PAUSE", 0.001)
-        yield
 
 
 @pytest.fixture(scope="module")

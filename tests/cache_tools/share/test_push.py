@@ -25,15 +25,6 @@ from tests.helpers.outcome import Outcome
 Command = Callable[..., Outcome]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    """Tests wait for no disk and hardly for a server."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("os.fsync", lambda descriptor: None)
-        patch.setattr(fsspec_client, "FIRST_PAUSE", 0.001)
-        yield
-
-
 @pytest.fixture(scope="module")
 def source_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """2 views of 60 samples in 2 blocks."""

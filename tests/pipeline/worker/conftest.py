@@ -2,8 +2,6 @@
 
 import io
 import tarfile
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +13,7 @@ from pipeline import recipe as recipes
 from pipeline.teacher import teacher as teachers
 from pipeline.teacher.teacher import Teacher
 from pipeline.worker import open_cache, stage1
-from tests.helpers.workbench import (
-    COUNT,
-    PATIENCE,
-    Bench,
-    Opener,
-)
+from tests.helpers.workbench import COUNT, Bench, Opener
 
 
 @pytest.fixture(scope="session")
@@ -54,15 +47,6 @@ def opened(photos: Path, network: Teacher, tmp_path: Path) -> Opener:
         )
 
     return open_
-
-
-@pytest.fixture(autouse=True)
-def all_threads_end() -> Iterator[None]:
-    yield
-    ours = ("render", "windows", "encode", "commit")
-    for thread in [t for t in threading.enumerate() if t.name.startswith(ours)]:
-        thread.join(PATIENCE)
-        assert not thread.is_alive(), thread.name
 
 
 @pytest.fixture(autouse=True)
