@@ -77,93 +77,99 @@ FIRST: dict[str, tuple[list[Field], str]] = {
 }  # fmt: skip
 """Headers of a first page that hide the second one from a check that believes them."""
 SECOND = [(1, I32, 0), *sizes(HUGE), (5, STRUCT, values(2))]
+TOO_LARGE = r"a page of image at byte .* unpack to 2,147,483,647"
 
 
-def two_values_a_page(path: Path) -> tuple[bytearray, list[tuple[int, int]]]:
-    """Write a column of pages of 414 bytes; the file, and the place of each of their headers."""
-    pictures = [bytes([i]) * 200 for i in range(8)]
-    pq.write_table(pa.table({"image": pictures}), path, use_dictionary=False, compression=None,
-                   data_page_size=400, write_batch_size=2)  # fmt: skip
-    data = bytearray(path.read_bytes())
-    column = pq.ParquetFile(path).metadata.row_group(0).column(0)
-    at, found = column.data_page_offset, []
-    while at < column.data_page_offset + column.total_compressed_size:
-        header = Compact(bytes(data[at:]))
-        assert header.struct()[3] == 414
-        found.append((at, header.at))
-        at += header.at + 414
-    assert len(found) == 4
-    return data, found
+class File:
+    """A file of one column, in four pages of two values and 414 bytes behind each header."""
+
+    def __init__(self, path: Path) -> None:
+        pictures = [bytes([i]) * 200 for i in range(8)]
+        pq.write_table(pa.table({"image": pictures}), path, use_dictionary=False, compression=None,
+                       data_page_size=400, write_batch_size=2)  # fmt: skip
+        self.path, self.data = path, bytearray(path.read_bytes())
+        column = pq.ParquetFile(path).metadata.row_group(0).column(0)
+        at, end = column.data_page_offset, column.data_page_offset + column.total_compressed_size
+        self.places: list[tuple[int, int]] = []
+        """Begin and length of each page's header."""
+        while at < end:
+            header = Compact(bytes(self.data[at:]))
+            assert header.struct()[3] == 414
+            self.places.append((at, header.at))
+            at += header.at + 414
+        assert len(self.places) == 4
+
+    def put(self, page: int, header: list[Field]) -> None:
+        """Put another header in a page; a field that no reader has fills its bytes."""
+        at, length = self.places[page]
+        bare = len(struct([*header, (20, BINARY, b"")]))
+        made = struct([*header, (20, BINARY, bytes(length - bare - 1))])
+        assert len(made) == length
+        self.data[at : at + length] = made
+
+    def lengths(self) -> list[int]:
+        """Bytes of each image, by our reader."""
+        self.path.write_bytes(self.data)
+        return open_images(str(self.path), "train").length_N.tolist()
 
 
-def put(data: bytearray, place: tuple[int, int], header: list[Field]) -> None:
-    """Put a header in place of another one; a field that no reader has fills its bytes."""
-    at, length = place
-    bare = len(struct([*header, (20, BINARY, b"")]))
-    made = struct([*header, (20, BINARY, bytes(length - bare - 1))])
-    assert len(made) == length
-    data[at : at + length] = made
+@pytest.fixture
+def file(tmp_path: Path) -> File:
+    return File(tmp_path / "a.parquet")
 
 
 @pytest.mark.parametrize("name", FIRST)
-def test_every_page_that_pyarrow_reads_is_checked(name: str, tmp_path: Path) -> None:
-    path = tmp_path / "a.parquet"
-    data, places = two_values_a_page(path)
+def test_every_page_that_pyarrow_reads_is_checked(name: str, file: File) -> None:
     header, message = FIRST[name]
-    put(data, places[0], header)
-    put(data, places[1], SECOND)
-    path.write_bytes(data)
+    file.put(0, header)
+    file.put(1, SECOND)
     with pytest.raises(DataError, match=rf"cannot read .*a\.parquet: .*{message}"):
-        open_images(str(path), "train")
+        file.lengths()
 
 
-def test_a_second_page_is_checked(tmp_path: Path) -> None:
-    path = tmp_path / "a.parquet"
-    data, places = two_values_a_page(path)
-    path.write_bytes(data)
-    assert open_images(str(path), "train").length_N.tolist() == [200] * 8
-    put(data, places[0], [(1, I32, 0), *sizes(), (5, STRUCT, values(2))])
-    path.write_bytes(data)
-    assert open_images(str(path), "train").length_N.tolist() == [200] * 8
-    put(data, places[1], SECOND)
-    path.write_bytes(data)
-    with pytest.raises(DataError, match=r"a page of image at byte .* unpack to 2,147,483,647"):
-        open_images(str(path), "train")
+def test_a_second_page_is_checked(file: File) -> None:
+    assert file.lengths() == [200] * 8
+    file.put(0, [(1, I32, 0), *sizes(), (5, STRUCT, values(2))])
+    assert file.lengths() == [200] * 8
+    file.put(1, SECOND)
+    with pytest.raises(DataError, match=TOO_LARGE):
+        file.lengths()
 
 
-def test_pages_of_a_column_that_a_row_group_calls_otherwise_are_checked(tmp_path: Path) -> None:
+def test_pages_of_a_column_that_a_row_group_calls_otherwise_are_checked(file: File) -> None:
     """pyarrow reads columns by their place in the schema; a row group repeats their names."""
-    path = tmp_path / "a.parquet"
-    data, places = two_values_a_page(path)
-    put(data, places[0], SECOND)
-    at = data.index(b"image", data.index(b"image", sum(places[-1]) + 414) + 5)  # schema, column
-    data[at : at + 5] = b"other"
-    path.write_bytes(data)
-    assert pq.ParquetFile(path).metadata.row_group(0).column(0).path_in_schema == "other"
-    with pytest.raises(DataError, match=r"a page of image at byte .* unpack to 2,147,483,647"):
-        open_images(str(path), "train")
+    file.put(0, SECOND)
+    behind = sum(file.places[-1]) + 414
+    at = file.data.index(b"image", file.data.index(b"image", behind) + 5)  # schema, column
+    file.data[at : at + 5] = b"other"
+    with pytest.raises(DataError, match=TOO_LARGE):
+        file.lengths()
+    assert pq.ParquetFile(file.path).metadata.row_group(0).column(0).path_in_schema == "other"
+
+
+def column(pages: bytes, count: int) -> SimpleNamespace:
+    """Metadata of a column without a dictionary, of `count` values."""
+    return SimpleNamespace(data_page_offset=0, dictionary_page_offset=None, num_values=count,
+                           total_compressed_size=len(pages))  # fmt: skip
 
 
 def test_pages_from_the_byte_that_pyarrow_begins_at() -> None:
     page, huge = struct([(1, I32, 0), *sizes(0, 0), (5, STRUCT, values(9))]), struct(SECOND)
-    column = SimpleNamespace(data_page_offset=0, dictionary_page_offset=None, num_values=9,
-                             total_compressed_size=len(page))  # fmt: skip
-    parquet._check_pages(io.BytesIO(page + huge), column, "x")
-    column.dictionary_page_offset = len(huge)  # behind the data: none
+    stated = column(page, 9)
+    parquet._check_pages(io.BytesIO(page + huge), stated, "x")
+    stated.dictionary_page_offset = len(huge)  # behind the data: none
     with pytest.raises(ValueError, match="unpack to"):
-        parquet._check_pages(io.BytesIO(huge + page), column, "x")
-    column.dictionary_page_offset, column.data_page_offset = len(page), len(page + huge)
+        parquet._check_pages(io.BytesIO(huge + page), stated, "x")
+    stated.dictionary_page_offset, stated.data_page_offset = len(page), len(page + huge)
     with pytest.raises(ValueError, match="unpack to"):
-        parquet._check_pages(io.BytesIO(page + huge + page), column, "x")
+        parquet._check_pages(io.BytesIO(page + huge + page), stated, "x")
 
 
 def test_a_column_of_fewer_values_than_stated() -> None:
     """Parquet C++ reads up to 100 bytes behind the pages of an old writer, for the values left."""
     page = struct([(1, I32, 0), *sizes(0, 0), (5, STRUCT, values(9))])
-    column = SimpleNamespace(data_page_offset=0, dictionary_page_offset=None, num_values=10,
-                             total_compressed_size=len(page))  # fmt: skip
     with pytest.raises(ValueError, match="the pages of x have 1 value less than stated"):
-        parquet._check_pages(io.BytesIO(page + struct(SECOND)), column, "x")
+        parquet._check_pages(io.BytesIO(page + struct(SECOND)), column(page, 10), "x")
 
 
 def nested(levels: int) -> bytes:

@@ -1,8 +1,10 @@
 """A run that is stopped, at any step, ends with the student of an undisturbed one."""
 
+import contextlib
+import itertools
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from tests.helpers.stage1 import KDCACHE
 from tests.helpers.training import FAST, same, weights
 from train import recipe as recipes
 from train import run_dir
-from train.data.inputs import open_inputs
+from train.data.inputs import Inputs, open_inputs
 from train.trainer import checkpoint, loop
 
 Command = Callable[..., Outcome]
@@ -58,21 +60,27 @@ def test_ctrl_c_and_going_on_give_the_undisturbed_student(
     assert rows[0] == rows[1]
 
 
+def stops_of(
+    recipe: recipes.TrainRecipe, inputs: Inputs, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[int]:
+    """Train with a stop after every update, and go on; how many stops there were, at each."""
+    monkeypatch.setattr(StopRequest, "requested", True, raising=False)
+    monkeypatch.setattr(StopRequest, "__init__", lambda self: setattr(self, "_before", {}))
+    run_dir.init_run(out, recipe, inputs, fresh=False)
+    for number in itertools.count(1):
+        with contextlib.suppress(KeyboardInterrupt):
+            loop.train(recipe, inputs, out, torch.device("cpu"))
+            return
+        yield number
+
+
 def test_a_checkpoint_in_the_middle_of_an_epoch_is_exact(
     finished: Path, digits_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stops after every step, and still ends with the same student."""
-    monkeypatch.setattr(StopRequest, "requested", True, raising=False)
-    monkeypatch.setattr(StopRequest, "__init__", lambda self: setattr(self, "_before", {}))
     recipe, inputs = recipes.load("digits", FAST), open_inputs(digits_cache, None)
-    out, stops = tmp_path / "run", 0
-    run_dir.init_run(out, recipe, inputs, fresh=False)
-    while not (out / "result.json").exists():
-        try:
-            loop.train(recipe, inputs, out, torch.device("cpu"))
-        except KeyboardInterrupt:
-            stops += 1
-    assert stops == 10
+    out = tmp_path / "run"
+    assert len([*stops_of(recipe, inputs, out, monkeypatch)]) == 10
     assert same(weights(out), weights(finished))
 
 
@@ -86,20 +94,13 @@ def test_stopped_between_updates_and_with_a_broken_last_checkpoint_it_is_still_e
     )
     run_dir.init_run(tmp_path / "undisturbed", recipe, inputs, fresh=False)
     loop.train(recipe, inputs, tmp_path / "undisturbed", torch.device("cpu"))
-    monkeypatch.setattr(StopRequest, "requested", True, raising=False)
-    monkeypatch.setattr(StopRequest, "__init__", lambda self: setattr(self, "_before", {}))
-    out, stops = tmp_path / "run", 0
-    run_dir.init_run(out, recipe, inputs, fresh=False)
-    while not (out / "result.json").exists():
-        try:
-            loop.train(recipe, inputs, out, torch.device("cpu"))
-        except KeyboardInterrupt:
-            stops += 1
-            if stops == 3:
-                assert (out / checkpoint.PREVIOUS).exists()
-                data = bytearray((out / checkpoint.NAME).read_bytes())
-                data[len(data) // 2] ^= 1  # within a tensor: torch would load it
-                (out / checkpoint.NAME).write_bytes(data)
+    out = tmp_path / "run"
+    for stops in stops_of(recipe, inputs, out, monkeypatch):
+        if stops == 3:
+            assert (out / checkpoint.PREVIOUS).exists()
+            data = bytearray((out / checkpoint.NAME).read_bytes())
+            data[len(data) // 2] ^= 1  # within a tensor: torch would load it
+            (out / checkpoint.NAME).write_bytes(data)
     assert stops == 7  # five updates in two epochs of five batches; one of them done twice
     assert same(weights(out), weights(tmp_path / "undisturbed"))
     assert not list(out.glob("checkpoint*"))
