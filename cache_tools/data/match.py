@@ -355,14 +355,10 @@ def _check_recorded(table: SampleTable, rows: I8, images: ImageDataset) -> None:
     Of pixels in a `.beton` the recorded digest is that of the encoded image they were made from.
     """
     for name, found_N in images.recorded().items():
-        expected_N = getattr(table, f"{name}_N")
-        changed = rows[found_N[rows] != expected_N[rows]]
-        if len(changed):
-            first = int(changed[0])
+        count, first = _changed(table, rows, found_N, getattr(table, f"{name}_N"), _UNITS[name])
+        if count:
             raise CacheMismatch(
-                f"{len(changed)} of {len(table)} images in {images.source} are not the "
-                f"teacher's (first: {table.keys[first]!r}, {found_N[first]}{_UNITS[name]} against "
-                f"{expected_N[first]}). "
+                f"{count} images in {images.source} are not the teacher's (first: {first}). "
                 "Pass the original images; a re-encoded copy gives other pixels."
             )
 
@@ -376,15 +372,24 @@ def _check_labels(table: SampleTable, dataset: DatasetSpec, rows: I8, images: Im
             "Drafts of kdcache did not number classes as timm does: if they made this "
             "cache, and names have capitals or numbers of unequal length, make it again."
         )
-    changed = rows[images.label_N[rows] != table.label_N[rows]]
-    if len(changed):
-        first = int(changed[0])
+    count, first = _changed(table, rows, images.label_N, table.label_N)
+    if count:
         raise CacheMismatch(
-            f"{len(changed)} of {len(table)} labels in {images.source} differ from those in "
-            f"the cache (first: {table.keys[first]!r}, {images.label_N[first]} against "
-            f"{table.label_N[first]}). "
+            f"{count} labels in {images.source} differ from those in the cache (first: {first}). "
             "Pass the original data set."
         )
+
+
+def _changed(
+    table: SampleTable, rows: I8, found_N: NDArray[Any], expected_N: NDArray[Any], unit: str = ""
+) -> tuple[str, str]:
+    """Count the rows of other values, as text ("" for none), and describe the first of them."""
+    changed = rows[found_N[rows] != expected_N[rows]]
+    if not len(changed):
+        return "", ""
+    first = int(changed[0])
+    values = f"{found_N[first]}{unit} against {expected_N[first]}"
+    return f"{len(changed)} of {len(table)}", f"{table.keys[first]!r}, {values}"
 
 
 def _mismatch(covered: DatasetMatch, images: ImageDataset, partial: bool) -> CacheMismatch:
