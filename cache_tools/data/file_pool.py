@@ -25,7 +25,7 @@ _ENOUGH = 2**16
 class FilePool:
     """Open files of one data set."""
 
-    _kept: ClassVar[int] = 0
+    kept: ClassVar[int] = 0
     """Files that are open in all pools."""
     _lock: ClassVar = threading.RLock()  # a pool may be collected by whoever holds it
 
@@ -39,7 +39,7 @@ class FilePool:
         """Return the descriptor of a file that stays open, or -1 if it cannot."""
         if (found := self._open.get(path)) is not None:
             return found
-        if FilePool._kept >= self._most:
+        if FilePool.kept >= self._most:
             _log_full(self._most)
             return -1
         with contextlib.suppress(OSError):
@@ -56,9 +56,9 @@ class FilePool:
             return os.pread(descriptor, length, offset)
         finally:
             with self._lock:
-                if keep := path not in self._open and FilePool._kept < self._most:
+                if keep := path not in self._open and FilePool.kept < self._most:
                     self._open[path] = descriptor
-                    FilePool._kept += 1
+                    FilePool.kept += 1
             if not keep:
                 os.close(descriptor)
 
@@ -66,7 +66,7 @@ class FilePool:
     def _close(cls, files: dict[Path, int]) -> None:
         """Close the files of a pool that is no more."""
         with cls._lock:
-            cls._kept -= len(files)
+            cls.kept -= len(files)
         for descriptor in files.values():
             with contextlib.suppress(OSError):
                 os.close(descriptor)

@@ -19,10 +19,9 @@ from cache_tools.data.file_pool import FilePool
 
 @pytest.fixture(autouse=True)
 def limits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The process's limits of open files, soft and hard: five files may stay open."""
+    """The process's limits of open files, soft and hard: five more files may stay open."""
     gc.collect()  # pools of other tests
-    found = [10, 10]
-    monkeypatch.setattr(FilePool, "_kept", 0)
+    found = [2 * (FilePool.kept + 5)] * 2
     monkeypatch.setattr(resource, "getrlimit", lambda _: tuple(found))
     monkeypatch.setattr(resource, "setrlimit", lambda _, new: found.__setitem__(slice(None), new))
     file_pool._log_full.cache_clear()
@@ -62,7 +61,7 @@ def test_a_full_pool_opens_no_file_to_close_it_again_and_logs_it_once(
         for path in paths:
             pool.descriptor(path)
     assert opened == ["0", "1", "2", "3", "4"]
-    assert caplog.text.count("5 files of the data set stay open") == 1
+    assert caplog.text.count(f"{FilePool.kept} files of the data set stay open") == 1
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from cache_tools.data import readahead, shard_writer
+from cache_tools.data.file_pool import FilePool
 from cache_tools.data.images import ImageDataset
 from cache_tools.data.open import has_split, open_images
 from cache_tools.errors import DataError, UsageError
@@ -428,9 +429,9 @@ def test_damage_in_the_middle_of_a_local_shard_is_seen(digits: Path, tmp_path: P
 def test_more_shards_than_open_files(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("resource.getrlimit", lambda _: (6, 6))
     gc.collect()  # pools of other tests
-    monkeypatch.setattr("cache_tools.data.file_pool.FilePool._kept", 0)
+    limit = 2 * (FilePool.kept + 3)
+    monkeypatch.setattr("resource.getrlimit", lambda _: (limit, limit))
     images = open_images(str(digits), "train")
     shard_writer.write(images, tmp_path / "s", shard_writer.Options(shard_size=10))
     made = open_images(str(tmp_path / "s"), "train")
