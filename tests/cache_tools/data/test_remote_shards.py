@@ -22,6 +22,7 @@ from cache_tools.storage.disk_cache import DiskCache
 from cache_tools.store.cache import Cache
 from tests.helpers.outcome import Outcome
 from tests.helpers.range_server import RangeServer, serve
+from tests.helpers.synsets import contents
 
 Command = Callable[..., Outcome]
 
@@ -44,10 +45,6 @@ def server(digits: Path, tmp_path: Path, kept: Path) -> Iterator[RangeServer]:
         shard_writer.write(images, root / "ours", shard_writer.Options(split, shard_size=40))
     with serve(root) as running:
         yield running
-
-
-def contents(images: ImageDataset) -> dict[str, tuple[bytes, int]]:
-    return {name: (images.read(i), int(images.label_N[i])) for i, name in enumerate(images.names)}
 
 
 PLACES = [
