@@ -1,4 +1,4 @@
-"""A short run, the files of a sweep, and a parser of report pages."""
+"""A short run, the files of a sweep, facts of a report, and a parser of its page."""
 
 import json
 from html.parser import HTMLParser
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from tests.helpers.outcome import Outcome
 from train import recipe as recipes
 from train import run_dir
 from train.data.inputs import open_inputs
@@ -75,3 +76,9 @@ def swept(folder: Path) -> Path:
         json.dumps({**facts, "students": students, "ledger": ledger})
     )
     return folder
+
+
+def subjects_of(outcome: Outcome) -> list[dict]:
+    """Facts of each subject, by `kdcache report --json`."""
+    assert outcome.code == 0, outcome.err
+    return json.loads(outcome.out)["subjects"]

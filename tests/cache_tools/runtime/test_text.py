@@ -49,3 +49,17 @@ def test_errors_and_logs_go_through_it(
     assert "\x1b" not in printed
     assert printed.count("\\x1b[2J") == 2
     assert len(printed) < 4_300
+
+
+@pytest.mark.parametrize(
+    ("raw", "shown"),
+    [
+        ("a b\N{NO-BREAK SPACE}% 漢字 ♥ é", "a b\N{NO-BREAK SPACE}% 漢字 ♥ é"),
+        ("\N{ZERO WIDTH NON-JOINER}می", "\N{ZERO WIDTH NON-JOINER}می"),
+        ("two\nlines\tof", "two lines of"),
+        ("\x1b[31m\x00\x85\u2028\u202egnp\udcff", "�[31m����gnp�"),
+    ],
+)
+def test_what_is_not_for_the_eye_is_marked(raw: str, shown: str) -> None:
+    assert text.printable(raw) == shown
+    assert text.printable_json({raw: [raw, 1.5, None]}) == {shown: [shown, 1.5, None]}
