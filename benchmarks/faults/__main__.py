@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.faults import damages, hostile, kills, process, server
-from benchmarks.faults.inputs import Inputs
+from benchmarks.faults.inputs import cases
 from benchmarks.faults.lab import Lab
 from benchmarks.faults.outcome import Figures, Outcome, table
 from benchmarks.faults.servers import servers
@@ -105,7 +105,7 @@ def main(
         if only in ("", "hostile"):
             (folder / "idle").mkdir()
             idle = process.run(["--version"], folder / "idle").peak
-            for case in [*Inputs(lab, seed).all(), *servers(lab, stack)]:
+            for case in [*cases(lab, seed), *servers(lab, stack)]:
                 family = case.name.partition(":")[0]
                 if subject in ("", family):
                     made = partial(hostile.attempt, case, idle=idle)
