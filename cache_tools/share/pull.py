@@ -23,7 +23,6 @@ from cache_tools.errors import CacheIncomplete
 from cache_tools.runtime import concurrency, progress
 from cache_tools.runtime.signals import StopRequest
 from cache_tools.runtime.text import counted
-from cache_tools.spec.sample_table import SampleTable
 from cache_tools.store import commits, resume
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
@@ -58,8 +57,12 @@ def run(
         CacheDamaged, DataError: The source cannot be read; what is committed stays.
         KeyboardInterrupt: A signal came; what is committed stays.
     """
+    row_N = wanted.row_N
     store = resume.open_or_create(
-        out, wanted.spec, lambda: _table(source, wanted), wanted.views.stop
+        out,
+        wanted.spec,
+        lambda: source.table if row_N is None else select.table_of(source.table, row_N),
+        wanted.views.stop,
     )
     parts = [part for part in store.parts() if part.view in wanted.views]
     todo = faulty(store, parts)
@@ -87,12 +90,6 @@ def faulty(store: Cache, parts: Sequence[Part]) -> list[Part]:
     ) as pool:
         faults = pool.map(store.check_part, parts)
         return [part for part, fault in zip(parts, faults, strict=True) if fault is not None]
-
-
-def _table(source: Cache, wanted: Selection) -> SampleTable:
-    if wanted.row_N is None:
-        return source.table
-    return select.table_of(source.table, wanted.row_N)
 
 
 def _copy(

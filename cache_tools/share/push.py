@@ -6,6 +6,7 @@ as they are here are not sent again, so a killed run goes on. A cache that has g
 new views to the one that is there. Another cache in the place, or another part, is refused.
 """
 
+import contextlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -63,10 +64,13 @@ def run(store: Cache, url: str, card: bytes | None, jobs: int = concurrency.JOBS
         UsageError, DataError: The place cannot be written.
         KeyboardInterrupt: A signal came; what is committed stays.
     """
-    target = _open(url)
+    _check_url(url)
+    target = Hub(url) if url.startswith("hf://") else open_storage(url)
     if isinstance(target, Folder):
         atomic.sweep(target.path)
-    there = _manifest(target)
+    there = None
+    with contextlib.suppress(CacheNotFound):
+        there = manifest.read(target)
     if there is not None and there.spec.fingerprint != store.spec.fingerprint:
         raise CacheMismatch(
             f"{url} has another cache ({there.spec.fingerprint[:19]}… against "
@@ -93,11 +97,6 @@ def run(store: Cache, url: str, card: bytes | None, jobs: int = concurrency.JOBS
     return result
 
 
-def _open(url: str) -> Storage:
-    _check_url(url)
-    return Hub(url) if url.startswith("hf://") else open_storage(url)
-
-
 def _check_url(url: str) -> None:
     if "://" not in url:
         here = Path(url).resolve().as_uri()
@@ -107,13 +106,6 @@ def _check_url(url: str) -> None:
             f"{url} can be read and not written. Copy the folder to the web server, or push to "
             "hf://datasets/USER/NAME, s3://…, gs://…."
         )
-
-
-def _manifest(target: Storage) -> Manifest | None:
-    try:
-        return manifest.read(target)
-    except CacheNotFound:
-        return None
 
 
 def _sizes(store: Cache) -> dict[Part, int]:

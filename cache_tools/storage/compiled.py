@@ -48,7 +48,8 @@ def njit(**options: Any) -> Callable[[F], F]:
         if isinstance(getattr(compiled, "_cache", None), caching.Cache):
             kept: Any = compiled._cache
             kept._cache_file = _SealedFile(kept, Path(function.__code__.co_filename).parent)
-            kept._guard_against_spurious_io_errors = _forgiving  # a full disk is no reason to stop
+            # a full disk is no reason to stop
+            kept._guard_against_spurious_io_errors = lambda: contextlib.suppress(OSError)
             kept.load_overload = _logging_misses(kept.load_overload)
         return compiled  # type: ignore[no-any-return]
 
@@ -69,10 +70,6 @@ def _logging_misses(load: Callable[..., Any]) -> Callable[..., Any]:
 @cache
 def _log_compilation() -> None:
     log.info("compiling the code for images and targets, once on this machine: up to a minute")
-
-
-def _forgiving() -> contextlib.AbstractContextManager[None]:
-    return contextlib.suppress(OSError)
 
 
 class _SealedFile(_CacheFile):  # type: ignore[misc]

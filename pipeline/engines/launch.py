@@ -70,7 +70,9 @@ def choose(
     """
     arguments.check_count("task", number, 0)
     arguments.check_count("tasks", count, 1)
-    launched = _launched(environ)
+    launch = launcher.find(environ)  # a launcher starts its processes at the same time
+    by, here = launch.by if launch.count > 1 else "", (launch.local, launch.local_count)
+    launched = Task(launch.rank, launch.count, *here, launch.rank, by, by)
     if number is None and count is None:
         return launched if by_number else _in_array(launched, environ)
     if count is None:
@@ -138,14 +140,6 @@ def engine(
 def _on(device: str | None) -> base.Open:
     """Open `Stage1` in this process, on a device."""
     return lambda job: Stage1.open(replace(job, device=device))
-
-
-def _launched(environ: Mapping[str, str]) -> Task:
-    """Task given by a launcher, which starts processes at the same time."""
-    launch = launcher.find(environ)
-    by = launch.by if launch.count > 1 else ""
-    local = launch.local, launch.local_count
-    return Task(launch.rank, launch.count, *local, launch.rank, by, by)
 
 
 def _array(environ: Mapping[str, str]) -> Task:

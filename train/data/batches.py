@@ -16,7 +16,7 @@ from typing import Any, Literal, Self
 
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from torch import Tensor, distributed
+from torch import distributed
 from torch.utils.data import IterableDataset, get_worker_info
 
 from cache_tools.errors import UsageError
@@ -32,7 +32,6 @@ from train.data.inputs import Inputs, check_inputs, open_inputs
 from train.data.loader import Batch, Loader
 from train.data.schedule import Schedule
 from train.distributed import ALONE, World
-from train.loss.targets import SoftTargets
 from train.recipe import ORDER, Phase, TrainRecipe
 
 SizesOf = Callable[[int], Sequence[int]]
@@ -269,7 +268,10 @@ class Batches(IterableDataset[Any]):
             if self._step == len(self):  # whoever knows the length asks for no more
                 self._epoch, self._step = self._epoch + 1, 0
             pixels, targets = self._transform.normalise(moved.pixels), moved.targets
-            yield self._dict(pixels, targets) if self._as_dict else (pixels, targets)
+            if self._as_dict:
+                yield {"pixel_values": pixels, "labels": targets.label, "teacher": targets}
+            else:
+                yield pixels, targets
 
     def rendered(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield the batches of one epoch on the host, from `first_step` on."""
@@ -384,9 +386,6 @@ class Batches(IterableDataset[Any]):
                 f"the cache has {self._stream[_STREAM.index('num_views')]} now."
             )
         there |= {"num_views": views, "samples": self._samples}
-
-    def _dict(self, pixels: Tensor, targets: SoftTargets) -> dict[str, Any]:
-        return {"pixel_values": pixels, "labels": targets.label, "teacher": targets}
 
 
 def _rgb(name: str, values: Sequence[float]) -> tuple[float, float, float]:

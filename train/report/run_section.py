@@ -56,6 +56,7 @@ def _lead(facts: Facts) -> str:
 
 def _identity(facts: Facts) -> DefinitionList:
     config, recipe, result = facts["config"], facts["config"]["recipe"], facts["result"]
+    size, measured = config["view_size"], config.get("eval_size", config["view_size"])
     items = {
         "student": recipe["student"],
         "mode": recipe["mode"],
@@ -64,7 +65,7 @@ def _identity(facts: Facts) -> DefinitionList:
         "temperature": f"{recipe['temperature']:g}",
         "epochs": count(recipe["epochs"]),
         "batch": count(recipe["batch_size"]),
-        "size": _size(config),
+        "size": f"{size} px" if size == measured else f"{size} px, measured at {measured} px",
         "learning rate": f"{recipe['lr']:g} ({recipe['opt']}, {recipe['sched']})",
         "views of the cache": count(config["num_views"]),
         "seed": str(recipe["seed"]),
@@ -73,11 +74,6 @@ def _identity(facts: Facts) -> DefinitionList:
         items["images/s"] = count(result["images_per_second"])
         items["waiting for data"] = share(100 * result["data_wait"])
     return DefinitionList(items)
-
-
-def _size(config: Facts) -> str:
-    own, measured = config["view_size"], config.get("eval_size", config["view_size"])
-    return f"{own} px" if own == measured else f"{own} px, measured at {measured} px"
 
 
 def _losses(steps: list[Row]) -> Chart | None:

@@ -235,7 +235,10 @@ class StudentTrainer:
             value = total / self._world.size
             if name == "loss":
                 if not math.isfinite(value):
-                    raise _non_finite(value, self._schedule, progress.epoch, first + step)
+                    at = first + step
+                    names = ", ".join(self._schedule.names(progress.epoch, at)[:8])
+                    reason, views = f"the loss is {value}", f"; its views begin with {names}"
+                    raise NonFinite(_BROKEN.format(reason, progress.epoch, at, views))
                 progress.loss_sum += value
             so_far, count = progress.terms.get(name, (0.0, 0))
             progress.terms[name] = [so_far + value, count + 1]
@@ -402,9 +405,3 @@ _WEIGHT = "a weight is NaN or Inf"
 _RUNNING = ("running_mean", "running_var")
 _TOP1 = {"top1": False, "top1_ema": True}
 """Name of an accuracy → True if it is the moving average's."""
-
-
-def _non_finite(value: float, schedule: Schedule, epoch: int, step: int) -> NonFinite:
-    names = ", ".join(schedule.names(epoch, step)[:8])
-    where = epoch, step, f"; its views begin with {names}"
-    return NonFinite(_BROKEN.format(f"the loss is {value}", *where))
