@@ -1,6 +1,7 @@
 """Arguments of a wrong kind are refused by name, before anything is opened."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,11 @@ import kdcache as api
 from pipeline import recipe as recipes
 
 CALL: dict[str, Any] = {"data": "nowhere", "teacher": "t", "out": "o"}
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
 
 
 def made(**changed: Any) -> None:
