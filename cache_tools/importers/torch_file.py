@@ -4,10 +4,11 @@ Three containers are supported: the zip of torch 1.6 and later, the four pickles
 joblib's, a pickle in one zlib stream. Tensors are outside of the pickle, and are read on request.
 """
 
+import contextlib
 import io
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,15 +85,23 @@ def _members(data: bytes, path: Path) -> tuple[bytes, Callable[[str], bytes]]:
                 f"{path} is refused: its pickle is compressed, or would have "
                 f"{found[0].file_size:,} bytes. torch.save does not compress."
             )
-        return archive.read(found[0])
+        with _refusing(path):
+            return archive.read(found[0])
 
-    try:
+    with _refusing(path):
         archive = zipfile.ZipFile(io.BytesIO(data))
         zips.check(archive, len(data), 1)
-        return read("/data.pkl"), lambda key: read(f"/data/{key}")
-    except (DataError, MemoryError):
+    return read("/data.pkl"), lambda key: read(f"/data/{key}")
+
+
+@contextlib.contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Make a DataError of everything that zipfile raises for forged files."""
+    try:
+        yield
+    except MemoryError:
         raise
-    except Exception as error:  # zipfile raises many kinds for forged files
+    except Exception as error:
         raise DataError(
             f"{path} is a damaged zip and is refused: {error}. Fetch it again."
         ) from None

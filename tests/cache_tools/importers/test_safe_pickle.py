@@ -169,3 +169,12 @@ def test_no_file_is_no_traceback(tmp_path: Path) -> None:
     for path in (tmp_path / "none.tar", tmp_path):
         with pytest.raises(DataError, match="missing, or no plain file"):
             torch_file.load(path)
+
+
+def test_a_tensor_in_a_damaged_zip_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "tensors.tar"
+    torch.save([torch.arange(6)], path)
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"tensors/data/0", b"tensors/data/1", 1))  # not in the directory
+    with pytest.raises(DataError, match=r"tensors\.tar is a damaged zip and is refused: File name"):
+        torch_file.load(path, tensors=True)
