@@ -6,11 +6,15 @@ are as they were sent, and to fetch them again the same way is of no use.
 """
 
 import codecs
+import errno
 import json
 import math
+import os
+import stat
 import tomllib
 from collections.abc import Callable
 from functools import partial
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +61,34 @@ def decode_text(data: bytes, errors: str = "strict") -> str:
     return data.decode(encoding, errors).replace("\r\n", "\n").replace("\r", "\n")
 
 
+def open_plain(path: Path) -> BufferedReader:
+    """Open a plain file for reading.
+
+    Raises:
+        OSError: It cannot be read, or is a pipe, a device or a folder: these might never end.
+    """
+    descriptor = _open_at_once(path, os.O_RDONLY | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no plain file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def _open_at_once(path: str | Path, flags: int) -> int:
+    """Open a file; of a pipe that no process writes without waiting for one."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    os.set_blocking(descriptor, True)
+    return descriptor
+
+
 def read(path: Path, limit: int = MAX_JSON) -> bytes:
-    """Read a file of at most `limit` bytes.
+    """Read a file of at most `limit` bytes, or what a shell's <(…) writes; "" of an idle pipe.
 
     Raises:
         OSError: It cannot be read.
         ValueError: It is larger; the caller adds the file's name.
     """
-    with path.open("rb") as file:
+    with open(path, "rb", opener=_open_at_once) as file:
         data = file.read(limit + 1)
     if len(data) > limit:
         raise ValueError(f"it has more than {limit:,} bytes")
@@ -83,7 +107,7 @@ def check_safetensors(path: Path) -> None:
         OSError: It cannot be read.
         ValueError: The header is larger than the file or than MAX_JSON.
     """
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         length, size = int.from_bytes(file.read(8), "little"), file.seek(0, 2)
     if length > (most := max(min(size - 8, MAX_JSON), 0)):
         raise ValueError(f"its header would have {length:,} bytes, at most {most:,} can be read")
@@ -99,7 +123,7 @@ def describe(head: bytes, containers: bool = True) -> str:
 def describe_file(path: Path) -> str:
     """Describe what is in place of a file, in parentheses after a space; "" if nothing is."""
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             found = describe(file.read(HEAD), containers=False)
     except OSError:
         return ""

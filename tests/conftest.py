@@ -4,6 +4,7 @@ import copy
 import logging
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -55,6 +56,20 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.environ["KDCACHE_CACHE"] = str(folder)
     yield folder
     del os.environ["KDCACHE_CACHE"]
+
+
+@pytest.fixture
+def patience() -> Iterator[None]:
+    """TimeoutError after 20 seconds, where a faulty reader waits for a pipe for ever."""
+
+    def give_up(number: int, frame: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(20)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(scope="session")

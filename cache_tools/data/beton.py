@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from cache_tools.data.images import ImageDataset, class_folders, class_numbers
 from cache_tools.data.info_json import SPLITS
 from cache_tools.errors import DataError, UsageError
-from cache_tools.file_contents import describe_file
+from cache_tools.file_contents import describe_file, open_plain
 from cache_tools.numerics.array_types import I8, U1, U4
 from cache_tools.render import decode
 from cache_tools.spec import sample_table
@@ -215,7 +215,7 @@ def open_beton(path: Path) -> Beton:
         DataError: It is damaged, or not of this kind: images encoded again cannot be replayed.
     """
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             size = os.fstat(file.fileno()).st_size
             metadata, allocated = _read_tables(file, size, path)
             names = _read_names(file, metadata, size)

@@ -281,7 +281,7 @@ def parse_json(data: bytes, name: str) -> dict[str, Any]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object as `parse_json`, and no more of its file; raises OSError, too."""
-    with path.open("rb") as file:
+    with file_contents.open_plain(path) as file:
         return parse_json(file.read(MAX_JSON + 1), str(path))
 
 

@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cache_tools import file_contents
 from cache_tools.errors import CacheDamaged
 from cache_tools.storage import atomic
 
@@ -49,7 +50,7 @@ def check(folder: Path, name: str, stored_as: str = "", note: str = NAME) -> Non
     if expected is None:
         return
     try:
-        with (folder / name).open("rb") as file:
+        with file_contents.open_plain(folder / name) as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise CacheDamaged(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from cache_tools.errors import DataError, UsageError
-from cache_tools.file_contents import check_safetensors, describe_file, parse_json
+from cache_tools.file_contents import check_safetensors, describe_file, open_plain, parse_json
 from cache_tools.runtime import host_memory
 from cache_tools.spec.dataset import NO_LABEL
 from cache_tools.storage import zips
@@ -125,6 +125,7 @@ def read(path: Path, probabilities: bool = False) -> Logits:
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
     """Read the arrays of a file by name; an .npy is mapped, not read."""
+    open_plain(path).close()
     if path.suffix == ".npy":
         return {"logits": np.load(path, mmap_mode="r", allow_pickle=False)}
     if path.suffix == ".npz":

@@ -1,7 +1,9 @@
 """JSON and TOML from outside: within bounds, or an error of one line."""
 
 import json
+import os
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,10 @@ from typing import Any
 import pytest
 
 from cache_tools import file_contents
-from cache_tools.errors import CacheDamaged
+from cache_tools.data import beton
+from cache_tools.errors import CacheDamaged, DataError
 from cache_tools.storage import atomic
+from cache_tools.targets import logits_file
 from tests.helpers.paths import ROOT
 
 HOSTILE = {
@@ -74,3 +78,33 @@ def test_nothing_else_parses_json_or_toml() -> None:
         for file in (ROOT / package).rglob("*.py"):
             found = re.search(r"\b(json|tomllib)\.loads?\(", file.read_text("utf-8"))
             assert found is None or file.name in ("file_contents.py", "model_card.py"), file
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path, patience: None) -> None:
+    paths = [tmp_path / name for name in ("x.npy", "x.npz", "x.safetensors", "x.beton")]
+    for path in paths:
+        os.mkfifo(path)
+    assert file_contents.read(paths[0]) == b""
+    assert not file_contents.describe_file(paths[0])
+    with pytest.raises(OSError, match="no plain file"):
+        file_contents.check_safetensors(paths[2])
+    for path in paths[:3]:
+        with pytest.raises(DataError, match=f"{path.name} cannot be read.*no plain file"):
+            logits_file.read(path)
+    with pytest.raises(DataError, match=r"x.beton cannot be read.*no plain file"):
+        beton.open_beton(paths[3])
+
+
+def test_what_a_process_writes_to_a_pipe_is_read(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+
+    def write() -> None:
+        for _ in range(20):
+            os.write(writing, b"class\n" * 1000)
+        os.close(writing)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    assert len(file_contents.read_text(Path(f"/dev/fd/{reading}"))) == 120_000
+    thread.join()
+    os.close(reading)

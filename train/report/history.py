@@ -9,6 +9,8 @@ from cache_tools.file_contents import parse_json
 Row = dict[str, float]
 MOST = 400
 """Rows that are kept: at least so many, where there are, and less than twice as many."""
+_LONGEST = 2**16
+"""Characters of a line: a row has some hundreds."""
 
 
 def read(path: Path) -> list[Row]:
@@ -19,7 +21,7 @@ def read(path: Path) -> list[Row]:
     if not path.is_file():
         return rows
     with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
+        while line := file.readline(_LONGEST):
             try:
                 row: Any = parse_json(line)
             except ValueError:

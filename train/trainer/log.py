@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cache_tools.errors import CacheDamaged
-from cache_tools.file_contents import parse_json
+from cache_tools.file_contents import open_plain, parse_json
 from cache_tools.storage import atomic, seal
 from train.distributed import World
 from train.trainer import trackers
@@ -28,6 +28,8 @@ from train.trainer.trackers import Curves, Row
 
 log = logging.getLogger("kdcache")
 EPOCHS, STEPS = "log.jsonl", "steps.jsonl"
+_LONGEST = 2**16
+"""Bytes of a line: a row has some hundreds."""
 
 
 class Log:
@@ -129,14 +131,17 @@ def _cut(path: Path, step: int) -> list[Row]:
         return []
     rows: list[Row] = []
     lines = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = parse_json(line)
-        except ValueError:
-            break
-        if not isinstance(row, dict) or row.get("step", step + 1) > step:
-            break
-        rows.append(row)
-        lines.append(f"{line}\n")
-    atomic.write(path, "".join(lines).encode())
+    with open_plain(path) as file:
+        while line := file.readline(_LONGEST):
+            try:
+                row = parse_json(line)
+            except ValueError:
+                break
+            if not isinstance(row, dict) or not all(type(v) in (int, float) for v in row.values()):
+                break
+            if row.get("step", step + 1) > step:
+                break
+            rows.append(row)
+            lines.append(line if line.endswith(b"\n") else line + b"\n")
+    atomic.write(path, b"".join(lines))
     return rows

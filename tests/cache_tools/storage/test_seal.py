@@ -1,6 +1,7 @@
 """Digests of the files of a run: a changed byte is found, a kill at any moment leaves a match."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,19 @@ def test_a_network_is_checked_file_by_file(tmp_path: Path) -> None:
     seal.check_network(tmp_path / "model")
     with pytest.raises(CacheDamaged, match="No such file"):
         seal.check_network(tmp_path / "model-ema")
+
+
+@pytest.mark.parametrize("name", ["result.json", seal.NAME])
+def test_a_pipe_or_a_device_is_refused_without_a_read(
+    tmp_path: Path, patience: None, name: str
+) -> None:
+    for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):
+        seal.write(tmp_path, "result.json", b"{}")
+        (tmp_path / name).unlink()
+        make(tmp_path / name)
+        with pytest.raises(OSError, match="it is no plain file"):
+            seal.check(tmp_path, "result.json")
+        (tmp_path / name).unlink()
 
 
 def test_files_without_digests_are_read_unchecked(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from train import recipe as recipes
 from train import run_dir
 from train.data.inputs import Inputs, open_inputs
 from train.distributed import ALONE, World
+from train.report import history
 from train.trainer import cadence, checkpoint, log, loop, trackers
 
 FAST = ["epochs=2", "views_per_epoch=2", "batch_size=20", "task_loss_weight=0.5"]
@@ -193,6 +195,26 @@ def test_kill_9_at_any_time(digits_cache: Path, tmp_path: Path) -> None:
     assert board(out) == board(tmp_path / "whole")
     weights = [load_file(f / "model/model.safetensors") for f in (out, tmp_path / "whole")]
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+
+
+@pytest.mark.parametrize(
+    "content", ["", '{"step": "1"}', '{"step": 1, "loss": null}', "[1]", "1" * 2**20]
+)
+def test_rows_that_no_run_writes_are_cut(tmp_path: Path, content: str) -> None:
+    path, row = tmp_path / "steps.jsonl", '{"step": 1, "loss": 0.5}\n'
+    path.write_text(f"{row}{content}\n{row}")
+    with path.open("ab") as file:
+        file.truncate(2**30)  # zeros without an end of line
+    tracemalloc.start()
+    try:
+        assert history.read(path)[0] == {"step": 1, "loss": 0.5}
+        world, progress = ALONE, checkpoint.Progress(step=1)
+        with log.open_log(tmp_path, progress, 1, world):
+            pass
+        assert tracemalloc.get_traced_memory()[1] < 2**25
+    finally:
+        tracemalloc.stop()
+    assert path.read_text() == row
 
 
 def test_only_the_first_process_writes(tmp_path: Path) -> None:
