@@ -66,12 +66,14 @@ def demo(
 
     if find_spec("sklearn") is None:
         raise UsageError("the embedded data needs scikit-learn: pip install 'kdcache[demo]'.")
+    from cache_tools.storage import atomic
     from pipeline import demo as embedded
 
     teacher = folder / "teacher-model"
-    if not (folder / "_info.json").is_file():
+    atomic.sweep(folder)
+    if not embedded.is_whole(folder, "_info.json", "_info.json", "digits-"):
         embedded.write_shards(folder)
-    if not (teacher / "config.json").is_file():
+    if not embedded.is_whole(folder, "teacher-model/config.json", "teacher-model/"):
         accuracy = embedded.train_teacher(folder, teacher)
         print(f"teacher: {embedded.TEACHER_SIZE:,} labels, top-1 {accuracy:.1f} % on 797 others")
     print(f"data set {folder}, teacher {teacher}")

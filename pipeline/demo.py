@@ -28,12 +28,12 @@ from cache_tools.data import scan
 from cache_tools.data.images import ImageDataset
 from cache_tools.data.open import open_images
 from cache_tools.data.view_renderer import ViewRenderer
-from cache_tools.errors import KdcacheError
+from cache_tools.errors import CacheDamaged, KdcacheError
 from cache_tools.render import decode, mixing
 from cache_tools.runtime import progress, threads
 from cache_tools.spec.sample_table import SampleTable
 from cache_tools.spec.views import ViewSpec
-from cache_tools.storage import atomic, system_errors
+from cache_tools.storage import atomic, seal, system_errors
 from cache_tools.views import draw
 
 log = logging.getLogger("kdcache")
@@ -46,6 +46,18 @@ AUGMENTATION = ViewSpec(
 EPOCHS, BATCH_SIZE, LEARNING_RATE = 24, 64, 3e-3
 MEAN = STD = (0.5, 0.5, 0.5)
 PREPROCESSING = {"mean": MEAN, "std": STD, "input_size": (3, 32, 32), "crop_pct": 1.0}
+
+
+def is_whole(folder: Path, last: str, *beginnings: str) -> bool:
+    """Check that files were written, the `last` one too, and that none has changed since."""
+    if not (folder / last).is_file():
+        return False
+    try:
+        seal.check_all(folder, *beginnings)
+    except CacheDamaged as error:
+        log.warning("%s. It is made again", str(error).partition(". ")[0])
+        return False
+    return True
 
 
 def write_shards(folder: Path) -> None:
@@ -76,7 +88,7 @@ def write_shards(folder: Path) -> None:
             "shard_lengths": lengths,
         }
     info = json.dumps({"name": "digits", "splits": splits}, indent=2) + "\n"
-    atomic.write(folder / "_info.json", info.encode())
+    seal.write(folder, "_info.json", info.encode())
 
 
 def train_teacher(folder: Path, out: Path, at_least: float = 90.0) -> float:
@@ -119,8 +131,10 @@ def train_teacher(folder: Path, out: Path, at_least: float = 90.0) -> float:
             f"the teacher reached {accuracy:.1f} % only, expected {at_least:g} % or more. Check "
             "the installation of torch and timm."
         )
-    with system_errors.writing(out):
-        save_for_hf(model, str(out), safe_serialization=True)
+    with system_errors.writing(out), atomic.temporary(out, folder=True) as made:
+        save_for_hf(model, str(made), safe_serialization=True)
+        for file in sorted(made.iterdir(), reverse=True):  # config.json last
+            seal.write(out.parent, f"{out.name}/{file.name}", file.read_bytes())
     return accuracy
 
 
@@ -142,7 +156,7 @@ def _write_shard(
                     "cls": str(labels[number]).encode(),
                 }
             )
-    atomic.write(path, buffer.getvalue())
+    seal.write(path.parent, path.name, buffer.getvalue())
     return len(numbers)
 
 

@@ -27,6 +27,7 @@ from cache_tools.version import __version__
 from train import networks, run_dir, run_state
 from train.export import model_card
 
+_FILES = {"config.json", "model.safetensors", "README.md"}
 Weights = Literal["model", "model-ema", "model-best"]
 
 
@@ -193,8 +194,13 @@ def _card(student: ExportedStudent, license_: str, model_name: str) -> dict[str,
 
 def _check_replaceable(out: Path, fresh: bool) -> None:
     """Raise UsageError unless `out` is new or, with `fresh`, an export."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not out.exists():
         return
+    if out.is_dir():
+        names = {path.name for path in out.iterdir()}
+        rest = {name for name in names if not atomic.is_temporary(name)}
+        if not rest or (rest < names and rest <= _FILES):  # new, or an export was killed
+            return
     config = run_dir.read_json(out / "config.json") if (out / "config.json").is_file() else {}
     if "kdcache" not in config:
         raise UsageError(f"{out} exists and is no exported student. Choose another --out.")

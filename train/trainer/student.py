@@ -8,7 +8,6 @@ trains alone.
 
 import logging
 import math
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -24,7 +23,7 @@ from torch.nn.utils import get_total_norm
 
 from cache_tools.errors import NonFinite
 from cache_tools.runtime import threads
-from cache_tools.storage import seal, system_errors
+from cache_tools.storage import atomic, seal, system_errors
 from train import networks, run_dir
 from train.data.batches import Batches
 from train.data.device_batch import InputTransform
@@ -353,9 +352,9 @@ class StudentTrainer:
         kwargs = self.recipe.student_kwargs.items()  # as timm: without rates, which train alone
         args = {key: value for key, value in kwargs if not key.endswith("_rate")}
         folder = self.out / name
-        with system_errors.writing(folder), tempfile.TemporaryDirectory() as made:
-            networks.save(unwrap_model(model), Path(made), args=args)
-            for file in sorted(Path(made).iterdir()):
+        with system_errors.writing(folder), atomic.temporary(folder, folder=True) as made:
+            networks.save(unwrap_model(model), made, args=args)
+            for file in sorted(made.iterdir()):
                 seal.write(self.out, f"{name}/{file.name}", file.read_bytes())
 
     @contextmanager

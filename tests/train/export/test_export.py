@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -248,6 +249,38 @@ def test_nothing_is_overwritten_without_a_word(
         assert refused.code == 2
         assert "is no exported student" in refused.err
         assert (finished / "result.json").exists()
+
+
+def test_an_export_into_a_folder_that_was_killed_is_made_again(
+    finished: Path, kdcache: Command, tmp_path: Path
+) -> None:
+    out = tmp_path / "student"
+    killed = out / "student.0123456789ab.partial"
+    killed.mkdir(parents=True)
+    assert kdcache("export", finished, "--out", out).code == 0
+    whole = {path.name for path in out.iterdir()}
+    assert killed.name not in whole
+    killed.mkdir()
+    (out / "config.json").unlink()  # as between two of its renames
+    assert kdcache("export", finished, "--out", out).code == 0
+    assert {path.name for path in out.iterdir()} == whole
+    killed.mkdir()
+    (out / "notes.txt").touch()
+    (out / "config.json").unlink()
+    assert "is no exported student" in kdcache("export", finished, "--out", out, "--fresh").err
+
+
+def test_a_student_is_saved_without_a_folder_for_temporary_files(
+    digits_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, inputs = tmp_path / "run", open_inputs(digits_cache, None)
+    recipe = recipes.load("digits", ["epochs=1", "views_per_epoch=1", "batch_size=40"])
+    run_dir.init_run(run, recipe, inputs, fresh=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+        loop.train(recipe, inputs, run, torch.device("cpu"))
+    assert (run / "result.json").is_file()
+    assert not list(run.glob("*.partial"))
 
 
 def test_what_cannot_be_exported(finished: Path, kdcache: Command, tmp_path: Path) -> None:
