@@ -5,16 +5,18 @@ the result are made side by side, so that the vector unit does the work: several
 within 1 of 255 of it. INTER_AREA is nearly the nearest pixel on an axis that grows, hence linear
 interpolation there. Weights are in 1/2^14 and add up exactly, so one colour stays that colour.
 
-A compiler does not vectorise a loop that scatters bytes or 16-bit values. So rows come side by side
-in two steps it does vectorise: four rows' values become one word, then four rows of words are
-interleaved; and back the same way.
+A compiler does not vectorise a loop that scatters bytes or 16-bit values. So two rows' values
+become one word, and eight rows of words are interleaved; back, words of four rows' bytes are taken
+apart.
 
 Shapes: H, W, 3 = rows, columns, RGB of the source; S = height and width of the result.
 """
 
+from typing import Any
+
 import numpy as np
 
-from cache_tools.numerics.array_types import I4, I8, U1, U2, U4, U8
+from cache_tools.numerics.array_types import I4, I8, U1, U2, U4
 from cache_tools.render.addresses import OK
 from cache_tools.storage.compiled import njit
 
@@ -24,7 +26,6 @@ _LANES = 4 * _FOURS
 _COLUMN = 3 * _LANES  # values of one column: the channels of all lanes
 _u = np.uintp  # an index without a sign needs no check for one: loops become vector code
 _word = np.uint32  # Numba adds and multiplies words in 64 bits, unless the result is made one
-_16, _32, _48 = np.uint64(16), np.uint64(32), np.uint64(48)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -38,20 +39,15 @@ def crop(picture: U1, top: int, left: int, height: int, width: int, flip: bool, 
     columns_of, column_weights = taps(width, size)
     if flip:
         columns_of, column_weights = columns_of[::-1].copy(), column_weights[::-1].copy()
-    pixels, pitch = picture.reshape(-1), 3 * picture.shape[1]
-    lines = np.empty((4, 3 * width), np.uint16)
-    packed, lanes = np.empty((_FOURS, 3 * width), np.uint64), np.empty(12 * width, np.uint64)
-    mixed, unmixed = np.empty(12 * size, np.uint32), np.empty((_FOURS, 3 * size), np.uint32)
-    result = out.reshape(size, -1)
+    pixels, pitch, result = picture.reshape(-1), 3 * picture.shape[1], out.reshape(size, -1)
+    pairs, lanes = np.empty((_LANES // 2, 3 * width), np.uint32), np.empty(24 * width, np.uint32)
+    made = np.empty(12 * size, np.uint32)
     begin_S = (top + rows_of) * np.int64(pitch) + 3 * left
     for first in range(0, size, _LANES):
-        for four in range(_FOURS):
-            _rows(pixels, begin_S, pitch, row_weights, first + 4 * four, lines)
-            _pack(lines, packed, four)
-        _interleave(packed, lanes)
-        _columns(lanes.view(np.uint16), columns_of, column_weights, mixed.view(np.uint8))
-        _separate(mixed, unmixed)
-        _unpack(unmixed, result, first)
+        _rows(pixels, begin_S, pitch, row_weights, first, pairs)
+        _interleave(pairs, lanes)
+        _columns(lanes.view(np.uint16), columns_of, column_weights, made.view(np.uint8))
+        _separate(made, result, first)
     return OK
 
 
@@ -94,82 +90,79 @@ def _linear_taps(length: int, size: int) -> tuple[I4, I4]:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _rows(pixels: U1, begin_S: I8, pitch: int, weights: I4, first: int, lines: U2) -> None:
-    """Weighted sums, with 8 bits of fraction, of rows `pitch` apart: rows `first` to `first` + 3.
+def _rows(pixels: U1, begin_S: I8, pitch: int, weights: I4, first: int, pairs: U4) -> None:
+    """Weighted sums, with 8 bits of fraction, of rows `pitch` apart: rows `first` to `first` + 15.
 
-    Those past the last row are made of its taps. `begin_S`: where the taps of each row begin.
+    A word has the values of two rows. Rows past the last have its taps. `begin_S`: where the taps
+    of each row begin.
     """
-    count, sums = weights.shape[1], np.empty(lines.shape[1], np.uint32)
-    for k in range(_u(4)):
-        y = _u(min(first + k, begin_S.size - 1))
-        at, step = _u(begin_S[y]), _u(pitch)
+    count, last, step = weights.shape[1], begin_S.size - 1, _u(pitch)
+    sums = np.empty((2, pairs.shape[1]), np.uint32)
+    for k in range(_u(pairs.shape[0])):
+        y, z = _u(min(first + 2 * k, last)), _u(min(first + 2 * k + 1, last))
+        a, b = _u(begin_S[y]), _u(begin_S[z])
+        # weights of the taps of row y, and of row z
         t, u = _word(weights[y, 0]), _word(weights[y, 1] if count > 1 else 0)
+        p, q = _word(weights[z, 0]), _word(weights[z, 1] if count > 1 else 0)
         if count <= 2:
-            b = at + step * _u(count - 1)
-            for i in range(_u(lines.shape[1])):
-                value = t * _word(pixels[at + i]) + u * _word(pixels[b + i])
-                lines[k, i] = _word(value + 32) >> 6
+            c, d = a + step * _u(count - 1), b + step * _u(count - 1)
+            for i in range(_u(pairs.shape[1])):
+                one = _word(t * _word(pixels[a + i]) + u * _word(pixels[c + i]))
+                two = _word(p * _word(pixels[b + i]) + q * _word(pixels[d + i]))
+                pairs[k, i] = _pair(one, two)
         elif count == 3:
-            b, c, v = at + step, at + step + step, _word(weights[y, 2])
-            for i in range(_u(lines.shape[1])):
-                value = t * _word(pixels[at + i]) + u * _word(pixels[b + i])
-                lines[k, i] = _word(value + v * _word(pixels[c + i]) + 32) >> 6
-        elif count == 4:
-            b, c, d = at + step, at + step + step, at + step + step + step
-            v, w = _word(weights[y, 2]), _word(weights[y, 3])
-            for i in range(_u(lines.shape[1])):
-                value = t * _word(pixels[at + i]) + u * _word(pixels[b + i])
-                other = v * _word(pixels[c + i]) + w * _word(pixels[d + i])
-                lines[k, i] = _word(value + other + 32) >> 6
+            v, r = _word(weights[y, 2]), _word(weights[z, 2])
+            c, d, e, f = a + step, b + step, a + step + step, b + step + step
+            for i in range(_u(pairs.shape[1])):
+                one = _word(t * _word(pixels[a + i]) + u * _word(pixels[c + i]))
+                two = _word(p * _word(pixels[b + i]) + q * _word(pixels[d + i]))
+                one = _word(one + v * _word(pixels[e + i]))
+                two = _word(two + r * _word(pixels[f + i]))
+                pairs[k, i] = _pair(one, two)
         else:
-            sums[:] = 32
+            sums[:] = 0
             for tap in range(_u(count)):
-                weight, begin = _word(weights[y, tap]), at + step * tap
-                for i in range(_u(sums.size)):
-                    sums[i] += _word(weight * _word(pixels[begin + i]))
-            for i in range(_u(sums.size)):
-                lines[k, i] = sums[i] >> 6
+                t, p = _word(weights[y, tap]), _word(weights[z, tap])
+                c, d = a + step * tap, b + step * tap
+                for i in range(_u(pairs.shape[1])):
+                    sums[0, i] += _word(t * _word(pixels[c + i]))
+                    sums[1, i] += _word(p * _word(pixels[d + i]))
+            for i in range(_u(pairs.shape[1])):
+                pairs[k, i] = _pair(sums[0, i], sums[1, i])
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _pack(lines: U2, packed: U8, row: int) -> None:
-    """Four rows of values as one row of words."""
-    a, b, c, d = _u(0), _u(1), _u(2), _u(3)
-    for i in range(_u(lines.shape[1])):
-        low = np.uint64(lines[a, i]) | np.uint64(lines[b, i]) << _16
-        packed[row, i] = low | np.uint64(lines[c, i]) << _32 | np.uint64(lines[d, i]) << _48
+def _pair(one: Any, two: Any) -> Any:
+    """Put two sums of rows into one word."""
+    low, high = _word(one + 32) >> 6, _word(two + 32) >> 6
+    return _word(_word(low) | _word(high) << 16)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _interleave(rows: U8, mixed: U8) -> None:
-    """Four rows side by side: each word of one is followed by those of the others."""
-    for i in range(_u(rows.shape[1])):
-        for four in range(_u(_FOURS)):
-            mixed[4 * i + four] = rows[four, i]
+def _interleave(pairs: U4, lanes: U4) -> None:
+    """Rows side by side: each word of one is followed by those of the others."""
+    for i in range(_u(pairs.shape[1])):
+        for k in range(_u(_LANES // 2)):
+            lanes[(_LANES // 2) * i + k] = pairs[k, i]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _separate(mixed: U4, rows: U4) -> None:
-    """Invert `_interleave`."""
-    for i in range(_u(rows.shape[1])):
-        for four in range(_u(_FOURS)):
-            rows[four, i] = mixed[4 * i + four]
+def _separate(made: U4, out: U1, first: int) -> None:
+    """Words of four rows' bytes side by side to rows `first` to `first` + 15.
 
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _unpack(rows: U4, out: U1, first: int) -> None:
-    """Invert `_pack`, to rows `first` to `first` + 15; those past the last go there."""
+    Those past the last go there.
+    """
     last = out.shape[0] - 1
     for four in range(_u(_FOURS)):
         y = first + 4 * np.int64(four)
         a, b = _u(min(y, last)), _u(min(y + 1, last))
         c, d = _u(min(y + 2, last)), _u(min(y + 3, last))
-        for i in range(_u(rows.shape[1])):
-            words = rows[four, i]
-            out[a, i] = words & 255
-            out[b, i] = words >> 8 & 255
-            out[c, i] = words >> 16 & 255
-            out[d, i] = words >> 24
+        for i in range(_u(out.shape[1])):
+            word = made[_FOURS * i + four]
+            out[a, i] = word & 255
+            out[b, i] = word >> 8 & 255
+            out[c, i] = word >> 16 & 255
+            out[d, i] = word >> 24
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
