@@ -41,13 +41,14 @@ def crop(picture: U1, top: int, left: int, height: int, width: int, flip: bool, 
         columns_of, column_weights = columns_of[::-1].copy(), column_weights[::-1].copy()
     pixels, pitch, result = picture.reshape(-1), 3 * picture.shape[1], out.reshape(size, -1)
     pairs, lanes = np.empty((_LANES // 2, 3 * width), np.uint32), np.empty(24 * width, np.uint32)
-    made = np.empty(12 * size, np.uint32)
+    mixed, unmixed = np.empty(12 * size, np.uint32), np.empty((_FOURS, 3 * size), np.uint32)
     begin_S = (top + rows_of) * np.int64(pitch) + 3 * left
     for first in range(0, size, _LANES):
         _rows(pixels, begin_S, pitch, row_weights, first, pairs)
         _interleave(pairs, lanes)
-        _columns(lanes.view(np.uint16), columns_of, column_weights, made.view(np.uint8))
-        _separate(made, result, first)
+        _columns(lanes.view(np.uint16), columns_of, column_weights, mixed.view(np.uint8))
+        _separate(mixed, unmixed)
+        _unpack(unmixed.view(np.uint8), result, first)
     return OK
 
 
@@ -147,8 +148,16 @@ def _interleave(pairs: U4, lanes: U4) -> None:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _separate(made: U4, out: U1, first: int) -> None:
-    """Words of four rows' bytes side by side to rows `first` to `first` + 15.
+def _separate(mixed: U4, rows: U4) -> None:
+    """Words of four rows' bytes, that follow each other in turn, to rows of words."""
+    for i in range(_u(rows.shape[1])):
+        for four in range(_u(_FOURS)):
+            rows[four, i] = mixed[_FOURS * i + four]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _unpack(mixed: U1, out: U1, first: int) -> None:
+    """Bytes of four rows, that follow each other in turn, to rows `first` to `first` + 15.
 
     Those past the last go there.
     """
@@ -158,11 +167,10 @@ def _separate(made: U4, out: U1, first: int) -> None:
         a, b = _u(min(y, last)), _u(min(y + 1, last))
         c, d = _u(min(y + 2, last)), _u(min(y + 3, last))
         for i in range(_u(out.shape[1])):
-            word = made[_FOURS * i + four]
-            out[a, i] = word & 255
-            out[b, i] = word >> 8 & 255
-            out[c, i] = word >> 16 & 255
-            out[d, i] = word >> 24
+            out[a, i] = mixed[four, 4 * i]
+            out[b, i] = mixed[four, 4 * i + _u(1)]
+            out[c, i] = mixed[four, 4 * i + _u(2)]
+            out[d, i] = mixed[four, 4 * i + _u(3)]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
