@@ -22,7 +22,7 @@ from typing import Any
 
 from cache_tools.config import canonical
 from cache_tools.data.open import resolve
-from cache_tools.errors import RunNotFound, UsageError
+from cache_tools.errors import CacheDamaged, RunNotFound, UsageError
 from cache_tools.file_contents import parse_json, read, read_text
 from cache_tools.runtime.secrets import redact
 from cache_tools.spec.canonical import difference
@@ -223,9 +223,14 @@ def _refuse_other(folder: Path, config: dict[str, Any]) -> None:
         rest |= {"missing": coverage.get("missing", 0), "present": coverage.get("samples_present")}
         if "weights" in value:  # names more than the fingerprint of all together
             return {**rest, "weights": value["weights"]}
-        return {**rest, "cache_fingerprint": value["cache_fingerprint"]}
+        return {**rest, "cache_fingerprint": value.get("cache_fingerprint")}
 
     there = read_config(folder)
+    if lacking := {"recipe", "num_views"} - there.keys():
+        raise CacheDamaged(
+            f"{folder / 'config.json'} is no file that kdcache writes to a run: it lacks "
+            f"{min(lacking)}. Restore it from a copy, or pass --fresh to begin anew."
+        )
     # keys of now that an earlier kdcache did not have were at their defaults
     there["recipe"] = {**asdict(TrainRecipe(student="", epochs=1)), **there["recipe"]}
     config = parse_json(json.dumps(config))  # lists, as they are there

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cache_tools.config import Kwargs
-from cache_tools.errors import UsageError
+from cache_tools.errors import CacheDamaged, UsageError
 from tests.helpers.outcome import Outcome
 from train import run_dir
 from train.data.inputs import Inputs, open_inputs
@@ -131,6 +131,13 @@ def test_the_command_that_is_second_names_the_first(
         done = kdcache(*words, "epochs=1", "student=test_vit", "views_per_epoch=2", "num_views=4")
     assert done.code == 2
     assert f"process {os.getpid()}" in done.err
+
+
+@pytest.mark.parametrize("content", ["{}", '{"recipe": {}}', '{"architecture": "test_vit"}'])
+def test_a_config_of_no_run_is_named(inputs: Inputs, tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(CacheDamaged, match=r"config\.json is no file .* it lacks .* --fresh"):
+        run_dir.init_run(tmp_path, RECIPE, inputs, fresh=False)
 
 
 def test_fresh_empties_a_linked_folder(inputs: Inputs, tmp_path: Path) -> None:

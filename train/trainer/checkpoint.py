@@ -97,11 +97,31 @@ def load(
     """Restore the last readable checkpoint of a run; None when there is none.
 
     Raises:
-        CacheDamaged: There is one, and neither it nor the one before can be read.
+        CacheDamaged: There is one, and neither it nor the one before can be read; or it is of
+            another recipe.
     """
     state = _read(folder)
     if state is None:
         return None
+    try:
+        return _restore(state, task, optimizer, scaler, world)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "state_dict" not in str(error):
+            raise  # of the device, such as its memory
+        reason = str(error).partition("\n")[0][:200]
+        raise CacheDamaged(
+            f"the checkpoint of {folder} is not of this run ({type(error).__name__}: {reason}). "
+            "Restore it from a copy, or pass --fresh to start the run anew."
+        ) from None
+
+
+def _restore(
+    state: dict[str, Any],
+    task: CachedDistillationTask,
+    optimizer: Optimizer,
+    scaler: Any,
+    world: World,
+) -> Progress:
     unwrap_model(task.trainable_module).load_state_dict(state["model"])
     if (ema := task.get_trainable_module(ema=True)) is not None:
         ema.load_state_dict(state["ema"])

@@ -9,6 +9,8 @@ import torch
 from timm.optim import create_optimizer_v2
 from torch import nn
 
+from cache_tools.errors import CacheDamaged
+from cache_tools.storage import seal
 from tests.helpers.fake_gpu import CUDA
 from train.trainer import checkpoint
 from train.trainer.checkpoint import Progress
@@ -51,6 +53,25 @@ def test_a_checkpoint_is_read_to_the_host_and_copied_to_the_device(
     assert found is not None
     assert found.epoch == 3
     assert places == ["cpu"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model", {"x": torch.zeros(1)}),
+        ("optimizer", {"state": {}, "param_groups": []}),
+        ("place", {"colour": 1}),
+        *((key, None) for key in ("model", "optimizer", "scaler", "generators", "place")),
+    ],
+)
+def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path, key: str, value: Any) -> None:
+    checkpoint.save(tmp_path, *trained(CPU, "lamb", 2), Progress(epoch=3))
+    state = torch.load(tmp_path / checkpoint.NAME, weights_only=True)
+    changed = {name: of for name, of in state.items() if name != key}
+    torch.save(changed if value is None else {**changed, key: value}, tmp_path / checkpoint.NAME)
+    (tmp_path / seal.NAME).unlink()
+    with pytest.raises(CacheDamaged, match=r"is not of this run .* --fresh"):
+        checkpoint.load(tmp_path, *trained(CPU, "lamb"))
 
 
 @pytest.mark.gpu
