@@ -38,6 +38,20 @@ _REQUIRED = {
     "need.json": frozenset(("parameters", "images_per_second")),
 }
 """Keys that a file of a run must have."""
+_NUMBER = (int, float, type(None))
+_TYPES: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "config.json": {
+        "recipe": dict, "teacher": dict, "views": dict, "coverage": dict, "weights": dict,
+        "class_names": list, "data": str, "cache": (str, list), "num_views": int, "samples": int,
+        "view_size": int, "eval_size": int,
+    },
+    "result.json": {
+        "student": str, "mode": str, "cache_fingerprint": str, "top1": _NUMBER, "top1_ema": _NUMBER,
+        "top1_best": _NUMBER, "loss": _NUMBER, "seconds": (int, float), "data_wait": (int, float),
+        "images_per_second": (int, float),
+    },
+}  # fmt: skip
+"""Types of values that a file of a run may have."""
 LOCK = "run.lock"
 LOGS = ("log.jsonl", "steps.jsonl")
 """Files of rows, whose digests are stored at every checkpoint and at the end."""
@@ -152,6 +166,14 @@ def read_json(path: Path) -> dict[str, Any]:
             + (f": it lacks {min(required - set(value))}" if isinstance(value, dict) else "")
             + ". Restore it from a copy, or make the run again with --fresh."
         )
+    if path.name != "config.json" or "recipe" in value:  # else a network's
+        for key, types in _TYPES.get(path.name, {}).items():
+            if key in value and not isinstance(value[key], types):
+                raise UsageError(
+                    f"{path} is no file that kdcache writes to a run: its {key} is "
+                    f"{value[key]!r:.100}. Restore it from a copy, or make the run again with "
+                    "--fresh."
+                )
     return value
 
 

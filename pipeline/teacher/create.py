@@ -114,7 +114,9 @@ def _from_folder(folder: Path, architecture: str = "") -> tuple[str, nn.Module]:
         return f"local:{config['architecture']}", model
     except KdcacheError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (
+        OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError
+    ) as error:  # fmt: skip
         raise TeacherError(
             f"{folder}{describe_file(folder / 'model.safetensors')} does not contain a network as "
             f"saved by timm ({error}). It needs config.json and model.safetensors, as "

@@ -1,5 +1,6 @@
 """The folder of a run: one process at a time, and a refused start that blocks no other."""
 
+import json
 import os
 import socket
 from collections.abc import Callable
@@ -138,6 +139,25 @@ def test_a_config_of_no_run_is_named(inputs: Inputs, tmp_path: Path, content: st
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(CacheDamaged, match=r"config\.json is no file .* it lacks .* --fresh"):
         run_dir.init_run(tmp_path, RECIPE, inputs, fresh=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("config.json", "views", None), ("config.json", "data", 5), ("config.json", "teacher", []),
+        ("config.json", "class_names", 3), ("config.json", "eval_size", "x"),
+        ("result.json", "mode", []), ("result.json", "student", 7), ("result.json", "top1", "x"),
+        ("result.json", "data_wait", None),
+    ],
+)  # fmt: skip
+def test_values_of_other_types_are_named(tmp_path: Path, name: str, key: str, value: Any) -> None:
+    whole = dict.fromkeys(("student", "mode", "cache_fingerprint"), "x")
+    whole |= dict.fromkeys(("top1", "top1_ema", "top1_best", "loss", "seconds"), 1.0)
+    (tmp_path / name).write_text(json.dumps({**whole, "recipe": {}}))
+    run_dir.read_json(tmp_path / name)
+    (tmp_path / name).write_text(json.dumps({**whole, "recipe": {}, key: value}))
+    with pytest.raises(UsageError, match=rf"{name} is no file .* its {key} is .* --fresh"):
+        run_dir.read_json(tmp_path / name)
 
 
 def test_fresh_empties_a_linked_folder(inputs: Inputs, tmp_path: Path) -> None:

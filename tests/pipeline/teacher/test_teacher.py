@@ -232,6 +232,17 @@ def test_an_architecture_that_is_no_name_is_refused(teacher: Path, tmp_path: Pat
         teachers.load(str(folder), 32, "fp32")
 
 
+@pytest.mark.parametrize("wrong", [{"model_args": [1]}, {"pretrained_cfg": []}])
+def test_lists_in_place_of_tables_are_refused(
+    teacher: Path, tmp_path: Path, wrong: dict[str, Any]
+) -> None:
+    folder = shutil.copytree(teacher, tmp_path / "t")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **wrong}))
+    with pytest.raises(TeacherError, match="does not contain a network as saved by timm"):
+        teachers.load(str(folder), 32, "fp32")
+
+
 def test_a_file_of_weights_needs_an_architecture(teacher: Path, tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     torch.save(weights_of(teacher), path)
