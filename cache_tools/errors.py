@@ -10,7 +10,8 @@
     ├── CacheDamaged             exit 1   OSError             bytes that differ from their record
     ├── DataError                exit 1   OSError             an image or shard that cannot be read
     ├── TeacherError             exit 1   RuntimeError        a teacher that cannot be loaded
-    └── NonFinite                exit 1   ArithmeticError     NaN or Inf in place of numbers
+    ├── NonFinite                exit 1   ArithmeticError     NaN or Inf in place of numbers
+    └── OutOfMemory              exit 1   MemoryError         a picture this machine cannot hold
 
 The command line prints the text and exits with `exit_code`; a program catches the class or the
 builtin beside it. `kind` is the stable, machine-readable name that `--json` reports.
@@ -76,3 +77,7 @@ class TeacherError(KdcacheError, RuntimeError):
 
 class NonFinite(KdcacheError, ArithmeticError):
     """NaN or Inf in place of numbers."""
+
+
+class OutOfMemory(KdcacheError, MemoryError):
+    """Picture for which this machine has too little memory at the moment."""

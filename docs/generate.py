@@ -107,6 +107,7 @@ API = {
     "Recipes": ("CacheRecipe", "TeacherSource", "TrainRecipe"),
     "Errors": (
         *("KdcacheError", "UsageError", "RecipeError", "DataError", "TeacherError", "NonFinite"),
+        "OutOfMemory",
         *("CacheNotFound", "CacheIncomplete", "CacheDamaged", "CacheMismatch", "RunNotFound"),
     ),
 }

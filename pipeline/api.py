@@ -84,7 +84,7 @@ def make_cache(
         arguments.check_count(name, count, least)
     parts = arguments.listed("parts", parts)
     for part in parts:
-        arguments.check_count("parts", part, 0)
+        arguments.check_count("parts", part, 0, or_none=False)
     mine = launch.choose(task, tasks, by_number=bool(parts))
     selection = PartSelection(mine.number, mine.count, limit, frozenset(parts))
     opened = launch.engine(mine, device, workers, engine, address)

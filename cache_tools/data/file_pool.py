@@ -35,6 +35,10 @@ class FilePool:
         # no __del__: at the interpreter's end that would run without the names of this module
         weakref.finalize(self, FilePool._close, self._open).atexit = False
 
+    def __reduce__(self) -> tuple[type["FilePool"], tuple[()]]:
+        """In another process descriptors are of other files."""
+        return FilePool, ()
+
     def descriptor(self, path: Path) -> int:
         """Return the descriptor of a file that stays open, or -1 if it cannot."""
         if (found := self._open.get(path)) is not None:

@@ -72,6 +72,10 @@ class ImageDataset:
     _opened: dict[int, int] = field(default_factory=dict, init=False, repr=False)
     """Descriptors of those of `paths` that stay open in the pool, by index."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """State for another process, where descriptors are of other files."""
+        return {**self.__dict__, "_opened": {}}
+
     def __len__(self) -> int:
         return len(self.names)
 

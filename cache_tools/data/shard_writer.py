@@ -33,6 +33,7 @@ from cache_tools.data.tar_index import TarIndex
 from cache_tools.errors import DataError, UsageError
 from cache_tools.render import decode
 from cache_tools.runtime import progress, threads
+from cache_tools.runtime.text import counted
 from cache_tools.spec.dataset import NO_LABEL
 from cache_tools.storage import atomic
 
@@ -254,9 +255,16 @@ def _claim(
             )
         found = there.get("sources")
         known = found if isinstance(found, dict) else {}
-        for name, digest in sources.items():
-            if known.get(name, digest) != digest:
-                (target / (name + tar_index.SUFFIX)).unlink(missing_ok=True)
+        # shards of an older version: sizes tell a replaced image, but of shrunk ones nothing does
+        changed = [
+            target / (name + tar_index.SUFFIX)
+            for name, digest in sources.items()
+            if known.get(name, "" if options.short_side else digest) != digest
+        ]
+        if again := sum(path.is_file() for path in changed):
+            log.info("%s again: files of the source have changed", counted(again, "shard"))
+        for path in changed:
+            path.unlink(missing_ok=True)
     elif options.split in info.splits or any(target.glob(f"{options.split}-*.tar")):
         raise UsageError(
             f"{target} holds {options.split} shards that kdcache shard did not write. Write to "

@@ -38,7 +38,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from cache_tools.errors import CacheMismatch, DataError, KdcacheError
+from cache_tools.errors import CacheMismatch, DataError, OutOfMemory
 from cache_tools.file_contents import HEAD, describe
 from cache_tools.numerics.array_types import U1
 from cache_tools.render import jpeg, png, turbojpeg
@@ -85,7 +85,7 @@ _LEFT_OVER = re.compile(r": \d+ extraneous bytes before marker 0xd9")
 
 _PILLOW_WARNS = r"PIL\."
 _SILENCE: tuple[object, ...] = ("ignore", None, Warning, re.compile(_PILLOW_WARNS), 0)
-_FILTERS = threading.Lock()
+_FILTERS, _FIRST = threading.Lock(), threading.Lock()
 
 
 def size(data: bytes, key: str) -> tuple[int, int]:
@@ -146,9 +146,14 @@ class _Memory:
                 self._freed.notify_all()
 
 
-@cache
 def large_memory() -> _Memory:
     """Memory of all large pictures at once: a quarter of the process's, MAX_MEMORY at least."""
+    with _FIRST:
+        return _large_memory()
+
+
+@cache
+def _large_memory() -> _Memory:
     return _Memory(max(MAX_MEMORY, host_memory.share() // 4))
 
 
@@ -194,7 +199,7 @@ def decode(
     Raises:
         DataError: Not an image, one of absurd size or a broken one; `key` names it.
         CacheMismatch: It has others.
-        KdcacheError: There is not enough memory.
+        OutOfMemory: There is not enough memory.
     """
     with decoded(data, key, reuse, scale_log2, box, sides) as picture:
         return picture
@@ -407,7 +412,7 @@ def _naming(key: str, data: bytes) -> Iterator[None]:
     except CacheMismatch:
         raise
     except MemoryError as error:
-        raise KdcacheError(host_memory.shortage(f"decode sample {key!r}", error)) from None
+        raise OutOfMemory(host_memory.shortage(f"decode sample {key!r}", error)) from None
     except Exception as error:
         reason = str(error) or type(error).__name__
         fix = "Repair or remove this image; a cache never contains an image it could not read."

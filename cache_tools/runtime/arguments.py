@@ -35,9 +35,11 @@ def listed(name: str, values: Any, each: str = "") -> list[Any]:
     raise UsageError(f"{name}={values!r} is {kind}. Pass a list: {each or f'{name}=[{values!r}]'}.")
 
 
-def check_count(name: str, value: Any, least: int) -> None:
+def check_count(name: str, value: Any, least: int, or_none: bool = True) -> None:
     """Raise UsageError unless an argument is None or a whole number of at least `least`."""
-    if value is not None and not (isinstance(value, numbers.Integral) and int(value) >= least):
+    if not (or_none and value is None) and not (
+        isinstance(value, numbers.Integral) and int(value) >= least
+    ):
         raise UsageError(
             f"{name}={value!r} (--{name}) must be at least {least}, and a whole number."
         )

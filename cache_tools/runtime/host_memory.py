@@ -29,8 +29,8 @@ def shortage(doing: str, error: BaseException) -> str:
     """Return the text of an error for an allocation that failed while `doing` something."""
     return (
         f"there is not enough memory on this machine, apart from its GPU, to {doing} "
-        f"({str(error) or type(error).__name__}). Pass fewer threads, or close other programs, and "
-        "run the same command again."
+        f"({str(error) or type(error).__name__}). Close other programs or use fewer cores "
+        "(taskset), and run the same command again."
     )
 
 
@@ -48,7 +48,9 @@ def _limits_of_groups() -> Iterator[int]:
 
     In a container its own group is the root of the file system, whatever the kernel's name of it.
     """
-    lines = _MEMBERSHIP.read_text().splitlines() if _MEMBERSHIP.is_file() else []
+    lines: list[str] = []
+    with contextlib.suppress(OSError, ValueError):
+        lines = _MEMBERSHIP.read_text().splitlines()
     for line in lines:
         controllers, _, group = line.partition(":")[2].partition(":")
         if controllers and "memory" not in controllers.split(","):

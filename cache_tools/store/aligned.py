@@ -182,7 +182,7 @@ def _shares(caches: Sequence[str | Path], weights: Sequence[float] | None) -> li
     given = listed("weights", weights, "one for each cache")
     try:
         weights = [float(weight) for weight in given] or [1.0] * len(caches)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UsageError(f"weights={given!r} are no numbers. Pass one for each cache.") from None
     if len(weights) != len(caches):
         raise UsageError(

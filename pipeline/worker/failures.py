@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache_tools.errors import CacheIncomplete, CacheMismatch, NonFinite
+from cache_tools.errors import CacheIncomplete, CacheMismatch, NonFinite, OutOfMemory
 from cache_tools.runtime import invocation
 from cache_tools.runtime.text import counted
 from cache_tools.store import info
@@ -30,7 +30,7 @@ class Failure:
 
 def is_of_a_part(error: Exception) -> bool:
     """Return True for errors of a part's own images or views: other parts may still be made."""
-    return isinstance(error, OSError | CacheMismatch | NonFinite)
+    return isinstance(error, OSError | CacheMismatch | NonFinite | OutOfMemory)
 
 
 def refuse_failures(store: Cache, failures: Sequence[Failure]) -> None:
@@ -47,12 +47,12 @@ def refuse_failures(store: Cache, failures: Sequence[Failure]) -> None:
     ]
     if (more := len(reasons) - _SHOWN) > 0:
         lines.append(f"\n  and {counted(more, 'more reason')}.")
-    many = len(failures) > 1
+    many, program = len(failures) > 1, shlex.quote(invocation.program())
     raise CacheIncomplete(
         f"{counted(len(failures), 'part')} of {store.name} could not be made and "
         f"{'were' if many else 'was'} left out:{''.join(lines)}\n"
-        f"All others are committed. `{invocation.program()} status {store.name} --missing` lists "
-        f"the missing ones; fix the cause and continue with: {command()}"
+        f"All others are committed. `{program} status {store.name} --missing` lists the "
+        f"missing ones; fix the cause and continue with: {command()}"
     )
 
 

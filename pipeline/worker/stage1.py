@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from cache_tools.data.images import ImageDataset
+from cache_tools.errors import OutOfMemory
 from cache_tools.runtime import threads
 from cache_tools.runtime.device import select
 from cache_tools.runtime.signals import StopRequest
@@ -141,7 +142,7 @@ class Stage1:
         for attempt in range(1, TRIES + 1):
             failed = yield from self._run(groups, on_progress, stop)
             # reading recovers; NaN and other bytes do not
-            again = [p for p, e in failed.items() if isinstance(e, OSError)]
+            again = [p for p, e in failed.items() if isinstance(e, OSError | OutOfMemory)]
             again = again if attempt < TRIES else []
             failed_for_good += [
                 Failure(p, str(e), type(e).__name__) for p, e in failed.items() if p not in again

@@ -36,6 +36,7 @@ def trained(**changed: Any) -> None:
         (lambda: made(parts=1.0), "parts=1.0 is one number. Pass a list"),
         (lambda: made(parts=[[1]]), "parts=[1] (--parts) must be at least 0, and a whole"),
         (lambda: made(parts=["a"]), "parts='a' (--parts) must be at least 0"),
+        (lambda: made(parts=[None]), "parts=None (--parts) must be at least 0"),
         (lambda: made(workers="2"), "workers='2' (--workers) must be at least 1"),
         (lambda: made(task="0", tasks=2), "task='0' (--task) must be at least 0"),
         (lambda: made(task=0, tasks="2"), "tasks='2' (--tasks) must be at least 1"),

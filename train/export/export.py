@@ -199,7 +199,7 @@ def _check_replaceable(out: Path, fresh: bool) -> None:
     if out.is_dir():
         names = {path.name for path in out.iterdir()}
         rest = {name for name in names if not atomic.is_temporary(name)}
-        if not rest or (rest < names and rest <= _FILES):  # new, or an export was killed
+        if not rest or (rest < names and rest < _FILES):  # new, or an export was killed
             return
     config = run_dir.read_json(out / "config.json") if (out / "config.json").is_file() else {}
     if "kdcache" not in config:

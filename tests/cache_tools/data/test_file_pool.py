@@ -4,6 +4,7 @@ import gc
 import logging
 import multiprocessing
 import os
+import pickle
 import resource
 import subprocess
 import sys
@@ -44,6 +45,15 @@ def test_all_pools_together_keep_half_of_the_limit(paths: list[Path]) -> None:
     assert [second.read(path, 1, 9) for path in paths] == [bytes([i] * 2) for i in range(8)]
     del first
     assert [second.descriptor(path) >= 0 for path in paths] == [True] * 5 + [False] * 3
+
+
+def test_another_process_gets_no_descriptors(paths: list[Path]) -> None:
+    pool = FilePool()
+    assert pool.descriptor(paths[3]) >= 0
+    copy = pickle.loads(pickle.dumps(pool))
+    del pool
+    with paths[4].open("rb"):  # has the number of the closed file
+        assert copy.read(paths[3], 0, 9) == bytes([3] * 3)
 
 
 def test_a_full_pool_opens_no_file_to_close_it_again_and_logs_it_once(

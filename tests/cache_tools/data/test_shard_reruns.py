@@ -163,6 +163,24 @@ def test_pictures_that_are_repaired_or_replaced_are_written_again(
     assert changed() == ([], [])
 
 
+def test_shrunk_shards_of_an_older_version_are_made_again_once(
+    photos: Path, tmp_path: Path, kdcache: Command
+) -> None:
+    command = ("shard", photos, tmp_path / "s", "--shard-size", 10, "--short-side", 32)
+    assert kdcache(*command).code == 0
+    note = tmp_path / "s" / "_shards-train.json"
+    text = note.read_text()
+    note.write_text(text.replace('"sources"', '"source_sizes"'))
+    picture = photos / "n01440764" / "n01440764_2.JPEG"
+    picture.write_bytes(jpeg(777))
+    said = kdcache(*command)
+    assert "3 shards again: files of the source have changed" in said.err
+    fresh = tmp_path / "fresh"
+    assert kdcache("shard", photos, fresh, *command[3:]).code == 0
+    assert shards(fresh) == shards(tmp_path / "s")
+    assert "again" not in kdcache(*command).err
+
+
 def of_equal_size(data: bytes) -> bytes:
     """Return another JPEG of as many bytes, of the same pixels."""
     begin = data.index(b"JFIF\0") + 7

@@ -118,7 +118,7 @@ def test_an_operation_without_memory_is_an_error(
     address_C[ops.BLUR] = address_of(_blur_without_memory, *kinds)
     monkeypatch.setattr(kernels, "_ADDRESS_C", address_C)
     for render in (lab.render, lab.expected):
-        with pytest.raises(KdcacheError, match=r"render sample '.+' \(.* fewer threads") as error:
+        with pytest.raises(KdcacheError, match=r"render sample '.+' \(.* fewer cores") as error:
             render(row_P, params)
         assert not is_out_of_memory(error.value)  # of the device
 

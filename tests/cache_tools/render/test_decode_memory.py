@@ -137,9 +137,22 @@ def test_large_pictures_share_a_quarter_of_the_memory(
     gigabytes: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cache_tools.runtime.host_memory.share", lambda: gigabytes * 10**9)
-    decode.large_memory.cache_clear()
+    decode._large_memory.cache_clear()
     assert decode.large_memory()._left == expected
-    decode.large_memory.cache_clear()
+    decode._large_memory.cache_clear()
+
+
+def test_threads_that_begin_together_share_one_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    together, threads = threading.Barrier(8), 8
+    never = threading.Event()
+    monkeypatch.setattr(
+        "cache_tools.runtime.host_memory.share", lambda: (never.wait(0.01), 64 * 10**9)[1]
+    )
+    decode._large_memory.cache_clear()
+    with ThreadPoolExecutor(threads) as pool:
+        found = [*pool.map(lambda _: (together.wait(), decode.large_memory())[1], range(threads))]
+    decode._large_memory.cache_clear()
+    assert len({id(memory) for memory in found}) == 1
 
 
 class Taken(decode._Memory):

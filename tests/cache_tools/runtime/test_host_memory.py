@@ -39,6 +39,14 @@ def test_the_least_limit_of_the_control_groups(
     assert host_memory.limit() == expected
 
 
+def test_a_membership_that_cannot_be_read_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "membership").write_bytes(b"0::/\xff\n")
+    monkeypatch.setattr(host_memory, "_MEMBERSHIP", tmp_path / "membership")
+    assert host_memory.limit() == MACHINE
+
+
 def test_processes_of_one_machine_divide_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_memory, "limit", lambda: 8000)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):

@@ -12,7 +12,14 @@ import pytest
 import torch
 
 from cache_tools.data.images import ImageDataset
-from cache_tools.errors import CacheIncomplete, DataError, KdcacheError, NonFinite, TeacherError
+from cache_tools.errors import (
+    CacheIncomplete,
+    DataError,
+    KdcacheError,
+    NonFinite,
+    OutOfMemory,
+    TeacherError,
+)
 from cache_tools.spec import sample_table
 from cache_tools.storage import atomic
 from cache_tools.store.cache import Cache
@@ -68,25 +75,31 @@ def test_a_teacher_that_never_fits_is_explained(
     assert not bench.chunks()
 
 
-def broken_reads(bench: Bench, monkeypatch: pytest.MonkeyPatch, times: int) -> str:
-    """Reading the last row fails so many times; the key of that row."""
+def broken_reads(
+    bench: Bench,
+    monkeypatch: pytest.MonkeyPatch,
+    times: int,
+    kind: type[KdcacheError] = DataError,
+) -> str:
+    """Reading the last row fails so many times, with such an error; the key of that row."""
     left, read, key = [times], ImageDataset.read, bench.store.table.keys[-1]
 
     def fails(self: ImageDataset, number: int) -> bytes:
         if number == COUNT - 1 and left[0]:
             left[0] -= 1
-            raise DataError(f"cannot read sample {key!r}: Input/output error.")
+            raise kind(f"cannot read sample {key!r}: Input/output error.")
         return read(self, number)
 
     monkeypatch.setattr(ImageDataset, "read", fails)
     return key
 
 
+@pytest.mark.parametrize("kind", [DataError, OutOfMemory])
 def test_reading_that_recovers_costs_another_try(
-    opened: Opener, monkeypatch: pytest.MonkeyPatch
+    kind: type[KdcacheError], opened: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = opened([*WINDOWS, "num_views=1"])
-    broken_reads(bench, monkeypatch, stage1.TRIES - 1)
+    broken_reads(bench, monkeypatch, stage1.TRIES - 1, kind)
     done: list[int] = []
     assert bench.make(done=done.append) == []
     assert all(bench.store.check_part(part) is None for part in bench.store.parts())
