@@ -358,7 +358,8 @@ def _check_recorded(table: SampleTable, rows: I8, images: ImageDataset) -> None:
         count, first = _changed(table, rows, found_N, getattr(table, f"{name}_N"), _UNITS[name])
         if count:
             raise CacheMismatch(
-                f"{count} images in {images.source} are not the teacher's (first: {first}). "
+                f"{count} of {len(table)} images in {images.source} are not the teacher's "
+                f"(first: {first}). "
                 "Pass the original images; a re-encoded copy gives other pixels."
             )
 
@@ -375,21 +376,22 @@ def _check_labels(table: SampleTable, dataset: DatasetSpec, rows: I8, images: Im
     count, first = _changed(table, rows, images.label_N, table.label_N)
     if count:
         raise CacheMismatch(
-            f"{count} labels in {images.source} differ from those in the cache (first: {first}). "
+            f"{count} of {len(table)} labels in {images.source} differ from those in the cache "
+            f"(first: {first}). "
             "Pass the original data set."
         )
 
 
 def _changed(
     table: SampleTable, rows: I8, found_N: NDArray[Any], expected_N: NDArray[Any], unit: str = ""
-) -> tuple[str, str]:
-    """Count the rows of other values, as text ("" for none), and describe the first of them."""
+) -> tuple[int, str]:
+    """Count the rows of other values, and describe the first of them."""
     changed = rows[found_N[rows] != expected_N[rows]]
     if not len(changed):
-        return "", ""
+        return 0, ""
     first = int(changed[0])
     values = f"{found_N[first]}{unit} against {expected_N[first]}"
-    return f"{len(changed)} of {len(table)}", f"{table.keys[first]!r}, {values}"
+    return len(changed), f"{table.keys[first]!r}, {values}"
 
 
 def _mismatch(covered: DatasetMatch, images: ImageDataset, partial: bool) -> CacheMismatch:
