@@ -87,7 +87,8 @@ def test_a_command_that_gets_a_signal(
     kdcache = str(Path(sys.executable).parent / "kdcache")
     arguments = ["cache", "digits", "--data", photos, "--teacher", teacher, "--out", out, "--force"]
     command = [kdcache, *map(str, arguments), *WINDOWS, "num_views=4000", "views_per_decode=1"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    environment = {**os.environ, "PATH": os.defpath}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         while not list(out.glob("commits/v*/*.json")) and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(number)
@@ -97,6 +98,6 @@ def test_a_command_that_gets_a_signal(
     assert process.returncode == 130
     assert 0 < len(done) < 4000
     assert f"Stopped by {number.name}. {len(done)} of 4,000 parts of {out} are committed" in told
-    assert f"Continue with: kdcache cache digits --data {photos}" in told
+    assert f"Continue with: {kdcache} cache digits --data {photos}" in told  # not on PATH
     assert "Traceback" not in told
     assert all(store.check_part(p) is None for p in done)
