@@ -13,7 +13,7 @@ ESCAPES = "\x1b[31mred\x07\x1b]0;title\x07"
 
 
 class Ingredients:
-    """What the cases of a laboratory are made from."""
+    """Ingredients of the cases of a laboratory."""
 
     def __init__(self, lab: Lab, seed: int) -> None:
         self.folder, self.random = lab.folder, random.Random(seed)
