@@ -13,6 +13,8 @@ from typing import BinaryIO
 
 BLOCK = 512
 _PIECE = 2**20
+_MOST_PADDING = 2**30
+"""Most bytes after the end marker, which are read: one may be a sparse file of terabytes."""
 _MOST_NAMES = 2**20
 """Most bytes of an extended header: long names and pax records of one member."""
 _MOST_DIGITS = 20
@@ -96,6 +98,12 @@ def members(file: BinaryIO, begin: int, end: int) -> Iterator[Member]:
         known[name] = member
         yield member
     at = file.tell()
+    if end - at > _MOST_PADDING:
+        raise ValueError(
+            f"after its end at byte {at - BLOCK:,} follow {end - at + BLOCK:,} bytes, more than "
+            f"the padding of any tar (if they are zeros, cut them off: truncate -s {at + BLOCK} "
+            "FILE)"
+        )
     while piece := file.read(min(_PIECE, end - file.tell())):
         if piece.strip(b"\0"):
             raise ValueError(

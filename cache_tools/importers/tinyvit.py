@@ -24,7 +24,7 @@ from cache_tools.errors import DataError
 from cache_tools.importers import base
 from cache_tools.importers.base import ArrayAllocator, RecordBlock, SourceInfo
 from cache_tools.spec.imported import ImportedSpec
-from cache_tools.spec.sample_table import SampleTable
+from cache_tools.spec.sample_table import MAX_KEY, SampleTable
 from cache_tools.views import imported
 from cache_tools.views.imported import ImportedViews
 
@@ -118,7 +118,7 @@ def numbered(root: Path) -> bool:
     """Return True if the first key is a number, as for an ImageFolder."""
     keys = _values_to_keys(_ranks(_epochs(root)[1][0])[0])
     with _opened(keys) as lines:
-        return str(lines.readline()).strip().isdecimal()
+        return str(lines.readline(MAX_KEY + 1)).strip().isdecimal()
 
 
 def _epochs(root: Path) -> tuple[int, list[Path]]:
@@ -146,13 +146,16 @@ def _ranks(folder: Path) -> list[Path]:
 
 def _rank(values: Path, kind: np.dtype[np.void]) -> tuple[list[str], NDArray[np.void]]:
     """Read keys and records of one rank, which must be equally many."""
-    with _opened(_values_to_keys(values)) as lines:
+    size, of_keys = values.stat().st_size, _values_to_keys(values)
+    with _opened(of_keys) as lines:
+        if (length := of_keys.stat().st_size) > (size // kind.itemsize + 1) * (MAX_KEY + 1):
+            raise DataError(
+                f"{of_keys} has {length:,} bytes, too many for the keys of the {size:,} bytes of "
+                f"{values}. One of them is damaged: fetch both again."
+            )
         keys = lines.read().split("\n")
     if keys.pop():
-        raise DataError(
-            f"{_values_to_keys(values)} does not end with a line break: it is cut short."
-        )
-    size = values.stat().st_size
+        raise DataError(f"{of_keys} does not end with a line break: it is cut short.")
     if size != len(keys) * kind.itemsize:
         raise DataError(
             f"{values} has {size:,} bytes; {len(keys):,} keys × {kind.itemsize} bytes are "

@@ -127,6 +127,13 @@ def _open(kept: DiskCache, name: str) -> Arrays | None:
         return None
     try:
         with path.open("rb") as file:
+            line = file.readline(file_contents.MAX_JSON)
+            head = file_contents.parse_json(line)
+            spans = [at + count * np.dtype(kind).itemsize for _, kind, count, at in head["arrays"]]
+            size = -(-max(spans, default=0) // _ALIGNED) * _ALIGNED
+            if path.stat().st_size != len(line) + size + _DIGEST:
+                raise ValueError("its size differs")
+            file.seek(0)
             if (kind := _file_system(path)).startswith(_OF_NETWORK):
                 _log_network(path.parent, kind)
                 data = np.fromfile(file, np.uint8)
@@ -139,9 +146,6 @@ def _open(kept: DiskCache, name: str) -> Arrays | None:
                 data = np.asarray(np.memmap(file, np.uint8, "r"))
             if not whole:
                 raise ValueError("its digest differs")
-            file.seek(0)
-            line = file.readline(file_contents.MAX_JSON)
-            head = file_contents.parse_json(line)
             data = data[len(line) : -_DIGEST]
         arrays = {
             column: data[at : at + count * np.dtype(kind).itemsize].view(kind)

@@ -1,14 +1,16 @@
 """Digests of the files of a run: stored when a file is written, compared when it is read.
 
 `digests.json` in the folder of a run or a sweep has the SHA-256 of every file that is written as a
-whole, and those of logs as they were at a checkpoint and at the end. It is written before the file
-and keeps the digests of earlier versions, so that a kill at any moment leaves files that match. A
-folder without it, of an earlier kdcache, is read unchecked.
+whole, and those of logs as they were at a checkpoint and at the end; and the bytes of each, so that
+a file of another size is not read. It is written before the file and keeps the digests of earlier
+versions, so that a kill at any moment leaves files that match. A folder without it, of an earlier
+kdcache, is read unchecked.
 """
 
 import contextlib
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ NAME = "digests.json"
 _RESTORE = "Restore it from a copy, or make the run again with --fresh"
 _VERSIONS = 3
 """Digests kept of a file: the new one, and those of a checkpoint and of the one before it."""
+_MOST_BYTES = 2**36
+"""Bytes of a file that is read although those of an earlier kdcache's digest are unknown."""
 
 
 def write(folder: Path, name: str, data: bytes, note: str = NAME) -> None:
@@ -34,10 +38,13 @@ def write(folder: Path, name: str, data: bytes, note: str = NAME) -> None:
 
 def add(folder: Path, name: str, data: bytes, note: str = NAME) -> None:
     """Store the digest of what is about to be written to the file `name`."""
-    digests, new = _digests(folder, note), hashlib.sha256(data).hexdigest()
+    (digests, sizes), new = _digests(folder, note), hashlib.sha256(data).hexdigest()
     earlier = [digest for digest in digests.get(name, []) if digest != new]
     digests[name] = [*earlier, new][-_VERSIONS:]
-    atomic.write(folder / note, (json.dumps({"sha256": digests}, indent=2) + "\n").encode())
+    sizes[new] = len(data)
+    kept = {one: sizes[one] for of_file in digests.values() for one in of_file if one in sizes}
+    found = {"sha256": digests, "bytes": kept}
+    atomic.write(folder / note, (json.dumps(found, indent=2) + "\n").encode())
 
 
 def check(folder: Path, name: str, stored_as: str = "", note: str = NAME) -> None:
@@ -46,20 +53,24 @@ def check(folder: Path, name: str, stored_as: str = "", note: str = NAME) -> Non
     Raises:
         CacheDamaged: It has changed since it was written, or digests.json is damaged.
     """
-    expected = _digests(folder, note).get(stored_as or name)
-    if expected is None:
+    digests, sizes = _digests(folder, note)
+    if (expected := digests.get(stored_as or name)) is None:
         return
+    found, written = "", [sizes.get(digest) for digest in expected]
     try:
         with file_contents.open_plain(folder / name) as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+            size = os.fstat(file.fileno()).st_size
+            if size in written or (None in written and size <= _MOST_BYTES):
+                found = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise CacheDamaged(
             f"{folder / name} cannot be read: {error.strerror}. {_RESTORE}."
         ) from None
     if found not in expected:
         raise CacheDamaged(
-            f"{folder / name} is damaged: its SHA-256 differs from the one in {folder / note}. "
-            f"{_RESTORE}; if you have edited it yourself, remove its entry there."
+            f"{folder / name} is damaged: its {'SHA-256' if found else f'size, {size:,} bytes,'} "
+            f"differs from the one in {folder / note}. {_RESTORE}; "
+            "if you have edited it yourself, remove its entry there."
         )
 
 
@@ -75,16 +86,23 @@ def check_network(folder: Path) -> None:
 
 def check_all(folder: Path, *beginnings: str) -> None:
     """Compare the files of a run whose names begin so with their digests; raises as `check`."""
-    for name in _digests(folder):
+    for name in _digests(folder)[0]:
         if name.startswith(beginnings):
             check(folder, name)
 
 
-def _digests(folder: Path, note: str = NAME) -> dict[str, list[str]]:
+def _digests(folder: Path, note: str = NAME) -> tuple[dict[str, list[str]], dict[str, int]]:
+    """Read the digests of each file, and the bytes of what has a digest, unless unknown."""
     path = folder / note
-    found: Any = {}
+    found: Any = {"sha256": {}}
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        found = atomic.read_json(path).get("sha256")
-    if isinstance(found, dict) and all(isinstance(of_file, list) for of_file in found.values()):
-        return found
+        found = atomic.read_json(path)
+    digests, sizes = found.get("sha256"), found.get("bytes", {})
+    if (
+        isinstance(digests, dict)
+        and isinstance(sizes, dict)
+        and all(isinstance(of_file, list) for of_file in digests.values())
+        and all(isinstance(one, str) for of_file in digests.values() for one in of_file)
+    ):
+        return digests, sizes
     raise CacheDamaged(f"{path} is damaged. Remove it to read the files beside it unchecked.")

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import tarfile
 import zlib
 from pathlib import Path
@@ -78,6 +79,17 @@ GOOD = member("a.ppm", b"P6 1 1 255\n123") + member("a.cls", b"3")
 def test_a_tar_that_states_what_cannot_be(data: bytes, message: str) -> None:
     with pytest.raises(DataError, match=rf"shard b\.tar: .*({message}).*Fetch or write it again"):
         tar_index.scan(io.BytesIO(data), "b.tar", checksums=True)
+
+
+def test_a_tar_with_a_terabyte_of_zeros_after_its_end(tmp_path: Path, patience: None) -> None:
+    path = tmp_path / "b.tar"
+    path.write_bytes(GOOD + END)
+    os.truncate(path, 2**40)
+    with path.open("rb") as file, pytest.raises(DataError, match="truncate -s 3072 FILE"):
+        tar_index.scan(file, "b.tar", checksums=False)
+    os.truncate(path, 3072)
+    with path.open("rb") as file:
+        assert len(tar_index.scan(file, "b.tar", checksums=False).names) == 1
 
 
 def test_long_names_and_other_records() -> None:

@@ -1,5 +1,6 @@
 """Sparse logits of TinyViT become a cache; damaged files are refused."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,6 +54,8 @@ def damage(root: Path, what: str) -> None:
             values.write_bytes(data[:-5])
         case "keys":
             keys.write_text(keys.read_text()[:-3])
+        case "sparse":
+            os.truncate(keys, 2**40)
         case "foreign":
             keys.write_text(keys.read_text().replace("n00_0\n", "n77_0\n"))
         case "rank":
@@ -77,6 +80,7 @@ def damage(root: Path, what: str) -> None:
     [
         ("short", "cut short"),
         ("keys", "cut short"),
+        ("sparse", "too many for the keys"),
         ("foreign", "'n77_0' is none of"),
         ("rank", "first without"),
         ("k", "one kind at a time"),

@@ -64,8 +64,10 @@ def test_arrays_are_made_once_and_mapped() -> None:
     check(mapped.load(NAME, make))
 
 
-@pytest.mark.parametrize("damage", ["bit", "cut", "longer", "empty", "folder", "other"])
-def test_a_damaged_file_is_made_again(damage: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("damage", ["bit", "cut", "longer", "sparse", "empty", "folder", "other"])
+def test_a_damaged_file_is_made_again(
+    damage: str, patience: None, caplog: pytest.LogCaptureFixture
+) -> None:
     mapped.load(NAME, make)
     data = bytearray(path().read_bytes())
     if damage == "bit":
@@ -86,6 +88,8 @@ def test_a_damaged_file_is_made_again(damage: str, caplog: pytest.LogCaptureFixt
         where.with_name(other).rename(where)
     else:
         where.write_bytes(data)
+    if damage == "sparse":
+        os.truncate(where, 2**40)
     with caplog.at_level(logging.WARNING, "kdcache"):
         check(mapped.load(NAME, make))
     check(mapped.load(NAME, never))

@@ -64,13 +64,29 @@ def test_a_pipe_or_a_device_is_refused_without_a_read(
         (tmp_path / name).unlink()
 
 
+@pytest.mark.parametrize("is_old", [False, True])
+def test_a_file_of_a_terabyte_of_zeros_is_refused_without_a_read(
+    tmp_path: Path, patience: None, is_old: bool
+) -> None:
+    seal.write(tmp_path, "model.safetensors", b"weights")
+    if is_old:  # of an earlier kdcache, whose digests have no sizes
+        digests = json.loads((tmp_path / seal.NAME).read_text())
+        (tmp_path / seal.NAME).write_text(json.dumps({"sha256": digests["sha256"]}))
+    seal.check(tmp_path, "model.safetensors")
+    os.truncate(tmp_path / "model.safetensors", 2**40)
+    with pytest.raises(CacheDamaged, match=r"its size, 1,099,511,627,776 bytes, differs"):
+        seal.check(tmp_path, "model.safetensors")
+
+
 def test_files_without_digests_are_read_unchecked(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(b"{}")
     seal.check(tmp_path, "config.json")
     seal.check_network(tmp_path / "model")
 
 
-@pytest.mark.parametrize("text", ["7", '{"sha256": 7}', '{"sha256": {"a": 7}}', "{"])
+@pytest.mark.parametrize(
+    "text", ["7", '{"sha256": 7}', '{"sha256": {"a": 7}}', "{", '{"sha256": {}, "bytes": 7}']
+)
 def test_damaged_digests_are_named(tmp_path: Path, text: str) -> None:
     (tmp_path / seal.NAME).write_text(text)
     with pytest.raises(CacheDamaged, match=seal.NAME):
