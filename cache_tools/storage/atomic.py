@@ -246,6 +246,20 @@ def is_temporary(name: str) -> bool:
     return _OWN.fullmatch(name) is not None
 
 
+def requested(path: Path | str) -> str:
+    """Name what a command writes by a file or folder that is temporary, or in a temporary folder.
+
+    Other paths are returned unchanged.
+    """
+    for partial in (Path(path), *Path(path).parents):
+        if is_temporary(partial.name):
+            name = partial.name.rsplit(".", 2)[0]
+            within = partial.parent.name == name
+            written = partial.parent if within else partial.with_name(name)
+            return str(written / Path(path).relative_to(partial))
+    return str(path)
+
+
 def is_abandoned(partial: Path) -> bool:
     """Check that a file or folder has not changed for an hour, and that no process holds it."""
     if partial.is_symlink() or time.time() - partial.lstat().st_mtime <= _STALE_SECONDS:
@@ -286,7 +300,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def cannot_write(path: Path | str, error: OSError) -> KdcacheError:
-    """Return the error for a file that cannot be written."""
+    """Return the error for a file that cannot be written, by the name that it was to have."""
+    path = requested(path)
     if error.errno in DISK_FULL:
         return KdcacheError(
             f"the disk is full: {path} was not written. What is committed is safe; "

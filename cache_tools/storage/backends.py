@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from cache_tools.errors import CacheDamaged, CacheNotFound, DataError, KdcacheError, UsageError
+from cache_tools.errors import CacheDamaged, CacheNotFound, DataError, UsageError
 from cache_tools.storage import atomic, disk_cache, folder_kind, fsspec_client, paths, zips
 
 log = logging.getLogger("kdcache")
@@ -189,7 +189,7 @@ class Folder:
         except OSError as error:
             if (self._root / MANIFEST).is_file():
                 return
-            raise KdcacheError(f"cannot create the cache {self.path}: {error}.") from None
+            raise atomic.cannot_write(self.path, error) from None
 
     def _has_others(self, contents: Mapping[str, bytes]) -> bool:
         """Check for files that are none of a cache whose creation was interrupted."""

@@ -56,7 +56,7 @@ def explained(error: BaseException, path: Path | None = None) -> KdcacheError | 
     full = os.strerror(errno.ENOSPC) in str(error)  # libraries that have no errno
     if not (isinstance(error, (OSError, UnicodeError, EOFError)) or names & {*_LIBRARIES} or full):
         return None
-    where = str(path or _file_of(error) or "a file or standard output")
+    where = atomic.requested(path or _file_of(error) or "a file or standard output")
     number = getattr(error, "errno", None)
     if full or number in atomic.DISK_FULL:
         return atomic.cannot_write(where, OSError(number or errno.ENOSPC, ""))

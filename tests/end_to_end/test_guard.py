@@ -133,6 +133,8 @@ def test_a_narrow_encoding_changes_no_exit_code(cache: Path) -> None:
     [
         (PermissionError(13, "Permission denied", "/data/x"), "write /data/x: Permission denied"),
         (OSError(28, "No space left on device", "/data/x"), "the disk is full: /data/x"),
+        (OSError(28, "Full", "/data/x.0123456789ab.partial/y"), "the disk is full: /data/x/y was"),
+        (OSError(5, "Bad", "/data/x/x.0123456789ab.partial/y"), "read or write /data/x/y: Bad"),
         (OSError(5, "Input/output error"), "Input/output error"),
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "not UTF-8"),
         (EOFError(), "ends too early"),

@@ -224,6 +224,19 @@ def test_a_full_disk_leaves_nothing_half_written(
     assert not store.present(Part(2, 0))
 
 
+def test_a_full_disk_is_reported_by_the_name_of_the_cache(
+    mutable_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    store, out = Cache.open(mutable_cache), tmp_path / "new.zarr"
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(KdcacheError, match=rf"disk is full: {out}/[^ ]* was not written") as full_:
+        Cache.create(out, store.spec, store.table, 1)
+    assert "partial" not in str(full_.value)
+
+
 def test_who_comes_second_finds_the_part_done(mutable_cache: Path) -> None:
     store = Cache.open(mutable_cache)
     ours, probes = store.read(Part(0, 0))
