@@ -27,31 +27,10 @@ from cache_tools.file_contents import parse_json, read, read_text
 from cache_tools.runtime.secrets import redact
 from cache_tools.spec.canonical import difference
 from cache_tools.storage import atomic, seal
-from train import run_state
+from train import run_schema, run_state
 from train.data.inputs import Inputs
 from train.recipe import FOLLOW, TrainRecipe
 
-_REQUIRED = {
-    "result.json": frozenset(
-        ("student", "mode", "top1", "top1_ema", "top1_best", "loss", "cache_fingerprint", "seconds")
-    ),
-    "need.json": frozenset(("parameters", "images_per_second")),
-}
-"""Keys that a file of a run must have."""
-_NUMBER = (int, float, type(None))
-_TYPES: dict[str, dict[str, type | tuple[type, ...]]] = {
-    "config.json": {
-        "recipe": dict, "teacher": dict, "views": dict, "coverage": dict, "weights": dict,
-        "class_names": list, "data": str, "cache": (str, list), "num_views": int, "samples": int,
-        "view_size": int, "eval_size": int,
-    },
-    "result.json": {
-        "student": str, "mode": str, "cache_fingerprint": str, "top1": _NUMBER, "top1_ema": _NUMBER,
-        "top1_best": _NUMBER, "loss": _NUMBER, "seconds": (int, float), "data_wait": (int, float),
-        "images_per_second": (int, float),
-    },
-}  # fmt: skip
-"""Types of values that a file of a run may have."""
 LOCK = "run.lock"
 LOGS = ("log.jsonl", "steps.jsonl")
 """Files of rows, whose digests are stored at every checkpoint and at the end."""
@@ -76,10 +55,10 @@ def init_run(
     """
     config = _config(recipe, inputs)
     atomic.sweep(folder)
-    if (folder / "config.json").is_file():
+    if (folder / "config.json").is_file() or seal.lists(folder, "config.json"):
         with hold(folder):
             try:
-                if not fresh:
+                if not fresh and not seal.lists(folder, "config.json", _text(config)):
                     _refuse_other(folder, config)
             except UsageError:
                 if _has_begun(folder):
@@ -137,13 +116,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = read_json(folder / "config.json")
     if "recipe" not in config:  # of a network: its folder is measured and exported, too
         return config
-    if not isinstance(recipe := config["recipe"], dict):
-        raise UsageError(
-            f"{folder / 'config.json'} has no recipe of a run. Restore it from a copy, or make the "
-            "run again with --fresh."
-        )
-    # with the former names of an old run
-    config["recipe"] = canonical(recipe, TrainRecipe.ALIASES, str(folder / "config.json"))
+    # of an earlier kdcache: former names, and keys that it did not have are at their defaults
+    recipe = canonical(config["recipe"], TrainRecipe.ALIASES, str(folder / "config.json"))
+    config["recipe"] = {**asdict(TrainRecipe(student="", epochs=1)), **recipe}
     return config
 
 
@@ -159,28 +134,17 @@ def read_json(path: Path) -> dict[str, Any]:
         value: Any = parse_json(read(path))
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read ({error}). Pass --fresh to begin anew.") from None
-    required = _REQUIRED.get(path.name, frozenset())
-    if not isinstance(value, dict) or not required <= value.keys():
-        raise UsageError(
-            f"{path} is no file that kdcache writes to a run"
-            + (f": it lacks {min(required - set(value))}" if isinstance(value, dict) else "")
-            + ". Restore it from a copy, or make the run again with --fresh."
-        )
-    if path.name != "config.json" or "recipe" in value:  # else a network's
-        for key, types in _TYPES.get(path.name, {}).items():
-            if key in value and not isinstance(value[key], types):
-                raise UsageError(
-                    f"{path} is no file that kdcache writes to a run: its {key} is "
-                    f"{value[key]!r:.100}. Restore it from a copy, or make the run again with "
-                    "--fresh."
-                )
+    run_schema.check(path, value)
     return value
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON for people and programs, and its digest (`seal`)."""
-    text = redact(json.dumps(value, indent=2))
-    seal.write(path.parent, path.name, f"{text}\n".encode())
+    seal.write(path.parent, path.name, _text(value))
+
+
+def _text(value: Any) -> bytes:
+    return f"{redact(json.dumps(value, indent=2))}\n".encode()
 
 
 def accuracies(folder: Path) -> dict[str, dict[str, float | None]]:
@@ -201,7 +165,12 @@ def _rows(path: Path) -> list[dict[str, float]]:
         rows = [parse_json(line) for line in read_text(path).splitlines()]
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read ({error}). Restore it from a copy.") from None
-    if not rows or not all(isinstance(row, dict) for row in rows):
+    numbers = (int, float, type(None))
+    plain = (
+        isinstance(row, dict) and all(isinstance(value, numbers) for value in row.values())
+        for row in rows
+    )
+    if not rows or not all(plain):
         raise UsageError(f"{path} is no log of a run. Restore it from a copy.")
     return rows
 
@@ -247,14 +216,21 @@ def _refuse_other(folder: Path, config: dict[str, Any]) -> None:
             return {**rest, "weights": value["weights"]}
         return {**rest, "cache_fingerprint": value.get("cache_fingerprint")}
 
-    there = read_config(folder)
+    if not (folder / "config.json").exists():
+        raise UsageError(
+            f"{folder / 'config.json'} is missing, and the run was not begun by this command with "
+            "this recipe, cache and data. Run the same command as then, restore the file from a "
+            "copy, or pass --fresh to begin anew."
+        )
+    try:
+        there = read_config(folder)
+    except UsageError as error:  # of another program, perhaps: nothing here is replaced
+        raise CacheDamaged(str(error)) from None
     if lacking := {"recipe", "num_views"} - there.keys():
         raise CacheDamaged(
             f"{folder / 'config.json'} is no file that kdcache writes to a run: it lacks "
             f"{min(lacking)}. Restore it from a copy, or pass --fresh to begin anew."
         )
-    # keys of now that an earlier kdcache did not have were at their defaults
-    there["recipe"] = {**asdict(TrainRecipe(student="", epochs=1)), **there["recipe"]}
     config = parse_json(json.dumps(config))  # lists, as they are there
     if (coverage := there.get("coverage")) and "coverage" in config:
         coverage.setdefault("samples_present", config["coverage"]["samples_present"])

@@ -47,6 +47,16 @@ def add(folder: Path, name: str, data: bytes, note: str = NAME) -> None:
     atomic.write(folder / note, (json.dumps(found, indent=2) + "\n").encode())
 
 
+def lists(folder: Path, name: str, data: bytes | None = None) -> bool:
+    """Return True if the file `name` has a digest, or, with `data`, if that is one of its digests.
+
+    Raises:
+        CacheDamaged: digests.json is damaged.
+    """
+    digests = _digests(folder)[0].get(name, [])
+    return bool(digests) if data is None else hashlib.sha256(data).hexdigest() in digests
+
+
 def check(folder: Path, name: str, stored_as: str = "", note: str = NAME) -> None:
     """Compare the file `name` with the digests of it, or of the file that was `stored_as`.
 

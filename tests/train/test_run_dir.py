@@ -1,6 +1,5 @@
 """The folder of a run: one process at a time, and a refused start that blocks no other."""
 
-import json
 import os
 import socket
 from collections.abc import Callable
@@ -137,27 +136,10 @@ def test_the_command_that_is_second_names_the_first(
 @pytest.mark.parametrize("content", ["{}", '{"recipe": {}}', '{"architecture": "test_vit"}'])
 def test_a_config_of_no_run_is_named(inputs: Inputs, tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(CacheDamaged, match=r"config\.json is no file .* it lacks .* --fresh"):
+    with pytest.raises(
+        CacheDamaged, match=r"config\.json is no file .* (it lacks|missing).* --fresh"
+    ):
         run_dir.init_run(tmp_path, RECIPE, inputs, fresh=False)
-
-
-@pytest.mark.parametrize(
-    ("name", "key", "value"),
-    [
-        ("config.json", "views", None), ("config.json", "data", 5), ("config.json", "teacher", []),
-        ("config.json", "class_names", 3), ("config.json", "eval_size", "x"),
-        ("result.json", "mode", []), ("result.json", "student", 7), ("result.json", "top1", "x"),
-        ("result.json", "data_wait", None),
-    ],
-)  # fmt: skip
-def test_values_of_other_types_are_named(tmp_path: Path, name: str, key: str, value: Any) -> None:
-    whole = dict.fromkeys(("student", "mode", "cache_fingerprint"), "x")
-    whole |= dict.fromkeys(("top1", "top1_ema", "top1_best", "loss", "seconds"), 1.0)
-    (tmp_path / name).write_text(json.dumps({**whole, "recipe": {}}))
-    run_dir.read_json(tmp_path / name)
-    (tmp_path / name).write_text(json.dumps({**whole, "recipe": {}, key: value}))
-    with pytest.raises(UsageError, match=rf"{name} is no file .* its {key} is .* --fresh"):
-        run_dir.read_json(tmp_path / name)
 
 
 def test_fresh_empties_a_linked_folder(inputs: Inputs, tmp_path: Path) -> None:
@@ -172,3 +154,40 @@ def test_fresh_empties_a_linked_folder(inputs: Inputs, tmp_path: Path) -> None:
         "digests.json",
         "run.lock",
     ]
+
+
+@pytest.mark.parametrize("damage", ["missing", "damaged", "foreign"])
+def test_a_rerun_mends_the_config(inputs: Inputs, tmp_path: Path, damage: str) -> None:
+    run_dir.init_run(tmp_path, RECIPE, inputs, fresh=False)
+    (tmp_path / "log.jsonl").write_text("{}\n")
+    path = tmp_path / "config.json"
+    before = path.read_bytes()
+    path.unlink()
+    if damage != "missing":
+        path.write_bytes(before[:-9] if damage == "damaged" else b'{"recipe": {}}')
+    run_dir.init_run(tmp_path, RECIPE, inputs, fresh=False)
+    assert path.read_bytes() == before
+    assert (tmp_path / "log.jsonl").exists()
+
+
+def test_a_run_without_config_is_not_gone_on_with_by_another_recipe(
+    inputs: Inputs, tmp_path: Path
+) -> None:
+    run_dir.init_run(tmp_path, RECIPE, inputs, fresh=False)
+    (tmp_path / "log.jsonl").write_text("{}\n")
+    (tmp_path / "config.json").unlink()
+    other = replace(RECIPE, epochs=2)
+    with pytest.raises(UsageError, match=r"config\.json is missing.*--fresh"):
+        run_dir.init_run(tmp_path, other, inputs, fresh=False)
+    assert (tmp_path / "log.jsonl").exists()
+    run_dir.init_run(tmp_path, other, inputs, fresh=True)
+    assert run_dir.read_config(tmp_path)["recipe"]["epochs"] == 2
+    assert not (tmp_path / "log.jsonl").exists()
+
+
+def test_a_folder_of_others_is_never_cleared(inputs: Inputs, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    run_dir.write_json(tmp_path / "sweep.json", {})  # a sweep's: it has digests, too
+    with pytest.raises(UsageError, match="holds no run"):
+        run_dir.init_run(tmp_path, RECIPE, inputs, fresh=True)
+    assert (tmp_path / "notes.txt").exists()

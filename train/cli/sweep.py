@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cache_tools.cli.options import Json, emit
-from cache_tools.errors import UsageError
+from cache_tools.errors import KdcacheError, UsageError
 from cache_tools.runtime import launcher
 from cache_tools.runtime.device import select
 from cache_tools.runtime.text import counted
@@ -134,7 +134,10 @@ def _report(sweep: "Sweep", teacher: list[str], json_: bool) -> None:
     from train.sweep import grid as grids
 
     old = sweep.out / "sweep.json"
-    known = run_dir.read_json(old).get("ledger", {}).get("teacher") if old.is_file() else None
+    try:
+        known = (run_dir.read_json(old).get("ledger") or {}).get("teacher")
+    except KdcacheError:
+        known = None  # there is none, or it is damaged: it is written below
     timed = (known["seconds_per_view"], known["device"]) if known and not teacher else None
     if timed is None:
         batch = sweep.students[0].recipe.batch_size

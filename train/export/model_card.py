@@ -139,7 +139,8 @@ def _table(facts: dict[str, Any]) -> str:
     lines = ["| weights | top-1 | top-5 |", "|---|---|---|"]
     for name, accuracy in facts["accuracies"].items():
         mark = " (these)" if name == facts["weights"] else ""
-        lines.append(f"| {name}{mark} | {accuracy['top1']:.2f} | {accuracy['top5']:.2f} |")
+        cells = ("–" if (of := accuracy[key]) is None else f"{of:.2f}" for key in ("top1", "top5"))
+        lines.append(f"| {name}{mark} | {' | '.join(cells)} |")
     images = f"{facts['validation_images']:,} validation images"
     crop = facts["recipe"]["crop_pct"]
     what = f"{images}, centre crop of {crop} at {facts['eval_size']} px"

@@ -36,16 +36,15 @@ def facts(folder: Path) -> Facts:
         UsageError: The file is none of a sweep's.
     """
     sweep = run_dir.read_json(folder / NAME)
-    students = sweep.get("students") if isinstance(sweep, dict) else None
+    students = sweep.get("students")
     if not isinstance(students, list) or not all(isinstance(s, dict) for s in students):
         raise UsageError(f"{folder / NAME} lists no students. Run kdcache sweep again to write it.")
     plain = [
         {k: v if isinstance(v, str | int | float | None) else str(v) for k, v in one.items()}
         for one in students
     ]
-    swept = [key for key in sweep.get("swept", []) if isinstance(key, str)]
-    sweep = {**sweep, "students": plain, "swept": swept, "cache": _cache(folder, students)}
-    return {"kind": "sweep", "name": str(folder), **sweep}
+    found = {**sweep, "students": plain, "cache": _cache(folder, students)}
+    return {"kind": "sweep", "name": str(folder), **found}
 
 
 def section(sweep: Facts) -> Section:

@@ -139,8 +139,9 @@ def test_a_run_with_a_flipped_bit_is_refused(
     ("name", "text", "message"),
     [
         ("config.json", "null", "is no file that kdcache writes"),
-        ("result.json", "{}", "lacks cache_fingerprint"),
+        ("result.json", "{}", "the key 'student' is missing"),
         ("log.jsonl", "7\n", "is no log of a run"),
+        ("log.jsonl", '{"top1": 1.0, "top5": "x"}\n', "is no log of a run"),
     ],
 )
 def test_other_files_in_a_run_are_refused(

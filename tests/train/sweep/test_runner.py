@@ -133,6 +133,22 @@ def test_a_sweep_reports_its_result_and_cost(swept: Path) -> None:
     }
 
 
+def test_a_rerun_mends_the_files_of_a_sweep(
+    swept: Path, kdcache: Command, digits_cache: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(swept, tmp_path / "again")
+    written, config = folder / "out/sweep.json", next((folder / "out").glob("calm*/config.json"))
+    text = config.read_bytes()
+    written.write_text(written.read_text()[:-40])
+    config.unlink()
+    outcome = kdcache(
+        "sweep", folder / "grid.toml", "--cache", digits_cache, "--out", folder / "out"
+    )
+    assert outcome.code == 0, outcome.err
+    assert config.read_bytes() == text
+    assert len(json.loads(written.read_text())["students"]) == 4
+
+
 def test_a_second_time_nothing_is_trained(
     swept: Path, kdcache: Command, digits_cache: Path, teacher: Path, tmp_path: Path
 ) -> None:
