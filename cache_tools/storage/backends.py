@@ -200,15 +200,25 @@ class Folder:
             if not path.is_dir()
         )
 
+    @property
+    def _lock(self) -> Path:
+        return self._root.with_name(f"{self._root.name}.lock")
+
     def locked(self) -> contextlib.AbstractContextManager[None]:  # noqa: D102 - Storage
-        return self._locked("")
+        return atomic.locked(self._lock, folder=self._root)
 
-    def creation_lock(self) -> contextlib.AbstractContextManager[None]:  # noqa: D102 - Storage
-        return self._locked(_WAITING.format(self))
-
-    def _locked(self, waiting: str) -> contextlib.AbstractContextManager[None]:
-        lock = self._root.with_name(f"{self._root.name}.lock")
-        return atomic.locked(lock, waiting, self._root)
+    @contextlib.contextmanager
+    def creation_lock(self) -> Iterator[None]:  # noqa: D102 - Storage
+        new = [folder for folder in self._root.parents if not folder.exists()]
+        with atomic.locked(self._lock, _WAITING.format(self), self._root):
+            try:
+                yield
+            finally:
+                if not (self._root / MANIFEST).is_file():  # the lock of nothing would stay
+                    with contextlib.suppress(OSError):
+                        self._lock.unlink(missing_ok=True)
+                        for folder in new:
+                            folder.rmdir()
 
     def __str__(self) -> str:
         return str(self.path)

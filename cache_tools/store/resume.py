@@ -107,6 +107,8 @@ def write_root(storage: Storage, spec: CacheSpec, num_views: int) -> bool:
 
 def discard_empty(storage: Storage) -> bool:
     """Remove a cache without a committed part, and return True; one that has parts stays."""
+    if root(storage) is None:  # a lock of it would stay
+        return False
     with storage.locked():
         names = storage.names() or []
         if any(map(commits.NAME.fullmatch, names)) or root(storage) is None:

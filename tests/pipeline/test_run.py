@@ -53,6 +53,19 @@ def again(digits: Path, teacher: Path, out: Path, *overrides: str, **options: ob
     return run(loaded, str(digits), str(teacher), out, "cpu", **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_run_that_fails_on_its_data_leaves_nothing(
+    teacher: Path, tmp_path: Path, is_there: bool
+) -> None:
+    if is_there:
+        (tmp_path / "photos/a").mkdir(parents=True)
+        (tmp_path / "photos/a/1.jpg").write_bytes(b"no picture")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises((DataError, UsageError)):
+        again(tmp_path / "photos", teacher, tmp_path / "new/folder/c.zarr", "dataset.labels=ignore")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.parametrize("mixup", [0.0, 0.5])
 def test_a_teacher_at_chance_level_is_refused_unless_forced(
     digits: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mixup: float
