@@ -32,7 +32,11 @@ class KeysOf:
 
 
 class Command(TyperCommand):
-    """Command that explains a recipe key given as an option."""
+    """Command that explains a recipe key given as an option; its help fills a terminal's width."""
+
+    def __init__(self, *args: Any, help: str | None = None, **options: Any) -> None:
+        paragraphs = [" ".join(part.split("\n")) for part in (help or "").split("\n\n")]
+        super().__init__(*args, help="\n\n".join(paragraphs), **options)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments.

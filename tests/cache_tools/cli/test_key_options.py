@@ -1,5 +1,6 @@
 """Recipe keys that are written as options."""
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -35,3 +36,11 @@ def test_an_option_that_is_no_key_of_the_command_is_none(kdcache: Command, argum
     outcome = kdcache(*arguments.split())
     assert outcome.code == 2
     assert "without dashes" not in outcome.err
+
+
+def test_lines_of_help_are_as_wide_as_the_terminal(kdcache: Command) -> None:
+    text = kdcache("report", "--help").out
+    paragraph = next(part for part in re.split(r"\n\s*\n", text) if "Of a cache:" in part)
+    *full, _ = paragraph.splitlines()
+    assert len(full) > 1
+    assert all(len(line.rstrip()) > 60 for line in full), paragraph
