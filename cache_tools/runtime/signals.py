@@ -1,6 +1,7 @@
-"""Turn SIGINT, SIGTERM and SIGUSR1 into a flag that long loops poll between two steps.
+"""Turn SIGINT, SIGTERM, SIGUSR1 and SIGHUP into a flag that long loops poll between two steps.
 
-`sbatch --signal=USR1@60` sends SIGUSR1 ahead of the end of a job's time. A signal to a whole group
+`sbatch --signal=USR1@60` sends SIGUSR1 ahead of the end of a job's time, a terminal that is closed
+SIGHUP; `nohup` has the latter ignored, and it stays so. A signal to a whole group
 comes again from the launcher or the parent, which pass it on: both are one.
 """
 
@@ -11,9 +12,15 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 PASSED_ON = 2.0
 """Seconds after a signal in which the next one is that one again."""
+
+
+def handled() -> list[signal.Signals]:
+    """Return those of SIGNALS that this process acts upon: all, but SIGHUP below `nohup`."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [number for number in SIGNALS if not (ignored and number is signal.SIGHUP)]
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
@@ -35,7 +42,7 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
+            for number in handled():
                 self._before[number] = signal.signal(number, self._handle)
         return self
 

@@ -109,7 +109,7 @@ class Stage1:
 
         One call for many groups keeps the teacher busy over their borders. An iterator is advanced
         one group ahead of the teacher, so that groups can be handed out as they are needed. In the
-        main thread, SIGINT, SIGTERM and SIGUSR1 stop it.
+        main thread, SIGINT, SIGTERM, SIGUSR1 and SIGHUP stop it.
 
         Returns:
             Parts that failed, after further attempts where those may help, each with the reason.

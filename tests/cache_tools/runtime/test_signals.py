@@ -50,3 +50,18 @@ def test_a_signal_is_no_second_interrupt_while_the_first_ends_the_command(
             send(signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_closed_terminal_stops_a_command_unless_it_is_below_nohup(clock: list[float]) -> None:
+    before = signal.signal(signal.SIGHUP, signals.interrupt)
+    try:
+        with StopRequest() as stop:
+            send(signal.SIGHUP)
+            assert stop.received == "SIGHUP"
+        clock[0] += signals.PASSED_ON
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with StopRequest() as stop:
+            send(signal.SIGHUP)
+            assert not stop.requested
+    finally:
+        signal.signal(signal.SIGHUP, before)
