@@ -174,13 +174,30 @@ def locked(path: Path, waiting: str = "", folder: Path | None = None) -> Iterato
     the lock. A thread that holds it may lock again.
     """
     lock = open_lock(path, folder)
-    identity = (os.fstat(lock).st_dev, os.fstat(lock).st_ino)
     mine: set[tuple[int, int]] = _held.__dict__.setdefault("identities", set())
-    if identity in mine:
+    if _identity(lock) in mine:
         os.close(lock)
         yield
         return
-    mine.add(identity)
+    _wait(lock, waiting)
+    while not os.fstat(lock).st_nlink:  # its holder has removed it: another is the lock by now
+        os.close(lock)
+        lock = open_lock(path, folder)
+        _wait(lock, waiting)
+    mine.add(identity := _identity(lock))
+    try:
+        yield
+    finally:
+        mine.remove(identity)
+        os.close(lock)
+
+
+def _identity(lock: int) -> tuple[int, int]:
+    return os.fstat(lock).st_dev, os.fstat(lock).st_ino
+
+
+def _wait(lock: int, waiting: str) -> None:
+    """Lock an open file, unless its file system has no locks; it is closed when interrupted."""
     try:
         with contextlib.suppress(OSError):
             try:
@@ -189,10 +206,9 @@ def locked(path: Path, waiting: str = "", folder: Path | None = None) -> Iterato
                 if waiting:
                     log.info(waiting)
                 fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        mine.remove(identity)
+    except BaseException:
         os.close(lock)
+        raise
 
 
 @contextlib.contextmanager

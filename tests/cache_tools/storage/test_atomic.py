@@ -6,6 +6,8 @@ import os
 import stat
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,6 +81,31 @@ def test_a_thread_that_holds_a_lock_may_lock_again(tmp_path: Path) -> None:
             assert not is_free()
         assert not is_free()
     assert is_free()
+
+
+def test_a_lock_that_its_holder_removes_is_locked_again(tmp_path: Path) -> None:
+    """Else the one that waited and a third process would both hold a lock."""
+    path, waits, held = tmp_path / "lock", threading.Event(), threading.Event()
+
+    def wait() -> None:
+        waits.set()
+        with atomic.locked(path):
+            held.set()
+            done.wait(30)
+
+    done = threading.Event()
+    with path.open("w") as first:
+        fcntl.flock(first, fcntl.LOCK_EX)
+        second = threading.Thread(target=wait)
+        second.start()
+        waits.wait(30)
+        time.sleep(0.2)
+        path.unlink()
+    assert held.wait(30)
+    with path.open() as third, pytest.raises(BlockingIOError):
+        fcntl.flock(third, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    done.set()
+    second.join()
 
 
 def test_a_lock_of_another_user_is_held_by_reading_it(
