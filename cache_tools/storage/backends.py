@@ -30,6 +30,10 @@ MANIFEST = "zarr.json"
 _HERE = "file://"
 _WAITING = "waiting for another process that is making {}"
 _FETCH = "Fetch the cache again from where it came."
+_REMOVE = (
+    "Remove it and run the command that made the cache again, or fetch the cache again from where "
+    "it came."
+)
 
 
 class Storage(Protocol):
@@ -114,7 +118,7 @@ class Folder:
         except NotADirectoryError as error:  # a file where a folder should be
             raise FileNotFoundError(*error.args) from None
         if not stat.S_ISREG(found.st_mode):  # a pipe or a device might never end
-            raise CacheDamaged(f"{self.path / name} is not a file. {_FETCH}")
+            raise CacheDamaged(f"{self.path / name} is not a file. {_REMOVE}")
         if found.st_size > limit:
             raise _too_large(str(self.path / name), limit)
         return path.read_bytes()
@@ -127,11 +131,15 @@ class Folder:
 
     def size(self, name: str) -> int | None:  # noqa: D102 - Storage
         try:
-            return (self._root / name).stat().st_size
+            found = (self._root / name).stat()
         except OSError:
             return None
+        return found.st_size if stat.S_ISREG(found.st_mode) else None
 
     def write(self, name: str, data: bytes) -> None:  # noqa: D102 - Storage
+        path = self._root / name
+        with contextlib.suppress(OSError):  # a link, or an empty folder, in place of the file
+            path.unlink() if path.is_symlink() else path.rmdir()
         self._inside(name)
         atomic.write(self.path / name, data)
 
@@ -163,7 +171,7 @@ class Folder:
         if not inside:
             raise CacheDamaged(
                 f"{self.path / name} leads out of the cache folder; a cache holds no links. "
-                f"{_FETCH}"
+                f"{_REMOVE}"
             )
         return path
 
@@ -178,7 +186,7 @@ class Folder:
             self._root.is_dir()
         ):  # it may be a link's, a mount point, or the current folder: it stays
             for inner in sorted(contents, key=lambda name: name == MANIFEST):
-                atomic.write(self._root / inner, contents[inner])
+                self.write(inner, contents[inner])
             return
         try:
             with atomic.temporary(self._root, folder=True) as building:
@@ -417,6 +425,10 @@ def open_existing(location: str | Path) -> Storage:
                 f"{found} is a link to {found.path.readlink()}, where nothing is. Correct the "
                 "link, or pass the folder of the cache."
             )
+        if os.path.lexists(root := found.path / MANIFEST):
+            link = f"a link to {root.readlink()}, where no file is" if root.is_symlink() else ""
+            what = f"{root} is {link or 'no file'}"
+            raise CacheNotFound(f"there is no cache at {found}: {what}. {_REMOVE}")
         if kind := folder_kind.likely_kind(found.path):
             raise CacheNotFound(
                 f"there is no cache at {found}: it seems to be {kind}. Pass the folder that "

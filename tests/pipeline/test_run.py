@@ -14,7 +14,7 @@ import torch
 from timm.models import save_for_hf
 
 from cache_tools.data.images import ImageDataset
-from cache_tools.errors import CacheMismatch, DataError, TeacherError, UsageError
+from cache_tools.errors import CacheMismatch, CacheNotFound, DataError, TeacherError, UsageError
 from cache_tools.spec.targets import TargetSpec
 from cache_tools.store import presence
 from cache_tools.store.cache import Cache
@@ -91,6 +91,23 @@ def test_a_rerun_mends_what_is_outside_the_parts(
             (mutable_cache / name).unlink()
         again(digits, teacher, mutable_cache)
         assert files(mutable_cache) == files(digits_cache)
+
+
+@pytest.mark.parametrize("name", ["zarr.json", "samples/key/c/0", "commits/v0000/b0000.json"])
+def test_a_rerun_replaces_links_and_empty_folders(
+    digits: Path, teacher: Path, tmp_path: Path, name: str
+) -> None:
+    out = tmp_path / "c.zarr"
+    again(digits, teacher, out, force=True)
+    made = files(out)
+    for link in ("", "nowhere", "/nowhere/at/all"):
+        (out / name).unlink()
+        (out / name).symlink_to(link) if link else (out / name).mkdir()
+        if name == "zarr.json":
+            with pytest.raises(CacheNotFound, match=rf"zarr.json is (no file|a link to {link})"):
+                Cache.open(out)
+        again(digits, teacher, out, force=True)
+        assert files(out) == made
 
 
 def test_the_same_command_makes_the_same_bytes(
