@@ -137,7 +137,7 @@ class Folder:
         return found.st_size if stat.S_ISREG(found.st_mode) else None
 
     def write(self, name: str, data: bytes) -> None:  # noqa: D102 - Storage
-        path = self._root / name
+        path = self._inside(str(Path(name).parent)) / Path(name).name
         with contextlib.suppress(OSError):  # a link, or an empty folder, in place of the file
             path.unlink() if path.is_symlink() else path.rmdir()
         self._inside(name)
