@@ -14,6 +14,7 @@ same folder is refused unless `--fresh` replaces it.
 """
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -100,7 +101,13 @@ def _has_begun(folder: Path) -> bool:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Read the config of a run; RunNotFound when there is none."""
-    if not (folder / "config.json").is_file():
+    if not (config_file := folder / "config.json").is_file():
+        if (there := os.path.lexists(config_file)) or _has_begun(folder):
+            what = "no file" if there else "missing"
+            raise RunNotFound(
+                f"there is no run at {folder}: {config_file} is {what}. Restore it from a "
+                "copy, or make the run again with --fresh."
+            )
         several = sorted(path.parent for path in folder.glob("*/config.json"))
         several.sort(key=lambda run: not (run / "result.json").is_file())  # unfinished runs last
         if not several:

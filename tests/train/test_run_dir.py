@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cache_tools.config import Kwargs
-from cache_tools.errors import CacheDamaged, UsageError
+from cache_tools.errors import CacheDamaged, RunNotFound, UsageError
 from tests.helpers.outcome import Outcome
 from train import run_dir
 from train.data.inputs import Inputs, open_inputs
@@ -34,6 +34,23 @@ def test_a_refused_start_does_not_block_the_corrected_one(inputs: Inputs, tmp_pa
     (out / "log.jsonl").write_text("{}\n")
     with pytest.raises(UsageError, match="another run"):
         run_dir.init_run(out, RECIPE, inputs, fresh=False)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link", "missing"])
+def test_a_config_that_is_no_file_is_named(tmp_path: Path, kind: str) -> None:
+    """The networks in a run have one, too, but are no runs."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}")
+    (tmp_path / "log.jsonl").write_text("{}\n")
+    config = tmp_path / "config.json"
+    if kind == "pipe":
+        os.mkfifo(config)
+    elif kind == "folder":
+        config.mkdir()
+    elif kind == "link":
+        config.symlink_to("nowhere")
+    with pytest.raises(RunNotFound, match=r"/config.json is (no file|missing)\. Restore it"):
+        run_dir.read_config(tmp_path)
 
 
 @pytest.mark.parametrize(
