@@ -74,7 +74,7 @@ def _read_index(path: Path) -> TarIndex:
 def _naming(path: Path) -> Iterator[None]:
     try:
         yield
-    except DataError:
+    except (DataError, PermissionError):
         raise
     except OSError as error:
         raise DataError(f"cannot read the shard {path}: {error}. Fetch it again.") from None

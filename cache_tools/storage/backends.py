@@ -132,6 +132,8 @@ class Folder:
     def size(self, name: str) -> int | None:  # noqa: D102 - Storage
         try:
             found = (self._root / name).stat()
+        except PermissionError:  # what cannot be looked at is not missing
+            raise
         except OSError:
             return None
         return found.st_size if stat.S_ISREG(found.st_mode) else None

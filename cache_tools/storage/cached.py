@@ -43,21 +43,21 @@ class CachedStorage:
     def read(self, name: str, limit: int = MAX_FILE) -> bytes:  # noqa: D102 - Storage
         if name == MANIFEST:
             return self._remote.read(name, limit)
-        if (self._local.size(name) or 0) > limit:
+        if (self._local_size(name) or 0) > limit:
             self.invalidate(name)
         if (data := self._read_local(name)) is not None:
             return data
         return self._fetch(name, lambda: self._remote.read(name, limit))
 
     def read_sized(self, name: str, size: int) -> bytes:  # noqa: D102 - Storage
-        if self._local.size(name) not in (size, None):
+        if self._local_size(name) not in (size, None):
             self.invalidate(name)
         if (data := self._read_local(name)) is not None:
             return data
         return self._fetch(name, lambda: self._remote.read_sized(name, size))
 
     def size(self, name: str) -> int | None:  # noqa: D102 - Storage
-        found = self._local.size(name) if name != MANIFEST else None
+        found = self._local_size(name) if name != MANIFEST else None
         return self._remote.size(name) if found is None else found
 
     def invalidate(self, name: str) -> None:  # noqa: D102 - Storage
@@ -91,6 +91,11 @@ class CachedStorage:
 
     def __str__(self) -> str:
         return str(self._remote)
+
+    def _local_size(self, name: str) -> int | None:
+        with contextlib.suppress(PermissionError):  # another user's
+            return self._local.size(name)
+        return None
 
     def _read_local(self, name: str) -> bytes | None:
         """Read a stored file, or remove it and return None where it cannot be read."""

@@ -72,6 +72,8 @@ def check(folder: Path, name: str, stored_as: str = "", note: str = NAME) -> Non
             size = os.fstat(file.fileno()).st_size
             if size in written or (None in written and size <= _MOST_BYTES):
                 found = hashlib.file_digest(file, "sha256").hexdigest()
+    except PermissionError:
+        raise
     except OSError as error:
         raise CacheDamaged(
             f"{folder / name} cannot be read: {error.strerror}. {_RESTORE}."

@@ -29,6 +29,7 @@ from cache_tools.errors import (
     CacheIncomplete,
     CacheMismatch,
     CacheNotFound,
+    DataError,
     KdcacheError,
     UsageError,
 )
@@ -402,7 +403,11 @@ class Cache:
         return None
 
     def present(self, part: Part) -> bool:
-        """Check that record and chunks exist with their sizes: quick, without a digest."""
+        """Check that record and chunks exist with their sizes: quick, without a digest.
+
+        Raises:
+            PermissionError, DataError: They cannot be looked at.
+        """
         try:
             chunks = self.record(part)["chunks"]
             names = self._layout.part_chunks(part.view, part.block)
@@ -410,6 +415,8 @@ class Cache:
             for name in wrong:
                 self.storage.invalidate(name)
             return all(self.storage.size(n) == chunks[n]["bytes"] for n in wrong)
+        except (PermissionError, DataError):
+            raise
         except (KdcacheError, OSError, KeyError):
             return False
 

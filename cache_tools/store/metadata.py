@@ -209,7 +209,7 @@ class CacheMetadata:
         """Read a file outside the parts."""
         try:
             return self.storage.read(name, atomic.MAX_JSON if name.endswith(".json") else MAX_FILE)
-        except CacheDamaged:
+        except (CacheDamaged, DataError, PermissionError):
             raise
         except OSError as error:
             reason = "it is missing" if isinstance(error, FileNotFoundError) else error

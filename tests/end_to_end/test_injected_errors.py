@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from cache_tools.storage import seal
 from tests.helpers import lab
 from tests.helpers.outcome import Outcome
 
@@ -71,6 +72,21 @@ def failing(folder: Path, number: int, code: int) -> Iterator[list[str]]:
         _hook.clear()
 
 
+@contextlib.contextmanager
+def denied(path: Path) -> Iterator[None]:
+    """Refuse every opening of a file, as to a user without permission."""
+
+    def on_access(other: str) -> None:
+        if other == str(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), other)
+
+    _hook.append(on_access)
+    try:
+        yield
+    finally:
+        _hook.clear()
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_an_error_at_any_access_is_one_paragraph(
     name: str, tmp_path: Path, kdcache: Command
@@ -87,3 +103,42 @@ def test_an_error_at_any_access_is_one_paragraph(
         assert "Traceback" not in outcome.err, (seen[number - 1], outcome.err)
         if outcome.code:
             assert str(tmp_path) in outcome.out + outcome.err
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("status", "commits/v0001/b0000.json"),
+        ("verify", "samples/key/zarr.json"),
+    ],
+)
+def test_a_file_without_permission_is_neither_missing_nor_damaged(
+    command: str, name: str, tmp_path: Path, kdcache: Command
+) -> None:
+    lab.build(tmp_path / "c", lab.keys(8), range(2))
+    with denied(tmp_path / "c" / name):
+        outcome = kdcache(command, tmp_path / "c")
+    assert outcome.code == 1
+    assert f"{name}: Permission denied. Check" in outcome.err, outcome.err
+
+
+def test_a_file_of_a_run_without_permission_is_not_damaged(tmp_path: Path) -> None:
+    seal.write(tmp_path, "result.json", b"{}")
+    with denied(tmp_path / "result.json"), pytest.raises(PermissionError):
+        seal.check(tmp_path, "result.json")
+
+
+def test_a_folder_of_records_without_permission_is_not_empty(
+    tmp_path: Path, kdcache: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.build(tmp_path / "c", lab.keys(8), range(2))
+    stat = Path.stat
+
+    def refused(path: Path, **options: Any) -> os.stat_result:
+        if "v0001" in path.parts:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", refused)
+    outcome = kdcache("status", tmp_path / "c")
+    assert (outcome.code, "Permission denied. Check" in outcome.err) == (1, True), outcome.err
