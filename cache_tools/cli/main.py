@@ -158,11 +158,12 @@ def _load(entry: EntryPoint) -> Command:
 
 
 def _guarded(command: Command) -> Command:
-    """Wrap a command: its arguments are checked, every error becomes a message and an exit code."""
+    """Wrap a command: arguments and environment are checked, errors become messages and codes."""
 
     @functools.wraps(command)
     def run(**arguments: Any) -> None:
         with guard.edge():
+            disk_cache.check_environment()
             command(**{name: guard.argument(name, value) for name, value in arguments.items()})
 
     return run

@@ -303,6 +303,19 @@ def _used_at(path: Path) -> float:
         return 0.0
 
 
+def check_environment() -> None:
+    """Raise UsageError unless the variables of the environment, if set, have values of their kind.
+
+    A command checks them at its start: one that reads no URL would pass over them.
+    """
+    parse_size(os.environ.get(LIMIT) or "0")
+    if (path := DiskCache().path).exists() and not path.is_dir():
+        raise UsageError(
+            f"{FOLDER}={os.environ.get(FOLDER, '')} is no folder: {path} is a file. Set it, or "
+            "pass --data-cache, as in --data-cache ~/.cache/kdcache."
+        )
+
+
 def parse_size(text: str) -> int:
     """Parse a size such as 200GB, 1.5T or 0 into bytes; UsageError when it is none."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip().upper())

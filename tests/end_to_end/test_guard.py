@@ -231,3 +231,25 @@ def test_no_secret_leaves_in_any_text(
     assert "s3cr3t" not in said.out + said.err
     assert "https://host/c.zarr" in said.out
     assert "https://host/c.zarr" in said.err
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("KDCACHE_CACHE_LIMIT", "abc", "KDCACHE_CACHE_LIMIT=abc is no size. Write it as 200GB"),
+        ("KDCACHE_CACHE", __file__, f"KDCACHE_CACHE={__file__} is no folder"),
+    ],
+)
+def test_a_variable_of_a_wrong_value_is_named_where_it_is_not_used(
+    name: str,
+    value: str,
+    message: str,
+    cache: Path,
+    kdcache: Command,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(name, value)
+    done = kdcache("info", cache)
+    assert done.code == 2
+    assert message in done.err
+    assert kdcache("--help").code == kdcache("info", "--help").code == 0
