@@ -23,6 +23,8 @@ from cache_tools.storage import paths, system_errors
 from cache_tools.version import __version__
 
 INTERRUPTED = 130
+_reserve = [bytearray(2**20)]
+"""Memory for the message that there is none left."""
 
 
 @contextlib.contextmanager
@@ -44,6 +46,7 @@ def edge() -> Iterator[None]:
     except BrokenPipeError:  # the reader of our stdout went away, as `| head` does
         _drop_stdout()
     except Exception as error:
+        _reserve.clear()
         if (known := system_errors.explained(error)) is not None:
             _fail(known)
         traceback.print_exc()

@@ -75,6 +75,13 @@ def main() -> None:
     option, rest = _data_cache(sys.argv[1:])
     called = next((a for a in rest if not a.startswith("-")), None)
     with guard.edge():
+        try:
+            Path.cwd()
+        except FileNotFoundError:  # in which libraries end the process
+            raise UsageError(
+                "the current folder was removed. Change to one that exists (cd), and run the same "
+                "command again."
+            ) from None
         _application(called)(option + rest, prog_name="kdcache")
 
 

@@ -10,18 +10,19 @@ from cache_tools.errors import UsageError
 
 _FAILED_ALLOCATION = re.compile(
     r"out of memory|not enough memory|can't allocate memory|ALLOC(ATION)?_FAILED"
-    r"|CU(BLAS|DNN)_STATUS_NOT_INITIALIZED|valid cuDNN algorithm",
+    r"|failed to map segment|CU(BLAS|DNN)_STATUS_NOT_INITIALIZED|valid cuDNN algorithm",
     re.IGNORECASE,
 )
-"""Texts of the allocators of CUDA and the CPU, cuBLAS, cuDNN, cuSOLVER and cuFFT. A handle that
-cannot be created for lack of memory is "not initialized"."""
+"""Texts of the allocators of CUDA and the CPU, the loader of libraries, cuBLAS, cuDNN, cuSOLVER,
+cuFFT. A handle that cannot be created for lack of memory is "not initialized"."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return True if an allocation failed, so that less work at once may succeed."""
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
         return True
-    return isinstance(error, RuntimeError) and bool(_FAILED_ALLOCATION.search(str(error)))
+    told = isinstance(error, (RuntimeError, ImportError))
+    return told and bool(_FAILED_ALLOCATION.search(str(error)))
 
 
 def too_small(student: str, error: BaseException) -> UsageError:

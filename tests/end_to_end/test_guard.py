@@ -12,6 +12,7 @@ import pytest
 
 from cache_tools.cli import guard
 from cache_tools.cli.options import emit
+from cache_tools.storage import system_errors
 from pipeline.engines import process
 from tests.helpers import lab
 from tests.helpers.outcome import Outcome
@@ -194,6 +195,38 @@ def test_a_file_that_is_no_text_is_named(
     with pytest.raises(SystemExit), guard.edge():
         path.read_text(encoding="utf-8")
     assert str(path) in capsys.readouterr().err
+
+
+_NO_MEMORY = """
+import resource
+from cache_tools.cli import guard
+with guard.edge():
+    taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (taken + 2**26, taken + 2**26))
+    kept = []
+    while True:
+        kept.append(bytearray(64))
+"""
+
+
+def test_there_is_memory_left_for_the_message_that_there_is_none() -> None:
+    command = [sys.executable, "-c", _NO_MEMORY]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("KdcacheError: there is not enough memory"), ended.stderr
+
+
+def test_a_library_that_does_not_fit_is_no_fault_of_ours() -> None:
+    error = ImportError("libtorch_cpu.so: failed to map segment from shared object")
+    assert "not enough memory" in str(system_errors.explained(error))
+
+
+def test_a_current_folder_that_was_removed_is_named(tmp_path: Path) -> None:
+    leave = "mkdir gone && cd gone && rmdir ../gone && exec"
+    command = ["sh", "-c", f"{leave} {FOLDER / 'kdcache'} info /nowhere"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert "the current folder was removed. Change to one that exists" in ended.stderr
 
 
 def test_a_fault_of_ours_is_a_traceback_to_report(capsys: pytest.CaptureFixture[str]) -> None:
