@@ -20,6 +20,7 @@ SLOWEST = 2**14
 """Bytes per second below which a request fails."""
 _PIECE = 2**16
 _RANGE = re.compile(r"bytes=(\d+)-(\d+)")
+_BEGIN = re.compile(r"bytes (\d{1,20})-")
 
 
 class RefusedResponse(ClientPayloadError):
@@ -33,12 +34,17 @@ class BoundedResponse(ClientResponse):
         """Read the requested bytes of the body.
 
         Raises:
-            ClientPayloadError: It is compressed, or a page of more than MAX_PAGE bytes.
+            ClientPayloadError: It is compressed, of another range, or a page of more than MAX_PAGE
+                bytes.
             TimeoutError: It comes more slowly than SLOWEST.
         """
         if self._body is None:
             found = _RANGE.fullmatch(self.request_info.headers.get("Range", ""))
             first, last = map(int, found.groups()) if found else (0, MAX_PAGE)
+            begin = _BEGIN.match(self.headers.get("Content-Range", ""))
+            if found and self.status == 206 and begin and int(begin[1]) != first:
+                self.close()
+                raise RefusedResponse(f"bytes from {begin[1]} on came, {first} on were requested")
             skipped = first if self.status == 200 else 0
             wanted = last + 1 - first
             async with timeout(SILENCE + (skipped + wanted) / SLOWEST):

@@ -34,6 +34,12 @@ _NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
 _WRONG_TLS = (*_NO_TLS, "CERTIFICATE_VERIFY_FAILED")
 _REFUSED = ("RefusedResponse", "TooManyRedirects", "RedirectClientError")
 """Ends of the names of errors of aiohttp that depend on the server's response alone."""
+_REASONS = {
+    "TooManyRedirects": "its redirects do not end",
+    "RedirectClientError": "it redirects to what is no http(s) URL",
+    "TimeoutError": "no answer in time",
+}
+"""Reasons of errors whose own text is none, by the end of their name."""
 _HUB = ("GatedRepoError", "RepositoryNotFoundError")
 """Errors of huggingface_hub for a repository without access; the first is one of the second."""
 _CAUSES = 8
@@ -112,7 +118,10 @@ class FsspecClient:
         if info.get("type") == "directory":
             return None
         if info.get("size") is None:
-            raise DataError(f"the server sends no size of {self._name(name)}.")
+            raise DataError(
+                f"the server sends no size of {self._name(name)}: it compresses the file, or makes "
+                "it anew. Serve a folder of plain files, with a Content-Length, or copy it here."
+            )
         version = next((str(info[key]) for key in _VERSIONS if info.get(key)), "")
         return int(info["size"]), version
 
@@ -248,7 +257,7 @@ class FsspecClient:
                 failure = _cause(error)
                 if isinstance(failure, FileNotFoundError):
                     raise
-            reason = str(failure) or type(failure).__name__
+            reason = _text(failure)
             # a name that was found before is looked up again: the network fails, not the URL
             unknown = not self._answered and _is_unknown_host(failure)
             if _is_final(failure) or unknown or attempt == TRIES:
@@ -260,6 +269,15 @@ class FsspecClient:
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
         raise AssertionError("unreachable")
+
+
+def _text(error: Exception) -> str:
+    """Return the reason for an error in words."""
+    kind = type(error).__name__
+    for end, reason in _REASONS.items():
+        if kind.endswith(end) and not (end == "TimeoutError" and str(error)):
+            return reason
+    return str(error) or kind
 
 
 def _cause(error: Exception) -> Exception:
