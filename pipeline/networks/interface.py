@@ -6,14 +6,16 @@ that its library has.
 Shapes: B pictures, C classes, S pixels a side.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from cache_tools.errors import UsageError
+from cache_tools.errors import TeacherError, UsageError
 from cache_tools.runtime.device_memory import is_out_of_memory
 
 _DEFAULTS = {
@@ -106,6 +108,53 @@ def measure(model: nn.Module) -> nn.Module:
             raise
         config["fixed_input_size"] = True
     return model
+
+
+def check_config(config: Any, where: Path) -> None:
+    """Raise TeacherError if the `pretrained_cfg` in a config.json has what timm passes over.
+
+    Keys that are absent or null are timm's defaults; others must be of their kind, and finite.
+    """
+    found = config.get("pretrained_cfg") if isinstance(config, dict) else None
+    for key, (expected, holds) in _PREPROCESSING.items():
+        value = found.get(key) if isinstance(found, dict) else None
+        if value is not None and not holds(value):
+            raise TeacherError(
+                f"{where}: pretrained_cfg.{key} is {value!r}, expected {expected}. Correct it, or "
+                "remove it for the default of the network."
+            )
+
+
+def _is_number(value: Any, least: float = -math.inf) -> bool:
+    return type(value) in (int, float) and least < value < math.inf
+
+
+def _are_numbers(value: Any, least: float = -math.inf) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) in (1, 3)
+        and all(_is_number(one, least) for one in value)
+    )
+
+
+def _is_size(value: Any) -> bool:
+    return _are_numbers(value, 0) and len(value) == 3 and all(type(one) is int for one in value)
+
+
+_FILTERS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random")
+_MODES = ("center", "squash", "border")
+_PREPROCESSING: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(("input_size", "test_input_size"), ("[3, height, width]", _is_size)),
+    **dict.fromkeys(
+        ("crop_pct", "test_crop_pct"), ("a number above 0", lambda value: _is_number(value, 0))
+    ),
+    "mean": ("three numbers", _are_numbers),
+    "std": ("three numbers above 0", lambda value: _are_numbers(value, 0)),
+    "interpolation": (f"one of {', '.join(_FILTERS)}", lambda value: value in _FILTERS),
+    "crop_mode": (f"one of {', '.join(_MODES)}", lambda value: value in _MODES),
+    "fixed_input_size": ("true or false", lambda value: type(value) is bool),
+}
+"""Key of timm's `pretrained_cfg` → what it must be, in words, and the check."""
 
 
 def _probe(model: nn.Module, size: int) -> Tensor:

@@ -96,6 +96,7 @@ def _config(path: Path) -> dict[str, Any]:
         return {}
     except (OSError, ValueError) as error:
         raise TeacherError(f"cannot read {path.parent / 'config.json'}: {error}.") from None
+    interface.check_config(config, path.parent / "config.json")
     return config if isinstance(config, dict) else {}
 
 

@@ -101,6 +101,7 @@ def _from_folder(folder: Path, architecture: str = "") -> tuple[str, nn.Module]:
             raise UsageError(f"{folder} is of transformers: name it as transformers:{folder}.")
         if not isinstance(config["architecture"], str):
             raise TypeError(f"its architecture is {config['architecture']!r}")
+        interface.check_config(config, folder / "config.json")
         if not (folder / "model.safetensors").is_file():
             raise FileNotFoundError(f"{folder}/model.safetensors is not there")
         check_safetensors(folder / "model.safetensors")

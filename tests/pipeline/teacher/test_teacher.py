@@ -232,6 +232,27 @@ def test_an_architecture_that_is_no_name_is_refused(teacher: Path, tmp_path: Pat
         teachers.load(str(folder), 32, "fp32")
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("crop_pct", "x"), ("crop_pct", 0), ("test_crop_pct", True), ("mean", "x"),
+        ("mean", [0.5, 0.5]), ("std", [1, 1, 0]), ("std", [1, "a", 1]), ("input_size", [3, 32]),
+        ("test_input_size", [3, -1, 32]), ("interpolation", 7), ("interpolation", "nosuch"),
+        ("crop_mode", []), ("fixed_input_size", "x"),
+    ],
+)  # fmt: skip
+def test_preprocessing_of_a_wrong_type_is_named(
+    teacher: Path, tmp_path: Path, key: str, value: object
+) -> None:
+    folder = Path(shutil.copytree(teacher, tmp_path / "teacher"))
+    config = json.loads((folder / "config.json").read_text())
+    config["pretrained_cfg"][key] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    for path in (folder, folder / "model.safetensors"):
+        with pytest.raises(TeacherError, match=rf"config.json: pretrained_cfg.{key} is .* Correct"):
+            teachers.load(str(path), 32, "fp32")
+
+
 @pytest.mark.parametrize("wrong", [{"model_args": [1]}, {"pretrained_cfg": []}])
 def test_lists_in_place_of_tables_are_refused(
     teacher: Path, tmp_path: Path, wrong: dict[str, Any]
