@@ -27,6 +27,12 @@ _OWN = re.compile(
 _NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES)
 """Errors of CIFS, VirtualBox and some FUSE at the fsync of a folder, which they do not have."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+STEPS = {
+    errno.EMFILE: "Raise the limit of open files (ulimit -n).",
+    errno.EFBIG: "Raise the limit of a file's size (ulimit -f), or choose another disk.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+}
+"""Next step where neither the path nor its permissions are wrong."""
 _STALE_SECONDS = 3600.0
 _held = threading.local()
 """Lock files that a thread holds, `identities`: device and inode."""
@@ -323,6 +329,5 @@ def cannot_write(path: Path | str, error: OSError) -> KdcacheError:
             f"the disk is full: {path} was not written. What is committed is safe; "
             "make room and run the same command again."
         )
-    return KdcacheError(
-        f"cannot write {path}: {error.strerror}. Check the path and its permissions."
-    )
+    step = STEPS.get(error.errno or 0, "Check the path and its permissions.")
+    return KdcacheError(f"cannot write {path}: {error.strerror}. {step}")

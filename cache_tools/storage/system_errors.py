@@ -63,10 +63,9 @@ def explained(error: BaseException, path: Path | None = None) -> KdcacheError | 
     if isinstance(error, UnicodeError):
         return KdcacheError(f"a text is not UTF-8 ({where}): {_line(error)}. {_AGAIN}")
     reason = getattr(error, "strerror", None) or _line(error) or "it ends too early"
-    return KdcacheError(
-        f"cannot read or write {where}: {reason}. Check the path, its permissions and the disk. "
-        f"{_AGAIN}"
-    )
+    named = (step for code, step in atomic.STEPS.items() if os.strerror(code) in reason)
+    step = next(named, "Check the path, its permissions and the disk.")
+    return KdcacheError(f"cannot read or write {where}: {reason}. {step} {_AGAIN}")
 
 
 def _line(error: BaseException) -> str:

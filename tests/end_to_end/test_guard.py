@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from cache_tools.cli import guard
 from cache_tools.cli.options import emit
@@ -142,6 +143,12 @@ def test_a_narrow_encoding_changes_no_exit_code(cache: Path) -> None:
         (RuntimeError("[enforce fail] No space left on device (os error 28)"), "the disk is full"),
         (OSError(122, "Disk quota exceeded"), "the disk is full"),
         (OSError(116, "Stale file handle", "/data/x"), "write /data/x: Stale file handle"),
+        (
+            OSError(24, "Too many open files", "/data/x"),
+            "open files. Raise the limit of open files",
+        ),
+        (SafetensorError("I/O error: File too large (os error 27)"), "file's size (ulimit -f)"),
+        (OSError(36, "File name too long", "/data/x"), "too long. Choose a shorter name"),
         (MemoryError("Unable to allocate 3 TiB"), "not enough memory: Unable to allocate 3 TiB"),
         (MemoryError(), "not enough memory: MemoryError. Pass"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "not enough memory: Default"),
