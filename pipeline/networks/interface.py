@@ -130,11 +130,7 @@ def _is_number(value: Any, least: float = -math.inf) -> bool:
 
 
 def _are_numbers(value: Any, least: float = -math.inf) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) in (1, 3)
-        and all(_is_number(one, least) for one in value)
-    )
+    return isinstance(value, list) and value != [] and all(_is_number(v, least) for v in value)
 
 
 def _is_size(value: Any) -> bool:
@@ -148,8 +144,8 @@ _PREPROCESSING: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(
         ("crop_pct", "test_crop_pct"), ("a number above 0", lambda value: _is_number(value, 0))
     ),
-    "mean": ("three numbers", _are_numbers),
-    "std": ("three numbers above 0", lambda value: _are_numbers(value, 0)),
+    "mean": ("a number for each channel", _are_numbers),
+    "std": ("a number above 0 for each channel", lambda value: _are_numbers(value, 0)),
     "interpolation": (f"one of {', '.join(_FILTERS)}", lambda value: value in _FILTERS),
     "crop_mode": (f"one of {', '.join(_MODES)}", lambda value: value in _MODES),
     "fixed_input_size": ("true or false", lambda value: type(value) is bool),
