@@ -54,6 +54,12 @@ def init_run(
         UsageError: The folder holds another run.
         CacheDamaged: The run is finished, and a file of it has changed since or is missing.
     """
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:  # safetensors could not open what is trained
+        raise UsageError(
+            f"{str(folder)!r} is no name in UTF-8, as networks need it. Choose another --out."
+        ) from None
     config = _config(recipe, inputs)
     atomic.sweep(folder)
     if (folder / "config.json").is_file() or seal.lists(folder, "config.json"):

@@ -110,17 +110,19 @@ class RemoteShards:
                 data = self._part(where, offset, offset + length)
             if zlib.crc32(data) == crc:
                 return data
-        now = self._remote.stat(shard.name)
-        if now != (shard.size, shard.version):
-            raise DataError(
-                f"{self._remote.url}/{shard.name} has changed since this run opened it. Run the "
-                "same command again: it checks whether the new shard matches."
-            )
+        self._check_unchanged(shard)
         raise DataError(
             f"{self._remote.url}/{shard.name}: the bytes at {offset:,} are not those of its index. "
             f"Remove the index ({shard.name}{tar_index.SUFFIX} there and "
             f"{self._folder.path} here), or write the shard again."
         )
+
+    def _check_unchanged(self, shard: Shard) -> None:
+        if self._remote.stat(shard.name) != (shard.size, shard.version):
+            raise DataError(
+                f"{self._remote.url}/{shard.name} has changed since this run opened it. Run the "
+                "same command again: it checks whether the new shard matches."
+            )
 
     def _part(self, where: int, begin: int, end: int) -> bytes:
         shard = self.shards[where]
@@ -157,6 +159,7 @@ class RemoteShards:
             if (index := self._known(shard, beside=False)) is not None:  # of another process
                 return index
             self._remote.download(shard.name, shard.size, partial, done)
+            self._check_unchanged(shard)  # its pieces would be of two shards
             with partial.open("rb") as file:
                 index = tar_index.scan(file, f"{self._remote.url}/{shard.name}", checksums=True)
             self._folder.store_index(shard.key, index.pack())

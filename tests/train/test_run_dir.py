@@ -208,3 +208,9 @@ def test_a_folder_of_others_is_never_cleared(inputs: Inputs, tmp_path: Path) -> 
     with pytest.raises(UsageError, match="holds no run"):
         run_dir.init_run(tmp_path, RECIPE, inputs, fresh=True)
     assert (tmp_path / "notes.txt").exists()
+
+
+def test_a_name_that_is_not_utf_8_is_refused(inputs: Inputs, tmp_path: Path) -> None:
+    """Networks could be written below it, and not opened."""
+    with pytest.raises(UsageError, match=r"no name in UTF-8.* --out"):
+        run_dir.init_run(Path(os.fsdecode(b"caf\xe9")), RECIPE, inputs, fresh=False)

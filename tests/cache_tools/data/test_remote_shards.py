@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -233,6 +234,25 @@ def test_a_shard_that_changes_under_a_run_is_an_error(
     path.unlink()
     with pytest.raises(DataError, match="is gone"):
         images.read(50)
+
+
+def test_a_shard_that_changes_while_it_is_indexed_is_an_error(
+    server: RangeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, download = (
+        server.folder / "plain/digits-train-0000.tar",
+        fsspec_client.FsspecClient.download,
+    )
+
+    def replaced(self: fsspec_client.FsspecClient, *arguments: Any) -> None:
+        download(self, *arguments)
+        os.utime(path, (1, 1))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fsspec_client.FsspecClient, "download", replaced)
+        with pytest.raises(DataError, match="has changed since this run opened it"):
+            open_images(f"{server.url}/plain", "train")
+    assert len(open_images(f"{server.url}/plain", "train"))
 
 
 def test_a_server_without_ranges_serves_too(server: RangeServer, digits: Path) -> None:
