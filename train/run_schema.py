@@ -1,4 +1,4 @@
-"""What the JSON files of runs and sweeps contain: checked when they are read.
+"""Schemas of the JSON files of runs and sweeps, by which they are checked when they are read.
 
 Keys that are not listed here pass unchecked: a later kdcache may add some.
 """

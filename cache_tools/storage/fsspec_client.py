@@ -37,7 +37,7 @@ _REFUSED = ("RefusedResponse", "TooManyRedirects", "RedirectClientError")
 _REASONS = {
     "TooManyRedirects": "its redirects do not end",
     "RedirectClientError": "it redirects to what is no http(s) URL",
-    "TimeoutError": "no answer in time",
+    "TimeoutError": "no response in time",
 }
 """Reasons of errors whose own text is none, by the end of their name."""
 _HUB = ("GatedRepoError", "RepositoryNotFoundError")
