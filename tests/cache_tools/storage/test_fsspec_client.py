@@ -259,7 +259,7 @@ def test_a_slow_body_ends(
 ) -> None:
     monkeypatch.setattr(_Endless, "one_byte", True)
     monkeypatch.setattr(bounded_http, "timeout", lambda limit: timeout(limit / 1000))
-    with pytest.raises(DataError, match="no answer in time, at try 7 of 7"):
+    with pytest.raises(DataError, match="no response in time, at try 7 of 7"):
         fsspec_client.FsspecClient(endless).read("zarr.json", 2**20)
 
 
