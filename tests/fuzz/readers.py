@@ -364,16 +364,15 @@ def _responses(folder: Path) -> None:
 @contextlib.contextmanager
 def _answering(folder: Path) -> Iterator[str]:
     """A server that sends the bytes of a file, by the path of the request, and hangs up."""
-    server = socket.create_server(("127.0.0.1", 0))
+    server, ended = socket.create_server(("127.0.0.1", 0)), threading.Event()
 
     def serve() -> None:
-        while True:
+        while not ended.is_set():
             with contextlib.suppress(OSError):
                 asked, _ = server.accept()
                 with asked:
+                    asked.settimeout(5)
                     request = asked.recv(2**16).split(b"\r\n")[0].decode(errors="replace")
-                    if not request:
-                        return
                     method, path, *_ = [*request.split(" "), ""]
                     name = "HEAD" if method == "HEAD" else path.rpartition("/")[2] or "PAGE"
                     file = folder / name
@@ -385,6 +384,7 @@ def _answering(folder: Path) -> Iterator[str]:
     try:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
     finally:
+        ended.set()
         with socket.create_connection(server.getsockname()):
             pass
         thread.join(5)
