@@ -5,7 +5,7 @@ schema's metadata; others have a column of plain bytes. What can be meant in two
 https://huggingface.co/docs/datasets/about_dataset_features
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -79,6 +79,7 @@ def of_schema(schema: Any, columns: Columns, where: str) -> Layout:
     import pyarrow as pa
 
     features = _features(schema, where)
+    _check_names(schema, where)
     kinds = {field.name: field.type for field in schema}
     pictures = [name for name, kind in kinds.items() if _is_bytes(kind) or _has_bytes(kind)]
     classes = [name for name, kind in kinds.items()
@@ -136,6 +137,22 @@ _EXPECTED = {
     "label": "classes (integers or text)",
     "path": "paths (text)",
 }
+
+
+def _check_names(fields: Iterable[Any], where: str) -> None:
+    """Raise DataError unless the names of columns, and of what is in structs, are UTF-8."""
+    import pyarrow as pa
+
+    for field in fields:
+        try:
+            str(field.name)
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{where} has a column whose name is not UTF-8: {error.object!r:.100}. Write the "
+                "file again."
+            ) from None
+        if pa.types.is_struct(field.type):
+            _check_names(field.type, where)
 
 
 def _is_bytes(kind: Any) -> bool:

@@ -133,7 +133,10 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
             zips.check(archive.zip, path.stat().st_size, _MOST_EXPANSION, _LARGE, _MOST_LARGE)
             some = "logits" in archive.files
             ours = ("logits", "keys", "labels") if some else archive.files
-            return {name: archive[name] for name in ours if name in archive.files}
+            found = {name: archive[name] for name in ours if name in archive.files}
+            if other := [name for name, one in found.items() if not isinstance(one, np.ndarray)]:
+                raise ValueError(f"its member {other[0]!r} is no array of numpy")
+            return found
     check_safetensors(path)
     with safe_open(path, framework="np") as file:
         kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118

@@ -92,6 +92,15 @@ def test_two_columns_of_a_name(name: str, suffix: str, tmp_path: Path) -> None:
         open_images(str(source), "train")
 
 
+@pytest.mark.parametrize("name", ["bytes", "label"])
+def test_a_name_that_is_not_utf_8(name: str, tmp_path: Path) -> None:
+    made = pa.table({"image": [{"bytes": b"0", "path": "a"}], "label": ["x"]})
+    tables.arrow(source := tmp_path / "a.arrow", made)
+    source.write_bytes(source.read_bytes().replace(name.encode(), b"\xff" + name[1:].encode()))
+    with pytest.raises(DataError, match=r"a\.arrow has a column whose name is not UTF-8"):
+        open_images(str(source), "train")
+
+
 def test_a_description_that_cannot_be_read() -> None:
     schema = pa.schema([("image", pa.binary()), ("label", pa.int64())])
     for text in (b"{", b"[]", b'{"info": {"features": 3}}'):

@@ -1,6 +1,7 @@
 """Logits that somebody already has: in, held against what they were, and what is refused."""
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -215,3 +216,10 @@ def test_files_that_hold_no_logits_are_named(
     refused = kdcache("import", "dense", tmp_path / name, "--out", tmp_path / "c")
     assert (refused.code, "Traceback" in refused.err) == (1, False)
     assert message in " ".join(refused.err.split())
+
+
+def test_a_member_that_is_no_array_is_named(tmp_path: Path, kdcache: Callable[..., Any]) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("logits.npy", b"no array")
+    refused = kdcache("import", "dense", tmp_path / "a.npz", "--out", tmp_path / "c")
+    assert (refused.code, "member 'logits' is no array of numpy" in refused.err) == (1, True)
