@@ -312,6 +312,7 @@ def test_former_names_of_keys_are_read_and_the_new_ones_written(tmp_path: Path) 
 def test_a_run_with_former_names_goes_on(tmp_path: Path) -> None:
     recipe = training.load("digits", ["model_ema_decay=0.5"])
     former = {new: old for old, new in TrainRecipe.ALIASES.items()}
-    config = {"recipe": {former.get(k, k): v for k, v in asdict(recipe).items()}}
-    run_dir.write_json(tmp_path / "config.json", config)
-    assert run_dir.read_config(tmp_path) == {"recipe": asdict(recipe)}
+    rest = {"num_views": 4, "view_size": 32, "data": "data", "cache": "c.zarr"}
+    keys = {former.get(key, key): value for key, value in asdict(recipe).items()}
+    run_dir.write_json(tmp_path / "config.json", {"recipe": keys, **rest})
+    assert run_dir.read_config(tmp_path) == {"recipe": asdict(recipe), **rest}
