@@ -48,13 +48,13 @@ def add(folder: Path, name: str, data: bytes, note: str = NAME) -> None:
 
 
 def lists(folder: Path, name: str, data: bytes | None = None) -> bool:
-    """Return True if the file `name` has a digest, or, with `data`, if that is one of its digests.
+    """Return True if the file `name` has a digest, or, with `data`, if the newest one is of that.
 
     Raises:
         CacheDamaged: digests.json is damaged.
     """
     digests = _digests(folder)[0].get(name, [])
-    return bool(digests) if data is None else hashlib.sha256(data).hexdigest() in digests
+    return bool(digests) and (data is None or hashlib.sha256(data).hexdigest() == digests[-1])
 
 
 def check(folder: Path, name: str, stored_as: str = "", note: str = NAME) -> None:

@@ -162,7 +162,9 @@ def test_mistakes_are_explained(
         (tmp_path / name).mkdir()
         (tmp_path / name / "sweep.json").write_text(text)
     (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "config.json").write_text('{"recipe": {}}')
+    former = {"recipe": {"student": "a", "epochs": 1}, "num_views": 4, "view_size": 32}
+    former |= {"cache": "c.zarr", "data": "data"}
+    (tmp_path / "old" / "config.json").write_text(json.dumps(former))
     outcome = kdcache("report", *(a.format(cache=digits_cache, tmp=tmp_path) for a in arguments))
     assert outcome.code == code
     assert "Traceback" not in outcome.err
