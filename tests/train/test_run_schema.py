@@ -12,7 +12,6 @@ from cache_tools.errors import UsageError
 from train import run_dir, run_schema
 from train.data.inputs import open_inputs
 from train.recipe import TrainRecipe
-from train.sweep import cost
 from train.trainer import compare
 
 
@@ -80,11 +79,6 @@ def test_files_as_they_are_written_pass(name: str) -> None:
 
 def test_the_config_of_a_run_passes(written: Path) -> None:
     run_schema.check(written, json.loads(written.read_text()))
-
-
-def test_the_cost_of_a_sweep_is_of_the_schema() -> None:
-    """Lines of a cost need no key that the schema does not require."""
-    assert cost.lines(LEDGER)
 
 
 @pytest.mark.parametrize(
