@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 F4 = NDArray[np.float32]
 F8 = NDArray[np.float64]
 I1 = NDArray[np.int8]
+I2 = NDArray[np.int16]
 I4 = NDArray[np.int32]
 I8 = NDArray[np.int64]
 U1 = NDArray[np.uint8]
