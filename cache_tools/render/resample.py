@@ -31,8 +31,8 @@ def crop(picture: U1, top: int, left: int, height: int, width: int, flip: bool, 
     Flipped horizontally, columns of the result have the taps of those of the other end.
     """
     size = out.shape[0]
-    row_of, row_weights = _grouped(*taps(height, size), _LANES, False)
-    column_of, column_weights = _grouped(*taps(width, size), _COLUMNS, flip)
+    row_of, row_weights = taps(height, size, _LANES, False)
+    column_of, column_weights = taps(width, size, _COLUMNS, flip)
     pixels, pitch, result = picture.reshape(-1), 3 * picture.shape[1], out.reshape(size, -1)
     if width < _NARROWEST:
         pixels, pitch = _widened(picture, top, left, height, width), 3 * _NARROWEST
@@ -54,62 +54,69 @@ def crop(picture: U1, top: int, left: int, height: int, width: int, flip: bool, 
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def taps(length: int, size: int) -> tuple[I4, I4]:
-    """First source pixel [S] and weights in 1/2^14 [S, taps] of each output pixel of one axis."""
-    if length < size:
-        return _linear_taps(length, size)
-    count = min(length // size + 2, length)
-    first = np.empty(size, np.int32)
-    weights = np.zeros((size, count), np.int32)
-    for i in range(size):
-        # output pixel i covers [i·length, (i + 1)·length), source pixel k [k·size, (k + 1)·size)
-        begin, done = i * length, 0
-        first[i] = min(begin // size, length - count)
-        for k in range(count):
-            covered = min(max((first[i] + k + 1) * size - begin, 0), length)
-            share = (2 * covered * _ONE + length) // (2 * length)
-            weights[i, k] = share - done
-            done = share
-    return first, weights
+def taps(length: int, size: int, group: int, flip: bool) -> tuple[I4, I4]:
+    """First source pixel and weights in 1/2^14 of each output pixel of one axis, or of its flip.
 
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _linear_taps(length: int, size: int) -> tuple[I4, I4]:
-    """Taps of an axis that grows: the two source pixels nearest to the output pixel's centre."""
-    count = min(2, length)
-    first = np.empty(size, np.int32)
-    weights = np.zeros((size, count), np.int32)
-    for i in range(size):
-        # centre of output pixel i from that of source pixel 0, in 1/(2·size) of a source pixel
-        position = max((2 * i + 1) * length - size, 0)
-        first[i] = min(position // (2 * size), length - count)
-        share = min(position - 2 * size * first[i], 2 * size)
-        second = (2 * share * _ONE + 2 * size) // (4 * size)
-        weights[i, 0] = _ONE - second * (count - 1)
-        if count == 2:
-            weights[i, 1] = second
-    return first, weights
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _grouped(first: I4, weights: I4, group: int, flip: bool) -> tuple[I4, I4]:
-    """Make the number of results a multiple of `group`, by repeating the last one's taps.
+    The taps of the last one are repeated until their number is a multiple of `group`.
 
     Returns:
-        The first source pixel of each, and weights [groups, taps, group]. There are at least two
-        taps.
+        First source pixels, and weights [groups, taps, group]; there are at least two taps, of
+        which the second of an axis of one pixel has no weight.
     """
-    size, count = weights.shape
-    groups = -(-size // group)
-    firsts = np.empty(groups * group, np.int32)
-    grouped = np.zeros((groups, max(count, 2), group), np.int32)
-    for i in range(firsts.size):
-        k = min(i, size - 1)
-        k = size - 1 - k if flip else k
-        firsts[i] = first[k]
-        for tap in range(count):
-            grouped[i // group, tap, i % group] = weights[k, tap]
-    return firsts, grouped
+    count, groups = min(length // size + 2 if length >= size else 2, length), -(-size // group)
+    first = np.empty(groups * group, np.int32)
+    weights = np.zeros((groups, max(count, 2), group), np.int32)
+    for k in range(groups):
+        for lane in range(group):
+            at = min(group * k + lane, size - 1)
+            at = size - 1 - at if flip else at
+            if length >= size:
+                source = _area(at, length, size, count, weights[k, :, lane])
+            else:
+                source = _linear(at, length, size, count, weights[k, :, lane])
+            first[group * k + lane] = source
+    return first, weights
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _area(at: int, length: int, size: int, count: int, weights: I4) -> int:
+    """Write the weights of output pixel `at` of an axis that shrinks; return its first tap.
+
+    It covers [at·length, (at + 1)·length), where source pixel k covers [k·size, (k + 1)·size).
+    """
+    first, done = min(_floor(at * length, size), length - count), 0
+    end = first * size - at * length
+    for tap in range(count):
+        end += size
+        share = _floor(2 * min(max(end, 0), length) * _ONE + length, 2 * length)
+        weights[tap] = share - done
+        done = share
+    return first
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _linear(at: int, length: int, size: int, count: int, weights: I4) -> int:
+    """Write the weights of output pixel `at` of an axis that grows; return its first tap.
+
+    It is made of the two source pixels nearest to its centre.
+    """
+    # centre of the output pixel from that of source pixel 0, in 1/(2·size) of a source pixel
+    position = max((2 * at + 1) * length - size, 0)
+    first = min(_floor(position, 2 * size), length - count)
+    share = min(position - 2 * size * first, 2 * size)
+    second = _floor(2 * share * _ONE + 2 * size, 4 * size) if count == 2 else 0
+    weights[0], weights[1] = _ONE - second, second
+    return first
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _floor(value: int, divisor: int) -> int:
+    """Divide, rounding down; exact for values of less than 2^52.
+
+    A quotient that is no integer is 1/divisor or more below the next one, which is more than a
+    float is rounded by. Processors divide floats several times as fast as integers of 64 bits.
+    """
+    return int(value / divisor)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
