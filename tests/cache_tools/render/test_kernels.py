@@ -11,7 +11,7 @@ from PIL import Image, ImageFilter, ImageOps
 from timm.data import auto_augment as timm_ops
 from torchvision.transforms import functional
 
-from cache_tools.render import kernels, resample
+from cache_tools.render import kernels
 from cache_tools.views import ops
 from tests.helpers.pictures import EXTREMES, PHOTOGRAPHS, PICTURES, distance, fixed, ours
 
@@ -150,43 +150,6 @@ def test_blur_of_a_radius_of_ties_is_within_two_of_pillow(radius: float) -> None
 
 def test_blur_of_no_radius_changes_nothing() -> None:
     assert (ours(ops.BLUR, PHOTOGRAPHS[0], 0) == PHOTOGRAPHS[0]).all()
-
-
-@settings(max_examples=200)
-@given(*(st.integers(1, most) for most in (50, 200, 200)), st.booleans(), st.integers(0, 2**32 - 1))
-def test_a_box_has_the_bits_of_its_definition(
-    size: int, height: int, width: int, flip: bool, seed: int
-) -> None:
-    """Rows first, to 8 bits of fraction, then columns; the weights are `resample.taps`."""
-    assert_bits_of_definition(size, height, width, flip, seed)
-
-
-@pytest.mark.parametrize("flip", [False, True])
-@pytest.mark.parametrize("size", [1, 3, 15, 16, 17, 224])
-@pytest.mark.parametrize("sides", [(1, 1), (1, 300), (300, 1), (2, 5), (700, 5), (5, 700), (7, 6)])
-def test_narrow_and_long_boxes_have_the_bits_of_their_definition(
-    sides: tuple[int, int], size: int, flip: bool
-) -> None:
-    assert_bits_of_definition(size, *sides, flip, 0)
-
-
-def assert_bits_of_definition(size: int, height: int, width: int, flip: bool, seed: int) -> None:
-    """Compare a box at the end of a picture."""
-    picture = np.random.default_rng(seed).integers(0, 256, (height + 1, width + 4, 3), np.uint8)
-    around = np.zeros((size + 2, size, 3), np.uint8)
-    out = around[1:-1]
-    resample.crop(picture, 1, 4, height, width, flip, out)
-    top, by_row = resample.taps(height, size, 1, False)
-    left, by_column = resample.taps(width, size, 1, flip)
-    by_row, by_column = by_row[..., 0], by_column[..., 0]
-    box = np.pad(picture[1:, 4:].astype(np.int64), ((0, 1), (0, 1), (0, 0)))
-    assert (by_row.sum(1) == 16_384).all()
-    taps = np.arange(by_row.shape[1])
-    rows = (by_row[..., None, None] * box[top[:, None] + taps]).sum(axis=1) + 32 >> 6
-    taps = np.arange(by_column.shape[1])
-    columns = (by_column[..., None] * rows[:, left[:, None] + taps]).sum(axis=2) + (1 << 21) >> 22
-    assert (out == columns).all()
-    assert not around[[0, -1]].any()
 
 
 def test_operations_run_in_order() -> None:
