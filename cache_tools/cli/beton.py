@@ -1,5 +1,6 @@
 """`kdcache beton`: a data set as the container FFCV reads."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,6 +9,8 @@ import typer
 from cache_tools.cli.options import Json, emit
 from cache_tools.errors import UsageError
 from cache_tools.runtime.text import counted
+
+log = logging.getLogger("kdcache")
 
 if TYPE_CHECKING:
     from cache_tools.data.beton import Beton
@@ -43,9 +46,15 @@ def beton(
         raise UsageError(f"--split {split} is none of {', '.join(SPLITS)}.")
     if out.suffix != container.SUFFIX:
         raise UsageError(f"{out} does not end in {container.SUFFIX}: choose a name that does.")
-    if out.exists() and not fresh:
-        raise UsageError(f"{out} exists. Pass --fresh to replace it.")
-    found = facts(write(open_images(source, split), out, raw, threads))
+    images = open_images(source, split)
+    if not out.exists() or fresh:
+        written = write(images, out, raw, threads)
+    elif compare(images, out, raw, threads):
+        written = container.open_beton(out)
+        log.info("%s is complete; --fresh would write it again", out)
+    else:
+        raise UsageError(f"{out} exists and is not of these images. Pass --fresh to replace it.")
+    found = facts(written)
     if json_:
         emit(found)
     else:
@@ -61,6 +70,16 @@ def write(images: "ImageDataset", out: Path, raw: bool, threads: int = 0) -> "Be
     with progress.bar(f"write {out.name}", len(images), "images") as advance:
         container.write(images, out, raw, threads or cores.cpu_count(), advance)
     return container.open_beton(out)
+
+
+def compare(images: "ImageDataset", out: Path, raw: bool, threads: int) -> bool:
+    """Return whether an existing file is the one that `write` would write, with a progress bar."""
+    from cache_tools.data import beton as container
+    from cache_tools.runtime import progress
+    from cache_tools.runtime import threads as cores
+
+    with progress.bar(f"compare {out.name}", len(images), "images") as advance:
+        return container.holds(out, images, raw, threads or cores.cpu_count(), advance)
 
 
 def facts(written: "Beton") -> dict[str, Any]:

@@ -275,6 +275,46 @@ def write(
         raise atomic.cannot_write(out, error) from None
 
 
+def holds(
+    out: Path, images: ImageDataset, raw: bool, threads: int, done: Callable[[int], None]
+) -> bool:
+    """Return whether a file is, undamaged, what `write` would write; arguments as of `write`.
+
+    All images are read, but not decoded.
+
+    Raises:
+        DataError: An image cannot be read.
+    """
+    try:
+        there = open_beton(out)
+    except DataError:
+        return False
+    if there.names != images.names or (there.label_N != images.label_N).any():
+        return False
+
+    def same(number: int) -> bool:
+        data, row = images.read(number), there.rows_N[number]
+        mode = RAW if raw or not decode.is_plain_jpeg(data) else JPEG
+        encoded = bool(there.offset_N[number])
+        kept = encoded == (mode == JPEG or not raw)
+        if int(row["mode"]) != mode or not kept or int(row["digest"]) != sample_table.digest(data):
+            return False
+        try:
+            there.check(number)
+        except DataError:
+            return False
+        done(1)
+        return True
+
+    with ThreadPoolExecutor(threads) as pool:
+        return all(all(pool.map(same, numbers)) for numbers in _chunks(len(images)))
+
+
+def _chunks(count: int) -> Iterator[range]:
+    """Numbers of a bounded number of samples at a time."""
+    return (range(begin, min(begin + _CHUNK, count)) for begin in range(0, count, _CHUNK))
+
+
 @dataclass(frozen=True)
 class _Encoded:
     """One sample, ready to be written."""
@@ -359,8 +399,7 @@ def _write(
 
 def _encoded(images: ImageDataset, raw: bool, pool: ThreadPoolExecutor) -> Iterator[_Encoded]:
     """All samples in order, a bounded number of them in memory."""
-    for begin in range(0, len(images), _CHUNK):
-        numbers = range(begin, min(begin + _CHUNK, len(images)))
+    for numbers in _chunks(len(images)):
         yield from pool.map(lambda number: _encode(images, number, raw), numbers)
 
 

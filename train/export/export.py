@@ -9,6 +9,8 @@ The folder contains no path of the machine that wrote it, and is written whole o
 """
 
 import copy
+import filecmp
+import logging
 import os
 import re
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ from cache_tools.version import __version__
 from train import networks, run_dir, run_state
 from train.export import model_card
 
+log = logging.getLogger("kdcache")
 _FILES = {"config.json", "model.safetensors", "README.md"}
 Weights = Literal["model", "model-ema", "model-best"]
 
@@ -84,11 +87,13 @@ def read(folder: Path, weights: Weights, architecture: str = "") -> ExportedStud
 def write(student: ExportedStudent, out: Path, license_: str, fresh: bool) -> None:
     """Write the folder; `license_` is the Hub's name, or ""; `fresh` replaces an existing one.
 
+    One that has the same bytes is left as it is.
+
     Raises:
         UsageError: `out` exists and may not be replaced, or the licence is no name.
     """
     card = _card(student, license_, "local-dir:FOLDER")
-    _check_replaceable(out, fresh)
+    exported = _is_export(out)
     out, there = Path(os.path.realpath(out)), out.is_dir()
     atomic.sweep(out)
     with system_errors.writing(out):
@@ -97,6 +102,14 @@ def write(student: ExportedStudent, out: Path, license_: str, fresh: bool) -> No
             networks.save(student.model, building, copy.deepcopy(student.config))
             text = generate_readme(card, markdown.text(out.name))
             atomic.write(building / "README.md", text.encode())
+            if exported and not fresh:
+                if _same_files(building, out):
+                    log.info("%s is complete; --fresh would write it again", out)
+                    return
+                raise UsageError(
+                    f"{out} contains another student. Choose another --out, or pass --fresh to "
+                    "replace it."
+                )
             if there:
                 atomic.clear(out, building.name)
                 for path in building.iterdir():
@@ -192,19 +205,22 @@ def _card(student: ExportedStudent, license_: str, model_name: str) -> dict[str,
     return model_card.describe(student.facts, *named)
 
 
-def _check_replaceable(out: Path, fresh: bool) -> None:
-    """Raise UsageError unless `out` is new or, with `fresh`, an export."""
+def _is_export(out: Path) -> bool:
+    """Return whether `out` is an export; raise UsageError if it is neither that nor new."""
     if not out.exists():
-        return
+        return False
     if out.is_dir():
         names = {path.name for path in out.iterdir()}
         rest = {name for name in names if not atomic.is_temporary(name)}
         if not rest or (rest < names and rest < _FILES):  # new, or an export was killed
-            return
+            return False
     config = run_dir.read_json(out / "config.json") if (out / "config.json").is_file() else {}
     if "kdcache" not in config:
         raise UsageError(f"{out} exists and is no exported student. Choose another --out.")
-    if not fresh:
-        raise UsageError(
-            f"{out} contains a student. Choose another --out, or pass --fresh to replace it."
-        )
+    return True
+
+
+def _same_files(folder: Path, other: Path) -> bool:
+    """Return whether the other folder has all files of a folder, with the same bytes."""
+    names = [path.name for path in folder.iterdir()]
+    return len(filecmp.cmpfiles(folder, other, names, shallow=False)[0]) == len(names)

@@ -20,6 +20,9 @@ from cache_tools.spec.sample_table import SampleTable
 from cache_tools.spec.views import ViewSpec
 from cache_tools.views import draw
 from tests.helpers.jpegs import PHOTO
+from tests.helpers.outcome import Outcome
+
+Command = Callable[..., Outcome]
 
 COUNT = 4
 
@@ -81,6 +84,31 @@ class Rendered:
         rows = np.arange(COUNT)
         self._views.render_many(rows, np.arange(COUNT + 1), self._params, [*out], at_V)
         return out
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png"])
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_file_that_is_complete_is_left_as_it_is(
+    tmp_path: Path, kdcache: Command, kind: str, raw: bool
+) -> None:
+    """A kill just before the command ends leaves a complete file: the same command ends well."""
+    pictures(tmp_path / "a", kind)
+    out = tmp_path / "x.beton"
+    command = ("beton", tmp_path / "a", out, *["--raw"][: int(raw)])
+    assert kdcache(*command).code == 0
+    before = out.read_bytes(), out.stat().st_mtime_ns
+    assert kdcache(*command).code == 0
+    assert (out.read_bytes(), out.stat().st_mtime_ns) == before
+    other = ("beton", tmp_path / "a", out, *["--raw"][int(raw) :])
+    assert "--fresh" in kdcache(*other).err
+    pictures(tmp_path / "b", kind, changed=2, step=1)
+    assert "--fresh" in kdcache("beton", tmp_path / "b", *command[2:]).err
+    with out.open("r+b") as file:
+        file.seek(int(beton.open_beton(out).rows_N["ptr"][1]) + 9)
+        file.write(b"?!")
+    assert kdcache(*command).code == 2
+    assert kdcache(*command, "--fresh").code == 0
+    assert out.read_bytes() == before[0]
 
 
 def test_pixels_that_change_between_epochs_are_refused(tmp_path: Path) -> None:

@@ -266,7 +266,10 @@ def test_an_export_into_a_folder_that_was_killed_is_made_again(
     assert kdcache("export", finished, "--out", out).code == 0
     assert {path.name for path in out.iterdir()} == whole
     killed.mkdir()
-    assert "--fresh" in kdcache("export", finished, "--out", out).err  # it is whole
+    before = (out / "model.safetensors").stat().st_mtime_ns
+    assert kdcache("export", finished, "--out", out).code == 0  # it is whole
+    assert (out / "model.safetensors").stat().st_mtime_ns == before
+    assert "--fresh" in kdcache("export", finished, "--out", out, "--license", "mit").err
     (out / "notes.txt").touch()
     (out / "config.json").unlink()
     assert "is no exported student" in kdcache("export", finished, "--out", out, "--fresh").err
