@@ -12,12 +12,12 @@ import traceback
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 import typer
 
 from cache_tools.errors import KdcacheError, UsageError
-from cache_tools.runtime import text
+from cache_tools.runtime import signals, text
 from cache_tools.runtime.secrets import redact
 from cache_tools.storage import paths, system_errors
 from cache_tools.version import __version__
@@ -40,12 +40,14 @@ def edge() -> Iterator[None]:
     except (typer.Exit, typer.Abort, typer.BadParameter):
         raise
     except KeyboardInterrupt as signal:
-        safe = "Interrupted. What is finished is safe; run the same command again to go on."
-        say(str(signal) or safe)
-        sys.exit(INTERRUPTED)
+        _end_interrupted(str(signal))
     except BrokenPipeError:  # the reader of our stdout went away, as `| head` does
         _drop_stdout()
+        if signals.is_interrupted():  # with its whole group
+            _end_interrupted()
     except Exception as error:
+        if signals.is_interrupted():  # a library made this error of it
+            _end_interrupted()
         _reserve.clear()
         if (known := system_errors.explained(error)) is not None:
             _fail(known)
@@ -106,6 +108,13 @@ def say(message: str) -> None:
     """Print to stderr, if anything reads it; characters that control a terminal are escaped."""
     with contextlib.suppress(OSError):
         print(text.message(redact(message)), file=sys.stderr)
+
+
+def _end_interrupted(message: str = "") -> NoReturn:
+    if os.environ.get("KDCACHE_DEBUG"):
+        traceback.print_exc()
+    say(message or "Interrupted. What is finished is safe; run the same command again to go on.")
+    sys.exit(INTERRUPTED)
 
 
 def _fail(error: KdcacheError) -> None:

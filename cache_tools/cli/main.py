@@ -61,9 +61,11 @@ def console() -> None:
     """Entry point of the console script."""
     for number in signals.handled():
         signal.signal(number, signals.interrupt)
+    signals.raise_dropped_again()
     try:
         main()
     finally:  # only the interpreter's own end is left: no Ctrl-C there is worth a traceback
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)

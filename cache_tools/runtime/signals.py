@@ -1,5 +1,10 @@
 """Turn SIGINT, SIGTERM, SIGUSR1 and SIGHUP into a flag that long loops poll between two steps.
 
+Outside of such loops a signal raises KeyboardInterrupt, where some libraries lose it: called back
+from C, as by LLVM when it has compiled a function, they cannot pass it on, and it is dropped;
+others turn it into an error of their own. A dropped one is raised again (`raise_dropped_again`),
+and the error that follows one is its consequence (`is_interrupted`).
+
 `sbatch --signal=USR1@60` sends SIGUSR1 ahead of the end of a job's time, a terminal that is closed
 SIGHUP; `nohup` has the latter ignored, and it stays so. A signal to a whole group
 comes again from the launcher or the parent, which pass it on: both are one.
@@ -7,6 +12,7 @@ comes again from the launcher or the parent, which pass it on: both are one.
 
 import math
 import signal
+import sys
 import threading
 import time
 from types import FrameType, TracebackType
@@ -15,6 +21,8 @@ from typing import Any
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 PASSED_ON = 2.0
 """Seconds after a signal in which the next one is that one again."""
+_DELAY = 0.05
+"""Seconds after which a dropped KeyboardInterrupt is raised again."""
 
 
 def handled() -> list[signal.Signals]:
@@ -26,7 +34,33 @@ def handled() -> list[signal.Signals]:
 def interrupt(number: int, frame: FrameType | None) -> None:
     """Handle a signal outside of long loops as Ctrl-C."""
     if not StopRequest.is_passed_on():
+        StopRequest.interrupted_by = number
         raise KeyboardInterrupt
+
+
+def raise_dropped_again() -> None:
+    """Have each KeyboardInterrupt that Python would print and drop raised again, a moment later."""
+    signal.signal(signal.SIGALRM, _interrupt_again)
+    sys.unraisablehook = _unraisable
+
+
+def _unraisable(dropped: "sys.UnraisableHookArgs") -> None:
+    if issubclass(dropped.exc_type, KeyboardInterrupt):
+        signal.setitimer(signal.ITIMER_REAL, _DELAY)
+    else:
+        sys.__unraisablehook__(dropped)
+
+
+def _interrupt_again(number: int, frame: FrameType | None) -> None:
+    StopRequest._acted_upon = -math.inf
+    signal.raise_signal(StopRequest.interrupted_by or signal.SIGINT)
+
+
+def is_interrupted() -> bool:
+    """Return whether a signal interrupted this process, which ends: none is raised again."""
+    if StopRequest.interrupted_by:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    return StopRequest.interrupted_by != 0
 
 
 class StopRequest:
@@ -34,6 +68,8 @@ class StopRequest:
 
     received = ""
     """Name of the first signal, "" before."""
+    interrupted_by = 0
+    """Number of the last signal that raised KeyboardInterrupt in this process, 0 before."""
     _acted_upon = -math.inf
 
     def __init__(self) -> None:
@@ -58,6 +94,7 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         passed_on = self.is_passed_on()
         if self.requested and not passed_on:
+            StopRequest.interrupted_by = number
             raise KeyboardInterrupt
         self.requested = True
         self.received = self.received or signal.Signals(number).name

@@ -79,10 +79,13 @@ def main(cores: int, pipe: Connection) -> None:
     threads.limit(cores)
     with contextlib.suppress(KeyboardInterrupt, EOFError, BrokenPipeError):
         signal.signal(signal.SIGTERM, signals.interrupt)
+        signals.raise_dropped_again()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         try:
             _serve(pipe, messages.send)
         except Exception as error:
+            if signals.is_interrupted():
+                return
             if (known := system_errors.explained(error)) is None:
                 raise
             messages.send(Error(known))

@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +18,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [100.0]
     monkeypatch.setattr(signals, "time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(StopRequest, "_acted_upon", 0.0)
+    monkeypatch.setattr(StopRequest, "interrupted_by", 0)
     return now
 
 
@@ -65,3 +69,67 @@ def test_a_closed_terminal_stops_a_command_unless_it_is_below_nohup(clock: list[
             assert not stop.requested
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+_IN_A_CALLBACK = """
+import ctypes, os, signal, sys, time
+from cache_tools.cli import main
+
+number, then = sys.argv[1:]
+
+@ctypes.CFUNCTYPE(None)
+def callback():
+    os.kill(os.getpid(), int(number))
+    for _ in range(9):  # the handler runs between two of these
+        pass
+
+def command():
+    callback()
+    try:
+        if then == "wait":
+            time.sleep(20)
+        raise {"error": RuntimeError, "pipe": BrokenPipeError}[then]
+    finally:
+        print("left")
+
+main._load = lambda entry: command
+sys.argv[1:] = ["info"]
+main.console()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("then", ["wait", "error", "pipe"])
+def test_a_signal_within_a_callback_of_c_is_not_lost(number: int, then: str) -> None:
+    """ctypes drops the KeyboardInterrupt; what the library does next is not its cause."""
+    command = [sys.executable, "-c", _IN_A_CALLBACK, str(int(number)), then]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=15)
+    assert (ended.returncode, ended.stdout) == (130, "left\n"), ended.stderr
+    assert ended.stderr.startswith("Interrupted. What is finished is safe"), ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+_WHILE_COMPILING = """
+import os, signal
+from numba.core.codegen import CPUCodeLibrary
+from cache_tools.cli import main
+
+compiled = CPUCodeLibrary._object_compiled_hook.__func__
+
+def interrupted(cls, *arguments):
+    os.kill(os.getpid(), signal.SIGINT)
+    compiled(cls, *arguments)
+
+CPUCodeLibrary._object_compiled_hook = classmethod(interrupted)
+main.console()
+"""
+
+
+def test_an_interrupt_while_code_is_compiled_ends_the_command(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _WHILE_COMPILING, "demo", str(tmp_path / "demo")]
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "compiled")}
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert ended.returncode == 130, ended.stderr
+    assert "Interrupted. What is finished is safe" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert "Exception ignored" not in ended.stderr

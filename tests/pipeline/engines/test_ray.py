@@ -180,14 +180,19 @@ class Drivers:
     words: list[str]
     out: Path
     log: Path
+    started: contextlib.ExitStack
+    """Ends each driver that still runs, and closes its pipe."""
 
     def start(self, *more: str) -> subprocess.Popen[str]:
         """Start one in a group of its own."""
         with self.log.open("a") as stderr:
-            return subprocess.Popen(
+            driver = subprocess.Popen(
                 [KDCACHE, *self.words, *more], stderr=stderr, stdout=subprocess.PIPE, text=True,
                 env=HERE, start_new_session=True,
             )  # fmt: skip
+        self.started.enter_context(driver)
+        self.started.callback(driver.kill)
+        return driver
 
     @property
     def parts(self) -> int:
@@ -216,10 +221,11 @@ class Drivers:
 
 
 @pytest.fixture
-def drivers(digits: Path, teacher: Path, tmp_path: Path) -> Drivers:
+def drivers(digits: Path, teacher: Path, tmp_path: Path) -> Iterator[Drivers]:
     out = tmp_path / "c.zarr"
     words = [*arguments(digits, teacher, out, "--engine=ray"), *SIZE]
-    return Drivers(words, out, tmp_path / "log")
+    with contextlib.ExitStack() as started:
+        yield Drivers(words, out, tmp_path / "log", started)
 
 
 def named(process: psutil.Process, *names: str) -> bool:
