@@ -4,20 +4,34 @@ Integer arithmetic only, so that a pixel is the same on every processor. It mean
 `Image.transform` means, rounding towards zero where Pillow does: within 1 of 255 of it. A bilinear
 map has Pillow's very bits when Pillow is given the same matrix.
 
-A map is made line by line: first every pixel's neighbours are fetched, one by one, then sums of
-them are made in 32 bits, which the vector unit does. A map that moves pixels along one axis only,
-which shears and shifts do, needs no fetching: its four neighbours lie in four lines.
+A map is made line by line. Of a bicubic one the vector unit weights a point's sixteen pixels, four
+of a row at once; of a bilinear one, the same channel of many points. A map that moves pixels along
+one axis only, which shears and shifts do, needs no fetching: four neighbours lie in four lines.
 
-Shapes: H, W, 3 = rows, columns, RGB; contiguous. A pair is a pixel and its right neighbour in one
-word: bytes R G B 0 R G B 0.
+Shapes: H, W, 3 = rows, columns, RGB; contiguous. A word is a pixel, bytes R G B 0, and a pair a
+pixel and its right neighbour: R G B 0 R G B 0.
 """
 
 import numpy as np
 
-from cache_tools.numerics.array_types import I4, I8, U1, U4, U8
+from cache_tools.numerics.array_types import I2, I4, I8, U1, U4, U8
+from cache_tools.render import vectors
 from cache_tools.render.addresses import OK
 from cache_tools.storage.compiled import njit
 
+
+def _cubic_weights() -> I2:
+    """Compute weights of four neighbours, [1025, 4], in 1/2^14 and summing to 1."""
+    f = np.arange(1025)
+    g = 1024 - f
+    before, beyond = (-(product + 32768 >> 16) for product in (f * g * g, f * f * g))
+    after = f * ((1 << 20) + f * g) + 32768 >> 16
+    here = (1 << 14) - before - after - beyond
+    return np.stack([before, here, after, beyond], 1).astype(np.int16)
+
+
+_CUBIC = _cubic_weights()
+"""Weights of four neighbours, by the distance from the second in 1/1024 pixel."""
 _0, _8, _16, _32 = np.uint32(0), np.uint32(8), np.uint32(16), np.uint64(32)
 
 
@@ -97,15 +111,25 @@ def _along_rows(source: U1, matrix: I8, bicubic: bool, out: U1) -> None:
     """Map whole rows sideways; pixels outside of the source are left alone."""
     width = source.shape[1]
     lines, result = source.reshape(source.shape[0], -1), out.reshape(out.shape[0], -1)
-    padded = np.empty(3 * (width + 4), np.uint8)
+    padded = np.zeros(3 * (width + 4) + vectors.LANES, np.uint8)
+    averages = np.empty(3 * width + vectors.LANES, np.uint8)
+    weights = np.empty((4, vectors.LANES), np.int32)
     for y in range(out.shape[0]):
         first, last = _inside(source, matrix, y, width)
         if first == last:
             continue
         sx = matrix[1] * y + matrix[2]
         _pad(lines[y + (matrix[5] >> 16)], padded)
-        flat = padded[3 * (first + (sx >> 16) + 1) :]
-        _one_row(flat, _weights(sx & 65535, bicubic), result[y, 3 * first : 3 * last])
+        by = _weights(sx & 65535, bicubic)
+        for k in range(4):
+            weights[k] = by[k]
+        vectors.average_four(
+            padded.ctypes.data + 3 * (first + (sx >> 16) + 1), 3, weights.ctypes.data,
+            4 * vectors.LANES, 0, 3 * (last - first), averages.ctypes.data,
+        )  # fmt: skip
+        line = result[y, 3 * first : 3 * last]
+        for i in range(line.size):
+            line[i] = averages[i]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -121,35 +145,33 @@ def _pad(line: U1, padded: U1) -> None:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _one_row(flat: U1, by: tuple[int, int, int, int], line: U1) -> None:
-    """Weighted sums of each pixel and the three that follow, weights in 1/2^20."""
-    count = line.size
-    a, b, c, d = flat[:count], flat[3:][:count], flat[6:][:count], flat[9:][:count]
-    s, t, u, v = np.int32(by[0]), np.int32(by[1]), np.int32(by[2]), np.int32(by[3])
-    for i in range(count):
-        value = s * np.int32(a[i]) + t * np.int32(b[i]) + u * np.int32(c[i]) + v * np.int32(d[i])
-        line[i] = _clip(value)
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
 def _along_columns(source: U1, matrix: I8, bicubic: bool, out: U1) -> None:
     """Map whole columns up or down; pixels outside of the source are undefined."""
     height, width, left = source.shape[0], source.shape[1], matrix[2] >> 16
-    weights = np.zeros((4, width, 3), np.int32)
-    moved = np.empty((height + 3, 3 * width), np.uint8)
+    weights = np.zeros((4, 3 * width + vectors.LANES), np.int32)
+    room = np.zeros((height + 3) * 3 * width + vectors.LANES, np.uint8)
+    moved = room[: -vectors.LANES].reshape(height + 3, -1)
+    averages = np.empty(3 * width + vectors.LANES, np.uint8)
     first, last = max(0, -left), min(width, width - left)
     while first < last:
         end = first
         down = (matrix[3] * first + matrix[5]) >> 16
         while end < last and (matrix[3] * end + matrix[5]) >> 16 == down:
-            four = _weights((matrix[3] * end + matrix[5]) & 65535, bicubic)
+            by = _weights((matrix[3] * end + matrix[5]) & 65535, bicubic)
             for k in range(4):
-                weights[k, end] = four[k]
+                for c in range(3):
+                    weights[k, 3 * end + c] = by[k]
             end += 1
         _move(source.reshape(height, -1), left, down - 1, first, end, moved)
         first = end
     for y in range(height):
-        _four_rows(moved[y : y + 4], weights.reshape(4, -1), out[y].reshape(-1))
+        vectors.average_four(
+            moved[y:].ctypes.data, 3 * width, weights.ctypes.data, 4 * weights.shape[1],
+            4 * vectors.LANES, 3 * width, averages.ctypes.data,
+        )  # fmt: skip
+        line = out[y].reshape(-1)
+        for i in range(line.size):
+            line[i] = averages[i]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -176,59 +198,54 @@ def _weights(fraction: int, bicubic: bool) -> tuple[int, int, int, int]:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _four_rows(lines: U1, weights: I4, line: U1) -> None:
-    """Weighted sums of four rows, weights in 1/2^20 and of each value its own."""
-    a, b, c, d = lines[0], lines[1], lines[2], lines[3]
-    s, t, u, v = weights[0], weights[1], weights[2], weights[3]
-    for i in range(line.size):
-        upper = s[i] * np.int32(a[i]) + t[i] * np.int32(b[i])
-        value = upper + u[i] * np.int32(c[i]) + v[i] * np.int32(d[i])
-        line[i] = _clip(value)
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _clip(value: np.int32) -> np.uint8:
-    """Round a sum of 32 bits in 1/2^20 down, and clip it to 0…255."""
-    whole = np.int32(np.int32(value) >> np.int32(20))
-    return np.uint8(min(max(whole, np.int32(0)), np.int32(255)))
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
 def _along_both(source: U1, matrix: I8, bicubic: bool, out: U1) -> None:
     """Apply any map; pixels outside of the source are left alone."""
-    pairs, width = _pairs(source), out.shape[1]
+    words, width = _words(source), out.shape[1]
+    pairs = _pairs(words if not bicubic else words[:0])
     at, fractions = np.empty(width, np.uint32), np.empty((2, width), np.int32)
-    near, planes = np.empty((2, width), np.uint64), np.empty((3, width), np.uint8)
-    weights, sums = np.empty((2, 4, width), np.int32), np.empty((4, 3, width), np.int32)
+    near, planes = np.empty(width, np.uint64), np.empty((3, width), np.uint8)
+    sums, pixels = np.empty((2, 3, width), np.int32), np.empty(3 * width + 1, np.uint8)
     for y in range(out.shape[0]):
         first, last = _inside(source, matrix, y, width)
-        _locate(matrix, first, y, pairs.shape[1], at[: last - first], fractions)
+        count = last - first
+        _locate(matrix, first, y, words.shape[1], at[:count], fractions)
         if bicubic:
-            _cubic(pairs, at[: last - first], fractions, near, weights, sums, planes)
+            _cubic(words, at, fractions, count, pixels)
         else:
-            _linear(pairs, at[: last - first], fractions, near, sums, planes)
-        red, green, blue, line = planes[0], planes[1], planes[2], out[y, first:last].reshape(-1)
-        for i in range(last - first):
-            line[3 * i] = red[i]
-            line[3 * i + 1] = green[i]
-            line[3 * i + 2] = blue[i]
+            _linear(pairs, at[:count], fractions, near, sums, planes)
+            red, green, blue = planes[0], planes[1], planes[2]
+            for i in range(count):
+                pixels[3 * i] = red[i]
+                pixels[3 * i + 1] = green[i]
+                pixels[3 * i + 2] = blue[i]
+        line = out[y, first:last].reshape(-1)
+        for i in range(line.size):
+            line[i] = pixels[i]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _pairs(source: U1) -> U8:
-    """Make the pairs [H + 4, W + 4] of a picture with its border repeated twice on each side."""
+def _words(source: U1) -> U4:
+    """Make words [H + 4, W + 4] of a picture with its border repeated twice on each side."""
     height, width = source.shape[0], source.shape[1]
-    pairs = np.empty((height + 4, width + 4), np.uint64)
-    line = np.empty(width + 5, np.uint32)
+    words = np.empty((height + 4, width + 4), np.uint32)
     for y in range(height + 4):
         pixels = source[min(max(y - 2, 0), height - 1)].reshape(-1)
+        line = words[y]
         inner = line[2 : 2 + width]
         for x in range(width):
             low = np.uint32(pixels[3 * x]) | np.uint32(pixels[3 * x + 1]) << _8
             inner[x] = low | np.uint32(pixels[3 * x + 2]) << _16
         line[:2], line[2 + width :] = inner[0], inner[width - 1]
-        right = line[1:]
-        for x in range(width + 4):
+    return words
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _pairs(words: U4) -> U8:
+    """Join each word with that at its right; the last of a row has none."""
+    pairs = np.empty(words.shape, np.uint64)
+    for y in range(words.shape[0]):
+        line, right = words[y], words[y, 1:]
+        for x in range(right.size):
             pairs[y, x] = np.uint64(line[x]) | np.uint64(right[x]) << _32
     return pairs
 
@@ -250,14 +267,6 @@ def _locate(matrix: I8, first: int, y: int, pitch: int, at: U4, fractions: I4) -
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _fetch(pairs: U8, at: U4, here: U8, right: U8) -> None:
-    """Pairs at the indices, and those two pixels to the right."""
-    behind = pairs[2:]
-    for i in range(at.size):
-        here[i], right[i] = pairs[at[i]], behind[at[i]]
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
 def _linear(pairs: U8, at: U4, fractions: I4, near: U8, sums: I4, planes: U1) -> None:
     """Sample bilinearly, exactly, then round towards zero.
 
@@ -265,14 +274,16 @@ def _linear(pairs: U8, at: U4, fractions: I4, near: U8, sums: I4, planes: U1) ->
         pairs: Of the source.
         at: [n], as `_locate` makes it.
         fractions: Of x and of y, [2, n or more], in 1/65536.
-        near: [2, n or more], overwritten.
-        sums: [4, 3, n or more], overwritten.
+        near: [n or more], overwritten.
+        sums: [2, 3, n or more], overwritten.
         planes: [3, n or more], written: the three channels.
     """
     flat, count = pairs.reshape(-1), at.size
     for row in range(2):
-        _fetch(flat[pairs.shape[1] * (row + 1) + 1 :], at, near[0], near[1])
-        _two_columns(near[0].view(np.uint32), fractions[0], count, sums[row])
+        inner = flat[pairs.shape[1] * (row + 1) + 1 :]
+        for i in range(count):
+            near[i] = inner[at[i]]
+        _two_columns(near.view(np.uint32), fractions[0], count, sums[row])
     for channel in range(3):
         upper, lower, below = sums[0, channel], sums[1, channel], fractions[1]
         plane = planes[channel]
@@ -300,58 +311,18 @@ def _byte(word: np.uint32, shift: np.uint32) -> np.int32:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _cubic(pairs: U8, at: U4, fractions: I4, near: U8, weights: I4, sums: I4, planes: U1) -> None:
-    """Sample bicubically; as `_linear`, with [2, 4, n or more] weights to overwrite."""
-    flat, count = pairs.reshape(-1), at.size
-    _cubic_weights(fractions[0], count, weights[0])
-    _cubic_weights(fractions[1], count, weights[1])
-    for row in range(4):
-        _fetch(flat[pairs.shape[1] * row :], at, near[0], near[1])
-        left, right = near[0].view(np.uint32), near[1].view(np.uint32)
-        _four_columns(left, right, weights[0], count, sums[row])
-    for channel in range(3):
-        a, b, c, d = sums[0, channel], sums[1, channel], sums[2, channel], sums[3, channel]
-        s, t, u, v = weights[1, 0], weights[1, 1], weights[1, 2], weights[1, 3]
-        plane = planes[channel]
-        for i in range(count):
-            value = s[i] * a[i] + t[i] * b[i] + u[i] * c[i] + v[i] * d[i]
-            plane[i] = _clip(value)
+def _cubic(words: U4, at: U4, fractions: I4, count: int, pixels: U1) -> None:
+    """Sample bicubically.
 
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _cubic_weights(part: I4, count: int, weights: I4) -> None:
-    """Weights of four neighbours in 1/2^14, summing to 1, of fractions rounded to 1/1024 pixel."""
-    before, here, after, beyond = weights[0], weights[1], weights[2], weights[3]
-    for i in range(count):
-        f = np.int32((part[i] + 32) >> 6)
-        g = np.int32(1024 - f)
-        a = -(np.int32(f * g * g + 32768) >> 16)
-        c = np.int32(f * ((1 << 20) + f * g) + 32768) >> 16
-        d = -(np.int32(f * f * g + 32768) >> 16)
-        before[i], after[i], beyond[i] = a, c, d
-        here[i] = (1 << 14) - a - c - d
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _four_columns(left: U4, right: U4, weights: I4, count: int, sums: I4) -> None:
-    """Weighted sums of four pixels, with 6 bits of fraction, of each channel."""
-    red, green, blue = sums[0], sums[1], sums[2]
-    s, t, u, v = weights[0], weights[1], weights[2], weights[3]
-    for i in range(count):
-        four = left[2 * i], left[2 * i + 1], right[2 * i], right[2 * i + 1]
-        by = s[i], t[i], u[i], v[i]
-        red[i] = _sum_of_four(four, by, _0)
-        green[i] = _sum_of_four(four, by, _8)
-        blue[i] = _sum_of_four(four, by, _16)
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _sum_of_four(
-    words: tuple[np.uint32, np.uint32, np.uint32, np.uint32],
-    by: tuple[np.int32, np.int32, np.int32, np.int32],
-    shift: np.uint32,
-) -> np.int32:
-    """Weight a channel of four pixels."""
-    upper = by[0] * _byte(words[0], shift) + by[1] * _byte(words[1], shift)
-    lower = by[2] * _byte(words[2], shift) + by[3] * _byte(words[3], shift)
-    return np.int32(np.int32(upper + lower + 128) >> 8)
+    Args:
+        words: Of the source.
+        at: As `_locate` makes it.
+        fractions: Of x and of y, [2, count or more], in 1/65536.
+        count: Number of points.
+        pixels: [3 * count + 1 or more], written.
+    """
+    vectors.sample_bicubic(
+        words.ctypes.data, 4 * words.shape[1], at.ctypes.data,
+        fractions[0].ctypes.data, fractions[1].ctypes.data, _CUBIC.ctypes.data, count,
+        pixels.ctypes.data,
+    )  # fmt: skip

@@ -1,11 +1,12 @@
-"""Inner loops of `resample` in vectors of sixteen lanes, written in LLVM's own language.
+"""Inner loops of `resample` and `affine` in vectors, written in LLVM's own language.
 
 numba adds and multiplies in 64 bits, and LLVM neither multiplies 16-bit values as such nor
 transposes, where loops do not show it that it can. Here each step is a vector operation of LLVM
 that every processor has in some form; multiply-and-add instructions of 16 bits are found by LLVM,
 as numba leaves no bits above them. Processors store the low byte first.
 
-A lane is a row of the result. Arguments are integers and addresses, of which nothing is checked.
+Of `average_rows` and `average_columns` a lane is a row of the result. Arguments are integers and
+addresses, of which nothing is checked.
 """
 
 from collections.abc import Callable
@@ -83,6 +84,14 @@ def _joined(builder: Any, values: list[Any], shift: int, bits: int) -> Any:
     while len(words) > 1:
         words.append(builder.or_(words.pop(0), words.pop(0)))
     return words[0]
+
+
+def _clipped(builder: Any, value: Any) -> Any:
+    """Clip words to 0…255 and make bytes of them."""
+    for least, sign in ((0, "<"), (255, ">")):
+        limit = ir.Constant(value.type, [_WORD(least)] * value.type.count)
+        value = builder.select(builder.icmp_signed(sign, value, limit), limit, value)
+    return builder.trunc(value, ir.VectorType(_BYTE, value.type.count))
 
 
 def _interleaved(builder: Any, vectors: list[Any]) -> list[Any]:
@@ -189,11 +198,121 @@ def _transpose(_: Any, words: Any, to: Any, pitch: Any) -> Any:
         for k, row in enumerate(_interleaved(builder, columns)):
             _store(builder, row, builder.add(to, builder.mul(pitch, _LONG(k))))
         return context.get_dummy_value()
-        return context.get_dummy_value()
 
     return types.none(*[types.int64] * 3), generate
+
+
+@intrinsic
+def _average_four(
+    _: Any, source: Any, step: Any, weights: Any, apart: Any, ahead: Any, count: Any, to: Any
+) -> Any:
+    """Average four bytes for each of some values, round down and clip to 0…255.
+
+    All is read and written in sixteens, beyond the last value, too.
+
+    Args:
+        source: Address of the first of the first value's bytes; those of the next values follow.
+        step: Bytes from there to the second, third and fourth of them.
+        weights: Address of [16] 32-bit weights in 1/2^20 of the first bytes of the first 16 values.
+        apart: Bytes from there to the weights of the second, third and fourth.
+        ahead: Bytes from the weights of 16 values to those of the next 16.
+        count: Number of values.
+        to: Address of [count] bytes.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source, step, weights, apart, ahead, count, to = arguments
+        blocks = builder.lshr(builder.add(count, _LONG(LANES - 1)), _LONG(4))
+        with cgutils.for_range(builder, blocks) as loop:
+            first = builder.mul(loop.index, _LONG(LANES))
+            pixels = builder.add(source, first)
+            by = builder.add(weights, builder.mul(loop.index, ahead))
+            total = _same(0)
+            for _ in range(4):
+                values = builder.zext(_load(builder, pixels, _BYTES), _WORDS)
+                total = builder.add(total, builder.mul(values, _load(builder, by, _WORDS)))
+                pixels, by = builder.add(pixels, step), builder.add(by, apart)
+            value = _clipped(builder, builder.ashr(total, _same(20)))
+            _store(builder, value, builder.add(to, first))
+        return context.get_dummy_value()
+
+    return types.none(*[types.int64] * 7), generate
+
+
+@intrinsic
+def _sample_bicubic(
+    _: Any, pixels: Any, pitch: Any, at: Any, across: Any, down: Any, weights: Any, count: Any,
+    to: Any,
+) -> Any:  # fmt: skip
+    """Sample points, each from 4×4 pixels: columns first, rounded to 6 bits of fraction.
+
+    Args:
+        pixels: Address of words, each a pixel: its bytes are three channels and one that is not
+            used.
+        pitch: Bytes from a row of pixels to the next.
+        at: Address of [count] 32-bit numbers: the upper left of each point's pixels.
+        across: Address of [count] 32-bit numbers: its distance from the second column, in 1/2^16.
+        down: As `across`, from the second row.
+        weights: Address of [1025, 4] 16-bit weights in 1/2^14, by the distance in 1/1024.
+        count: Number of points.
+        to: Address of [3 * count + 1] bytes, written; the last is undefined.
+    """
+    four, bytes_16 = ir.VectorType(_WORD, 4), ir.VectorType(_BYTE, 16)
+    halves_4, halves_16 = (ir.VectorType(_HALF, count) for count in (4, 16))
+
+    def same(value: int) -> Any:
+        return ir.Constant(four, [_WORD(value)] * 4)
+
+    def pick(builder: Any, vector: Any, lanes: list[int]) -> Any:
+        undefined = ir.Constant(vector.type, ir.Undefined)
+        mask = ir.Constant(ir.VectorType(_WORD, len(lanes)), [_WORD(lane) for lane in lanes])
+        return builder.shuffle_vector(vector, undefined, mask)
+
+    def weights_of(builder: Any, weights: Any, distance: Any, k: Any) -> Any:
+        """Load four weights: the first two in turns, four times, and so the others."""
+        place = builder.add(distance, builder.mul(k, _LONG(4)))
+        part = builder.zext(_load(builder, place, _WORD), _LONG)
+        row = builder.lshr(builder.add(part, _LONG(32)), _LONG(6))
+        four = _load(builder, builder.add(weights, builder.mul(row, _LONG(8))), halves_4)
+        return pick(builder, four, [0, 1] * 4 + [2, 3] * 4)
+
+    def weighted(builder: Any, values: Any, by: Any) -> Any:
+        """Multiply 16 values of 16 bits: sums of lanes 0, 1, 8 and 9, of 2, 3, 10 and 11, …."""
+        products = builder.mul(builder.sext(values, _WORDS), builder.sext(by, _WORDS))
+        pairs = builder.add(*(pick(builder, products, [*range(k, 16, 2)]) for k in (0, 1)))
+        return builder.add(*(pick(builder, pairs, [*range(k, k + 4)]) for k in (0, 4)))
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pixels, pitch, at, across, down, weights, count, to = arguments
+        # lanes of two pixels side by side: r r g g b b
+        side_by_side = [first + c + k for first in (0, 8) for c in range(4) for k in (0, 4)]
+        with cgutils.for_range(builder, count) as loop:
+            index = _load(builder, builder.add(at, builder.mul(loop.index, _LONG(4))), _WORD)
+            place = builder.add(pixels, builder.mul(builder.zext(index, _LONG), _LONG(4)))
+            by = weights_of(builder, weights, across, loop.index)
+            rows = []
+            for _ in range(4):
+                line = pick(builder, _load(builder, place, bytes_16), side_by_side)
+                sums = weighted(builder, builder.zext(line, halves_16), by)
+                rows.append(builder.ashr(builder.add(sums, same(128)), same(8)))
+                place = builder.add(place, pitch)
+            pairs = [
+                builder.or_(builder.and_(rows[k], same(65_535)), builder.shl(rows[k + 1], same(16)))
+                for k in (0, 2)
+            ]
+            eight = ir.Constant(ir.VectorType(_WORD, 8), [*range(8)])
+            column = builder.bitcast(builder.shuffle_vector(*pairs, eight), halves_16)
+            value = weighted(builder, column, weights_of(builder, weights, down, loop.index))
+            value = _clipped(builder, builder.ashr(value, same(20)))
+            word = builder.bitcast(value, _WORD)
+            _store(builder, word, builder.add(to, builder.mul(loop.index, _LONG(3))))
+        return context.get_dummy_value()
+
+    return types.none(*[types.int64] * 8), generate
 
 
 average_rows: Any = _average_rows
 average_columns: Any = _average_columns
 transpose: Any = _transpose
+average_four: Any = _average_four
+sample_bicubic: Any = _sample_bicubic

@@ -2,15 +2,19 @@
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba import njit
 from PIL import Image
 from timm.data import auto_augment as timm_ops
 
+from cache_tools.render import affine, vectors
 from cache_tools.views import ops
+from tests.helpers.guarded import guarded
 from tests.helpers.pictures import FILL, PHOTOGRAPHS, PICTURES, distance, fixed, ours
 
 
@@ -146,6 +150,10 @@ def test_any_map_of_any_size(matrix: tuple[int, ...], height: int, width: int, s
     cubic = ours(ops.AFFINE_BICUBIC, picture, *matrix)
     assert (cubic[~inside] == FILL).all()
     assert np.abs(cubic - exact_cubic(wide, sx, sy))[inside].max(initial=0) <= 1
+    by_row = (a, d, e, y0 & 65535) == (65536, 0, 65536, 0)
+    if not by_row and (a, b, e, x0 & 65535) != (65536, 0, 65536, 0):
+        whole = np.where(inside[..., None], cubic_by_integers(wide, sx, sy), FILL)
+        assert (cubic == whole).all()
     flat = ours(ops.AFFINE_BICUBIC, np.full_like(picture, 200), *matrix)
     assert (flat == np.where(inside[..., None], 200, FILL)).all()
 
@@ -164,3 +172,61 @@ def exact_cubic(picture: np.ndarray, sx: np.ndarray, sy: np.ndarray) -> np.ndarr
         column = np.clip((sx >> 16) + i - 1, 0, picture.shape[1] - 1)
         total += by_y[j] * by_x[i] * picture[row, column]
     return np.clip(np.floor(total), 0, 255).astype(np.int64)
+
+
+def cubic_by_integers(picture: np.ndarray, sx: np.ndarray, sy: np.ndarray) -> np.ndarray:
+    """Bicubic samples: columns first, to 6 bits of fraction, then rows; weights in 1/2^14."""
+
+    def taps(position: np.ndarray, size: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        f = ((position & 65535)[..., None] + 32) >> 6
+        g = 1024 - f
+        a, d = (-(product + 32768 >> 16) for product in (f * g * g, f * f * g))
+        c = f * ((1 << 20) + f * g) + 32768 >> 16
+        places = (np.clip((position >> 16) + k, 0, size - 1) for k in (-1, 0, 1, 2))
+        return [*zip(places, (a, (1 << 14) - a - c - d, c, d), strict=True)]
+
+    total = 0
+    for row, by_row in taps(sy, picture.shape[0]):
+        line = sum(by * picture[row, column] for column, by in taps(sx, picture.shape[1]))
+        total = total + by_row * (line + 128 >> 8)
+    return np.clip(total >> 20, 0, 255)
+
+
+@njit
+def average_four(source: Any, step: int, weights: Any, ahead: int, count: int, to: Any) -> None:
+    apart = weights.strides[0]
+    where = source.ctypes.data, weights.ctypes.data, to.ctypes.data
+    vectors.average_four(where[0], step, where[1], apart, ahead, count, where[2])
+
+
+@pytest.mark.parametrize("at_end", [False, True])
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 48])
+@pytest.mark.parametrize("ahead", [0, 64])
+def test_averages_of_four_are_within_their_memory(count: int, ahead: int, at_end: bool) -> None:
+    """Addresses are not checked there: a wrong one would end the process here."""
+    random, sixteens, step = np.random.default_rng(count), -(-count // 16), 3
+    source, to = (guarded(16 * sixteens + more, at_end) for more in (3 * step, 0))
+    weights = guarded(4 * 4 * 16 * (sixteens if ahead else 1), at_end).view(np.int32).reshape(4, -1)
+    source[:] = random.integers(0, 256, source.size)
+    weights[:] = random.integers(-(1 << 19), 1 << 20, weights.shape)
+    average_four(source, step, weights, ahead, count, to)
+    by = weights if ahead else np.tile(weights, sixteens)
+    sums = sum(by[k, :count].astype(np.int64) * source[step * k :][:count] for k in range(4))
+    assert (to[:count] == np.clip(sums.astype(np.int32) >> 20, 0, 255)).all()
+
+
+@pytest.mark.parametrize("at_end", [False, True])
+@pytest.mark.parametrize("sides", [(4, 4), (5, 9), (30, 41)])
+def test_bicubic_samples_are_within_their_memory(sides: tuple[int, int], at_end: bool) -> None:
+    height, width = sides
+    words = guarded(4 * height * width, at_end).view(np.uint32).reshape(sides)
+    words[:] = 0x646464
+    last = height * width - 3 * width - 4  # upper left of the last 4 by 4
+    for count in (1, 2, 7):
+        at = guarded(4 * count, at_end).view(np.uint32)
+        fractions = guarded(8 * count, at_end).view(np.int32).reshape(2, count)
+        at[:], fractions[:] = np.linspace(0, last, count), 65_535
+        at[-1] = last
+        pixels = guarded(3 * count + 1, at_end)
+        affine._cubic(words, at, fractions, count, pixels)
+        assert (pixels[:-1] == 100).all()

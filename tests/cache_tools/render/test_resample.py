@@ -1,14 +1,12 @@
 """Crops against their definition, and that none reads or writes beside its memory."""
 
-import ctypes
-import mmap
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache_tools.render import resample
+from tests.helpers.guarded import guarded
 
 
 @settings(max_examples=200)
@@ -46,17 +44,6 @@ def assert_bits_of_definition(size: int, height: int, width: int, flip: bool, se
     columns = (by_column[..., None] * rows[:, left[:, None] + taps]).sum(axis=2) + (1 << 21) >> 22
     assert (out == columns).all()
     assert not around[[0, -1]].any()
-
-
-def guarded(size: int, at_end: bool) -> np.ndarray:
-    """Bytes that begin or end at a page which cannot be touched, as can none before and behind."""
-    page, protect = mmap.PAGESIZE, ctypes.CDLL(None, use_errno=True).mprotect
-    pages = -(-size // page)
-    memory = np.frombuffer(mmap.mmap(-1, (pages + 2) * page), np.uint8)
-    for number in (0, pages + 1):
-        place = ctypes.c_void_p(memory.ctypes.data + number * page)
-        assert protect(place, ctypes.c_size_t(page), 0) == 0
-    return memory[(pages + 1) * page - size if at_end else page :][:size]
 
 
 @pytest.mark.parametrize("at_end", [False, True])
