@@ -36,7 +36,7 @@ from benchmarks.machine import machine
 from benchmarks.photos import KINDS
 from benchmarks.rounds import Figure, play, ratio, shown, spread
 from benchmarks.seats import Seat, Turn
-from cache_tools.data import beton
+from cache_tools.data.beton import writer
 from cache_tools.data.open import open_images
 from cache_tools.runtime import threads
 
@@ -89,7 +89,7 @@ def prepare(kind: str, count: int, folder: Path) -> None:
     photos.write_folder(kind, count, folder)
     images = open_images(str(folder / "tars"), "train")
     for name, raw in (("jpeg", False), ("raw", True)):
-        beton.write(images, folder / f"{name}.beton", raw, 2, lambda _: None)
+        writer.write(images, folder / f"{name}.beton", raw, 2, lambda _: None)
     photos.write_caches(folder)
 
 

@@ -13,7 +13,7 @@ from cache_tools.runtime.text import counted
 log = logging.getLogger("kdcache")
 
 if TYPE_CHECKING:
-    from cache_tools.data.beton import Beton
+    from cache_tools.data.beton.reader import Beton
     from cache_tools.data.images import ImageDataset
 
 
@@ -38,19 +38,20 @@ def beton(
     Train from it with: kdcache train RECIPE --cache CACHE --data FILE. Name it train.beton and one
     with --split validation beside it validation.beton, and both are found by either name.
     """
-    from cache_tools.data import beton as container
+    from cache_tools.data.beton.reader import open_beton
+    from cache_tools.data.beton.records import SUFFIX
     from cache_tools.data.info_json import SPLITS
     from cache_tools.data.open import open_images
 
     if split not in SPLITS:
         raise UsageError(f"--split {split} is none of {', '.join(SPLITS)}.")
-    if out.suffix != container.SUFFIX:
-        raise UsageError(f"{out} does not end in {container.SUFFIX}: choose a name that does.")
+    if out.suffix != SUFFIX:
+        raise UsageError(f"{out} does not end in {SUFFIX}: choose a name that does.")
     images = open_images(source, split)
     if not out.exists() or fresh:
         written = write(images, out, raw, threads)
     elif compare(images, out, raw, threads):
-        written = container.open_beton(out)
+        written = open_beton(out)
         log.info("%s is complete; --fresh would write it again", out)
     else:
         raise UsageError(f"{out} exists and is not of these images. Pass --fresh to replace it.")
@@ -63,30 +64,31 @@ def beton(
 
 def write(images: "ImageDataset", out: Path, raw: bool, threads: int = 0) -> "Beton":
     """Write one with a progress bar, and open it; `threads` 0 = one per core."""
-    from cache_tools.data import beton as container
+    from cache_tools.data.beton import writer
+    from cache_tools.data.beton.reader import open_beton
     from cache_tools.runtime import progress
     from cache_tools.runtime import threads as cores
 
     with progress.bar(f"write {out.name}", len(images), "images") as advance:
-        container.write(images, out, raw, threads or cores.cpu_count(), advance)
-    return container.open_beton(out)
+        writer.write(images, out, raw, threads or cores.cpu_count(), advance)
+    return open_beton(out)
 
 
 def compare(images: "ImageDataset", out: Path, raw: bool, threads: int) -> bool:
     """Return whether an existing file is the one that `write` would write, with a progress bar."""
-    from cache_tools.data import beton as container
+    from cache_tools.data.beton import writer
     from cache_tools.runtime import progress
     from cache_tools.runtime import threads as cores
 
     with progress.bar(f"compare {out.name}", len(images), "images") as advance:
-        return container.holds(out, images, raw, threads or cores.cpu_count(), advance)
+        return writer.holds(out, images, raw, threads or cores.cpu_count(), advance)
 
 
 def facts(written: "Beton") -> dict[str, Any]:
     """File, images, bytes, and the number of images stored as pixels."""
-    from cache_tools.data import beton as container
+    from cache_tools.data.beton.records import RAW
 
-    pixels = int((written.rows_N["mode"] == container.RAW).sum())
+    pixels = int((written.rows_N["mode"] == RAW).sum())
     size = written.path.stat().st_size
     return {"file": str(written.path), "images": len(written), "bytes": size, "as_pixels": pixels}
 

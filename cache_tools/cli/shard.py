@@ -76,8 +76,8 @@ def shard(
     """Write WebDataset shards that timm reads, too. Run again to go on."""
     from cache_tools.cli import beton as beton_command
     from cache_tools.columnar.layout import Columns
-    from cache_tools.data import beton as container
     from cache_tools.data import ilsvrc, shard_writer
+    from cache_tools.data.beton.reader import open_beton
     from cache_tools.data.info_json import SPLITS
     from cache_tools.data.open import describe, has_split, open_images
 
@@ -103,7 +103,7 @@ def shard(
         if beton:
             written = open_images(str(folder), name, containers=False)
             path = folder / f"{name}.beton"
-            made = container.open_beton(path) if path.exists() else None
+            made = open_beton(path) if path.exists() else None
             if (
                 made is None
                 or made.names != written.names

@@ -17,7 +17,8 @@ import numpy as np
 from cache_tools.columnar import rows
 from cache_tools.columnar.layout import Columns, Layout
 from cache_tools.config import nearest
-from cache_tools.data import beton, image_folder, info_json, local_index, sources, unpacked
+from cache_tools.data import image_folder, info_json, local_index, sources, unpacked
+from cache_tools.data.beton import reader
 from cache_tools.data.images import NO_CRC, ImageDataset, class_numbers, with_classes
 from cache_tools.data.remote_shards import RemoteShards
 from cache_tools.data.sources import describe, resolve
@@ -63,9 +64,9 @@ def open_images(
     """
     if split not in info_json.SPLITS:
         raise UsageError(f"{split!r} is no split. {nearest(split, info_json.SPLITS)}")
-    if containers and "://" not in source and (file := beton.find(source, split)) is not None:
+    if containers and "://" not in source and (file := reader.find(source, split)) is not None:
         _check_options(source, "a .beton", shard_keys, columns)
-        opened = beton.open_beton(file)
+        opened = reader.open_beton(file)
         if Path(source).is_dir() and (beside := _beside(source, split)) is not None:
             return beside if _warns_of_difference(opened, beside) else opened
         return opened
@@ -111,7 +112,7 @@ def find_tars(source: str, split: str) -> tuple[list[Path], str] | None:
     Raises:
         DataError: A tar is not there.
     """
-    if "://" in source or beton.find(source, split) is not None:
+    if "://" in source or reader.find(source, split) is not None:
         return None
     if (shards := sources.find_local(expand(source), split)) is None:
         return None
@@ -128,7 +129,7 @@ def find_tars(source: str, split: str) -> tuple[list[Path], str] | None:
 
 def has_split(source: str, split: str) -> bool:
     """Check if the data set at `source` has images of its own for `split`."""
-    if "://" not in source and (file := beton.find(source, split)) is not None:
+    if "://" not in source and (file := reader.find(source, split)) is not None:
         return split == "train" or file != Path(source)
     return sources.has_split(source, split)
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cache_tools import file_contents
-from cache_tools.data import beton
+from cache_tools.data.beton import reader
 from cache_tools.errors import CacheDamaged, DataError
 from cache_tools.storage import atomic
 from cache_tools.targets import logits_file
@@ -92,7 +92,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path, patience: None) -> None:
         with pytest.raises(DataError, match=f"{path.name} cannot be read.*no plain file"):
             logits_file.read(path)
     with pytest.raises(DataError, match=r"x.beton cannot be read.*no plain file"):
-        beton.open_beton(paths[3])
+        reader.open_beton(paths[3])
 
 
 def test_what_a_process_writes_to_a_pipe_is_read(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 
 from cache_tools.columnar import rows
 from cache_tools.columnar.layout import Columns
-from cache_tools.data import beton
+from cache_tools.data.beton import reader
 from cache_tools.importers import torch_file
 from cache_tools.storage import system_errors
 from cache_tools.storage.backends import Zip
@@ -43,7 +43,7 @@ def logits(path: Path) -> None:
 
 def container(path: Path) -> None:
     path.write_bytes(b"1" * 99)
-    beton.open_beton(path)
+    reader.open_beton(path)
 
 
 def url(path: Path) -> None:

@@ -30,7 +30,8 @@ from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_tensors
 
 from cache_tools.cli import imports
-from cache_tools.data import beton, info_json, tar_index
+from cache_tools.data import info_json, tar_index
+from cache_tools.data.beton import writer
 from cache_tools.data.open import open_images
 from cache_tools.errors import KdcacheError
 from cache_tools.importers import dense, ordering, torch_file
@@ -162,7 +163,7 @@ def _beton(folder: Path) -> None:
     source = folder / "source"
     source.mkdir()
     _shard(source)
-    beton.write(open_images(str(source), "train"), folder / "train.beton", False, 1, _ignore)
+    writer.write(open_images(str(source), "train"), folder / "train.beton", False, 1, _ignore)
     shutil.rmtree(source)
 
 

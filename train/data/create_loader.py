@@ -8,7 +8,8 @@ import importlib.util
 import logging
 from collections.abc import Sequence
 
-from cache_tools.data.beton import RAW, Beton
+from cache_tools.data.beton.reader import Beton
+from cache_tools.data.beton.records import RAW
 from cache_tools.data.images import ImageDataset
 from cache_tools.errors import UsageError
 from cache_tools.spec.cache import CacheSpec

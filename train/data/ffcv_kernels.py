@@ -23,7 +23,7 @@ from ffcv import libffcv
 from numba import cfunc, njit, types
 from numpy.typing import NDArray
 
-from cache_tools.data.beton import RAW
+from cache_tools.data.beton.records import RAW
 from cache_tools.numerics.array_types import I8, U1
 from cache_tools.render import jpeg, kernels, resample
 from cache_tools.render import view as render

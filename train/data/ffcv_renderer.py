@@ -31,7 +31,8 @@ import numba
 import numpy as np
 import torch
 
-from cache_tools.data.beton import Beton, Records
+from cache_tools.data.beton.reader import Beton
+from cache_tools.data.beton.records import Records
 from cache_tools.data.view_renderer import ViewRenderer
 from cache_tools.errors import CacheIncomplete, CacheMismatch
 from cache_tools.numerics import field_arrays

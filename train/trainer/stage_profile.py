@@ -21,7 +21,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 
-from cache_tools.data.beton import Beton
+from cache_tools.data.beton.reader import Beton
 from cache_tools.data.images import ImageDataset
 from cache_tools.render import decode
 from cache_tools.render import view as render

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cache_tools.data import beton, match, scan
-from cache_tools.data.beton import Beton
+from cache_tools.data import match, scan
+from cache_tools.data.beton import reader, records, writer
+from cache_tools.data.beton.reader import Beton
 from cache_tools.data.images import ImageDataset
 from cache_tools.data.open import open_images
 from cache_tools.data.view_renderer import ViewRenderer
@@ -38,8 +39,8 @@ def pictures(folder: Path, kind: str, changed: int = -1, step: int = 0) -> Image
 
 
 def container(images: ImageDataset, out: Path, raw: bool = True) -> Beton:
-    beton.write(images, out, raw, 2, lambda _: None)
-    return beton.open_beton(out)
+    writer.write(images, out, raw, 2, lambda _: None)
+    return reader.open_beton(out)
 
 
 def described(images: ImageDataset) -> tuple[SampleTable, DatasetSpec]:
@@ -104,7 +105,7 @@ def test_a_file_that_is_complete_is_left_as_it_is(
     pictures(tmp_path / "b", kind, changed=2, step=1)
     assert "--fresh" in kdcache("beton", tmp_path / "b", *command[2:]).err
     with out.open("r+b") as file:
-        file.seek(int(beton.open_beton(out).rows_N["ptr"][1]) + 9)
+        file.seek(int(reader.open_beton(out).rows_N["ptr"][1]) + 9)
         file.write(b"?!")
     assert kdcache(*command).code == 2
     assert kdcache(*command, "--fresh").code == 0
@@ -134,7 +135,7 @@ def test_pixels_that_change_between_epochs_are_refused(tmp_path: Path) -> None:
         lab.views()
 
 
-TABLE = beton._HEADER.itemsize + len(beton._FIELDS) * beton._DESCRIPTION.itemsize
+TABLE = records.HEADER.itemsize + len(records.FIELDS) * records.DESCRIPTION.itemsize
 Edit = Callable[[np.ndarray, np.ndarray], object]
 
 
@@ -171,29 +172,29 @@ def test_tables_that_point_out_of_the_file_are_refused(
     out = tmp_path / "x.beton"
     container(pictures(tmp_path / "a", kind), out, raw=False)
     data = out.read_bytes()
-    end = int(np.frombuffer(data, beton._HEADER, 1)["table"][0])
-    metadata = np.frombuffer(data[TABLE:], beton._METADATA, COUNT).copy()
-    allocated = np.frombuffer(data[end:], beton._ALLOCATION).copy()
+    end = int(np.frombuffer(data, records.HEADER, 1)["table"][0])
+    metadata = np.frombuffer(data[TABLE:], records.METADATA, COUNT).copy()
+    allocated = np.frombuffer(data[end:], records.ALLOCATION).copy()
     EDITS[edit](metadata, allocated)
     between = data[TABLE + metadata.nbytes : end]
     out.write_bytes(data[:TABLE] + metadata.tobytes() + between + allocated.tobytes())
     with pytest.raises(DataError, match=rf"{out} (is damaged|cannot be read)"):
-        beton.open_beton(out)
+        reader.open_beton(out)
 
 
 def test_a_container_that_ends_early_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "x.beton"
     container(pictures(tmp_path / "a", "jpg"), out)
     data = bytearray(out.read_bytes())
-    table = int(np.frombuffer(data, beton._HEADER, 1)["table"][0])
+    table = int(np.frombuffer(data, records.HEADER, 1)["table"][0])
     out.write_bytes(data[:table])  # without its last table
     with pytest.raises(DataError, match="is damaged: row 0 cannot be"):
-        beton.open_beton(out)
-    short = data[: TABLE + 2 * beton._METADATA.itemsize]
+        reader.open_beton(out)
+    short = data[: TABLE + 2 * records.METADATA.itemsize]
     short[16:24] = bytes(8)  # its last table is said to be here
     out.write_bytes(short)
     with pytest.raises(DataError, match="shorter than its header states"):
-        beton.open_beton(out)
+        reader.open_beton(out)
 
 
 def test_a_container_that_is_gone_is_an_error_that_names_the_sample(tmp_path: Path) -> None:

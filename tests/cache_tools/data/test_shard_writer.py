@@ -12,7 +12,7 @@ import pytest
 from timm.data import create_dataset
 
 from cache_tools.data import scan, shard_writer, tar_index
-from cache_tools.data.beton import Beton
+from cache_tools.data.beton.reader import Beton
 from cache_tools.data.open import open_images
 from cache_tools.errors import DataError
 from cache_tools.render import decode

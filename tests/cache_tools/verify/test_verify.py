@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cache_tools.cli import beton as command
-from cache_tools.data import beton
+from cache_tools.data.beton.records import DESCRIPTION, FIELDS, HEADER, METADATA, RAW
 from cache_tools.data.open import open_images
 from cache_tools.spec import sample_table
 from tests.helpers.outcome import Outcome
@@ -40,16 +40,16 @@ def test_every_stored_byte_of_a_beton_is_compared(
     written = command.write(open_images(str(digits), "train"), out, raw)
     assert kdcache("verify", digits_cache, "--data", out).code == 0
     whole, row = out.read_bytes(), written.rows_N[37]  # no probe
-    assert row["mode"] == beton.RAW
+    assert row["mode"] == RAW
     damaged = bytearray(whole)
     damaged[int(row["ptr"]) + 5] ^= 1
     out.write_bytes(damaged)
     said = kdcache("verify", digits_cache, "--data", out)
     assert (said.code, repr(written.names[37]) in said.out) == (1, True)
     pixels = damaged[int(row["ptr"]) :][: int(row["size"])]
-    begin = beton._HEADER.itemsize + len(beton._FIELDS) * beton._DESCRIPTION.itemsize
-    end = begin + len(written) * beton._METADATA.itemsize
-    metadata = np.frombuffer(damaged[begin:end], beton._METADATA).copy()
+    begin = HEADER.itemsize + len(FIELDS) * DESCRIPTION.itemsize
+    end = begin + len(written) * METADATA.itemsize
+    metadata = np.frombuffer(damaged[begin:end], METADATA).copy()
     metadata["f5"][37] = np.uint64(sample_table.digest(pixels)).astype(np.int64)
     damaged[begin:end] = metadata.tobytes()
     out.write_bytes(damaged)  # other pixels with a digest of their own: --raw has nothing else

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from skimage.data import chelsea
 
-from cache_tools.data.beton import RAW
+from cache_tools.data.beton.records import RAW
 from cache_tools.numerics import field_arrays
 from cache_tools.render import jpeg, view
 from cache_tools.render import kernels as kernels_of_views

@@ -17,7 +17,8 @@ from numba.core import event
 from PIL import Image
 from skimage.data import astronaut, chelsea
 
-from cache_tools.data import beton, match, shard_writer
+from cache_tools.data import match, shard_writer
+from cache_tools.data.beton import reader, records, writer
 from cache_tools.data.open import open_images
 from cache_tools.errors import CacheMismatch, DataError, UsageError
 from cache_tools.render import jpeg, view
@@ -71,7 +72,7 @@ def stores(
 
 
 def container(photos: Path, out: Path, raw: bool = False) -> Path:
-    beton.write(open_images(str(photos), "train"), out, raw, 2, lambda _: None)
+    writer.write(open_images(str(photos), "train"), out, raw, 2, lambda _: None)
     return out
 
 
@@ -97,12 +98,12 @@ def equal(a: Batch, b: Batch) -> bool:
 def test_a_container_holds_the_images_as_they_were(photos: Path, tmp_path: Path) -> None:
     source = open_images(str(photos), "train")
     there = open_images(str(container(photos, tmp_path / "x.beton")), "train")
-    assert isinstance(there, beton.Beton)
+    assert isinstance(there, reader.Beton)
     assert there.names == source.names
     assert there.class_names == source.class_names
     assert (there.label_N == source.label_N).all()
     assert [there.read(i) for i in range(18)] == [source.read(i) for i in range(18)]
-    assert (there.rows_N["mode"] == beton.RAW).sum() == 2  # CMYK and PNG
+    assert (there.rows_N["mode"] == records.RAW).sum() == 2  # CMYK and PNG
 
 
 def test_a_broken_image_is_named_and_leaves_nothing(photos: Path, tmp_path: Path) -> None:
@@ -178,7 +179,7 @@ def test_a_changed_height_in_a_container_is_refused_before_it_is_decoded(
 
     monkeypatch.setattr(loader.FfcvEpoch, "run_pipeline", spy)
     if not seen:
-        monkeypatch.setattr(beton.Beton, "check", lambda *_: None)
+        monkeypatch.setattr(reader.Beton, "check", lambda *_: None)
     images = opened(store, out)
     with pytest.raises((DataError, CacheMismatch), match="p0"):
         replay = create_loader.ffcv(store, images, Schedule(store, 1, 6, 0), 2)

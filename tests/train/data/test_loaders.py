@@ -14,7 +14,8 @@ import psutil
 import pytest
 import torch
 
-from cache_tools.data import beton, match
+from cache_tools.data import match
+from cache_tools.data.beton import writer
 from cache_tools.data.images import ImageDataset
 from cache_tools.data.open import open_images
 from cache_tools.errors import CacheMismatch
@@ -32,7 +33,7 @@ KINDS = ["native", "ffcv"]
 
 
 def container(digits: Path, out: Path) -> Path:
-    beton.write(open_images(str(digits), "train"), out, False, 2, lambda _: None)
+    writer.write(open_images(str(digits), "train"), out, False, 2, lambda _: None)
     return out
 
 

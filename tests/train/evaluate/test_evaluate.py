@@ -17,7 +17,7 @@ from timm.data import create_transform, resolve_data_config
 from timm.models import save_for_hf
 from torch.nn import functional as F
 
-from cache_tools.data import beton
+from cache_tools.data.beton import writer
 from cache_tools.data.images import ImageDataset
 from cache_tools.data.open import open_images
 from cache_tools.errors import CacheMismatch
@@ -422,7 +422,7 @@ def test_a_stored_teacher_at_chance_level_is_refused_unless_forced(
 @pytest.mark.parametrize("raw", [False, True])
 def test_a_beton_gives_the_crops_of_the_files(digits: Path, tmp_path: Path, raw: bool) -> None:
     files = open_images(str(digits), "train")
-    beton.write(files, tmp_path / "x.beton", raw, 2, lambda _: None)
+    writer.write(files, tmp_path / "x.beton", raw, 2, lambda _: None)
     frames = [crops.Frame(32, 0.9)]
     of_files, stored = (
         np.concatenate([pixels for _, [pixels] in crops.batches(images, frames)])

@@ -1,20 +1,9 @@
-"""A data set as one `.beton`, the container FFCV reads; written and indexed here without FFCV.
-
-Images lie in it as they were: the same JPEG bytes, so that the pixels, the digests and a cache stay
-those of the original (FFCV's own writer encodes JPEGs again). With `raw` they lie as pixels, which
-takes ten times the room and no decoding. What FFCV's decoder cannot read (CMYK, PNG, …) lies as
-pixels in any case, its encoded bytes beside it.
-
-FFCV's writer waits for ever when one of its processes raises, and needs to know the largest sample
-beforehand; this one is a thread pool and one pass. Layout: header, field descriptions, a row of
-metadata per sample, pages of image bytes (no image crosses a page), names, allocation table.
+"""A data set in one `.beton`, the container FFCV reads, as `writer` writes it; without FFCV.
 
 Shapes: N samples.
 """
 
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -23,6 +12,20 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from cache_tools.data.beton.records import (
+    ALLOCATION,
+    DESCRIPTION,
+    FIELDS,
+    HEADER,
+    JPEG,
+    METADATA,
+    RAW,
+    RECORD,
+    SUFFIX,
+    VERSION,
+    Records,
+    descriptions,
+)
 from cache_tools.data.images import ImageDataset, class_folders, class_numbers
 from cache_tools.data.info_json import SPLITS
 from cache_tools.errors import DataError, UsageError
@@ -31,44 +34,7 @@ from cache_tools.numerics.array_types import I8, U1, U4
 from cache_tools.render import decode
 from cache_tools.spec import sample_table
 from cache_tools.spec.sample_table import SampleTable
-from cache_tools.storage import atomic, paths
-
-Records = NDArray[np.void]
-JPEG, RAW = 0, 1
-SUFFIX = ".beton"
-_VERSION, _PAGE, _CHUNK = 2, 2**23, 256
-_MAX_SIDE = 65_535
-_INT, _RGB, _BYTES = 1, 2, 3
-
-_HEADER = np.dtype(
-    [("version", "<u2"), ("fields", "<u2"), ("page", "<u4"), ("samples", "<u8"), ("table", "<u8")]
-)
-_DESCRIPTION = np.dtype([("type", "u1"), ("name", "u1", 16), ("arguments", "u1", 1024)])
-_ALLOCATION = np.dtype([("sample", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
-_IMAGE = np.dtype([("mode", "u1"), ("width", "<u2"), ("height", "<u2"), ("ptr", "<u8")])
-_RANGE = np.dtype([("ptr", "<u8"), ("size", "<u8")])
-_FIELDS: tuple[tuple[str, int, np.dtype[Any]], ...] = (
-    ("image", _RGB, _IMAGE),
-    ("label", _INT, np.dtype("<i8")),
-    ("name", _BYTES, _RANGE),
-    ("digest", _INT, np.dtype("<i8")),  # of the encoded image, whatever is stored of it
-    ("bytes", _INT, np.dtype("<i8")),  # how many it has
-    ("stored", _INT, np.dtype("<i8")),  # digest of the stored bytes
-    ("source", _BYTES, _RANGE),  # the encoded image, where "image" is pixels; size 0 = not kept
-)
-_METADATA = np.dtype([(f"f{i}", kind) for i, (_, _, kind) in enumerate(_FIELDS)], align=True)
-RECORD = np.dtype(
-    [
-        ("ptr", "<u8"),
-        ("size", "<u8"),
-        ("mode", "u1"),
-        ("height", "<i4"),
-        ("width", "<i4"),
-        ("digest", "<u8"),
-        ("stored", "<u8"),
-    ]
-)
-"""Columns of `Beton.rows_N`: range, kind, size and digests of a sample's stored bytes."""
+from cache_tools.storage import paths
 
 
 @dataclass
@@ -208,7 +174,7 @@ def find(source: str, split: str) -> Path | None:
 
 
 def open_beton(path: Path) -> Beton:
-    """Index a file that `write` wrote.
+    """Index a file that `writer` wrote.
 
     Raises:
         UsageError: There is none.
@@ -241,192 +207,22 @@ def open_beton(path: Path) -> Beton:
     )
 
 
-def write(
-    images: ImageDataset, out: Path, raw: bool, threads: int, done: Callable[[int], None]
-) -> None:
-    """Write a data set; the file appears whole or not at all.
-
-    Args:
-        images: The data set. Every image is decoded once, so that none is in it that cannot be.
-        out: The file.
-        raw: Whether to store pixels instead of JPEG bytes.
-        threads: How many images are read and decoded at once.
-        done: Called with the number of images written since the last call.
-
-    Raises:
-        DataError: An image cannot be decoded, or has a side of more than 65,535 pixels.
-        KdcacheError: The file cannot be written.
-    """
-    atomic.sweep(out)
-    try:
-        with atomic.temporary(out) as partial:
-            with partial.open("wb") as file, ThreadPoolExecutor(threads) as pool:
-                try:
-                    _write(file, images, raw, pool, done)
-                finally:
-                    pool.shutdown(wait=True, cancel_futures=True)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(out)
-        atomic.sync_folder(out.parent)
-    except DataError:
-        raise
-    except OSError as error:
-        raise atomic.cannot_write(out, error) from None
-
-
-def holds(
-    out: Path, images: ImageDataset, raw: bool, threads: int, done: Callable[[int], None]
-) -> bool:
-    """Return whether a file is, undamaged, what `write` would write; arguments as of `write`.
-
-    All images are read, but not decoded.
-
-    Raises:
-        DataError: An image cannot be read.
-    """
-    try:
-        there = open_beton(out)
-    except DataError:
-        return False
-    if there.names != images.names or (there.label_N != images.label_N).any():
-        return False
-
-    def same(number: int) -> bool:
-        data, row = images.read(number), there.rows_N[number]
-        mode = RAW if raw or not decode.is_plain_jpeg(data) else JPEG
-        encoded = bool(there.offset_N[number])
-        kept = encoded == (mode == JPEG or not raw)
-        if int(row["mode"]) != mode or not kept or int(row["digest"]) != sample_table.digest(data):
-            return False
-        try:
-            there.check(number)
-        except DataError:
-            return False
-        done(1)
-        return True
-
-    with ThreadPoolExecutor(threads) as pool:
-        return all(all(pool.map(same, numbers)) for numbers in _chunks(len(images)))
-
-
-def _chunks(count: int) -> Iterator[range]:
-    """Numbers of a bounded number of samples at a time."""
-    return (range(begin, min(begin + _CHUNK, count)) for begin in range(0, count, _CHUNK))
-
-
-@dataclass(frozen=True)
-class _Encoded:
-    """One sample, ready to be written."""
-
-    mode: int
-    height: int
-    width: int
-    digest: int
-    length: int
-    stored: int
-    data: bytes
-    source: bytes
-
-
-def _encode(images: ImageDataset, number: int, raw: bool) -> _Encoded:
-    data, key = images.read(number), images.names[number]
-    picture = decode.decode(data, key)
-    height, width = picture.shape[:2]
-    if max(height, width) > _MAX_SIDE:
-        raise DataError(f"{key!r} has {width}×{height} pixels; {SUFFIX} has room for {_MAX_SIDE}.")
-    mode = RAW if raw or not decode.is_plain_jpeg(data) else JPEG
-    kept = data if mode == JPEG else picture.tobytes()
-    digests = sample_table.digest(data), len(data), sample_table.digest(kept)
-    return _Encoded(mode, height, width, *digests, kept, b"" if raw or mode == JPEG else data)
-
-
-class _Pages:
-    """Allocator of file ranges: consecutive, none across a page, the page as large as needed."""
-
-    def __init__(self, file: BinaryIO, begin: int) -> None:
-        self._file, self._at, self.page = file, -(-begin // _PAGE) * _PAGE, _PAGE
-        self.allocated: list[tuple[int, int, int]] = []
-
-    def put(self, sample: int, data: bytes) -> int:
-        """Write bytes of a sample; where they begin."""
-        page = max(_PAGE, 1 << (len(data) - 1).bit_length()) if data else _PAGE
-        self.page = max(self.page, page)
-        if self._at // page != (self._at + max(len(data), 1) - 1) // page:
-            self._at = -(-self._at // page) * page
-        begin = self._at
-        self._file.seek(begin)
-        self._file.write(data)
-        self.allocated.append((sample, begin, len(data)))
-        self._at += max(len(data), 1)  # two ranges never begin at one place
-        return begin
-
-    def end(self) -> int:
-        """First byte behind the last page."""
-        return -(-self._at // self.page) * self.page
-
-
-def _write(
-    file: BinaryIO,
-    images: ImageDataset,
-    raw: bool,
-    pool: ThreadPoolExecutor,
-    done: Callable[[int], None],
-) -> None:
-    count = len(images)
-    metadata = np.zeros(count, _METADATA)
-    pages = _Pages(file, _HEADER.itemsize + len(_FIELDS) * _DESCRIPTION.itemsize + metadata.nbytes)
-    nothing = pages.put(0, b"")
-    for number, one in enumerate(_encoded(images, raw, pool)):
-        row = metadata[number]
-        row["f0"] = (one.mode, one.width, one.height, pages.put(number, one.data))
-        source = pages.put(number, one.source) if one.source else nothing
-        row["f1"], row["f4"] = images.label_N[number], one.length
-        row["f6"] = (source, len(one.source))
-        row["f3"], row["f5"] = np.array([one.digest, one.stored], np.uint64).view(np.int64)
-        done(1)
-    for number, name in enumerate(images.names):  # together: opening reads them and no image
-        text = name.encode("utf-8", "surrogateescape")
-        metadata["f2"][number] = (pages.put(number, text), len(text))
-    table = pages.end()
-    header = np.array([(_VERSION, len(_FIELDS), pages.page, count, table)], _HEADER)
-    file.seek(0)
-    for part in (header, _descriptions(), metadata):
-        file.write(part.tobytes())
-    file.seek(table)
-    file.write(np.array(pages.allocated, _ALLOCATION).tobytes())
-
-
-def _encoded(images: ImageDataset, raw: bool, pool: ThreadPoolExecutor) -> Iterator[_Encoded]:
-    """All samples in order, a bounded number of them in memory."""
-    for numbers in _chunks(len(images)):
-        yield from pool.map(lambda number: _encode(images, number, raw), numbers)
-
-
-def _descriptions() -> Records:
-    rows = np.zeros(len(_FIELDS), _DESCRIPTION)
-    for row, (name, kind, _) in zip(rows, _FIELDS, strict=True):
-        row["type"] = kind
-        row["name"][: len(name)] = np.frombuffer(name.encode(), np.uint8)
-    return rows
-
-
 def _read_tables(file: BinaryIO, size: int, path: Path) -> tuple[Records, Records]:
-    """Metadata and allocation table; DataError when the file is not of `write`."""
-    header = np.fromfile(file, _HEADER, 1)
-    own = len(header) == 1 and header["version"][0] == _VERSION
-    if not own or header["fields"][0] != len(_FIELDS):
+    """Metadata and allocation table; DataError when the file is not of `writer`."""
+    header = np.fromfile(file, HEADER, 1)
+    own = len(header) == 1 and header["version"][0] == VERSION
+    if not own or header["fields"][0] != len(FIELDS):
         raise _not_ours(path)
-    if np.fromfile(file, _DESCRIPTION, len(_FIELDS)).tobytes() != _descriptions().tobytes():
+    if np.fromfile(file, DESCRIPTION, len(FIELDS)).tobytes() != descriptions().tobytes():
         raise _not_ours(path)
     count = int(header["samples"][0])
-    if count * _METADATA.itemsize > size or int(header["table"][0]) > size:
+    if count * METADATA.itemsize > size or int(header["table"][0]) > size:
         raise ValueError("it is shorter than its header states")
-    metadata = np.fromfile(file, _METADATA, count)
+    metadata = np.fromfile(file, METADATA, count)
     if len(metadata) < count:
         raise ValueError("it is shorter than its header states")
     file.seek(int(header["table"][0]))
-    return metadata, np.fromfile(file, _ALLOCATION)
+    return metadata, np.fromfile(file, ALLOCATION)
 
 
 def _read_names(file: BinaryIO, metadata: Records, size: int) -> list[str]:
@@ -458,7 +254,7 @@ def _records(metadata: Records, allocated: Records, size: int, path: Path) -> Re
     rows["digest"], rows["stored"] = (metadata[f].view(np.uint64) for f in ("f3", "f5"))
     allocated = allocated[np.argsort(allocated["ptr"])]
     if not len(allocated):  # then none of the rows is there
-        allocated = np.array([(0, 2**64 - 1, 0)], _ALLOCATION)
+        allocated = np.array([(0, 2**64 - 1, 0)], ALLOCATION)
     at = np.searchsorted(allocated["ptr"], rows["ptr"])
     found = allocated[np.minimum(at, len(allocated) - 1)]
     rows["size"] = found["size"]
