@@ -30,6 +30,7 @@ _reserve = [bytearray(2**20)]
 @contextlib.contextmanager
 def edge() -> Iterator[None]:
     """Turn every error of the body into a message and an exit code."""
+    before = signals.interrupts()
     try:
         try:
             yield
@@ -43,10 +44,10 @@ def edge() -> Iterator[None]:
         _end_interrupted(str(signal))
     except BrokenPipeError:  # the reader of our stdout went away, as `| head` does
         _drop_stdout()
-        if signals.is_interrupted():  # with its whole group
+        if signals.interrupts() > before:  # with its whole group
             _end_interrupted()
     except Exception as error:
-        if signals.is_interrupted():  # a library made this error of it
+        if signals.interrupts() > before:  # a library made this error of it
             _end_interrupted()
         _reserve.clear()
         if (known := system_errors.explained(error)) is not None:
@@ -111,6 +112,7 @@ def say(message: str) -> None:
 
 
 def _end_interrupted(message: str = "") -> NoReturn:
+    signals.forget_dropped()
     if os.environ.get("KDCACHE_DEBUG"):
         traceback.print_exc()
     say(message or "Interrupted. What is finished is safe; run the same command again to go on.")

@@ -3,7 +3,7 @@
 Outside of such loops a signal raises KeyboardInterrupt, where some libraries lose it: called back
 from C, as by LLVM when it has compiled a function, they cannot pass it on, and it is dropped;
 others turn it into an error of their own. A dropped one is raised again (`raise_dropped_again`),
-and the error that follows one is its consequence (`is_interrupted`).
+and the error that follows one is its consequence (`interrupts`).
 
 `sbatch --signal=USR1@60` sends SIGUSR1 ahead of the end of a job's time, a terminal that is closed
 SIGHUP; `nohup` has the latter ignored, and it stays so. A signal to a whole group
@@ -23,6 +23,8 @@ PASSED_ON = 2.0
 """Seconds after a signal in which the next one is that one again."""
 _DELAY = 0.05
 """Seconds after which a dropped KeyboardInterrupt is raised again."""
+_interrupts: list[int] = []
+"""Numbers of the signals that have raised KeyboardInterrupt in this process."""
 
 
 def handled() -> list[signal.Signals]:
@@ -34,7 +36,7 @@ def handled() -> list[signal.Signals]:
 def interrupt(number: int, frame: FrameType | None) -> None:
     """Handle a signal outside of long loops as Ctrl-C."""
     if not StopRequest.is_passed_on():
-        StopRequest.interrupted_by = number
+        _interrupts.append(number)
         raise KeyboardInterrupt
 
 
@@ -53,14 +55,17 @@ def _unraisable(dropped: "sys.UnraisableHookArgs") -> None:
 
 def _interrupt_again(number: int, frame: FrameType | None) -> None:
     StopRequest._acted_upon = -math.inf
-    signal.raise_signal(StopRequest.interrupted_by or signal.SIGINT)
+    signal.raise_signal(_interrupts[-1] if _interrupts else signal.SIGINT)
 
 
-def is_interrupted() -> bool:
-    """Return whether a signal interrupted this process, which ends: none is raised again."""
-    if StopRequest.interrupted_by:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-    return StopRequest.interrupted_by != 0
+def interrupts() -> int:
+    """Count the signals that have raised KeyboardInterrupt in this process."""
+    return len(_interrupts)
+
+
+def forget_dropped() -> None:
+    """Raise none again, as the process ends."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 class StopRequest:
@@ -68,8 +73,6 @@ class StopRequest:
 
     received = ""
     """Name of the first signal, "" before."""
-    interrupted_by = 0
-    """Number of the last signal that raised KeyboardInterrupt in this process, 0 before."""
     _acted_upon = -math.inf
 
     def __init__(self) -> None:
@@ -94,7 +97,7 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         passed_on = self.is_passed_on()
         if self.requested and not passed_on:
-            StopRequest.interrupted_by = number
+            _interrupts.append(number)
             raise KeyboardInterrupt
         self.requested = True
         self.received = self.received or signal.Signals(number).name

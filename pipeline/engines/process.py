@@ -84,7 +84,8 @@ def main(cores: int, pipe: Connection) -> None:
         try:
             _serve(pipe, messages.send)
         except Exception as error:
-            if signals.is_interrupted():
+            if signals.interrupts():
+                signals.forget_dropped()
                 return
             if (known := system_errors.explained(error)) is None:
                 raise

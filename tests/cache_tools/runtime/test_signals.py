@@ -18,7 +18,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [100.0]
     monkeypatch.setattr(signals, "time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(StopRequest, "_acted_upon", 0.0)
-    monkeypatch.setattr(StopRequest, "interrupted_by", 0)
     return now
 
 
