@@ -160,10 +160,10 @@ class _WorkerPool:
         """Stop all, and kill those that do not end."""
         for worker in self._workers.values():
             worker.process.terminate()
-        self._end()
+        self.dismiss()  # a lot that is complete at that moment ends as ever: there is no next one
 
     def dismiss(self) -> None:
-        """End all, which have no work left."""
+        """End all that have no work left."""
         for worker in self._workers.values():
             with contextlib.suppress(OSError):
                 worker.pipe.send(None)

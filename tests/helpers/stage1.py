@@ -7,10 +7,8 @@ from pathlib import Path
 import psutil
 
 KDCACHE = str(Path(sys.executable).parent / "kdcache")
-
-
 PATIENCE = 300.0
-
+"""Seconds that a busy machine may take to start or end a process."""
 
 SMALL = ["num_views=4", "views.mixup=0.5", "views_per_decode=1"]
 

@@ -1,5 +1,6 @@
 """Several processes make the cache that one makes, whatever becomes of some of them."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import psutil
@@ -20,8 +22,6 @@ from pipeline.engines.work_queue import TRIES, WorkQueue, names, uncommitted
 from pipeline.worker.groups import DecodeGroup
 from tests.helpers.outcome import Outcome
 from tests.helpers.stage1 import KDCACHE, PATIENCE, arguments, files, gone
-
-"""Seconds that a busy machine may take to start or end a process."""
 
 
 def groups(count: int) -> list[DecodeGroup]:
@@ -60,6 +60,26 @@ def test_what_is_left_of_a_lot_is_found_in_the_cache(mutable_cache: Path) -> Non
         (mutable_cache / part.record).unlink()
     lot = [DecodeGroup(0, (0, 1)), DecodeGroup(0, (2, 3))]
     assert uncommitted(store, lot) == [DecodeGroup(0, (1,)), DecodeGroup(0, (2,))]
+
+
+def wait_for_a_lot(pipe: Connection) -> None:
+    """Be a worker whose lot was complete when the signal to stop came."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    pipe.send("ready")
+    sys.exit(0 if pipe.recv() is None else 1)
+
+
+def test_a_worker_that_waits_for_its_next_lot_is_not_waited_for() -> None:
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=wait_for_a_lot, args=(theirs,))
+    process.start()
+    assert ours.recv() == "ready"
+    pool = object.__new__(local._WorkerPool)
+    pool._workers = {ours: local._Worker(0, process, ours)}
+    begin = time.monotonic()
+    pool.stop()
+    assert time.monotonic() - begin < local._GRACE / 2
+    assert process.exitcode == 0
 
 
 def test_two_workers_make_the_cache_of_one(
