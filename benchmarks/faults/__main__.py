@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.faults import damages, hostile, kills, process, server
+from benchmarks.faults import damages, hostile, kills, process, server, signals
 from benchmarks.faults.inputs import cases
 from benchmarks.faults.lab import Lab
 from benchmarks.faults.outcome import Figures, Outcome, table
@@ -26,7 +26,7 @@ from benchmarks.faults.subjects import subjects
 from cache_tools.runtime import progress
 
 log = logging.getLogger("kdcache")
-KILLS, DAMAGES = 9, 100
+COUNTS = {"kills": 9, "signals": 9, "damages": 100}
 """Attempts per command, and per weight of what is damaged, at --count 1."""
 _ADDRESSES = 8 * 2**30
 """Bytes of addresses of a process: a bomb must not take the machine with it."""
@@ -51,6 +51,10 @@ def _kill(command: kills.Command, seed: str, work: Path) -> tuple[Outcome, int]:
     return kills.attempt(command, seed, work), 0
 
 
+def _signal(command: kills.Command, seed: str, work: Path) -> tuple[Outcome, int]:
+    return signals.attempt(command, seed, work), 0
+
+
 def _damage(subject: damages.Subject, seed: str, work: Path) -> tuple[Outcome, int]:
     return damages.attempt(subject, seed, work), 0
 
@@ -69,14 +73,18 @@ def _folder() -> Path:
 
 
 def main(
-    only: Annotated[str, typer.Option(help="kills, damages or hostile; default: all.")] = "",
+    only: Annotated[
+        str, typer.Option(help="kills, signals, damages or hostile; default: all.")
+    ] = "",
     seed: Annotated[int, typer.Option(help="Seed of moments, damages and inputs.")] = 1,
-    count: Annotated[float, typer.Option(help="Factor of the number of kills and damages.")] = 1.0,
+    count: Annotated[
+        float, typer.Option(help="Factor of the number of kills, signals and damages.")
+    ] = 1.0,
     subject: Annotated[str, typer.Option(help="Only the command or subject of this name.")] = "",
     jobs: Annotated[int, typer.Option(help="Attempts at once; 0: one per core.")] = 0,
     json_: Annotated[Path | None, typer.Option("--json", help="Write the facts here.")] = None,
 ) -> None:
-    """Kill, damage and attack; count what becomes of it."""
+    """Kill, interrupt, damage and attack; count what becomes of it."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("kdcache").setLevel(logging.INFO)
     process.preload()
@@ -85,7 +93,7 @@ def main(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="faults-lab-")))
         lab = Lab(folder / "lab")
         url = stack.enter_context(server.serve(lab.folder))
-        if only in ("", "kills"):
+        if only in ("", "kills", "signals"):
             _measured.extend(kills.commands(lab, url))
         if only in ("", "damages"):
             lab.fill(url)
@@ -94,14 +102,13 @@ def main(
         workers = jobs or os.cpu_count() or 1
         for number, thing in _each(_measure, len(_measured), workers, "undisturbed runs"):
             _measured[number] = thing
-        for thing in _measured:
-            killed = isinstance(thing, kills.Command)
-            for number in range(
-                max(1, round((KILLS if killed else DAMAGES) * thing.weight * count))
-            ):
-                told = f"{seed}-{thing.name}-{number}"
-                made = partial(_kill if killed else _damage, thing, told)
-                _attempts.append(("kills" if killed else "damages", thing.name, made))
+        for family, make in (("kills", _kill), ("signals", _signal), ("damages", _damage)):
+            kind = damages.Subject if family == "damages" else kills.Command
+            for thing in (thing for thing in _measured if isinstance(thing, kind)):
+                for number in range(max(1, round(COUNTS[family] * thing.weight * count))):
+                    made: Attempt = partial(make, thing, f"{seed}-{thing.name}-{number}")
+                    if only in ("", family):
+                        _attempts.append((family, thing.name, made))
         if only in ("", "hostile"):
             (folder / "idle").mkdir()
             idle = process.run(["--version"], folder / "idle").peak

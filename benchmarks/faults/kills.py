@@ -66,7 +66,7 @@ class Command:
             ending = process.run(self.arguments, work, prepare=self.prepare)
             if ending.code:
                 raise RuntimeError(f"{self.name}: {ending.text}")
-            found.append(_result(work, ending))
+            found.append(result(work, ending))
             self.seconds = ending.seconds
         self.undisturbed = facts.common(*found)
         self.names = frozenset(_written(work))
@@ -80,13 +80,13 @@ def attempt(command: Command, seed: str, work: Path) -> Outcome:
     aged = random_.random() < _AGED
     while True:
         again = kills == 0 or random_.random() < _AGAIN
-        moment = _moment(random_, command) if again else Moment()
+        when = moment(random_, command) if again else Moment()
         ending = process.run(
-            command.arguments, work, moment if again else None, prepare=command.prepare
+            command.arguments, work, when if again else None, prepare=command.prepare
         )
         if ending.code == -signal.SIGKILL and not ending.hung:
             kills += 1
-            told += f" {moment.seconds:.2f} s" if moment.seconds else f" change {moment.change}"
+            told += f" {when.seconds:.2f} s" if when.seconds else f" change {when.change}"
             if aged:
                 _age(work)
         elif kills:
@@ -98,7 +98,7 @@ def attempt(command: Command, seed: str, work: Path) -> Outcome:
         kind = "hung" if ending.hung else "traceback" if ending.traceback else "lost"
         return Outcome(kind, told, ending, kills=kills)
     left = _written(work) - command.names
-    differ = facts.differences(command.undisturbed, _result(work, ending))
+    differ = facts.differences(command.undisturbed, result(work, ending))
     if differ:
         return Outcome("silent", f"{told}: other {', '.join(differ[:4])}", ending, kills=kills)
     if aged and left:
@@ -170,13 +170,15 @@ def _short_demo() -> None:
     demo.EPOCHS, demo.train_teacher.__defaults__ = 1, (0.0,)
 
 
-def _moment(random_: random.Random, command: Command) -> Moment:
+def moment(random_: random.Random, command: Command) -> Moment:
+    """Draw a moment of a command."""
     if random_.random() < 0.5:
         return Moment(seconds=random_.uniform(0.0, command.seconds))
     return Moment(change=1 + int(random_.random() ** 2 * 3 * len(command.names)))
 
 
-def _result(work: Path, ending: process.Ending) -> facts.Facts:
+def result(work: Path, ending: process.Ending) -> facts.Facts:
+    """Collect the facts of what a command has written and printed."""
     return facts.of(work) | facts.of_text("stdout", ending.stdout if "{" in ending.stdout else "")
 
 

@@ -1,9 +1,10 @@
 """One `kdcache` command in a forked process: its end, what it printed, its time and its memory.
 
 The parent has imported everything that commands import, and runs no thread; a command then starts
-within milliseconds. A kill ends the whole process group with SIGKILL: after so many seconds, or
-when the command makes its n-th change to the file system (Python's audit events of opening a file
-for writing, renaming, removing and making folders), which hits the same place every time.
+within milliseconds. A signal goes to the whole process group, SIGKILL to end it: after so many
+seconds, or when the command makes its n-th change to the file system (Python's audit events of
+opening a file for writing, renaming, removing and making folders), which hits the same place every
+time.
 """
 
 import contextlib
@@ -66,10 +67,11 @@ class Ending:
 
 @dataclass(frozen=True)
 class Moment:
-    """Moment of a kill: seconds after the start, or the number of a change of the file system."""
+    """Moment of a signal: seconds after the start, or number of a change of the file system."""
 
     seconds: float = 0.0
     change: int = 0
+    signal: int = signal.SIGKILL
 
 
 def preload() -> None:
@@ -113,8 +115,9 @@ def run(
     Args:
         arguments: Words of the command.
         folder: Working folder of the command.
-        kill: Moment to kill it at; None lets it end.
-        patience: Seconds after which it is ended, as one that hangs.
+        kill: Moment of a signal; None lets it end.
+        patience: Seconds after which it is ended, as one that hangs; they begin again with a signal
+            other than SIGKILL.
         prepare: Called in its process, before the command.
     """
     streams = [folder / "stdout", folder / "stderr"]
@@ -124,18 +127,28 @@ def run(
         _be(arguments, folder, streams, kill, prepare)
     left = patience if kill is None or kill.change else min(patience, kill.seconds)
     ended = _wait(pid, left)
+    if not ended and kill is not None and kill.seconds and kill.signal != signal.SIGKILL:
+        _send(pid, kill.signal)
+        left = patience
+        ended = _wait(pid, left)
     hung = not ended and left == patience
     if not ended:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(pid, signal.SIGKILL)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)  # it may not have its group yet
+        _send(pid, signal.SIGKILL)
     _, status, used = os.wait4(pid, 0)
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)  # workers that outlive it
     out, err = (path.read_text(errors="replace") if path.exists() else "" for path in streams)
     code = os.waitstatus_to_exitcode(status)
     return Ending(code, out, err, time.monotonic() - begin, used.ru_maxrss * 1024, hung)
+
+
+def _send(pid: int, number: int) -> None:
+    """Send a signal to a process and its group, which it may not have yet."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, number)
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 def _wait(pid: int, seconds: float) -> bool:
@@ -171,11 +184,11 @@ def _be(
         if prepare is not None:
             prepare()
         if kill is not None and kill.change:
-            sys.addaudithook(_killer(kill.change))
+            sys.addaudithook(_killer(kill))
         from cache_tools.cli import main
 
         sys.argv = ["kdcache", *(word.replace("{work}", str(folder)) for word in arguments)]
-        main.main()
+        main.console()
         code = 0
     except SystemExit as exit_:
         code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
@@ -188,16 +201,16 @@ def _be(
         os._exit(code)
 
 
-def _killer(change: int) -> Callable[[str, tuple[Any, ...]], None]:
-    """Return an audit hook that kills the process group at its n-th change of the file system."""
-    left = change
+def _killer(kill: Moment) -> Callable[[str, tuple[Any, ...]], None]:
+    """Return an audit hook that signals the process group at its n-th change of the file system."""
+    left = kill.change
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal left
         writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITES
         if writes or event in _CHANGES:
             left -= 1
-            if left <= 0:
-                os.killpg(0, signal.SIGKILL)
+            if left == 0:
+                os.killpg(0, kill.signal)
 
     return hook

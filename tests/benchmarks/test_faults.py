@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.faults import bombs, damages, facts, hostile, process
+from benchmarks.faults import bombs, damages, facts, hostile, process, signals
 from benchmarks.faults.damages import Reader, Subject
+from benchmarks.faults.kills import Command
 from benchmarks.faults.outcome import Figures, table
 from benchmarks.faults.process import Ending, Moment
 from cache_tools.store import commits
@@ -82,6 +83,33 @@ def test_a_kill_at_a_change_of_the_file_system_leaves_what_the_rerun_mends(
     assert not (tmp_path / "card.md").exists()
     assert process.run(arguments, tmp_path).code == 0
     assert (tmp_path / "card.md").exists()
+
+
+def test_a_signal_ends_a_command_as_an_interrupt_and_the_rerun_mends(
+    digits_cache: Path, tmp_path: Path
+) -> None:
+    arguments = ("card", str(digits_cache), "--license", "mit", "--out", "card.md")
+    command, work = Command("card", arguments), tmp_path / "work"
+    command.measure(work)
+    kinds = {signals.attempt(command, str(seed), work).kind for seed in range(8)}
+    assert kinds == {"mended", "without effect"}
+    command.undisturbed["card.md"] = "other"
+    assert signals.attempt(command, "0", work).kind == "silent"
+
+
+def test_a_signal_that_ends_a_command_at_once_is_reported(
+    digits_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deaf() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        monkeypatch.setattr(signal, "signal", lambda *_: None)
+
+    arguments = ("card", str(digits_cache), "--license", "mit", "--out", "card.md")
+    command = Command("card", arguments, prepare=deaf)
+    command.measure(tmp_path / "work")
+    monkeypatch.setattr(signals, "SIGNALS", (signal.SIGINT,))
+    kinds = [signals.attempt(command, str(seed), tmp_path / "work").kind for seed in range(8)]
+    assert "traceback" in kinds
 
 
 def test_a_hostile_input_has_a_kind(in_process: None, tmp_path: Path) -> None:
