@@ -63,12 +63,19 @@ def console() -> None:
         signal.signal(number, signals.interrupt)
     signals.raise_dropped_again()
     try:
-        main()
-    finally:  # only the interpreter's own end is left: no Ctrl-C there is worth a traceback
-        signal.signal(signal.SIGALRM, signal.SIG_IGN)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        try:
+            main()
+        finally:
+            _ignore_signals()
+    except KeyboardInterrupt:  # between the end of the command and that line, or within it
+        _ignore_signals()
+        sys.exit(guard.INTERRUPTED)
+
+
+def _ignore_signals() -> None:
+    """Ignore Ctrl-C at the interpreter's own end, where it is worth no traceback."""
+    for number in (signal.SIGALRM, *signals.SIGNALS):
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
 
 
 def main() -> None:

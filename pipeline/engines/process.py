@@ -77,6 +77,7 @@ def main(cores: int, pipe: Connection) -> None:
     progress.bars = False
     warnings.simplefilter("ignore", UserWarning)
     threads.limit(cores)
+    before = signals.interrupts()
     with contextlib.suppress(KeyboardInterrupt, EOFError, BrokenPipeError):
         signal.signal(signal.SIGTERM, signals.interrupt)
         signals.raise_dropped_again()
@@ -84,7 +85,7 @@ def main(cores: int, pipe: Connection) -> None:
         try:
             _serve(pipe, messages.send)
         except Exception as error:
-            if signals.interrupts():
+            if signals.interrupts() > before:
                 signals.forget_dropped()
                 return
             if (known := system_errors.explained(error)) is None:

@@ -186,9 +186,11 @@ def test_a_worker_process_reports_an_error_of_the_system(
     for name in ("pthread_sigmask", "signal"):
         monkeypatch.setattr(f"pipeline.engines.process.signal.{name}", lambda *_: None)
     monkeypatch.setattr(process, "_end_with_parent", lambda: None)
+    monkeypatch.setattr(process.signals, "raise_dropped_again", lambda: None)
     monkeypatch.setattr(process.threads, "limit", lambda _: None)
     monkeypatch.setattr(process.progress, "bars", True)
     process.main(1, theirs)
+    theirs.close()  # without a message, receiving ends
     message = ours.recv()
     assert isinstance(message, process.Error)
     assert "cannot read or write /data/x.tar: Permission denied" in str(message.error)

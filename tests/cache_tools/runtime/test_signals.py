@@ -108,6 +108,32 @@ def test_a_signal_within_a_callback_of_c_is_not_lost(number: int, then: str) -> 
     assert ended.stderr.count("\n") == 1
 
 
+_AT_THE_END = """
+import os, signal
+from cache_tools.cli import main
+
+handle = signal.signal
+
+def late(number, handler):
+    if number == signal.SIGALRM and handler == signal.SIG_IGN:
+        signal.signal = handle
+        os.kill(os.getpid(), signal.SIGHUP)
+    return handle(number, handler)
+
+def command():
+    signal.signal = late
+
+main.main = command
+main.console()
+"""
+
+
+def test_a_signal_after_the_end_of_a_command_is_no_traceback() -> None:
+    command = [sys.executable, "-c", _AT_THE_END]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
+
+
 _WHILE_COMPILING = """
 import os, signal
 from numba.core.codegen import CPUCodeLibrary
