@@ -45,10 +45,12 @@ _TO_DECOMPRESS, _SAVE_MARKERS = 1, 25
 _SUBSAMPLING, _WIDTH, _HEIGHT, _COLOR_SPACE = 4, 5, 6, 8
 _RGB, _GRAY = 0, 2
 """Pixel format, and the last of the colour spaces RGB, YCbCr and grey."""
-_MCU_WIDTH, _MCU_HEIGHT = (8, 16, 16, 8, 8, 32), (8, 8, 16, 8, 16, 8)
-"""Pixels of a unit of 4:4:4, 4:2:2, 4:2:0, grey, 4:4:0 and 4:1:1."""
+_MCU_WIDTH = (8, 16, 16, 8, 8, 32)
+"""Columns of a unit of 4:4:4, 4:2:2, 4:2:0, grey, 4:4:0 and 4:1:1."""
 _BESIDE = (0, 1, 1, 0, 0, 1)
 """Columns about a region that may differ: of shared colours, which are blended with the next."""
+_NARROWEST = 16
+"""Columns that are decoded at least: of one value of colour, libjpeg blends what is not there."""
 _LOOKING = threading.Lock()
 
 
@@ -116,12 +118,11 @@ def _decode(
     if not inside or not known or 3 * bottom * columns > room.size:
         return 0
     beside = _BESIDE[kind]
-    x = max(left - beside, 0) // _MCU_WIDTH[kind] * _MCU_WIDTH[kind]
-    y = top // _MCU_HEIGHT[kind] * _MCU_HEIGHT[kind]
-    w, h = min(right + beside, columns) - x, bottom - y
+    x = max(min(left - beside, columns - _NARROWEST), 0) // _MCU_WIDTH[kind] * _MCU_WIDTH[kind]
+    w = min(max(right + beside, x + _NARROWEST), columns) - x
     # on 64-bit Linux and macOS a struct of four ints is passed by value as two words
-    crop = (handle, np.int64(x | y << 32), np.int64(w | h << 32))
-    to, pitch = room.ctypes.data + 3 * (y * columns + x), np.int32(3 * columns)
+    crop = (handle, np.int64(x | top << 32), np.int64(w | height << 32))
+    to, pitch = room.ctypes.data + 3 * (top * columns + x), np.int32(3 * columns)
     target = (handle, address, size, to, pitch, np.int32(_RGB))
     if np.int32(call(calls_F[_CROP], crop)) != 0:
         return 0
@@ -172,10 +173,13 @@ def _agrees(calls_F: I8) -> bool:
     for name in ("444", "422", "420", "440", "411"):
         data = simplejpeg.encode_jpeg(picture, 90, "RGB", name)
         whole = simplejpeg.decode_jpeg(data, "RGB")
-        for left, right in itertools.product((63, 64, 65, 70), (95, 96, 97, 110)):
+        columns = itertools.product((63, 64, 65, 70), (95, 96, 97, 110))
+        rows = itertools.product((47, 48, 49, 55), (58, 63, 64, 65))
+        for (left, right), (top, bottom) in zip(columns, rows, strict=True):
             room = np.zeros_like(picture)
-            box = 50, left, 9, right - left
+            box = top, left, bottom - top, right - left
             done = region(calls_F, np.frombuffer(data, np.uint8), *box, room.reshape(-1))
-            if not done[1] or (room[50:59, left:right] != whole[50:59, left:right]).any():
+            shown = slice(top, bottom), slice(left, right)
+            if not done[1] or (room[shown] != whole[shown]).any():
                 return False
     return True

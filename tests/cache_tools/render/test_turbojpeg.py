@@ -71,6 +71,26 @@ def test_a_region_has_the_pixels_of_the_whole_picture(
     check(kind, 12, 0, monkeypatch)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not any(n in kind for n in WHOLE)])
+@pytest.mark.parametrize("side", [3, 5, 17, 35])
+def test_all_columns_and_all_rows_have_the_pixels_of_the_whole_picture(
+    kind: str, side: int
+) -> None:
+    """One column, or one row, is the narrowest: libjpeg blends less than that otherwise."""
+    data = made(kind, PHOTO[100 : 100 + side, 200 : 200 + side], 80)
+    whole, encoded = decode.decode(data, "k"), np.frombuffer(data, np.uint8)
+    random = np.random.default_rng(side)
+    edges = [(begin, end) for end in range(1, side + 1) for begin in range(end)]
+    others = random.permutation(len(edges)).tolist()
+    for (top, bottom), at in zip(edges, others, strict=True):
+        for rows, columns in (((top, bottom), edges[at]), (edges[at], (top, bottom))):
+            room = np.ones_like(whole)
+            box = rows[0], columns[0], rows[1] - rows[0], columns[1] - columns[0]
+            assert turbojpeg.region(CALLS_F, encoded, *box, room.reshape(-1))[0]
+            shown = slice(*rows), slice(*columns)
+            assert (room[shown] == whole[shown]).all(), box
+
+
 @pytest.mark.parametrize("factors", ["221212", "222121", "212121", "121212", "313131", "211121"])
 def test_unusual_sampling_factors(factors: str) -> None:
     """Blocks of an RGB strip, which share one Huffman table, counted as those of other factors."""
