@@ -58,8 +58,8 @@ def philox(counter: tuple[U8, U8, U8, U8], key: tuple[int, int]) -> tuple[U8, U8
     return c0, c1, c2, c3
 
 
-def bits(seed: int, ids_N: U8, view: int, stream: int, draws: int) -> U8:
-    """Generate the first `draws` numbers of one stream for every sample.
+def bits(seed: int, ids_N: U8, view: int, stream: int, draws: int, first: int = 0) -> U8:
+    """Generate `draws` numbers of one stream for every sample, from number `first` on.
 
     Draw d is word d mod 4 of the Philox block with counter (d div 4, view, sample id, stream) and
     key (seed, 0).
@@ -70,11 +70,12 @@ def bits(seed: int, ids_N: U8, view: int, stream: int, draws: int) -> U8:
         view: View number.
         stream: One of the STREAM constants.
         draws: Numbers per sample, D.
+        first: The first of them, a multiple of 4.
 
     Returns:
         [N, D] uint64.
     """
-    blocks = np.arange(-(-draws // 4), dtype=np.uint64)[None, :]
+    blocks = np.arange(first // 4, -(-(first + draws) // 4), dtype=np.uint64)[None, :]
     ids = np.ascontiguousarray(ids_N, dtype=np.uint64)[:, None]
     words = philox((blocks, np.uint64(view), ids, np.uint64(stream)), (seed, 0))  # type: ignore[arg-type]
     return np.stack(words, axis=-1).reshape(len(ids), 4 * blocks.size)[:, :draws]

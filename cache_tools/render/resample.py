@@ -4,7 +4,7 @@ OpenCV's INTER_AREA computes the same mean in floats, one column after another. 
 the result are made side by side, so that the vector unit does the work (`vectors`): several times
 as fast, and within 1 of 255 of it. INTER_AREA is nearly the nearest pixel on an axis that grows,
 hence linear interpolation there. Weights are in 1/2^14 and add up exactly, so one colour stays that
-colour.
+colour. No loop takes a slice of an array: to count references, processors wait for all stores.
 
 Shapes: H, W, 3 = rows, columns, RGB of the source; S = height and width of the result.
 """
@@ -43,9 +43,11 @@ def crop(picture: U1, top: int, left: int, height: int, width: int, flip: bool, 
     means, blocks = np.empty((values, _LANES), np.int16), -(-3 * column_of.size // (4 * _LANES))
     words = np.zeros((blocks, _LANES, _LANES), np.uint32)
     lines = np.empty((_LANES, 4 * _LANES * blocks), np.uint8)
-    for first in range(0, size, _LANES):
-        _rows(pixels, begin[first:], step, row_weights[first // _LANES], means)
-        _columns(means, column_of, column_weights, words)
+    for group in range(row_weights.shape[0]):
+        _rows(pixels, begin, step, row_weights, group, means)
+        first = _LANES * group
+        place = _address(result) + np.int64(first * result.shape[1])
+        _columns(means, column_of, column_weights, words, place)
         _transpose(words, lines)
         for y in range(first, min(first + _LANES, size)):
             for i in range(result.shape[1]):
@@ -71,15 +73,15 @@ def taps(length: int, size: int, group: int, flip: bool) -> tuple[I4, I4]:
             at = min(group * k + lane, size - 1)
             at = size - 1 - at if flip else at
             if length >= size:
-                source = _area(at, length, size, count, weights[k, :, lane])
+                source = _area(at, length, size, count, weights, k, lane)
             else:
-                source = _linear(at, length, size, count, weights[k, :, lane])
+                source = _linear(at, length, size, count, weights, k, lane)
             first[group * k + lane] = source
     return first, weights
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _area(at: int, length: int, size: int, count: int, weights: I4) -> int:
+def _area(at: int, length: int, size: int, count: int, weights: I4, k: int, lane: int) -> int:
     """Write the weights of output pixel `at` of an axis that shrinks; return its first tap.
 
     It covers [at·length, (at + 1)·length), where source pixel k covers [k·size, (k + 1)·size).
@@ -89,13 +91,13 @@ def _area(at: int, length: int, size: int, count: int, weights: I4) -> int:
     for tap in range(count):
         end += size
         share = _floor(2 * min(max(end, 0), length) * _ONE + length, 2 * length)
-        weights[tap] = share - done
+        weights[k, tap, lane] = share - done
         done = share
     return first
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _linear(at: int, length: int, size: int, count: int, weights: I4) -> int:
+def _linear(at: int, length: int, size: int, count: int, weights: I4, k: int, lane: int) -> int:
     """Write the weights of output pixel `at` of an axis that grows; return its first tap.
 
     It is made of the two source pixels nearest to its centre.
@@ -105,7 +107,7 @@ def _linear(at: int, length: int, size: int, count: int, weights: I4) -> int:
     first = min(_floor(position, 2 * size), length - count)
     share = min(position - 2 * size * first, 2 * size)
     second = _floor(2 * share * _ONE + 2 * size, 4 * size) if count == 2 else 0
-    weights[0], weights[1] = _ONE - second, second
+    weights[k, 0, lane], weights[k, 1, lane] = _ONE - second, second
     return first
 
 
@@ -131,30 +133,37 @@ def _widened(picture: U1, top: int, left: int, height: int, width: int) -> U1:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _rows(pixels: U1, begin: I8, step: np.int64, weights: I4, means: I2) -> None:
-    """Average rows, whose first taps begin at `begin`; the last two vectors may overlap."""
-    taps, most = np.int64(weights.shape[0]), means.shape[0] - _LANES
+def _rows(pixels: U1, begin: I8, step: np.int64, weights: I4, group: int, means: I2) -> None:
+    """Average the rows of a group, with first taps at `begin`; the last two vectors may overlap."""
+    source, to = _address(pixels), _address(means)
+    taps, most = np.int64(weights.shape[1]), means.shape[0] - _LANES
+    start = _address(begin) + 8 * _LANES * group
+    by = _address(weights) + 4 * _LANES * taps * group
     for i in range(0, means.shape[0], _LANES):
         at = np.int64(min(i, most))
-        source, to = _address(pixels) + at, _address(means) + 2 * _LANES * at
-        vectors.average_rows(source, _address(begin), step, _address(weights), taps, to)
+        vectors.average_rows(source + at, start, step, by, taps, to + 2 * _LANES * at)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _columns(means: I2, column_of: I4, weights: I4, words: U4) -> None:
-    """Average columns, group by group."""
-    taps = np.int64(weights.shape[1])
+def _columns(means: I2, column_of: I4, weights: I4, words: U4, place: np.int64) -> None:
+    """Average columns, group by group; fetch the memory at `place`, where the results will go."""
+    source, first, by, to = (
+        _address(means), _address(column_of), _address(weights), _address(words),
+    )  # fmt: skip
+    taps, count = np.int64(weights.shape[1]), np.int64(3 * _COLUMNS * _LANES)
     for k in range(weights.shape[0]):
-        first, to = _address(column_of[_COLUMNS * k :]), _address(words) + 12 * _LANES * k
-        vectors.average_columns(_address(means), first, _address(weights[k]), taps, to)
+        vectors.prefetch(place + count * k, count)
+        vectors.average_columns(source, first, by, taps, to)
+        first, by, to = first + 4 * _COLUMNS, by + 4 * _COLUMNS * taps, to + 12 * _LANES
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _transpose(words: U4, lines: U1) -> None:
     """Put the words of each row beside each other."""
-    for k in range(words.shape[0]):
-        to = _address(lines) + 4 * _LANES * k
-        vectors.transpose(_address(words[k]), to, np.int64(lines.shape[1]))
+    source, to, pitch = _address(words), _address(lines), np.int64(lines.shape[1])
+    for _ in range(words.shape[0]):
+        vectors.transpose(source, to, pitch)
+        source, to = source + 4 * _LANES * _LANES, to + 4 * _LANES
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

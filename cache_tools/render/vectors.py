@@ -203,6 +203,23 @@ def _transpose(_: Any, words: Any, to: Any, pitch: Any) -> Any:
 
 
 @intrinsic
+def _prefetch(_: Any, address: Any, count: Any) -> Any:
+    """Bring `count` bytes from an address on into the cache, to be written; any address will do."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        address, count = arguments
+        pointer, write, near, data = _BYTE.as_pointer(), _WORD(1), _WORD(3), _WORD(1)
+        kind = ir.FunctionType(ir.VoidType(), [pointer, _WORD, _WORD, _WORD])
+        fetch = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
+        with cgutils.for_range_slice(builder, _LONG(0), count, _LONG(64), _LONG) as (at, _):
+            place = builder.inttoptr(builder.add(address, at), pointer)
+            builder.call(fetch, [place, write, near, data])
+        return context.get_dummy_value()
+
+    return types.none(types.int64, types.int64), generate
+
+
+@intrinsic
 def _average_four(
     _: Any, source: Any, step: Any, weights: Any, apart: Any, ahead: Any, count: Any, to: Any
 ) -> Any:
@@ -314,5 +331,6 @@ def _sample_bicubic(
 average_rows: Any = _average_rows
 average_columns: Any = _average_columns
 transpose: Any = _transpose
+prefetch: Any = _prefetch
 average_four: Any = _average_four
 sample_bicubic: Any = _sample_bicubic

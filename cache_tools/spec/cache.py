@@ -7,6 +7,7 @@ of it: a cache that grows by ten views is still the same cache, with more parts.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -100,7 +101,7 @@ class CacheSpec:
         """Blocks of the sample table; each view number has this many parts."""
         return -(-self.dataset.num_samples // self.block_size)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the canonical JSON, as `sha256:<hex>`."""
         return sha256(canonical_json(self.mapping))

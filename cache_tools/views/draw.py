@@ -148,7 +148,7 @@ def _crop(spec: ViewSpec, ids_B: U8, height_B: I4, width_B: I4, view: int) -> I4
     todo = np.arange(len(ids_B))
     low, high = exact.log(np.array(spec.ratio))
     for attempt in range(CROP_TRIES):
-        bits = rng.bits(spec.seed, ids_B[todo], view, rng.STREAM_CROP, 4 * attempt + 4)[:, -4:]
+        bits = rng.bits(spec.seed, ids_B[todo], view, rng.STREAM_CROP, 4, 4 * attempt)
         u = rng.uniform(bits)
         height, width = height_B[todo].astype(np.float64), width_B[todo].astype(np.float64)
         area = (spec.scale[0] + u[:, 0] * (spec.scale[1] - spec.scale[0])) * (height * width)

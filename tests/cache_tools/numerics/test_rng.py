@@ -35,6 +35,8 @@ def test_a_draw_depends_on_its_counter_alone() -> None:
     all_at_once = rng.bits(3, ids, 2, rng.STREAM_MIX, 9)
     alone = rng.bits(3, ids[13:14], 2, rng.STREAM_MIX, 6)
     assert (all_at_once[13, :6] == alone[0]).all()
+    later = rng.bits(3, ids, 2, rng.STREAM_MIX, 5, 4)
+    assert np.array_equal(later, all_at_once[:, 4:])
     assert (rng.bits(3, ids, 2, rng.STREAM_FLIP, 9) != all_at_once).all()
     assert (rng.bits(3, ids, 3, rng.STREAM_MIX, 9) != all_at_once).all()
 
