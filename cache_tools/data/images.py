@@ -69,12 +69,12 @@ class ImageDataset:
     remote: RemoteShards | None = field(default=None, repr=False)
     """The shards behind a URL; `paths` is empty then."""
     _file_pool: FilePool = field(default_factory=FilePool, repr=False)
-    _opened: dict[int, int] = field(default_factory=dict, init=False, repr=False)
-    """Descriptors of those of `paths` that stay open in the pool, by index."""
+    _opened_F: I8 | None = field(default=None, init=False, repr=False, compare=False)
+    """Descriptors of those of `paths` that stay open in the pool, -1 of others; None: no shards."""
 
     def __getstate__(self) -> dict[str, Any]:
         """State for another process, where descriptors are of other files."""
-        return {**self.__dict__, "_opened": {}}
+        return {**self.__dict__, "_opened_F": None}
 
     def __len__(self) -> int:
         return len(self.names)
@@ -140,14 +140,17 @@ class ImageDataset:
             Descriptor of each sample's file, or -1: only `read` has it; its first byte; its bytes,
             0 where no encoded picture is stored.
         """
-        files = self.file_N[number_P].tolist()
+        file_P, found_P = self.file_N[number_P], np.full(len(number_P), -1, np.int64)
         if self.sharded and self.remote is None:
-            for file in set(files).difference(self._opened):
-                if (descriptor := self._file_pool.descriptor(self.paths[file])) >= 0:
-                    self._opened[file] = descriptor
-        found = np.array([self._opened.get(file, -1) for file in files], np.int64)
+            if self._opened_F is None:
+                self._opened_F = np.full(len(self.paths), -1, np.int64)
+            found_P = self._opened_F[file_P]
+            if (found_P < 0).any():
+                for file in set(file_P[found_P < 0].tolist()):
+                    self._opened_F[file] = self._file_pool.descriptor(self.paths[file])
+                found_P = self._opened_F[file_P]
         offset_P, length_P = self.offset_N[number_P], self.length_N[number_P]
-        return found, offset_P.astype(np.int64), length_P.astype(np.int64)
+        return found_P, offset_P.astype(np.int64), length_P.astype(np.int64)
 
     def recorded(self) -> dict[str, NDArray[Any]]:
         """Columns of a sample table that are known without reading an image: name → [N]."""

@@ -144,18 +144,19 @@ class ViewRenderer:
         height_P = self._table.height_N[row_P].astype(np.int64)
         width_P = self._table.width_N[row_P].astype(np.int64)
         room_P = 3 * batch.bottoms(first_P, params.box_B4, params.filter_B, size_V) * width_P
-        plain_P = (room_P > 0) & (room_P <= batch.MOST_ROOM) & ~self._odd_N[row_P]
-        if not plain_P.any():
-            return status_P, held
         descriptor_P, begin_P, length_P = self._images.locate(row_P)
+        plain_P = (room_P > 0) & (room_P <= batch.MOST_ROOM) & ~self._odd_N[row_P]
         plain_P &= (length_P > 0) & (length_P <= batch.MOST_BYTES)
         crc_P = self._crc_N[row_P]
         read_P = plain_P & ((descriptor_P < 0) | (crc_P == 0))
-        plain_P &= ~read_P | (np.cumsum(length_P * read_P) <= batch.MOST_HELD)
+        to_read = np.flatnonzero(read_P).tolist()
+        if to_read:
+            plain_P &= ~read_P | (np.cumsum(length_P * read_P) <= batch.MOST_HELD)
+            to_read = np.flatnonzero(plain_P & read_P).tolist()
         if not plain_P.any():
             return status_P, held
         status_P[plain_P] = batch.TODO
-        for i in np.flatnonzero(plain_P & read_P).tolist():
+        for i in to_read:
             row = int(row_P[i])  # bytes whose CRC is known are compared in compiled code
             held[i] = self._images.read(row) if crc_P[i] else self.read(row)
             descriptor_P[i], length_P[i] = -1, len(held[i])

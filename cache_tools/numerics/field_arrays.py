@@ -52,7 +52,7 @@ def share(table: T, other: T) -> T:
 def select(table: T, row_R: NDArray[np.int64]) -> T:
     """Select rows in any order, field by field; the arrays are contiguous."""
     columns = (getattr(table, field.name) for field in fields(cast(Any, table)))
-    return type(table)(*(np.take(column, row_R, axis=0) for column in columns))
+    return type(table)(*(column.take(row_R, axis=0) for column in columns))
 
 
 def part(table: T, rows: slice) -> T:

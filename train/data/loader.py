@@ -170,40 +170,41 @@ class Loader:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _request(self, plan: Plan, span: range) -> tuple[I8, I8, list[tuple[I8, I8, I8]]]:
+    def _request(self, plan: Plan, span: range) -> tuple[I8, I8, list[tuple[I8, int, I8]]]:
         """Row and slot of all pictures of a span, at each size, ascending.
 
         Returns:
             [U, 2]; their order, as indices into those of each size and step one after the other;
-            and of each step the positions in the plan, row and slot of its pictures (each once and
+            and of each step the positions in the plan, the number of its pictures (each once and
             ascending), and the index into these of each view, then of each partner.
         """
-        steps = []
+        views, steps, keys = len(plan.views), [], []
+        slots = 2 * views * len(self._sizes)  # a key is one number for each pair, in their order
         for step in span:
             at = self._schedule.share(plan, step, self._world)
-            row, slot = plan.row_M[at].astype(np.int64), plan.slot_M[at]
-            wanted = np.stack([row, slot], axis=1)
+            slot = plan.slot_M[at]
+            wanted = plan.row_M[at].astype(np.int64) * slots + slot
             if self._has_partners:
-                others = np.stack([row, slot + len(plan.views)], axis=1)
-                wanted = np.concatenate([wanted, others])
+                wanted = np.concatenate([wanted, wanted + views])
             elif self._cache.spec.views.mixes:
-                wanted = np.concatenate([wanted, np.stack([plan.partner_M[at], slot], axis=1)])
-            slots = 2 * len(plan.views)  # one number for each pair, in the same order
-            keys, index = np.unique(wanted @ np.array([slots, 1]), return_inverse=True)
-            steps.append((at, np.stack(np.divmod(keys, slots), axis=1), index))
-        shifts = [np.array([0, i * len(plan.views)]) for i in range(len(self._sizes))]
-        every = np.concatenate([wanted + shift for shift in shifts for _, wanted, _ in steps])
-        order = np.lexsort(every.T[::-1])
-        return every[order], order, steps
+                partner = plan.partner_M[at].astype(np.int64) * slots + slot
+                wanted = np.concatenate([wanted, partner])
+            key_U, index = np.unique(wanted, return_inverse=True)
+            keys.append(key_U)
+            steps.append((at, len(key_U), index))
+        sizes = range(len(self._sizes))
+        every = np.concatenate([key_U + i * views for i in sizes for key_U in keys])
+        order = np.argsort(every, kind="stable")
+        return np.stack(np.divmod(every[order], slots), axis=1), order, steps
 
     def _make(self, epochs: list[Epoch], span: range, render: RenderFn) -> list[dict[int, Batch]]:
         """Render the pictures of a span and decode its targets."""
         plan, loaded = epochs[0]
         every, order, steps = self._request(plan, span)
         laid = []
-        for at, wanted, index in steps:
+        for at, count, index in steps:
             # a picture's place is that of its first view, or behind all views
-            at_U, views = np.full(len(wanted), -1), np.arange(len(at))
+            at_U, views = np.full(count, -1), np.arange(len(at))
             at_U[index[: len(at)][::-1]] = views[::-1]
             others = np.flatnonzero(at_U < 0)
             at_U[others] = len(at) + np.arange(len(others))
@@ -214,7 +215,8 @@ class Loader:
             memory.append([pool.take()[:count] for _, count, _ in laid])
             for pictures, (at_U, _, _) in zip(memory[-1], laid, strict=True):
                 out += [pictures[i] for i in at_U.tolist()]
-                addresses.append(pictures.ctypes.data + at_U * pictures.strides[0])
+                begin = pictures.__array_interface__["data"][0]  # a tenth of the time of `ctypes`
+                addresses.append(begin + at_U * pictures.strides[0])
         render(every, [out[i] for i in order.tolist()], np.concatenate(addresses)[order])
         made = []
         for (at, _, _), (_, _, picture_at), *pictures in zip(steps, laid, *memory, strict=True):
@@ -231,9 +233,7 @@ class Loader:
         """Decode the targets of the views `at` some positions."""
         of_batch = (plan.row_M[at], plan.slot_M[at], plan.partner_M[at])
         row, slot, partner = (column.astype(np.int64) for column in of_batch)
-        label = self._cache.table.label_N
-        label_BP = np.stack([label[row], label[partner]], axis=1).astype(np.int64)
-        return self._targets.decode(loaded, slot, row, label_BP)
+        return self._targets.decode(loaded, slot, row, partner)
 
     def _batch(
         self, plan: Plan, targets: DecodedTargets, at: I8, pictures: U1, picture_at: I8

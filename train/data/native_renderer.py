@@ -81,7 +81,7 @@ class NativeRenderer:
         if (order[1:] < order[:-1]).any():  # partners of their own
             params, image_U = field_arrays.select(params, order), image_U[order]
             out, address_U = [out[i] for i in order.tolist()], address_U[order]
-        first = np.flatnonzero(np.diff(image_U, prepend=-1))
+        first = np.append(0, np.flatnonzero(image_U[1:] != image_U[:-1]) + 1)
         end_P = np.append(first[1:], len(image_U))
         # of all batches in the making, two tasks for each thread
         step = -(-self.workers * len(first) // (2 * self._threads))
@@ -101,16 +101,20 @@ class NativeRenderer:
 
 def _parameters(loaded: list[View], row_U: I8, slot_U: I8) -> tuple[ViewParams, I8]:
     """Parameters of views and partners, and the image that each shows."""
-    parts, places, image_U = [], [], row_U.astype(np.int64)
-    for slot in np.unique(slot_U).tolist():
-        own, view = np.flatnonzero(slot_U == slot), loaded[slot % len(loaded)]
-        params, at = view.params, view.at(row_U[own])
-        if slot >= len(loaded):
-            assert view.partner is not None and view.partner_N is not None
-            params, image_U[own] = view.partner, view.partner_N[at]
-        parts.append(field_arrays.select(params, at))
-        places.append(own)
-    if len(parts) == 1:
-        return parts[0], image_U
+    if (slot_U == slot_U[0]).all():
+        return _of_slot(loaded, int(slot_U[0]), row_U)
+    places = [np.flatnonzero(slot_U == slot) for slot in np.unique(slot_U).tolist()]
+    parts = [_of_slot(loaded, int(slot_U[own[0]]), row_U[own]) for own in places]
     order = np.argsort(np.concatenate(places))
-    return field_arrays.select(field_arrays.concatenate(parts), order), image_U
+    params = field_arrays.concatenate([params for params, _ in parts])
+    return field_arrays.select(params, order), np.concatenate([image for _, image in parts])[order]
+
+
+def _of_slot(loaded: list[View], slot: int, row_R: I8) -> tuple[ViewParams, I8]:
+    """Parameters of some rows of one slot, and the image that each shows."""
+    view = loaded[slot % len(loaded)]
+    at = view.at(row_R)
+    if slot < len(loaded):
+        return field_arrays.select(view.params, at), row_R
+    assert view.partner is not None and view.partner_N is not None
+    return field_arrays.select(view.partner, at), view.partner_N[at]

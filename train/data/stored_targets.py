@@ -4,7 +4,7 @@ Targets of an epoch stay in RAM as the caches store them, a few bytes a view; de
 it is made costs less than keeping decoded targets. Several caches are mixed here, so that nothing
 after it depends on their number.
 
-Shapes: B views of a batch, P labels of a view.
+Shapes: B views of a batch.
 """
 
 import numpy as np
@@ -29,18 +29,20 @@ class StoredTargets:
         """The caches."""
         self._mixture = members.mixture(tail) if len(members.caches) > 1 else None
 
-    def decode(self, loaded: list[View], slot_B: I8, row_B: I8, label_BP: I8) -> DecodedTargets:
+    def decode(self, loaded: list[View], slot_B: I8, row_B: I8, partner_B: I8) -> DecodedTargets:
         """Decode the targets of a batch.
 
         Args:
             loaded: Views of the epoch.
             slot_B: Index into `loaded` of each view of the batch.
             row_B: Row of the sample table of each view.
-            label_BP: Label of each view and of its partner.
+            partner_B: Row of its partner.
         """
         if self._mixture is None:
             return self._targets(loaded, slot_B, row_B)
         each = [self._targets(loaded, slot_B, row_B, i) for i in range(len(self.members.caches))]
+        label_N = self.members.reference.table.label_N
+        label_BP = np.stack([label_N[row_B], label_N[partner_B]], axis=1).astype(np.int64)
         return self._mixture(each, label_BP[:, : self.members.num_labels])
 
     def _targets(
