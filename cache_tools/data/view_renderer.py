@@ -144,8 +144,10 @@ class ViewRenderer:
         height_P = self._table.height_N[row_P].astype(np.int64)
         width_P = self._table.width_N[row_P].astype(np.int64)
         room_P = 3 * batch.bottoms(first_P, params.box_B4, params.filter_B, size_V) * width_P
-        descriptor_P, begin_P, length_P = self._images.locate(row_P)
         plain_P = (room_P > 0) & (room_P <= batch.MOST_ROOM) & ~self._odd_N[row_P]
+        if not plain_P.any():
+            return status_P, held
+        descriptor_P, begin_P, length_P = self._images.locate(row_P)
         plain_P &= (length_P > 0) & (length_P <= batch.MOST_BYTES)
         crc_P = self._crc_N[row_P]
         read_P = plain_P & ((descriptor_P < 0) | (crc_P == 0))

@@ -75,6 +75,7 @@ def bits(seed: int, ids_N: U8, view: int, stream: int, draws: int, first: int = 
     Returns:
         [N, D] uint64.
     """
+    assert first % 4 == 0
     blocks = np.arange(first // 4, -(-(first + draws) // 4), dtype=np.uint64)[None, :]
     ids = np.ascontiguousarray(ids_N, dtype=np.uint64)[:, None]
     words = philox((blocks, np.uint64(view), ids, np.uint64(stream)), (seed, 0))  # type: ignore[arg-type]

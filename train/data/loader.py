@@ -179,13 +179,14 @@ class Loader:
             ascending), and the index into these of each view, then of each partner.
         """
         views, steps, keys = len(plan.views), [], []
-        slots = 2 * views * len(self._sizes)  # a key is one number for each pair, in their order
+        own = views * len(self._sizes)  # the first slot of partners of their own
+        slots = 2 * own  # a key is one number for each pair, in their order
         for step in span:
             at = self._schedule.share(plan, step, self._world)
             slot = plan.slot_M[at]
             wanted = plan.row_M[at].astype(np.int64) * slots + slot
             if self._has_partners:
-                wanted = np.concatenate([wanted, wanted + views])
+                wanted = np.concatenate([wanted, wanted + own])
             elif self._cache.spec.views.mixes:
                 partner = plan.partner_M[at].astype(np.int64) * slots + slot
                 wanted = np.concatenate([wanted, partner])
