@@ -8,8 +8,8 @@ the loader fills and libraries warm up, are not counted. S separate runs cost S 
 one; ratios are taken within a turn, and their median and range over the turns are reported.
 
 * "loader-bound": views of 224 px with RandAugment, mixup and cutmix (recipe vanillakd-a2) of JPEGs
-  of 500×375, and a student that is next to nothing: a convolution of 16×16 patches and a linear
-  layer. Decoding and augmenting is what a cohort shares, so S students cost little more than one.
+  of 500×375, and a student that is next to nothing: a linear layer on every 28th pixel. Decoding
+  and augmenting is what a cohort shares, so S students cost little more than one.
 * "student-bound": views of 32 px and timm's test_resnet. Nothing is to be saved here: S students
   cost what S separate ones do.
 

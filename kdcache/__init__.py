@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from pipeline.recipe import CacheRecipe as CacheRecipe
     from pipeline.recipe import TeacherSource as TeacherSource
     from pipeline.run import CacheResult as CacheResult
+    from pipeline.teacher.info import TeacherInfo as TeacherInfo
     from pipeline.writer import CacheWriter as CacheWriter
-    from pipeline.writer import TeacherInfo as TeacherInfo
     from pipeline.writer import WriterBatch as WriterBatch
     from pipeline.writer import create as create
     from train.api import EvalResult as EvalResult
@@ -68,7 +68,7 @@ _LAZY = {
     "EvalResult": "train.api:EvalResult",
     "SoftTargets": "train.loss.targets:SoftTargets",
     "SparseTargets": "cache_tools.reader:SparseTargets",
-    "TeacherInfo": "pipeline.writer:TeacherInfo",
+    "TeacherInfo": "pipeline.teacher.info:TeacherInfo",
     "TeacherSource": "pipeline.recipe:TeacherSource",
     "TrainRecipe": "train.recipe:TrainRecipe",
     "TrainResult": "train.api:Result",

@@ -19,7 +19,7 @@ from cache_tools.errors import CacheDamaged, CacheIncomplete, KdcacheError
 from cache_tools.runtime import progress, threads
 from cache_tools.runtime.device import select
 from cache_tools.runtime.text import counted
-from cache_tools.storage.backends import open_storage
+from cache_tools.storage.open import open_storage
 from cache_tools.store import info, presence, resume
 from cache_tools.store.aligned import CacheEnsemble
 from cache_tools.store.cache import Cache

@@ -9,12 +9,11 @@ Shapes: B views of a batch, S pixels a side, C classes.
 """
 
 import logging
-import re
 import threading
 import weakref
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,122 +21,33 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from torch import Tensor, nn
+from torch import Tensor
 
-from cache_tools import config
 from cache_tools.data.images import ImageDataset
 from cache_tools.data.open import open_images, resolve
-from cache_tools.errors import NonFinite, TeacherError, UsageError
-from cache_tools.render import mixing
+from cache_tools.errors import NonFinite, UsageError
 from cache_tools.runtime import threads
 from cache_tools.runtime.device import select
 from cache_tools.runtime.progress import shown
 from cache_tools.runtime.signals import StopRequest
-from cache_tools.spec.teacher import Precision, TeacherSpec
+from cache_tools.spec.teacher import TeacherSpec
 from cache_tools.store import presence
 from cache_tools.store.cache import Cache
 from cache_tools.targets import dense
-from cache_tools.views.draw import MixParams
 from pipeline import recipe as recipes
 from pipeline.engines import launch
-from pipeline.recipe import CacheRecipe, MemoryFormat
+from pipeline.recipe import CacheRecipe
 from pipeline.run import CacheResult, PartSelection, find_missing, views_bar
-from pipeline.teacher.forward import Pixels, TeacherInput
-from pipeline.teacher.logits import FORMATS
+from pipeline.teacher.info import TeacherInfo
 from pipeline.teacher.sparsify import sparsify
-from pipeline.teacher.teacher import weights_sha256
 from pipeline.worker import failures, open_cache
 from pipeline.worker.failures import Failure
 from pipeline.worker.groups import decode_groups
-from pipeline.worker.predict import Prediction, Predictor
-from pipeline.worker.stage1 import Stage1, Steps
+from pipeline.worker.hand_out import HandingOut, Pictures
+from pipeline.worker.predict import Prediction
+from pipeline.worker.stage1 import Steps
 
 log = logging.getLogger("kdcache")
-
-
-@dataclass(frozen=True)
-class TeacherInfo:
-    """Identity of a teacher, stored in the cache: enough to recognise it again.
-
-    Another value of any field is another teacher, whose targets never join the same cache.
-
-        >>> kdcache.TeacherInfo("our-vit", "sha256:" + 64 * "0", num_classes=1000).spec.name
-        'our-vit'
-
-    Attributes:
-        name: Name for readers of the cache.
-        weights_sha256: SHA-256 over its weights, 64 hexadecimal digits, such as those of a file.
-        num_classes: Length of its logits, C.
-        mean: Mean of red, green and blue (of 0..1) with which its pictures are normalised.
-        std: Standard deviation, likewise.
-        architecture: Name of its architecture; empty: that of the teacher.
-        precision: Type in which it computes.
-        input_size: Height and width in pixels of its training; 0: unset.
-        interpolation: Resampling of its training; empty: unset.
-    """
-
-    name: str
-    weights_sha256: str
-    num_classes: int
-    mean: Sequence[float] = IMAGENET_DEFAULT_MEAN
-    std: Sequence[float] = IMAGENET_DEFAULT_STD
-    architecture: str = ""
-    precision: Precision = "fp32"
-    input_size: int = 0
-    interpolation: str = ""
-
-    @classmethod
-    def of(cls, model: nn.Module, name: str = "", precision: Precision = "fp32") -> Self:
-        """Describe a network of timm's as `kdcache cache` would.
-
-        Args:
-            model: Network with a `pretrained_cfg`.
-            name: Its name; empty: timm's, with the tag of its weights.
-            precision: Type in which it computes.
-
-        Raises:
-            TeacherError: It has no such configuration.
-        """
-        known: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
-        if lacking := [k for k in ("architecture", "mean", "std") if k not in known]:
-            raise TeacherError(
-                f"this {type(model).__name__} has no {lacking[0]} in a pretrained_cfg as timm's "
-                "networks do. Pass the fields of TeacherInfo instead."
-            )
-        tag = f".{known['tag']}" if known.get("tag") else ""
-        return cls(
-            name=name or f"{known['architecture']}{tag}",
-            weights_sha256=weights_sha256(model),
-            num_classes=int(model.num_classes),  # type: ignore[arg-type]
-            mean=known["mean"],
-            std=known["std"],
-            architecture=known["architecture"],
-            precision=precision,
-            input_size=int((known.get("input_size") or (3, 0, 0))[-1]),
-            interpolation=str(known.get("interpolation") or ""),
-        )
-
-    @property
-    def spec(self) -> TeacherSpec:
-        """The identity as in the manifest of a cache.
-
-        Raises:
-            TeacherError: A field cannot be.
-        """
-        digest = self.weights_sha256.removeprefix("sha256:")
-        if not re.fullmatch("[0-9a-f]{64}", digest):
-            raise TeacherError(
-                f"weights_sha256={self.weights_sha256!r} is no SHA-256. Pass 64 hexadecimal "
-                "digits, such as hashlib.sha256(open(FILE, 'rb').read()).hexdigest()."
-            )
-        values = asdict(self) | {"weights_sha256": f"sha256:{digest}"}
-        values |= {"mean": [*map(float, self.mean)], "std": [*map(float, self.std)]}
-        values["architecture"] = self.architecture or self.name
-        try:
-            return config.build(TeacherSpec, values, "the teacher")
-        except ValueError as error:
-            raise TeacherError(str(error)) from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -307,9 +217,9 @@ class CacheWriter:
             with shown(self._progress):
                 todo = find_missing(store, self._selection, size)
                 advance = stack.enter_context(views_bar(store, todo, self._selection))
-            pictures = _Pictures(store.spec.teacher, self._device, self._recipe.memory_format)
+            pictures = Pictures(store.spec.teacher, self._device, self._recipe.memory_format)
             cores, agrees = threads.cpu_count(), not self._force
-            stage = _HandingOut(store, self._images, pictures, batch_size, cores, agrees)
+            stage = HandingOut(store, self._images, pictures, batch_size, cores, agrees)
             stack.callback(stage.close)
             steps = stage.steps(
                 decode_groups(todo, size, self._recipe.order),
@@ -350,38 +260,6 @@ class CacheWriter:
     def _new(self, views: Prediction) -> WriterBatch:
         keys = tuple(self.store.table.keys[views.rows.start : views.rows.stop])
         return WriterBatch(views.sparse[0], views.part.view, keys, views.label_BP)
-
-
-class _Pictures(TeacherInput):
-    """Pictures of the views as a teacher takes them."""
-
-    def __init__(self, teacher: TeacherSpec, device: torch.device, layout: MemoryFormat) -> None:
-        super().__init__(device, "in the caller's program")
-        scale, offset = mixing.normalisation(teacher.mean, teacher.std)
-        self._scale = torch.from_numpy(scale).to(device)[:, None, None]
-        self._offset = torch.from_numpy(offset).to(device)[:, None, None]
-        self._format = FORMATS["channels_last" if layout == "auto" else layout]
-
-    def __call__(
-        self,
-        pixels: Pixels,
-        partner: Pixels | None,
-        mix: MixParams | None,
-        label_BP: NDArray[np.int64] | None = None,
-    ) -> tuple[Tensor, ...]:
-        x_B3SS = self.mixed(pixels, partner, mix) * self._scale + self._offset
-        return (x_B3SS.contiguous(memory_format=self._format),)
-
-
-class _Unpredicted(Predictor):
-    """Predictor that leaves the pictures where the teacher is."""
-
-    def _to_host(self, outputs: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], None]:
-        return outputs, None
-
-
-class _HandingOut(Stage1):
-    predictor = _Unpredicted
 
 
 def _close(iteration: weakref.ref[Generator[WriterBatch, None, None]]) -> None:

@@ -31,6 +31,8 @@ _LIBRARIES = (
     "sklearn.datasets", "typer._adapters", "zarr", "PIL.JpegImagePlugin", "PIL.PngImagePlugin",
     "torch.utils.serialization.config", "torch._dynamo", "joblib", "scipy.io",
 )  # fmt: skip
+SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+"""Signals that end a command as an interrupt."""
 PATIENCE = 120.0
 """Seconds after which a command hangs."""
 
@@ -122,9 +124,11 @@ def run(
     """
     streams = [folder / "stdout", folder / "stderr"]
     begin = time.monotonic()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until the command has handlers
     pid = os.fork()
     if not pid:
         _be(arguments, folder, streams, kill, prepare)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     left = patience if kill is None or kill.change else min(patience, kill.seconds)
     ended = _wait(pid, left)
     if not ended and kill is not None and kill.seconds and kill.signal != signal.SIGKILL:
@@ -188,6 +192,7 @@ def _be(
         from cache_tools.cli import main
 
         sys.argv = ["kdcache", *(word.replace("{work}", str(folder)) for word in arguments)]
+        main.main = _heard(main.main)
         main.console()
         code = 0
     except SystemExit as exit_:
@@ -199,6 +204,19 @@ def _be(
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
+
+
+def _heard(command: Callable[[], None]) -> Callable[[], None]:
+    """Unblock the signals when the handlers of `console` are in place, and call the command.
+
+    Where the machine is busy, a signal comes before; an interpreter that only starts has none.
+    """
+
+    def call() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        command()
+
+    return call
 
 
 def _killer(kill: Moment) -> Callable[[str, tuple[Any, ...]], None]:

@@ -5,16 +5,15 @@ or has already come to its end. The same command, run again, has the result of a
 """
 
 import random
-import signal
 from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.faults import facts, kills, process
 from benchmarks.faults.kills import Command
 from benchmarks.faults.outcome import Outcome
+from benchmarks.faults.process import SIGNALS
 from cache_tools.cli.guard import INTERRUPTED
 
-SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 _PATIENCE = 20.0
 """Seconds within which a command ends after a signal."""
 

@@ -59,15 +59,15 @@ Command = Callable[..., Any]
 
 def console() -> None:
     """Entry point of the console script."""
-    for number in signals.handled():
-        signal.signal(number, signals.interrupt)
-    signals.raise_dropped_again()
     try:
         try:
+            for number in signals.handled():
+                signal.signal(number, signals.interrupt)
+            signals.raise_dropped_again()
             main()
         finally:
             _ignore_signals()
-    except KeyboardInterrupt:  # between the end of the command and that line, or within it
+    except KeyboardInterrupt:  # beside the command: before it, after it, or in the line above
         _ignore_signals()
         sys.exit(guard.INTERRUPTED)
 

@@ -9,7 +9,7 @@ import typer
 from cache_tools.cli.options import KEEP, CachePath, Json, emit
 from cache_tools.errors import UsageError
 from cache_tools.runtime.text import counted
-from cache_tools.storage.backends import Folder
+from cache_tools.storage.folder import Folder
 from cache_tools.store.cache import Cache
 
 log = logging.getLogger("kdcache")

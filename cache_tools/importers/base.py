@@ -34,7 +34,8 @@ from cache_tools.spec.sample_table import SampleTable
 from cache_tools.spec.targets import TargetSpec
 from cache_tools.spec.teacher import TeacherSpec
 from cache_tools.spec.views import UNKNOWN_VIEWS, ViewSpec
-from cache_tools.storage import atomic, backends
+from cache_tools.storage import atomic
+from cache_tools.storage.open import open_storage
 from cache_tools.store import resume
 from cache_tools.store.cache import Cache, probe_numbers
 from cache_tools.store.commits import Part
@@ -216,7 +217,7 @@ def refuse_records(
 def _open(
     info: SourceInfo, images: ImageDataset, options: ImportOptions, out: Path
 ) -> tuple[Cache, ImageDataset]:
-    storage = backends.open_storage(out)
+    storage = open_storage(out)
     atomic.sweep(out)
     if (stated := resume.root(storage)) is not None:
         try:

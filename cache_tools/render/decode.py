@@ -4,75 +4,35 @@ FORMAT.md, section 3.4, defines the treatment of every odd kind of image. JPEG i
 libjpeg-turbo with the accurate DCT and fancy upsampling (Pillow, OpenCV and torchvision give the
 same bits), everything else by Pillow. libjpeg fills what a broken file lacks with grey and only
 warns; `simplejpeg` makes an error of the warning, Pillow does not, so that as few JPEG as possible
-go through Pillow.
-
-Pillow's plugins are called directly, not by `Image.open`: that one also tries formats that run
-other programs, and compares sizes with a global limit of its own. Decoding runs in many threads,
-so nothing here saves and restores global state (`warnings.catch_warnings` would).
+go through Pillow (`pillow`). Large pictures wait for memory (`decode_memory`).
 """
 
-import io
 import logging
 import re
 import threading
-import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cache
+from contextlib import contextmanager
 from typing import Any
 
 import cv2
 import numpy as np
 import simplejpeg
-from numpy.typing import NDArray
-from PIL import (
-    AvifImagePlugin,
-    BmpImagePlugin,
-    GifImagePlugin,
-    Image,
-    ImageFile,
-    JpegImagePlugin,
-    PngImagePlugin,
-    PpmImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
 
 from cache_tools.errors import CacheMismatch, DataError, OutOfMemory
 from cache_tools.file_contents import HEAD, describe
 from cache_tools.numerics.array_types import U1
-from cache_tools.render import jpeg, png, turbojpeg
+from cache_tools.render import decode_memory, jpeg, pillow, png, turbojpeg
+from cache_tools.render.decode_memory import MAX_MEMORY
 from cache_tools.runtime import host_memory
 
 log = logging.getLogger("kdcache")
-MAX_PIXELS, MAX_MEMORY = 2**28, 960 * 10**6
-"""Most pixels of an image, and most bytes of memory that decoding takes by its header.
+MAX_PIXELS = 2**28
+"""Most pixels of an image."""
 
-A JPEG of one scan takes 3 bytes a pixel, one of several scans up to 9, for others see `_PLUGINS`.
-"""
-
-_BAND = 2**18
-"""Pixels that are converted at a time."""
 _JPEG = b"\xff\xd8\xff"
 _PLAIN = ("RGB", "YCbCr", "Gray")
-_PLUGINS: tuple[tuple[bytes, type[ImageFile.ImageFile], int], ...] = (
-    (_JPEG, JpegImagePlugin.JpegImageFile, 0),
-    (png.SIGNATURE, PngImagePlugin.PngImageFile, 0),
-    (rb"RIFF.{4}WEBP", WebPImagePlugin.WebPImageFile, 9),
-    (rb".{4}ftypavi[fs]", AvifImagePlugin.AvifImageFile, 13),
-    (rb"GIF8[79]a", GifImagePlugin.GifImageFile, 2),
-    (rb"BM", BmpImagePlugin.BmpImageFile, 1),
-    (rb"II[*+]\0|MM\0[*+]", TiffImagePlugin.TiffImageFile, 9),
-    (rb"P[1-6]\s", PpmImagePlugin.PpmImageFile, 0),
-)
-"""First bytes of each format (a regular expression), the plug-in that reads it, and the bytes of
-memory that it takes for a pixel beside Pillow's image (1, 2 or 4) and the picture (3)."""
 _MOST_SCANS, _MOST_SCANNED = 500, 2**33
 """Scans of a JPEG, and scans times pixels: each goes over the whole picture."""
-LARGE = 2**26
-"""Bytes of memory from which on a picture counts: see `large_memory` for all of these at once."""
-_PATIENCE = 5.0
-"""Seconds that a thread waits for the memory of another before it is logged."""
 _KEPT = 2**26
 """Bytes of the largest memory that is kept for the next picture."""
 
@@ -82,10 +42,6 @@ _HARMLESS = re.compile(r": \d{1,2} extraneous bytes before marker 0xd9")
 Box = tuple[int, int, int, int]
 """Top, left, height and width in pixels."""
 _LEFT_OVER = re.compile(r": \d+ extraneous bytes before marker 0xd9")
-
-_PILLOW_WARNS = r"PIL\."
-_SILENCE: tuple[object, ...] = ("ignore", None, Warning, re.compile(_PILLOW_WARNS), 0)
-_FILTERS, _FIRST = threading.Lock(), threading.Lock()
 
 
 def size(data: bytes, key: str) -> tuple[int, int]:
@@ -114,47 +70,6 @@ def check_sides(key: str, found: tuple[int, ...], expected: tuple[int, int]) -> 
 def is_plain_jpeg(data: bytes) -> bool:
     """Check that TurboJPEG decodes an image to RGB: no CMYK, no other format."""
     return _header(data)[2] in _PLAIN
-
-
-class _Memory:
-    """Memory that is taken by many threads, each of which waits until its share is free."""
-
-    def __init__(self, count: int) -> None:
-        self._count = self._left = count
-        self._freed, self._logged = threading.Condition(), False
-
-    @contextmanager
-    def taken(self, count: int) -> Iterator[None]:
-        """Take `count` bytes, no more than there are at all, until the block ends."""
-        with self._freed:
-            if not self._freed.wait_for(lambda: count <= self._left, _PATIENCE):
-                if not self._logged:
-                    log.info(
-                        "large pictures wait for each other: all of them take %.1f GB at most, a "
-                        "quarter of this process's memory (0.96 GB at least). Smaller ones do not: "
-                        "kdcache shard SRC DST --short-side PIXELS",
-                        self._count / 1e9,
-                    )
-                self._logged = True
-                self._freed.wait_for(lambda: count <= self._left)
-            self._left -= count
-        try:
-            yield
-        finally:
-            with self._freed:
-                self._left += count
-                self._freed.notify_all()
-
-
-def large_memory() -> _Memory:
-    """Memory of all large pictures at once: a quarter of the process's, MAX_MEMORY at least."""
-    with _FIRST:
-        return _large_memory()
-
-
-@cache
-def _large_memory() -> _Memory:
-    return _Memory(max(MAX_MEMORY, host_memory.share() // 4))
 
 
 class DecodeBuffer(threading.local):
@@ -224,7 +139,7 @@ def decoded(
             check_sides(key, (height, width), sides)
     if box is not None and color_space in _PLAIN and not scale_log2:
         missing = max(height - box[0] - box[2] - jpeg.BLENDED, 0)
-        with _charged(memory - 3 * missing * width):
+        with decode_memory.charged(memory - 3 * missing * width):
             with _naming(key, data):
                 part = _part(data, box, height, width, reuse or DecodeBuffer())
             if part is not None:
@@ -233,15 +148,10 @@ def decoded(
     small = -(-height >> scale_log2), -(-width >> scale_log2)
     if color_space in _PLAIN:
         memory -= 3 * (height * width - small[0] * small[1])
-    with _charged(memory):
+    with decode_memory.charged(memory):
         with _naming(key, data):
             picture = _decode(data, height, width, color_space, reuse, scale_log2)
         yield picture
-
-
-def _charged(memory: int) -> AbstractContextManager[None]:
-    """Take memory from that of all large pictures, for one of them."""
-    return large_memory().taken(memory) if memory > LARGE else nullcontext()
 
 
 def _decode(
@@ -262,10 +172,10 @@ def _decode(
         if color_space:  # CMYK or YCCK: Pillow makes RGB of it, but would not notice damage
             _jpeg(data, "CMYK")
         packed = png.check(data) if data.startswith(png.SIGNATURE) else []
-        with _pillow(data) as image:
-            picture = _rgb(image)
+        with pillow.opened(data) as image:
+            picture = pillow.rgb(image)
             # Rows that were not in the stream are zero; inflating all again is slow.
-            if packed and (png.is_interlaced(data) or not _last_row(image).any()):
+            if packed and (png.is_interlaced(data) or not pillow.last_row(image).any()):
                 png.check_rows(data, packed)
     if picture.shape != (height, width, 3):
         raise ValueError(f"decoded to {picture.shape}, its header has {height}×{width}")
@@ -288,12 +198,12 @@ def _header(data: bytes) -> tuple[int, int, str, int]:
             raise
     cost, most = 3.0 if color_space in _PLAIN else 7.0, 0
     if not color_space:
-        with _pillow(data) as image:
+        with pillow.opened(data) as image:
             width, height = image.size
             tags = getattr(image, "tag_v2", {})  # a tile of a TIFF may be larger than the picture
             most = int(tags.get(322, 0)) * int(tags.get(323, 0))
             stored = 1 if image.mode in ("1", "L", "P") else 2 if image.mode[:4] == "I;16" else 4
-            cost = 3.0 + stored + next(own for _, kind, own in _PLUGINS if isinstance(image, kind))
+            cost = 3.0 + stored + pillow.bytes_per_pixel(image)
     if data.startswith(_JPEG):
         scans, samples = jpeg.scans(data, _MOST_SCANS)
         cost += 2 * samples * (scans > 1)  # the coefficients
@@ -350,58 +260,6 @@ def _part(data: bytes, box: Box, height: int, width: int, reuse: DecodeBuffer) -
         if not _LEFT_OVER.search(str(error)):
             return None
     return buffer[: 3 * rows * width].reshape(rows, width, 3)
-
-
-@contextmanager
-def _pillow(data: bytes) -> Iterator[Image.Image]:
-    """Open an image with the plugin of its first bytes; no pixel is decoded yet."""
-    if not data:
-        raise ValueError("it is empty")
-    for beginning, plugin, _ in _PLUGINS:
-        if re.match(beginning, data, re.DOTALL):
-            _silence_pillow()
-            with plugin(io.BytesIO(data)) as image:
-                yield image
-            return
-    raise ValueError(
-        f"it begins with {data[:16]!r} and is no JPEG, PNG, WebP, AVIF, GIF, BMP, TIFF or PPM"
-    )
-
-
-def _silence_pillow() -> None:
-    """Keep Pillow from warning of odd metadata, and of sizes between its own limit and ours.
-
-    The warning filters belong to the process. This one is put in front once and stays: a filter
-    that one thread takes away is missed by another. It also means that an image decodes, or does
-    not, under any filters a program has set.
-    """
-    with _FILTERS:
-        if [*warnings.filters[:1]] != [_SILENCE]:
-            warnings.filterwarnings("ignore", module=_PILLOW_WARNS)
-
-
-def _rgb(image: Image.Image) -> U1:
-    """Convert an opened image to 8-bit RGB, without alpha, in bands: copies of it are small."""
-    image.load()
-    # Else converting would look for a colour that stands for "transparent" in the new mode.
-    image.info.pop("transparency", None)
-    deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
-    if image.mode in ("I", "F") and not deep:
-        raise ValueError("its pixels are numbers of 32 bits of unknown range")
-    picture = np.empty((image.height, image.width, 3), np.uint8)
-    rows = max(_BAND // image.width, 1)
-    for top in range(0, image.height, rows):
-        band = image.crop((0, top, image.width, min(top + rows, image.height)))
-        if deep:  # convert() would clip at 255
-            picture[top : top + rows] = (np.asarray(band) >> 8).astype(np.uint8)[:, :, None]
-            continue
-        rgba = band.convert("RGBA") if band.mode in ("P", "PA", "LA") else band
-        picture[top : top + rows] = np.asarray(rgba.convert("RGB"))
-    return picture
-
-
-def _last_row(image: Image.Image) -> NDArray[np.generic]:
-    return np.asarray(image.crop((0, image.height - 1, image.width, image.height)))
 
 
 @contextmanager

@@ -12,7 +12,8 @@ from typing import Any
 
 from cache_tools.errors import KdcacheError, UsageError
 from cache_tools.storage import fsspec_client
-from cache_tools.storage.backends import MAX_FILE, ObjectStore
+from cache_tools.storage.base import MAX_FILE
+from cache_tools.storage.object_store import ObjectStore
 
 MOST_FILES, MOST_BYTES = 700, 2**28
 """Of one commit."""

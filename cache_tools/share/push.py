@@ -18,7 +18,9 @@ from cache_tools.runtime import concurrency, progress
 from cache_tools.runtime.signals import StopRequest
 from cache_tools.share.hub import Hub
 from cache_tools.storage import atomic
-from cache_tools.storage.backends import Folder, Storage, open_storage
+from cache_tools.storage.base import Storage
+from cache_tools.storage.folder import Folder
+from cache_tools.storage.open import open_storage
 from cache_tools.store import commits, manifest, metadata
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part

@@ -19,8 +19,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from cache_tools.errors import KdcacheError, UsageError
 from cache_tools.storage import atomic, disk_cache
-from cache_tools.storage.backends import MANIFEST, MAX_FILE, Folder, ObjectStore
+from cache_tools.storage.base import MANIFEST, MAX_FILE
 from cache_tools.storage.disk_cache import DiskCache
+from cache_tools.storage.folder import Folder
+from cache_tools.storage.object_store import ObjectStore
 
 log = logging.getLogger("kdcache")
 _LOCKS = 64

@@ -10,7 +10,7 @@ from cache_tools.errors import CacheDamaged, CacheIncomplete
 from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.canonical import canonical_json, sha256
 from cache_tools.storage import atomic
-from cache_tools.storage.backends import Storage
+from cache_tools.storage.base import Storage
 
 REMEDY = (
     "Run the command that made it (`kdcache cache`, `kdcache ensemble`) again: it makes only "

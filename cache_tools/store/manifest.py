@@ -14,7 +14,7 @@ from cache_tools.spec import cache
 from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.canonical import canonical_json, sha256
 from cache_tools.storage import atomic
-from cache_tools.storage.backends import MANIFEST, Storage
+from cache_tools.storage.base import MANIFEST, Storage
 
 NAME = MANIFEST
 CONSOLIDATED = "consolidated_metadata"

@@ -21,7 +21,7 @@ from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.dataset import NO_LABEL
 from cache_tools.spec.sample_table import SampleTable
 from cache_tools.storage import atomic, disk_cache, mapped
-from cache_tools.storage.backends import MAX_FILE, Storage, with_retry
+from cache_tools.storage.base import MAX_FILE, Storage, with_retry
 from cache_tools.storage.mapped import Arrays
 from cache_tools.store import manifest
 from cache_tools.store.layout import Array, Layout

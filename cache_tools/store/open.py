@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
-from cache_tools.storage.backends import ObjectStore, open_storage, with_retry
+from cache_tools.storage.base import with_retry
 from cache_tools.storage.cached import CachedStorage
+from cache_tools.storage.object_store import ObjectStore
+from cache_tools.storage.open import open_storage
 from cache_tools.store import manifest
 from cache_tools.store.cache import Cache
 

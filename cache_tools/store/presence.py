@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cache_tools.errors import KdcacheError
 from cache_tools.storage import atomic
-from cache_tools.storage.backends import Folder
+from cache_tools.storage.folder import Folder
 from cache_tools.store.cache import Cache
 
 log = logging.getLogger("kdcache")

@@ -17,7 +17,9 @@ from cache_tools.spec.cache import CacheSpec
 from cache_tools.spec.canonical import difference
 from cache_tools.spec.sample_table import SampleTable
 from cache_tools.storage import atomic
-from cache_tools.storage.backends import Folder, Storage, open_storage, with_retry
+from cache_tools.storage.base import Storage, with_retry
+from cache_tools.storage.folder import Folder
+from cache_tools.storage.open import open_storage
 from cache_tools.store import commits, layout, manifest, metadata, presence
 from cache_tools.store.cache import Cache
 from cache_tools.store.manifest import Manifest

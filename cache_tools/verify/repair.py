@@ -12,7 +12,9 @@ from cache_tools.data.images import ImageDataset
 from cache_tools.errors import CacheDamaged, CacheIncomplete, CacheMismatch, UsageError
 from cache_tools.spec.sample_table import SampleTable
 from cache_tools.storage import atomic
-from cache_tools.storage.backends import Folder, Zip, open_storage
+from cache_tools.storage.folder import Folder
+from cache_tools.storage.open import open_storage
+from cache_tools.storage.zip_folder import Zip
 from cache_tools.store import commits, manifest, resume
 from cache_tools.store.cache import Cache
 from cache_tools.verify import verify

@@ -20,7 +20,9 @@ from cache_tools.errors import KdcacheError, UsageError
 from cache_tools.runtime import logs, ray_cluster, threads
 from cache_tools.runtime.signals import StopRequest
 from cache_tools.runtime.text import counted
-from cache_tools.storage import backends, system_errors
+from cache_tools.storage import system_errors
+from cache_tools.storage.base import MANIFEST
+from cache_tools.storage.open import open_storage
 from pipeline.engines import work_queue
 from pipeline.engines.work_queue import TRIES, WorkQueue
 from pipeline.worker import open_cache
@@ -83,7 +85,7 @@ class Stage1Actor:
 
 
 def _open(job: JobSpec) -> Stage1:
-    if backends.open_storage(job.out).size(backends.MANIFEST) is None:
+    if open_storage(job.out).size(MANIFEST) is None:
         raise UsageError(
             f"the node {socket.gethostname()} cannot find the cache {job.out}. Pass --out with a "
             "folder that all nodes share, or a URL such as s3://…"

@@ -27,7 +27,9 @@ from cache_tools.spec.canonical import difference
 from cache_tools.spec.dataset import NO_LABEL, DatasetSpec, KeyKind
 from cache_tools.spec.sample_table import SampleTable
 from cache_tools.spec.teacher import TeacherSpec
-from cache_tools.storage import atomic, backends
+from cache_tools.storage import atomic
+from cache_tools.storage.folder import Folder
+from cache_tools.storage.open import open_storage
 from cache_tools.store import resume
 from cache_tools.store.cache import Cache
 from pipeline.recipe import CacheRecipe
@@ -66,8 +68,8 @@ def open_or_create(
         DataError, UsageError: The images cannot be read, or not all have a label.
     """
     images, labels = choose_labels(recipe, images, teacher)
-    storage = backends.open_storage(out)
-    if isinstance(storage, backends.Folder):
+    storage = open_storage(out)
+    if isinstance(storage, Folder):
         atomic.sweep(storage.path)
     for _ in range(_TRIES):
         if resume.root(storage) is None:

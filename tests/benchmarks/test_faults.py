@@ -1,6 +1,7 @@
 """The harness of faults reports what is silent, names what is refused, and finds nothing else."""
 
 import signal
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -95,6 +96,17 @@ def test_a_signal_ends_a_command_as_an_interrupt_and_the_rerun_mends(
     assert kinds == {"mended", "without effect"}
     command.undisturbed["card.md"] = "other"
     assert signals.attempt(command, "0", work).kind == "silent"
+
+
+def test_a_signal_before_a_command_has_handlers_waits_for_them(
+    digits_cache: Path, tmp_path: Path
+) -> None:
+    """A forked process of a busy machine is late; the interpreter's start is not the command's."""
+    arguments = ("card", str(digits_cache), "--license", "mit", "--out", "card.md")
+    for number in signals.SIGNALS:
+        late = Moment(seconds=0.2, signal=number)
+        ending = process.run(arguments, tmp_path, late, prepare=lambda: time.sleep(1.0))
+        assert (ending.code, ending.traceback) == (130, False), ending.text
 
 
 def test_a_signal_that_ends_a_command_at_once_is_reported(

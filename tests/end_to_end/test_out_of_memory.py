@@ -16,8 +16,8 @@ from cache_tools.columnar.layout import Columns
 from cache_tools.data.beton import reader
 from cache_tools.importers import torch_file
 from cache_tools.storage import system_errors
-from cache_tools.storage.backends import Zip
 from cache_tools.storage.fsspec_client import FsspecClient
+from cache_tools.storage.zip_folder import Zip
 from cache_tools.targets import logits_file
 from pipeline.networks import interface, of_timm, of_torchvision
 from pipeline.teacher import checkpoint as of_teacher

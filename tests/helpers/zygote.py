@@ -88,7 +88,7 @@ def _write_down(*event: Any) -> None:
 def _patch(pace: float = 0, perturbed: float = 0, locks: bool = True, poison: Any = None) -> None:
     import contextlib
 
-    from cache_tools.storage import backends
+    from cache_tools.storage.folder import Folder
     from cache_tools.store.cache import Cache
     from pipeline.engines import local
     from pipeline.teacher.forward import Forward
@@ -119,7 +119,7 @@ def _patch(pace: float = 0, perturbed: float = 0, locks: bool = True, poison: An
     Logits.__call__ = otherwise  # type: ignore[method-assign]
     Cache.write = committed  # type: ignore[method-assign]
     if not locks:
-        backends.Folder.locked = lambda self: contextlib.nullcontext()  # type: ignore[method-assign]
+        Folder.locked = lambda self: contextlib.nullcontext()  # type: ignore[method-assign]
 
 
 def _child(question: dict[str, Any]) -> None:

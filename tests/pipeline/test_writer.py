@@ -29,8 +29,9 @@ from cache_tools.reader import open_reader
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from pipeline import writer as writers
+from pipeline.teacher.info import TeacherInfo
 from pipeline.worker import stage1
-from pipeline.writer import CacheWriter, TeacherInfo, WriterBatch
+from pipeline.writer import CacheWriter, WriterBatch
 from tests.helpers.fake_gpu import CUDA, FakeGpu
 from tests.helpers.paths import ROOT
 from tests.helpers.stage1 import files

@@ -20,7 +20,7 @@ from cache_tools.errors import CacheIncomplete, CacheMismatch, KdcacheError, Usa
 from cache_tools.runtime import progress
 from cache_tools.runtime.signals import StopRequest
 from cache_tools.runtime.text import counted
-from cache_tools.storage.backends import Zip
+from cache_tools.storage.zip_folder import Zip
 from cache_tools.store import info, manifest, presence
 from cache_tools.store.aligned import CacheEnsemble
 from cache_tools.store.cache import Cache

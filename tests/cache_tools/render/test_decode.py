@@ -18,6 +18,7 @@ from PIL import Image
 from cache_tools.errors import DataError
 from cache_tools.numerics.array_types import U1
 from cache_tools.render import decode, jpeg
+from cache_tools.render import pillow as by_pillow
 from tests.helpers.encoded import KEY, PHOTO, RGB, chunk, encoded, png
 
 Expected = U1 | str
@@ -324,7 +325,7 @@ def test_a_git_lfs_pointer_is_named() -> None:
 @pytest.mark.parametrize("kind", [k for k, (_, e) in TABLE.items() if not isinstance(e, str)])
 def test_pixels_do_not_depend_on_bands(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data, expected = TABLE[kind]
-    monkeypatch.setattr(decode, "_BAND", 200)
+    monkeypatch.setattr(by_pillow, "_BAND", 200)
     assert np.array_equal(decode.decode(data, KEY), expected)
 
 

@@ -14,7 +14,8 @@ import simplejpeg
 from PIL import Image
 
 from cache_tools.errors import DataError, KdcacheError
-from cache_tools.render import decode, jpeg, view
+from cache_tools.render import decode, decode_memory, jpeg, view
+from cache_tools.render.decode_memory import MAX_MEMORY, large_memory
 from cache_tools.spec.views import ViewSpec
 from cache_tools.views import draw
 from tests.helpers.encoded import KEY, PHOTO, encoded, png
@@ -73,12 +74,12 @@ def test_rows_that_are_missing_are_counted_in_little_memory() -> None:
 
 
 @pytest.fixture
-def little(monkeypatch: pytest.MonkeyPatch) -> decode._Memory:
+def little(monkeypatch: pytest.MonkeyPatch) -> decode_memory.Memory:
     """Memory for two of some pictures of a cost of their own, all of them large ones."""
     cost = decode._header(avif())[3]
-    memory = decode._Memory(2 * cost + cost // 2)
-    monkeypatch.setattr(decode, "large_memory", lambda: memory)
-    monkeypatch.setattr(decode, "LARGE", cost - 1)
+    memory = decode_memory.Memory(2 * cost + cost // 2)
+    monkeypatch.setattr(decode_memory, "large_memory", lambda: memory)
+    monkeypatch.setattr(decode_memory, "LARGE", cost - 1)
     return memory
 
 
@@ -93,7 +94,7 @@ def test_the_memory_of_a_picture_is_that_of_its_format() -> None:
 
 
 def test_large_pictures_are_decoded_as_far_as_memory_lasts(
-    little: decode._Memory, monkeypatch: pytest.MonkeyPatch
+    little: decode_memory.Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both, lock, active, most, real = threading.Barrier(2), threading.Lock(), 0, 0, decode._decode
 
@@ -117,7 +118,7 @@ def test_large_pictures_are_decoded_as_far_as_memory_lasts(
 
 
 def test_the_memory_of_a_picture_counts_until_its_views_are_made(
-    little: decode._Memory, monkeypatch: pytest.MonkeyPatch
+    little: decode_memory.Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec, whole, left = ViewSpec(size=16), little._left, list[int]()
     sides = [np.array([side], np.int32) for side in (40, 50)]
@@ -132,14 +133,14 @@ def test_the_memory_of_a_picture_counts_until_its_views_are_made(
     assert little._left == whole
 
 
-@pytest.mark.parametrize(("gigabytes", "expected"), [(2, decode.MAX_MEMORY), (64, 16 * 10**9)])
+@pytest.mark.parametrize(("gigabytes", "expected"), [(2, MAX_MEMORY), (64, 16 * 10**9)])
 def test_large_pictures_share_a_quarter_of_the_memory(
     gigabytes: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cache_tools.runtime.host_memory.share", lambda: gigabytes * 10**9)
-    decode._large_memory.cache_clear()
-    assert decode.large_memory()._left == expected
-    decode._large_memory.cache_clear()
+    decode_memory._large_memory.cache_clear()
+    assert large_memory()._left == expected
+    decode_memory._large_memory.cache_clear()
 
 
 def test_threads_that_begin_together_share_one_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,14 +149,14 @@ def test_threads_that_begin_together_share_one_memory(monkeypatch: pytest.Monkey
     monkeypatch.setattr(
         "cache_tools.runtime.host_memory.share", lambda: (never.wait(0.01), 64 * 10**9)[1]
     )
-    decode._large_memory.cache_clear()
+    decode_memory._large_memory.cache_clear()
     with ThreadPoolExecutor(threads) as pool:
-        found = [*pool.map(lambda _: (together.wait(), decode.large_memory())[1], range(threads))]
-    decode._large_memory.cache_clear()
+        found = [*pool.map(lambda _: (together.wait(), large_memory())[1], range(threads))]
+    decode_memory._large_memory.cache_clear()
     assert len({id(memory) for memory in found}) == 1
 
 
-class Taken(decode._Memory):
+class Taken(decode_memory.Memory):
     """Memory that records what is taken of it."""
 
     def __init__(self, count: int) -> None:
@@ -171,8 +172,8 @@ class Taken(decode._Memory):
 
 def test_the_memory_of_a_part_is_that_of_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     memory, noise = Taken(10**6), np.random.default_rng(1).integers(0, 255, (200, 100, 3), np.uint8)
-    monkeypatch.setattr(decode, "large_memory", lambda: memory)
-    monkeypatch.setattr(decode, "LARGE", 0)
+    monkeypatch.setattr(decode_memory, "large_memory", lambda: memory)
+    monkeypatch.setattr(decode_memory, "LARGE", 0)
     data = encoded(Image.fromarray(noise), "JPEG")
     part = decode.decode(data, KEY, box=(20, 10, 30, 40))
     assert (part[20:50, 10:50] == decode.decode(data, KEY)[20:50, 10:50]).all()
@@ -186,7 +187,7 @@ def test_the_memory_of_a_part_is_that_of_its_rows(monkeypatch: pytest.MonkeyPatc
 
 
 def test_threads_that_wait_for_memory_are_logged_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    memory, waiting, logged = decode._Memory(100), threading.Semaphore(0), list[str]()
+    memory, waiting, logged = decode_memory.Memory(100), threading.Semaphore(0), list[str]()
     real = memory._freed.wait_for
 
     def wait_for(holds: Callable[[], bool], seconds: float | None = None) -> bool:
@@ -199,8 +200,8 @@ def test_threads_that_wait_for_memory_are_logged_once(monkeypatch: pytest.Monkey
             pass
 
     monkeypatch.setattr(memory._freed, "wait_for", wait_for)
-    monkeypatch.setattr(decode, "_PATIENCE", 0.0)
-    monkeypatch.setattr(decode.log, "info", lambda text, *_: logged.append(text))
+    monkeypatch.setattr(decode_memory, "_PATIENCE", 0.0)
+    monkeypatch.setattr(decode_memory.log, "info", lambda text, *_: logged.append(text))
     with ThreadPoolExecutor(2) as pool:
         with memory.taken(100):
             waited = [pool.submit(wait) for _ in range(2)]

@@ -128,8 +128,27 @@ main.console()
 """
 
 
-def test_a_signal_after_the_end_of_a_command_is_no_traceback() -> None:
-    command = [sys.executable, "-c", _AT_THE_END]
+_BEFORE_THE_BEGINNING = """
+import os, signal
+from cache_tools.cli import main
+
+handle = signal.signal
+
+def early(number, handler):
+    before = handle(number, handler)
+    if number == signal.SIGALRM:
+        signal.signal = handle
+        os.kill(os.getpid(), signal.SIGHUP)
+    return before
+
+signal.signal = early
+main.console()
+"""
+
+
+@pytest.mark.parametrize("script", [_AT_THE_END, _BEFORE_THE_BEGINNING], ids=["after", "before"])
+def test_a_signal_beside_a_command_is_no_traceback(script: str) -> None:
+    command = [sys.executable, "-c", script]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from cache_tools.errors import CacheDamaged
 from cache_tools.spec.targets import TargetSpec
-from cache_tools.storage import backends
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.verify import verify
@@ -150,5 +150,5 @@ def test_nothing_there_is_explained(server: RangeServer, tmp_path: Path, kdcache
 def test_bytes_are_requested_a_few_times_only(server: RangeServer) -> None:
     store = Cache.open(f"{server.url}/cache.zarr")
     server.trouble = lambda number, path: "flip" if "tail" in path else ""
-    assert isinstance(store.check_part(Part(0, 0)), backends.CacheDamaged)
+    assert isinstance(store.check_part(Part(0, 0)), CacheDamaged)
     assert len([name for name, _ in server.asked if "tail" in name]) < 10

@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from cache_tools.share import card, hub, push
-from cache_tools.storage import backends, fsspec_client
+from cache_tools.storage import fsspec_client
+from cache_tools.storage.folder import Folder
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec
@@ -61,15 +62,15 @@ def test_the_manifest_comes_last_and_a_killed_push_goes_on(
     source_cache: Path, memory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, order = f"file://{tmp_path}/there", []
-    write = backends.Folder.write
+    write = Folder.write
 
-    def dying(folder: backends.Folder, name: str, data: bytes) -> None:
+    def dying(folder: Folder, name: str, data: bytes) -> None:
         order.append(name)
         if len(order) == 20:
             raise KeyboardInterrupt
         write(folder, name, data)
 
-    monkeypatch.setattr(backends.Folder, "write", dying)
+    monkeypatch.setattr(Folder, "write", dying)
     with pytest.raises(KeyboardInterrupt):
         push.run(Cache.open(source_cache), url, None, jobs=1)
     assert not (tmp_path / "there/zarr.json").exists()

@@ -18,7 +18,8 @@ import pytest
 
 from cache_tools.data.images import ImageDataset
 from cache_tools.errors import CacheMismatch, UsageError
-from cache_tools.storage import backends, fsspec_client
+from cache_tools.storage import fsspec_client
+from cache_tools.storage.folder import Folder
 from cache_tools.store import cache as store
 from cache_tools.store.cache import Cache
 from cache_tools.verify import verify
@@ -260,7 +261,7 @@ def test_an_s3_bucket_is_written_by_two_processes(
 def test_without_a_lock_two_runs_still_make_one_folder(
     digits_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backends.Folder, "creation_lock", lambda self: nullcontext())
+    monkeypatch.setattr(Folder, "creation_lock", lambda self: nullcontext())
     opened = Cache.open(digits_cache)
     stores = [Cache.create(tmp_path / "c.zarr", opened.spec, opened.table, 4) for _ in range(2)]
     assert [one.num_views for one in stores] == [4, 4]

@@ -9,7 +9,7 @@ import pytest
 
 from cache_tools.errors import CacheDamaged, DataError
 from cache_tools.storage import zips
-from cache_tools.storage.backends import Zip
+from cache_tools.storage.zip_folder import Zip
 from cache_tools.targets import logits_file
 
 _MIB = 2**20

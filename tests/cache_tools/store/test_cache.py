@@ -21,7 +21,8 @@ from cache_tools.errors import (
     UsageError,
 )
 from cache_tools.spec.canonical import canonical_json, sha256
-from cache_tools.storage import atomic, backends
+from cache_tools.storage import atomic
+from cache_tools.storage.folder import Folder
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
 from cache_tools.targets import codec
@@ -251,21 +252,21 @@ def test_without_locks_two_writers_leave_one_that_holds(
     mutable_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on an object store: the other's chunks land between our chunks and our look at them."""
-    monkeypatch.setattr(backends.Folder, "locked", lambda self: contextlib.nullcontext())
+    monkeypatch.setattr(Folder, "locked", lambda self: contextlib.nullcontext())
     store = Cache.open(mutable_cache)
     ours, probes = store.read(Part(0, 0))
     theirs = Cache.open(mutable_cache).read(Part(1, 0))[0]
     chunks = store._layout.encode_part(2, 0, theirs, probes)
     (mutable_cache / Part(2, 0).record).unlink()
-    write, races = backends.Folder.write, []
+    write, races = Folder.write, []
 
-    def racing(folder: backends.Folder, name: str, data: bytes) -> None:
+    def racing(folder: Folder, name: str, data: bytes) -> None:
         write(folder, name, data)
         if name == Part(2, 0).record and not races:
             races.append(name)
             write(folder, CODE, chunks[CODE])
 
-    monkeypatch.setattr(backends.Folder, "write", racing)
+    monkeypatch.setattr(Folder, "write", racing)
     assert store.write(Part(2, 0), ours, probes, {}, {}) is True
     assert races
     assert (store.read(Part(2, 0))[0].code_E == ours.code_E).all()

@@ -12,7 +12,7 @@ from cache_tools.combine import select
 from cache_tools.errors import CacheDamaged, CacheMismatch, KdcacheError, UsageError
 from cache_tools.share import pull
 from cache_tools.spec.sample_table import SampleTable
-from cache_tools.storage.backends import open_storage
+from cache_tools.storage.open import open_storage
 from cache_tools.store import resume
 from cache_tools.store.cache import Cache
 from cache_tools.store.commits import Part
