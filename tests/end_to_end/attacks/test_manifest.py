@@ -158,6 +158,7 @@ def _fingerprint(spec: Json) -> str:
     return attacker.sha256(attacker.canonical(json.loads(text)))
 
 
+@pytest.mark.slow
 def test_wrong_types_in_every_field_of_a_record(
     forged: Path, victim: Victim, truth: Outcome
 ) -> None:

@@ -91,6 +91,7 @@ def test_several_runs_and_a_folder_of_them(
     assert "Its predictions are left out (--views 0)" in text
 
 
+@pytest.mark.slow
 def test_sixty_runs_and_students_stay_legible(
     kdcache: Command, finished: Path, tmp_path: Path
 ) -> None:

@@ -42,7 +42,10 @@ setattr(StudentTrainer, name, interrupted)
 """`kdcache train` that gets Ctrl-C at its n-th call of a method of the learner."""
 
 
-@pytest.mark.parametrize(("name", "number"), [("__init__", 1), ("turn", 1), ("turn", 7)])
+_SLOW = [pytest.param(*stop, marks=pytest.mark.slow) for stop in [("__init__", 1), ("turn", 1)]]
+
+
+@pytest.mark.parametrize(("name", "number"), [*_SLOW, ("turn", 7)])
 def test_ctrl_c_and_going_on_give_the_undisturbed_student(
     finished: Path, digits_cache: Path, tmp_path: Path, name: str, number: int
 ) -> None:
