@@ -20,9 +20,9 @@ cheaper:
 "of limit" the share of perfect overlap. Two clocks: "wall"; and "CPU", the time of all threads of
 the process, which hardly depends on other programs on the machine (and not on a GPU). Where those
 use all cores, pin it to one (`taskset -c 0`): threads of one operation that wait for each
-other burn both clocks. A core's speed drifts over minutes: many short turns say more than few long
-ones (`--only resnet50 --repeats 21`). A turn of a pipeline is timed from its first batch to the
-last commit record, its CPU time as a whole.
+other burn both clocks. A core's speed drifts over minutes: more turns say more (`--repeats 21`).
+A turn of a pipeline is timed from its first batch to the last commit record, its CPU time as a
+whole.
 
 "splits" measures divisions of a CPU's cores: torch threads + render threads.
 
@@ -102,7 +102,7 @@ class Case:
 
 
 CPU = (
-    Case("resnet50", 224, 16, samples=32, views=4),
+    Case("resnet50", 224, 16, samples=64, views=4),
     Case("test_resnet", 64, 32, samples=512, views=16, decodes=(1, 4, 16), bound="rendering"),
 )
 GPU = tuple(
